@@ -1,0 +1,36 @@
+"""The one error root. A user meets these as one line; nothing else may reach a terminal."""
+
+
+class SwarmError(Exception):
+    """Something a user or a peer can meet: says what was expected, what was found and what to do.
+
+    `exit_code` is what the command line ends with: 2 for misuse, 1 for failure.
+    """
+
+    exit_code = 1
+
+
+class UsageError(SwarmError):
+    """The command or its arguments cannot be carried out as given."""
+
+    exit_code = 2
+
+
+class PeerError(SwarmError):
+    """Bytes or behaviour of a peer broke the protocol; the only error that `_untrusted` parsers raise."""
+
+
+class ModelError(SwarmError):
+    """A model cannot be found, read or cut into blocks as asked."""
+
+
+class CoverageError(SwarmError):
+    """The swarm does not hold every layer of the model."""
+
+
+class BusyError(SwarmError):
+    """A node has no room now; another or a later try may succeed."""
+
+
+class RunError(SwarmError):
+    """A run ended before its last token."""

@@ -1,0 +1,37 @@
+"""What a waiting person is told. One typed stream feeds terminal, pipe, JSON lines and dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Part of a long step is done.
+
+    `step`: "download", "load", "probe", "warm-up", "coverage", "distil".
+    `done`, `total`: in `unit` ("bytes", "layers", "tokens", ...); total 0 when unknown.
+    """
+
+    step: str
+    what: str
+    done: int
+    total: int
+    unit: str = "bytes"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One line for people; `level` is "info" or "warning"."""
+
+    text: str
+    level: str = "info"
+
+
+Event = Progress | Notice
+Report = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Tell nobody."""
