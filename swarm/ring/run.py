@@ -1,0 +1,137 @@
+"""What a run is asked for, what it tells while it goes, and what it leaves: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from swarm.errors import UsageError
+from swarm.model.sampler import Sampling
+
+Speculation = Literal["plain", "chain", "tree", "stream"]
+Draft = Literal["none", "suffix", "lm", "auto"]
+FinishReason = Literal["stop", "length", "cancelled", "swarm_incomplete"]
+
+SPECULATIONS: tuple[Speculation, ...] = ("plain", "chain", "tree", "stream")
+DRAFTS: tuple[Draft, ...] = ("none", "suffix", "lm", "auto")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One generation, as the ring needs it.
+
+    prompt_ids    token ids of the whole prompt (chat template already applied)
+    max_tokens    exact, unless a stop or end token comes first
+    stop          strings that end the text; not part of it
+    ignore_eos    keep going past end tokens (benchmarks)
+    patience_s    how long to wait for a replacement when a stage is lost
+    private       layers run by the requester itself at either end; 0: none
+    witnesses     nodes outside the ring asked to co-sign; None: one when there is one
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    speculation: Speculation = "stream"
+    draft: Draft = "auto"
+    wire: str = "auto"
+    patience_s: float = 30.0
+    private: int = 0
+    private_text: bool = False
+    receipt: bool = True
+    witnesses: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise UsageError("expected a prompt of at least one token, found an empty one; give some text")
+        if self.max_tokens < 1:
+            raise UsageError(f"expected --max-tokens of at least 1, found {self.max_tokens}")
+        if self.speculation not in SPECULATIONS:
+            raise UsageError(f"expected --speculation {'|'.join(SPECULATIONS)}, found {self.speculation!r}")
+        if self.draft not in DRAFTS:
+            raise UsageError(f"expected --draft {'|'.join(DRAFTS)}, found {self.draft!r}")
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """One stage of a run's ring. `layers` is [first, last); `compute_ms` the median per pass so far."""
+
+    node: str
+    device: str
+    layers: tuple[int, int]
+    compute_ms: float
+    edge: str = "direct"
+    rtt_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The ring stands."""
+
+    run_id: str
+    ring: tuple[StageInfo, ...]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """New tokens of the answer, in order.
+
+    text      what they add to the text (may be empty while a character is incomplete)
+    drafted   per token: True when a draft foresaw it
+    logprobs  per token, when asked for: (own logprob, ((token, logprob), ...)); else empty
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    drafted: tuple[bool, ...]
+    logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Recovering:
+    """A stage is lost; the run looks for another route."""
+
+    lost: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The contract of `swarm generate --json`, plus what the status line needs."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    new_tokens: int
+    seconds: float
+    ttft_seconds: float
+    tokens_per_second: float
+    passes: int
+    tokens_per_pass: float
+    rows_sent: int
+    acceptance: float
+    drafter: str
+    speculation: str
+    ring: tuple[StageInfo, ...]
+    finish_reason: FinishReason
+    receipt: str | None
+    run_id: str = ""
+    pass_ms: float = 0.0
+    plain_estimate_tokens_per_second: float = 0.0
+    cached_prompt_tokens: int = 0
+    recoveries: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of every run."""
+
+    result: RunResult
+
+
+RunEvent = Opened | Committed | Recovering | Finished
