@@ -1,0 +1,56 @@
+"""What the gateway needs of a requester; `swarm.node.Requester` fits without inheriting from it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from swarm.ring.run import RunEvent, RunRequest
+
+
+class ModelFacts(Protocol):
+    """The part of a manifest that the gateway reads. `context` in tokens; `digest` is hex sha256."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+
+
+class Backend(Protocol):
+    """Runs, and what must be known to ask for one. Everything but `run` is quick or safe in a worker thread."""
+
+    @property
+    def manifest(self) -> ModelFacts: ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """A transformers tokenizer: `chat_template`, `convert_ids_to_tokens`."""
+
+    @property
+    def receipts_dir(self) -> Path: ...
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Sequence[int]:
+        """Prompt ids of a chat, generation prompt included. Raises whatever the template raises."""
+
+    def encode(self, text: str) -> Sequence[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
+        """One answer. Cancelling the consumer or closing the iterator frees the ring.
+
+        Raises BusyError, CoverageError or RunError (before or during the answer).
+        """
+
+    def status(self) -> dict[str, Any]:
+        """The shape of `swarm status --json`."""

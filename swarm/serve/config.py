@@ -1,0 +1,54 @@
+"""Settings of the gateway, built once at the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swarm.ring.run import Draft, Speculation
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """Limits and defaults.
+
+    api_keys              digests from `swarm.serve.keys.load_keys`; empty: no key is asked for
+    allow_origins         web origins other than our own that may call the API from a browser; "*" for all
+    allow_hosts           DNS names under which the gateway may be called when there are no keys (besides
+                          localhost and IP addresses); keeps a hostile page from rebinding its name to us
+    max_body_bytes        of a request
+    max_running           runs on the ring at once
+    max_waiting           requests in the queue, all users together
+    max_waiting_per_user  requests in the queue, one user (an API key, or an address when there are no keys)
+    max_wait_s            in the queue, before 503
+    body_timeout_s        for a client to deliver its body
+    idle_timeout_s        for a client to deliver request line and headers, and between requests
+    write_timeout_s       for a client to take what was written to it
+    keepalive_comment_s   between comment lines of a stream while no token comes
+    max_connections       open sockets
+    max_choices           upper bound of `n`
+    default_max_tokens    for a chat that names none (and the context allows)
+    default_temperature   for API calls that name none; OpenAI's is 1.0
+    """
+
+    api_keys: tuple[tuple[str, bytes], ...] = ()
+    allow_origins: tuple[str, ...] = ()
+    allow_hosts: tuple[str, ...] = ()
+    max_body_bytes: int = 4 << 20
+    max_running: int = 8
+    max_waiting: int = 256
+    max_waiting_per_user: int = 32
+    max_wait_s: float = 60.0
+    body_timeout_s: float = 20.0
+    idle_timeout_s: float = 20.0
+    write_timeout_s: float = 30.0
+    keepalive_comment_s: float = 10.0
+    max_connections: int = 4096
+    max_choices: int = 8
+    default_max_tokens: int = 1024
+    default_temperature: float = 1.0
+    speculation: Speculation = "stream"
+    draft: Draft = "auto"
+    wire: str = "auto"
+    patience_s: float = 30.0
+    private: int = 0
+    witnesses: int | None = None
