@@ -145,7 +145,7 @@ async def test_an_end_of_file_is_passed_on_and_the_other_half_stays_open() -> No
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server, proxy("--to", "127.0.0.1:{}".format(server.sockets[0].getsockname()[1])) as running:
+    async with server, proxy("--to", f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as running:
         reader, writer = await asyncio.open_connection(*running.address)
         writer.write(b"question")
         writer.write_eof()
