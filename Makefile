@@ -1,0 +1,55 @@
+# Needs git, make and Python 3.11 or later; everything else goes into .venv.
+#   make demo    start three nodes on this machine, generate, verify the receipt
+#   make test    the tests;   make lint, make types: the style and the type checks;   make check: all of them
+#   make bench   the benchmarks (long);   make clean: remove what make made
+# Another Python: make PYTHON=python3.12 demo.   Other words for pip: make PIP_ARGS='--index-url ...' demo.
+
+PYTHON   ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BIN      := .venv/bin
+INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
+
+.PHONY: demo test lint types check docs bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.demo
+	$(BIN)/swarm demo $(DEMO_ARGS)
+
+test: .venv/.test
+	$(BIN)/python -m pytest -m "not soak and not gpu and not fuzz" $(PYTEST_ARGS)
+
+lint: .venv/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/.test
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: .venv/.bench
+	$(BIN)/python tests/bench/ring_pass.py
+	$(BIN)/swarm bench speculation
+
+.venv/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: needs Python 3.11 or later, $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "making .venv with $$($(PYTHON) -V)"
+	@rm -rf .venv && $(PYTHON) -m venv .venv
+
+# One stamp per set of extras; a change of what is to be installed makes it stale.
+.venv/.demo .venv/.test .venv/.bench: .venv/.%: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing wanswarm ($*); the first time takes a few minutes"
+	@$(INSTALL) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+.venv/.demo:  EXTRAS := demo
+.venv/.test:  EXTRAS := demo,test
+.venv/.bench: EXTRAS := demo,plots
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/lab/delaylink
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
