@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import UsageError
-from swarm.net.delay import Link, Wire, parse_address
+from swarm.net.delay import parse_address
+from swarm.net.link import Link, Wire
 
 
 @given(
