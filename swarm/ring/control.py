@@ -1,0 +1,165 @@
+"""How much to send and to draft: the controller of a run's speculation.
+
+One price decides everything: `rate`, the tokens per millisecond that the run makes now. Whatever delays the run by x
+ms costs x * rate tokens, so
+
+- a drafted row is worth sending when the chance that it is right exceeds the price of the time that it adds;
+- another draft step before a waiting send is worth it when the tokens it is expected to win exceed its time;
+- a drafter whose proposals are never right wins nothing, is not asked any more, and what remains is plain decoding.
+
+Frames are paced by what the slowest stage can sustain. That is guessed from `Costs` and corrected by delay: when
+answers come later than an empty pipe would bring them, frames queue somewhere, and the pace slows until they do not.
+Nothing here reads a clock: `now` is in seconds, from any monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MODES = ("plain", "chain", "tree", "stream")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Which of the strategies to run, and limits that a user may fix.
+
+    mode      "plain": one row, wait. "chain": first choices only, wait. "tree": best first, wait. "stream": never wait
+    rows      most drafted rows of one frame
+    in_flight most drafted rows in the pipe at once (stream)
+    width     most children asked for under one node
+    leaves    most nodes expanded in one draft step
+    fixed     send exactly by `rows` and do not weigh costs: for comparisons such as "chain of 8"
+    """
+
+    mode: str = "stream"
+    rows: int = 64
+    in_flight: int = 256
+    width: int = 8
+    leaves: int = 8
+    fixed: bool = False
+
+    @property
+    def waits(self) -> bool:
+        return self.mode != "stream"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """First guesses, from probes and pings; measuring corrects them.
+
+    pass_ms    one pass of one row through the empty ring
+    row_ms     what each further row adds to a pass: compute of all stages and bytes over all links
+    frame_ms   shortest time between frames of one row that the slowest stage or link sustains
+    frame_row_ms  what each further row adds to that
+    draft_ms   one draft step
+    """
+
+    pass_ms: float = 200.0
+    row_ms: float = 1.0
+    frame_ms: float = 15.0
+    frame_row_ms: float = 0.4
+    draft_ms: float = 15.0
+
+
+@dataclass
+class _Mean:
+    """Exponential mean that starts at a guess."""
+
+    value: float
+    gain: float = 0.15
+
+    def add(self, sample: float) -> None:
+        self.value += self.gain * (sample - self.value)
+
+
+@dataclass
+class Controller:
+    """Measures a run and prices its speculation. Keep it between runs over the same ring to start well informed."""
+
+    costs: Costs
+    setting: Setting = field(default_factory=Setting)
+
+    def __post_init__(self) -> None:
+        self._base = _Floor(self.costs.pass_ms)
+        self._queue = _Mean(0.0)
+        self._slow = 1.0
+        self._draft = _Mean(self.costs.draft_ms, 0.1)
+        self._rate = 1.0 / self.costs.pass_ms
+
+    # Measured
+
+    def answered(self, latency_ms: float, rows: int, alone: bool) -> None:
+        """A frame of `rows` rows was answered after `latency_ms`; `alone`: the pipe was empty when it was sent."""
+        single = latency_ms - (rows - 1) * self.costs.row_ms
+        self._base.add(single, alone)
+        self._queue.add(max(0.0, single - self._base.value))
+        if self._queue.value > 0.15 * self._base.value:
+            self._slow = min(8.0, self._slow * 1.05)
+        else:
+            self._slow = max(1.0, self._slow * 0.99)
+
+    def drafted(self, step_ms: float) -> None:
+        """One draft step took `step_ms`."""
+        self._draft.add(step_ms)
+
+    def committed(self, tokens: int, elapsed_ms: float) -> None:
+        """`tokens` became certain in the `elapsed_ms` since the last time."""
+        if elapsed_ms > 0:
+            gain = min(1.0, elapsed_ms / (8.0 * self._base.value))
+            self._rate += gain * (tokens / elapsed_ms - self._rate)
+
+    # Decided
+
+    @property
+    def pass_ms(self) -> float:
+        """Measured pass of one row through the empty ring."""
+        return self._base.value
+
+    @property
+    def draft_ms(self) -> float:
+        return self._draft.value
+
+    @property
+    def rate(self) -> float:
+        """Tokens per millisecond; never under what plain decoding would make."""
+        return max(self._rate, 1.0 / self._base.value)
+
+    @property
+    def row_floor(self) -> float:
+        """Least chance at which a drafted row is worth the time that it adds."""
+        return 0.0 if self.setting.fixed else min(0.5, self.rate * self.costs.row_ms)
+
+    def interval_ms(self, rows: int) -> float:
+        """Time to leave after a frame of `rows` rows before the next one that is not urgent."""
+        return (self.costs.frame_ms + self.costs.frame_row_ms * rows) * self._slow
+
+    def leaf_floor(self) -> float:
+        """Least chance at which a node is worth expanding. A child is never more likely than its parent."""
+        return self.row_floor
+
+    def keep_drafting(self, chances: list[float], gain: float, drafted_ms: float) -> bool:
+        """A waiting send: is one more draft step, expected to win `gain` tokens, worth its time?
+
+        `chances` of the rows that would go now, `drafted_ms` spent on drafting since the last answer.
+        """
+        if self.setting.fixed:
+            return len(chances) < self.setting.rows
+        now = (1.0 + sum(chances)) / (self._base.value + drafted_ms + len(chances) * self.costs.row_ms)
+        return gain > now * self._draft.value
+
+
+class _Floor:
+    """The least latency of recent frames: what an empty pipe takes. Follows decreases at once, increases slowly."""
+
+    def __init__(self, guess: float) -> None:
+        self.value = guess
+        self._measured = False
+
+    def add(self, sample: float, alone: bool) -> None:
+        if not self._measured:
+            self.value = sample
+            self._measured = True
+        elif sample < self.value:
+            self.value += 0.5 * (sample - self.value)
+        else:
+            self.value += (0.1 if alone else 0.005) * (sample - self.value)

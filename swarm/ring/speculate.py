@@ -1,0 +1,463 @@
+"""One run's tokens in flight: what to send next, what answers mean, what to draft.
+
+The core of the requester. It owns the KV slots of the run's session on every stage, and is pure: no clock, no I/O,
+no model; `now` is in seconds. A thin shell moves frames, answers and draft steps (see `Speculation`).
+
+How slots stay right, with several frames in flight and no rollback message. Links are FIFO, so every stage applies
+the frames in the order in which they were made here; each frame applies its commits, then writes its rows, then
+attends. Call the tokens known to be true `tokens`, and the leading ones whose KV sits (by the frames made so far) in
+committed slots `placed`.
+
+1. A frame with drafted rows first brings `placed` up to all of `tokens`: tokens that were drafted and sent are
+   committed out of their scratch slots, the others (prompt, corrected tokens) go as certain rows.
+2. A drafted row sees the prefix `placed` and the scratch slots of its path below the root, which were all sent in this
+   frame or before and, being live, were not reused. So it sees exactly its own path.
+3. A slot is taken by one live node. It is freed when its node is dropped (nothing made later mentions it) or when its
+   commit is put in a frame (everything later sees the committed copy). Rows that did see the slot are in earlier
+   frames, or earlier rows of the path, and by FIFO are done before it is written again.
+
+Plain, chain, tree and stream are settings of this same code.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from draft.base import Drafter, DraftNode, DraftStep, Expansion
+from draft.calibrate import Calibration
+from draft.tree import Node, TokenTree
+from swarm.errors import PeerError, UsageError
+from swarm.model.rows import Commits, Layout, Rows
+from swarm.ring.control import Controller
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a run ends: after `max_tokens` new tokens exactly, or after a token of `stop` unless `ignore_stop`."""
+
+    max_tokens: int
+    stop: AbstractSet[int] = frozenset()
+    ignore_stop: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedFrame:
+    """A frame to send now. Frames go to the head in order of `seq`; its answers come in order too."""
+
+    seq: int
+    commits: Commits
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that became certain. `drafted`: it had been sent before it was known, so it cost no pass of its own.
+
+    `answer` is the index of the tail's answer that named it, in the frame that was just answered.
+    """
+
+    token: int
+    position: int
+    drafted: bool
+    answer: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What an answer settled. `finished` is "stop" or "length" when the run is over, else None."""
+
+    tokens: tuple[Token, ...] = ()
+    finished: str | None = None
+
+
+@dataclass
+class Counts:
+    """Sums over the run."""
+
+    frames: int = 0
+    rows: int = 0
+    prompt_rows: int = 0
+    drafted_rows: int = 0
+    accepted: int = 0
+    draft_steps: int = 0
+    depth_sent: dict[int, int] = field(default_factory=dict)
+    depth_accepted: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Flight:
+    seq: int
+    sent: float
+    rows: int
+    wanted: tuple[Node, ...]
+    placed: int
+    alone: bool
+
+
+class Speculation:
+    """The tokens of one run.
+
+    The shell, whenever something happened or `next_wakeup` came: calls `next_frame(now)` until it gives None and sends
+    each frame; passes each answer to `on_answer`; when no draft step is out, calls `draft_work(now)`, runs it in a
+    thread of its own and passes the result to `drafted`. `inline` is a drafter cheap enough to be asked on the spot
+    (suffix); `deferred` says whether there is one behind `draft_work`. Both must have been begun with the same prompt.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        layout: Layout,
+        ending: Ending,
+        controller: Controller,
+        *,
+        inline: Drafter | None = None,
+        deferred: bool = False,
+        calibrations: Sequence[Calibration] | None = None,
+        chunk: int = 256,
+        held: int = 0,
+    ) -> None:
+        """`layout` of the session; `chunk` most prompt rows of a frame; `held` prompt tokens that all stages hold.
+
+        Raises UsageError for an empty prompt, one that does not fit the context, or max_tokens under 1.
+        """
+        if not prompt:
+            raise UsageError("a run needs at least one prompt token, found none; give a prompt")
+        if len(prompt) > layout.context:
+            raise UsageError(f"the prompt has {len(prompt)} tokens but the context holds {layout.context}; shorten it")
+        if ending.max_tokens < 1:
+            raise UsageError(f"max-tokens must be at least 1, found {ending.max_tokens}")
+        self.tokens = list(prompt)
+        self.counts = Counts()
+        self.finished: str | None = None
+        self._layout = layout
+        self._ending = ending
+        self._control = controller
+        self._setting = controller.setting
+        self._chunk = chunk
+        self._prompt = len(prompt)
+        # The last token is never sent; it may be one position past the context.
+        self._end = min(len(prompt) + ending.max_tokens, layout.context + 1)
+        plain = self._setting.mode == "plain"
+        self._inline = None if plain else inline
+        self._deferred = deferred and not plain
+        self._calibrations = calibrations or (Calibration(trust=0.9), Calibration())
+        self._tree = TokenTree(
+            prompt[-1],
+            len(prompt) - 1,
+            layout.scratch,
+            drafters=2,
+            horizon=self._end - 2,
+            narrow=self._setting.mode == "chain",
+        )
+        self._feeds = (_Feed(), _Feed())
+        self._drafting: tuple[float, tuple[Node, ...]] | None = None
+        self._drafted_ms = 0.0
+        self._placed = min(held, len(prompt) - 1)
+        self._answered = self._placed
+        self._moves: list[tuple[int, int]] = []
+        self._flights: deque[_Flight] = deque()
+        self._rows_in_flight = 0
+        self._seq = 0
+        self._next_send = 0.0
+        self._settled = -1.0
+        self._ask_inline()
+
+    # Sending
+
+    def next_frame(self, now: float) -> PlannedFrame | None:
+        """The frame to send now, or None. Call again until None."""
+        if self.finished is not None:
+            return None
+        certain = len(self.tokens) - self._placed - len(self._moves)
+        if certain == 0 and not self._may_speculate(now):
+            return None
+        if certain > 0 and self._placed >= self._prompt - 1 and self._setting.waits and self._better_draft_first():
+            return None
+        commits = self._take_moves()
+        rows = self._certain_rows(min(certain, self._chunk))
+        nodes: list[Node] = []
+        if self._placed == len(self.tokens):
+            nodes = self._tree.take(self._room(), self._control.row_floor)
+        return self._frame(now, commits, rows, nodes)
+
+    def next_wakeup(self) -> float | None:
+        """When `next_frame` may have something to send though nothing else happens; None: only after an event."""
+        if self.finished is not None or self._setting.waits or not self._worth_sending():
+            return None
+        return self._next_send
+
+    def _may_speculate(self, now: float) -> bool:
+        return not self._setting.waits and now >= self._next_send and self._worth_sending()
+
+    def _worth_sending(self) -> bool:
+        best = self._tree.best_unsent()
+        free = self._tree.free_slots + len(self._moves)
+        return best > 0.0 and best >= self._control.row_floor and self._room() > 0 and free > 0
+
+    def _room(self) -> int:
+        if self._setting.mode == "plain":
+            return 0
+        return max(0, min(self._setting.rows, self._setting.in_flight - self._rows_in_flight))
+
+    def _better_draft_first(self) -> bool:
+        """A waiting send: whether to wait for the drafter before sending the root."""
+        if not self._deferred:
+            return False
+        chances = self._tree.unsent(self._setting.rows, self._control.row_floor)
+        if len(chances) >= self._setting.rows:
+            return False
+        if self._drafting is not None:
+            worths = [self._tree.chance(node) for node in self._drafting[1] if node.live]
+        else:
+            worths = [worth for _, worth in self._wanted_leaves()]
+        gain = sum(worths) * self._calibrations[1].coverage
+        return bool(worths) and self._control.keep_drafting(chances, gain, self._drafted_ms)
+
+    def _take_moves(self) -> Commits:
+        moves = np.array(self._moves, np.uint32).reshape(-1, 2)
+        for slot, _ in self._moves:
+            self._tree.release(slot)
+        self._placed += len(self._moves)
+        self._moves = []
+        return Commits(moves[:, 0].copy(), moves[:, 1].copy())
+
+    def _certain_rows(self, count: int) -> range:
+        rows = range(self._placed, self._placed + count)
+        self._placed += count
+        return rows
+
+    def _frame(self, now: float, commits: Commits, certain: range, nodes: list[Node]) -> PlannedFrame:
+        scratch, n = self._layout.scratch, len(certain) + len(nodes)
+        root = self._tree.root
+        ends = len(certain) > 0 and certain[-1] == len(self.tokens) - 1
+        sight: dict[int, int] = {root.id: 0}
+        bits = np.zeros((n, scratch // 8), np.uint8)
+        for i, node in enumerate(nodes, len(certain)):
+            seen = self._sight(node, sight)
+            bits[i] = np.frombuffer(seen.to_bytes(scratch // 8, "little"), np.uint8)
+        prefix = [p + 1 for p in certain] + [self._placed] * len(nodes)
+        wanted = ([root] if ends else []) + nodes
+        rows = Rows(
+            slot=np.array([scratch + p for p in certain] + [node.slot for node in nodes], np.uint32),
+            position=np.array([*certain, *(node.position for node in nodes)], np.uint32),
+            prefix=np.array(prefix, np.uint32),
+            ancestors=bits,
+            token=np.array([*(self.tokens[p] for p in certain), *(node.token for node in nodes)], np.int32),
+            want=np.array([False] * (n - len(wanted)) + [True] * len(wanted), np.bool_),
+        )
+        root.sent = root.sent or ends
+        flight = _Flight(self._seq, now, n, tuple(wanted), self._placed, not self._flights)
+        self._flights.append(flight)
+        self._rows_in_flight += n
+        self._seq += 1
+        self._next_send = max(now, self._next_send) + self._control.interval_ms(n) / 1000.0
+        self._count(certain, nodes)
+        return PlannedFrame(flight.seq, commits, rows)
+
+    def _sight(self, node: Node, known: dict[int, int]) -> int:
+        """Bitmap of the scratch slots on the path down to `node`, as an integer; `known` is filled on the way."""
+        path = []
+        walk = node
+        while walk.id not in known:
+            path.append(walk)
+            assert walk.parent is not None
+            walk = walk.parent
+        seen = known[walk.id]
+        for step in reversed(path):
+            seen |= 1 << step.slot
+            known[step.id] = seen
+        return seen
+
+    def _count(self, certain: range, nodes: list[Node]) -> None:
+        self.counts.frames += 1
+        self.counts.rows += len(certain) + len(nodes)
+        self.counts.prompt_rows += sum(1 for p in certain if p < self._prompt)
+        self.counts.drafted_rows += len(nodes)
+        for node in nodes:
+            depth = node.position - self._tree.root.position
+            self.counts.depth_sent[depth] = self.counts.depth_sent.get(depth, 0) + 1
+
+    # Answers
+
+    def on_answer(self, seq: int, answers: Sequence[int], now: float) -> Committed:
+        """The tail's answers for the wanted rows of frame `seq`, in order of rows.
+
+        Frames are answered in order; one without wanted rows may be passed over. An answer to a frame that a restart
+        forgot is ignored. Raises PeerError when the number of answers is wrong or a frame was skipped.
+        """
+        if self.finished is not None or not self._flights or seq < self._flights[0].seq:
+            return Committed()
+        while self._flights[0].seq < seq and not self._flights[0].wanted and len(self._flights) > 1:
+            self._rows_in_flight -= self._flights.popleft().rows
+        flight = self._flights[0]
+        if flight.seq != seq:
+            raise PeerError(f"expected the answer to frame {flight.seq}, found one to frame {seq}")
+        if len(answers) != len(flight.wanted) or any(token < 0 for token in answers):
+            raise PeerError(f"frame {seq} wants {len(flight.wanted)} tokens, found {len(answers)}")
+        self._flights.popleft()
+        self._rows_in_flight -= flight.rows
+        self._answered = max(self._answered, flight.placed)
+        if flight.wanted:
+            self._control.answered((now - flight.sent) * 1000.0, flight.rows, flight.alone)
+        index = {}
+        for i, (node, token) in enumerate(zip(flight.wanted, answers, strict=True)):
+            if node.live:
+                node.answer = token
+                index[node.id] = i
+        return self._settle(index, now)
+
+    def _settle(self, index: dict[int, int], now: float) -> Committed:
+        tokens = []
+        for old, new in self._tree.advance():
+            self._learn(old, new)
+            self.tokens.append(new.token)
+            if new.slot >= 0:
+                self._moves.append((new.slot, new.position))
+                new.slot = -1
+                self.counts.accepted += 1
+            tokens.append(Token(new.token, new.position, new.sent, index[old.id]))
+            if new.token in self._ending.stop and not self._ending.ignore_stop:
+                self.finished = "stop"
+            elif len(self.tokens) >= self._end:
+                self.finished = "length"
+            if self.finished:
+                break
+        if tokens:
+            if self._settled >= 0:
+                self._control.committed(len(tokens), (now - self._settled) * 1000.0)
+            self._settled = now
+            self._drafted_ms = 0.0
+        for feed in self._feeds:
+            feed.drop(self._tree.dropped)
+        self._tree.dropped.clear()
+        self._ask_inline()
+        return Committed(tuple(tokens), self.finished)
+
+    def _learn(self, old: Node, new: Node) -> None:
+        for drafter, children in old.proposals.items():
+            self._calibrations[drafter].observe(children, new.token)
+        for feed in self._feeds:
+            feed.commit(new, old)
+
+    def finish(self, reason: str) -> None:
+        """The shell ends the run (a stop string, a cancel): nothing is sent any more."""
+        self.finished = self.finished or reason
+
+    # Drafting
+
+    def draft_work(self, now: float) -> DraftStep | None:
+        """A step for the deferred drafter, or None when it has nothing worth doing or a step is out already."""
+        if not self._deferred or self._drafting is not None or self.finished is not None:
+            return None
+        leaves = [node for node, _ in self._wanted_leaves()]
+        if not leaves:
+            return None
+        for node in leaves:
+            self._tree.ask(node, 1)
+        self._drafting = (now, tuple(leaves))
+        self.counts.draft_steps += 1
+        return self._feeds[1].step(self._tree, leaves, 1, self._setting.width)
+
+    def drafted(self, expansions: Sequence[Expansion], now: float) -> None:
+        """The result of the step that `draft_work` gave."""
+        if self._drafting is None:
+            return
+        started, leaves = self._drafting
+        self._drafting = None
+        took = (now - started) * 1000.0
+        self._control.drafted(took)
+        self._drafted_ms += took
+        served = {expansion.id for expansion in expansions}
+        self._adopt(expansions, 1)
+        for node in leaves:
+            if node.id not in served:
+                self._tree.unask(node, 1)
+        self._ask_inline()
+
+    def drafter_failed(self) -> None:
+        """The deferred drafter is gone: the run goes on without it."""
+        self._deferred, self._drafting = False, None
+
+    def _wanted_leaves(self) -> list[tuple[Node, float]]:
+        return self._tree.leaves(1, self._setting.leaves, max(1e-4, self._control.leaf_floor()))
+
+    def _ask_inline(self) -> None:
+        if self._inline is None or self.finished is not None:
+            return
+        for _ in range(8):
+            leaves = [node for node, _ in self._tree.leaves(0, 32, 0.02)]
+            if not leaves:
+                return
+            for node in leaves:
+                self._tree.ask(node, 0)
+            step = self._feeds[0].step(self._tree, leaves, self._setting.rows, 2)
+            self._adopt(self._inline.step(step), 0)
+
+    def _adopt(self, expansions: Sequence[Expansion], drafter: int) -> None:
+        calibration = self._calibrations[drafter]
+        for expansion in expansions:
+            node = self._tree.live.get(expansion.id)
+            for level in expansion.levels:
+                if node is None or not level:
+                    break
+                self._tree.ask(node, drafter)
+                self._tree.propose(node, drafter, level, calibration.shares(level))
+                node = node.children.get(level[0].token)
+
+    # Recovery
+
+    @property
+    def held(self) -> int:
+        """Leading tokens whose committed KV every stage is known to hold: those placed by answered frames."""
+        return self._answered
+
+    def restart(self, held: int | None = None) -> None:
+        """The ring was rebuilt and all in flight is lost; stages hold the first `held` tokens (default: `self.held`).
+
+        What is certain beyond them goes again as certain rows; the tree stays, all unsent.
+        """
+        self._placed = max(0, min(self._answered if held is None else held, len(self.tokens) - 1))
+        self._answered = self._placed
+        self._moves.clear()
+        self._flights.clear()
+        self._rows_in_flight = 0
+        self._next_send = 0.0
+        self._tree.forget_sent()
+
+
+class _Feed:
+    """What one drafter was told, and what it must hear next."""
+
+    def __init__(self) -> None:
+        self._told: set[int] = set()
+        self._committed: list[DraftNode] = []
+        self._dropped: list[int] = []
+
+    def commit(self, node: Node, parent: Node) -> None:
+        self._told.discard(node.id)
+        self._committed.append(node.known_as(parent.id))
+
+    def drop(self, ids: Sequence[int]) -> None:
+        for id in ids:
+            if id in self._told:
+                self._told.remove(id)
+                self._dropped.append(id)
+
+    def step(self, tree: TokenTree, leaves: Sequence[Node], depth: int, width: int) -> DraftStep:
+        nodes = []
+        for leaf in leaves:
+            for node in tree.path(leaf):
+                if node.id not in self._told:
+                    assert node.parent is not None
+                    self._told.add(node.id)
+                    nodes.append(node.known_as(node.parent.id))
+        step = DraftStep(
+            tuple(self._committed), tuple(self._dropped), tuple(nodes), tuple(n.id for n in leaves), depth, width
+        )
+        self._committed, self._dropped = [], []
+        return step
