@@ -1,0 +1,207 @@
+"""Answers in OpenAI's shapes, whole or in chunks, from the events of runs. Pure: no clock, no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from swarm.ring.run import Committed, RunResult
+from swarm.serve.parse import Wanted
+from swarm.serve.tools import ToolCall, ToolSplitter
+
+Spell = Callable[[int], str]
+
+
+@dataclass
+class Choice:
+    """One answer being written. `offset`: characters before the next token, for completions' text_offset."""
+
+    index: int
+    prompt: int
+    splitter: ToolSplitter
+    text: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    offset: int = 0
+    result: RunResult | None = None
+
+    @property
+    def finish(self) -> str | None:
+        if self.result is None:
+            return None
+        return "tool_calls" if self.calls else self.result.finish_reason
+
+
+def run_facts(result: RunResult) -> dict[str, Any]:
+    """What only a swarm can tell; our own field beside OpenAI's."""
+    return {
+        "run_id": result.run_id,
+        "receipt": receipt_address(result.run_id) if result.receipt else None,
+        "seconds": round(result.seconds, 4),
+        "ttft_seconds": round(result.ttft_seconds, 4),
+        "tokens_per_second": round(result.tokens_per_second, 3),
+        "passes": result.passes,
+        "tokens_per_pass": round(result.tokens_per_pass, 3),
+        "acceptance": round(result.acceptance, 4),
+        "recoveries": result.recoveries,
+    }
+
+
+def receipt_address(run_id: str) -> str:
+    return f"/v1/receipts/{run_id}"
+
+
+def usage(results: Sequence[RunResult], prompts: int) -> dict[str, Any]:
+    """Tokens of a request. Choices of one prompt share it, so it counts once. `prompts`: how many there were."""
+    firsts = results[:: max(1, len(results) // prompts)][:prompts]
+    read = sum(len(result.prompt_token_ids) for result in firsts)
+    written = sum(result.new_tokens for result in results)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": sum(result.cached_prompt_tokens for result in firsts)},
+    }
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the bodies of one request share. `spell`: text of one token id."""
+
+    id: str
+    created: int
+    model: str
+    wanted: Wanted
+    spell: Spell
+    prompts: int = 1
+
+    def envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        body = {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+        return {**body, "system_fingerprint": None}
+
+    def chunk(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        body = self.envelope(kind, choices)
+        return {**body, "usage": None} if self.wanted.include_usage else body
+
+
+class ChatShape(Shape):
+    """chat.completion and chat.completion.chunk."""
+
+    chunk_kind = "chat.completion.chunk"
+
+    def opening(self, choice: Choice) -> list[dict[str, Any]]:
+        return [self._delta(choice, {"role": "assistant", "content": ""})]
+
+    def more(self, choice: Choice, event: Committed) -> list[dict[str, Any]]:
+        entries = [self._logprob(token, lp) for token, lp in zip(event.tokens, event.logprobs, strict=False)]
+        text, calls = choice.splitter.feed(event.text)
+        return self._say(choice, text, calls, entries if self.wanted.logprobs is not None else [])
+
+    def closing(self, choice: Choice) -> list[dict[str, Any]]:
+        text, calls = choice.splitter.finish()
+        chunks = self._say(choice, text, calls, [])
+        last = self._delta(choice, {}, choice.finish)
+        if choice.result is not None:
+            last["wanswarm"] = run_facts(choice.result)
+        return [*chunks, last]
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        items = []
+        for choice in choices:
+            message: dict[str, Any] = {"role": "assistant", "content": choice.text or None, "refusal": None}
+            if choice.calls:
+                message["tool_calls"] = [self._call(choice, i, call) for i, call in enumerate(choice.calls)]
+            else:
+                message["content"] = choice.text
+            logprobs = {"content": choice.logprobs, "refusal": None} if self.wanted.logprobs is not None else None
+            items.append(
+                {"index": choice.index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
+            )
+        return self.envelope("chat.completion", items)
+
+    def _say(self, choice: Choice, text: str, calls: list[ToolCall], entries: list[Any]) -> list[dict[str, Any]]:
+        choice.text += text
+        choice.logprobs += entries
+        chunks = []
+        if text or entries:
+            chunk = self._delta(choice, {"content": text})
+            if entries:
+                chunk["choices"][0]["logprobs"] = {"content": entries, "refusal": None}
+            chunks.append(chunk)
+        for call in calls:
+            place = len(choice.calls)
+            choice.calls.append(call)
+            chunks.append(self._delta(choice, {"tool_calls": [{"index": place, **self._call(choice, place, call)}]}))
+        return chunks
+
+    def _delta(self, choice: Choice, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        item = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return self.chunk(self.chunk_kind, [item])
+
+    def _call(self, choice: Choice, place: int, call: ToolCall) -> dict[str, Any]:
+        name = f"call_{self.id.removeprefix('chatcmpl-')}_{choice.index}_{place}"
+        return {"id": name, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+    def _logprob(self, token: int, lp: tuple[float, tuple[tuple[int, float], ...]]) -> dict[str, Any]:
+        own, top = lp
+        entry = self._spelt(token, own)
+        entry["top_logprobs"] = [self._spelt(t, value) for t, value in top[: self.wanted.logprobs or 0]]
+        return entry
+
+    def _spelt(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self.spell(token)
+        return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
+
+
+class TextShape(Shape):
+    """text_completion, whole or in chunks. `prompts_text`: put before the answer when echo was asked for."""
+
+    chunk_kind = "text_completion"
+
+    def opening(self, choice: Choice) -> list[dict[str, Any]]:
+        return [self._chunk(choice, choice.text, None)] if choice.text else []
+
+    def more(self, choice: Choice, event: Committed) -> list[dict[str, Any]]:
+        logprobs = self._logprobs(choice, event) if self.wanted.logprobs is not None and event.logprobs else None
+        choice.text += event.text
+        if logprobs is not None:
+            choice.logprobs.append(logprobs)
+        return [self._chunk(choice, event.text, logprobs)] if event.text or logprobs else []
+
+    def closing(self, choice: Choice) -> list[dict[str, Any]]:
+        last = self._chunk(choice, "", None, choice.finish)
+        if choice.result is not None:
+            last["wanswarm"] = run_facts(choice.result)
+        return [last]
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        return self.envelope(
+            "text_completion",
+            [self._item(c, c.text, _joined(c.logprobs) if c.logprobs else None, c.finish) for c in choices],
+        )
+
+    def _chunk(self, choice: Choice, text: str, logprobs: Any, finish: str | None = None) -> dict[str, Any]:
+        return self.chunk(self.chunk_kind, [self._item(choice, text, logprobs, finish)])
+
+    @staticmethod
+    def _item(choice: Choice, text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
+        return {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    def _logprobs(self, choice: Choice, event: Committed) -> dict[str, Any]:
+        tokens = [self.spell(token) for token in event.tokens]
+        offsets = []
+        for text in tokens:
+            offsets.append(choice.offset)
+            choice.offset += len(text)
+        most = self.wanted.logprobs or 0
+        return {
+            "tokens": tokens,
+            "token_logprobs": [own for own, _ in event.logprobs],
+            "top_logprobs": [{self.spell(t): value for t, value in top[:most]} for _, top in event.logprobs],
+            "text_offset": offsets,
+        }
+
+
+def _joined(parts: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    return {name: [item for part in parts for item in part[name]] for name in parts[0]}

@@ -1,0 +1,217 @@
+"""POST /v1/chat/completions, /v1/completions and /generate: from body to runs to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+from aiohttp import web
+
+from swarm.errors import SwarmError
+from swarm.ring.run import Committed, Finished, Opened, RunEvent, RunRequest, RunResult
+from swarm.serve.admission import Admission
+from swarm.serve.answer import ChatShape, Choice, TextShape, receipt_address, run_facts, usage
+from swarm.serve.backend import Backend
+from swarm.serve.book import RunBook
+from swarm.serve.config import GatewayConfig
+from swarm.serve.errors import ApiError, translate
+from swarm.serve.metrics import GatewayMetrics
+from swarm.serve.parse import (
+    TextRequest,
+    parse_chat_untrusted,
+    parse_completion_untrusted,
+    parse_generate_untrusted,
+)
+from swarm.serve.plan import plan_chat, plan_text
+from swarm.serve.stream import EventStream
+from swarm.serve.tools import ToolSplitter, tool_names
+from swarm.serve.web import REQUEST_ID, USER, read_json
+
+OnEvent = Callable[[int, RunEvent], Awaitable[None]]
+
+
+class Completions:
+    """The handlers, and the one way in which they drive runs."""
+
+    def __init__(
+        self, backend: Backend, config: GatewayConfig, admission: Admission, book: RunBook, metrics: GatewayMetrics
+    ) -> None:
+        self._backend = backend
+        self._config = config
+        self._admission = admission
+        self._book = book
+        self._metrics = metrics
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        parsed = parse_chat_untrusted(await read_json(request, self._config), self._config)
+        runs = await plan_chat(parsed, self._backend, self._config)
+        names = tool_names(parsed.tools)
+        choices = [Choice(i, len(run.prompt_ids), ToolSplitter(names)) for i, run in enumerate(runs)]
+        shape = ChatShape(*self._envelope(request, "chatcmpl-"), parsed.wanted, self._spell)
+        return await self._respond(request, shape, runs, choices)
+
+    async def text(self, request: web.Request) -> web.StreamResponse:
+        parsed = parse_completion_untrusted(await read_json(request, self._config), self._config)
+        return await self._text(request, parsed)
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        parsed = parse_generate_untrusted(await read_json(request, self._config), self._config)
+        return await self._text(request, parsed)
+
+    async def _text(self, request: web.Request, parsed: TextRequest) -> web.StreamResponse:
+        runs = await plan_text(parsed, self._backend, self._config)
+        choices = []
+        for index, run in enumerate(runs):
+            choice = Choice(index, len(run.prompt_ids), ToolSplitter(frozenset()))
+            if parsed.echo:
+                prompt = parsed.prompts[index // parsed.wanted.n]
+                choice.text = prompt if isinstance(prompt, str) else self._backend.decode(prompt)
+            choices.append(choice)
+        if parsed.plain:
+            return await self._respond_plain(request, runs)
+        shape = TextShape(*self._envelope(request, "cmpl-"), parsed.wanted, self._spell, len(parsed.prompts))
+        return await self._respond(request, shape, runs, choices)
+
+    def _envelope(self, request: web.Request, prefix: str) -> tuple[str, int, str]:
+        return prefix + request[REQUEST_ID].removeprefix("req_"), int(time.time()), self._backend.manifest.model
+
+    def _spell(self, token: int) -> str:
+        return self._backend.decode((token,))
+
+    async def _respond(
+        self, request: web.Request, shape: ChatShape | TextShape, runs: Sequence[RunRequest], choices: list[Choice]
+    ) -> web.StreamResponse:
+        if shape.wanted.stream:
+            return await self._stream(request, shape, runs, choices)
+
+        async def on_event(index: int, event: RunEvent) -> None:
+            choice = choices[index]
+            if isinstance(event, Committed):
+                shape.more(choice, event)
+            elif isinstance(event, Finished):
+                choice.result = complete(event.result)
+                shape.closing(choice)
+
+        await self._drive(request[USER], runs, on_event)
+        results = _results(choices)
+        body = shape.whole(choices)
+        body["usage"] = usage(results, shape.prompts)
+        body["wanswarm"] = {"runs": [run_facts(result) for result in results]}
+        return web.json_response(body, headers=_receipt_header(results))
+
+    async def _respond_plain(self, request: web.Request, runs: Sequence[RunRequest]) -> web.StreamResponse:
+        """/generate: the text and the facts of the run, nothing else."""
+        found: list[RunResult] = []
+
+        async def on_event(index: int, event: RunEvent) -> None:
+            if isinstance(event, Finished):
+                found.append(complete(event.result))
+
+        await self._drive(request[USER], runs, on_event)
+        result = found[0]
+        body = {
+            "text": result.text,
+            "finish_reason": result.finish_reason,
+            "prompt_tokens": len(result.prompt_token_ids),
+            "new_tokens": result.new_tokens,
+            **run_facts(result),
+        }
+        return web.json_response(body, headers=_receipt_header(found))
+
+    async def _stream(
+        self, request: web.Request, shape: ChatShape | TextShape, runs: Sequence[RunRequest], choices: list[Choice]
+    ) -> web.StreamResponse:
+        stream = EventStream(request, self._config.write_timeout_s, self._config.keepalive_comment_s)
+
+        async def on_event(index: int, event: RunEvent) -> None:
+            choice = choices[index]
+            chunks: list[dict[str, Any]] = []
+            if isinstance(event, Opened):
+                await stream.open({"x-receipt": receipt_address(event.run_id)} if shape.wanted.receipt else {})
+                chunks = shape.opening(choice)
+            elif isinstance(event, Committed):
+                chunks = shape.more(choice, event)
+            elif isinstance(event, Finished):
+                await stream.open({})
+                choice.result = complete(event.result)
+                chunks = shape.closing(choice)
+            for chunk in chunks:
+                await stream.send(chunk)
+
+        async with stream:
+            try:
+                await self._drive(request[USER], runs, on_event)
+            except SwarmError as exc:
+                if stream.response is None:
+                    raise
+                # The status line is out; an "error" event is how OpenAI's clients learn of it.
+                await stream.send(translate(exc).body())
+            else:
+                if shape.wanted.include_usage:
+                    last = shape.chunk(shape.chunk_kind, [])
+                    await stream.send({**last, "usage": usage(_results(choices), shape.prompts)})
+            await stream.send("[DONE]")
+        assert stream.response is not None
+        return stream.response
+
+    async def _drive(self, user: str, runs: Sequence[RunRequest], on_event: OnEvent) -> None:
+        """Run all, each in its turn. The first failure, or the client leaving, cancels the others."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, run in enumerate(runs):
+                    group.create_task(self._one(user, index, run, on_event))
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+
+    async def _one(self, user: str, index: int, run: RunRequest, on_event: OnEvent) -> None:
+        note = self._book.begin(len(run.prompt_ids), run.max_tokens, time.time())
+        error = None
+        try:
+            async with self._admission.slot(user):
+                note.state = "opening"
+                # An async generator in practice; the protocol names only what iteration needs.
+                async with aclosing(cast(Any, self._backend.run(run))) as events:
+                    async for event in events:
+                        self._book.apply(note, event, time.monotonic())
+                        self._metrics.event(event)
+                        await on_event(index, event)
+            if note.result is None:
+                raise ApiError(503, "the ring ended the run without a result; try again", "run_failed", retry_after=1)
+        except SwarmError as exc:
+            error = str(exc)
+            raise
+        finally:
+            self._book.end(note, error)
+            self._metrics.ended(note)
+
+
+def complete(result: RunResult) -> RunResult:
+    """Refuse to pass off as an answer what the swarm could not finish."""
+    if result.finish_reason == "swarm_incomplete":
+        raise ApiError(
+            503,
+            f"the swarm lost a part of the ring after {result.new_tokens} tokens and found no replacement; try again",
+            "swarm_incomplete",
+            retry_after=5,
+        )
+    return result
+
+
+def _results(choices: Sequence[Choice]) -> list[RunResult]:
+    return [choice.result for choice in choices if choice.result is not None]
+
+
+def _receipt_header(results: Sequence[RunResult]) -> dict[str, str]:
+    addresses = [receipt_address(result.run_id) for result in results if result.receipt]
+    return {"x-receipt": ", ".join(addresses)} if addresses else {}
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first real error in a group of groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,142 @@
+"""Chat messages and tools, checked and cut down to what chat templates know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from swarm.serve.errors import bad_field
+from swarm.serve.fields import Fields, clean_text, describe
+
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+MAX_TOOLS = 128
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def read_messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
+    """The chat so far. Raises ApiError naming the message and field at fault."""
+    items = fields.array("messages", MAX_MESSAGES)
+    if items is None:
+        raise fields.wrong("messages", "an array of messages")
+    if not items:
+        raise bad_field("messages", "expected at least one message, found an empty array")
+    return tuple(_message(Fields(item, f"messages[{index}]")) for index, item in enumerate(items))
+
+
+def _message(fields: Fields) -> Mapping[str, Any]:
+    role = fields.need_text("role")
+    if role not in ROLES:
+        raise fields.outside("role", "one of " + ", ".join(ROLES))
+    message: dict[str, Any] = {"role": "system" if role == "developer" else role}
+    calls = fields.array("tool_calls", MAX_TOOLS) if role == "assistant" else None
+    content = fields.get("content")
+    if content is None and not calls:
+        raise fields.wrong("content", "a string")
+    message["content"] = "" if content is None else _content(fields)
+    if calls:
+        message["tool_calls"] = [
+            _call(Fields(call, f"{fields.where}.tool_calls[{index}]")) for index, call in enumerate(calls)
+        ]
+    if role == "tool":
+        message["tool_call_id"] = fields.need_text("tool_call_id")
+    name = fields.text("name")
+    if name is not None:
+        message["name"] = name
+    return message
+
+
+def _content(fields: Fields) -> str:
+    value = fields.get("content")
+    if isinstance(value, str):
+        return clean_text(value, fields.path("content"))
+    parts = fields.array("content", MAX_PARTS) if isinstance(value, list) else None
+    if parts is None:
+        raise fields.wrong("content", "a string or an array of text parts")
+    return "".join(_part(Fields(part, f"{fields.where}.content[{index}]")) for index, part in enumerate(parts))
+
+
+def _part(fields: Fields) -> str:
+    kind = fields.need_text("type")
+    if kind == "refusal":
+        return fields.need_text("refusal")
+    if kind != "text":
+        path = fields.path("type")
+        raise bad_field(path, f"expected '{path}' to be text (the model reads text only), found {kind[:80]!r}")
+    return fields.need_text("text")
+
+
+def _call(fields: Fields) -> Mapping[str, Any]:
+    if fields.text("type", "function") != "function":
+        raise fields.outside("type", "function")
+    function = Fields(fields.get("function"), fields.path("function"))
+    name = function.need_text("name")
+    text = function.need_text("arguments")
+    try:
+        # Templates print arguments themselves, so they want the value, not its text.
+        arguments = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError) as exc:
+        path = function.path("arguments")
+        raise bad_field(path, f"expected '{path}' to hold JSON, found: {exc}") from exc
+    if not isinstance(arguments, dict):
+        path = function.path("arguments")
+        raise bad_field(path, f"expected '{path}' to hold a JSON object, found {describe(arguments)}")
+    _check_depth(arguments, function.path("arguments"))
+    return {
+        "id": fields.text("id", ""),
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def read_tools(fields: Fields) -> tuple[Mapping[str, Any], ...]:
+    """The tools on offer; none when tool_choice is "none"."""
+    items = fields.array("tools", MAX_TOOLS) or []
+    tools = tuple(_tool(Fields(item, f"tools[{index}]")) for index, item in enumerate(items))
+    choice = fields.get("tool_choice")
+    if choice is None or choice == "auto":
+        return tools
+    if choice == "none":
+        return ()
+    if choice == "required" or isinstance(choice, dict):
+        raise bad_field(
+            "tool_choice",
+            "'tool_choice' is not supported beyond none and auto: the ring cannot force the model to call a tool",
+            "unsupported_parameter",
+        )
+    raise fields.outside("tool_choice", "none or auto") if isinstance(choice, str) else fields.wrong(
+        "tool_choice", "none or auto"
+    )
+
+
+def _tool(fields: Fields) -> Mapping[str, Any]:
+    if fields.need_text("type") != "function":
+        raise fields.outside("type", "function")
+    function = Fields(fields.get("function"), fields.path("function"))
+    name = function.need_text("name")
+    if not 1 <= len(name) <= 64:
+        raise function.outside("name", "1 to 64 characters long")
+    parameters = function.get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise function.wrong("parameters", "a JSON schema object")
+    cleaned: dict[str, Any] = {"name": name, "description": function.text("description", "") or ""}
+    cleaned["parameters"] = parameters if parameters is not None else {"type": "object", "properties": {}}
+    _check_depth(cleaned["parameters"], function.path("parameters"))
+    return {"type": "function", "function": cleaned}
+
+
+def _check_depth(value: Any, path: str, depth: int = 0) -> None:
+    """Templates print tools by recursion, and every string in them reaches the tokenizer."""
+    if depth > 32:
+        raise bad_field(path, f"'{path}' is nested more than 32 deep")
+    if isinstance(value, str):
+        clean_text(value, path)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            clean_text(key, path)
+            _check_depth(item, path, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_depth(item, path, depth + 1)
+

@@ -1,0 +1,124 @@
+"""Prometheus metrics of the gateway, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent
+from swarm.serve.book import RunNote
+from swarm.serve.state import DashboardState
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_RATES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class GatewayMetrics:
+    """Counters fed by requests and run events."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry()
+        self.registry = registry
+        self._requests = Counter(
+            "wanswarm_http_requests", "Requests answered", ["route", "method", "status"], registry=registry
+        )
+        self._latency = Histogram(
+            "wanswarm_http_request_seconds", "Time of a request", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self._runs = Counter("wanswarm_runs", "Runs by how they ended", ["outcome"], registry=registry)
+        self._tokens = Counter("wanswarm_tokens", "Tokens by kind", ["kind"], registry=registry)
+        self._passes = Counter("wanswarm_passes", "Trips round the ring", registry=registry)
+        self._rows = Counter("wanswarm_rows_sent", "Rows sent round the ring", registry=registry)
+        self._recoveries = Counter("wanswarm_recoveries", "Stages lost during runs", registry=registry)
+        self._ttft = Histogram(
+            "wanswarm_first_token_seconds", "Time to first token", buckets=_SECONDS, registry=registry
+        )
+        self._pass = Histogram(
+            "wanswarm_pass_seconds", "Median pass time of each run", buckets=_SECONDS, registry=registry
+        )
+        self._rate = Histogram(
+            "wanswarm_run_tokens_per_second", "Speed of each run", buckets=_RATES, registry=registry
+        )
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, method, str(status)).inc()
+        self._latency.labels(route).observe(seconds)
+
+    def event(self, event: RunEvent) -> None:
+        match event:
+            case Opened():
+                pass
+            case Committed(tokens, _, drafted):
+                self._tokens.labels("generated").inc(len(tokens))
+                self._tokens.labels("foreseen").inc(sum(drafted))
+            case Recovering():
+                self._recoveries.inc()
+            case Finished(result):
+                self._tokens.labels("prompt").inc(len(result.prompt_token_ids))
+                self._tokens.labels("prompt_cached").inc(result.cached_prompt_tokens)
+                self._passes.inc(result.passes)
+                self._rows.inc(result.rows_sent)
+                self._ttft.observe(result.ttft_seconds)
+                self._pass.observe(result.pass_ms / 1000)
+                self._rate.observe(result.tokens_per_second)
+
+    def ended(self, note: RunNote) -> None:
+        self._runs.labels(note.result.finish_reason if note.result else note.state).inc()
+
+
+class StateCollector(Collector):
+    """Gauges read from the dashboard's state at scrape time; the same on gateways and nodes."""
+
+    def __init__(self, state: Callable[[], DashboardState]) -> None:
+        self._state = state
+
+    def collect(self) -> Iterable[Metric]:
+        state = self._state()
+        yield _gauge("wanswarm_nodes_serving", "Nodes that serve layers", _serving(state))
+        yield _gauge("wanswarm_layers_missing", "Layers that nobody serves", sum(b - a for a, b in state.missing))
+        yield _gauge("wanswarm_layer_holders_min", "Holders of the rarest layer", min(state.holders, default=0))
+        yield _gauge("wanswarm_requests_waiting", "Requests in the queue", state.waiting)
+        live = [run for run in state.runs if run["state"] in ("opening", "answering", "recovering")]
+        yield _gauge("wanswarm_runs_active", "Runs on the ring", len(live))
+        yield from self._per_node(state)
+        rtt = GaugeMetricFamily("wanswarm_edge_rtt_seconds", "Median round trip", labels=["a", "b", "kind"])
+        for edge in state.edges:
+            if edge.rtt_ms is not None:
+                rtt.add_metric([edge.a[:12], edge.b[:12], edge.kind], edge.rtt_ms / 1000)
+        yield rtt
+
+    @staticmethod
+    def _per_node(state: DashboardState) -> Iterable[Metric]:
+        families = (
+            ("wanswarm_node_layer_seconds", "Compute time of one layer", lambda n: n.layer_ms and n.layer_ms / 1000),
+            ("wanswarm_node_kv_used_bytes", "Memory of sessions in use", lambda n: n.kv_used),
+            ("wanswarm_node_kv_budget_bytes", "Memory of sessions at most", lambda n: n.kv_budget),
+            ("wanswarm_node_sessions", "Open sessions", lambda n: n.sessions),
+            ("wanswarm_node_rows_in_flight", "Rows waiting or computing", lambda n: n.rows_in_flight),
+        )
+        for name, text, read in families:
+            family = GaugeMetricFamily(name, text, labels=["node"])
+            for node in state.nodes:
+                value = read(node)
+                if value is not None:
+                    family.add_metric([node.id[:12]], value)
+            yield family
+
+
+def _serving(state: DashboardState) -> int:
+    return sum(node.state == "serving" and node.layers is not None for node in state.nodes)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    family = GaugeMetricFamily(name, text)
+    family.add_metric([], value)
+    return family
+
+
+def render(*registries: CollectorRegistry) -> bytes:
+    """The text that Prometheus scrapes."""
+    return b"".join(generate_latest(registry) for registry in registries)

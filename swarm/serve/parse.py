@@ -1,0 +1,263 @@
+"""Request bodies to plain data: no socket, no model. Raises ApiError alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from swarm.ring.run import DRAFTS, SPECULATIONS, Draft, Speculation
+from swarm.serve.config import GatewayConfig
+from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.fields import Fields, clean_text, describe
+from swarm.serve.messages import read_messages, read_tools
+
+MAX_STOPS = 16
+MAX_STOP_CHARS = 512
+MAX_TOP_LOGPROBS = 20
+_SEED = 2**63
+
+_IGNORED = frozenset(
+    "user metadata store service_tier parallel_tool_calls prompt_cache_key prompt_cache_retention safety_identifier "
+    "reasoning_effort verbosity".split()
+)
+_OWN = frozenset("top_k min_p repetition_penalty speculation draft receipt ignore_eos".split())
+_COMMON = frozenset(
+    "model max_tokens temperature top_p seed stop n stream stream_options logprobs logit_bias presence_penalty "
+    "frequency_penalty".split()
+)
+_CHAT = (
+    _COMMON
+    | _OWN
+    | _IGNORED
+    | frozenset(
+        "messages max_completion_tokens top_logprobs tools tool_choice response_format functions function_call audio "
+        "modalities prediction web_search_options".split()
+    )
+)
+_TEXT = _COMMON | _OWN | _IGNORED | frozenset("prompt echo best_of suffix".split())
+_GENERATE = frozenset("prompt model max_tokens temperature top_p seed stop".split()) | _OWN
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What chat and text requests share. `logprobs`: None for none, else how many alternatives per token."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    stream: bool = False
+    include_usage: bool = False
+    logprobs: int | None = None
+    ignore_eos: bool = False
+    receipt: bool = True
+    speculation: Speculation = "stream"
+    draft: Draft = "auto"
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A chat. Messages and tools hold only the keys that chat templates know."""
+
+    wanted: Wanted
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """Prompts to continue: text, or token ids. `plain`: answer in the short shape of /generate."""
+
+    wanted: Wanted
+    prompts: tuple[str | tuple[int, ...], ...]
+    echo: bool = False
+    plain: bool = False
+
+
+def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
+    """Body of POST /v1/chat/completions."""
+    fields = Fields(body)
+    fields.only(_CHAT)
+    _refuse_unsupported(fields)
+    _refuse_format(fields)
+    messages = read_messages(fields)
+    tools = read_tools(fields)
+    limit = fields.integer("max_completion_tokens", 1, 2**31 - 1)
+    if limit is None:
+        limit = fields.integer("max_tokens", 1, 2**31 - 1)
+    else:
+        fields.integer("max_tokens", 1, 2**31 - 1)
+    logprobs = None
+    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if fields.flag("logprobs"):
+        logprobs = top or 0
+    elif top:
+        raise bad_field("top_logprobs", "'top_logprobs' needs 'logprobs': true")
+    return ChatRequest(_wanted(fields, config, limit, logprobs), messages, tools)
+
+
+def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
+    """Body of POST /v1/completions."""
+    fields = Fields(body)
+    fields.only(_TEXT)
+    _refuse_unsupported(fields)
+    if fields.text("suffix"):
+        raise _unsupported("suffix", "text is continued, not filled in")
+    wanted = _wanted(
+        fields, config, fields.integer("max_tokens", 1, 2**31 - 1) or 16, fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
+    )
+    best_of = fields.integer("best_of", 1, config.max_choices)
+    if best_of is not None and best_of != wanted.n:
+        raise _unsupported("best_of", f"every answer that is made is returned; leave it out or set it to n = {wanted.n}")
+    prompts = _prompts(fields)
+    if len(prompts) * wanted.n > config.max_choices:
+        raise bad_field(
+            "prompt",
+            f"expected at most {config.max_choices} answers per request, found {len(prompts)} prompts times n = {wanted.n}",
+        )
+    echo = fields.flag("echo")
+    if echo and wanted.logprobs is not None:
+        raise _unsupported("echo", "log-probabilities of the prompt are not computed; leave out 'echo' or 'logprobs'")
+    return TextRequest(wanted, prompts, echo)
+
+
+def parse_generate_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
+    """Body of POST /generate: {"prompt": ...} and a few options; greedy unless a temperature is given."""
+    fields = Fields(body)
+    fields.only(_GENERATE)
+    limit = fields.integer("max_tokens", 1, 2**31 - 1) or 256
+    wanted = _wanted(fields, config, limit, None, default_temperature=0.0)
+    return TextRequest(wanted, (fields.need_text("prompt"),), plain=True)
+
+
+def _wanted(
+    fields: Fields, config: GatewayConfig, limit: int | None, logprobs: int | None, default_temperature: float | None = None
+) -> Wanted:
+    if default_temperature is None:
+        default_temperature = config.default_temperature
+    stream = fields.flag("stream")
+    return Wanted(
+        model=fields.text("model"),
+        max_tokens=limit,
+        temperature=fields.number("temperature", default_temperature, 0.0, 2.0),
+        top_p=fields.number("top_p", 1.0, 0.0, 1.0, above=True),
+        top_k=fields.integer("top_k", 0, 2**31 - 1) or 0,
+        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
+        repetition_penalty=fields.number("repetition_penalty", 1.0, 0.0, 10.0, above=True),
+        seed=fields.integer("seed", -_SEED, _SEED - 1),
+        stop=_stops(fields),
+        n=fields.integer("n", 1, config.max_choices) or 1,
+        stream=stream,
+        include_usage=_include_usage(fields, stream),
+        logprobs=logprobs,
+        ignore_eos=fields.flag("ignore_eos"),
+        receipt=fields.flag("receipt", True),
+        speculation=cast(Speculation, fields.choice("speculation", SPECULATIONS, config.speculation)),
+        draft=cast(Draft, fields.choice("draft", DRAFTS, config.draft)),
+    )
+
+
+def _stops(fields: Fields) -> tuple[str, ...]:
+    value = fields.get("stop")
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list):
+        raise fields.wrong("stop", "a string or an array of strings")
+    if len(value) > MAX_STOPS:
+        raise bad_field("stop", f"expected at most {MAX_STOPS} stop strings, found {len(value)}")
+    for index, item in enumerate(value):
+        path = f"stop[{index}]"
+        if not isinstance(item, str):
+            raise bad_field(path, f"expected '{path}' to be a string, found {describe(item)}", "invalid_type")
+        clean_text(item, path)
+        if not 1 <= len(item) <= MAX_STOP_CHARS:
+            raise bad_field(path, f"expected '{path}' to have 1 to {MAX_STOP_CHARS} characters, found {len(item)}")
+    return tuple(value)
+
+
+def _include_usage(fields: Fields, stream: bool) -> bool:
+    value = fields.get("stream_options")
+    if value is None:
+        return False
+    options = Fields(value, "stream_options")
+    options.only(frozenset({"include_usage", "include_obfuscation"}))
+    options.flag("include_obfuscation")
+    include = options.flag("include_usage")
+    if not stream:
+        raise bad_field("stream_options", "'stream_options' needs 'stream': true")
+    return include
+
+
+def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
+    value = fields.get("prompt")
+    if isinstance(value, str):
+        return (clean_text(value, "prompt"),)
+    if not isinstance(value, list):
+        raise fields.wrong("prompt", "a string, an array of strings, or an array of token ids")
+    if not value:
+        raise bad_field("prompt", "expected a prompt, found an empty array")
+    if _is_ids(value):
+        return (tuple(value),)
+    prompts: list[str | tuple[int, ...]] = []
+    for index, item in enumerate(value):
+        path = f"prompt[{index}]"
+        if isinstance(item, str):
+            prompts.append(clean_text(item, path))
+        elif isinstance(item, list) and item and _is_ids(item):
+            prompts.append(tuple(item))
+        else:
+            raise bad_field(
+                path, f"expected '{path}' to be a string or an array of token ids, found {describe(item)}", "invalid_type"
+            )
+    return tuple(prompts)
+
+
+def _is_ids(items: list[Any]) -> bool:
+    return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
+
+
+def _unsupported(name: str, why: str) -> ApiError:
+    return bad_field(name, f"'{name}' is not supported: {why}", "unsupported_parameter")
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    """Refuse what would silently change the answer; what has no effect at its default passes."""
+    for name in ("presence_penalty", "frequency_penalty"):
+        if fields.number(name, 0.0, -2.0, 2.0) != 0:
+            raise _unsupported(name, "use 'repetition_penalty'")
+    reasons = {
+        "logit_bias": "the last node of the ring picks the token and takes no bias",
+        "functions": "use 'tools'",
+        "function_call": "use 'tool_choice'",
+        "audio": "the model writes text only",
+        "web_search_options": "the model has no tools of its own",
+    }
+    for name, why in reasons.items():
+        if fields.get(name) not in (None, {}, []):
+            raise _unsupported(name, why)
+    if fields.get("modalities") not in (None, [], ["text"]):
+        raise _unsupported("modalities", "the model writes text only")
+
+
+def _refuse_format(fields: Fields) -> None:
+    value = fields.get("response_format")
+    if value is None:
+        return
+    kind = Fields(value, "response_format").need_text("type")
+    if kind == "text":
+        return
+    if kind in ("json_schema", "json_object"):
+        raise _unsupported(
+            "response_format", f"the ring cannot hold an answer to a grammar, so {kind!r} would be an empty promise; ask "
+            "for JSON in the prompt and check the answer"
+        )
+    raise bad_field("response_format.type", f"expected 'response_format.type' to be text, found {kind[:80]!r}")

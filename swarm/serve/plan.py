@@ -1,0 +1,121 @@
+"""From a checked request to runs: the model's own limits (name, context, template) are applied here."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from swarm.errors import UsageError
+from swarm.model.sampler import Sampling
+from swarm.ring.run import RunRequest
+from swarm.serve.backend import Backend
+from swarm.serve.config import GatewayConfig
+from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.parse import ChatRequest, TextRequest, Wanted
+
+
+async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfig) -> list[RunRequest]:
+    """One run per choice. Raises ApiError 400 or 404."""
+    check_model(request.wanted.model, backend)
+    template = getattr(backend.tokenizer, "chat_template", None)
+    if not template:
+        raise bad_field("messages", "this model has no chat template; use /v1/completions", "unsupported_parameter")
+    if request.tools and not takes_tools(template):
+        raise bad_field("tools", "the chat template of this model has no place for tools", "unsupported_parameter")
+    try:
+        # Tokenizing megabytes takes seconds; other users' tokens must not wait for it.
+        prompt = await asyncio.to_thread(backend.encode_chat, list(request.messages), list(request.tools) or None)
+    except (TemplateError, TypeError, ValueError, KeyError, UsageError) as exc:
+        raise bad_field("messages", f"the chat template of this model refuses these messages: {exc}") from exc
+    return _runs(request.wanted, tuple(prompt), "messages", backend, config, config.default_max_tokens)
+
+
+async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfig) -> list[RunRequest]:
+    """One run per prompt and choice, choices of one prompt together. Raises ApiError 400 or 404."""
+    check_model(request.wanted.model, backend)
+    runs: list[RunRequest] = []
+    for prompt in request.prompts:
+        if isinstance(prompt, str):
+            ids: Sequence[int] = await asyncio.to_thread(backend.encode, prompt)
+        else:
+            ids = prompt
+            _check_ids(ids, backend.manifest.vocab_size)
+        runs += _runs(request.wanted, tuple(ids), "prompt", backend, config, 256)
+    return runs
+
+
+def check_model(name: str | None, backend: Backend) -> None:
+    """A gateway serves one model; a request may leave its name out."""
+    if name is not None and name != backend.manifest.model:
+        raise ApiError(
+            404,
+            f"the model {name[:200]!r} is not served here; this gateway serves {backend.manifest.model!r}",
+            "model_not_found",
+            "model",
+        )
+
+
+def takes_tools(template: Any) -> bool:
+    """Whether a chat template (one, or several by name) looks at `tools`."""
+    if isinstance(template, dict):
+        return any(takes_tools(one) for one in template.values())
+    return "tools" in str(template)
+
+
+def _check_ids(ids: Sequence[int], vocab: int) -> None:
+    for index, token in enumerate(ids):
+        if not 0 <= token < vocab:
+            raise bad_field("prompt", f"expected token ids from 0 to {vocab - 1}, found {token} at place {index}")
+
+
+def _runs(
+    wanted: Wanted, prompt: tuple[int, ...], param: str, backend: Backend, config: GatewayConfig, default: int
+) -> list[RunRequest]:
+    context = backend.manifest.context
+    if not prompt:
+        raise bad_field(param, f"expected '{param}' to be at least one token long, found an empty one")
+    room = context - len(prompt)
+    limit = wanted.max_tokens if wanted.max_tokens is not None else min(default, max(room, 1))
+    if limit > room:
+        raise ApiError(
+            400,
+            f"this model's context is {context} tokens, but {len(prompt) + limit} were asked for: {len(prompt)} in the "
+            f"{param}, {limit} for the answer. Shorten the {param} or lower max_tokens",
+            "context_length_exceeded",
+            param,
+        )
+    seed = wanted.seed if wanted.seed is not None else secrets.randbits(62)
+    return [
+        RunRequest(
+            prompt_ids=prompt,
+            max_tokens=limit,
+            sampling=_sampling(wanted, (seed + index) % 2**63),
+            stop=wanted.stop,
+            ignore_eos=wanted.ignore_eos,
+            speculation=wanted.speculation,
+            draft=wanted.draft,
+            wire=config.wire,
+            patience_s=config.patience_s,
+            private=config.private,
+            receipt=wanted.receipt,
+            witnesses=config.witnesses,
+        )
+        for index in range(wanted.n)
+    ]
+
+
+def _sampling(wanted: Wanted, seed: int) -> Sampling:
+    return Sampling(
+        temperature=wanted.temperature,
+        top_p=wanted.top_p,
+        top_k=wanted.top_k,
+        min_p=wanted.min_p,
+        repetition_penalty=wanted.repetition_penalty,
+        seed=seed,
+        # One alternative is the least that makes the ring send log-probabilities at all.
+        logprobs=0 if wanted.logprobs is None else max(1, wanted.logprobs),
+    )

@@ -1,0 +1,114 @@
+"""Tool calls in what a model writes, found while it is still writing.
+
+Three ways of writing them are known: between <tool_call> and </tool_call> (Qwen, Hermes, SmolLM), after
+[TOOL_CALLS] (Mistral), and a bare JSON object as the whole answer (Llama 3). A call counts only when it names a
+tool on offer; everything else is text and reaches the client unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_OPEN, _CLOSE, _MISTRAL, _PYTHON = "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"
+_MARKS = (_OPEN, _MISTRAL, _PYTHON)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """`arguments` is JSON text, as OpenAI's API has it."""
+
+    name: str
+    arguments: str
+
+
+@dataclass
+class ToolSplitter:
+    """Splits an answer into text and calls. `names`: tools on offer; none: everything is text at once."""
+
+    names: frozenset[str]
+    _held: str = ""
+    _started: bool = False
+    _calls: list[ToolCall] = field(default_factory=list)
+
+    def feed(self, text: str) -> tuple[str, list[ToolCall]]:
+        """Text that is certainly text, and calls that are complete."""
+        if not self.names:
+            return text, []
+        self._held += text
+        out: list[str] = []
+        calls: list[ToolCall] = []
+        while True:
+            if not self._started and not self._held.strip():
+                break
+            if not self._started and self._held.lstrip()[0] == "{":
+                break  # perhaps a bare call: wait for the whole answer
+            mark, at = _first_mark(self._held)
+            if mark is None:
+                keep = _partial_mark(self._held)
+                out.append(self._held[: len(self._held) - keep])
+                self._held = self._held[len(self._held) - keep :]
+                break
+            if at:
+                out.append(self._held[:at])
+                self._held = self._held[at:]
+            if mark != _OPEN or _CLOSE not in self._held:
+                break  # the rest belongs to the call; these two marks have no end but the answer's
+            end = self._held.index(_CLOSE) + len(_CLOSE)
+            piece, self._held = self._held[:end], self._held[end:]
+            found = self._calls_in(piece.removeprefix(_OPEN).removesuffix(_CLOSE))
+            calls += found
+            if not found:
+                out.append(piece)
+            self._started = True
+        said = "".join(out)
+        self._started = self._started or bool(said.strip())
+        return said, calls
+
+    def finish(self) -> tuple[str, list[ToolCall]]:
+        """What was held back, once the answer is over."""
+        held, self._held = self._held, ""
+        body = held.strip()
+        for mark in _MARKS:
+            body = body.removeprefix(mark)
+        calls = self._calls_in(body) if held else []
+        return ("", calls) if calls else (held, [])
+
+    def _calls_in(self, text: str) -> list[ToolCall]:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return []
+        calls = [_call(item) for item in (value if isinstance(value, list) else [value])]
+        found = [call for call in calls if call is not None and call.name in self.names]
+        return found if len(found) == len(calls) else []
+
+
+def _call(value: Any) -> ToolCall | None:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        return ToolCall(value["name"], arguments)
+    return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
+
+
+def _first_mark(text: str) -> tuple[str | None, int]:
+    found = [(text.index(mark), mark) for mark in _MARKS if mark in text]
+    return (min(found)[1], min(found)[0]) if found else (None, 0)
+
+
+def _partial_mark(text: str) -> int:
+    """How many last characters could be the beginning of a mark."""
+    longest = 0
+    for mark in _MARKS:
+        for size in range(1, len(mark)):
+            if text.endswith(mark[:size]):
+                longest = max(longest, size)
+    return longest
+
+
+def tool_names(tools: Sequence[Any]) -> frozenset[str]:
+    return frozenset(tool["function"]["name"] for tool in tools)

@@ -1,0 +1,186 @@
+"""What every request passes: its id, who is asking, where it comes from, errors in one shape, security headers."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from swarm.errors import SwarmError
+from swarm.serve.config import GatewayConfig
+from swarm.serve.errors import ApiError, translate
+from swarm.serve.fields import parse_json_untrusted
+from swarm.serve.keys import find_user
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = web.RequestKey("request_id", str)
+USER = web.RequestKey("user", str)
+PUBLIC = frozenset({"/", "/healthz", "/openapi.json"})
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_SECURITY = {
+    "Content-Security-Policy": CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_EXPOSED = "x-request-id, x-receipt, retry-after"
+_OUR_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+Observe = Callable[[web.Request, int, float], None]
+
+
+def error_response(error: ApiError, request_id: str) -> web.Response:
+    return web.json_response(
+        error.body(), status=error.status, headers={**error.headers(), "x-request-id": request_id}
+    )
+
+
+def frame(config: GatewayConfig, observe: Observe) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    """The outermost middleware. `observe(request, status, seconds)` is called once per request."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("x-request-id", "")
+        request[REQUEST_ID] = given if _OUR_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
+        started = time.monotonic()
+        status = 499  # a client that left
+        try:
+            response = await _answer(request, handler, config)
+            status = response.status
+            return response
+        finally:
+            observe(request, status, time.monotonic() - started)
+
+    return middleware
+
+
+async def _answer(request: web.Request, handler: Handler, config: GatewayConfig) -> web.StreamResponse:
+    try:
+        check_origin(request, config)
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return _preflight(request, config)
+        request[USER] = _user(request, config)
+        return await handler(request)
+    except web.HTTPRequestEntityTooLarge:
+        raise
+    except web.HTTPException as exc:
+        if exc.status < 400:
+            raise
+        return error_response(_from_http(request, exc), request[REQUEST_ID])
+    except SwarmError as exc:
+        return error_response(translate(exc), request[REQUEST_ID])
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception:
+        log.exception("request %s failed", request[REQUEST_ID])
+        text = f"something broke in the gateway; its log has the details under {request[REQUEST_ID]}"
+        return error_response(ApiError(500, text, "internal_error"), request[REQUEST_ID])
+
+
+def _from_http(request: web.Request, exc: web.HTTPException) -> ApiError:
+    if exc.status == 404:
+        return ApiError(404, f"nothing is at {request.path[:200]}; GET /openapi.json lists what is", "unknown_url")
+    if isinstance(exc, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(exc.allowed_methods))
+        return ApiError(405, f"{request.method[:20]} does not work on {request.path[:200]}; use {allowed}", "wrong_method")
+    return ApiError(exc.status, exc.reason, "bad_request")
+
+
+def _user(request: web.Request, config: GatewayConfig) -> str:
+    """The key's name; without keys the address, so that one client's flood is one user's."""
+    if not config.api_keys:
+        return request.remote or "local"
+    if request.path in PUBLIC or request.path.startswith("/static/"):
+        return "public"
+    user = find_user(request.headers.get("Authorization"), config.api_keys)
+    if user is None:
+        raise ApiError(401, "expected a known API key as 'Authorization: Bearer <key>', found none", "invalid_api_key")
+    return user
+
+
+def check_origin(request: web.Request, config: GatewayConfig) -> None:
+    """Keep foreign web pages out: by Origin, and (without keys) by Host, which a rebound DNS name would give away."""
+    host = request.headers.get("Host", "")
+    origin = request.headers.get("Origin")
+    if origin is not None and not _allowed(origin, config):
+        if origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
+            raise ApiError(403, f"pages from {origin[:100]} may not call this; --allow-origin would let them", "origin")
+    if not config.api_keys and not _known_host(host, config):
+        raise ApiError(403, f"this gateway is not {host[:100]!r}; use its IP address, or --allow-host", "host")
+
+
+def _allowed(origin: str, config: GatewayConfig) -> bool:
+    return "*" in config.allow_origins or origin in config.allow_origins
+
+
+def _known_host(host: str, config: GatewayConfig) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name in ("", "localhost") or name.endswith(".localhost") or name in config.allow_hosts:
+            return True
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _preflight(request: web.Request, config: GatewayConfig) -> web.Response:
+    headers = {
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Headers": "authorization, content-type, x-request-id",
+        "Access-Control-Max-Age": "600",
+    }
+    return web.Response(status=204, headers=headers)
+
+
+def add_headers(config: GatewayConfig) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """on_response_prepare hook: also reaches streams and errors made by aiohttp."""
+
+    async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+        for name, value in _SECURITY.items():
+            response.headers.setdefault(name, value)
+        if REQUEST_ID in request:
+            response.headers.setdefault("x-request-id", request[REQUEST_ID])
+        origin = request.headers.get("Origin")
+        if origin is not None and _allowed(origin, config):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = _EXPOSED
+            response.headers.add("Vary", "Origin")
+
+    return prepare
+
+
+async def read_json(request: web.Request, config: GatewayConfig) -> object:
+    """The body, bounded in bytes and time. Raises ApiError 400, 408, 413 or 415."""
+    if request.content_type not in ("application/json", "application/x-www-form-urlencoded", "application/octet-stream"):
+        raise ApiError(415, f"expected application/json, found {request.content_type[:100]!r}", "unsupported_media_type")
+    too_large = ApiError(413, f"expected a body of at most {config.max_body_bytes} bytes", "body_too_large")
+    if (request.content_length or 0) > config.max_body_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(config.body_timeout_s):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > config.max_body_bytes:
+                    raise too_large
+    except TimeoutError as exc:
+        text = f"the body did not arrive within {config.body_timeout_s:g} s"
+        raise ApiError(408, text, "body_timeout") from exc
+    except web.RequestPayloadError as exc:
+        raise ApiError(400, "the body does not follow HTTP", "invalid_body") from exc
+    if len(body) > 65536:
+        return await asyncio.to_thread(parse_json_untrusted, bytes(body))
+    return parse_json_untrusted(bytes(body))
