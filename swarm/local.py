@@ -24,13 +24,21 @@ from swarm.events import Notice, Report, silent
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a process runs: `prefix` goes before its command (`ip netns exec NAME`), `listen` is what it listens on."""
+
+    prefix: tuple[str, ...] = ()
+    listen: str = "127.0.0.1:0"
+
+
+@dataclass(frozen=True)
 class LocalSwarm:
     """What to start.
 
     `state`: folder for keys and logs, one sub-folder per node. `model`: as in `swarm join --model`; None for the
     default. `rtt_ms`, `jitter_ms`, `rate_mbit`: the emulated path in front of every node. `arguments`: further
-    words for every `swarm join`. `patience`: seconds to wait for a node to be ready, a download included.
-    `grace`: seconds that a node may take to leave after SIGTERM.
+    words for every `swarm join`. `places`: where the nodes run, in turn. `patience`: seconds to wait for a node to be
+    ready, a download included. `grace`: seconds that a node may take to leave after SIGTERM.
     """
 
     state: Path
@@ -40,6 +48,8 @@ class LocalSwarm:
     rate_mbit: float = 0.0
     arguments: tuple[str, ...] = ("--cpu", "--threads", "1")
     command: tuple[str, ...] = (sys.executable, "-m", "swarm")
+    places: tuple[Place, ...] = (Place(),)
+    requester: Place = Place()
     patience: float = 900.0
     grace: float = 10.0
 
@@ -124,7 +134,9 @@ class LocalRing:
         name = f"node-{self._made}"
         state = swarm.state / name
         state.mkdir(parents=True, exist_ok=True)
-        words = [*swarm.command, "join", "--json", "--no-lan", "--listen", "127.0.0.1:0", "--state", str(state)]
+        place = swarm.places[(self._made - 1) % len(swarm.places)]
+        words = [*place.prefix, *swarm.command, "join", "--json", "--no-lan", "--state", str(state)]
+        words += ["--listen", place.listen]
         words += ["--model", swarm.model] if swarm.model else []
         words += ["--swarm", self.invite] if self.nodes else []
         words += ["--layers", f"{layers[0]}:{layers[1]}"] if layers else []
@@ -168,7 +180,13 @@ class LocalRing:
         Raises `RunError` with the command's last line if it fails.
         """
         process = await asyncio.create_subprocess_exec(
-            *self.swarm.command, *arguments, "--json", stdin=DEVNULL, stdout=PIPE, stderr=PIPE
+            *self.swarm.requester.prefix,
+            *self.swarm.command,
+            *arguments,
+            "--json",
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
         )
         try:
             async with asyncio.timeout(timeout):
