@@ -117,7 +117,7 @@ def parse_invite_untrusted(text: object) -> Invite:
     if _check(packed) != check:
         raise InviteError("the invite was damaged on the way (checksum); copy it again, whole")
     try:
-        return _read(msgpack.unpackb(packed, raw=False, max_buffer_size=MAX_CHARS))
+        return _read(msgpack.unpackb(packed, raw=False))
     except InviteError:
         raise
     except (PeerError, ValueError, TypeError, RecursionError, msgpack.UnpackException) as exc:

@@ -171,7 +171,7 @@ def check_token(
     if token.once:
         if token.issuer != here:
             raise InviteError(
-                "an invite for one use is redeemed at the node that issued it; start that node or ask for a plain invite"
+                "an invite for one use is redeemed where it was issued; start that node or ask for a plain invite"
             )
         used = ledger.used.get(token.id)
         if used is not None and used[1] != node:

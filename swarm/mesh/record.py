@@ -152,7 +152,7 @@ def _open_untrusted(wire: object) -> tuple[bytes, bytes]:
 
 def _unpack_untrusted(data: bytes | bytearray | memoryview) -> Any:
     try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=True, max_buffer_size=MAX_RECORD_BYTES)
+        return msgpack.unpackb(data, raw=False, strict_map_key=True)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as exc:
         raise PeerError(f"a record is not msgpack: {type(exc).__name__}") from exc
 
