@@ -1,0 +1,65 @@
+"""What is declared, pinned and shipped agree with one another."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+
+
+def project() -> dict[str, Any]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        read: dict[str, Any] = tomllib.load(file)["project"]
+    return read
+
+
+def pins() -> dict[str, Version]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    found = {}
+    for line in lines:
+        name, equals, version = line.partition("==")
+        assert equals and re.fullmatch(r"[\w.!]+", version), f"not an exact public version: {line}"
+        found[canonicalize_name(name)] = Version(version)
+    return found
+
+
+def requirements() -> list[Requirement]:
+    extras = project()["optional-dependencies"]
+    return [Requirement(text) for text in [*project()["dependencies"], *extras["test"], *extras["plots"]]]
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_every_dependency_is_pinned_within_its_bounds(requirement: Requirement) -> None:
+    assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_extras_that_the_makefile_and_the_container_install_exist() -> None:
+    extras = set(project()["optional-dependencies"])
+    wanted = re.findall(r"EXTRAS := (\S+)", (ROOT / "Makefile").read_text())
+    assert {name for words in wanted for name in words.split(",")} <= extras
+    assert {"demo", "test", "gpu"} <= extras
+
+
+def test_every_package_is_declared_and_copied_into_the_container() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    copied = re.findall(r"^COPY (\w+) \w+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    let_through = re.findall(r"^!(\w+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert packages == set(copied) == set(let_through) - {"LICENSE"}
+
+
+def test_nested_packages_have_an_init_file() -> None:
+    bare = {
+        path.parent.relative_to(ROOT)
+        for package in ("swarm", "draft", "receipts")
+        for path in (ROOT / package).rglob("*.py")
+        if not (path.parent / "__init__.py").exists()
+    }
+    assert bare == set()
