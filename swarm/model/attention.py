@@ -1,0 +1,173 @@
+"""Attention over slots, for any transformers model that lets its attention function be replaced.
+
+The rows of several sessions pass through a block as one sequence [1, T, hidden]. Everything in a layer works row by
+row except attention; `attend` takes its place, writes the rows' keys and values into their sessions' slots and lets
+each row see what its frame says. Every attention module of a block carries the block's `Attending`, which holds the
+plan of the forward under way: no global, nothing threaded through models' keyword arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AttentionInterface
+
+from swarm.errors import ModelError
+from swarm.model.kvcache import SessionKV
+from swarm.model.rows import Rows
+
+NAME = "swarm_slots"
+"""What configs call this attention."""
+
+_IGNORED = {"dropout", "position_ids", "use_cache", "is_causal", "output_attentions", "cache_position"}
+_MASK_ROUND = 16
+"""Masked key ranges are rounded up to this many slots: GPU kernels want aligned masks."""
+
+
+@dataclass
+class JobPlan:
+    """How the rows of one job attend: which slots they write, which range [low, high) they read, and the masks."""
+
+    kv: SessionKV
+    rows: Rows
+    start: int
+    device: torch.device
+    dtype: torch.dtype
+    write: slice | torch.Tensor = field(init=False)
+    low: int = field(init=False)
+    high: int = field(init=False)
+    masks: dict[tuple[int | None, int], torch.Tensor | None] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows, scratch = self.rows, self.kv.layout.scratch
+        slots = rows.slot.astype(np.int64)
+        drafted = slots < scratch
+        self.kv.position[slots[drafted]] = rows.position[drafted]
+        first = int(slots[0])
+        if np.array_equal(slots, np.arange(first, first + len(slots))):
+            self.write = slice(first, first + len(slots))
+        else:
+            self.write = torch.from_numpy(slots).to(self.device)
+        used = np.flatnonzero(rows.ancestors.any(axis=0))
+        self.low = int(used[0]) * 8 if len(used) else scratch
+        self.high = scratch + int(rows.prefix.max())
+        if len(rows) > 1 or len(used):
+            self.high = min(self.low + -(-(self.high - self.low) // _MASK_ROUND) * _MASK_ROUND, self.kv.layout.slots)
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.rows)
+
+    def mask(self, window: int | None, groups: int) -> torch.Tensor | None:
+        """Additive mask [groups * n, high - low] in the block's dtype, the rows repeated `groups` times; None if all
+        is visible. Made once per forward and kind of layer."""
+        key = (window, groups)
+        if key not in self.masks:
+            self.masks[key] = self._make_mask(window, groups)
+        return self.masks[key]
+
+    def _make_mask(self, window: int | None, groups: int) -> torch.Tensor | None:
+        visible = self.visible(window)
+        if visible.all():
+            return None
+        hidden = torch.from_numpy(~visible).to(self.device)
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(hidden, float("-inf")).repeat(groups, 1)
+
+    def visible(self, window: int | None) -> NDArray[np.bool_]:
+        """[n, high - low]: may row i see slot low + j? Distance in positions must be under `window` if given."""
+        rows, scratch = self.rows, self.kv.layout.scratch
+        drafts = np.unpackbits(rows.ancestors, axis=1, bitorder="little").view(np.bool_)[:, self.low : scratch]
+        committed = np.arange(self.high - scratch)
+        seen = np.concatenate([drafts, committed < rows.prefix[:, None]], axis=1)
+        if window is not None:
+            place = np.concatenate([self.kv.position[self.low : scratch], committed])
+            seen &= rows.position[:, None].astype(np.int64) - place < window
+        return seen
+
+
+@dataclass
+class Call:
+    """One call of the attention function, as the trial forward at loading saw it."""
+
+    layer: int
+    key: tuple[int, ...]
+    value: tuple[int, ...]
+
+
+class Attending:
+    """What the attention modules of one block share: the jobs of the forward under way (one thread computes)."""
+
+    def __init__(self) -> None:
+        self.jobs: list[JobPlan] = []
+        self.trial: list[Call] | None = None
+
+
+def register_attention() -> None:
+    """Tell transformers of the function; needed before a block is built, harmless when repeated."""
+    AttentionInterface.register(NAME, attend)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [1, heads, T, dim], key and value [1, kv heads, T, dim] -> [1, T, heads, dim]. `attention_mask` is not
+    used: masks come from the rows. Raises ModelError for an argument that would change the result unseen."""
+    state, layer = getattr(module, "swarm_attending", None), getattr(module, "layer_idx", None)
+    # Flags (router logits and the like) are let pass; a number or tensor of unknown meaning is not.
+    odd = [name for name, item in others.items() if name not in _IGNORED and not isinstance(item, bool | None)]
+    if not isinstance(state, Attending) or not isinstance(layer, int) or odd:
+        found = f"arguments {', '.join(odd)}" if odd else "an attention module of unknown kind"
+        raise ModelError(f"{type(module).__name__} cannot be cut into blocks: {found}; use another architecture")
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    if state.trial is not None:
+        state.trial.append(Call(layer, tuple(key.shape), tuple(value.shape)))
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+    parts = [_attend_job(job, layer, query, key, value, scale, sliding_window, softcap) for job in state.jobs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None
+
+
+def _attend_job(
+    job: JobPlan,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """The job's rows of `attend`: writes their slots, then reads. Returns [1, n, heads, dim]."""
+    keys, values = job.kv.layer(layer)
+    one = slice(job.start, job.stop)
+    if isinstance(job.write, slice):
+        keys[:, job.write] = key[0, :, one]
+        values[:, job.write] = value[0, :, one]
+    else:
+        keys.index_copy_(1, job.write, key[0, :, one])
+        values.index_copy_(1, job.write, value[0, :, one])
+    heads, rows, dim = query.shape[1], job.stop - job.start, query.shape[3]
+    # Query heads that share a key head become rows of it, so that keys are never repeated in memory.
+    groups = heads // keys.shape[0]
+    asked = query[0, :, one].reshape(1, keys.shape[0], groups * rows, dim)
+    seen_k, seen_v = keys[None, :, job.low : job.high], values[None, :, job.low : job.high]
+    mask = job.mask(window, groups)
+    if softcap is None:
+        out = torch.nn.functional.scaled_dot_product_attention(asked, seen_k, seen_v, attn_mask=mask, scale=scale)
+    else:
+        scores = torch.tanh(torch.matmul(asked, seen_k.transpose(2, 3)) * scale / softcap) * softcap
+        scores = scores if mask is None else scores + mask
+        out = torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype), seen_v)
+    return out.reshape(1, heads, rows, -1).transpose(1, 2)

@@ -1,0 +1,141 @@
+"""A layer range as one callable: rows in, rows out.
+
+A block is a transformers model of the original class whose other layers were removed before any weight was loaded:
+the class is built on the meta device, pruned to the range, and only what is left is read. Layers keep their number in
+the whole model, so models whose layers depend on it (GPT-2 scaling, sparse steps, window patterns) stay right.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from swarm.model.attention import Attending, JobPlan
+from swarm.model.kvcache import KVShape, SessionKV
+from swarm.model.prune import Shape, cut, inner_model
+from swarm.model.rows import Commits, Rows
+
+
+@dataclass(frozen=True)
+class Job:
+    """One session's share of a forward.
+
+    kv      the session's slots; open over exactly the block's layers or more
+    commits applied before the rows
+    rows    checked by `rows.check_untrusted`
+    hidden  [n, hidden_size] from the stage before; None at the head, where rows.token counts
+    """
+
+    kv: SessionKV
+    commits: Commits
+    rows: Rows
+    hidden: torch.Tensor | None
+
+
+class Block:
+    """Layers [first, last) of a model.
+
+    head: first is 0, so it takes token ids. tail: last is n_layers, so it gives logits. One thread computes at a time.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: Shape,
+        attending: Attending,
+        kv_shapes: Sequence[KVShape],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.first, self.last, self.n_layers = shape.first, shape.last, shape.n_layers
+        self.head, self.tail = shape.first == 0, shape.last == shape.n_layers
+        self.hidden_size, self.vocab_size = shape.hidden_size, shape.vocab_size
+        self.device, self.dtype = device, dtype
+        self.kv_shapes = tuple(kv_shapes)
+        self._model, self._shape, self._attending = model, shape, attending
+
+    def view(self, first: int, last: int) -> Block:
+        """Layers [first, last) of this block, sharing its weights. Raises ValueError if it does not hold them."""
+        if not self.first <= first < last <= self.last:
+            raise ValueError(f"layers {first}:{last} of a block that holds {self.first}:{self.last}")
+        if (first, last) == (self.first, self.last):
+            return self
+        shape = self._shape.within(first, last)
+        model = _twin(self._model)
+        cut(model, shape, offset=self.first)
+        kv = self.kv_shapes[first - self.first : last - self.first]
+        return Block(model, shape, self._attending, kv, self.device, self.dtype)
+
+    @torch.inference_mode()
+    def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
+        """One forward over the rows of all jobs, in order.
+
+        Returns per job: at the tail float32 logits [rows with want, vocab_size]; elsewhere hidden rows
+        [n, hidden_size] in the block's dtype. Jobs of one session may share a forward when no later one commits a
+        slot that an earlier one writes; ValueError otherwise.
+        """
+        self._attending.jobs = plans = self._plan(jobs)
+        try:
+            rows = [job.rows for job in jobs]
+            position = np.concatenate([r.position for r in rows]).astype(np.int64)
+            inputs = {
+                "position_ids": torch.from_numpy(position[None]).to(self.device),
+                "use_cache": False,
+                **self._input(jobs),
+            }
+            if not self.tail:
+                hidden = inner_model(self._model)(**inputs).last_hidden_state[0]
+                return [hidden[plan.start : plan.stop] for plan in plans]
+            return self._logits(rows, inputs)
+        finally:
+            self._attending.jobs = []
+
+    def _logits(self, rows: Sequence[Rows], inputs: dict[str, object]) -> list[torch.Tensor]:
+        wanted = np.flatnonzero(np.concatenate([r.want for r in rows]))
+        if not len(wanted):
+            inner_model(self._model)(**inputs)
+            empty = torch.empty(0, self.vocab_size, dtype=torch.float32, device=self.device)
+            return [empty for _ in rows]
+        keep = torch.from_numpy(wanted).to(self.device)
+        logits = self._model(**inputs, logits_to_keep=keep).logits[0].float()
+        return list(logits.split([int(r.want.sum()) for r in rows]))
+
+    def _input(self, jobs: Sequence[Job]) -> dict[str, torch.Tensor]:
+        if self.head:
+            tokens = np.concatenate([job.rows.token for job in jobs]).astype(np.int64)
+            return {"input_ids": torch.from_numpy(tokens[None]).to(self.device)}
+        parts = [job.hidden for job in jobs if job.hidden is not None]
+        if len(parts) != len(jobs):
+            raise ValueError("a stage behind the head needs hidden rows")
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return {"inputs_embeds": hidden.to(self.device, self.dtype)[None]}
+
+    def _plan(self, jobs: Sequence[Job]) -> list[JobPlan]:
+        plans: list[JobPlan] = []
+        start = 0
+        for i, job in enumerate(jobs):
+            for other in jobs[:i]:
+                if other.kv is job.kv and np.isin(job.commits.slot, other.rows.slot).any():
+                    raise ValueError("a job commits slots that another job of the same forward still writes")
+            job.kv.commit(job.commits)
+            plans.append(JobPlan(job.kv, job.rows, start, self.device, self.dtype))
+            start += len(job.rows)
+        return plans
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """The same modules under a new top and a new inner model, so that these two can be cut without harm."""
+    twin = copy.copy(model)
+    twin.__dict__["_modules"] = dict(model._modules)
+    inner = inner_model(model)
+    for name, module in model._modules.items():
+        if module is inner:
+            fresh = copy.copy(inner)
+            fresh.__dict__["_modules"] = dict(inner._modules)
+            twin._modules[name] = fresh
+    return twin

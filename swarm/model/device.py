@@ -1,0 +1,109 @@
+"""Which device a node computes on, and what that hardware is called."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from swarm.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A device in words, for status, dashboard and receipts.
+
+    kind "cpu" or "cuda"; memory_bytes of the device (RAM for a CPU); cores of the CPU that this process may use;
+    threads that torch computes with; driver and uuid are empty where unknown.
+    """
+
+    kind: str
+    name: str
+    memory_bytes: int
+    cores: int
+    threads: int
+    driver: str = ""
+    uuid: str = ""
+
+
+def choose_device(gpu: int | None) -> torch.device:
+    """GPU `gpu`, or the CPU for None. Raises UsageError naming what there is when the GPU is absent."""
+    if gpu is None:
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not 0 <= gpu < count:
+        here = f"this machine has GPUs 0 to {count - 1}" if count else "this machine has no usable GPU"
+        raise UsageError(f"--gpu {gpu}: {here}; use --cpu{' or another number' if count else ''}")
+    return torch.device("cuda", gpu)
+
+
+def describe(device: torch.device) -> Hardware:
+    """The hardware behind a device."""
+    cores, threads = usable_cores(), torch.get_num_threads()
+    if device.type != "cuda":
+        return Hardware("cpu", _cpu_name(), psutil.virtual_memory().total, cores, threads)
+    properties = torch.cuda.get_device_properties(device)
+    uuid = str(getattr(properties, "uuid", ""))
+    return Hardware("cuda", properties.name, properties.total_memory, cores, threads, _driver(), uuid)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    with contextlib.suppress(AttributeError, OSError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a new block or session may take now, within a container's limit where there is one."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    limit = _cgroup_free()
+    return free if limit is None else min(free, limit)
+
+
+def _cgroup_free() -> int | None:
+    """What is left under the memory limit of this container (cgroup v2); None where there is no limit."""
+    base = Path("/sys/fs/cgroup")
+    try:
+        limit = (base / "memory.max").read_text().strip()
+        used = int((base / "memory.current").read_text())
+        stat = dict(line.split() for line in (base / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if limit == "max":
+        return None
+    return max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _driver() -> str:
+    """Version of the GPU driver, when the optional package that knows it is installed."""
+    try:
+        import pynvml
+    except ImportError:
+        return ""
+    nvml: Any = pynvml
+    try:
+        nvml.nvmlInit()
+        try:
+            version = nvml.nvmlSystemGetDriverVersion()
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError:
+        return ""
+    return version.decode() if isinstance(version, bytes) else str(version)

@@ -1,0 +1,36 @@
+"""In what precision a node computes."""
+
+from __future__ import annotations
+
+import torch
+
+from swarm.errors import UsageError
+
+_NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto", "float32" or "bfloat16" to a dtype. Auto takes bfloat16 where the device multiplies it natively (GPUs
+    since Ampere, CPUs with AVX512-BF16 or AMX), because elsewhere it is emulated and slower than float32.
+
+    Raises UsageError for another name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if computes_bfloat16(device) else torch.float32
+    if name not in _NAMES:
+        raise UsageError(f"--dtype must be auto, float32 or bfloat16, found {name}")
+    return _NAMES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32" for torch.float32, and so on."""
+    return str(dtype).removeprefix("torch.")
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device has native bfloat16 arithmetic."""
+    if device.type == "cuda":
+        return bool(torch.cuda.get_device_capability(device) >= (8, 0))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return False

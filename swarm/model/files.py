@@ -1,0 +1,57 @@
+"""Small file work that the store and the checkpoints share: digests, whole writes, bounded reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from swarm.errors import ModelError
+
+_CHUNK = 4 << 20
+
+
+def sha256_file(path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
+    """Hex SHA-256 of a file, read in chunks; `progress` gets the bytes done so far."""
+    digest = hashlib.sha256()
+    done = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(done)
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """A small file's bytes. Raises ModelError when it is missing or over `limit` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as exc:
+        raise ModelError(f"cannot read {path}: {exc.strerror}") from exc
+    if len(data) > limit:
+        raise ModelError(f"{path} is over {limit} bytes, which no model file of its kind is")
+    return data
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder/name`, where `name` comes from a file that somebody else wrote. Raises ModelError if it leads out."""
+    if not name or "\x00" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
+        raise ModelError(f"a file name in {folder} leads out of the folder: {name!r}")
+    return folder / name

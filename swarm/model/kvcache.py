@@ -1,0 +1,139 @@
+"""Keys and values by slot: sessions of fixed size out of one budget.
+
+A session's slots are laid out as rows.py says: scratch slots first, committed positions behind them. Nothing here
+knows of chains, trees or rollback; a slot is overwritten when a row names it. Attention reads only the range of slots
+that some row of the job sees, so a requester that hands out scratch slots from the highest one down keeps that range
+short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from swarm.errors import BusyError
+from swarm.model.rows import Commits, Layout
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """Keys and values of one layer: `heads` key/value heads of `dim` values each."""
+
+    heads: int
+    dim: int
+
+
+class HoldsLayers(Protocol):
+    """What a pool must know of a block."""
+
+    first: int
+    last: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def kv_shapes(self) -> Sequence[KVShape]: ...
+
+
+class KVPool:
+    """The key/value memory of a node. `used_bytes` counts whole sessions; a session never grows."""
+
+    def __init__(self, block: HoldsLayers, budget_bytes: int) -> None:
+        self.block = block
+        self.budget_bytes = budget_bytes
+        self.used_bytes = 0
+
+    def session_bytes(self, layout: Layout, first: int, last: int) -> int:
+        """Bytes that a session over layers [first, last) takes."""
+        shapes = self._shapes(first, last)
+        return sum(2 * s.heads * s.dim for s in shapes) * layout.slots * self.block.dtype.itemsize
+
+    def open(self, layout: Layout, first: int, last: int) -> SessionKV:
+        """A session over layers [first, last). Raises BusyError when the budget does not hold it now."""
+        need = self.session_bytes(layout, first, last)
+        left = self.budget_bytes - self.used_bytes
+        if need > left:
+            raise BusyError(
+                f"a session of {layout.slots} slots over layers {first}:{last} needs {need >> 20} MiB of key/value "
+                f"memory, {max(left, 0) >> 20} of {self.budget_bytes >> 20} are free; try later or ask for less context"
+            )
+        session = SessionKV(self, layout, first, self._shapes(first, last), need)
+        self.used_bytes += need
+        return session
+
+    def _shapes(self, first: int, last: int) -> Sequence[KVShape]:
+        if not self.block.first <= first < last <= self.block.last:
+            raise ValueError(f"layers {first}:{last} of a block that holds {self.block.first}:{self.block.last}")
+        return self.block.kv_shapes[first - self.block.first : last - self.block.first]
+
+
+class SessionKV:
+    """Keys and values of one session.
+
+    keys(layer), values(layer): [heads, slots, dim] in the block's dtype, zeros at first (a masked slot still takes
+    part in the sum with weight 0, and 0 times NaN would not be 0).
+    position: int64 [scratch], the position of the row that last wrote each scratch slot (for sliding windows).
+    """
+
+    def __init__(self, pool: KVPool, layout: Layout, first: int, shapes: Sequence[KVShape], nbytes: int) -> None:
+        self.layout = layout
+        self.first, self.last = first, first + len(shapes)
+        self.nbytes = nbytes
+        self.position: NDArray[np.int64] = np.zeros(layout.scratch, np.int64)
+        self._pool: KVPool | None = pool
+        device, dtype = pool.block.device, pool.block.dtype
+        self._stores: list[torch.Tensor] = []
+        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for shape, count in _runs(shapes):
+            store = _zeros((count, 2, shape.heads, layout.slots, shape.dim), dtype, device)
+            self._stores.append(store)
+            self._layers += [(store[i, 0], store[i, 1]) for i in range(count)]
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(keys, values) of a layer of the model, each [heads, slots, dim]; written in place."""
+        return self._layers[layer - self.first]
+
+    def commit(self, commits: Commits) -> None:
+        """Copy scratch slots to the committed positions they became. Rotation follows positions, so a copy is all."""
+        if not len(commits):
+            return
+        device = self._stores[0].device
+        source = torch.from_numpy(commits.slot.astype(np.int64)).to(device)
+        target = torch.from_numpy(commits.position.astype(np.int64) + self.layout.scratch).to(device)
+        for store in self._stores:
+            store.index_copy_(3, target, store.index_select(3, source))
+
+    def close(self) -> None:
+        """Give the memory back. Twice is once."""
+        if self._pool is not None:
+            self._pool.used_bytes -= self.nbytes
+            self._pool = None
+            self._stores, self._layers = [], []
+
+    @property
+    def closed(self) -> bool:
+        return self._pool is None
+
+
+def _runs(shapes: Sequence[KVShape]) -> list[tuple[KVShape, int]]:
+    """Equal shapes in a row, counted: one store each, so that a commit is one copy for nearly every model."""
+    runs: list[tuple[KVShape, int]] = []
+    for shape in shapes:
+        if runs and runs[-1][0] == shape:
+            runs[-1] = (shape, runs[-1][1] + 1)
+        else:
+            runs.append((shape, 1))
+    return runs
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU the kernel hands out the pages when they are written, so an unused context costs nothing."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    words = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, words)).view(dtype)

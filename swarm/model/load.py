@@ -1,0 +1,199 @@
+"""Building a block from a checkpoint: prune, read, check."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from swarm.errors import ModelError
+from swarm.events import Progress, Report, silent
+from swarm.model import attention
+from swarm.model.attention import Attending, Call
+from swarm.model.block import Block
+from swarm.model.checkpoint import Checkpoint
+from swarm.model.kvcache import KVShape
+from swarm.model.manifest import layer_of
+from swarm.model.prune import Shape, check_config, cut, inner_model, layer_list, unfit
+
+
+def load_block(
+    checkpoint: Checkpoint,
+    first: int,
+    last: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report = silent,
+) -> Block:
+    """Layers [first, last) of a model, ready to compute. Reads only their tensors.
+
+    Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
+    missing, of another shape than the config says, or not finite (by name).
+    """
+    manifest = checkpoint.manifest
+    manifest.check_range(first, last)
+    shape = Shape(first, last, manifest.n_layers, manifest.hidden_size, manifest.vocab_size)
+    kind = model_class(checkpoint.config, manifest.model)
+    config = copy.deepcopy(checkpoint.config)
+    if shape.last == shape.n_layers and shape.first > 0:
+        config.tie_word_embeddings = False  # the head is then read by itself; there is no embedding to share
+    part = _pruned_class(kind, shape)
+    with _quiet(), torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in _build(part, config).state_dict().items()}
+    state = _read_state(checkpoint, shape, expected, kind.base_model_prefix, dtype, report)
+    with _quiet():
+        model = _fill(part, config, state, manifest.model, dtype)
+    model.to(device).eval().requires_grad_(False)
+    attending = Attending()
+    for module in inner_model(model).modules():
+        if hasattr(module, "layer_idx"):
+            setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
+    kv = _try_once(model, shape, attending, device, dtype)
+    return Block(model, shape, attending, kv, device, dtype)
+
+
+def model_class(config: Any, model: str) -> type[Any]:
+    """The causal language model class of a config. Raises ModelError when there is none or it cannot be cut."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        raise ModelError(f"{model} is a {type(config).__name__}, not a causal language model; use one that is")
+    name = kind.__name__
+    check_config(config, name)
+    if not getattr(kind, "_supports_attention_backend", False):
+        raise unfit(name, "its attention function cannot be replaced")
+    if "logits_to_keep" not in inspect.signature(kind.forward).parameters:
+        raise unfit(name, "it cannot give logits for chosen rows")
+    return kind  # type: ignore[no-any-return]
+
+
+def _pruned_class(kind: type[Any], shape: Shape) -> type[Any]:
+    """The class again, pruned as soon as it is built: transformers then loads (and misses) only what is left."""
+
+    def init(self: Any, config: Any) -> None:
+        kind.__init__(self, config)
+        _, layers = layer_list(self, kind.__name__)
+        if len(layers) != shape.n_layers:
+            raise unfit(kind.__name__, f"it has {len(layers)} layers where its config says {shape.n_layers}")
+        cut(self, shape)
+
+    body: dict[str, Any] = {"__init__": init, "__module__": kind.__module__}
+    if shape.first > 0 or shape.last < shape.n_layers:
+        body["_tied_weights_keys"] = {}
+    return type(kind.__name__, (kind,), body)
+
+
+def _build(part: type[Any], config: Any) -> nn.Module:
+    attention.register_attention()
+    model: nn.Module = part._from_config(copy.deepcopy(config), attn_implementation=attention.NAME)
+    return model
+
+
+def _read_state(
+    checkpoint: Checkpoint,
+    shape: Shape,
+    expected: dict[str, torch.Size],
+    prefix: str,
+    dtype: torch.dtype,
+    report: Report,
+) -> dict[str, torch.Tensor]:
+    """Tensors under the names that the pruned model has for them."""
+    manifest = checkpoint.manifest
+    bare = not any(name.startswith(prefix + ".") for name in manifest.entries)  # saved without its head class
+    wanted: dict[int, list[tuple[str, str]]] = {}
+    for entry in manifest.layer_tensors(shape.first, shape.last):
+        name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
+        layer = layer_of(entry.name)
+        if layer is not None:
+            target = re.sub(rf"\.{layer}\.", f".{layer - shape.first}.", name, count=1)
+            wanted.setdefault(layer, []).append((entry.name, target))
+        elif name in expected:
+            wanted.setdefault(shape.first, []).append((entry.name, name))
+    if "lm_head.weight" in expected and not any(t == "lm_head.weight" for w in wanted.values() for _, t in w):
+        if checkpoint.config.tie_word_embeddings:
+            wanted.setdefault(shape.first, []).append((_embedding(checkpoint), "lm_head.weight"))
+    state: dict[str, torch.Tensor] = {}
+    total = shape.last - shape.first
+    report(Progress("load", manifest.model, 0, total, "layers"))
+    for done, layer in enumerate(range(shape.first, shape.last), 1):
+        for source, target in wanted.get(layer, ()):
+            tensor = checkpoint.read(source, dtype)
+            if target in expected and tensor.shape != expected[target]:
+                raise ModelError(
+                    f"{source} of {manifest.model} has shape {list(tensor.shape)}, its config says "
+                    f"{list(expected[target])}: config and weights are of different models"
+                )
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ModelError(f"{source} of {manifest.model} holds values that are not finite: pull it again")
+            state[target] = tensor
+        report(Progress("load", manifest.model, done, total, "layers"))
+    return state
+
+
+def _embedding(checkpoint: Checkpoint) -> str:
+    """Name of the input embedding's weight."""
+    known = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
+    for name in checkpoint.manifest.entries:
+        if layer_of(name) is None and known.search(name):
+            return name
+    raise ModelError(f"{checkpoint.manifest.model} has neither a head nor an embedding to share; is it complete?")
+
+
+def _fill(part: type[Any], config: Any, state: dict[str, torch.Tensor], model: str, dtype: torch.dtype) -> nn.Module:
+    try:
+        filled, info = part.from_pretrained(
+            None,
+            config=copy.deepcopy(config),
+            state_dict=state,
+            attn_implementation=attention.NAME,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, KeyError, TypeError) as exc:
+        raise ModelError(f"the weights of {model} do not fit its config: {str(exc).splitlines()[0]}") from exc
+    missing = sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]
+    if missing:
+        raise ModelError(f"{model} lacks {missing[0]} or has it in another shape ({len(missing)} such); pull it again")
+    return filled  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
+def _try_once(
+    model: nn.Module, shape: Shape, attending: Attending, device: torch.device, dtype: torch.dtype
+) -> list[KVShape]:
+    """Run two rows through, with attention watched: every layer must ask for it exactly once, in order."""
+    attending.trial = calls = list[Call]()
+    rows = torch.zeros(1, 2, shape.hidden_size, dtype=dtype, device=device)
+    place = torch.arange(2, device=device)[None]
+    name = type(model).__name__
+    try:
+        out = inner_model(model)(inputs_embeds=rows, position_ids=place, use_cache=False).last_hidden_state
+    finally:
+        attending.trial = None
+    if [call.layer for call in calls] != list(range(shape.first, shape.last)) or out.shape != rows.shape:
+        raise unfit(name, f"its layers asked for attention {len(calls)} times, expected once each")
+    if any(call.key != call.value or call.key[0] != 1 or call.key[2] != 2 for call in calls):
+        raise unfit(name, "its keys and values differ in shape")
+    return [KVShape(call.key[1], call.key[3]) for call in calls]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and reports off the terminal; what they would say is checked and raised here."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

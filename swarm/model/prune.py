@@ -1,0 +1,129 @@
+"""Cutting a transformers model to a layer range, and refusing by name what cannot be cut.
+
+A model fits when its inner model is: modules that turn ids into rows, one list of layers, modules that work row by
+row. Before the layers a missing part must be neutral for rows that come in ready (an embedding that is added becomes
+zeros, a norm becomes identity); behind them norms become identity; the head goes.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from swarm.errors import ModelError
+
+_LISTS = ("layers", "h", "blocks", "block")
+_KINDS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer range [first, last) of a model and the sizes of its rows."""
+
+    first: int
+    last: int
+    n_layers: int
+    hidden_size: int
+    vocab_size: int
+
+    def within(self, first: int, last: int) -> Shape:
+        return replace(self, first=first, last=last)
+
+
+class ZeroRows(nn.Module):
+    """In the place of an embedding that is added to rows which already hold it."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(1, device=ids.device)
+
+
+def inner_model(model: nn.Module) -> nn.Module:
+    """The part of a causal language model that turns rows into rows (`model.model`, `model.transformer`)."""
+    return getattr(model, str(model.base_model_prefix))  # type: ignore[no-any-return]
+
+
+def layer_list(model: nn.Module, name: str) -> tuple[str, nn.ModuleList]:
+    """Name and modules of the layers. Raises ModelError when the inner model is not built around one list."""
+    inner = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
+    lists = [] if inner is None else [(k, m) for k, m in inner.named_children() if isinstance(m, nn.ModuleList)]
+    if len(lists) != 1 or lists[0][0] not in _LISTS:
+        raise unfit(name, "its layers are not one list in its inner model")
+    return lists[0]
+
+
+def unfit(name: str, why: str) -> ModelError:
+    return ModelError(f"{name} cannot be cut into blocks: {why}; use another architecture, such as Llama or Qwen")
+
+
+def check_config(config: object, name: str) -> None:
+    """Refuse what the config already shows. Raises ModelError."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds <= _KINDS:
+        raise unfit(name, f"it has layers of kind {', '.join(sorted(kinds - _KINDS))}")
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise unfit(name, "it has an encoder")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise unfit(name, "its attention is not causal")
+    if getattr(config, "reorder_and_upcast_attn", False):
+        raise unfit(name, "it computes attention in an order of its own")
+
+
+def cut(model: nn.Module, shape: Shape, offset: int = 0) -> None:
+    """Keep layers [first, last) and the ends that the range reaches. Mutates the top and the inner model only.
+
+    offset: number of the first layer that `model` still has.
+    """
+    name = type(model).__name__
+    inner = inner_model(model)
+    listed, layers = layer_list(model, name)
+    inner._modules[listed] = nn.ModuleList(list(layers)[shape.first - offset : shape.last - offset])
+    names = [child for child, _ in inner.named_children()]
+    before, after = names[: names.index(listed)], names[names.index(listed) + 1 :]
+    if shape.first > 0:
+        for child in before:
+            _neutralise(inner, child, model, name)
+    if shape.last < shape.n_layers:
+        for child in after:
+            module = inner._modules[child]
+            if module is not None and _has_parameters(module):
+                if "norm" not in type(module).__name__.lower():
+                    raise unfit(name, f"{child} behind its layers is not a norm")
+                inner._modules[child] = nn.Identity()
+        for child, module in list(model.named_children()):
+            if module is not inner:
+                model._modules[child] = nn.Identity()
+    short: Any = _shorten(model.config, shape, offset)
+    model.config = inner.config = short
+
+
+def _neutralise(inner: nn.Module, child: str, model: nn.Module, name: str) -> None:
+    module = inner._modules[child]
+    if module is None or not _has_parameters(module):
+        return
+    kind = type(module).__name__.lower()
+    if module is model.get_input_embeddings():  # type: ignore[operator]
+        inner._modules[child] = nn.Identity()  # rows come as inputs_embeds, so it is never called
+    elif isinstance(module, nn.Embedding):
+        inner._modules[child] = ZeroRows()
+    elif "norm" in kind and "embed" in child:
+        inner._modules[child] = nn.Identity()
+    else:
+        raise unfit(name, f"{child} stands before its layers and is neither an embedding nor an embedding's norm")
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _shorten(config: Any, shape: Shape, offset: int) -> Any:
+    """The config with per-layer lists cut like the layers; forwards look things up by place in the list."""
+    short = copy.copy(config)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        short.layer_types = list(kinds)[shape.first - offset : shape.last - offset]
+    short.num_hidden_layers = shape.last - shape.first
+    return short

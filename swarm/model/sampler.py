@@ -1,0 +1,163 @@
+"""Drawing tokens: the same logits, seed and position give the same token everywhere.
+
+The token of position p is argmax(logits / temperature + g(seed, p)), where g is Gumbel noise made from a counter-based
+generator keyed by (seed, p). That is an exact draw from softmax(logits / temperature) (Gumbel 1954; the "Gumbel-max
+trick"), it does not depend on how rows were grouped into frames, and anybody who knows the seed can repeat it. The
+noise is always made on the CPU from the raw words of numpy's Philox (the stream that numpy promises to keep), so that
+stage, drafter and replay agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from swarm.errors import UsageError
+
+MAX_LOGPROBS = 20
+MAX_MARGIN = 1e9
+"""Reported where filters left one token."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    temperature         0 is greedy: the largest logit, ties to the smaller id
+    top_p               keep the fewest most probable tokens that reach this probability; 1 keeps all
+    top_k               keep this many; 0 keeps all
+    min_p               keep tokens at least this times as probable as the most probable; 0 keeps all
+    repetition_penalty  logits of tokens in the context are divided (if positive) or multiplied by it; 1 is off
+    seed                of the noise, 0 <= seed < 2**63
+    logprobs            how many of the most probable tokens to report
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        _need(0 <= self.temperature <= 100, "temperature", "0 to 100", self.temperature)
+        _need(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        _need(self.top_k >= 0, "top_k", "0 (all) or more", self.top_k)
+        _need(0 <= self.min_p <= 1, "min_p", "0 to 1", self.min_p)
+        _need(
+            0 < self.repetition_penalty <= 100, "repetition_penalty", "above 0 and at most 100", self.repetition_penalty
+        )
+        _need(0 <= self.seed < 2**63, "seed", "0 to 2**63 - 1", self.seed)
+        _need(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"0 to {MAX_LOGPROBS}", self.logprobs)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+def _need(holds: bool, name: str, expected: str, found: object) -> None:
+    if not holds:  # also for NaN, which no comparison holds for
+        raise UsageError(f"{name} must be {expected}, found {found}")
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A drawn token.
+
+    margin   how far its score was above the next one's, in logits (before division by the temperature when greedy);
+             near 0 means that rounding could have decided
+    logprob  of the token under the model (after repetition penalty, before temperature and filters)
+    top      the `Sampling.logprobs` most probable tokens and their logprobs
+    """
+
+    token: int
+    margin: float
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def gumbel(seed: int, position: int, vocab: int) -> NDArray[np.float32]:
+    """Noise float32 [vocab] for the token that is drawn at `position` of the sequence."""
+    words = np.random.Philox(key=np.array([seed, position], np.uint64)).random_raw(vocab)
+    uniform = ((words >> np.uint64(12)) + 0.5) * 2.0**-52  # strictly between 0 and 1: both logarithms are finite
+    noise: NDArray[np.float32] = (-np.log(-np.log(uniform))).astype(np.float32)
+    return noise
+
+
+def pick(
+    logits: torch.Tensor,
+    positions: Sequence[int],
+    sampling: Sampling,
+    contexts: Sequence[Iterable[int]] | None = None,
+) -> list[Picked]:
+    """Draw one token per row.
+
+    logits float32 [n, vocab]; positions[i] is the position of the token being drawn (the row's own plus one);
+    contexts[i] are the token ids before it, needed when the repetition penalty is not 1. Nothing is mutated.
+    """
+    if sampling.repetition_penalty != 1:
+        if contexts is None:
+            raise ValueError("a repetition penalty needs the contexts of the rows")
+        logits = _penalised(logits, contexts, sampling.repetition_penalty)
+    scores = logits if sampling.greedy else _perturbed(logits, positions, sampling)
+    two = scores.topk(min(2, scores.shape[-1]), dim=-1).values
+    chosen = scores.argmax(-1)
+    norm = torch.logsumexp(logits, -1)
+    tokens = chosen.tolist()
+    margins = (two[:, 0] - two[:, -1]).clamp(max=MAX_MARGIN).tolist()
+    logprobs = (logits.gather(1, chosen[:, None])[:, 0] - norm).tolist()
+    tops = _tops(logits, norm, sampling.logprobs)
+    return [Picked(*item) for item in zip(tokens, margins, logprobs, tops, strict=True)]
+
+
+def _perturbed(logits: torch.Tensor, positions: Sequence[int], sampling: Sampling) -> torch.Tensor:
+    scaled = filtered(logits / sampling.temperature, sampling)
+    noise = np.stack([gumbel(sampling.seed, int(p), logits.shape[-1]) for p in positions])
+    return scaled + torch.from_numpy(noise).to(logits.device)
+
+
+def filtered(scaled: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Logits [n, vocab], already divided by the temperature, with -inf for what top-k, then top-p, then min-p drop.
+
+    Of equal logits the smaller ids are kept first. The most probable token always stays.
+    """
+    vocab = scaled.shape[-1]
+    use_k, use_p = 0 < sampling.top_k < vocab, sampling.top_p < 1
+    if use_k or use_p:
+        values, order = scaled.sort(dim=-1, descending=True, stable=True)
+        drop = torch.zeros_like(values, dtype=torch.bool)
+        if use_k:
+            drop[:, sampling.top_k :] = True
+            values = values.masked_fill(drop, -math.inf)
+        if use_p:
+            probability = values.softmax(-1)
+            drop |= probability.cumsum(-1) - probability >= sampling.top_p  # reached before this one
+            drop[:, 0] = False
+        scaled = scaled.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -math.inf)
+    if sampling.min_p > 0:
+        best = scaled.max(-1, keepdim=True).values
+        scaled = scaled.masked_fill(scaled < best + math.log(sampling.min_p), -math.inf)
+    return scaled
+
+
+def _penalised(logits: torch.Tensor, contexts: Sequence[Iterable[int]], penalty: float) -> torch.Tensor:
+    logits = logits.clone()
+    for row, context in zip(logits, contexts, strict=True):
+        seen = torch.tensor(sorted(set(context)), dtype=torch.long, device=logits.device)
+        values = row[seen]
+        row[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    return logits
+
+
+def _tops(logits: torch.Tensor, norm: torch.Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
+    if not count:
+        return [()] * len(logits)
+    values, ids = logits.topk(min(count, logits.shape[-1]), dim=-1)
+    values = values - norm[:, None]
+    return [tuple(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
