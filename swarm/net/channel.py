@@ -1,0 +1,428 @@
+"""A channel: authenticated, encrypted, ordered messages between two identities over one connected socket.
+
+The event loop does all the work in small pieces: reading takes a few records per turn, writing at most a few and
+only while the kernel takes them, so neither a large frame nor a fast peer holds the loop. Nothing here starts a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+
+from swarm.errors import PeerError
+from swarm.net.address import Address
+from swarm.net.handshake import MAGIC, PREAMBLE, VERSION, ChannelKeys, Established, Handshake, check_preamble_untrusted
+from swarm.net.lanes import Chunk, Inbox, Outbox
+from swarm.net.limits import Limits
+from swarm.net.message import Body, Envelope, pack_header, unpack_untrusted
+from swarm.net.nodeid import NodeId, short_id
+from swarm.net.ping import PingRun, PingSeries
+from swarm.net.record import LENGTH_BYTES, MAX_PLAINTEXT, TAG_BYTES, Opener, Sealer
+from swarm.net.sockets import read_exactly, remote_address, write_all
+
+CHUNK_BYTES = 32 * 1024
+"""Plaintext of one record: what a small frame may have to wait for."""
+READ_BYTES = 128 * 1024
+TURN_BYTES = 256 * 1024
+"""Sealed in one turn of the event loop before others get theirs."""
+MAX_REASON_CHARS = 200
+_LENGTH_MAX = TAG_BYTES + MAX_PLAINTEXT
+
+
+async def open_channel(
+    sock: socket.socket,
+    keys: ChannelKeys,
+    limits: Limits,
+    *,
+    initiator: bool,
+    expect: NodeId | None = None,
+    head: bytes = b"",
+) -> Channel:
+    """Shake hands over a connected, non-blocking socket and return the channel; it owns the socket from then on.
+
+    `head` holds the bytes that were read already (the responder's, at most the preamble). Raises PeerError within
+    `limits.handshake_seconds`, with the socket closed.
+    """
+    try:
+        async with asyncio.timeout(limits.handshake_seconds):
+            established = await _shake_hands(sock, Handshake(keys, initiator, expect), initiator, head)
+        channel = Channel(established, limits, dialled=initiator, address=remote_address(sock))
+        await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
+        channel.pause_reading()
+    except TimeoutError as exc:
+        sock.close()
+        raise PeerError(f"the handshake was not finished within {limits.handshake_seconds:g} s") from exc
+    except BaseException:
+        sock.close()
+        raise
+    return channel
+
+
+async def _shake_hands(sock: socket.socket, handshake: Handshake, initiator: bool, head: bytes) -> Established:
+    preamble = PREAMBLE.pack(MAGIC, VERSION)
+    first = preamble
+    if not initiator:
+        theirs = head + await read_exactly(sock, PREAMBLE.size - len(head))
+        try:
+            check_preamble_untrusted(theirs)
+        except PeerError:
+            if theirs.startswith(MAGIC):
+                await write_all(sock, preamble)  # lets the other side say which version it met
+            raise
+    mine = initiator
+    answered = not initiator
+    while handshake.established is None:
+        if mine:
+            await write_all(sock, first + handshake.write())
+            first = b""
+        else:
+            if not answered:
+                check_preamble_untrusted(await read_exactly(sock, PREAMBLE.size))
+                answered = True
+            handshake.read_untrusted(await read_exactly(sock, handshake.next_bytes))
+        mine = not mine
+    return handshake.established
+
+
+class Channel(asyncio.BufferedProtocol):
+    """One end. Set `on_message` and `on_closed`, then call `start`; until then nothing is read.
+
+    `closed_reason` is None while the channel lives.
+    """
+
+    def __init__(self, established: Established, limits: Limits, dialled: bool, address: Address) -> None:
+        self.remote = established.remote
+        self.instance = established.instance
+        self.hash = established.hash
+        self.dialled = dialled
+        self.address = address
+        self.opened_at = time.monotonic()
+        self.closed_reason: str | None = None
+        self.on_message: Callable[[Envelope, int], None] = lambda envelope, size: None
+        self.on_closed: Callable[[], None] = lambda: None
+        self.seen_ping: PingSeries | None = None
+        self.sent_bytes = 0
+        self.received_bytes = 0
+        self._limits = limits
+        self._remote_message_bytes = established.message_bytes
+        self._sealer = Sealer(established.send_key)
+        self._opener = Opener(established.receive_key)
+        self._outbox = Outbox(2 * established.message_bytes)
+        self._inbox = Inbox(limits)
+        self._control: deque[bytes] = deque()
+        self._plain = bytearray(CHUNK_BYTES)
+        self._read_buffer = bytearray(READ_BYTES)
+        self._filled = 0
+        self._transport: asyncio.Transport | None = None
+        self._write_paused = False
+        self._read_paused = False
+        self._pump_due = False
+        self._leaving: str | None = None
+        self._bye_sent = False
+        self._bye_seen = False
+        self._ping: tuple[PingRun, asyncio.Future[PingSeries]] | None = None
+        self._seen_run: PingRun | None = None
+        self._room = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_heard = self._last_sent = time.monotonic()
+        self._warm_bytes: list[int] = []
+
+    # -- for the owner
+
+    def start(self) -> None:
+        """Begin to read; `on_message` is called from now on."""
+        self._last_heard = time.monotonic()
+        self.resume_reading()
+        self._tick()
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of messages that have not been sealed yet."""
+        return self._outbox.queued_bytes
+
+    def post(self, envelope: Envelope, level: int, flow: Hashable) -> None:
+        """Queue one message: level 0 (urgent) to 3 (bulk), in order within `flow`. Raises PeerError."""
+        if self.closed_reason is not None or self._leaving is not None:
+            raise PeerError(self.closed_reason or self._leaving or "closed")
+        header = pack_header(envelope)
+        body = envelope.message.body
+        size = len(header) + memoryview(body).nbytes
+        if size > self._remote_message_bytes or len(header) > self._limits.header_bytes:
+            raise PeerError(
+                f"message {envelope.message.kind!r} of {size} bytes (header {len(header)}) is over the "
+                f"{self._remote_message_bytes} that node {short_id(self.remote)} takes"
+            )
+        self._outbox.put(flow, level, header, body)
+        self._pump()
+
+    async def room(self) -> None:
+        """Wait until no more than `limits.queue_bytes` are queued. Raises PeerError when the channel is closed."""
+        while self.queued_bytes > self._limits.queue_bytes and self.closed_reason is None:
+            self._room.clear()
+            await self._room.wait()
+        self._check_open()
+
+    async def flush(self) -> None:
+        """Wait until every queued message was sealed and given to the kernel. Raises PeerError when closed."""
+        while (self.queued_bytes or self._control or self._write_paused) and self.closed_reason is None:
+            self._room.clear()
+            await self._room.wait()
+        self._check_open()
+
+    async def ping(self, count: int) -> PingSeries:
+        """Run one ping-pong-ping series; a second caller joins the one under way. Raises PeerError when closed."""
+        self._check_open()
+        if self._ping is None:
+            run = PingRun(Chunk.PROBE)
+            self._ping = (run, asyncio.get_running_loop().create_future())
+            self._control.append(run.start(count, _now_us()))
+            self._pump()
+        return await asyncio.shield(self._ping[1])
+
+    def warm(self, burst_bytes: int) -> Callable[[], None]:
+        """Keep the congestion window open with padding while nothing else is sent; call the result to end it."""
+        self._warm_bytes.append(burst_bytes)
+        self._tick()
+        done = False
+
+        def release() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                self._warm_bytes.remove(burst_bytes)
+
+        return release
+
+    def pause_reading(self) -> None:
+        """Stop reading: the peer's messages wait in the kernel, then on its side."""
+        self._read_paused = True
+        if self._transport is not None and self.closed_reason is None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._read_paused = False
+        self._last_heard = time.monotonic()
+        if self._transport is not None and self.closed_reason is None:
+            self._transport.resume_reading()
+
+    def leave(self, reason: str) -> None:
+        """Send what is queued, then a goodbye; the channel closes when the other side has said goodbye as well."""
+        if self._leaving is None and self.closed_reason is None:
+            self._leaving = reason[:MAX_REASON_CHARS]
+            self._pump()
+
+    def close(self, reason: str) -> None:
+        """Close now; what the kernel already has may still arrive. A second call changes nothing."""
+        self._end(reason, at_once=True)
+
+    def _end(self, reason: str, at_once: bool) -> None:
+        if self.closed_reason is not None:
+            return
+        self.closed_reason = reason
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            if at_once:
+                self._transport.abort()
+            else:
+                self._transport.close()
+        if self._ping is not None:
+            self._ping[1].set_exception(PeerError(reason))
+            self._ping[1].exception()  # seen, also where nobody waits any more
+            self._ping = None
+        self._room.set()
+        self._closed.set()
+        self.on_closed()
+
+    async def wait_closed(self) -> None:
+        await self._closed.wait()
+
+    def _check_open(self) -> None:
+        if self.closed_reason is not None:
+            raise PeerError(self.closed_reason)
+
+    # -- asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(f"the connection broke: {exc}" if exc else "the other side went away")
+
+    def eof_received(self) -> None:
+        self.close("the other side went away")
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._pump()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._read_buffer)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._filled += nbytes
+        self.received_bytes += nbytes
+        self._last_heard = time.monotonic()
+        try:
+            self._read_records()
+        except PeerError as exc:
+            self.close(str(exc))
+
+    def _read_records(self) -> None:
+        """Open every whole record in the buffer and move the rest to its front."""
+        start = 0
+        with memoryview(self._read_buffer) as view:
+            while self._filled - start >= LENGTH_BYTES and self.closed_reason is None:
+                length = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
+                if not TAG_BYTES < length <= _LENGTH_MAX:
+                    raise PeerError(f"expected a record of {TAG_BYTES + 1} to {_LENGTH_MAX} bytes, found {length}")
+                end = start + LENGTH_BYTES + length
+                if end > self._filled:
+                    break
+                self._take_record_untrusted(self._opener.open_untrusted(view[start + LENGTH_BYTES : end]))
+                start = end
+            rest = self._filled - start
+            if start and rest:
+                view[:rest] = view[start : self._filled]
+        self._filled = rest
+
+    def _take_record_untrusted(self, record: bytes) -> None:
+        kind = record[0]
+        if kind == Chunk.PAD:
+            return
+        if kind == Chunk.BYE:
+            text = record[1 : 1 + 4 * MAX_REASON_CHARS].decode("utf-8", "replace")
+            self._bye_seen = True
+            self.leave("".join(c for c in text if c.isprintable()) or "the other side left")
+            self._end_if_done()
+            return
+        if self._bye_seen:
+            raise PeerError("expected nothing after a goodbye, found a record")
+        if kind == Chunk.PROBE:
+            self._take_probe_untrusted(record)
+            return
+        complete = self._inbox.take_untrusted(record)
+        if complete is not None:
+            header, body = complete
+            self.on_message(unpack_untrusted(header, body, self._limits), len(header) + len(body))
+
+    def _take_probe_untrusted(self, record: bytes) -> None:
+        now = _now_us()
+        if self._ping is not None and record[1:9] == self._ping[0].id:
+            run, waiting = self._ping
+            answer = run.take_untrusted(record, now)
+            if run.result is not None:
+                self._ping = None
+                waiting.set_result(run.result)
+        else:
+            if self._seen_run is None:
+                self._seen_run = PingRun(Chunk.PROBE)
+            run = self._seen_run
+            answer = run.take_untrusted(record, now)
+            if run.result is not None:
+                self.seen_ping, self._seen_run = run.result, None
+        if answer is not None:
+            self._control.append(answer)
+            self._pump()
+
+    # -- sending
+
+    def _pump(self) -> None:
+        """Seal and write while the kernel takes it, at most TURN_BYTES in one turn of the event loop."""
+        if self._pump_due or self._transport is None:
+            return
+        turn = 0
+        while not self._write_paused and not self._bye_sent and self.closed_reason is None:
+            if turn >= TURN_BYTES:
+                self._pump_due = True
+                asyncio.get_running_loop().call_soon(self._pump_again)
+                break
+            batch = self._next_batch()
+            if not batch:
+                break
+            turn += len(batch)
+            self.sent_bytes += len(batch)
+            self._last_sent = time.monotonic()
+            self._transport.write(batch)
+        if not self._room.is_set():
+            self._room.set()
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._bye_sent and self._bye_seen and self._leaving is not None:
+            self._end(self._leaving, at_once=False)
+
+    def _pump_again(self) -> None:
+        self._pump_due = False
+        self._pump()
+
+    def _next_batch(self) -> bytes:
+        """Sealed records, together about one chunk: one long record or several short ones."""
+        parts: list[bytes] = []
+        total = 0
+        while total < CHUNK_BYTES // 2:
+            plaintext = self._next_plaintext()
+            if plaintext is None:
+                break
+            sealed = self._sealer.seal(plaintext)
+            parts += (len(sealed).to_bytes(LENGTH_BYTES, "big"), sealed)
+            total += LENGTH_BYTES + len(sealed)
+        return b"".join(parts)
+
+    def _next_plaintext(self) -> Body | None:
+        if self._control:
+            return self._control.popleft()
+        parts = self._outbox.next_chunk(CHUNK_BYTES)
+        if parts is None:
+            if self._leaving is None or self._bye_sent or self.queued_bytes:
+                return None
+            self._bye_sent = True
+            return bytes((Chunk.BYE,)) + self._leaving.encode("utf-8")
+        end = 0
+        plain = self._plain
+        for part in parts:
+            start, end = end, end + len(part)
+            plain[start:end] = part
+        return memoryview(plain)[:end]
+
+    # -- time
+
+    def _tick(self) -> None:
+        """Heartbeat, keep-warm padding and the silence deadline."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.closed_reason is not None:
+            return
+        now = time.monotonic()
+        if now - self._last_heard > self._limits.silence_seconds and not self._read_paused:
+            self.close(f"nothing was heard for {self._limits.silence_seconds:g} s")
+            return
+        interval = WARM_SECONDS if self._warm_bytes else self._limits.heartbeat_seconds
+        idle = not (self.queued_bytes or self._control or self._write_paused or self._bye_sent)
+        if idle and now - self._last_sent >= interval * 0.9:
+            self._pad(max(self._warm_bytes, default=1))
+        self._timer = asyncio.get_running_loop().call_later(interval, self._tick)
+
+    def _pad(self, count: int) -> None:
+        while count > 0:
+            size = min(count, CHUNK_BYTES)
+            self._control.append(bytes(size))  # Chunk.PAD is zero
+            count -= size
+        self._pump()
+
+
+WARM_SECONDS = 0.1
+"""Below the shortest retransmission timeout (200 ms), after which Linux forgets an idle window (RFC 2861)."""
+
+
+def _now_us() -> int:
+    return time.perf_counter_ns() // 1000

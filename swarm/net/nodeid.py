@@ -1,0 +1,61 @@
+"""Names of nodes: a node is its Ed25519 public key, 32 raw bytes everywhere inside the program."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TypeAlias
+
+from nacl.exceptions import BadSignatureError, CryptoError
+from nacl.signing import VerifyKey
+
+from swarm.errors import PeerError
+
+NodeId: TypeAlias = bytes
+"""32 raw bytes of an Ed25519 public key."""
+
+NODE_ID_BYTES = 32
+SIGNATURE_BYTES = 64
+TEXT_CHARS = 52
+SHORT_CHARS = 8
+
+
+def id_text(node: NodeId) -> str:
+    """The full text form: 52 characters of lower-case base32 (RFC 4648) without padding."""
+    return base64.b32encode(node).decode("ascii").rstrip("=").lower()
+
+
+def short_id(node: NodeId) -> str:
+    """The first 8 characters of `id_text`: for people, never for a decision."""
+    return id_text(node)[:SHORT_CHARS]
+
+
+def parse_id_untrusted(text: object) -> NodeId:
+    """Read the text form. Raises PeerError unless it is exactly what `id_text` writes."""
+    if not isinstance(text, str) or len(text) != TEXT_CHARS:
+        raise PeerError(f"expected a node id of {TEXT_CHARS} base32 characters, found {str(text)[:60]!r}")
+    try:
+        node = base64.b32decode(text.upper() + "====")
+    except (binascii.Error, ValueError) as exc:
+        raise PeerError(f"expected a node id in base32, found {text!r}") from exc
+    if id_text(node) != text:
+        raise PeerError(f"expected a node id in its one canonical form, found {text!r}")
+    return node
+
+
+def check_id_untrusted(value: object) -> NodeId:
+    """`value` as a node id if it is 32 bytes; raises PeerError otherwise."""
+    if not isinstance(value, bytes | bytearray) or len(value) != NODE_ID_BYTES:
+        raise PeerError(f"expected a node id of {NODE_ID_BYTES} bytes, found {type(value).__name__}")
+    return bytes(value)
+
+
+def verify(node: NodeId, signature: bytes, data: bytes) -> bool:
+    """Whether `signature` (64 bytes, Ed25519, RFC 8032) over `data` was made by `node`. Never raises."""
+    if len(node) != NODE_ID_BYTES or len(signature) != SIGNATURE_BYTES:
+        return False
+    try:
+        VerifyKey(node).verify(data, signature)
+    except (BadSignatureError, CryptoError, ValueError):
+        return False
+    return True

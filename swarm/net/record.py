@@ -1,0 +1,60 @@
+"""Records: what travels after the handshake.
+
+A record on the wire is a 16-bit big-endian length and that many bytes of ChaCha20-Poly1305 ciphertext, with the
+Noise transport nonce (four zero bytes and a 64-bit little-endian counter) and no associated data. The cipher is
+driven through `cryptography` directly because it takes views and copies nothing; a test holds it against the Noise
+library's own transport.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from swarm.errors import PeerError
+
+TAG_BYTES = 16
+LENGTH_BYTES = 2
+MAX_CIPHERTEXT = 65535
+MAX_PLAINTEXT = MAX_CIPHERTEXT - TAG_BYTES
+LAST_NONCE = 2**64 - 2
+"""2^64 - 1 is reserved by Noise for rekeying."""
+
+_NONCE = struct.Struct("<4xQ")
+
+
+class Sealer:
+    """Encrypts the records of one direction, each nonce once."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = ChaCha20Poly1305(key)
+        self._nonce = 0
+
+    def seal(self, plaintext: bytes | bytearray | memoryview) -> bytes:
+        """The record's ciphertext, without its length. Raises PeerError when the nonces are used up."""
+        if self._nonce > LAST_NONCE:
+            raise PeerError("the keys of this channel are used up; connect again")
+        sealed = self._cipher.encrypt(_NONCE.pack(self._nonce), plaintext, None)
+        self._nonce += 1
+        return sealed
+
+
+class Opener:
+    """Decrypts the records of one direction in order; anything replayed, reordered or changed is refused."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = ChaCha20Poly1305(key)
+        self._nonce = 0
+
+    def open_untrusted(self, ciphertext: bytes | bytearray | memoryview) -> bytes:
+        """The record's plaintext. Raises PeerError unless it is the very next record of the peer."""
+        if self._nonce > LAST_NONCE:
+            raise PeerError("the keys of this channel are used up; connect again")
+        try:
+            plaintext = self._cipher.decrypt(_NONCE.pack(self._nonce), ciphertext, None)
+        except InvalidTag as exc:
+            raise PeerError("a record was changed, replayed or reordered on the way; the connection is closed") from exc
+        self._nonce += 1
+        return plaintext

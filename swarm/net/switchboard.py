@@ -1,0 +1,279 @@
+"""The switchboard: listens, dials, admits, and owns every peer and every task of the network layer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from swarm.errors import PeerError, UsageError
+from swarm.net.address import Address
+from swarm.net.channel import Channel, open_channel
+from swarm.net.handshake import MAGIC, ChannelKeys, Signer
+from swarm.net.limits import Limits
+from swarm.net.nodeid import NodeId, short_id
+from swarm.net.peer import Handler, Peer
+from swarm.net.sockets import connect, listening_socket, read_exactly, remote_address
+
+log = logging.getLogger(__name__)
+
+_VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC", b"PRI ")
+_SNIFF_BYTES = 4
+_FULL_PAUSE_SECONDS = 0.1
+
+
+class Switchboard:
+    """All connections of one node. Use as `async with`; leaving it says goodbye to every peer.
+
+    `handlers`: what to do with each kind of message. `http`: makes the asyncio protocol that takes over a connection
+    which begins like HTTP (an aiohttp `web.Server`). `refuse`: given a node id, the reason to turn it away, or None.
+    `opened` and `closed` are told of each peer.
+    """
+
+    def __init__(
+        self,
+        identity: Signer,
+        handlers: Mapping[str, Handler] | None = None,
+        limits: Limits | None = None,
+        *,
+        http: Callable[[], asyncio.Protocol] | None = None,
+        refuse: Callable[[NodeId], str | None] = lambda node: None,
+        opened: Callable[[Peer], None] = lambda peer: None,
+        closed: Callable[[Peer], None] = lambda peer: None,
+    ) -> None:
+        self.id: NodeId = identity.id
+        self.limits = limits or Limits()
+        self.http = http
+        self._handlers: dict[str, Handler] = dict(handlers or {})
+        self._keys = ChannelKeys.make(identity, self.limits.message_bytes)
+        self._refuse, self._opened, self._closed = refuse, opened, closed
+        self._peers: dict[NodeId, Peer] = {}
+        self._arrivals: dict[NodeId, asyncio.Future[Peer]] = {}
+        self._dials: dict[NodeId, asyncio.Task[None]] = {}
+        self._listeners: list[socket.socket] = []
+        self._pending: dict[asyncio.Task[None], str] = {}
+        self._pending_hosts: Counter[str] = Counter()
+        self._group = asyncio.TaskGroup()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving = False
+
+    @property
+    def instance(self) -> bytes:
+        """8 random bytes that name this life of the node."""
+        return self._keys.instance
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+        await self._group.__aexit__(None, None, None)
+
+    async def aclose(self, reason: str = "that node left") -> None:
+        """Stop listening, say goodbye to every peer, and end every task."""
+        self._leaving = True
+        await asyncio.gather(*(peer.close(reason) for peer in self.peers()))
+        for task in list(self._tasks):
+            task.cancel()
+        for sock in self._listeners:
+            sock.close()
+        self._listeners.clear()
+
+    def handle(self, kind: str, handler: Handler) -> None:
+        """Add the handler of one kind. Raises UsageError if there is one already."""
+        if kind in self._handlers:
+            raise UsageError(f"messages of kind {kind!r} have a handler already")
+        self._handlers[kind] = handler
+
+    def peers(self) -> list[Peer]:
+        """The peers that are connected now."""
+        return list(self._peers.values())
+
+    def get(self, node: NodeId) -> Peer | None:
+        """The connected peer `node`, or None."""
+        return self._peers.get(node)
+
+    async def listen(self, host: str, port: int) -> Address:
+        """Listen on host:port (port 0: any); returns what was bound. Raises UsageError when it cannot be had."""
+        sock = listening_socket(host, port)
+        self._listeners.append(sock)
+        self.spawn(self._accept(sock))
+        name = sock.getsockname()
+        return name[0], name[1]
+
+    async def peer(self, node: NodeId, addresses: Sequence[Address], timeout: float = 10.0) -> Peer:
+        """The connected peer `node`, dialled at `addresses` if it is not connected. Raises PeerError.
+
+        Callers at the same time share one dial; a connection that `node` makes meanwhile counts as well.
+        """
+        present = self._peers.get(node)
+        if present is not None:
+            return present
+        if node == self.id:
+            raise PeerError("a node cannot be its own peer")
+        arrival = self._arrivals.get(node)
+        if arrival is None:
+            arrival = self._arrivals[node] = asyncio.get_running_loop().create_future()
+            arrival.add_done_callback(lambda future: self._arrivals.pop(node, None))
+        if node not in self._dials:
+            dial = self._dials[node] = self.spawn(self._dial(node, tuple(addresses), timeout))
+            dial.add_done_callback(lambda task: self._dials.pop(node, None))
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(arrival)
+        except TimeoutError as exc:
+            raise PeerError(f"node {short_id(node)} was not reached within {timeout:g} s") from exc
+
+    async def adopt(self, sock: socket.socket, *, initiator: bool, expect: NodeId | None, edge: str) -> Peer:
+        """Make a peer of a socket that was connected some other way (hole punching, relay). Raises PeerError."""
+        channel = await open_channel(sock, self._keys, self.limits, initiator=initiator, expect=expect)
+        return self._admit(channel, edge)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` as a task of this switchboard; a failure is logged and harms nothing else."""
+        task = self._group.create_task(_guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- dialling
+
+    async def _dial(self, node: NodeId, addresses: Sequence[Address], timeout: float) -> None:
+        try:
+            sock, _ = await connect(addresses, timeout)
+            await self.adopt(sock, initiator=True, expect=node, edge="direct")
+        except PeerError as exc:
+            arrival = self._arrivals.get(node)
+            if arrival is not None and not arrival.done():
+                arrival.set_exception(exc)
+                arrival.exception()  # seen, also where every caller has stopped waiting
+
+    # -- accepting
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as exc:  # out of descriptors: wait for some to be given back
+                log.warning("cannot accept a connection: %s", exc.strerror or exc)
+                await asyncio.sleep(_FULL_PAUSE_SECONDS)
+                continue
+            host = remote_address(sock)[0]
+            self._make_room(host)
+            task = self.spawn(self._welcome(sock))
+            self._pending[task] = host
+            self._pending_hosts[host] += 1
+            task.add_done_callback(self._forget_pending)
+
+    def _make_room(self, host: str) -> None:
+        """Close the oldest unauthenticated connection of `host`, or of all, when there is one too many."""
+        if self._pending_hosts[host] >= self.limits.pending_per_host:
+            next(task for task, other in self._pending.items() if other == host).cancel()
+        elif len(self._pending) >= self.limits.pending:
+            next(iter(self._pending)).cancel()
+
+    def _forget_pending(self, task: asyncio.Task[None]) -> None:
+        host = self._pending.pop(task)
+        self._pending_hosts[host] -= 1
+        if not self._pending_hosts[host]:
+            del self._pending_hosts[host]
+
+    async def _welcome(self, sock: socket.socket) -> None:
+        """From an accepted socket to a peer, or to the HTTP server, within the handshake deadline."""
+        try:
+            async with asyncio.timeout(self.limits.handshake_seconds):
+                head = await read_exactly(sock, _SNIFF_BYTES)
+                if head in _VERBS and self.http is not None:
+                    await self._hand_to_http(sock, head)
+                    return
+                if not MAGIC.startswith(head):
+                    raise PeerError("expected a wanswarm node or HTTP, found another protocol")
+                channel = await open_channel(sock, self._keys, self.limits, initiator=False, head=head)
+            self._admit(channel, "direct")
+        except (PeerError, TimeoutError) as exc:
+            log.debug("a connection from %s was closed: %s", remote_address(sock)[0], exc)
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _hand_to_http(self, sock: socket.socket, head: bytes) -> None:
+        """Read the whole request head here, where the deadline and the size bound hold, then hand over."""
+        assert self.http is not None
+        loop = asyncio.get_running_loop()
+        while b"\r\n\r\n" not in head:
+            if len(head) > self.limits.idle_http_header_bytes:
+                raise PeerError("the head of an HTTP request is too long")
+            try:
+                piece = await loop.sock_recv(sock, 4096)
+            except OSError as exc:
+                raise PeerError("the connection broke") from exc
+            if not piece:
+                raise PeerError("the connection ended within an HTTP request")
+            head += piece
+        inner = self.http()
+        await loop.connect_accepted_socket(lambda: _HeadFirst(inner, head), sock)
+
+    def _admit(self, channel: Channel, edge: str) -> Peer:
+        """Make a peer of an authenticated channel, or refuse it with a goodbye. Raises PeerError then."""
+        node = channel.remote
+        reason = self._refuse(node)
+        present = self._peers.get(node)
+        if self._leaving:
+            reason = "that node is leaving"
+        elif reason is None and present is None and len(self._peers) >= self.limits.peers:
+            reason = f"busy: that node has {self.limits.peers} peers already"
+        if reason is not None:
+            channel.start()
+            channel.leave(reason)
+            asyncio.get_running_loop().call_later(1.0, channel.close, reason)
+            raise PeerError(f"node {short_id(node)} was refused: {reason}")
+        if present is not None and present.is_rival(channel):
+            present.settle(channel, edge, self.id)
+            return present
+        if present is not None:
+            present.drop("replaced by a newer connection of the same node")
+        peer = Peer(channel, edge, self._handlers, self.limits, self.spawn)
+        peer.on_closed = self._on_closed
+        self._peers[node] = peer
+        if channel.closed_reason is not None:
+            self._on_closed(peer)
+            raise PeerError(channel.closed_reason)
+        arrival = self._arrivals.get(node)
+        if arrival is not None and not arrival.done():
+            arrival.set_result(peer)
+        self._opened(peer)
+        return peer
+
+    def _on_closed(self, peer: Peer) -> None:
+        if self._peers.get(peer.id) is peer:
+            del self._peers[peer.id]
+        self._closed(peer)
+
+
+class _HeadFirst(asyncio.Protocol):
+    """Gives `inner` the connection and, before anything else, the bytes that were read already."""
+
+    def __init__(self, inner: asyncio.Protocol, head: bytes) -> None:
+        self._inner, self._head = inner, head
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_protocol(self._inner)
+        self._inner.connection_made(transport)
+        self._inner.data_received(self._head)
+
+
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:
+        log.exception("a task of the network layer failed")
