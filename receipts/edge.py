@@ -1,0 +1,153 @@
+"""What one end of an edge keeps during a run: a Merkle tree over what crossed, and its own round-trip times.
+
+Hashing is off the critical path: small frames are hashed at once (SHA-256 runs at more than 1 GB/s), large ones and
+those that are also stored go to a thread in order. The lists never grow with the run: the tree keeps O(log n) hashes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+from receipts.closing import MAX_SAMPLES, RttSeries
+from receipts.codec import decode_untrusted, encode
+from receipts.errors import ReceiptError, Refusal
+from receipts.merkle import Accumulator, leaf_hash
+from receipts.salt import Secret
+
+Buffer = bytes | bytearray | memoryview
+Keep = Callable[[int, Buffer, Buffer], None]
+"""Store frame `seq` (head, body): called in order, in the hashing thread."""
+
+INLINE_BYTES = 32 << 10
+
+
+def frame_leaf(seq: int, head: Buffer, body: Buffer) -> bytes:
+    """Leaf hash of one frame: data is seq (8 bytes, big-endian), length of head (4 bytes), head, body."""
+    return leaf_hash(struct.pack(">QI", seq, len(head)), head, body)
+
+
+def rtt_series(samples_us: Sequence[int]) -> RttSeries:
+    """Summarise round-trip times (microseconds, in the order measured); keeps 64 of them, the least among them."""
+    count = len(samples_us)
+    if not count:
+        return RttSeries(0, 0, 0, ())
+    least = min(samples_us)
+    kept = list(samples_us)
+    if count > MAX_SAMPLES:
+        kept = [samples_us[index * count // MAX_SAMPLES] for index in range(MAX_SAMPLES)]
+        if least not in kept:
+            kept[-1] = least
+    return RttSeries(count, least, int(statistics.median(samples_us)), tuple(kept))
+
+
+class EdgeLog:
+    """One end ("sender" or "receiver") of edge `index`.
+
+    Call `frame` for every frame as it crosses, in order, with the same head and body bytes at both ends; buffers must
+    not be changed afterwards. Call `ping` with each measured round trip. Not thread-safe: one event loop calls it.
+    `executor` hashes large frames beside the compute; without one everything is hashed at once.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        end: str,
+        sender: str,
+        receiver: str,
+        salt: bytes,
+        executor: Executor | None = None,
+        keep: Keep | None = None,
+    ) -> None:
+        self.index = index
+        self.end = end
+        self.sender = sender
+        self.receiver = receiver
+        self.link = "direct"
+        self.frames = 0
+        self.bytes = 0
+        self.observed: Secret | None = None
+        self.other_rtt: RttSeries | None = None
+        self._own_rtt: RttSeries | None = None
+        self._samples: list[int] = []
+        self._executor = executor
+        self._keep = keep
+        self._tree = Accumulator()
+        self._tree.add(leaf_hash(salt))
+        self._pending: deque[tuple[int, Buffer, Buffer]] = deque()
+        self._draining = False
+        self._changed = threading.Condition()
+
+    def frame(self, seq: int, head: Buffer, body: Buffer = b"") -> None:
+        """Count and hash one frame as it crosses the edge; `body` is the tensor as sent, after wire quantisation."""
+        size = len(head) + len(body)
+        self.frames += 1
+        self.bytes += size
+        executor = self._executor
+        if executor is None or (size <= INLINE_BYTES and self._keep is None and not self._draining):
+            self._add(seq, head, body)
+            return
+        with self._changed:
+            self._pending.append((seq, head, body))
+            start, self._draining = not self._draining, True
+        if start:
+            executor.submit(self._drain)
+
+    def ping(self, rtt_us: int) -> None:
+        """One round trip that this end measured (its own nonce came back), in microseconds."""
+        self._samples.append(rtt_us)
+
+    def see(self, address: str, salt: bytes) -> None:
+        """The other end's address as this end sees it, "host:port"; only its salted digest is signed."""
+        self.observed = Secret("address", salt, address)
+
+    def root(self) -> str:
+        """Hex Merkle root over what crossed so far; waits for the hashing thread."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._draining)
+        return self._tree.root().hex()
+
+    def own_rtt(self) -> RttSeries:
+        """This end's series; fixed by the first call, since the other end signs the same numbers."""
+        if self._own_rtt is None:
+            self._own_rtt = rtt_series(self._samples)
+        return self._own_rtt
+
+    def half(self) -> dict[str, Any]:
+        """What the other end needs in order to sign this edge: this end's round-trip times. Plain data, under 1 KB."""
+        rtt: dict[str, Any] = encode(self.own_rtt())
+        return rtt
+
+    def settle_untrusted(self, half: Any) -> None:
+        """Take the other end's `half`. Raises ReceiptError when it is malformed."""
+        if not isinstance(half, Mapping):
+            raise ReceiptError(Refusal.SHAPE, f"edge {self.index}: the other end's half is {type(half).__name__}")
+        self.other_rtt = decode_untrusted(RttSeries, _with_lists(half), f"edge {self.index}")
+
+    def _add(self, seq: int, head: Buffer, body: Buffer) -> None:
+        self._tree.add(frame_leaf(seq, head, body))
+        if self._keep is not None:
+            self._keep(seq, head, body)
+
+    def _drain(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    if not self._pending:
+                        return
+                    entry = self._pending.popleft()
+                self._add(*entry)
+        finally:
+            with self._changed:
+                self._draining = False
+                self._changed.notify_all()
+
+
+def _with_lists(half: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Message codecs may give tuples where JSON has lists."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in half.items()}

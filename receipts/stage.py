@@ -1,0 +1,279 @@
+"""A stage's record of one run and epoch: it accepts when the ring opens and accounts for itself when it closes.
+
+Nothing here does I/O or reads a clock. Headers are plain dicts (bytes, integers, strings, lists) that the ring carries
+in its own messages; see `docs/receipts.md` for the order of messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from receipts.closing import Edge, End, RttSeries, Span, Tail
+from receipts.edge import EdgeLog, Keep
+from receipts.errors import ReceiptError, Refusal
+from receipts.opening import Accept, Hardware, Order, PlannedStage, Replan, Software
+from receipts.salt import Secret, derive
+from receipts.sign import Envelope
+from receipts.statement import Author, Statement, signed_statement_untrusted
+from receipts.tail import TailLog
+
+Header = dict[str, Any]
+MAX_RING = 128
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the `open` message says: the order, this epoch's plan, and the run's secret (32 bytes, never signed)."""
+
+    order: Order
+    order_digest: str
+    requester: str
+    epoch: int
+    plan_digest: str
+    plan: tuple[PlannedStage, ...]
+    first_position: int
+    """Position of the first token that this epoch draws."""
+    secret: bytes
+
+    def edge_ends(self, index: int) -> tuple[str, str]:
+        """Keys of sender and receiver of edge `index` (0: requester to head, len(plan): tail to requester)."""
+        keys = [self.requester, *(stage.node for stage in self.plan), self.requester]
+        return keys[index], keys[index + 1]
+
+    def edge_log(self, index: int, end: str, executor: Executor | None, keep: Keep | None) -> EdgeLog:
+        sender, receiver = self.edge_ends(index)
+        salt = derive(self.secret, "edge", self.epoch, index)
+        return EdgeLog(index, end, sender, receiver, salt, executor, keep)
+
+    def token_salt(self) -> bytes:
+        return derive(self.secret, "tokens")
+
+    def part_of(self, key: str) -> int:
+        """Index in the plan of the stage with this key. Raises ReceiptError(PLAN)."""
+        for index, stage in enumerate(self.plan):
+            if stage.node == key:
+                return index
+        raise ReceiptError(Refusal.PLAN, f"node {key[:16]} has no part in the plan of epoch {self.epoch}")
+
+
+def opening_untrusted(header: Mapping[str, Any]) -> Opening:
+    """Read the receipt part of an `open` message; signatures checked. Raises ReceiptError."""
+    secret = header.get("secret")
+    if not isinstance(secret, bytes) or len(secret) != 32:
+        raise ReceiptError(Refusal.SHAPE, "open: the run's secret is not 32 bytes")
+    _, statement = signed_statement_untrusted(header.get("order"))
+    order = statement.body
+    if not isinstance(order, Order):
+        raise ReceiptError(Refusal.PAYLOAD_TYPE, f"open: expected an order, found {order.kind}")
+    opening = Opening(
+        order, statement.digest, statement.signer, 0, statement.digest, order.plan, order.prompt_tokens, secret
+    )
+    if header.get("replan") is None:
+        return opening
+    _, again = signed_statement_untrusted(header["replan"])
+    replan = again.body
+    if not isinstance(replan, Replan):
+        raise ReceiptError(Refusal.PAYLOAD_TYPE, f"open: expected a replan, found {replan.kind}")
+    if again.signer != opening.requester or again.about["order"] != opening.order_digest:
+        raise ReceiptError(Refusal.FOREIGN, "open: the replan belongs to another order")
+    return replace(
+        opening,
+        epoch=replan.epoch,
+        plan_digest=again.digest,
+        plan=replan.plan,
+        first_position=replan.position,
+    )
+
+
+class StageRecord:
+    """One node's part in one epoch of one run.
+
+    `inbound` and `outbound` are its edges, `tail` the log of drawn tokens (only at the last stage, else None).
+    `earlier` is the record of the epoch before when this node took part in it; its END is signed with the last one's.
+    Raises ReceiptError when the order does not give this node a part, or names another manifest.
+    """
+
+    def __init__(
+        self,
+        author: Author,
+        opening: Opening,
+        *,
+        manifest: str,
+        executor: Executor | None = None,
+        keep_inbound: Keep | None = None,
+        keep_outbound: Keep | None = None,
+        earlier: StageRecord | None = None,
+    ) -> None:
+        index = opening.part_of(author.id)
+        if opening.order.model.manifest != manifest:
+            raise ReceiptError(
+                Refusal.MANIFEST, f"order is for manifest {opening.order.model.manifest[:16]}, here is {manifest[:16]}"
+            )
+        self.author = author
+        self.opening = opening
+        self.part = opening.plan[index]
+        self.earlier = earlier
+        self.run: int = earlier.run if earlier is not None else author.begin_run()
+        self.inbound = opening.edge_log(index, "receiver", executor, keep_inbound)
+        self.outbound = opening.edge_log(index + 1, "sender", executor, keep_outbound)
+        self.tail = TailLog() if index == len(opening.plan) - 1 else None
+        self.secrets: list[Secret] = []
+        self._frames = 0
+        self._rows = 0
+        self._compute_us = 0
+        self._positions: tuple[int, int] | None = None
+        self._until = 0
+
+    def accept(
+        self,
+        header: Header,
+        *,
+        nonce: bytes,
+        time_us: int,
+        weights: str,
+        software: Software,
+        hardware: Hardware,
+        secrets: Sequence[Secret] = (),
+    ) -> Header:
+        """Sign this stage's ACCEPT and append it to the `open` header, which goes on to the next stage.
+
+        `nonce` is 32 fresh random bytes, `time_us` Unix time, `weights` the manifest's digest of these layers.
+        `secrets` are the hardware values that stand in `hardware` as salted digests.
+        """
+        self.secrets.extend(secrets)
+        body = Accept(
+            self.opening.epoch,
+            self.opening.plan_digest,
+            self.part.first,
+            self.part.last,
+            nonce.hex(),
+            time_us,
+            weights,
+            software,
+            hardware,
+        )
+        return header | {"accepts": [*envelopes_of(header, "accepts"), self._issue(body).to_bytes()]}
+
+    def computed(self, rows: int, first: int, last: int, compute_us: int) -> None:
+        """One frame was computed: `rows` rows at positions [first, last), in `compute_us` microseconds."""
+        self._frames += 1
+        self._rows += rows
+        self._compute_us += compute_us
+        low, high = self._positions or (first, last)
+        self._positions = (min(low, first), max(high, last))
+
+    def closing_untrusted(self, header: Mapping[str, Any]) -> Header:
+        """Handle `close` from upstream: returns the reply to it. Then send `close_header()` downstream."""
+        until = header.get("until")
+        if type(until) is not int or not 0 <= until < 2**32:
+            raise ReceiptError(Refusal.SHAPE, "close: `until` is not a position")
+        self._until = until
+        self.inbound.settle_untrusted(header.get("half"))
+        return {"half": self.inbound.half()}
+
+    def close_header(self) -> Header:
+        """The `close` header for the next stage (or, from the tail, for the requester)."""
+        return {"until": self._until, "half": self.outbound.half()}
+
+    def closed_untrusted(self, reply: Mapping[str, Any]) -> None:
+        """Handle the reply to `close_header()`."""
+        self.outbound.settle_untrusted(reply.get("half"))
+
+    def collect(self, header: Mapping[str, Any]) -> Header:
+        """Handle `collect`: append this stage's statements; the result goes on to the next stage or the requester."""
+        signed: list[Envelope] = []
+        drawn: list[Header] = list(header.get("drawn", []))
+        epochs: list[StageRecord] = [self]
+        while (past := epochs[0].earlier) is not None:
+            epochs.insert(0, past)
+        for past, newer in pairwise(epochs):
+            # What a failed epoch drew beyond the next plan's start was never kept.
+            signed += past._account(drawn, min(newer.opening.first_position, self._until), interrupted=True)
+        signed += [self._issue(self._edge(self.inbound)), self._issue(self._edge(self.outbound))]
+        signed += self._account(drawn, self._until, interrupted=False)
+        envelopes = [*envelopes_of(header, "envelopes"), *(envelope.to_bytes() for envelope in signed)]
+        return dict(header) | {"envelopes": envelopes, "drawn": drawn}
+
+    def _account(self, drawn: list[Header], until: int, interrupted: bool) -> list[Envelope]:
+        opening = self.opening
+        end = End(
+            opening.epoch,
+            opening.plan_digest,
+            self.part.first,
+            self.part.last,
+            self.inbound.root(),
+            self.outbound.root(),
+            self._frames,
+            self._rows,
+            Span(*self._positions) if self._positions is not None else None,
+            self._compute_us,
+            interrupted,
+        )
+        signed = [self._issue(end)]
+        if self.tail is not None:
+            kept = self.tail.drawn(opening.first_position, until)
+            drawn.append(kept.as_json())
+            body = Tail(
+                opening.epoch,
+                opening.plan_digest,
+                opening.first_position,
+                len(kept.tokens),
+                kept.root(opening.token_salt()),
+                self.tail.answers,
+                self.tail.span_us,
+            )
+            signed.append(self._issue(body))
+        return signed
+
+    def _edge(self, log: EdgeLog) -> Edge:
+        if log.observed is not None:
+            self.secrets.append(log.observed)
+        return edge_statement(self.opening, log)
+
+    def _issue(self, body: Accept | Edge | End | Tail) -> Envelope:
+        return self.author.issue(self.run, {"order": self.opening.order_digest}, body)
+
+
+def edge_statement(opening: Opening, log: EdgeLog) -> Edge:
+    """This end's EDGE. Raises ReceiptError(MISSING) when the other end's half never came."""
+    if log.other_rtt is None:
+        raise ReceiptError(Refusal.MISSING, f"edge {log.index}: the other end sent no round-trip times")
+    ends: tuple[RttSeries, RttSeries] = (log.own_rtt(), log.other_rtt)
+    sender_rtt, receiver_rtt = ends if log.end == "sender" else ends[::-1]
+    return Edge(
+        opening.epoch,
+        opening.plan_digest,
+        log.index,
+        log.end,
+        log.sender,
+        log.receiver,
+        log.link,
+        sender_rtt,
+        receiver_rtt,
+        log.frames,
+        log.bytes,
+        log.root(),
+        log.observed.digest if log.observed is not None else None,
+    )
+
+
+def envelopes_of(header: Mapping[str, Any], name: str) -> list[bytes]:
+    """The list of envelopes in a peer's header, bounded. Raises ReceiptError."""
+    value = header.get(name, [])
+    if not isinstance(value, list | tuple) or len(value) > MAX_RING * 16:
+        raise ReceiptError(Refusal.SHAPE, f"{name}: not a list of envelopes")
+    if not all(isinstance(item, bytes) for item in value):
+        raise ReceiptError(Refusal.SHAPE, f"{name}: an envelope is not bytes")
+    return list(value)
+
+
+def checked(data: Any, opening: Opening) -> tuple[Envelope, Statement]:
+    """One envelope of this run from a peer: signature and order checked. Raises ReceiptError."""
+    envelope, statement = signed_statement_untrusted(data)
+    if statement.about.get("order") != opening.order_digest:
+        raise ReceiptError(Refusal.FOREIGN, f"{statement.body.kind} of {statement.signer[:16]} is of another run")
+    return envelope, statement
