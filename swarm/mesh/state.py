@@ -1,0 +1,328 @@
+"""The words of the membership protocol: what a node knows, what may happen to it, what it then wants done.
+
+Nothing here acts. `swarm.mesh.apply` turns a state and an event into the next state and actions; `swarm.mesh.gossip`
+turns messages into events and actions into messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from swarm.mesh.latency import Coordinate
+from swarm.mesh.membership import Revocation
+from swarm.mesh.record import KEY_BYTES, NodeRecord
+from swarm.mesh.table import Held, Table
+from swarm.net.nodeid import NodeId
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Limits and rhythms. Seconds unless said otherwise.
+
+    links           neighbours that a node seeks; most_links: it politely leaves some beyond these
+    records         most records kept, graves included
+    grave           how long a record that ended is remembered, so that it cannot come back
+    sync            between two comparisons of digests
+    wait            how long a wanted record is waited for before another neighbour is asked
+    news_per_s      records that one neighbour may bring per second unasked, news_burst at once
+    asks_per_s      records that one neighbour is asked for per second, asks_burst at once: bounds new names
+    blames          suspicions that one node may utter in a minute
+    redial          before a node that could not be dialled is tried again
+    ban             how long a neighbour that broke the rules is turned away
+    """
+
+    links: int = 8
+    most_links: int = 20
+    records: int = 20_000
+    grave: float = 600.0
+    sync: float = 15.0
+    wait: float = 3.0
+    news_per_s: float = 5.0
+    news_burst: float = 50.0
+    asks_per_s: float = 500.0
+    asks_burst: float = 25_000.0
+    blames: int = 20
+    redial: float = 15.0
+    ban: float = 300.0
+
+
+def refresh_s(members: int) -> float:
+    """Seconds between an idle node's records: 10 in a small swarm, more where every record costs everybody."""
+    return min(300.0, max(10.0, members * 0.03))
+
+
+def ttl_s(members: int) -> int:
+    """Seconds that a record lives: three refreshes."""
+    return round(3 * refresh_s(members))
+
+
+def round_s(members: int) -> float:
+    """Seconds between two rounds (`Tick`): news waits for half a round on average."""
+    return min(1.0, max(0.1, members / 1000))
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """`reporter` could not reach the node with key `target` at the record `version`; `wire` proves who says so."""
+
+    target: int
+    version: int
+    reporter: NodeId
+    wire: bytes = b""
+
+    @property
+    def name(self) -> tuple[int, int, int]:
+        """How gossip names it: target, version, first 8 bytes of the reporter."""
+        return self.target, self.version, int.from_bytes(self.reporter[:KEY_BYTES], "big")
+
+
+Hint = tuple[int, int]
+"""Key and version of a record that somebody has."""
+Blame = tuple[int, int, int]
+"""`Suspicion.name` of a suspicion that somebody has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A connected member, as of second `at`.
+
+    `news`: records it may bring unasked; `asks`: records it may be asked for; `due`: records it was asked for and may
+    bring. `strikes`: times that it went beyond.
+    """
+
+    node: NodeId
+    news: float
+    asks: float
+    at: float
+    due: int = 0
+    strikes: int = 0
+
+    def later(self, bounds: Bounds, now: float) -> Neighbour:
+        """With the allowances that `now` gives."""
+        span = max(0.0, now - self.at)
+        news = min(bounds.news_burst, self.news + span * bounds.news_per_s)
+        asks = min(bounds.asks_burst, self.asks + span * bounds.asks_per_s)
+        return replace(self, news=news, asks=asks, at=max(now, self.at))
+
+
+@dataclass(frozen=True)
+class State:
+    """What a node knows of its swarm.
+
+    wanted    key -> (version, second until which an answer is awaited)
+    news      keys of records to tell neighbours of, each with the neighbour it came from
+    blamed    target key -> suspicions of its present version; rumours: suspicions to tell of
+    uttered   reporter -> (count, second the minute began)
+    shunned   node -> second until which it is not dialled; banned: not listened to either
+    checking  nodes that were lost without a goodbye and are being dialled
+    raised    highest version of ours that a process unknown to us has used
+    coordinate of this node, for choosing near neighbours
+    """
+
+    node: NodeId
+    own: Held | None = None
+    table: Table = field(default_factory=Table)
+    links: Mapping[NodeId, Neighbour] = field(default_factory=dict)
+    wanted: Mapping[int, tuple[int, float]] = field(default_factory=dict)
+    news: tuple[tuple[Held, NodeId], ...] = ()
+    blamed: Mapping[int, tuple[Suspicion, ...]] = field(default_factory=dict)
+    rumours: tuple[tuple[Suspicion, NodeId], ...] = ()
+    uttered: Mapping[NodeId, tuple[int, float]] = field(default_factory=dict)
+    revoked: Mapping[bytes, Revocation] = field(default_factory=dict)
+    shunned: Mapping[NodeId, float] = field(default_factory=dict)
+    banned: Mapping[NodeId, float] = field(default_factory=dict)
+    checking: frozenset[NodeId] = frozenset()
+    coordinate: Coordinate = field(default_factory=Coordinate)
+    ticks: int = 0
+    next_sync: float = 0.0
+    raised: int = -1
+    bounds: Bounds = field(default_factory=Bounds)
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """This node made a new record of itself."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A member said hello, or answered ours."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Unlinked:
+    """A neighbour is gone; `polite`: it said goodbye, or we did."""
+
+    peer: NodeId
+    polite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    """A node could not be reached at any of its addresses."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class HintsHeard:
+    """A neighbour says what it has."""
+
+    peer: NodeId
+    hints: tuple[Hint, ...]
+    blames: tuple[Blame, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WantHeard:
+    """A neighbour asks for records and suspicions by name."""
+
+    peer: NodeId
+    keys: tuple[int, ...]
+    blames: tuple[Blame, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaHeard:
+    """A neighbour brings records (signatures checked), suspicions (checked) and revocations (checked)."""
+
+    peer: NodeId
+    records: tuple[Held, ...]
+    suspicions: tuple[Suspicion, ...] = ()
+    revocations: tuple[Revocation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DigestHeard:
+    """A neighbour says how its table looks."""
+
+    peer: NodeId
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """This node's coordinate changed."""
+
+    coordinate: Coordinate
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """This node revoked an invite."""
+
+    revocation: Revocation
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A round passed."""
+
+
+Event = (
+    Published
+    | Linked
+    | Unlinked
+    | DialFailed
+    | HintsHeard
+    | WantHeard
+    | DeltaHeard
+    | DigestHeard
+    | Moved
+    | Revoked
+    | Tick
+)
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class SendHints:
+    peer: NodeId
+    hints: tuple[Hint, ...]
+    blames: tuple[Blame, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SendWant:
+    peer: NodeId
+    keys: tuple[int, ...]
+    blames: tuple[Blame, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SendDelta:
+    peer: NodeId
+    records: tuple[Held, ...]
+    suspicions: tuple[Suspicion, ...] = ()
+    revocations: tuple[Revocation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SendDigest:
+    peer: NodeId
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Connect to the node of `record` and say hello; `check`: to see whether it still lives."""
+
+    record: NodeRecord
+    check: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Say goodbye to a neighbour: there are enough."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Expel:
+    """Close the connection to a neighbour that broke the rules, and say why in the log."""
+
+    peer: NodeId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accuse:
+    """Sign a suspicion of this record and hear it as one's own."""
+
+    target: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Publish a new record of this node with a version above `above`."""
+
+    above: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Something that `members` shows is different: a record, or who is suspected."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """Another process runs with this node's key; `yield_`: it was there first, so this one has to stop."""
+
+    record: NodeRecord
+    yield_: bool
+
+
+Action = SendHints | SendWant | SendDelta | SendDigest | Dial | Leave | Expel | Accuse | Refresh | Changed | Clash
