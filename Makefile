@@ -47,7 +47,7 @@ bench: .venv/.bench
 	@touch $@
 
 .venv/.demo:  EXTRAS := demo
-.venv/.test:  EXTRAS := demo,test
+.venv/.test:  EXTRAS := demo,test,plots
 .venv/.bench: EXTRAS := demo,plots
 
 clean:
