@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = ("--gpu", str(arguments.gpu)) if arguments.gpu is not None else ("--cpu",)
     with reporter(json_lines=False) as report:
         store = ModelStore(models)
-        n_layers = store.show(arguments.model or SHIPPED, report).n_layers
+        n_layers = store.open(arguments.model or SHIPPED, (0, 1), report).manifest.n_layers
         swarm = LocalSwarm(
             state=state_dir(arguments) / "bench",
             model=arguments.model,

@@ -1,0 +1,107 @@
+"""Options that many commands share, and turning them into configuration."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from swarm.config import DEFAULT_MODEL, MemberConfig
+from swarm.errors import UsageError
+
+
+def add_member_options(parser: argparse.ArgumentParser) -> None:
+    """--swarm, --no-lan, --state, --models: every process of a swarm has them."""
+    group = parser.add_argument_group("the swarm")
+    group.add_argument(
+        "--swarm",
+        metavar="INVITE",
+        help="invite text, or a file that holds it (default: the swarm on the LAN, then the one used last)",
+    )
+    group.add_argument("--no-lan", action="store_true", help="neither announce nor look on the local network")
+    add_folders(group)
+
+
+def add_folders(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """--state and --models."""
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="identity, peers, receipts (default: the user's state folder)"
+    )
+    parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="model files, shared by all nodes of this machine (default: the user's cache folder)",
+    )
+
+
+def state_dir(arguments: argparse.Namespace) -> Path:
+    """Where this process keeps its state."""
+    import platformdirs
+
+    given: Path | None = arguments.state
+    return given if given is not None else platformdirs.user_state_path("wanswarm")
+
+
+def models_dir(arguments: argparse.Namespace) -> Path:
+    """Where model files lie."""
+    import platformdirs
+
+    given: Path | None = arguments.models
+    return given if given is not None else platformdirs.user_cache_path("wanswarm") / "models"
+
+
+def member_config(arguments: argparse.Namespace) -> MemberConfig:
+    """Configuration of a swarm member from its options."""
+    return MemberConfig(
+        state=state_dir(arguments),
+        models=models_dir(arguments),
+        invite=read_invite(arguments.swarm),
+        lan=not arguments.no_lan,
+    )
+
+
+def read_invite(value: str | None) -> str | None:
+    """An invite is given as text or as the name of a file that holds it."""
+    if value is None:
+        return None
+    if len(value) < 256 and "/" in value or value.endswith((".invite", ".txt")):
+        try:
+            return Path(value).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"expected an invite or a file that holds one, found {value!r}: {error}") from error
+    return value.strip()
+
+
+def number(kind: Callable[[str], int | float], low: float, high: float, what: str) -> Callable[[str], int | float]:
+    """An argparse type: a number in [low, high], refused in words."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {what}, found {text!r}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected {what}, found {text!r}")
+        return value
+
+    return parse
+
+
+def say(text: str) -> None:
+    """A line of status, apart from output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "add_folders",
+    "add_member_options",
+    "member_config",
+    "models_dir",
+    "number",
+    "read_invite",
+    "say",
+    "state_dir",
+]

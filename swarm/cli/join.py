@@ -1,0 +1,125 @@
+"""`swarm join`: hold layers and serve them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+
+from swarm.cli.common import DEFAULT_MODEL, add_member_options, member_config, number, say
+from swarm.config import JoinConfig, parse_address, parse_layers
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The parser of the command."""
+    parser = commands.add_parser(
+        "join",
+        help="hold layers of a model and serve them",
+        description="Take a block of layers and serve it until Ctrl-C. Without --swarm and with nobody on the LAN, a new "
+        "swarm starts here, and the invite for others is printed.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--model",
+        metavar="REF",
+        help=f"model: {DEFAULT_MODEL}, a folder, a .gguf file or a hub id (default: the swarm's, or {DEFAULT_MODEL})",
+    )
+    device = parser.add_mutually_exclusive_group()
+    device.add_argument("--gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="compute on CUDA device N")
+    device.add_argument("--cpu", action="store_true", help="compute on the CPU (default)")
+    parser.add_argument(
+        "--threads",
+        type=number(int, 1, 1024, "a number of threads"),
+        metavar="N",
+        help="compute threads (default: physical cores)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: bfloat16 where the device computes it natively (default: %(default)s)",
+    )
+    block = parser.add_mutually_exclusive_group()
+    block.add_argument("--layers", metavar="A:B", help="host layers A up to and without B")
+    block.add_argument(
+        "--capacity",
+        type=number(int, 1, 10_000, "a number of layers"),
+        metavar="LAYERS",
+        help="host at most this many layers, chosen by need",
+    )
+    parser.add_argument(
+        "--listen",
+        default="0.0.0.0:0",
+        metavar="HOST:PORT",
+        help="where to listen; port 0 takes a free one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--advertise", metavar="HOST:PORT", help="address that others dial (port forwarding, containers, proxies)"
+    )
+    parser.add_argument(
+        "--kv-memory",
+        type=number(float, 0.001, 4096, "gigabytes"),
+        metavar="GB",
+        help="memory for sessions (default: a share of what is free)",
+    )
+    parser.add_argument(
+        "--open", action="store_true", help="when starting a swarm: let anybody in who knows its address"
+    )
+    parser.add_argument(
+        "--owner", default="", metavar="NAME", help="who runs this node, for routes that want several owners"
+    )
+    parser.add_argument(
+        "--grace",
+        type=number(float, 0, 3600, "seconds"),
+        default=10.0,
+        metavar="S",
+        help="how long sessions may finish when leaving (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--disclose",
+        action="store_true",
+        help="show GPU UUIDs and addresses in receipts, not only their salted digests",
+    )
+    parser.add_argument("--json", action="store_true", help="print events as JSON lines on stdout")
+    add_member_options(parser)
+
+
+def join_config(arguments: argparse.Namespace) -> JoinConfig:
+    """Configuration of a node from its options. Raises UsageError."""
+    return JoinConfig(
+        member=member_config(arguments),
+        model=arguments.model,
+        gpu=arguments.gpu,
+        threads=arguments.threads,
+        layers=parse_layers(arguments.layers) if arguments.layers else None,
+        capacity=arguments.capacity,
+        listen=parse_address(arguments.listen),
+        advertise=parse_address(arguments.advertise) if arguments.advertise else None,
+        dtype=arguments.dtype,
+        kv_bytes=int(arguments.kv_memory * 1e9) if arguments.kv_memory else None,
+        grace_s=arguments.grace,
+        open_swarm=arguments.open,
+        owner=arguments.owner,
+        disclose=arguments.disclose,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    config = join_config(arguments)
+    from swarm.node import Ready, serve_block
+    from swarm.progress import reporter
+
+    def ready(what: Ready) -> None:
+        if arguments.json:
+            print(json.dumps({"event": "ready", **what.as_json()}), flush=True)
+            return
+        first, last = what.layers
+        say(f"serving layers {first}-{last - 1} of {what.model} on {what.device} at {what.advertise}")
+        say("invite others with:\n")
+        print(f"  swarm join --swarm {what.invite}", flush=True)
+        print(f'  swarm generate --swarm {what.invite} "your prompt"\n', flush=True)
+
+    with reporter(json_lines=arguments.json, out=sys.stdout if arguments.json else sys.stderr) as report:
+        return asyncio.run(serve_block(config, ready, report))

@@ -1,0 +1,69 @@
+"""The command line's root: one parser, one way out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from swarm import __version__
+from swarm.cli import demo, generate, join, mesh, model, serve, status, tools, verify
+from swarm.errors import SwarmError
+
+EXAMPLES = """\
+first steps:
+  swarm demo                                   three nodes and an answer, all on this machine
+  swarm join --gpu 0                           serve layers on GPU 0; prints an invite for others
+  swarm join --swarm INVITE                    a second machine takes the layers that are missing
+  swarm generate --swarm INVITE "Hello"        ask the swarm; leaves a signed receipt
+  swarm verify receipt.json                    what that receipt proves
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line. docs/cli.md is made from it."""
+    parser = argparse.ArgumentParser(
+        prog="swarm",
+        description="Run language models that no single machine holds, over the open internet.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"wanswarm {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (join, generate, serve, status, demo, verify, model, mesh, tools):
+        module.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 1 failed, 2 misuse; `swarm verify` has more."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (as `| head` does): nothing more to say, and nothing to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SwarmError as error:
+        print(f"swarm: {error}", file=sys.stderr)
+        return error.exit_code
+    except BaseExceptionGroup as group:
+        error = _first_swarm_error(group)
+        if error is None:
+            raise
+        print(f"swarm: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _first_swarm_error(group: BaseExceptionGroup[BaseException]) -> SwarmError | None:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            inner = _first_swarm_error(error)
+            if inner is not None:
+                return inner
+        elif isinstance(error, SwarmError):
+            return error
+    return None

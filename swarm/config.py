@@ -1,0 +1,74 @@
+"""Configuration: frozen, built once at the command line, handed down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarm.errors import UsageError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class MemberConfig:
+    """What every process of a swarm needs, node or requester.
+
+    state      folder of the identity, peers, receipts; one process at a time
+    models     folder of model files, shared by all processes of the machine
+    invite     text of an invite; None: look on the LAN, then at the swarm used last
+    lan        announce and look for swarms on the local network
+    """
+
+    state: Path
+    models: Path
+    invite: str | None = None
+    lan: bool = True
+
+
+@dataclass(frozen=True)
+class JoinConfig:
+    """`swarm join`.
+
+    layers     [first, last) to host, or None to choose
+    capacity   most layers to host when choosing; None: as memory allows
+    gpu        index of a CUDA device; None: the CPU
+    threads    compute threads; None: physical cores
+    listen     (host, port); port 0 takes a free one
+    advertise  (host, port) that others dial; None: found out
+    dtype      "auto", "float32" or "bfloat16"
+    kv_bytes   memory for sessions; None: a share of what is free
+    grace_s    how long a leaving node lets its sessions finish, in seconds
+    """
+
+    member: MemberConfig
+    model: str | None = None
+    gpu: int | None = None
+    threads: int | None = None
+    layers: tuple[int, int] | None = None
+    capacity: int | None = None
+    listen: tuple[str, int] = ("0.0.0.0", 0)
+    advertise: tuple[str, int] | None = None
+    dtype: str = "auto"
+    kv_bytes: int | None = None
+    grace_s: float = 10.0
+    open_swarm: bool = False
+    owner: str = ""
+    relay: bool = False
+    disclose: bool = False
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """HOST:PORT or [V6]:PORT. Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise UsageError(f"expected HOST:PORT with a port from 0 to 65535, found {text!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def parse_layers(text: str) -> tuple[int, int]:
+    """A:B, the layers from A up to and without B. Raises UsageError."""
+    first, colon, last = text.partition(":")
+    if not colon or not first.isdigit() or not last.isdigit() or int(first) >= int(last):
+        raise UsageError(f"expected --layers A:B with A < B (layers A up to and without B), found {text!r}")
+    return int(first), int(last)

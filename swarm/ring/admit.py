@@ -1,0 +1,121 @@
+"""Whether a stage takes a run, and the session that it then gets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from swarm.errors import BusyError, PeerError
+from swarm.model.block import Block
+from swarm.model.kvcache import KVPool
+from swarm.net.peer import Peer
+from swarm.ring.opening import OpenRun
+from swarm.ring.session import SentRows, SlotTokens, StageSession
+
+
+@dataclass(frozen=True)
+class StageLimits:
+    """Bounds of one stage.
+
+    row_budget     rows of one forward
+    sessions       open sessions in all, and of one requester
+    queue_frames   frames of one session that may wait
+    sent_bytes     memory for the rows kept for replay, of one session
+    """
+
+    row_budget: int = 512
+    sessions: int = 64
+    sessions_per_peer: int = 32
+    queue_frames: int = 256
+    sent_bytes: int = 512 << 20
+
+
+@dataclass(frozen=True)
+class HostedModel:
+    """What this node serves: manifest digest, block, memory for sessions, and the device in words."""
+
+    model: str
+    block: Block
+    pool: KVPool
+    device: str
+    node: bytes
+
+
+def admit(
+    sessions: dict[bytes, StageSession],
+    hosted: HostedModel,
+    limits: StageLimits,
+    opening: OpenRun,
+    peer: Peer,
+    draining: bool,
+) -> tuple[StageSession, bool]:
+    """The session of a run, new or carried over from an older epoch; and whether its KV starts empty.
+
+    Raises PeerError for an opening that is not for this node, BusyError when there is no room.
+    """
+    _check_addressed_untrusted(hosted, opening, peer)
+    old = sessions.get(opening.run)
+    if old is not None:
+        if old.opening.requester != opening.requester:
+            raise PeerError("that run belongs to another requester")
+        if old.opening.epoch >= opening.epoch:
+            raise PeerError(f"expected an epoch after {old.opening.epoch}, found {opening.epoch}")
+        if opening.keep and _same_work(old, opening):
+            _carry_over(old, opening, peer)
+            return old, False
+        if old.busy:
+            raise BusyError("the old session of this run is still computing; open it again")
+        old.release()
+        sessions.pop(opening.run)
+    return _new(sessions, hosted, limits, opening, peer, draining), True
+
+
+def _check_addressed_untrusted(hosted: HostedModel, opening: OpenRun, peer: Peer) -> None:
+    if opening.me.node != hosted.node or peer.id != opening.upstream():
+        raise PeerError("expected the opening of a ring from the node before this one, found another's")
+    if opening.model != hosted.model:
+        raise PeerError(f"expected a ring for model {hosted.model[:16]}, found one for {opening.model[:16]}")
+    block, me = hosted.block, opening.me
+    if not block.first <= me.first < me.last <= block.last:
+        raise PeerError(
+            f"expected layers within {block.first}-{block.last - 1}, which this node holds, found "
+            f"{me.first}-{me.last - 1}; plan the route again"
+        )
+
+
+def _same_work(old: StageSession, opening: OpenRun) -> bool:
+    """Whether the KV of the old epoch serves the new one: the same layers and slots."""
+    then, now = old.opening, opening
+    return (then.me.first, then.me.last, then.layout) == (now.me.first, now.me.last, now.layout)
+
+
+def _carry_over(session: StageSession, opening: OpenRun, peer: Peer) -> None:
+    session.opening, session.upstream, session.downstream = opening, peer, None
+    session.last_seq, session.heard = -1, time.monotonic()
+    session.ready, session.outbox = asyncio.Event(), asyncio.Queue()
+    session.queue.clear()
+
+
+def _new(
+    sessions: dict[bytes, StageSession],
+    hosted: HostedModel,
+    limits: StageLimits,
+    opening: OpenRun,
+    peer: Peer,
+    draining: bool,
+) -> StageSession:
+    of_requester = sum(s.opening.requester == opening.requester for s in sessions.values())
+    if draining:
+        raise BusyError("busy: this node is leaving; take another")
+    if len(sessions) >= limits.sessions or of_requester >= limits.sessions_per_peer:
+        raise BusyError(f"busy: {len(sessions)} sessions are open, {of_requester} of them yours; try later")
+    layout, me = opening.layout, opening.me
+    block = hosted.block.view(me.first, me.last)
+    session = StageSession(opening, block, hosted.pool.open(layout, me.first, me.last), peer, time.monotonic())
+    last = opening.index + 1 == len(opening.stages)
+    if not last and SentRows.size_bytes(layout, block.hidden_size, block.dtype) <= limits.sent_bytes:
+        session.sent = SentRows(layout, block.hidden_size, block.dtype)
+    if block.tail and opening.sampling.repetition_penalty != 1.0:
+        session.tokens = SlotTokens(layout)
+    return session

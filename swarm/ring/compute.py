@@ -1,0 +1,124 @@
+"""What a stage does with a batch of frames, on the one compute thread: rows in, bytes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from swarm.errors import ModelError, PeerError
+from swarm.model.block import Job
+from swarm.model.sampler import Picked, pick
+from swarm.net.wire import decode_tensor_untrusted, encode_tensor
+from swarm.ring.frame import Answer, Frame
+from swarm.ring.session import Arrived, StageSession
+
+
+@dataclass(frozen=True)
+class Computed:
+    """The outcome of one frame: what goes to the next stage or to the requester, nothing, or a failure."""
+
+    session: StageSession
+    arrived: Arrived
+    out: Frame | Answer | None = None
+    compute_us: int = 0
+    error: str | None = None
+
+
+def compute(batch: Sequence[tuple[StageSession, Arrived]]) -> list[Computed]:
+    """Run one forward for each layer range that the batch touches; usually that is one.
+
+    A frame that cannot be computed fails alone: the others of the batch are still answered.
+    """
+    started = time.monotonic()
+    done: list[Computed] = []
+    ranges: dict[tuple[int, int], list[tuple[StageSession, Arrived, Job]]] = {}
+    for session, arrived in batch:
+        try:
+            job = _job(session, arrived.frame)
+        except PeerError as error:
+            done.append(Computed(session, arrived, error=str(error)))
+            continue
+        ranges.setdefault((session.block.first, session.block.last), []).append((session, arrived, job))
+    for group in ranges.values():
+        outputs = group[0][0].block.forward([job for _, _, job in group])
+        spent_us = int((time.monotonic() - started) * 1e6)
+        for (session, arrived, _), output in zip(group, outputs, strict=True):
+            timing = (max(0, int((started - arrived.since) * 1e6)), spent_us)
+            done.append(_outcome(session, arrived, output, timing))
+    return done
+
+
+def _job(session: StageSession, frame: Frame) -> Job:
+    block = session.block
+    if block.head:
+        if frame.hidden is not None:
+            raise PeerError("expected token ids at the head of the ring, found hidden rows")
+        tokens = frame.rows.token
+        if int(tokens.min()) < 0 or int(tokens.max()) >= block.vocab_size:
+            raise PeerError(f"expected token ids from 0 to {block.vocab_size - 1}, found one outside")
+        hidden = None
+    else:
+        if frame.hidden is None:
+            raise PeerError("expected hidden rows after the head of the ring, found token ids")
+        header, data = frame.hidden
+        hidden = decode_tensor_untrusted(header, data, block.dtype).to(block.device)
+        if hidden.shape != (len(frame.rows), block.hidden_size):
+            raise PeerError(f"expected hidden rows {len(frame.rows)} x {block.hidden_size}, found {list(hidden.shape)}")
+    if session.sent is not None:
+        session.sent.commit(frame.commits)
+    if session.tokens is not None:
+        session.tokens.commit(frame.commits)
+        session.tokens.write(frame.rows)
+    return Job(session.kv, frame.commits, frame.rows, hidden)
+
+
+def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, timing: tuple[int, int]) -> Computed:
+    frame = arrived.frame
+    if not torch.isfinite(output).all():
+        return Computed(session, arrived, error="the block's output is not finite; use --dtype float32 on that node")
+    timings = (*frame.timings, timing)
+    if session.sent is not None:
+        session.sent.write(frame.rows, output)
+    if frame.replay == session.opening.index:
+        return Computed(session, arrived, None, timing[1])
+    if session.block.tail:
+        try:
+            return Computed(session, arrived, _sampled(session, frame, output, timings), timing[1])
+        except ModelError as error:
+            return Computed(session, arrived, error=str(error))
+    wire = encode_tensor(output, session.opening.wire)
+    if session.opening.index + 1 < len(session.opening.stages):
+        return Computed(session, arrived, replace(frame, timings=timings, hidden=wire), timing[1])
+    return Computed(session, arrived, replace(answer_of(frame, np.zeros(0), [], timings), hidden=wire), timing[1])
+
+
+def _sampled(session: StageSession, frame: Frame, logits: torch.Tensor, timings: tuple[tuple[int, int], ...]) -> Answer:
+    """Draw the token that follows each wanted row: position + 1, by the run's seed."""
+    wanted = np.flatnonzero(frame.rows.want)
+    contexts = session.tokens.contexts(frame.rows) if session.tokens is not None else None
+    positions = [int(p) + 1 for p in frame.rows.position[wanted]]
+    picked = pick(logits, positions, session.opening.sampling, contexts) if len(wanted) else []
+    return answer_of(frame, wanted, picked, timings)
+
+
+def answer_of(
+    frame: Frame, wanted: np.ndarray, picked: Sequence[Picked], timings: tuple[tuple[int, int], ...]
+) -> Answer:
+    """The answer that names `picked[i]` as the token after row `wanted[i]`."""
+    tops = max((len(p.top) for p in picked), default=0)
+    return Answer(
+        frame.run,
+        frame.epoch,
+        frame.seq,
+        wanted.astype(np.uint32),
+        np.array([p.token for p in picked], np.int32),
+        np.array([p.margin for p in picked], np.float32),
+        np.array([p.logprob for p in picked], np.float32),
+        np.array([[t for t, _ in p.top] for p in picked], np.int32).reshape(len(picked), tops),
+        np.array([[v for _, v in p.top] for p in picked], np.float32).reshape(len(picked), tops),
+        timings,
+    )

@@ -1,0 +1,314 @@
+"""The loop of one run: frames out, answers in, drafts beside, another route when a stage is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from draft.base import Drafter, DraftStep, Expansion
+from swarm.errors import CoverageError, RunError
+from swarm.ring.frame import Answer, Frame
+from swarm.ring.link import Loss, RingLink, StageRefused
+from swarm.ring.opening import OpenRun, StagePlan
+from swarm.ring.run import Committed, FinishReason, Opened, Recovering, RunEvent, StageInfo
+from swarm.ring.speculate import Speculation
+from swarm.ring.text import TextStream
+
+Planner = Callable[[frozenset[bytes]], Sequence[StagePlan]]
+"""The best route without the nodes named. Raises CoverageError when none is left."""
+
+KEEP_EVERY_S = 10.0
+REPLAN_EVERY_S = 0.5
+BUSY_FORGET_S = 3.0
+LEAST_DEADLINE_S = 4.0
+DEADLINE_PASSES = 8.0
+
+
+@dataclass
+class Tally:
+    """What was measured on the way."""
+
+    started: float
+    first_token: float | None = None
+    ended: float = 0.0
+    passes: int = 0
+    rows: int = 0
+    recoveries: int = 0
+    lone_pass_ms: list[float] = field(default_factory=list)
+    pass_ms: list[float] = field(default_factory=list)
+    stage_us: list[list[int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What a run is made of; built by the desk."""
+
+    link: RingLink
+    opening: OpenRun
+    planner: Planner
+    core: Speculation
+    text: TextStream
+    drafter: Drafter | None
+    draft_thread: ThreadPoolExecutor
+    begin_drafter: Callable[[], None] | None
+    emit: Callable[[RunEvent], None]
+    describe: Callable[[StagePlan, dict[str, object], float], StageInfo]
+    unreachable: Callable[[Sequence[StagePlan]], Awaitable[frozenset[bytes]]]
+    patience_s: float
+
+
+class RunLoop:
+    """Drives one run to its end. `run()` returns why it ended; the sums are in `tally`."""
+
+    def __init__(self, parts: RunParts) -> None:
+        self.parts = parts
+        self.core = parts.core
+        self.link = parts.link
+        self.tally = Tally(time.monotonic())
+        self.ring: tuple[StageInfo, ...] = ()
+        self.emitted: list[int] = []
+        self._lost: dict[bytes, float] = {}
+        self._step: asyncio.Future[list[Expansion]] | None = None
+        self._begun: asyncio.Future[None] | None = None
+        self._opening: asyncio.Task[StageRefused | None] | None = None
+        self._in_flight: dict[int, float] = {}
+        self._last_reason = ""
+
+    async def run(self) -> FinishReason:
+        """Generate until the core is finished or the swarm is. Frees nothing: the desk closes the link."""
+        loop = asyncio.get_running_loop()
+        if self.parts.begin_drafter is not None:
+            self._begun = loop.run_in_executor(self.parts.draft_thread, self.parts.begin_drafter)
+            self._begun.add_done_callback(lambda _: self.link.wake.set())
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                if not await self._form(self.parts.opening):
+                    return "swarm_incomplete"
+                reason = await self._generate()
+                if self._opening is not None:
+                    self._opening.cancel()
+                return reason
+        finally:
+            self.tally.ended = time.monotonic()
+            await self._settle_draft()
+
+    def flush(self) -> None:
+        """Give out the text that was held back for a stop string that did not come."""
+        rest = self.parts.text.finish()
+        if rest:
+            self.parts.emit(Committed((), rest, ()))
+
+    async def _generate(self) -> FinishReason:
+        while self.core.finished is None:
+            loss = await self._turn()
+            if loss is not None and not await self._recover(loss):
+                return "swarm_incomplete"
+        return "stop" if self.core.finished == "stop" else "length"
+
+    async def _turn(self) -> Loss | None:
+        """Send what may go, draft what is wanted, then take in what came. Returns a loss instead of going on."""
+        link = self.link
+        try:
+            while (planned := self.core.next_frame(time.monotonic())) is not None:
+                opening = link.opening
+                self._in_flight[planned.seq] = time.monotonic()
+                self.tally.passes += 1
+                self.tally.rows += len(planned.rows)
+                await link.send(Frame(opening.run, opening.epoch, planned.seq, planned.commits, planned.rows))
+        except StageRefused as error:
+            return Loss(link.opening.epoch, 0, str(error))
+        self._draft()
+        loss = await self._wait()
+        while link.answers and loss is None:
+            self._take(*link.answers.popleft())
+        return loss
+
+    async def _wait(self) -> Loss | None:
+        """Until something happens; a pass that is overdue is a loss."""
+        link = self.link
+        now = time.monotonic()
+        wakeup = self.core.next_wakeup()
+        until = now + KEEP_EVERY_S if wakeup is None else max(now, wakeup)
+        if self._in_flight:
+            until = min(until, min(self._in_flight.values()) + self._deadline_s())
+        try:
+            async with asyncio.timeout(max(0.0, until - now)):
+                await link.wake.wait()
+        except TimeoutError:
+            pass
+        link.wake.clear()
+        if self._opening is not None and self._opening.done():
+            refusal, self._opening = self._opening.result(), None
+            if refusal is not None:
+                return self._loss_of(refusal)
+            self._announce()
+        if link.losses:
+            return link.losses.popleft()
+        if link.head is not None and link.head.closed_reason is not None:
+            return Loss(link.opening.epoch, 0, "the connection to the head was lost")
+        if link.tail is not None and link.tail.closed_reason is not None:
+            return Loss(link.opening.epoch, len(link.opening.stages) - 1, "the connection to the tail was lost")
+        overdue = self._in_flight and time.monotonic() > min(self._in_flight.values()) + self._deadline_s()
+        if overdue and not link.answers:
+            return Loss(link.opening.epoch, -1, f"no answer for {self._deadline_s():.1f} s")
+        return None
+
+    def _deadline_s(self) -> float:
+        usual = max(self.tally.pass_ms[-16:], default=2000.0) / 1000.0
+        return LEAST_DEADLINE_S + DEADLINE_PASSES * usual
+
+    def _draft(self) -> None:
+        drafter = self.parts.drafter
+        if drafter is None or self._step is not None or (self._begun is not None and not self._begun.done()):
+            return
+        if self._begun is not None and self._begun.exception() is not None:
+            self.core.drafter_failed()
+            return
+        step = self.core.draft_work(time.monotonic())
+        if step is None:
+            return
+        self._step = asyncio.get_running_loop().run_in_executor(self.parts.draft_thread, _stepped, drafter, step)
+        self._step.add_done_callback(self._drafted)
+
+    def _drafted(self, step: asyncio.Future[list[Expansion]]) -> None:
+        self._step = None
+        if step.cancelled() or step.exception() is not None:
+            self.core.drafter_failed()
+        else:
+            self.core.drafted(step.result(), time.monotonic())
+        self.link.wake.set()
+
+    async def _settle_draft(self) -> None:
+        """Let the draft thread finish its step: nobody reads it, but the drafter must be whole for the next run."""
+        pending = [future for future in (self._step, self._begun) if future is not None and not future.done()]
+        if pending:
+            await asyncio.wait(pending)
+
+    def _take(self, answer: Answer, at: float) -> None:
+        sent = self._in_flight.pop(answer.seq, None)
+        for seq in [s for s in self._in_flight if s < answer.seq]:
+            del self._in_flight[seq]
+        if sent is not None and len(answer.token):
+            self.tally.pass_ms.append((at - sent) * 1000.0)
+            if not self._in_flight:
+                self.tally.lone_pass_ms.append((at - sent) * 1000.0)
+        self.tally.stage_us.append([computed for _, computed in answer.timings])
+        settled = self.core.on_answer(answer.seq, [int(t) for t in answer.token], at)
+        tokens, drafted, logprobs, added = [], [], [], []
+        for token in settled.tokens:
+            if self.tally.first_token is None:
+                self.tally.first_token = at
+            tokens.append(token.token)
+            drafted.append(token.drafted)
+            top = zip(answer.top_token[token.answer], answer.top_logprob[token.answer], strict=True)
+            logprobs.append((float(answer.logprob[token.answer]), tuple((int(t), float(v)) for t, v in top)))
+            added.append(self.parts.text.feed(token.token))
+            if self.parts.text.stopped:
+                self.core.finish("stop")
+                break
+        self.emitted += tokens
+        if tokens:
+            self.parts.emit(Committed(tuple(tokens), "".join(added), tuple(drafted), tuple(logprobs)))
+
+    # Forming and re-forming the ring
+
+    async def _form(self, opening: OpenRun) -> bool:
+        """Open a ring, planning again while stages refuse. False when patience ran out with layers missing."""
+        deadline = time.monotonic() + self.parts.patience_s
+        while True:
+            now = time.monotonic()
+            excluded = frozenset(node for node, until in self._lost.items() if until > now)
+            try:
+                stages = tuple(self.parts.planner(excluded))
+            except CoverageError:
+                if not self._lost:
+                    raise
+                if now > deadline:
+                    if self.tally.first_token is None:
+                        raise RunError(f"no ring could be formed: {self._last_reason}; try again later") from None
+                    return False
+                await asyncio.sleep(REPLAN_EVERY_S)
+                continue
+            opening = replace(opening, stages=stages)
+            told = asyncio.Event()
+            tokens = self.core.tokens[: opening.keep]
+            self._opening = self._group.create_task(_refusal(self.link.open(opening, told.set, tokens)))
+            self._opening.add_done_callback(lambda _: self.link.wake.set())
+            waiter = self._group.create_task(told.wait())
+            await asyncio.wait({self._opening, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            waiter.cancel()
+            if told.is_set():
+                return True
+            refusal, self._opening = self._opening.result(), None
+            assert refusal is not None
+            self._last_reason = str(refusal)
+            self._exclude(refusal.node, refusal.busy)
+            opening = replace(opening, epoch=opening.epoch + 1)
+
+    def _exclude(self, node: bytes, busy: bool = False) -> None:
+        self._lost[node] = time.monotonic() + (BUSY_FORGET_S if busy else 3600.0)
+
+    def _loss_of(self, refusal: StageRefused) -> Loss:
+        nodes = [stage.node for stage in self.link.opening.stages]
+        index = nodes.index(refusal.node) if refusal.node in nodes else -1
+        return Loss(self.link.opening.epoch, index, str(refusal), refusal.busy)
+
+    async def _recover(self, loss: Loss) -> bool:
+        """Leave the lost stage out and go on from what every stage is known to hold."""
+        link, stages = self.link, self.link.opening.stages
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+        if 0 <= loss.stage < len(stages):
+            lost = frozenset({stages[loss.stage].node})
+        else:
+            lost = await self.parts.unreachable(stages)
+        self._last_reason = loss.reason
+        for node in lost:
+            self._exclude(node, loss.busy)
+        name = ", ".join(node.hex()[:8] for node in lost) or "no stage in particular"
+        self.parts.emit(Recovering(name, loss.reason))
+        self.tally.recoveries += 1
+        self.core.restart()
+        self._in_flight.clear()
+        link.answers.clear()
+        link.losses.clear()
+        return await self._form(link.next_epoch(keep=self.core.held))
+
+    def _announce(self) -> None:
+        infos = []
+        for index, (plan, said) in enumerate(zip(self.link.opening.stages, self.link.said, strict=True)):
+            spent = [us[index] / 1000.0 for us in self.tally.stage_us[-64:] if index < len(us)]
+            infos.append(self.parts.describe(plan, said, statistics.median(spent) if spent else 0.0))
+        self.ring = tuple(infos)
+        self.parts.emit(Opened(self.link.opening.run.hex(), self.ring))
+
+    def final_ring(self) -> tuple[StageInfo, ...]:
+        """The ring with what each stage's compute took, in the median, ms per pass."""
+        return tuple(
+            replace(
+                info,
+                compute_ms=round(statistics.median(us[i] / 1000.0 for us in self.tally.stage_us if i < len(us)), 3),
+            )
+            if any(i < len(us) for us in self.tally.stage_us)
+            else info
+            for i, info in enumerate(self.ring)
+        )
+
+
+def _stepped(drafter: Drafter, step: DraftStep) -> list[Expansion]:
+    return drafter.step(step)
+
+
+async def _refusal(opening: Awaitable[None]) -> StageRefused | None:
+    """None when the ring stands. A refusal is a result here: it must not end the run's task group."""
+    try:
+        await opening
+    except StageRefused as refusal:
+        return refusal
+    return None

@@ -1,0 +1,154 @@
+"""The requester's end of one ring: opened through the head, answered by the tail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from swarm.errors import BusyError, PeerError, RunError
+from swarm.model.rows import no_commits
+from swarm.net.message import Message
+from swarm.net.peer import Peer
+from swarm.net.switchboard import Switchboard
+from swarm.ring.frame import DOWN, Answer, Frame, encode_frame
+from swarm.ring.opening import OpenRun, Word, encode_open
+from swarm.ring.replay import REPLAY_ROWS, certain_rows, leading_fresh
+
+DIAL_TIMEOUT_S = 10.0
+OPEN_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 10.0
+
+
+class StageRefused(RunError):
+    """A stage could not take its part: `node` says which, so that the next plan leaves it out."""
+
+    def __init__(self, node: bytes, text: str, busy: bool = False) -> None:
+        super().__init__(text)
+        self.node = node
+        self.busy = busy
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Stage number `stage` of epoch `epoch` is gone or failing."""
+
+    epoch: int
+    stage: int
+    reason: str
+    busy: bool = False
+
+
+@dataclass
+class RingLink:
+    """One run's traffic with its ring. The desk feeds it; `wake` is set with whatever comes.
+
+    said      what the stages said of themselves when the ring opened
+    """
+
+    switchboard: Switchboard
+    opening: OpenRun
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    answers: deque[tuple[Answer, float]] = field(default_factory=deque)
+    losses: deque[Loss] = field(default_factory=deque)
+    said: tuple[dict[str, Any], ...] = ()
+    head: Peer | None = None
+    tail: Peer | None = None
+    _word: asyncio.Future[Word] | None = None
+
+    async def open(self, opening: OpenRun, told: Callable[[], None], tokens: Sequence[int]) -> None:
+        """Dial head and tail and form the ring. Frames may follow once `told` is called, before all have answered.
+
+        `tokens`: the committed tokens, for a head that must be replayed. Raises StageRefused.
+        """
+        self.opening = opening
+        self._word = asyncio.get_running_loop().create_future()
+        head, tail = opening.stages[0], opening.stages[-1]
+        try:
+            with _naming(head.node):
+                self.head = await self.switchboard.peer(head.node, head.addresses, DIAL_TIMEOUT_S)
+            with _naming(tail.node):
+                self.tail = await self.switchboard.peer(tail.node, tail.addresses, DIAL_TIMEOUT_S)
+            with _naming(head.node):
+                await self.head.send(encode_open(opening), flow=opening.run)
+            if not opening.keep:
+                told()
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                word = await self._word
+        except TimeoutError:
+            raise StageRefused(head.node, f"the ring did not open within {OPEN_TIMEOUT_S:g} s") from None
+        if word.refused:
+            raise StageRefused(word.refused, word.reason, word.busy)
+        if len(word.said) != len(opening.stages):
+            raise StageRefused(head.node, f"expected {len(opening.stages)} stages to answer, found {len(word.said)}")
+        self.said = word.said
+        if opening.keep:
+            await self._replay_head(tokens)
+            told()
+
+    async def _replay_head(self, tokens: Sequence[int]) -> None:
+        opening, newcomers = self.opening, leading_fresh(self.said)
+        if not newcomers:
+            return
+        for seq, first in enumerate(range(0, opening.keep, REPLAY_ROWS)):
+            rows = certain_rows(opening.layout, first, tokens[first : min(first + REPLAY_ROWS, opening.keep)])
+            await self.send(Frame(opening.run, opening.epoch, seq, no_commits(), rows, replay=newcomers - 1))
+
+    async def send(self, frame: Frame) -> None:
+        """A frame to the head. Raises StageRefused when the head is gone."""
+        assert self.head is not None
+        with _naming(self.opening.stages[0].node):
+            await self.head.send(encode_frame(frame), flow=self.opening.run)
+
+    def take_answer(self, answer: Answer) -> None:
+        """An answer came in; one of an older epoch is ignored."""
+        if answer.epoch == self.opening.epoch:
+            self.answers.append((answer, time.monotonic()))
+            self.wake.set()
+
+    def take_word(self, word: Word) -> None:
+        """News came up the ring; that of an older epoch is ignored."""
+        if word.epoch != self.opening.epoch:
+            return
+        if word.do == "lost":
+            self.losses.append(Loss(word.epoch, word.stage, word.reason))
+        elif self._word is not None and not self._word.done():
+            self._word.set_result(word)
+        self.wake.set()
+
+    async def keep(self) -> None:
+        """Tell the stages that the run is alive though nothing is sent."""
+        if self.head is not None and self.head.closed_reason is None:
+            await self.head.send(Message(DOWN, {"do": "keep", "run": self.opening.run}))
+
+    async def close(self, header: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], ...]:
+        """End the run at every stage; what each says of its part. A ring that is already gone says nothing."""
+        if self.head is None:
+            return ()
+        self._word = asyncio.get_running_loop().create_future()
+        message = Message(DOWN, {**(header or {}), "do": "close", "run": self.opening.run})
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.head.send(message, flow=self.opening.run)
+                return (await self._word).said
+        except (PeerError, TimeoutError):
+            return ()
+
+    def next_epoch(self, **changes: Any) -> OpenRun:
+        """The opening of the next epoch of the same run."""
+        return replace(self.opening, epoch=self.opening.epoch + 1, **changes)
+
+
+@contextlib.contextmanager
+def _naming(node: bytes) -> Iterator[None]:
+    """Turns the failure of a peer into the refusal of one stage."""
+    try:
+        yield
+    except BusyError as error:
+        raise StageRefused(node, str(error), busy=True) from error
+    except PeerError as error:
+        raise StageRefused(node, str(error)) from error

@@ -1,0 +1,218 @@
+"""How a ring is opened and closed: the messages that walk from head to tail, each stage adding what it signs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from swarm.errors import PeerError, UsageError
+from swarm.model.rows import MAX_SCRATCH, Layout
+from swarm.model.sampler import Sampling
+from swarm.net.message import Message
+from swarm.ring.frame import DOWN
+
+UP = "ring.up"
+"""Kind of every message that walks from the tail back towards the requester: opened, closed, lost."""
+MAX_STAGES = 64
+MAX_ADDRESSES = 16
+MAX_CONTEXT = 1 << 20
+MAX_ENVELOPE = 1 << 20
+MAX_REASON = 400
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a route: who computes layers [first, last) and where it can be dialled."""
+
+    node: bytes
+    addresses: tuple[Address, ...]
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """What every stage is told when a ring opens or re-forms.
+
+    keep   committed positions [0, keep) whose keys and values survivors hold and newcomers are replayed
+    base   another session of the same requester whose first `keep` positions are copied (prefix cache); b"": none
+    index  which stage the receiver is
+    order  the requester's signed order
+    """
+
+    run: bytes
+    epoch: int
+    requester: bytes
+    model: str
+    wire: str
+    layout: Layout
+    sampling: Sampling
+    stages: tuple[StagePlan, ...]
+    keep: int = 0
+    base: bytes = b""
+    index: int = 0
+    order: bytes = b""
+    lease_s: float = 60.0
+
+    @property
+    def me(self) -> StagePlan:
+        return self.stages[self.index]
+
+    def upstream(self) -> bytes:
+        """Node that sends this stage its frames."""
+        return self.stages[self.index - 1].node if self.index else self.requester
+
+    def following(self) -> OpenRun:
+        """The same, as the next stage is told it."""
+        return replace(self, index=self.index + 1)
+
+
+def encode_open(opening: OpenRun) -> Message:
+    """The message that opens a stage."""
+    header = {
+        "do": "open",
+        "run": opening.run,
+        "epoch": opening.epoch,
+        "requester": opening.requester,
+        "model": opening.model,
+        "wire": opening.wire,
+        "layout": [opening.layout.scratch, opening.layout.context],
+        "sampling": asdict(opening.sampling),
+        "stages": [[s.node, [list(a) for a in s.addresses], s.first, s.last] for s in opening.stages],
+        "keep": opening.keep,
+        "base": opening.base,
+        "index": opening.index,
+        "order": opening.order,
+        "lease_ms": int(opening.lease_s * 1000),
+    }
+    return Message(DOWN, header)
+
+
+def parse_open_untrusted(header: Mapping[str, Any]) -> OpenRun:
+    """An opening from a peer, every field checked for type and range. Raises PeerError."""
+    try:
+        opening = OpenRun(
+            run=_exactly(header["run"], 16),
+            epoch=_within(header["epoch"], 0, 2**31),
+            requester=_exactly(header["requester"], 32),
+            model=_text(header["model"]),
+            wire=_text(header["wire"]),
+            layout=_layout(header["layout"]),
+            sampling=_sampling(header["sampling"]),
+            stages=_stages(header["stages"]),
+            keep=_within(header["keep"], 0, MAX_CONTEXT),
+            base=b"" if header["base"] == b"" else _exactly(header["base"], 16),
+            index=_within(header["index"], 0, MAX_STAGES - 1),
+            order=_at_most(header["order"], MAX_ENVELOPE),
+            lease_s=_within(header["lease_ms"], 1000, 3_600_000) / 1000,
+        )
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise PeerError(f"expected the opening of a ring, found a malformed one: {error}") from error
+    if opening.index >= len(opening.stages) or opening.keep > opening.layout.context:
+        raise PeerError("the opening of a ring points outside its own plan")
+    return opening
+
+
+@dataclass(frozen=True)
+class Word:
+    """News that walks up the ring about a run.
+
+    do      "opened": `said` has an entry for every stage from the sender on, or `refused` says who refused and why
+            "closed": `said` has what each stage says of its part
+            "lost": stage number `stage` is gone or failing, for `reason`
+    """
+
+    do: str
+    run: bytes
+    epoch: int
+    said: tuple[dict[str, Any], ...] = ()
+    refused: bytes = b""
+    busy: bool = False
+    stage: int = -1
+    reason: str = ""
+
+
+WORDS = ("opened", "closed", "lost")
+
+
+def encode_word(word: Word) -> Message:
+    """The message that carries news up the ring."""
+    return Message(UP, {**vars(word), "said": list(word.said), "reason": word.reason[:MAX_REASON]})
+
+
+def parse_word_untrusted(header: Mapping[str, Any]) -> Word:
+    """News from the next stage. Raises PeerError. What stages say of themselves is checked where it is used."""
+    try:
+        said = header["said"]
+        if not isinstance(said, list) or len(said) > MAX_STAGES or not all(isinstance(s, dict) for s in said):
+            raise ValueError("expected a map for each stage")
+        if header["do"] not in WORDS or type(header["busy"]) is not bool:
+            raise ValueError("an unknown word")
+        refused = header["refused"]
+        return Word(
+            do=header["do"],
+            run=_exactly(header["run"], 16),
+            epoch=_within(header["epoch"], 0, 2**31),
+            said=tuple(said),
+            refused=b"" if refused == b"" else _exactly(refused, 32),
+            busy=header["busy"],
+            stage=_within(header["stage"], -1, MAX_STAGES),
+            reason=_text(header["reason"], MAX_REASON),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise PeerError(f"expected news of a ring, found something malformed: {error}") from error
+
+
+def _stages(value: Any) -> tuple[StagePlan, ...]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_STAGES:
+        raise ValueError(f"a ring has 1 to {MAX_STAGES} stages")
+    stages = []
+    for node, addresses, first, last in value:
+        if not isinstance(addresses, list) or len(addresses) > MAX_ADDRESSES:
+            raise ValueError(f"a stage has at most {MAX_ADDRESSES} addresses")
+        dialled = tuple((_text(host), _within(port, 1, 65535)) for host, port in addresses)
+        plan = StagePlan(_exactly(node, 32), dialled, _within(first, 0, 10_000), _within(last, 1, 10_000))
+        if plan.first >= plan.last or (stages and stages[-1].last != plan.first):
+            raise ValueError("stages must follow each other without gap or overlap")
+        stages.append(plan)
+    return tuple(stages)
+
+
+def _sampling(value: Any) -> Sampling:
+    if not isinstance(value, dict) or len(value) > 32:
+        raise ValueError("sampling is a map")
+    return Sampling(**value)
+
+
+def _layout(value: Any) -> Layout:
+    scratch, context = value
+    if _within(scratch, 0, MAX_SCRATCH) % 8:
+        raise ValueError("scratch slots come in eights")
+    return Layout(scratch, _within(context, 1, MAX_CONTEXT))
+
+
+def _within(value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"expected a number from {low} to {high}, found {value!r:.40}")
+    return value
+
+
+def _exactly(value: Any, size: int) -> bytes:
+    if not isinstance(value, bytes) or len(value) != size:
+        raise ValueError(f"expected {size} bytes")
+    return value
+
+
+def _at_most(value: Any, size: int) -> bytes:
+    if not isinstance(value, bytes) or len(value) > size:
+        raise ValueError(f"expected at most {size} bytes")
+    return value
+
+
+def _text(value: Any, limit: int = 256) -> str:
+    if not isinstance(value, str) or len(value) > limit:
+        raise ValueError("expected a short text")
+    return value

@@ -1,0 +1,272 @@
+"""The requester's half: turns requests into runs over rings, any number at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import statistics
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from draft.base import Drafter
+from draft.calibrate import Calibration
+from swarm.errors import PeerError, UsageError
+from swarm.model.rows import Layout
+from swarm.net.message import Message
+from swarm.net.peer import Handler, Peer
+from swarm.net.switchboard import Switchboard
+from swarm.ring.control import Controller, Costs, Setting
+from swarm.ring.drive import Planner, RunLoop, RunParts
+from swarm.ring.frame import ANSWER, parse_answer_untrusted
+from swarm.ring.link import RingLink
+from swarm.ring.opening import UP, OpenRun, StagePlan, parse_word_untrusted
+from swarm.ring.run import Finished, FinishReason, RunEvent, RunRequest, RunResult, StageInfo
+from swarm.ring.speculate import Ending, Speculation
+from swarm.ring.text import Decode, TextStream
+
+SCRATCH: Mapping[str, int] = {"plain": 0, "chain": 64, "tree": 128, "stream": 192}
+CONTEXT_STEP = 64
+REACH_TIMEOUT_S = 1.5
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text."""
+
+    model: str
+    context: int
+    eos: frozenset[int]
+    decode: Decode
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """The drafters of one run. `inline` answers on the spot, `deferred` in the draft thread; both may be absent."""
+
+    name: str
+    inline: Drafter | None = None
+    deferred: Drafter | None = None
+
+
+@dataclass
+class Memory:
+    """What runs over one ring learn for the next: measured costs, and how far each drafter is to be trusted."""
+
+    controllers: dict[tuple[object, ...], Controller] = field(default_factory=dict)
+    calibrations: tuple[Calibration, Calibration] = field(
+        default_factory=lambda: (Calibration(trust=0.9), Calibration())
+    )
+
+
+class Desk:
+    """Starts runs and hands their answers to them. Use as an async context; leaving it cancels what is open.
+
+    `drafting` makes the drafters of a run from its request; `costs` guesses what a route will cost.
+    """
+
+    def __init__(
+        self,
+        switchboard: Switchboard,
+        target: TargetFacts,
+        planner: Planner,
+        drafting: Callable[[RunRequest], Drafting],
+        costs: Callable[[Sequence[StagePlan]], Costs],
+        describe: Callable[[StagePlan, Mapping[str, object], float], StageInfo],
+        wire: Callable[[RunRequest, Sequence[StagePlan]], str],
+    ) -> None:
+        self.switchboard, self.target, self.planner = switchboard, target, planner
+        self._drafting, self._costs, self._describe, self._wire = drafting, costs, describe, wire
+        self.links: dict[bytes, RingLink] = {}
+        self.memory = Memory()
+        self._group: asyncio.TaskGroup | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Desk:
+        self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What the switchboard calls for answers and bad news."""
+        return {ANSWER: self._on_answer, UP: self._on_up}
+
+    async def _on_answer(self, peer: Peer, message: Message) -> None:
+        answer = parse_answer_untrusted(message)
+        link = self.links.get(answer.run)
+        if link is None:
+            return
+        if peer.id != link.opening.stages[-1].node:
+            raise PeerError("expected an answer from the tail of the ring, found another's")
+        link.take_answer(answer)
+
+    async def _on_up(self, peer: Peer, message: Message) -> None:
+        word = parse_word_untrusted(message.header)
+        link = self.links.get(word.run)
+        if link is not None and peer.id == link.opening.stages[0].node:
+            link.take_word(word)
+
+    async def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
+        """The events of one run, `Finished` last. Closing the iterator ends the run and frees the ring."""
+        self._check(request)
+        events: asyncio.Queue[RunEvent | BaseException] = asyncio.Queue()
+        assert self._group is not None, "the desk is not open"
+        task = self._group.create_task(self._guarded(request, events))
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def _check(self, request: RunRequest) -> None:
+        prompt, context = len(request.prompt_ids), self.target.context
+        if prompt >= context:
+            raise UsageError(f"the prompt has {prompt} tokens, but the model's context holds {context}; shorten it")
+
+    async def _guarded(self, request: RunRequest, events: asyncio.Queue[RunEvent | BaseException]) -> None:
+        """A failed run fails its own reader, never the other runs of the desk."""
+        try:
+            await self._drive(request, events.put_nowait)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            events.put_nowait(_single(error))
+
+    async def _drive(self, request: RunRequest, emit: Callable[[RunEvent], None]) -> None:
+        opening = self._opening(request)
+        drafting = self._drafting(request)
+        text = TextStream(self.target.decode, request.stop)
+        core = self._core(request, opening, drafting)
+        link = RingLink(self.switchboard, opening)
+        self.links[opening.run] = link
+        thread = ThreadPoolExecutor(1, thread_name_prefix="draft")
+        deferred = drafting.deferred
+        parts = RunParts(
+            link=link,
+            opening=opening,
+            planner=self.planner,
+            core=core,
+            text=text,
+            drafter=deferred,
+            draft_thread=thread,
+            begin_drafter=(lambda: deferred.begin(request.prompt_ids, request.sampling)) if deferred else None,
+            emit=emit,
+            describe=self._describe,
+            unreachable=self._unreachable,
+            patience_s=request.patience_s,
+        )
+        loop = RunLoop(parts)
+        try:
+            reason = await loop.run()
+            loop.flush()
+            await self._close(link)
+            emit(Finished(self._result(request, loop, drafting.name, reason)))
+        finally:
+            thread.shutdown(wait=False, cancel_futures=True)
+            await self._close(link)
+
+    async def _close(self, link: RingLink) -> None:
+        """Once: every stage frees the run's memory before its reader hears that it is over."""
+        if link.opening.run in self.links:
+            await link.close()
+            self.links.pop(link.opening.run, None)
+
+    def _opening(self, request: RunRequest) -> OpenRun:
+        stages = tuple(self.planner(frozenset()))
+        want = len(request.prompt_ids) + request.max_tokens
+        context = min(-(-want // CONTEXT_STEP) * CONTEXT_STEP, self.target.context)
+        return OpenRun(
+            run=secrets.token_bytes(16),
+            epoch=0,
+            requester=self.switchboard.id,
+            model=self.target.model,
+            wire=self._wire(request, stages),
+            layout=Layout(SCRATCH[request.speculation], context),
+            sampling=request.sampling,
+            stages=stages,
+        )
+
+    def _core(self, request: RunRequest, opening: OpenRun, drafting: Drafting) -> Speculation:
+        key = (request.speculation, drafting.name, *(s.node for s in opening.stages))
+        controller = self.memory.controllers.get(key)
+        if controller is None:
+            setting = Setting(mode=request.speculation)
+            controller = Controller(self._costs(opening.stages), setting)
+            self.memory.controllers[key] = controller
+        return Speculation(
+            request.prompt_ids,
+            opening.layout,
+            Ending(request.max_tokens, self.target.eos, request.ignore_eos),
+            controller,
+            inline=drafting.inline,
+            deferred=drafting.deferred is not None,
+            calibrations=self.memory.calibrations,
+        )
+
+    async def _unreachable(self, stages: Sequence[StagePlan]) -> frozenset[bytes]:
+        """Which of the stages do not answer a ping of ours now."""
+
+        async def reached(stage: StagePlan) -> bool:
+            try:
+                async with asyncio.timeout(REACH_TIMEOUT_S):
+                    peer = await self.switchboard.peer(stage.node, stage.addresses, REACH_TIMEOUT_S)
+                    await peer.ping(1)
+            except (TimeoutError, PeerError):
+                return False
+            return True
+
+        found = await asyncio.gather(*(reached(stage) for stage in stages))
+        return frozenset(stage.node for stage, ok in zip(stages, found, strict=True) if not ok)
+
+    def _result(self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason) -> RunResult:
+        tally, core = loop.tally, loop.core
+        text = loop.parts.text
+        new = tuple(loop.emitted)
+        seconds = tally.ended - tally.started
+        first = tally.first_token if tally.first_token is not None else tally.ended
+        decoding = tally.ended - first
+        speed = (len(new) - 1) / decoding if len(new) > 1 and decoding > 0 else len(new) / max(seconds, 1e-9)
+        pass_ms = statistics.median(tally.lone_pass_ms[1:] or tally.pass_ms[1:] or tally.pass_ms or [0.0])
+        sent = core.counts.drafted_rows
+        return RunResult(
+            text=text.text,
+            token_ids=new,
+            prompt_token_ids=request.prompt_ids,
+            new_tokens=len(new),
+            seconds=round(seconds, 6),
+            ttft_seconds=round(first - tally.started, 6),
+            tokens_per_second=round(speed, 3),
+            passes=tally.passes,
+            tokens_per_pass=round(len(new) / max(1, tally.passes), 3),
+            rows_sent=tally.rows,
+            acceptance=round(core.counts.accepted / sent, 4) if sent else 0.0,
+            drafter=drafter,
+            speculation=request.speculation,
+            ring=loop.final_ring(),
+            finish_reason=reason,
+            receipt=None,
+            run_id=loop.link.opening.run.hex(),
+            pass_ms=round(pass_ms, 3),
+            plain_estimate_tokens_per_second=round(1000.0 / pass_ms, 3) if pass_ms else 0.0,
+            recoveries=tally.recoveries,
+        )
+
+
+def _single(error: BaseException) -> BaseException:
+    """The one error inside a group of one; task groups wrap what a run raises."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+__all__ = ["Desk", "Drafting", "TargetFacts"]

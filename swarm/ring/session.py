@@ -1,0 +1,154 @@
+"""One run at one stage: its KV, the rows it passed on, its queue and its neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from swarm.errors import PeerError
+from swarm.model.block import Block
+from swarm.model.kvcache import SessionKV
+from swarm.model.rows import Commits, Layout, Rows
+from swarm.net.peer import Peer
+from swarm.ring.frame import Answer, Frame
+from swarm.ring.opening import OpenRun
+
+
+class SentRows:
+    """The hidden rows that a stage passed on, by slot, so that a replacement of the next stage can be replayed.
+
+    Addressed like the KV cache, and moved by the same commits; a bounded run keeps them all.
+    """
+
+    def __init__(self, layout: Layout, hidden_size: int, dtype: torch.dtype) -> None:
+        self._scratch = layout.scratch
+        self._rows = torch.empty(layout.slots, hidden_size, dtype=dtype)
+
+    @staticmethod
+    def size_bytes(layout: Layout, hidden_size: int, dtype: torch.dtype) -> int:
+        """Bytes of memory that the rows of a session take."""
+        return layout.slots * hidden_size * dtype.itemsize
+
+    def commit(self, commits: Commits) -> None:
+        """Copy scratch rows to the positions that they became."""
+        if len(commits):
+            to = torch.from_numpy(commits.position.astype(np.int64)) + self._scratch
+            self._rows[to] = self._rows[torch.from_numpy(commits.slot.astype(np.int64))]
+
+    def write(self, rows: Rows, hidden: torch.Tensor) -> None:
+        """Keep `hidden` [n, hidden] under the slots of `rows`."""
+        self._rows[torch.from_numpy(rows.slot.astype(np.int64))] = hidden.to("cpu", self._rows.dtype)
+
+    def committed(self, first: int, last: int) -> torch.Tensor:
+        """Rows of the committed positions [first, last): [last - first, hidden]."""
+        return self._rows[self._scratch + first : self._scratch + last]
+
+    def copy_prefix(self, other: SentRows, keep: int) -> None:
+        """Take over the first `keep` positions of another session."""
+        self._rows[self._scratch : self._scratch + keep] = other.committed(0, keep)
+
+
+class SlotTokens:
+    """Token ids by slot, for penalties that look at what came before. Only kept where sampling asks for it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._tokens = np.full(layout.slots, -1, np.int64)
+
+    def commit(self, commits: Commits) -> None:
+        """Copy the tokens of scratch slots to the positions that they became."""
+        self._tokens[commits.position.astype(np.int64) + self._layout.scratch] = self._tokens[commits.slot]
+
+    def write(self, rows: Rows) -> None:
+        """Note the tokens of a frame."""
+        self._tokens[rows.slot] = rows.token
+
+    def contexts(self, rows: Rows) -> list[list[int]]:
+        """For each wanted row, the tokens that it sees, its own included."""
+        scratch = self._layout.scratch
+        found = []
+        for index in np.flatnonzero(rows.want):
+            committed = self._tokens[scratch : scratch + int(rows.prefix[index])]
+            drafted = self._tokens[:scratch][np.unpackbits(rows.ancestors[index], bitorder="little").astype(bool)]
+            found.append([int(t) for t in np.concatenate((committed, drafted)) if t >= 0])
+        return found
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A frame in a stage's queue, and when it came (seconds, monotonic)."""
+
+    frame: Frame
+    since: float
+
+
+@dataclass
+class StageSession:
+    """State of one run at one stage. `kv`, `sent` and `tokens` belong to the compute thread while `busy`.
+
+    fresh         its KV was empty when this epoch began
+    ready         the next stage is told of the run: frames may follow
+    outbox        frames and answers that are computed and not yet sent
+    last_seq      sequence number of the newest frame of this epoch that was taken in
+    last_served   number of the forward that served it last
+    heard         monotonic time of the last sign of life from upstream
+    closing       the requester has ended it; the stages below have yet to say goodbye
+    closed        over; freed as soon as the compute thread lets go
+    """
+
+    opening: OpenRun
+    block: Block
+    kv: SessionKV
+    upstream: Peer
+    heard: float
+    sent: SentRows | None = None
+    tokens: SlotTokens | None = None
+    downstream: Peer | None = None
+    sender: asyncio.Task[None] | None = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    queue: deque[Arrived] = field(default_factory=deque)
+    outbox: asyncio.Queue[Frame | Answer] = field(default_factory=asyncio.Queue)
+    last_seq: int = -1
+    last_served: int = 0
+    closing: bool = False
+    closed: bool = False
+    fresh: bool = True
+    busy: bool = False
+    frames: int = 0
+    rows: int = 0
+    compute_us: int = 0
+
+    @property
+    def run(self) -> bytes:
+        """The run's 16 bytes."""
+        return self.opening.run
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this stage answers the requester."""
+        return self.opening.index + 1 == len(self.opening.stages)
+
+    def accept_untrusted(self, frame: Frame) -> bool:
+        """Whether a frame belongs to the present epoch. Raises PeerError on a broken sequence.
+
+        Replayed frames count for themselves: they come before all others of their epoch.
+        """
+        if frame.epoch != self.opening.epoch:
+            return False
+        if frame.replay >= 0:
+            return True
+        if frame.seq <= self.last_seq:
+            raise PeerError(f"expected a frame after {self.last_seq}, found {frame.seq}")
+        self.last_seq = frame.seq
+        return True
+
+    def release(self) -> None:
+        """Free the memory of the session."""
+        self.closed = True
+        self.queue.clear()
+        self.kv.close()
+        self.sent = None

@@ -1,0 +1,161 @@
+"""A ring inside one process: real sockets, real blocks of a tiny random model, no shortcuts between the parts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from draft.suffix import SuffixDrafter
+from swarm.errors import CoverageError
+from swarm.identity import Identity
+from swarm.model.kvcache import KVPool
+from swarm.model.load import load_block
+from swarm.model.store import ModelStore, open_model
+from swarm.net.switchboard import Switchboard
+from swarm.ring.admit import HostedModel, StageLimits
+from swarm.ring.control import Costs
+from swarm.ring.opening import StagePlan
+from swarm.ring.request import Desk, Drafting, TargetFacts
+from swarm.ring.run import RunRequest, StageInfo
+from swarm.ring.stage import StageServer
+
+VOCAB = 97
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 6 layers with random weights, saved as a Hugging Face folder."""
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, eos_token_id=None, bos_token_id=None,
+        initializer_range=0.4,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> LlamaForCausalLM:
+    """The same model whole, by transformers."""
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    return model.eval()
+
+
+def reference(model: LlamaForCausalLM, prompt: Sequence[int], tokens: int) -> list[int]:
+    """What transformers generates, greedily."""
+    with torch.inference_mode():
+        out = model.generate(torch.tensor([list(prompt)]), max_new_tokens=tokens, do_sample=False)
+    return [int(t) for t in out[0, len(prompt) :]]
+
+
+@dataclass
+class Stage:
+    """One node of the test ring; `kill` cuts its connections as kill -9 would."""
+
+    plan: StagePlan
+    board: Switchboard
+    server: StageServer
+    alive: bool = True
+    task: asyncio.Task[None] | None = field(default=None)
+
+    async def kill(self) -> None:
+        self.alive = False
+        assert self.task is not None
+        self.task.cancel()
+        for peer in self.board.peers():
+            peer.drop("killed")
+        await self.board.aclose()
+
+
+@dataclass
+class TestRing:
+    __test__ = False
+
+    stages: list[Stage]
+    desk: Desk
+    board: Switchboard
+
+
+@pytest.fixture
+def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
+    """`async with make_ring([(0, 3), (3, 6)]) as ring`."""
+
+    @asynccontextmanager
+    async def make(
+        blocks: Sequence[tuple[int, int]], limits: StageLimits | None = None, kv_bytes: int = 64 << 20
+    ) -> AsyncIterator[TestRing]:
+        checkpoint = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
+        manifest = checkpoint.manifest
+        async with AsyncExitStack() as stack:
+            stages: list[Stage] = []
+            for first, last in blocks:
+                block = load_block(checkpoint, first, last, torch.device("cpu"), torch.float32)
+                identity = Identity.generate()
+                holder: list[StageServer] = []
+                board = Switchboard(
+                    identity,
+                    opened=lambda peer, h=holder: h[0].peer_opened(),
+                    closed=lambda peer, h=holder: h[0].peer_closed(peer),
+                )
+                hosted = HostedModel(manifest.digest, block, KVPool(block, kv_bytes), "cpu", identity.id)
+                server = StageServer(hosted, board, limits)
+                holder.append(server)
+                for kind, handler in server.handlers().items():
+                    board.handle(kind, handler)
+                await stack.enter_async_context(board)
+                address = await board.listen("127.0.0.1", 0)
+                stage = Stage(StagePlan(identity.id, (address,), first, last), board, server)
+                stage.task = asyncio.create_task(server.run())
+                stack.push_async_callback(_stopped, stage.task)
+                stages.append(stage)
+
+            def planner(excluded: frozenset[bytes]) -> list[StagePlan]:
+                route: list[StagePlan] = []
+                at = 0
+                while at < manifest.n_layers:
+                    fit = [s for s in stages if s.plan.first == at and s.plan.node not in excluded]
+                    if not fit:
+                        raise CoverageError(f"layer {at} is held by nobody")
+                    route.append(fit[0].plan)
+                    at = fit[0].plan.last
+                return route
+
+            def drafting(request: RunRequest) -> Drafting:
+                if request.draft == "none" or request.speculation == "plain":
+                    return Drafting("none")
+                suffix = SuffixDrafter()
+                suffix.begin(request.prompt_ids, request.sampling)
+                return Drafting("suffix", inline=suffix)
+
+            board = await stack.enter_async_context(Switchboard(Identity.generate()))
+            desk = Desk(
+                board,
+                TargetFacts(manifest.digest, 512, frozenset(), lambda ids: " ".join(map(str, ids)) + " "),
+                planner,
+                drafting,
+                lambda stages: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
+                lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
+                lambda request, stages: "float32",
+            )
+            for kind, handler in desk.handlers().items():
+                board.handle(kind, handler)
+            await stack.enter_async_context(desk)
+            yield TestRing(stages, desk, board)
+
+    return make
+
+
+async def _stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

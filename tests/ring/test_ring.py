@@ -1,0 +1,103 @@
+"""One ring in one process: exact output, isolation, fairness, freed memory."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from swarm.errors import UsageError
+from swarm.ring.run import Committed, Finished, Opened, RunRequest, RunResult
+
+from .conftest import VOCAB, TestRing, reference
+
+
+def prompts(count: int, seed: int) -> list[tuple[int, ...]]:
+    rng = random.Random(seed)
+    return [tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 40))) for _ in range(count)]
+
+
+async def generate(ring: TestRing, request: RunRequest) -> RunResult:
+    result: RunResult | None = None
+    seen: list[int] = []
+    async with aclosing(ring.desk.run(request)) as events:
+        async for event in events:
+            if isinstance(event, Committed):
+                seen += event.tokens
+            if isinstance(event, Finished):
+                result = event.result
+    assert result is not None
+    assert tuple(seen) == result.token_ids
+    return result
+
+
+@pytest.mark.parametrize("blocks", [[(0, 6)], [(0, 3), (3, 6)], [(0, 2), (2, 4), (4, 6)], [(i, i + 1) for i in range(6)]])
+@pytest.mark.parametrize("speculation", ["plain", "chain", "tree", "stream"])
+async def test_greedy_output_is_that_of_transformers(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, blocks: list[tuple[int, int]], speculation: Any
+) -> None:
+    async with make_ring(blocks) as ring:
+        for prompt in prompts(3, seed=len(blocks)):
+            result = await generate(ring, RunRequest(prompt, max_tokens=24, speculation=speculation))
+            assert list(result.token_ids) == reference(tiny_model, prompt, 24)
+            assert result.new_tokens == 24 and result.finish_reason == "length"
+            assert [s.layers for s in result.ring] == blocks
+
+
+async def test_a_long_prompt_goes_in_chunks(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM) -> None:
+    prompt = tuple(random.Random(3).randrange(VOCAB) for _ in range(460))
+    async with make_ring([(0, 3), (3, 6)]) as ring:
+        result = await generate(ring, RunRequest(prompt, max_tokens=8))
+        assert list(result.token_ids) == reference(tiny_model, prompt, 8)
+
+
+async def test_requesters_at_once_are_exact_and_memory_returns(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM
+) -> None:
+    async with make_ring([(0, 2), (2, 6)]) as ring:
+        asked = prompts(6, seed=5)
+        results = await asyncio.gather(*(generate(ring, RunRequest(p, max_tokens=16)) for p in asked))
+        for prompt, result in zip(asked, results, strict=True):
+            assert list(result.token_ids) == reference(tiny_model, prompt, 16)
+        for stage in ring.stages:
+            assert not stage.server.sessions
+            assert stage.server.hosted.pool.used_bytes == 0
+
+
+async def test_a_reader_that_leaves_frees_the_ring(make_ring: Callable[..., Any]) -> None:
+    async with make_ring([(0, 3), (3, 6)]) as ring:
+        async with aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=400))) as events:
+            async for event in events:
+                if isinstance(event, Committed):
+                    break
+        assert [stage.server.hosted.pool.used_bytes for stage in ring.stages] == [0, 0]
+        assert not ring.desk.links
+
+
+async def test_the_opening_tells_the_ring(make_ring: Callable[..., Any]) -> None:
+    async with make_ring([(0, 3), (3, 6)]) as ring:
+        async with aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=4))) as events:
+            opened = [event async for event in events if isinstance(event, Opened)]
+        assert [s.layers for s in opened[0].ring] == [(0, 3), (3, 6)]
+
+
+async def test_a_prompt_over_the_context_is_refused(make_ring: Callable[..., Any]) -> None:
+    async with make_ring([(0, 6)]) as ring:
+        with pytest.raises(UsageError, match="600 tokens"):
+            await generate(ring, RunRequest(tuple([1] * 600), max_tokens=4))
+
+
+async def test_a_stop_string_ends_the_run(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM) -> None:
+    prompt = (5, 6, 7)
+    whole = reference(tiny_model, prompt, 32)
+    stop = f" {whole[4]} "
+    async with make_ring([(0, 3), (3, 6)]) as ring:
+        result = await generate(ring, RunRequest(prompt, max_tokens=32, stop=(stop,)))
+        assert result.finish_reason == "stop"
+        assert stop not in result.text
+        assert whole[: len(result.token_ids)] == list(result.token_ids)
