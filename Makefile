@@ -30,7 +30,7 @@ types: .venv/.test
 check: lint types test
 
 bench: .venv/.bench
-	$(BIN)/python tests/bench/ring_pass.py
+	$(BIN)/python -m tests.bench.ring_pass
 	$(BIN)/swarm bench speculation
 
 .venv/bin/python:
