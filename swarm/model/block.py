@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from swarm.model.attention import Attending, JobPlan
-from swarm.model.kvcache import KVShape, SessionKV
-from swarm.model.prune import Shape, cut, inner_model
+from swarm.events import Report, silent
+from swarm.model.attention import JobPlan
+from swarm.model.checkpoint import Checkpoint
+from swarm.model.kvcache import SessionKV
+from swarm.model.load import Loaded, load_layers
+from swarm.model.prune import cut, inner_model
 from swarm.model.rows import Commits, Rows
 
 
@@ -43,21 +46,14 @@ class Block:
     head: first is 0, so it takes token ids. tail: last is n_layers, so it gives logits. One thread computes at a time.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        shape: Shape,
-        attending: Attending,
-        kv_shapes: Sequence[KVShape],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, loaded: Loaded, device: torch.device, dtype: torch.dtype) -> None:
+        shape = loaded.shape
         self.first, self.last, self.n_layers = shape.first, shape.last, shape.n_layers
         self.head, self.tail = shape.first == 0, shape.last == shape.n_layers
         self.hidden_size, self.vocab_size = shape.hidden_size, shape.vocab_size
         self.device, self.dtype = device, dtype
-        self.kv_shapes = tuple(kv_shapes)
-        self._model, self._shape, self._attending = model, shape, attending
+        self.kv_shapes = loaded.kv_shapes
+        self._loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
 
     def view(self, first: int, last: int) -> Block:
         """Layers [first, last) of this block, sharing its weights. Raises ValueError if it does not hold them."""
@@ -65,11 +61,11 @@ class Block:
             raise ValueError(f"layers {first}:{last} of a block that holds {self.first}:{self.last}")
         if (first, last) == (self.first, self.last):
             return self
-        shape = self._shape.within(first, last)
+        shape = self._loaded.shape.within(first, last)
         model = _twin(self._model)
         cut(model, shape, offset=self.first)
         kv = self.kv_shapes[first - self.first : last - self.first]
-        return Block(model, shape, self._attending, kv, self.device, self.dtype)
+        return Block(Loaded(model, shape, self._attending, kv), self.device, self.dtype)
 
     @torch.inference_mode()
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
@@ -126,6 +122,22 @@ class Block:
             plans.append(JobPlan(job.kv, job.rows, start, self.device, self.dtype))
             start += len(job.rows)
         return plans
+
+
+def load_block(
+    checkpoint: Checkpoint,
+    first: int,
+    last: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report = silent,
+) -> Block:
+    """Layers [first, last) of a model, ready to compute. Reads only their tensors; reports "load" in layers.
+
+    Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
+    missing, of another shape than the config says, or not finite (by name).
+    """
+    return Block(load_layers(checkpoint, first, last, device, dtype, report), device, dtype)
 
 
 def _twin(model: nn.Module) -> nn.Module:

@@ -1,28 +1,19 @@
-"""Weights on disk, one tensor at a time.
-
-A checkpoint knows where every tensor lies. `read` maps just that tensor's bytes, turns them into the wanted dtype and
-unmaps them, so a process that holds a third of a model has touched a third of its bytes. Tensors whose file is not on
-this machine stay in the manifest and are refused when read.
-"""
+"""The way in: a model reference becomes a checkpoint (weights on disk, one tensor at a time) and a tokenizer."""
 
 from __future__ import annotations
 
-import mmap
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+import json
+from typing import Protocol
 
-import gguf
-import numpy as np
 import torch
-from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from swarm.errors import ModelError
-from swarm.model.gguf_map import restore_rows
-from swarm.model.manifest import Manifest, TensorEntry
-from swarm.model.safetensors_file import DTYPES
+from swarm.events import Report, silent
+from swarm.model import gguf_file
+from swarm.model.gguf_tokenizer import gguf_tokenizer
+from swarm.model.manifest import Manifest
+from swarm.model.store import ModelStore
 
 
 class Checkpoint(Protocol):
@@ -42,101 +33,43 @@ class Checkpoint(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Place:
-    """Stored bytes of one tensor: `offset` in bytes from the start of the file `path`."""
+def open_model(
+    ref: str,
+    store: ModelStore,
+    layers: tuple[int, int] | None = None,
+    report: Report = silent,
+    offline: bool = False,
+) -> Checkpoint:
+    """A model's checkpoint; pulls what `layers` need and is missing (at an end of the model also embeddings or head).
 
-    path: Path
-    offset: int
-
-
-class FileCheckpoint:
-    """A checkpoint whose tensors lie in files (safetensors, GGUF or blobs; the manifest's formats say how to decode).
-
-    places: where the tensors that are on this machine lie, by name.
+    Raises ModelError when the model is unknown, unreachable or damaged.
     """
-
-    def __init__(self, manifest: Manifest, places: Mapping[str, Place]) -> None:
-        self.manifest = manifest
-        self.config = make_config(manifest.config, manifest.model)
-        self.places = places
-        self.bytes_read = 0
-
-    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        entry, place = self._find(name)
-        with _Mapped(place, 0, entry.nbytes, name) as data:
-            self.bytes_read += entry.nbytes
-            tensor = decode(entry, data, self.manifest.config)
-            # A copy in any case: nothing may keep pointing into the mapping.
-            return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
-
-    def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:
-        entry, place = self._find(name)
-        if offset < 0 or length < 0 or offset + length > entry.nbytes:
-            raise ModelError(f"bytes {offset}:{offset + length} of {name} wanted, which has {entry.nbytes}")
-        with _Mapped(place, offset, length, name) as data:
-            return data.tobytes()
-
-    def _find(self, name: str) -> tuple[TensorEntry, Place]:
-        entry, place = self.manifest.entries.get(name), self.places.get(name)
-        if entry is None:
-            raise ModelError(f"{self.manifest.model} has no tensor {name}; is the file complete?")
-        if place is None:
-            raise ModelError(f"{name} of {self.manifest.model} is not on this machine; pull its layers first")
-        return entry, place
+    return store.open(ref, layers, report, offline)
 
 
-def decode(entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config: Mapping[str, Any]) -> torch.Tensor:
-    """Stored bytes to a tensor of the entry's shape; may share memory with `data`. Raises ModelError."""
-    if entry.format in DTYPES:
-        if not entry.nbytes:
-            return torch.empty(entry.shape, dtype=DTYPES[entry.format])
-        return torch.frombuffer(data, dtype=DTYPES[entry.format]).reshape(entry.shape)
-    kind = entry.format.removeprefix("gguf:")
+def load_tokenizer(
+    ref: str, store: ModelStore, report: Report = silent, offline: bool = False
+) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, chat template included where the model has one. Raises ModelError."""
+    source = store.tokenizer_source(ref, report, offline)
+    if source.is_file():
+        return gguf_tokenizer(gguf_file.read_header(source), source)
     try:
-        values = gguf.dequantize(data, gguf.GGMLQuantizationType[kind])
-    except (KeyError, NotImplementedError) as exc:
-        raise ModelError(f"{entry.name} is stored as {entry.format}, which cannot be read; use another file") from exc
-    tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(entry.shape)
-    return restore_rows(entry.name, tensor, config)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except Exception as exc:  # tokenizer classes fail in ways of their own
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise ModelError(f"{ref} has no tokenizer that can be loaded: {reason}") from exc
+    return tokenizer
 
 
-class _Mapped:
-    """Bytes [offset, offset + length) after a place, mapped while the `with` block runs."""
-
-    def __init__(self, place: Place, offset: int, length: int, name: str) -> None:
-        self.start, self.length = place.offset + offset, length
-        self.path, self.name = place.path, name
-        self.map: mmap.mmap | None = None
-
-    def __enter__(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        lead = self.start % mmap.ALLOCATIONGRANULARITY
-        if not self.length:
-            return np.zeros(0, np.uint8)
+def end_tokens(checkpoint: Checkpoint, store: ModelStore, ref: str) -> frozenset[int]:
+    """Token ids that end a text: from generation_config.json where there is one, else from the config."""
+    found = checkpoint.manifest.config.get("eos_token_id")
+    source = store.tokenizer_source(ref, offline=True)
+    if source.is_dir() and (source / "generation_config.json").is_file():
         try:
-            with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self.start + self.length:
-                    raise ModelError(f"{self.path} is shorter than when it was pulled: pull the model again")
-                # Copy-on-write, because torch wants to write to what it wraps; no page is ever written.
-                self.map = mmap.mmap(
-                    file.fileno(), lead + self.length, offset=self.start - lead, access=mmap.ACCESS_COPY
-                )
-        except OSError as exc:
-            raise ModelError(f"cannot read {self.name} from {self.path}: {exc.strerror}") from exc
-        return np.frombuffer(self.map, np.uint8)[lead : lead + self.length]
-
-    def __exit__(self, *exc: object) -> None:
-        # Dropping the reference unmaps as soon as no array points into it; closing would fail while one does.
-        self.map = None
-
-
-def make_config(values: Mapping[str, Any], model: str) -> PretrainedConfig:
-    """The transformers config of an architecture. Code shipped with a model is never run. Raises ModelError."""
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise ModelError(f"{model} is of type {kind!r}, which this transformers does not know; try a newer one")
-    try:
-        config = CONFIG_MAPPING[kind].from_dict(dict(values))
-    except Exception as exc:  # config classes validate in ways of their own
-        raise ModelError(f"the config of {model} does not fit its type {kind}: {exc}".splitlines()[0]) from exc
-    return config
+            found = json.loads((source / "generation_config.json").read_bytes()).get("eos_token_id", found)
+        except (ValueError, AttributeError):
+            raise ModelError(f"{source / 'generation_config.json'} is damaged; pull the model again") from None
+    ids = found if isinstance(found, list) else [found]
+    return frozenset(i for i in ids if isinstance(i, int))

@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from swarm.errors import ModelError
+from swarm.events import Progress, Report, silent
 
 _CHUNK = 4 << 20
 
 
-def sha256_file(path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
-    """Hex SHA-256 of a file, read in chunks; `progress` gets the bytes done so far."""
+def sha256_file(path: Path, report: Report = silent) -> str:
+    """Hex SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
-    done = 0
+    done, total = 0, path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             done += len(chunk)
-            progress(done)
+            report(Progress("load", f"digest of {path.name}", done, total))
     return digest.hexdigest()
 
 

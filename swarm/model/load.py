@@ -7,6 +7,7 @@ import copy
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,29 +16,29 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swarm.errors import ModelError
-from swarm.events import Progress, Report, silent
+from swarm.events import Progress, Report
 from swarm.model import attention
 from swarm.model.attention import Attending, Call
-from swarm.model.block import Block
 from swarm.model.checkpoint import Checkpoint
 from swarm.model.kvcache import KVShape
 from swarm.model.manifest import layer_of
 from swarm.model.prune import Shape, check_config, cut, inner_model, layer_list, unfit
 
 
-def load_block(
-    checkpoint: Checkpoint,
-    first: int,
-    last: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    report: Report = silent,
-) -> Block:
-    """Layers [first, last) of a model, ready to compute. Reads only their tensors.
+@dataclass(frozen=True)
+class Loaded:
+    """A pruned model with its weights, ready to compute. kv_shapes: per layer."""
 
-    Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
-    missing, of another shape than the config says, or not finite (by name).
-    """
+    model: nn.Module
+    shape: Shape
+    attending: Attending
+    kv_shapes: tuple[KVShape, ...]
+
+
+def load_layers(
+    checkpoint: Checkpoint, first: int, last: int, device: torch.device, dtype: torch.dtype, report: Report
+) -> Loaded:
+    """What `block.load_block` builds on; see there."""
     manifest = checkpoint.manifest
     manifest.check_range(first, last)
     shape = Shape(first, last, manifest.n_layers, manifest.hidden_size, manifest.vocab_size)
@@ -56,8 +57,7 @@ def load_block(
     for module in inner_model(model).modules():
         if hasattr(module, "layer_idx"):
             setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
-    kv = _try_once(model, shape, attending, device, dtype)
-    return Block(model, shape, attending, kv, device, dtype)
+    return Loaded(model, shape, attending, tuple(_try_once(model, shape, attending, device, dtype)))
 
 
 def model_class(config: Any, model: str) -> type[Any]:

