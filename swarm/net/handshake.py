@@ -113,12 +113,15 @@ class Handshake:
         return MESSAGE_BYTES[self._step]
 
     def write(self) -> bytes:
-        """The next message of this side."""
+        """The next message of this side. Raises PeerError if the other side's key is unusable."""
         payload = b""
         if self._step:
             keys = self._keys
             payload = _PAYLOAD.pack(keys.node, keys.signature, keys.instance, keys.message_bytes)
-        message = bytes(self._noise.write_message(payload))
+        try:
+            message = bytes(self._noise.write_message(payload))
+        except ValueError as exc:  # a point of low order
+            raise PeerError("a handshake message is damaged or forged; the connection is closed") from exc
         self._advance()
         return message
 

@@ -35,6 +35,8 @@ ERRORS: Mapping[str, type[SwarmError]] = {
 }
 """What an error answer may say, so that "busy, try later" stays distinguishable; anything else becomes PeerError."""
 MAX_ERROR_CHARS = 500
+MESSAGE_OVERHEAD_BYTES = 512
+"""Counted for each message that waits to be handled, on top of its own bytes."""
 RIVAL_SECONDS = 2.0
 """How long the losing connection of a simultaneous dial may take to finish."""
 WARM_BYTES = 1200
@@ -63,8 +65,8 @@ class Peer:
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._serving = 0
-        self._queues: dict[str, asyncio.Queue[tuple[Envelope, int]]] = {}
-        self._workers: list[asyncio.Task[None]] = []
+        self._queues: dict[str, asyncio.Queue[tuple[Envelope, int] | None]] = {}
+        self._warm: dict[object, tuple[int, Callable[[], None]]] = {}
         self._inbox_bytes = 0
         self._closed = asyncio.Event()
         self._last_series: PingSeries | None = None
@@ -145,10 +147,19 @@ class Peer:
         """
         try:
             async with asyncio.timeout(timeout):
-                self._last_series = await self._channel.ping(count)
+                self._last_series = await self._ping(count)
         except TimeoutError as exc:
             raise PeerError(f"node {short_id(self.id)} did not answer {count} pings within {timeout:g} s") from exc
         return self._last_series
+
+    async def _ping(self, count: int) -> PingSeries:
+        while True:
+            channel = self._channel
+            try:
+                return await channel.ping(count)
+            except PeerError:
+                if channel is self._channel:
+                    raise  # else it lost a simultaneous dial: ask on the one that is kept
 
     @property
     def last_ping(self) -> PingSeries | None:
@@ -169,11 +180,12 @@ class Peer:
     @contextlib.contextmanager
     def warm(self, burst_bytes: int = WARM_BYTES) -> Iterator[None]:
         """While held (a run is active), padding of `burst_bytes` goes out every 100 ms in which nothing else does."""
-        release = self._channel.warm(burst_bytes)
+        token = object()
+        self._warm[token] = (burst_bytes, self._channel.warm(burst_bytes))
         try:
             yield
         finally:
-            release()
+            self._warm.pop(token)[1]()
 
     async def wait_closed(self) -> None:
         await self._closed.wait()
@@ -217,6 +229,8 @@ class Peer:
         self._use(winner)
         self._use(loser)
         self._channel = winner
+        if winner is channel:
+            self._warm = {token: (burst, winner.warm(burst)) for token, (burst, _) in self._warm.items()}
         winner.pause_reading()
         if loser is channel:
             loser.start()
@@ -244,8 +258,8 @@ class Peer:
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_exception(PeerError(f"node {short_id(self.id)} is gone: {self.closed_reason}"))
-        for worker in self._workers:
-            worker.cancel()
+        for queue in self._queues.values():
+            queue.put_nowait(None)  # what arrived before is handled first
         self._closed.set()
         self.on_closed(self)
 
@@ -267,7 +281,8 @@ class Peer:
         queue = self._queues.get(kind)
         if queue is None:
             queue = self._queues[kind] = asyncio.Queue()
-            self._workers.append(self._spawn(self._serve(kind, queue)))
+            self._spawn(self._serve(kind, queue))
+        size += MESSAGE_OVERHEAD_BYTES
         self._inbox_bytes += size
         if self._inbox_bytes > self._limits.inbox_bytes:
             self._channel.pause_reading()
@@ -286,9 +301,9 @@ class Peer:
         error = ERRORS.get(str(header.get("error")), PeerError)
         answer.set_exception(error(text or f"node {short_id(self.id)} refused the call"))
 
-    async def _serve(self, kind: str, queue: asyncio.Queue[tuple[Envelope, int]]) -> None:
-        while True:
-            envelope, size = await queue.get()
+    async def _serve(self, kind: str, queue: asyncio.Queue[tuple[Envelope, int] | None]) -> None:
+        while (item := await queue.get()) is not None:
+            envelope, size = item
             try:
                 answer = await self._handlers[kind](self, envelope.message)
                 if envelope.mode is Mode.CALL:

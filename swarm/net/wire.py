@@ -51,7 +51,7 @@ def encode_tensor(tensor: torch.Tensor, wire: str) -> tuple[dict[str, Any], Body
         return header, _bytes_of(tensor.to(device="cpu", dtype=dtype))
     rows = tensor.to(torch.float32).reshape(-1, shape[-1])
     largest = rows.abs().amax(dim=1, keepdim=True)
-    scales = torch.where(largest > 0, largest / _LARGEST[wire], torch.ones_like(largest))
+    scales = torch.where(largest == 0, torch.ones_like(largest), largest / _LARGEST[wire])
     values = (rows / scales).nan_to_num(0.0)
     values = values.round_().to(dtype) if wire == "int8" else values.to(dtype)
     return header, b"".join((_bytes_of(scales.cpu()), _bytes_of(values.cpu())))
