@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,7 +23,9 @@ class FairQueue:
     max_waiting: int
     max_waiting_per_user: int
     running: dict[str, int] = field(default_factory=dict)
-    waiting: OrderedDict[str, deque[object]] = field(default_factory=OrderedDict)
+    waiting: dict[str, deque[object]] = field(default_factory=dict)
+    served: dict[str, int] = field(default_factory=dict)
+    _turn: int = 0
 
     @property
     def n_running(self) -> int:
@@ -48,18 +50,20 @@ class FairQueue:
             line.remove(ticket)
             if not line:
                 del self.waiting[user]
+                if user not in self.running:
+                    self.served.pop(user, None)
 
     def next(self) -> tuple[str, object] | None:
         """The user and ticket that start now, counted as running; None when nobody can."""
         if not self.waiting or self.n_running >= self.max_running:
             return None
-        user = min(self.waiting, key=lambda name: self.running.get(name, 0))
+        user = min(self.waiting, key=lambda name: (self.running.get(name, 0), self.served.get(name, 0)))
         line = self.waiting[user]
         ticket = line.popleft()
-        if line:
-            self.waiting.move_to_end(user)
-        else:
+        if not line:
             del self.waiting[user]
+        self._turn += 1
+        self.served[user] = self._turn
         self.running[user] = self.running.get(user, 0) + 1
         return user, ticket
 
@@ -67,6 +71,8 @@ class FairQueue:
         self.running[user] -= 1
         if not self.running[user]:
             del self.running[user]
+            if user not in self.waiting:
+                del self.served[user]
 
 
 class Admission:

@@ -83,13 +83,20 @@ def stage_json(stage: StageInfo) -> dict[str, Any]:
 
 
 class RunBook:
-    """State changes through `begin`, `apply` and `end` alone; `changed` is called after each."""
+    """State changes through `begin`, `apply` and `end` alone; watchers are called after each."""
 
-    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self) -> None:
         self.active: OrderedDict[int, RunNote] = OrderedDict()
         self.past: deque[RunNote] = deque(maxlen=KEPT)
-        self._changed = changed
+        self._watchers: list[Callable[[], None]] = []
         self._next = 1
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        self._watchers.append(changed)
+
+    def _changed(self) -> None:
+        for changed in self._watchers:
+            changed()
 
     def begin(self, prompt_tokens: int, max_tokens: int, wall: float) -> RunNote:
         note = RunNote(self._next, wall, prompt_tokens, max_tokens)

@@ -51,7 +51,9 @@ class Fields:
 
     def wrong(self, name: str, expected: str) -> ApiError:
         found = describe(self.values.get(name))
-        return bad_field(self.path(name), f"expected '{self.path(name)}' to be {expected}, found {found}", "invalid_type")
+        return bad_field(
+            self.path(name), f"expected '{self.path(name)}' to be {expected}, found {found}", "invalid_type"
+        )
 
     def outside(self, name: str, expected: str) -> ApiError:
         found = repr(self.values.get(name))[:80]
@@ -82,7 +84,7 @@ class Fields:
         return value
 
     def choice(self, name: str, allowed: Sequence[str], default: str) -> str:
-        value = self.text(name, default)
+        value = self.text(name) or default
         if value not in allowed:
             raise self.outside(name, "one of " + ", ".join(allowed))
         return value
@@ -125,7 +127,9 @@ class Fields:
         if not isinstance(value, list):
             raise self.wrong(name, "an array")
         if len(value) > most:
-            raise bad_field(self.path(name), f"expected at most {most} items in '{self.path(name)}', found {len(value)}")
+            raise bad_field(
+                self.path(name), f"expected at most {most} items in '{self.path(name)}', found {len(value)}"
+            )
         return value
 
 

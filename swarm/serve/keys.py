@@ -23,7 +23,7 @@ def load_keys(path: Path) -> tuple[tuple[str, bytes], ...]:
         raise UsageError(f"cannot read the API keys in {path}: {exc.strerror}; give a readable file") from exc
     if len(data) > MAX_FILE_BYTES:
         raise UsageError(f"expected at most {MAX_FILE_BYTES} bytes of API keys, found more in {path}")
-    keys = []
+    keys: list[tuple[str, bytes]] = []
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         line = line.split("#", 1)[0].strip()
         if not line:

@@ -21,7 +21,7 @@ def read_messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
     if items is None:
         raise fields.wrong("messages", "an array of messages")
     if not items:
-        raise bad_field("messages", "expected at least one message, found an empty array")
+        raise bad_field("messages", "expected at least one message in 'messages', found an empty array")
     return tuple(_message(Fields(item, f"messages[{index}]")) for index, item in enumerate(items))
 
 
@@ -105,8 +105,10 @@ def read_tools(fields: Fields) -> tuple[Mapping[str, Any], ...]:
             "'tool_choice' is not supported beyond none and auto: the ring cannot force the model to call a tool",
             "unsupported_parameter",
         )
-    raise fields.outside("tool_choice", "none or auto") if isinstance(choice, str) else fields.wrong(
-        "tool_choice", "none or auto"
+    raise (
+        fields.outside("tool_choice", "none or auto")
+        if isinstance(choice, str)
+        else fields.wrong("tool_choice", "none or auto")
     )
 
 
@@ -139,4 +141,3 @@ def _check_depth(value: Any, path: str, depth: int = 0) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_depth(item, path, depth + 1)
-

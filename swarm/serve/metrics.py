@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent
 from swarm.serve.book import RunNote
-from swarm.serve.state import DashboardState
+from swarm.serve.state import DashboardState, NodeState
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _RATES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
@@ -40,9 +40,7 @@ class GatewayMetrics:
         self._pass = Histogram(
             "wanswarm_pass_seconds", "Median pass time of each run", buckets=_SECONDS, registry=registry
         )
-        self._rate = Histogram(
-            "wanswarm_run_tokens_per_second", "Speed of each run", buckets=_RATES, registry=registry
-        )
+        self._rate = Histogram("wanswarm_run_tokens_per_second", "Speed of each run", buckets=_RATES, registry=registry)
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         self._requests.labels(route, method, str(status)).inc()
@@ -93,7 +91,7 @@ class StateCollector(Collector):
 
     @staticmethod
     def _per_node(state: DashboardState) -> Iterable[Metric]:
-        families = (
+        families: tuple[tuple[str, str, Callable[[NodeState], float | None]], ...] = (
             ("wanswarm_node_layer_seconds", "Compute time of one layer", lambda n: n.layer_ms and n.layer_ms / 1000),
             ("wanswarm_node_kv_used_bytes", "Memory of sessions in use", lambda n: n.kv_used),
             ("wanswarm_node_kv_budget_bytes", "Memory of sessions at most", lambda n: n.kv_budget),

@@ -111,16 +111,21 @@ def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
     if fields.text("suffix"):
         raise _unsupported("suffix", "text is continued, not filled in")
     wanted = _wanted(
-        fields, config, fields.integer("max_tokens", 1, 2**31 - 1) or 16, fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
+        fields,
+        config,
+        fields.integer("max_tokens", 1, 2**31 - 1) or 16,
+        fields.integer("logprobs", 0, MAX_TOP_LOGPROBS),
     )
     best_of = fields.integer("best_of", 1, config.max_choices)
     if best_of is not None and best_of != wanted.n:
-        raise _unsupported("best_of", f"every answer that is made is returned; leave it out or set it to n = {wanted.n}")
+        raise _unsupported(
+            "best_of", f"every answer that is made is returned; leave it out or set it to n = {wanted.n}"
+        )
     prompts = _prompts(fields)
     if len(prompts) * wanted.n > config.max_choices:
         raise bad_field(
             "prompt",
-            f"expected at most {config.max_choices} answers per request, found {len(prompts)} prompts times n = {wanted.n}",
+            f"expected at most {config.max_choices} answers per request, found {len(prompts)} prompts, n = {wanted.n}",
         )
     echo = fields.flag("echo")
     if echo and wanted.logprobs is not None:
@@ -138,7 +143,11 @@ def parse_generate_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
 
 
 def _wanted(
-    fields: Fields, config: GatewayConfig, limit: int | None, logprobs: int | None, default_temperature: float | None = None
+    fields: Fields,
+    config: GatewayConfig,
+    limit: int | None,
+    logprobs: int | None,
+    default_temperature: float | None = None,
 ) -> Wanted:
     if default_temperature is None:
         default_temperature = config.default_temperature
@@ -216,7 +225,9 @@ def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
             prompts.append(tuple(item))
         else:
             raise bad_field(
-                path, f"expected '{path}' to be a string or an array of token ids, found {describe(item)}", "invalid_type"
+                path,
+                f"expected '{path}' to be a string or an array of token ids, found {describe(item)}",
+                "invalid_type",
             )
     return tuple(prompts)
 
@@ -257,7 +268,8 @@ def _refuse_format(fields: Fields) -> None:
         return
     if kind in ("json_schema", "json_object"):
         raise _unsupported(
-            "response_format", f"the ring cannot hold an answer to a grammar, so {kind!r} would be an empty promise; ask "
-            "for JSON in the prompt and check the answer"
+            "response_format",
+            f"the ring cannot hold an answer to a grammar, so {kind!r} would be an empty promise; ask "
+            "for JSON in the prompt and check the answer",
         )
     raise bad_field("response_format.type", f"expected 'response_format.type' to be text, found {kind[:80]!r}")

@@ -1,4 +1,4 @@
-"""What the dashboard shows, as plain data: `DashboardState` for gateway and node alike. No prompt, no key, no secret."""
+"""What the dashboard shows, as plain data: `DashboardState` for gateways and nodes. No prompt, key or secret."""
 
 from __future__ import annotations
 

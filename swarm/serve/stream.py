@@ -31,7 +31,12 @@ class EventStream:
         if self.response is not None:
             return
         response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
+            headers={
+                "Content-Type": "text/event-stream",
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",
+                **headers,
+            }
         )
         self.response = response
         await response.prepare(self._request)

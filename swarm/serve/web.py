@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from swarm.errors import SwarmError
 from swarm.serve.config import GatewayConfig
@@ -42,12 +42,10 @@ Observe = Callable[[web.Request, int, float], None]
 
 
 def error_response(error: ApiError, request_id: str) -> web.Response:
-    return web.json_response(
-        error.body(), status=error.status, headers={**error.headers(), "x-request-id": request_id}
-    )
+    return web.json_response(error.body(), status=error.status, headers={**error.headers(), "x-request-id": request_id})
 
 
-def frame(config: GatewayConfig, observe: Observe) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def frame(config: GatewayConfig, observe: Observe) -> Middleware:
     """The outermost middleware. `observe(request, status, seconds)` is called once per request."""
 
     @web.middleware
@@ -94,7 +92,9 @@ def _from_http(request: web.Request, exc: web.HTTPException) -> ApiError:
         return ApiError(404, f"nothing is at {request.path[:200]}; GET /openapi.json lists what is", "unknown_url")
     if isinstance(exc, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(exc.allowed_methods))
-        return ApiError(405, f"{request.method[:20]} does not work on {request.path[:200]}; use {allowed}", "wrong_method")
+        return ApiError(
+            405, f"{request.method[:20]} does not work on {request.path[:200]}; use {allowed}", "wrong_method"
+        )
     return ApiError(exc.status, exc.reason, "bad_request")
 
 
@@ -164,8 +164,14 @@ def add_headers(config: GatewayConfig) -> Callable[[web.Request, web.StreamRespo
 
 async def read_json(request: web.Request, config: GatewayConfig) -> object:
     """The body, bounded in bytes and time. Raises ApiError 400, 408, 413 or 415."""
-    if request.content_type not in ("application/json", "application/x-www-form-urlencoded", "application/octet-stream"):
-        raise ApiError(415, f"expected application/json, found {request.content_type[:100]!r}", "unsupported_media_type")
+    if request.content_type not in (
+        "application/json",
+        "application/x-www-form-urlencoded",
+        "application/octet-stream",
+    ):
+        raise ApiError(
+            415, f"expected application/json, found {request.content_type[:100]!r}", "unsupported_media_type"
+        )
     too_large = ApiError(413, f"expected a body of at most {config.max_body_bytes} bytes", "body_too_large")
     if (request.content_length or 0) > config.max_body_bytes:
         raise too_large

@@ -1,0 +1,88 @@
+"""The gateway: everything wired into one aiohttp application, and the socket it listens on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from swarm.serve.admission import Admission, FairQueue
+from swarm.serve.backend import Backend
+from swarm.serve.book import RunBook
+from swarm.serve.completions import Completions
+from swarm.serve.config import GatewayConfig
+from swarm.serve.hub import Hub
+from swarm.serve.listen import listening
+from swarm.serve.metrics import GatewayMetrics, StateCollector
+from swarm.serve.models import Models
+from swarm.serve.openapi import describe
+from swarm.serve.receipts import Receipts, Verify
+from swarm.serve.snapshot import gateway_state
+from swarm.serve.state import DashboardState
+from swarm.serve.views import Views, state_registry
+from swarm.serve.web import add_headers, frame
+
+HUB = web.AppKey("hub", Hub)
+BOOK = web.AppKey("book", RunBook)
+
+
+def make_app(backend: Backend, config: GatewayConfig, verify: Verify) -> web.Application:
+    """The application. `verify`: what `/api/verify/{id}` calls with a receipt's bytes, in a worker thread."""
+    metrics = GatewayMetrics()
+    admission = Admission(
+        FairQueue(config.max_running, config.max_waiting, config.max_waiting_per_user), config.max_wait_s
+    )
+    book = RunBook()
+
+    def state() -> DashboardState:
+        return gateway_state(backend, book, admission.queue)
+
+    hub = Hub(state)
+    book.watch(hub.touch)
+    completions = Completions(backend, config, admission, book, metrics)
+    receipts = Receipts(backend.receipts_dir, book, verify)
+    models = Models(backend)
+    views = Views(hub, config, (metrics.registry, state_registry(StateCollector(state))))
+    app = web.Application(middlewares=[frame(config, _observer(metrics))])
+    app.on_response_prepare.append(add_headers(config))
+    app.on_shutdown.append(lambda _: hub.close())
+    app[HUB], app[BOOK] = hub, book
+    app.add_routes(views.routes())
+    app.add_routes(
+        [
+            web.get("/v1/models", models.list),
+            web.get("/v1/models/{id:.+}", models.get),
+            web.post("/v1/chat/completions", completions.chat),
+            web.post("/v1/completions", completions.text),
+            web.post("/generate", completions.generate),
+            web.get("/v1/receipts/{id}", receipts.get),
+            web.get("/api/verify/{id}", receipts.verify),
+            web.get("/openapi.json", _openapi(config)),
+        ]
+    )
+    return app
+
+
+def _observer(metrics: GatewayMetrics) -> Callable[[web.Request, int, float], None]:
+    def observe(request: web.Request, status: int, seconds: float) -> None:
+        resource = request.match_info.route.resource
+        metrics.request(resource.canonical if resource else "unknown", request.method[:10], status, seconds)
+
+    return observe
+
+
+def _openapi(config: GatewayConfig) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(describe(config))
+
+    return handler
+
+
+@asynccontextmanager
+async def gateway(
+    backend: Backend, config: GatewayConfig, verify: Verify, host: str = "127.0.0.1", port: int = 8080
+) -> AsyncIterator[tuple[str, int]]:
+    """Serve until the block is left; yields the address that it listens on. Raises UsageError when it is taken."""
+    async with listening(make_app(backend, config, verify), config, host, port) as address:
+        yield address

@@ -1,0 +1,80 @@
+"""From a requester's or node's `status()` to the dashboard's state. Tolerant: what is not told is not shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from swarm.serve.admission import FairQueue
+from swarm.serve.backend import Backend
+from swarm.serve.book import RunBook
+from swarm.serve.state import DashboardState, EdgeState, NodeState, count_holders, find_missing
+
+SHOWN_RUNS = 30
+
+
+def gateway_state(backend: Backend, book: RunBook, queue: FairQueue) -> DashboardState:
+    """The swarm as the requester sees it, with the gateway's own runs."""
+    now = time.monotonic()
+    notes = [*reversed(book.active.values()), *book.past][:SHOWN_RUNS]
+    manifest = backend.manifest
+    status = {
+        "model": manifest.model,
+        "digest": manifest.digest,
+        "n_layers": manifest.n_layers,
+        "context": manifest.context,
+        **backend.status(),
+    }
+    runs = tuple(note.as_json(now) for note in notes)
+    return state_from(status, "gateway", runs, queue.n_waiting)
+
+
+def state_from(
+    status: Mapping[str, Any], role: str, runs: tuple[Mapping[str, Any], ...] = (), waiting: int = 0
+) -> DashboardState:
+    """`status`: the shape of `swarm status --json`."""
+    here = str(status.get("node", ""))
+    nodes = tuple(_node(entry, here) for entry in status.get("nodes", ()))
+    n_layers = int(status.get("n_layers", 0))
+    holders = count_holders(nodes, n_layers)
+    return DashboardState(
+        role=role,
+        here=here,
+        swarm=str(status.get("swarm", "")),
+        model=str(status.get("model", "")),
+        digest=str(status.get("digest", "")),
+        n_layers=n_layers,
+        context=int(status.get("context", 0)),
+        nodes=nodes,
+        edges=tuple(_edge(entry) for entry in status.get("edges", ())),
+        holders=holders,
+        missing=find_missing(holders),
+        missing_bytes=status.get("missing_bytes"),
+        runs=runs,
+        waiting=waiting,
+        notice=str(status.get("notice", "")),
+    )
+
+
+def _node(entry: Mapping[str, Any], here: str) -> NodeState:
+    layers = entry.get("layers")
+    return NodeState(
+        id=str(entry["id"]),
+        name=str(entry.get("name", "")),
+        device=str(entry.get("device", "")),
+        layers=(int(layers[0]), int(layers[1])) if layers and layers[1] > layers[0] else None,
+        state=str(entry.get("state", "serving")),
+        layer_ms=entry.get("layer_ms"),
+        kv_used=entry.get("kv_used"),
+        kv_budget=entry.get("kv_budget"),
+        sessions=entry.get("sessions"),
+        rows_in_flight=entry.get("rows_in_flight"),
+        address=str(entry.get("address", "")),
+        owner=str(entry.get("owner", "")),
+        here=str(entry["id"]) == here,
+    )
+
+
+def _edge(entry: Mapping[str, Any]) -> EdgeState:
+    return EdgeState(str(entry["a"]), str(entry["b"]), entry.get("rtt_ms"), str(entry.get("kind", "direct")))

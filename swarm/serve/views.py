@@ -1,0 +1,67 @@
+"""The dashboard's side of HTTP: page, files, live state, health, metrics. The same for gateways and nodes."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from swarm.serve import metrics
+from swarm.serve.assets import load_assets, respond
+from swarm.serve.config import GatewayConfig
+from swarm.serve.hub import Hub
+from swarm.serve.stream import EventStream
+
+
+class Views:
+    """Handlers that only show."""
+
+    def __init__(self, hub: Hub, config: GatewayConfig, registries: tuple[CollectorRegistry, ...]) -> None:
+        self._hub = hub
+        self._config = config
+        self._registries = registries
+        self._assets = load_assets()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/", self.page),
+            web.get("/static/{name}", self.file),
+            web.get("/healthz", self.health),
+            web.get("/metrics", self.metrics),
+            web.get("/api/state", self.state),
+            web.get("/api/events", self.events),
+        ]
+
+    async def page(self, request: web.Request) -> web.Response:
+        return respond(request, self._assets, "index.html")
+
+    async def file(self, request: web.Request) -> web.Response:
+        return respond(request, self._assets, request.match_info["name"])
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Alive; says no more, since it asks for no key."""
+        return web.json_response({"status": "ok"})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=metrics.render(*self._registries), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def state(self, request: web.Request) -> web.Response:
+        headers = {"Cache-Control": "no-store"}
+        return web.Response(text=self._hub.compute(), content_type="application/json", headers=headers)
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events: `state` with the whole state, each time it changed."""
+        stream = EventStream(request, self._config.write_timeout_s, self._config.keepalive_comment_s)
+        async with self._hub.viewer(), stream:
+            await stream.open({})
+            version = 0
+            while (fresh := await self._hub.next(version)) is not None:
+                version, text = fresh
+                await stream.send(text, "state")
+        assert stream.response is not None
+        return stream.response
+
+
+def state_registry(collector: metrics.StateCollector) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return registry

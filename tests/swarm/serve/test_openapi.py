@@ -1,0 +1,82 @@
+"""Requests generated from our own description: each gets an answer that the description foresees."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from swarm.serve.config import GatewayConfig
+from swarm.serve.gateway import gateway
+from swarm.serve.openapi import describe
+from tests.swarm.serve.conftest import fake_verify
+from tests.swarm.serve.tiny import TinyBackend
+
+CONFIG = GatewayConfig(default_temperature=0.0, default_max_tokens=4)
+SCHEMA = schemathesis.openapi.from_dict(describe(CONFIG))
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+    negative_data_rejection,
+]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A gateway in a thread of its own: schemathesis is not asynchronous."""
+    folder: Path = tmp_path_factory.mktemp("receipts")
+    loop = asyncio.new_event_loop()
+    ready: list[tuple[str, int]] = []
+    started, stop = threading.Event(), asyncio.Event()
+
+    async def run() -> None:
+        backend = TinyBackend(folder)
+        backend.script = "Hello."
+        async with gateway(backend, CONFIG, fake_verify, "127.0.0.1", 0) as address:
+            ready.append(address)
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    assert started.wait(60)
+    yield f"http://{ready[0][0]}:{ready[0][1]}"
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
+
+
+@SCHEMA.parametrize()
+@settings(
+    max_examples=30,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_generated_requests(case: schemathesis.Case, url: str) -> None:
+    response = case.call(base_url=url)
+    case.validate_response(response, checks=CHECKS)
+
+
+def test_the_document_is_served_as_described(url: str) -> None:
+    import json
+    import urllib.request
+
+    with urllib.request.urlopen(f"{url}/openapi.json") as answer:
+        assert json.load(answer) == describe(CONFIG)

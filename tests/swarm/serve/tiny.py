@@ -1,0 +1,229 @@
+"""A requester without a ring: a real, tiny, random transformer in this process, drawn from by the real sampler."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from swarm.errors import SwarmError
+from swarm.model.sampler import pick
+from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent, RunRequest, RunResult, StageInfo
+from swarm.ring.text import TextStream
+
+TEMPLATE = (
+    "{%- if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{%- for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONTEXT = 256
+RING = (StageInfo("aa" * 32, "cpu", (0, 1), 0.4, rtt_ms=20.0), StageInfo("bb" * 32, "cpu", (1, 2), 0.5, rtt_ms=30.0))
+
+
+def tiny_tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Every byte is a token, so any text goes in and out."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def tiny_model(vocab: int) -> LlamaForCausalLM:
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.4,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@dataclass(frozen=True)
+class TinyManifest:
+    model: str = "tiny-random"
+    digest: str = "0f" * 32
+    n_layers: int = 2
+    vocab_size: int = 258
+    context: int = CONTEXT
+
+
+@dataclass
+class TinyBackend:
+    """Fits `swarm.serve.backend.Backend`.
+
+    `gate`: every token waits for it, so a test decides when an answer goes on. `fail`: error raised after
+    `fail_after` tokens. `script`: text said instead of the model's. `flood`:
+    so many further characters per token. `open_runs`: runs that hold the ring now.
+    """
+
+    receipts_dir: Path
+    manifest: TinyManifest = field(default_factory=TinyManifest)
+    tokenizer: Any = field(default_factory=tiny_tokenizer)
+    state: dict[str, Any] = field(default_factory=dict)
+    script: str | None = None
+    fail: SwarmError | None = None
+    fail_after: int = 0
+    recover_after: int | None = None
+    incomplete: bool = False
+    on_token: Callable[[int], None] = lambda count: None
+    gate: asyncio.Event | None = None
+    flood: int = 0
+    open_runs: int = 0
+    most_open: int = 0
+    cancelled: int = 0
+    requests: list[RunRequest] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._model = tiny_model(self.manifest.vocab_size)
+        self._thread = ThreadPoolExecutor(1)
+        self._changed = asyncio.Condition()
+        self._ids = itertools.count(1)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Sequence[int]:
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tools=tools, add_generation_prompt=True, tokenize=False
+        )
+        return self.encode(text)
+
+    def encode(self, text: str) -> Sequence[int]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def status(self) -> dict[str, Any]:
+        return self.state
+
+    async def until(self, runs: int) -> None:
+        """Wait until so many runs hold the ring."""
+        async with asyncio.timeout(20), self._changed:
+            await self._changed.wait_for(lambda: self.open_runs == runs)
+
+    async def _count(self, change: int) -> None:
+        async with self._changed:
+            self.open_runs += change
+            self.most_open = max(self.most_open, self.open_runs)
+            self._changed.notify_all()
+
+    async def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
+        self.requests.append(request)
+        await self._count(1)
+        try:
+            if self.fail is not None and not self.fail_after:
+                raise self.fail
+            run_id = f"run{next(self._ids)}"
+            yield Opened(run_id, RING)
+            async for event in self._answer(request, run_id):
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+        finally:
+            await self._count(-1)
+
+    async def _answer(self, request: RunRequest, run_id: str) -> AsyncIterator[RunEvent]:
+        started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        stream = TextStream(self.decode, request.stop)
+        draw = self._scripted() if self.script is not None else self._drawn(request)
+        tokens: list[int] = []
+        finish = "length"
+        while len(tokens) < request.max_tokens:
+            if self.gate is not None:
+                await self.gate.wait()
+            if self.fail is not None and len(tokens) == self.fail_after:
+                raise self.fail
+            if self.recover_after == len(tokens):
+                yield Recovering("bb" * 32, "no answer for 2 s")
+            drawn = await loop.run_in_executor(self._thread, next, draw, None)
+            if drawn is None or (drawn.token == self.tokenizer.eos_token_id and not request.ignore_eos):
+                finish = "stop"
+                break
+            tokens.append(drawn.token)
+            logprobs = ((drawn.logprob, drawn.top),) if request.sampling.logprobs else ()
+            text = stream.feed(drawn.token) + "x" * self.flood
+            yield Committed((drawn.token,), text, (len(tokens) % 2 == 0,), logprobs)
+            self.on_token(len(tokens))
+            if stream.stopped:
+                finish = "stop"
+                break
+        rest = stream.finish()
+        if rest:
+            yield Committed((), rest, ())
+        seconds = max(time.monotonic() - started, 1e-6)
+        if self.incomplete:
+            finish = "swarm_incomplete"
+        yield Finished(self._result(request, run_id, stream.text, tokens, seconds, finish))
+
+    def _drawn(self, request: RunRequest) -> Any:
+        """Tokens of the model, one at a time, with a cache."""
+        cache = DynamicCache(config=self._model.config)
+        ids = list(request.prompt_ids)
+        fresh = ids
+        while True:
+            with torch.inference_mode():  # not across the yield: several answers take turns in one thread
+                logits = self._model(input_ids=torch.tensor([fresh]), past_key_values=cache).logits[:, -1].float()
+                picked = pick(logits, [len(ids)], request.sampling, [ids])[0]
+            yield picked
+            ids.append(picked.token)
+            fresh = [picked.token]
+
+    def _scripted(self) -> Any:
+        @dataclass(frozen=True)
+        class Said:
+            token: int
+            logprob: float = -0.1
+            top: tuple[tuple[int, float], ...] = ()
+
+        yield from (Said(token) for token in self.encode(self.script or ""))
+
+    def _result(
+        self, request: RunRequest, run_id: str, text: str, tokens: list[int], seconds: float, finish: Any
+    ) -> RunResult:
+        receipt = None
+        if request.receipt:
+            path = self.receipts_dir / f"{run_id}.json"
+            path.write_text(json.dumps({"run": run_id, "tokens": len(tokens)}))
+            receipt = str(path)
+        return RunResult(
+            text=text,
+            token_ids=tuple(tokens),
+            prompt_token_ids=request.prompt_ids,
+            new_tokens=len(tokens),
+            seconds=seconds,
+            ttft_seconds=seconds / max(1, len(tokens)),
+            tokens_per_second=len(tokens) / seconds,
+            passes=len(tokens),
+            tokens_per_pass=1.0,
+            rows_sent=len(tokens),
+            acceptance=0.5,
+            drafter="none",
+            speculation=request.speculation,
+            ring=RING,
+            finish_reason=finish,
+            receipt=receipt,
+            run_id=run_id,
+            pass_ms=2.0,
+        )
