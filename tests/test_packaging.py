@@ -33,7 +33,9 @@ def pins() -> dict[str, Version]:
 
 def requirements() -> list[Requirement]:
     extras = project()["optional-dependencies"]
-    return [Requirement(text) for text in [*project()["dependencies"], *extras["test"], *extras["plots"]]]
+    return [
+        Requirement(text) for text in [*project()["dependencies"], *extras["test"], *extras["plots"], *extras["fuzz"]]
+    ]
 
 
 @pytest.mark.parametrize("requirement", requirements(), ids=str)
