@@ -1,0 +1,413 @@
+"""Speculation in simulated time: the real core and controller against a simulated ring and drafter.
+
+The ring is a discrete-event model: one link per hop (latency, and serialisation per row), one stage per machine that
+serves one frame at a time, or several stages and the drafter that share the cores of one machine. The drafter is
+synthetic (a given chance that its first choice is right, a given coverage of its first eight, beliefs as honest as
+asked for) or replays recorded proposals. Deterministic, so tests assert on it.
+
+    python -m tests.bench.sim_speculation                  # the tables
+    python -m tests.bench.sim_speculation --trace FILE     # tokens per pass for recorded proposals
+
+A trace is JSON: {"runs": [{"prompt": [ids], "tokens": [ids], "drafts": [[[id, confidence], ...], ...]}]}, where
+drafts[i] are a drafter's proposals for tokens[i] after the true tokens before it, best first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from draft.base import ROOT, Child, DraftStep, Expansion
+from draft.calibrate import Calibration
+from draft.suffix import SuffixDrafter
+from swarm.model.rows import Layout
+from swarm.ring.control import Controller, Costs, Setting
+from swarm.ring.speculate import Ending, PlannedFrame, Speculation
+
+
+@dataclass(frozen=True)
+class Ring:
+    """`hops_ms` one-way latency of each hop (stages + 1); a frame of n rows takes a stage stage_ms + n * row_ms and a
+    link n * link_row_ms. `cores`: stages and drafter share so many cores; 0: each has its own machine."""
+
+    hops_ms: tuple[float, ...] = (25.0,) * 4
+    stage_ms: float = 9.0
+    row_ms: float = 0.23
+    link_row_ms: float = 0.0
+    cores: int = 0
+
+    @property
+    def pass_ms(self) -> float:
+        """One pass of one row through the empty ring."""
+        stages = len(self.hops_ms) - 1
+        return sum(self.hops_ms) + stages * (self.stage_ms + self.row_ms) + self.link_row_ms * len(self.hops_ms)
+
+    def costs(self, draft_ms: float) -> Costs:
+        """What a route plan would guess."""
+        stages = len(self.hops_ms) - 1
+        frame, row = (
+            (self.stage_ms, self.row_ms)
+            if not self.cores
+            else (self.stage_ms * stages / self.cores, self.row_ms * stages / self.cores)
+        )
+        return Costs(
+            pass_ms=self.pass_ms,
+            row_ms=stages * self.row_ms + len(self.hops_ms) * self.link_row_ms,
+            frame_ms=frame,
+            frame_row_ms=max(row, self.link_row_ms),
+            draft_ms=draft_ms,
+        )
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A drafter: chance `alpha` that its first choice is right, `coverage` of its first eight, `ms` per step plus
+    `leaf_ms` per further leaf. `honest`: its beliefs are true; else it is sure of everything. `spread`: how much its
+    beliefs differ from token to token (a Beta distribution of that concentration; small is wide)."""
+
+    alpha: float = 0.65
+    coverage: float = 0.9
+    ms: float = 6.0
+    leaf_ms: float = 0.3
+    honest: bool = True
+    spread: float = 2.0
+
+
+class SyntheticDrafter:
+    """Proposals for a true sequence that is only numbers: position p holds token p, everything else is wrong."""
+
+    name = "synthetic"
+
+    def __init__(self, draft: Draft, seed: int) -> None:
+        self.draft, self.seed = draft, seed
+        self.paths: dict[int, tuple[int, bool]] = {}
+
+    def begin(self, prompt: Sequence[int], sampling: object) -> None:
+        self.paths = {ROOT: (len(prompt) - 1, True)}
+
+    def step(self, step: DraftStep) -> list[Expansion]:
+        for node in step.committed:
+            self.paths[node.id] = (node.position, True)
+        for node in step.nodes:
+            _, right = self.paths[node.parent]
+            self.paths[node.id] = (node.position, right and node.token == node.position)
+        return [Expansion(id, self._levels(id, step)) for id in step.expand]
+
+    def _levels(self, id: int, step: DraftStep) -> tuple[tuple[Child, ...], ...]:
+        position, right = self.paths[id]
+        rng = random.Random(hash((self.seed, position + 1, 0 if right else id)))
+        return (self.proposals(position + 1, right, rng)[: step.width],)
+
+    def proposals(self, position: int, right: bool, rng: random.Random) -> tuple[Child, ...]:
+        draft = self.draft
+        if draft.alpha <= 0.0:
+            beliefs = [0.05] * 8
+        else:
+            first = rng.betavariate(draft.spread * draft.alpha, draft.spread * (1.0 - draft.alpha) + 1e-9)
+            caught = (draft.coverage - draft.alpha) / (1.0 - draft.alpha)
+            tail = [0.5**k for k in range(7)]
+            beliefs = [first, *((1.0 - first) * caught * part / sum(tail) for part in tail)]
+        truth, draw = -1, rng.random()
+        if right and draft.alpha > 0.0:
+            for rank, belief in enumerate(beliefs):
+                draw -= belief
+                if draw < 0.0:
+                    truth = rank
+                    break
+        told = beliefs if draft.honest else [0.9, *[0.01] * 7]
+        wrong = 1_000_000 + rng.randrange(1_000_000) * 8
+        return tuple(Child(position if k == truth else wrong + k, c) for k, c in enumerate(told))
+
+
+class TraceDrafter:
+    """Replays recorded proposals on the true path; beside it, the beliefs of some other position with other tokens."""
+
+    name = "trace"
+
+    def __init__(self, tokens: Sequence[int], drafts: Sequence[Sequence[Sequence[float]]]) -> None:
+        self.tokens, self.drafts = tokens, drafts
+
+    def begin(self, prompt: Sequence[int], sampling: object) -> None:
+        self.start = len(prompt)
+        self.right = {ROOT: len(prompt) - 1}
+        self.at: dict[int, int] = {}
+
+    def step(self, step: DraftStep) -> list[Expansion]:
+        for node in step.committed:
+            self.right[node.id] = node.position
+        for node in step.nodes:
+            i = node.position - self.start
+            if node.parent in self.right and i < len(self.tokens) and node.token == self.tokens[i]:
+                self.right[node.id] = node.position
+        return [Expansion(id, (self._children(id)[: step.width],)) for id in step.expand]
+
+    def _children(self, id: int) -> tuple[Child, ...]:
+        if id in self.right:
+            i = self.right[id] + 1 - self.start
+            return tuple(Child(int(t), float(c)) for t, c in self.drafts[i]) if i < len(self.drafts) else ()
+        rng = random.Random(id)
+        children = rng.choice(list(self.drafts))
+        return tuple(Child(10_000_000 + rng.randrange(10**6), float(c)) for _, c in children)
+
+
+@dataclass
+class Outcome:
+    """Result of one simulated run; `per_pass` is tokens per time of one plain pass."""
+
+    tokens: int
+    seconds: float
+    pass_ms: float
+    rows: int
+    frames: int
+    drafted: int
+    accepted: int
+    draft_steps: int
+
+    @property
+    def per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def per_pass(self) -> float:
+        return self.per_second * self.pass_ms / 1000.0
+
+
+@dataclass
+class _Servers:
+    """`count` servers with one queue."""
+
+    world: _World
+    count: int
+    queue: deque[tuple[float, Callable[[], None]]] = field(default_factory=deque)
+
+    def serve(self, seconds: float, done: Callable[[], None]) -> None:
+        self.queue.append((seconds, done))
+        self._start()
+
+    def _start(self) -> None:
+        if self.count and self.queue:
+            seconds, done = self.queue.popleft()
+            self.count -= 1
+            self.world.after(seconds, lambda: self._end(done))
+
+    def _end(self, done: Callable[[], None]) -> None:
+        self.count += 1
+        done()
+        self._start()
+
+
+class _World:
+    """Simulated time and what happens in it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
+        self.order = 0
+
+    def after(self, seconds: float, happen: Callable[[], None]) -> None:
+        self.order += 1
+        heapq.heappush(self.events, (self.now + seconds, self.order, happen))
+
+
+class Simulation(_World):
+    """One run: the shell of a requester, as `swarm.ring.speculate` describes it, around a simulated ring."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        setting: Setting,
+        truth: Callable[[int], int],
+        prompt: Sequence[int],
+        count: int,
+        drafter: object = None,
+        draft: Draft | None = None,
+        suffix: bool = False,
+        scratch: int = 256,
+        calibrations: Sequence[Calibration] | None = None,
+        control: Controller | None = None,
+    ) -> None:
+        super().__init__()
+        self.ring, self.truth, self.draft, self.drafter = ring, truth, draft or Draft(), drafter
+        stages = len(ring.hops_ms) - 1
+        self.cores = _Servers(self, ring.cores or 64)
+        self.stages = [_Servers(self, 1) for _ in range(stages)]
+        self.links = [_Servers(self, 1) for _ in range(stages + 1)]
+        self.control = control or Controller(ring.costs(self.draft.ms), setting)
+        inline = SuffixDrafter() if suffix else None
+        if inline:
+            inline.begin(prompt, None)
+        if drafter:
+            drafter.begin(prompt, None)
+        self.spec = Speculation(
+            prompt,
+            Layout(scratch, len(prompt) + count + 8),
+            Ending(count),
+            self.control,
+            inline=inline,
+            deferred=drafter is not None,
+            calibrations=calibrations,
+        )
+        self.paths: dict[int, bool] = {}
+        self.wake = -1.0
+        self.ended = 0.0
+
+    def run(self) -> Outcome:
+        self.shell()
+        while self.events and not self.spec.finished:
+            self.now, _, happen = heapq.heappop(self.events)
+            happen()
+            self.shell()
+        assert self.spec.finished, "the run stands still"
+        counts = self.spec.counts
+        tokens = len(self.spec.tokens) - self.spec._prompt
+        return Outcome(
+            tokens,
+            self.now,
+            self.ring.pass_ms,
+            counts.rows,
+            counts.frames,
+            counts.drafted_rows,
+            counts.accepted,
+            counts.draft_steps,
+        )
+
+    def shell(self) -> None:
+        while frame := self.spec.next_frame(self.now):
+            self.hop(0, frame, self.answers(frame))
+        if self.drafter and (work := self.spec.draft_work(self.now)):
+            seconds = (self.draft.ms + self.draft.leaf_ms * (len(work.expand) - 1)) / 1000.0
+            self.cores.serve(seconds, lambda: self.spec.drafted(self.drafter.step(work), self.now))
+        wake = self.spec.next_wakeup()
+        if wake is not None and wake > self.now and wake != self.wake:
+            self.wake = wake
+            self.after(wake - self.now, lambda: None)
+
+    def answers(self, frame: PlannedFrame) -> list[int]:
+        """The tail's answers, told at sending: for a row of the true path its true successor, else anything."""
+        tree, found = self.spec._tree, []
+        by_slot = {node.slot: node for node in tree.live.values() if node.slot >= 0}
+        for slot, position, want in zip(frame.rows.slot, frame.rows.position, frame.rows.want, strict=True):
+            if want:
+                node = by_slot.get(int(slot))
+                path = tree.path(node) if node else []
+                right = all(step.token == self.truth(step.position) for step in path)
+                found.append(self.truth(int(position) + 1) if right else 999_999_999)
+        return found
+
+    def hop(self, index: int, frame: PlannedFrame, answers: list[int]) -> None:
+        rows, ring = len(frame.rows), self.ring
+
+        def sent() -> None:
+            self.after(ring.hops_ms[index] / 1000.0, arrived)
+
+        def arrived() -> None:
+            if index == len(self.stages):
+                self.spec.on_answer(frame.seq, answers, self.now)
+            else:
+                self.stage(index, frame, answers)
+
+        self.links[index].serve(rows * ring.link_row_ms / 1000.0, sent)
+
+    def stage(self, index: int, frame: PlannedFrame, answers: list[int]) -> None:
+        seconds = (self.ring.stage_ms + len(frame.rows) * self.ring.row_ms) / 1000.0
+        stage = self.stages[index]
+
+        # A stage takes the next frame only when the one before is through, and then needs a core.
+        def on_core() -> None:
+            stage.count += 1
+            self.hop(index + 1, frame, answers)
+            stage._start()
+
+        def taken() -> None:
+            stage.count -= 1
+            self.cores.serve(seconds, on_core)
+
+        stage.serve(0.0, taken)
+
+
+def simulate(
+    mode: str | Setting, ring: Ring, draft: Draft | None = None, count: int = 256, seed: int = 1, scratch: int = 256
+) -> Outcome:
+    """A run of `count` tokens with a synthetic drafter (None: no drafter)."""
+    setting = Setting(mode) if isinstance(mode, str) else mode
+    prompt = list(range(8))
+    drafter = SyntheticDrafter(draft, seed) if draft else None
+    return Simulation(ring, setting, lambda p: p, prompt, count, drafter, draft, scratch=scratch).run()
+
+
+def replay(run: dict[str, list], mode: str | Setting, ring: Ring, ms: float, suffix: bool = True) -> Outcome:
+    """One run of a trace."""
+    setting = Setting(mode) if isinstance(mode, str) else mode
+    prompt, tokens = run["prompt"], run["tokens"]
+
+    def truth(position: int) -> int:
+        i = position - len(prompt)
+        return tokens[i] if 0 <= i < len(tokens) else 0
+
+    drafter = TraceDrafter(tokens, run["drafts"]) if run.get("drafts") else None
+    return Simulation(ring, setting, truth, prompt, len(tokens), drafter, Draft(ms=ms), suffix).run()
+
+
+WIDE = Ring(hops_ms=(65.0,) * 4, stage_ms=12.0, row_ms=0.1)
+NEAR = Ring(hops_ms=(25.0,) * 4, stage_ms=9.0, row_ms=0.23)
+SHARED = replace(NEAR, cores=2)
+THIN = replace(WIDE, link_row_ms=1.3)
+RINGS = {"wide": WIDE, "near": NEAR, "shared": SHARED, "thin": THIN}
+DRAFTS = {
+    "none right": Draft(0.0, 0.0, honest=False),
+    "0.42; 0.72": Draft(0.42, 0.72),
+    "0.54; 0.84": Draft(0.54, 0.84),
+    "0.65; 0.90": Draft(0.65, 0.90),
+    "0.76; 0.95": Draft(0.76, 0.95),
+    "0.85; 0.97": Draft(0.85, 0.97),
+}
+MODES = {
+    "plain": Setting("plain"),
+    "chain-4": Setting("chain", rows=4, fixed=True),
+    "chain-8": Setting("chain", rows=8, fixed=True),
+    "chain": Setting("chain"),
+    "tree-16": Setting("tree", rows=16, fixed=True),
+    "tree-32": Setting("tree", rows=32, fixed=True),
+    "tree-64": Setting("tree", rows=64, fixed=True),
+    "tree": Setting("tree"),
+    "stream": Setting("stream"),
+}
+
+
+def mean_per_pass(
+    setting: Setting, ring: Ring, draft: Draft, seeds: Sequence[int] = range(4), count: int = 256
+) -> float:
+    """Mean of tokens per plain pass over seeds."""
+    return sum(simulate(setting, ring, draft, count, seed).per_pass for seed in seeds) / len(seeds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trace", type=Path)
+    parser.add_argument("--draft-ms", type=float, default=12.0)
+    parser.add_argument("--ring", choices=sorted(RINGS), nargs="*", default=sorted(RINGS))
+    args = parser.parse_args()
+    for name in args.ring:
+        ring = RINGS[name]
+        print(f"\n{name}: pass {ring.pass_ms:.0f} ms; tokens per plain pass")
+        print(f"{'':12}" + "".join(f"{mode:>9}" for mode in MODES))
+        if args.trace:
+            runs = json.loads(args.trace.read_text())["runs"]
+            values = [
+                sum(replay(run, s, ring, args.draft_ms).per_pass for run in runs) / len(runs) for s in MODES.values()
+            ]
+            print(f"{'trace':12}" + "".join(f"{value:9.2f}" for value in values))
+            continue
+        for label, draft in DRAFTS.items():
+            values = [mean_per_pass(setting, ring, draft) for setting in MODES.values()]
+            print(f"{label:12}" + "".join(f"{value:9.2f}" for value in values))
+
+
+if __name__ == "__main__":
+    main()
