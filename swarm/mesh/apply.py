@@ -16,6 +16,7 @@ from typing import assert_never
 from swarm.mesh import overlay
 from swarm.mesh.state import (
     Accuse,
+    Accused,
     Action,
     Blame,
     Changed,
@@ -76,6 +77,9 @@ def apply(state: State, event: Event, now: float) -> Step:
             return _want(state, peer, keys, blames, now)
         case DeltaHeard():
             return _delta(state, event, now)
+        case Accused(said):
+            actions: list[Action] = []
+            return _take_suspicion(state, said, state.node, now, actions), actions
         case DigestHeard(peer, digest):
             return _digest(state, peer, digest, now)
         case Moved(coordinate):
@@ -137,7 +141,7 @@ def _dial_failed(state: State, peer: NodeId, now: float) -> Step:
     shunned = {p: until for p, until in state.shunned.items() if until > now}
     state = replace(state, shunned={**shunned, peer: now + state.bounds.redial}, checking=state.checking - {peer})
     held = state.table.get(_key(peer))
-    if not checked or held is None or not held.alive(now):
+    if held is None or not held.alive(now) or not (checked or held.key in state.blamed):
         return state, []
     return state, [Accuse(held.key, held.record.version)]
 
@@ -290,6 +294,12 @@ def _take_suspicion(state: State, said: Suspicion, peer: NodeId, now: float, act
     if count >= state.bounds.blames and said.reporter != state.node:
         return state
     actions.append(Changed(said.target))
+    held = state.table.get(said.target)
+    few = state.table.size <= state.bounds.links + 1
+    if held is not None and few and said.reporter != state.node and held.record.node not in state.links:
+        # In a small swarm a lost node may have had one neighbour only: see for ourselves.
+        actions.append(Dial(held.record, check=True))
+        state = replace(state, checking=state.checking | {held.record.node})
     return replace(
         state,
         blamed={**state.blamed, said.target: (*state.blamed.get(said.target, ()), said)},

@@ -37,6 +37,10 @@ STATES = ("joining", "serving", "draining", "left")
 NOWHERE = (0, 0)
 
 
+class ClockError(PeerError):
+    """A record's time cannot be right by this clock; whoever passed it on need not be at fault."""
+
+
 @dataclass(frozen=True)
 class NodeRecord:
     """One node as it described itself. Immutable; a change is a new record with a higher `version`.
@@ -129,14 +133,14 @@ def parse_record_untrusted(wire: object, swarm: bytes, now_wall: float) -> Signe
 
 
 def check_clock_untrusted(record: NodeRecord, now_wall: float) -> None:
-    """Raise PeerError unless the record's time is possible for clocks that differ by at most MAX_SKEW_S."""
+    """Raise ClockError unless the record's time is possible for clocks that differ by at most MAX_SKEW_S."""
     ahead = record.issued - now_wall
     if ahead > MAX_SKEW_S:
-        raise PeerError(
+        raise ClockError(
             f"node {short_id(record.node)} signs {ahead / 3600:.1f} hours ahead of this clock; set the wrong clock"
         )
     if -ahead > record.ttl + MAX_SKEW_S:
-        raise PeerError(f"the record of node {short_id(record.node)} is {-ahead / 3600:.1f} hours old")
+        raise ClockError(f"the record of node {short_id(record.node)} is {-ahead / 3600:.1f} hours old")
 
 
 def _open_untrusted(wire: object) -> tuple[bytes, bytes]:

@@ -201,6 +201,13 @@ class DeltaHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class Accused:
+    """This node signed a suspicion of its own."""
+
+    suspicion: Suspicion
+
+
+@dataclass(frozen=True, slots=True)
 class DigestHeard:
     """A neighbour says how its table looks."""
 
@@ -235,6 +242,7 @@ Event = (
     | HintsHeard
     | WantHeard
     | DeltaHeard
+    | Accused
     | DigestHeard
     | Moved
     | Revoked

@@ -1,0 +1,147 @@
+"""The hello between two nodes: the door of the swarm. Pure checks; `swarm.mesh.gossip` and `knock` carry them.
+
+Header of the call: {"swarm", "model", "role", "proof", "token"}. The answer is {"refused": why} or
+{"secret", "proof", "open", "model", "ref", "welcome"}: the secret goes to nodes, not to guests; `welcome` is the
+proof that the answering node is itself a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swarm.errors import PeerError
+from swarm.mesh.invite import Invite, read_token_untrusted, token_parts
+from swarm.mesh.membership import InviteError, Ledger, Membership, Token, check_token
+from swarm.mesh.messages import HELLO
+from swarm.mesh.record import PROOF_BYTES, SWARM_ID_BYTES
+from swarm.net.address import Address
+from swarm.net.message import Message
+from swarm.net.nodeid import NodeId, short_id
+from swarm.net.switchboard import Switchboard
+
+ROLES = ("node", "guest")
+HELLO_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a caller says. `model`: manifest digest or its first 16 bytes, empty for whoever brings no model."""
+
+    swarm: bytes
+    model: bytes
+    role: str
+    proof: bytes | None
+    token: Token | None
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What the caller gets: its membership, and the swarm's model (manifest digest and reference)."""
+
+    membership: Membership
+    model: bytes
+    ref: str
+
+
+def hello_message(hello: Hello) -> Message:
+    """The call."""
+    header = {"swarm": hello.swarm, "model": hello.model, "role": hello.role, "proof": hello.proof}
+    return Message(HELLO, {**header, "token": token_parts(hello.token)})
+
+
+def parse_hello_untrusted(header: Mapping[str, Any]) -> Hello:
+    """Read the call. Raises PeerError."""
+    swarm, model, role = header.get("swarm"), header.get("model"), header.get("role")
+    proof, token = header.get("proof"), header.get("token")
+    if type(swarm) is not bytes or len(swarm) != SWARM_ID_BYTES or type(model) is not bytes or len(model) > 32:
+        raise PeerError("expected a hello with swarm and model, found something else")
+    if role not in ROLES or (proof is not None and (type(proof) is not bytes or len(proof) != PROOF_BYTES)):
+        raise PeerError("expected a hello with role and proof, found something else")
+    return Hello(swarm, model, str(role), proof, None if token is None else read_token_untrusted(token))
+
+
+def answer_hello(
+    hello: Hello,
+    node: NodeId,
+    here: NodeId,
+    membership: Membership,
+    ledger: Ledger,
+    model: bytes,
+    ref: str,
+    now_wall: float,
+) -> tuple[Message, Ledger]:
+    """Admit `node` or raise InviteError.
+
+    1. the same swarm; 2. the same model; 3. admitted before (proof), or a token that opens, or an open swarm.
+    """
+    if hello.swarm != membership.swarm:
+        raise InviteError("the invite is for another swarm than the one at this address; ask for a new one")
+    if hello.model and hello.model[:16] != model[:16]:
+        raise InviteError(
+            f"this swarm serves {ref} (digest {model.hex()[:12]}), found a hello for digest {hello.model.hex()[:12]}; "
+            f"join with --model {ref}"
+        )
+    known = hello.proof is not None and membership.secret is not None and membership.proves(node, hello.proof)
+    if not known and not membership.open:
+        if hello.token is None:
+            raise InviteError("this swarm admits by invite; ask a member for one: swarm invite")
+        check_token(hello.token, node, here, membership, ledger, now_wall)
+        if hello.token.once:
+            ledger = ledger.using(hello.token, node, now_wall)
+    secret = membership.secret if hello.role == "node" else None
+    header = {"secret": secret, "proof": membership.prove(node), "open": membership.open, "model": model, "ref": ref}
+    return Message(HELLO, {**header, "welcome": membership.proof}), ledger
+
+
+def parse_welcome_untrusted(header: Mapping[str, Any], swarm: bytes, node: NodeId, peer: NodeId) -> Welcome:
+    """Read the answer of `peer` to `node`. Raises InviteError when refused, PeerError when malformed."""
+    refused = header.get("refused")
+    if isinstance(refused, str):
+        raise InviteError("".join(c for c in refused[:300] if c.isprintable()))
+    model, ref, welcome = header.get("model"), header.get("ref"), header.get("welcome")
+    if type(model) is not bytes or len(model) not in (0, 32) or not isinstance(ref, str) or len(ref) > 200:
+        raise PeerError(f"expected a welcome from node {short_id(peer)}, found something else")
+    membership = Membership.accept_untrusted(swarm, node, header.get("secret"), header.get("open"), header.get("proof"))
+    if type(welcome) is not bytes or not membership.proves(peer, welcome):
+        raise PeerError(f"node {short_id(peer)} answers for the swarm, but is no member of it")
+    return Welcome(membership, model, ref)
+
+
+async def knock(board: Switchboard, hello: Hello, peer: NodeId, addresses: Sequence[Address]) -> Welcome:
+    """Dial one member and say hello. Raises InviteError when refused, PeerError when not reached."""
+    connected = await board.peer(peer, addresses, HELLO_TIMEOUT_S)
+    answer = await connected.call(hello_message(hello), HELLO_TIMEOUT_S)
+    return parse_welcome_untrusted(answer.header, hello.swarm, board.id, peer)
+
+
+async def enter(
+    board: Switchboard,
+    hello: Hello,
+    members: Sequence[tuple[NodeId, Sequence[Address]]],
+) -> tuple[Welcome, NodeId]:
+    """Knock at `members` in order until one opens; the welcome and who gave it.
+
+    Raises InviteError as soon as one refuses, PeerError naming all that were tried when none is reached.
+    """
+    tried: list[str] = []
+    for node, addresses in members:
+        if node == board.id:
+            continue
+        try:
+            return await knock(board, hello, node, addresses), node
+        except InviteError as error:
+            if hello.token is None or not hello.token.once:
+                raise
+            tried.append(str(error))
+        except PeerError as error:
+            tried.append(str(error))
+    if not tried:
+        raise PeerError("expected a member of the swarm to dial, found none but this node itself; ask for a new invite")
+    raise PeerError(f"no member of the swarm could be reached: {'; '.join(tried)}; ask for a newer invite")
+
+
+def invited(invite: Invite, role: str, model: bytes = b"", proof: bytes | None = None) -> Hello:
+    """The hello of whoever holds `invite`."""
+    return Hello(invite.swarm, model or invite.model, role, proof, invite.token)

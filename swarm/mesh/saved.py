@@ -1,0 +1,107 @@
+"""What a member keeps on disk, so that it finds its swarm again after a cold start: peers.json in its state folder.
+
+The file holds the swarm's secret, so it is private (mode 0600), and it is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swarm.errors import PeerError, UsageError
+from swarm.identity import write_private
+from swarm.mesh.membership import Ledger, Membership
+from swarm.mesh.record import PROOF_BYTES, SWARM_ID_BYTES
+from swarm.net.address import Address, format_address, parse_address_untrusted
+from swarm.net.nodeid import NodeId, check_id_untrusted, id_text, parse_id_untrusted
+
+PEERS_FILE = "peers.json"
+FORMAT = 1
+MAX_BYTES = 4 * 1024 * 1024
+MAX_PEERS = 64
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A swarm as this machine last knew it.
+
+    `model`: manifest digest (32 bytes), `ref`: how the model was named. `version`: of this node's last record.
+    `peers`: (node id, addresses) of members, the best known first.
+    """
+
+    membership: Membership
+    model: bytes
+    ref: str
+    peers: tuple[tuple[NodeId, tuple[Address, ...]], ...] = ()
+    ledger: Ledger = Ledger()
+    version: int = 0
+
+
+def save(state_dir: Path, saved: Saved) -> None:
+    """Write `saved` atomically. Raises UsageError when the folder cannot be written."""
+    m = saved.membership
+    data = {
+        "format": FORMAT,
+        "swarm": m.swarm.hex(),
+        "secret": None if m.secret is None else m.secret.hex(),
+        "open": m.open,
+        "proof": m.proof.hex(),
+        "model": saved.model.hex(),
+        "ref": saved.ref,
+        "version": saved.version,
+        "peers": [
+            [id_text(node), [format_address(a) for a in addresses]] for node, addresses in saved.peers[:MAX_PEERS]
+        ],
+        "revoked": {token.hex(): expires for token, expires in saved.ledger.revoked.items()},
+        "used": {token.hex(): [expires, id_text(node)] for token, (expires, node) in saved.ledger.used.items()},
+    }
+    try:
+        write_private(state_dir / PEERS_FILE, json.dumps(data, indent=1).encode())
+    except OSError as exc:
+        raise UsageError(
+            f"cannot write {state_dir / PEERS_FILE}: {exc.strerror or exc}; free space or choose another --state"
+        ) from exc
+
+
+def load(state_dir: Path, node: NodeId) -> Saved | None:
+    """What `save` wrote for this node, None when there is nothing. Raises UsageError for a damaged file."""
+    path = state_dir / PEERS_FILE
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise UsageError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    try:
+        return _read(json.loads(text), node)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PeerError) as exc:
+        raise UsageError(
+            f"expected the swarm used last in {path}, found ({exc}); move the file away and join by invite"
+        ) from exc
+
+
+def _read(data: Mapping[str, Any], node: NodeId) -> Saved:
+    if data["format"] != FORMAT:
+        raise ValueError(f"format {data['format']}, expected {FORMAT}")
+    swarm = bytes.fromhex(data["swarm"])
+    secret = None if data["secret"] is None else bytes.fromhex(data["secret"])
+    proof = bytes.fromhex(data["proof"])
+    if len(swarm) != SWARM_ID_BYTES or len(proof) != PROOF_BYTES:
+        raise ValueError("swarm id or proof of the wrong length")
+    peers = tuple(
+        (parse_id_untrusted(peer), tuple(parse_address_untrusted(a) for a in addresses))
+        for peer, addresses in data["peers"][:MAX_PEERS]
+    )
+    revoked = {bytes.fromhex(token): int(expires) for token, expires in data["revoked"].items()}
+    used = {
+        bytes.fromhex(token): (int(expires), check_id_untrusted(parse_id_untrusted(user)))
+        for token, (expires, user) in data["used"].items()
+    }
+    membership = Membership.accept_untrusted(swarm, node, secret, data["open"], proof)
+    return Saved(
+        membership, bytes.fromhex(data["model"]), str(data["ref"]), peers, Ledger(revoked, used), int(data["version"])
+    )
