@@ -36,8 +36,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each part may import of ours. Parts not named here (the command line, the composition root, the helpers of the
 demo) stand at the top: they may import all of these, and none of these may import them."""
 
-NO_ENVIRONMENT_BUT: set[str] = set()
-"""Files that may read the environment, as `path`; HF_HUB_OFFLINE by name is allowed everywhere."""
+NO_ENVIRONMENT_BUT = {
+    "swarm/model/wheel.py",  # hands its own environment on to pip, with another folder for temporary files
+}
+"""Files that may touch the environment; HF_HUB_OFFLINE by name is allowed everywhere."""
 
 DYNAMIC_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 
@@ -191,13 +193,19 @@ def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
             yield from own_nodes(child)
 
 
+@cache
+def stranger_errors() -> frozenset[str]:
+    """The error types for strangers' bytes and everything derived from them, by name."""
+    classes = [node for path in sources() for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
+    known = set(ROOT_ERRORS)
+    while new := {c.name for c in classes if any(isinstance(b, ast.Name) and b.id in known for b in c.bases)} - known:
+        known |= new
+    return frozenset(known)
+
+
 def raised_elsewhere(path: Path) -> Iterator[str]:
     """Errors that an `_untrusted` function raises by name and that are not the one error for strangers' bytes."""
-    known = ROOT_ERRORS | {
-        node.name
-        for node in tree(path).body
-        if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id in ROOT_ERRORS for b in node.bases)
-    }
+    known = stranger_errors()
     for function in ast.walk(tree(path)):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or not function.name.endswith("_untrusted"):
             continue

@@ -81,7 +81,8 @@ def one_process(args: argparse.Namespace) -> tuple[int, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from swarm.model.store import DEFAULT_MODEL, ModelStore, load_tokenizer, open_model
+    from swarm.model.checkpoint import load_tokenizer, open_model
+    from swarm.model.store import DEFAULT_MODEL, ModelStore
 
     torch.set_num_threads(args.threads)
     store, ref, dtype = ModelStore(), args.model or DEFAULT_MODEL, getattr(torch, args.dtype)
