@@ -186,9 +186,11 @@ ROOT_ERRORS = {"PeerError", "ReceiptError", "ApiError"}
 
 
 def own_nodes(function: ast.AST) -> Iterator[ast.AST]:
-    """Everything in a function but the bodies of functions inside it, whose errors it may translate."""
+    """What leaves a function by itself: not the inner functions and tried blocks, whose errors it may translate."""
+    inner = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    tried = function.body if isinstance(function, ast.Try) and function.handlers else []
     for child in ast.iter_child_nodes(function):
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not isinstance(child, inner) and child not in tried:
             yield child
             yield from own_nodes(child)
 
