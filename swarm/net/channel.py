@@ -11,6 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from enum import IntEnum
 
 from swarm.errors import PeerError
 from swarm.net.address import Address
@@ -29,7 +30,16 @@ READ_BYTES = 128 * 1024
 TURN_BYTES = 256 * 1024
 """Sealed in one turn of the event loop before others get theirs."""
 MAX_REASON_CHARS = 200
+RIVAL_SECONDS = 2.0
+"""How long the losing connection of a simultaneous dial may take to finish."""
 _LENGTH_MAX = TAG_BYTES + MAX_PLAINTEXT
+
+
+class Bye(IntEnum):
+    """Second byte of a goodbye. After RIVAL the other side sends on until it has the connection that is kept."""
+
+    LEAVING = 0
+    RIVAL = 1
 
 
 async def open_channel(
@@ -121,6 +131,7 @@ class Channel(asyncio.BufferedProtocol):
         self._read_paused = False
         self._pump_due = False
         self._leaving: str | None = None
+        self._bye = Bye.LEAVING
         self._bye_sent = False
         self._bye_seen = False
         self._ping: tuple[PingRun, asyncio.Future[PingSeries]] | None = None
@@ -209,10 +220,10 @@ class Channel(asyncio.BufferedProtocol):
         if self._transport is not None and self.closed_reason is None:
             self._transport.resume_reading()
 
-    def leave(self, reason: str) -> None:
+    def leave(self, reason: str, bye: Bye = Bye.LEAVING) -> None:
         """Send what is queued, then a goodbye; the channel closes when the other side has said goodbye as well."""
         if self._leaving is None and self.closed_reason is None:
-            self._leaving = reason[:MAX_REASON_CHARS]
+            self._leaving, self._bye = reason[:MAX_REASON_CHARS], bye
             self._pump()
 
     def close(self, reason: str) -> None:
@@ -300,10 +311,7 @@ class Channel(asyncio.BufferedProtocol):
         if kind == Chunk.PAD:
             return
         if kind == Chunk.BYE:
-            text = record[1 : 1 + 4 * MAX_REASON_CHARS].decode("utf-8", "replace")
-            self._bye_seen = True
-            self.leave("".join(c for c in text if c.isprintable()) or "the other side left")
-            self._end_if_done()
+            self._take_bye_untrusted(record)
             return
         if self._bye_seen:
             raise PeerError("expected nothing after a goodbye, found a record")
@@ -314,6 +322,18 @@ class Channel(asyncio.BufferedProtocol):
         if complete is not None:
             header, body = complete
             self.on_message(unpack_untrusted(header, body, self._limits), len(header) + len(body))
+
+    def _take_bye_untrusted(self, record: bytes) -> None:
+        if self._bye_seen or len(record) < 2:
+            raise PeerError("expected one goodbye, found another record")
+        self._bye_seen = True
+        if record[1] == Bye.RIVAL and self._leaving is None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(RIVAL_SECONDS, self.close, "the connection to keep did not come")
+            return
+        text = record[2 : 2 + 4 * MAX_REASON_CHARS].decode("utf-8", "replace")
+        self.leave("".join(c for c in text if c.isprintable()) or "the other side left")
+        self._end_if_done()
 
     def _take_probe_untrusted(self, record: bytes) -> None:
         now = _now_us()
@@ -386,7 +406,7 @@ class Channel(asyncio.BufferedProtocol):
             if self._leaving is None or self._bye_sent or self.queued_bytes:
                 return None
             self._bye_sent = True
-            return bytes((Chunk.BYE,)) + self._leaving.encode("utf-8")
+            return bytes((Chunk.BYE, self._bye)) + self._leaving.encode("utf-8")
         end = 0
         plain = self._plain
         for part in parts:

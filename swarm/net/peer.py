@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from swarm.errors import BusyError, CoverageError, ModelError, PeerError, RunError, SwarmError
 from swarm.net.address import Address
-from swarm.net.channel import Channel
+from swarm.net.channel import RIVAL_SECONDS, Bye, Channel
 from swarm.net.limits import Limits
 from swarm.net.message import MAX_CALL, Envelope, Message, Mode
 from swarm.net.nodeid import NodeId, short_id
@@ -37,8 +37,6 @@ ERRORS: Mapping[str, type[SwarmError]] = {
 MAX_ERROR_CHARS = 500
 MESSAGE_OVERHEAD_BYTES = 512
 """Counted for each message that waits to be handled, on top of its own bytes."""
-RIVAL_SECONDS = 2.0
-"""How long the losing connection of a simultaneous dial may take to finish."""
 WARM_BYTES = 1200
 
 
@@ -234,7 +232,7 @@ class Peer:
         winner.pause_reading()
         if loser is channel:
             loser.start()
-        loser.leave("both sides dialled at once")
+        loser.leave("both sides dialled at once", Bye.RIVAL)
         loop = asyncio.get_running_loop()
         self._rival_timer = loop.call_later(RIVAL_SECONDS, loser.close, "the losing connection did not finish")
         if loser.closed_reason is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -112,12 +113,18 @@ async def _attempt(
     try:
         sock = await connect_one(address)
     except (OSError, UnicodeError) as exc:
-        failures.append(f"{format_address(address)} {getattr(exc, 'strerror', None) or exc}")
+        failures.append(f"{format_address(address)} {_reason(exc)}")
         return
     if winner.done():
         sock.close()
     else:
         winner.set_result((sock, address))
+
+
+def _reason(error: Exception) -> str:
+    """The system's own words: asyncio replaces them with the name of its call."""
+    number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
+    return os.strerror(number).lower() if number else str(error)
 
 
 async def connect_one(address: Address, source: Address | None = None) -> socket.socket:
@@ -157,7 +164,7 @@ async def read_exactly(sock: socket.socket, count: int) -> bytes:
         try:
             piece = await loop.sock_recv(sock, count - len(data))
         except OSError as exc:
-            raise PeerError(f"the connection broke: {exc.strerror or exc}") from exc
+            raise PeerError(f"the connection broke: {_reason(exc)}") from exc
         if not piece:
             raise PeerError("the other side closed the connection before it was set up")
         data += piece
@@ -169,7 +176,7 @@ async def write_all(sock: socket.socket, data: bytes) -> None:
     try:
         await asyncio.get_running_loop().sock_sendall(sock, data)
     except OSError as exc:
-        raise PeerError(f"the connection broke: {exc.strerror or exc}") from exc
+        raise PeerError(f"the connection broke: {_reason(exc)}") from exc
 
 
 def remote_address(sock: socket.socket) -> Address:

@@ -141,6 +141,7 @@ class Switchboard:
         task = self._group.create_task(_guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # where the task was cancelled before it began
         return task
 
     # -- dialling
@@ -197,13 +198,17 @@ class Switchboard:
                 if not MAGIC.startswith(head):
                     raise PeerError("expected a wanswarm node or HTTP, found another protocol")
                 channel = await open_channel(sock, self._keys, self.limits, initiator=False, head=head)
-            self._admit(channel, "direct")
         except (PeerError, TimeoutError) as exc:
-            log.debug("a connection from %s was closed: %s", remote_address(sock)[0], exc)
+            log.debug("a connection was closed before it was set up: %s", exc)
             sock.close()
+            return
         except BaseException:
             sock.close()
             raise
+        try:
+            self._admit(channel, "direct")
+        except PeerError as exc:
+            log.info("%s", exc)
 
     async def _hand_to_http(self, sock: socket.socket, head: bytes) -> None:
         """Read the whole request head here, where the deadline and the size bound hold, then hand over."""

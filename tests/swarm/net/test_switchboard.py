@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import ClientSession, web
 
-from swarm.errors import BusyError, PeerError
+from swarm.errors import BusyError, ModelError, PeerError, RunError, UsageError
 from swarm.identity import Identity
+from swarm.net.address import Address
+from swarm.net.handshake import MAGIC, PREAMBLE, VERSION
+from swarm.net.limits import Limits
 from swarm.net.message import Message
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
@@ -72,3 +79,287 @@ async def test_a_goodbye_tells_the_reason_and_fails_waiting_calls() -> None:
         assert right.get(a.id) is None
         with pytest.raises(PeerError, match="maintenance"):
             await peer.send(Message("x"))
+
+
+async def test_errors_keep_their_class_and_bugs_stay_inside(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(peer: Peer, message: Message) -> Message:
+        raise {"model": ModelError, "run": RunError, "usage": UsageError, "bug": ZeroDivisionError}[
+            message.header["e"]
+        ]("why\x1b[31m")
+
+    a, b = Identity.generate(), Identity.generate()
+    async with Switchboard(a, {"fail": fail}) as left, Switchboard(b) as right:
+        peer = await right.peer(a.id, [await left.listen("127.0.0.1", 0)])
+        for name, kind in (("model", ModelError), ("run", RunError), ("usage", PeerError)):
+            with pytest.raises(kind) as caught:
+                await peer.call(Message("fail", {"e": name}), timeout=5)
+            assert type(caught.value) is kind and str(caught.value) == "why[31m"
+        with pytest.raises(PeerError, match="failed inside") as caught:
+            await peer.call(Message("fail", {"e": "bug"}), timeout=5)
+        assert "why" not in str(caught.value) and "the handler of 'fail' failed" in caplog.text
+        await peer.send(Message("fail", {"e": "bug"}))
+        with pytest.raises(ModelError):
+            await peer.call(Message("fail", {"e": "model"}), timeout=5)
+        assert peer.closed_reason is None
+
+
+async def test_a_call_ends_at_its_deadline_and_a_late_answer_is_ignored() -> None:
+    release = asyncio.Event()
+
+    async def slow(peer: Peer, message: Message) -> Message:
+        await release.wait()
+        return message
+
+    a, b = Identity.generate(), Identity.generate()
+    async with Switchboard(a, {"slow": slow, "echo": _echo}) as left, Switchboard(b) as right:
+        peer = await right.peer(a.id, [await left.listen("127.0.0.1", 0)])
+        with pytest.raises(PeerError, match="did not answer 'slow' within 0.02 s"):
+            await peer.call(Message("slow"), timeout=0.02)
+        release.set()
+        assert (await peer.call(Message("slow", {"n": 2}), timeout=5)).header == {"n": 2}
+
+
+@pytest.mark.parametrize("lower_first", [True, False])
+async def test_nodes_that_dial_each_other_at_once_keep_one_connection_and_every_message(lower_first: bool) -> None:
+    nodes = sorted((Identity.generate() for _ in range(2)), key=lambda n: n.id, reverse=not lower_first)
+    got: dict[bytes, list[int]] = {n.id: [] for n in nodes}
+    complete = asyncio.Event()
+    count = 60
+
+    async def keep(peer: Peer, message: Message) -> None:
+        got[peer.id].append(message.header["n"])
+        if all(len(numbers) == count for numbers in got.values()):
+            complete.set()
+
+    for _ in range(5):
+        for numbers in got.values():
+            numbers.clear()
+        complete.clear()
+        async with Switchboard(nodes[0], {"m": keep}) as left, Switchboard(nodes[1], {"m": keep}) as right:
+            addresses = [await left.listen("127.0.0.1", 0), await right.listen("127.0.0.1", 0)]
+
+            async def talk(board: Switchboard, other: Identity, address: Address) -> Peer:
+                peer = await board.peer(other.id, [address])
+                for number in range(count):
+                    await peer.send(Message("m", {"n": number}, bytes(number * 2000)))
+                    await asyncio.sleep(0)
+                return peer
+
+            peers = await asyncio.gather(talk(left, nodes[1], addresses[1]), talk(right, nodes[0], addresses[0]))
+            async with asyncio.timeout(20):
+                await complete.wait()
+            assert all(numbers == list(range(count)) for numbers in got.values())
+            assert left.peers() == [peers[0]] and right.peers() == [peers[1]]
+            await peers[0].ping(1)
+            lower = min(nodes, key=lambda n: n.id)
+            assert peers[0].dialled == (nodes[0] is lower) and peers[1].dialled == (nodes[1] is lower)
+
+
+async def test_a_restarted_node_replaces_its_former_life() -> None:
+    a, b = Identity.generate(), Identity.generate()
+    async with Switchboard(a, {"echo": _echo}) as left:
+        address = await left.listen("127.0.0.1", 0)
+        async with Switchboard(b) as first, Switchboard(b) as second:
+            old = await first.peer(a.id, [address])
+            await old.ping(1)
+            before = left.get(b.id)
+            new = await second.peer(a.id, [address])
+            assert (await new.call(Message("echo", {"n": 1}), timeout=5)).header == {"n": 1}
+            after = left.get(b.id)
+            assert before is not None and after is not None and before is not after
+            assert before.closed_reason is not None and "newer connection" in before.closed_reason
+            assert before.instance != after.instance
+            await old.wait_closed()
+
+
+async def test_a_handler_that_is_behind_slows_the_sender_down_and_nothing_is_lost() -> None:
+    release = asyncio.Event()
+    got: list[int] = []
+    complete = asyncio.Event()
+
+    async def slow(peer: Peer, message: Message) -> None:
+        await release.wait()
+        got.append(message.header["n"])
+        if len(got) == 60:
+            complete.set()
+
+    small = Limits(inbox_bytes=1 << 20, queue_bytes=1 << 20)
+    a, b = Identity.generate(), Identity.generate()
+    async with Switchboard(a, {"m": slow}, small) as left, Switchboard(b, {}, small) as right:
+        peer = await right.peer(a.id, [await left.listen("127.0.0.1", 0)])
+
+        async def pour() -> None:
+            for number in range(60):
+                await peer.send(Message("m", {"n": number}, bytes(500_000)))
+
+        pouring = asyncio.create_task(pour())
+        back = left.get(b.id)
+        while back is None or back._inbox_bytes <= small.inbox_bytes:
+            await asyncio.sleep(0.001)
+            back = left.get(b.id)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert not pouring.done() and back._inbox_bytes < 2 * small.inbox_bytes
+        assert peer.queued_bytes < 2 * small.queue_bytes
+        release.set()
+        await pouring
+        async with asyncio.timeout(20):
+            await complete.wait()
+        assert got == list(range(60))
+
+
+async def test_a_silent_peer_is_closed_and_its_calls_fail() -> None:
+    """The line goes dead without a FIN: a proxy in between stops forwarding."""
+    dead = asyncio.Event()
+    quick = Limits(heartbeat_seconds=0.05, silence_seconds=0.3)
+    a, b = Identity.generate(), Identity.generate()
+    async with Switchboard(a, {"echo": _echo}, quick) as left, Switchboard(b, {}, quick) as right:
+        target = await left.listen("127.0.0.1", 0)
+        async with proxy(target, dead) as address:
+            peer = await right.peer(a.id, [address])
+            await peer.call(Message("echo"), timeout=5)
+            await asyncio.sleep(0.5)
+            assert peer.closed_reason is None  # heartbeats keep an idle connection
+            dead.set()
+            with pytest.raises(PeerError, match=r"nothing was heard for 0\.3 s"):
+                await peer.call(Message("echo"), timeout=20)
+            assert right.peers() == []
+
+
+@contextlib.asynccontextmanager
+async def proxy(target: Address, dead: asyncio.Event) -> AsyncIterator[Address]:
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if not dead.is_set():
+                    writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(*target)
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[:2]
+    finally:
+        server.close()
+
+
+async def test_a_wrong_node_behind_an_address_is_named() -> None:
+    a, b, other = (Identity.generate() for _ in range(3))
+    async with Switchboard(a) as left, Switchboard(b) as right:
+        address = await left.listen("127.0.0.1", 0)
+        with pytest.raises(PeerError, match=f"expected node {other.short}.*found node {a.short}"):
+            await right.peer(other.id, [address])
+        with pytest.raises(PeerError, match="own peer"):
+            await left.peer(a.id, [address])
+        assert left.peers() == right.peers() == []
+
+
+async def test_refused_and_surplus_nodes_are_told_why() -> None:
+    a, b, c, banned = (Identity.generate() for _ in range(4))
+    refuse = lambda node: "revoked key" if node == banned.id else None  # noqa: E731
+    async with contextlib.AsyncExitStack() as stack:
+        left = await stack.enter_async_context(Switchboard(a, limits=Limits(peers=1), refuse=refuse))
+        address = await left.listen("127.0.0.1", 0)
+        boards = [await stack.enter_async_context(Switchboard(node)) for node in (banned, b, c)]
+        turned_away = await boards[0].peer(a.id, [address])
+        await turned_away.wait_closed()
+        assert turned_away.closed_reason == "revoked key"
+        welcome = await boards[1].peer(a.id, [address])
+        await welcome.ping(1)
+        surplus = await boards[2].peer(a.id, [address])
+        await surplus.wait_closed()
+        assert surplus.closed_reason is not None and "busy" in surplus.closed_reason
+        assert welcome.closed_reason is None and [p.id for p in left.peers()] == [b.id]
+
+
+async def test_no_answer_and_no_address() -> None:
+    node = Identity.generate()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = closed.getsockname()
+        async with Switchboard(Identity.generate()) as board:
+            with pytest.raises(PeerError, match=r"no answer from 127\.0\.0\.1:\d+: .*refused"):
+                await board.peer(node.id, [address])
+            with pytest.raises(PeerError, match="at least one address"):
+                await board.peer(node.id, [])
+
+
+async def test_a_port_in_use_is_refused_clearly() -> None:
+    async with Switchboard(Identity.generate()) as left, Switchboard(Identity.generate()) as right:
+        host, port = await left.listen("127.0.0.1", 0)
+        with pytest.raises(UsageError, match=f"cannot listen on {host}:{port}: .*in use.*--listen"):
+            await right.listen(host, port)
+        with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.1:0"):
+            await right.listen("192.0.2.1", 0)
+
+
+async def closed_by_other_side(sock: socket.socket) -> None:
+    with contextlib.suppress(ConnectionError):
+        while await asyncio.get_running_loop().sock_recv(sock, 4096):
+            pass
+    sock.close()
+
+
+async def test_500_half_open_connections_are_closed_and_honest_nodes_get_through() -> None:
+    limits = Limits(handshake_seconds=1.5, pending_per_host=300)
+    a, b = Identity.generate(), Identity.generate()
+    loop = asyncio.get_running_loop()
+    async with Switchboard(a, {"echo": _echo}, limits) as left, Switchboard(b) as right:
+        address = await left.listen("127.0.0.1", 0)
+        crowd = []
+        for number in range(500):
+            sock = socket.socket()
+            sock.setblocking(False)
+            crowd.append(sock)
+            await loop.sock_connect(sock, address)
+            await loop.sock_sendall(sock, PREAMBLE.pack(MAGIC, VERSION)[: number % 9])
+        peer = await right.peer(a.id, [address])
+        await peer.call(Message("echo"), timeout=5)
+        assert len(left._pending) <= limits.pending_per_host
+        async with asyncio.timeout(20):
+            await asyncio.gather(*map(closed_by_other_side, crowd))
+        assert not left._pending and not left._pending_hosts
+        assert peer.closed_reason is None
+
+
+async def test_one_port_serves_http_too() -> None:
+    async def hello(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(text=f"{request.method} {request.path} {len(await request.read())}")
+
+    server = web.Server(hello)
+    a, b = Identity.generate(), Identity.generate()
+    limits = Limits(handshake_seconds=0.3)
+    async with Switchboard(a, {"echo": _echo}, limits, http=server) as left, Switchboard(b) as right:
+        address = await left.listen("127.0.0.1", 0)
+        peer = await right.peer(a.id, [address])
+        url = f"http://{address[0]}:{address[1]}"
+        async with ClientSession() as session:
+            for number in range(3):  # the connection is kept alive between them
+                answer = await session.post(f"{url}/x{number}", data=bytes(200_000))
+                assert await answer.text() == f"POST /x{number} 200000"
+        loop = asyncio.get_running_loop()
+        for sent in (b"GET / HTTP/1.1\r\n", b"GET /" + bytes(40_000), b"HELO x"):
+            sock = socket.socket()
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+            await loop.sock_sendall(sock, sent)
+            async with asyncio.timeout(20):
+                await closed_by_other_side(sock)
+        assert (await peer.call(Message("echo", {"n": 1}), timeout=5)).header == {"n": 1}
+    await server.shutdown()
+
+
+async def test_leaving_ends_every_task_and_tells_every_peer() -> None:
+    a, b = Identity.generate(), Identity.generate()
+    seen: list[str] = []
+    async with Switchboard(b, closed=lambda peer: seen.append(peer.closed_reason or "")) as right:
+        async with Switchboard(a, {"echo": _echo}) as left:
+            peer = await right.peer(a.id, [await left.listen("127.0.0.1", 0)])
+            await peer.call(Message("echo"), timeout=5)
+        await peer.wait_closed()
+        assert seen == ["that node left"]
+        assert left._tasks == set()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
