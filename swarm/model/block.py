@@ -91,6 +91,28 @@ class Block:
         finally:
             self._attending.jobs = []
 
+    @torch.inference_mode()
+    def forward_static(self, plan: JobPlan, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """One forward of a whole model whose plan, tokens and positions (int64 [n]) are tensors on the device.
+
+        Nothing is read on the host, so a CUDA graph can hold it. Returns float32 logits [n, vocab_size], all rows.
+        """
+        self._attending.jobs = [plan]
+        try:
+            logits = self._model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits
+            return logits[0].float()  # type: ignore[no-any-return]
+        finally:
+            self._attending.jobs = []
+
+    def narrow_head(self, tokens: torch.Tensor) -> None:
+        """From now on score these token ids only (int64 [v]), in this order. Changes `vocab_size`; for drafters, whose
+        head would cost as much as their layers."""
+        whole = self._model.get_output_embeddings().weight  # type: ignore[operator]
+        head = nn.Linear(whole.shape[1], len(tokens), bias=False, device="meta")
+        head.weight = nn.Parameter(whole[tokens.to(whole.device)].clone(), requires_grad=False)
+        self._model.set_output_embeddings(head)  # type: ignore[operator]
+        self.vocab_size = len(tokens)
+
     def _logits(self, rows: Sequence[Rows], inputs: dict[str, object]) -> list[torch.Tensor]:
         wanted = np.flatnonzero(np.concatenate([r.want for r in rows]))
         if not len(wanted):
