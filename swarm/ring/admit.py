@@ -64,9 +64,9 @@ def admit(
         if opening.keep and _same_work(old, opening):
             _carry_over(old, opening, peer)
             return old, False
-        if old.busy:
-            raise BusyError("the old session of this run is still computing; open it again")
-        old.release()
+        old.closed = True
+        if old.idle.is_set():
+            old.release()
         sessions.pop(opening.run)
     return _new(sessions, hosted, limits, opening, peer, draining), True
 
@@ -85,9 +85,10 @@ def _check_addressed_untrusted(hosted: HostedModel, opening: OpenRun, peer: Peer
 
 
 def _same_work(old: StageSession, opening: OpenRun) -> bool:
-    """Whether the KV of the old epoch serves the new one: the same layers and slots."""
+    """Whether the KV of the old epoch serves the new one: the same layers and slots, filled as far as is kept."""
     then, now = old.opening, opening
-    return (then.me.first, then.me.last, then.layout) == (now.me.first, now.me.last, now.layout)
+    same = (then.me.first, then.me.last, then.layout) == (now.me.first, now.me.last, now.layout)
+    return same and old.held >= now.keep
 
 
 def _carry_over(session: StageSession, opening: OpenRun, peer: Peer) -> None:

@@ -47,6 +47,7 @@ def compute(batch: Sequence[tuple[StageSession, Arrived]]) -> list[Computed]:
         outputs = group[0][0].block.forward([job for _, _, job in group])
         spent_us = int((time.monotonic() - started) * 1e6)
         for (session, arrived, _), output in zip(group, outputs, strict=True):
+            session.computed(arrived.frame)
             timing = (max(0, int((started - arrived.since) * 1e6)), spent_us)
             done.append(_outcome(session, arrived, output, timing))
     return done

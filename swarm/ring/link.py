@@ -114,9 +114,14 @@ class RingLink:
         """News came up the ring; that of an older epoch is ignored."""
         if word.epoch != self.opening.epoch:
             return
-        if word.do == "lost":
-            self.losses.append(Loss(word.epoch, word.stage, word.reason))
-        elif self._word is not None and not self._word.done():
+        awaited = self._word is not None and not self._word.done()
+        if word.do == "lost" and 0 <= word.stage < len(self.opening.stages):
+            if awaited:
+                word = replace(word, refused=self.opening.stages[word.stage].node)
+            else:
+                self.losses.append(Loss(word.epoch, word.stage, word.reason))
+        if awaited:
+            assert self._word is not None
             self._word.set_result(word)
         self.wake.set()
 

@@ -86,15 +86,22 @@ class Arrived:
     since: float
 
 
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class StageSession:
-    """State of one run at one stage. `kv`, `sent` and `tokens` belong to the compute thread while `busy`.
+    """State of one run at one stage. `kv`, `sent` and `tokens` belong to the compute thread while it is not `idle`.
 
     fresh         its KV was empty when this epoch began
     ready         the next stage is told of the run: frames may follow
     outbox        frames and answers that are computed and not yet sent
     last_seq      sequence number of the newest frame of this epoch that was taken in
     last_served   number of the forward that served it last
+    held          committed positions [0, held) whose key and value are here
     heard         monotonic time of the last sign of life from upstream
     closing       the requester has ended it; the stages below have yet to say goodbye
     closed        over; freed as soon as the compute thread lets go
@@ -110,14 +117,15 @@ class StageSession:
     downstream: Peer | None = None
     sender: asyncio.Task[None] | None = None
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    idle: asyncio.Event = field(default_factory=_set_event)
     queue: deque[Arrived] = field(default_factory=deque)
     outbox: asyncio.Queue[Frame | Answer] = field(default_factory=asyncio.Queue)
+    held: int = 0
     last_seq: int = -1
     last_served: int = 0
     closing: bool = False
     closed: bool = False
     fresh: bool = True
-    busy: bool = False
     frames: int = 0
     rows: int = 0
     compute_us: int = 0
@@ -145,6 +153,14 @@ class StageSession:
             raise PeerError(f"expected a frame after {self.last_seq}, found {frame.seq}")
         self.last_seq = frame.seq
         return True
+
+    def computed(self, frame: Frame) -> None:
+        """Note which committed positions a frame filled. Requesters fill them in order; a gap counts for nothing."""
+        certain = frame.rows.position[frame.rows.slot >= self.opening.layout.scratch]
+        for position in sorted({*map(int, frame.commits.position), *map(int, certain)}):
+            if position > self.held:
+                return
+            self.held = max(self.held, position + 1)
 
     def release(self) -> None:
         """Free the memory of the session."""

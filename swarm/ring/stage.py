@@ -210,6 +210,7 @@ class StageServer:
         me = {"frames": session.frames, "rows": session.rows, "compute_us": session.compute_us}
         word = Word("closed", session.run, session.opening.epoch, (me, *below))
         self._free(session)
+        await session.idle.wait()
         await _post(session.upstream, encode_word(word))
 
     def _lose(self, session: StageSession, stage: int, reason: str) -> None:
@@ -229,14 +230,14 @@ class StageServer:
                 self._work.clear()
                 continue
             for session, _ in batch:
-                session.busy = True
+                session.idle.clear()
             try:
                 done = await loop.run_in_executor(self._thread, compute, batch)
             finally:
                 for session, _ in batch:
-                    session.busy = False
                     if session.closed:
                         session.release()
+                    session.idle.set()
             for outcome in done:
                 self._dispatch(outcome)
 
@@ -305,7 +306,7 @@ class StageServer:
         session.queue.clear()
         if session.sender is not None:
             session.sender.cancel()
-        if not session.busy:
+        if session.idle.is_set():
             session.release()
         if not self.sessions:
             self._idle.set()

@@ -17,8 +17,9 @@ from draft.suffix import SuffixDrafter
 from swarm.errors import CoverageError
 from swarm.identity import Identity
 from swarm.model.kvcache import KVPool
-from swarm.model.load import load_block
-from swarm.model.store import ModelStore, open_model
+from swarm.model.block import load_block
+from swarm.model.checkpoint import open_model
+from swarm.model.store import ModelStore
 from swarm.net.switchboard import Switchboard
 from swarm.ring.admit import HostedModel, StageLimits
 from swarm.ring.control import Costs

@@ -1,0 +1,62 @@
+"""A stage is lost in the middle of a run: the run goes on, and its output is that of an undisturbed one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from swarm.ring.run import Committed, Finished, Recovering, RunRequest, RunResult
+
+from .conftest import VOCAB, TestRing, reference
+
+SPARE = [(0, 2), (2, 4), (4, 6), (0, 2), (2, 4), (4, 6)]
+
+
+async def disturbed(ring: TestRing, request: RunRequest, victims: list[int], after: int) -> tuple[RunResult, list[Any]]:
+    """Run, and kill the stages `victims` once `after` tokens are there."""
+    news: list[Any] = []
+    seen = 0
+    async with aclosing(ring.desk.run(request)) as events:
+        async for event in events:
+            if isinstance(event, Recovering):
+                news.append(event)
+            if isinstance(event, Committed):
+                seen += len(event.tokens)
+                if seen >= after and all(ring.stages[v].alive for v in victims):
+                    for victim in victims:
+                        await ring.stages[victim].kill()
+            if isinstance(event, Finished):
+                return event.result, news
+    raise AssertionError("no result")
+
+
+@pytest.mark.parametrize("speculation", ["plain", "chain", "tree", "stream"])
+@pytest.mark.parametrize("victims", [[0], [1], [2], [1, 2]])
+async def test_output_is_that_of_an_undisturbed_run(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, speculation: Any, victims: list[int]
+) -> None:
+    rng = random.Random(len(victims) * 7 + victims[0])
+    prompt = tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 150)))
+    async with make_ring(SPARE) as ring:
+        request = RunRequest(prompt, max_tokens=40, speculation=speculation)
+        result, news = await disturbed(ring, request, victims, rng.randint(1, 30))
+        assert list(result.token_ids) == reference(tiny_model, prompt, 40)
+        assert result.recoveries >= 1 and news
+        lost = {ring.stages[v].plan.node.hex() for v in victims}
+        assert not lost & {s.node for s in result.ring}
+
+
+async def test_without_a_replacement_the_run_ends_with_what_it_has(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM
+) -> None:
+    async with make_ring([(0, 3), (3, 6)]) as ring:
+        request = RunRequest((1, 2, 3), max_tokens=400, patience_s=0.5)
+        result, _ = await disturbed(ring, request, [1], 5)
+        assert result.finish_reason == "swarm_incomplete"
+        assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), len(result.token_ids))
+        assert 5 <= len(result.token_ids) < 400
