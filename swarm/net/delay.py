@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 
-from swarm.errors import UsageError
+from swarm.errors import PeerError, UsageError
+from swarm.net.address import Address, format_address, parse_address_untrusted
 from swarm.net.link import Link, Wire
 
 SEGMENT = 16 * 1024
@@ -153,17 +154,17 @@ class Direction(asyncio.Protocol):
 class Proxy:
     """One listener, one target, one link between them."""
 
-    def __init__(self, link: Link, target: tuple[str, int] | None) -> None:
+    def __init__(self, link: Link, target: Address | None) -> None:
         self.link = link
         self.up = asyncio.Event()
         self.up.set()
         self.directions: set[Direction] = set()
-        self._target: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+        self._target: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
         self._pairs: set[asyncio.Task[None]] = set()
         if target is not None:
             self._target.set_result(target)
 
-    def set_target(self, target: tuple[str, int]) -> None:
+    def set_target(self, target: Address) -> None:
         """Where connections go from now on; those accepted before any target was known go there too."""
         if self._target.done():
             self._target = asyncio.get_running_loop().create_future()
@@ -211,12 +212,12 @@ class Proxy:
         far.arm()
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT`, IPv6 in brackets; raises `UsageError`."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"expected HOST:PORT, found {text!r}")
-    return host.strip("[]"), int(port)
+def parse_address(text: str) -> Address:
+    """`HOST:PORT`, IPv6 in brackets, port 0 for a free one; raises `UsageError`."""
+    try:
+        return parse_address_untrusted(text, lowest_port=0)
+    except PeerError as exc:
+        raise UsageError(str(exc)) from exc
 
 
 def obey(proxy: Proxy, line: str) -> None:
@@ -238,7 +239,7 @@ def obey(proxy: Proxy, line: str) -> None:
             raise UsageError(f"expected delay MS, jitter MS, rate MBIT, to HOST:PORT, down or up, found {line!r}")
 
 
-async def serve(listen: tuple[str, int], target: tuple[str, int] | None, link: Link) -> None:
+async def serve(listen: Address, target: Address | None, link: Link) -> None:
     """Proxy until stdin closes or SIGTERM arrives; raises `UsageError` when the address cannot be had."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -248,9 +249,9 @@ async def serve(listen: tuple[str, int], target: tuple[str, int] | None, link: L
     try:
         server = await loop.create_server(proxy.accept, *listen)
     except OSError as exc:
-        raise UsageError(f"cannot listen on {listen[0]}:{listen[1]}: {exc.strerror}; choose another port") from exc
-    host, port = server.sockets[0].getsockname()[:2]
-    print(json.dumps({"event": "ready", "listen": f"{host}:{port}"}), flush=True)
+        raise UsageError(f"cannot listen on {format_address(listen)}: {exc.strerror}; choose another port") from exc
+    address = format_address(server.sockets[0].getsockname()[:2])
+    print(json.dumps({"event": "ready", "listen": address}), flush=True)
     commands = loop.create_task(_read_commands(proxy, ended))
     try:
         await ended.wait()
