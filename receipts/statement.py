@@ -163,7 +163,7 @@ class Author:
         return run
 
     def issue(self, run: int, about: Mapping[str, str], body: Body) -> Envelope:
-        """Sign one statement and move the chain on. Raises ReceiptError(SHAPE) for a body that no verifier would read."""
+        """Sign one statement and move the chain on. Raises ReceiptError(SHAPE) for a body no verifier would read."""
         decode_untrusted(type(body), encode(body), body.kind)
         chain = Chain(run, self.head.statements, self.head.previous)
         envelope = seal(payload_type(body.kind), statement_payload(about, chain, body), self.key, self._sign)

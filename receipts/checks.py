@@ -1,0 +1,190 @@
+"""What the statements of one run must agree on, each check a function: raises ReceiptError or gives its claims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from receipts.closing import Close, Edge, RttSeries
+from receipts.errors import ReceiptError, Refusal
+from receipts.opening import Order, PlannedStage, Replan
+from receipts.run import Epoch, Run
+from receipts.statement import Body, Statement
+from receipts.verdict import Claim, Standing
+
+
+def short(key: str) -> str:
+    """How a key is shown to people."""
+    return key[:8]
+
+
+def ms(micros: int) -> str:
+    return f"{micros / 1000:.1f}"
+
+
+def edge_label(epoch: Epoch, index: int) -> str:
+    """Name of an edge in claims: "e1/2" is edge 2 of epoch 1, "edge 2" of a run with one epoch."""
+    return f"edge {index}" if epoch.number == 0 else f"epoch {epoch.number} edge {index}"
+
+
+def check_plan(plan: Sequence[PlannedStage], layers: int, label: str) -> None:
+    """Every layer once, in the order of the ring, no node twice."""
+    if len({stage.node for stage in plan}) != len(plan):
+        raise ReceiptError(Refusal.PLAN, f"{label}: one node holds two stages")
+    reached = 0
+    for stage in plan:
+        span = f"[{stage.first}, {stage.last}) at {short(stage.node)}"
+        if max(stage.first, stage.last) > layers:
+            raise ReceiptError(Refusal.LAYERS_BEYOND, f"{label}: layers {span}, but the model has {layers}")
+        if stage.first > reached or stage.last <= stage.first:
+            raise ReceiptError(Refusal.LAYERS_MISSING, f"{label}: layers from {reached} on are missing before {span}")
+        if stage.first < reached:
+            raise ReceiptError(Refusal.LAYERS_OVERLAP, f"{label}: layers {span} overlap those before, up to {reached}")
+        reached = stage.last
+    if reached != layers:
+        raise ReceiptError(Refusal.LAYERS_MISSING, f"{label}: layers {reached} to {layers - 1} are missing")
+
+
+def check_layers(run: Run) -> list[Claim]:
+    """Plans cover the model once, and every stage of an epoch that ran accepted its part."""
+    layers = run.order.model.layers
+    nonces: set[str] = set()
+    for epoch in run.epochs:
+        label = f"epoch {epoch.number}"
+        check_plan(epoch.plan, layers, label)
+        absent = [stage.node for stage in epoch.plan if stage.node not in epoch.accepts]
+        # A ring that never opened has no accepts at all; it can have computed nothing.
+        ran = epoch.ends or epoch.edges or epoch.tail
+        needed = epoch.accepts or ran or (epoch is run.last and run.close.outcome == "complete")
+        if absent and needed:
+            raise ReceiptError(Refusal.MISSING, f"{label}: accept of {short(absent[0])} is not there")
+        for accept in epoch.accepts.values():
+            if accept.nonce in nonces:
+                raise ReceiptError(Refusal.DUPLICATED, f"{label}: two accepts share a nonce")
+            nonces.add(accept.nonce)
+    text = f"layers 0-{layers - 1} covered once by {len(run.last.plan)} stages"
+    claims = [Claim(Standing.PROVEN, "layers", text)]
+    if len(run.epochs) > 1:
+        claims.append(Claim(Standing.CLAIMED, "recovery", "; ".join(_recovered(epoch) for epoch in run.epochs[1:])))
+    return claims
+
+
+def _recovered(epoch: Epoch) -> str:
+    lost = ", ".join(short(key) for key in epoch.lost) or "no node"
+    return f"new plan from position {epoch.first_position}: lost {lost} ({epoch.reason})"
+
+
+def check_counters(run: Run) -> None:
+    """Per signer, sequence numbers rise and the hash chain links; per signer and part, one run number."""
+    last: dict[str, Statement] = {}
+    runs: dict[tuple[str, bool], int] = {}
+    for statement in run.statements:
+        chain, who = statement.chain, f"{statement.body.kind} of {short(statement.signer)}"
+        if (chain.sequence == 0) != (chain.previous is None):
+            raise ReceiptError(Refusal.CHAIN, f"{who}: statement {chain.sequence} with previous {chain.previous}")
+        before = last.get(statement.signer)
+        if before is not None:
+            if chain.sequence <= before.chain.sequence:
+                raise ReceiptError(
+                    Refusal.COUNTER, f"{who}: counter goes back from {before.chain.sequence} to {chain.sequence}"
+                )
+            if chain.sequence == before.chain.sequence + 1 and chain.previous != before.digest:
+                raise ReceiptError(Refusal.CHAIN, f"{who}: does not continue its signer's statement before")
+        last[statement.signer] = statement
+        if runs.setdefault((statement.signer, _as_requester(run, statement.body)), chain.run) != chain.run:
+            raise ReceiptError(Refusal.COUNTER, f"{who}: run counter {chain.run} differs within one run")
+
+
+def _as_requester(run: Run, body: Body) -> bool:
+    """Whether a statement is the requester's part; a node that requests and serves in one run counts two runs."""
+    if isinstance(body, Edge):
+        ends = {(0, "sender"), (len(run.epochs[body.epoch].plan), "receiver")}
+        return (body.index, body.end) in ends
+    return isinstance(body, Order | Replan | Close)
+
+
+def check_edges(run: Run) -> list[Claim]:
+    """Both ends of every edge of a closed epoch signed the same traffic and the same round-trip times."""
+    claims: list[Claim] = []
+    for epoch in run.epochs:
+        for index in range(len(epoch.plan) + 1):
+            claims += _check_edge(run, epoch, index)
+        for stage_index, stage in enumerate(epoch.plan):
+            end = epoch.ends.get(stage.node)
+            inbound = epoch.edges.get((stage_index, "receiver"))
+            outbound = epoch.edges.get((stage_index + 1, "sender"))
+            if end is not None and inbound is not None and end.inbound != inbound.root:
+                raise ReceiptError(Refusal.EDGE_ROOT, f"end of {short(stage.node)}: its inbound root is not its edge's")
+            if end is not None and outbound is not None and end.outbound != outbound.root:
+                raise ReceiptError(Refusal.EDGE_ROOT, f"end of {short(stage.node)}: outbound root is not its edge's")
+    agreed = sum(claim.subject == "traffic" and claim.standing is Standing.COSIGNED for claim in claims)
+    closed = sum(len(epoch.plan) + 1 for epoch in run.epochs if epoch.closed)
+    open_ = sum(len(epoch.plan) + 1 for epoch in run.epochs) - closed
+    text = f"{agreed}/{closed} edges agree" + (f", {open_} of interrupted epochs were not closed" if open_ else "")
+    claims.append(Claim(Standing.PROVEN, "edges", text))
+    return claims
+
+
+def _check_edge(run: Run, epoch: Epoch, index: int) -> list[Claim]:
+    label = edge_label(epoch, index)
+    sender, receiver = epoch.name(index, run.requester)
+    joins = f"{short(sender)}-{short(receiver)}"
+    one, other = epoch.edges.get((index, "sender")), epoch.edges.get((index, "receiver"))
+    if one is None or other is None:
+        if epoch.closed:
+            raise ReceiptError(Refusal.MISSING, f"{label} {joins}: not signed at both ends")
+        return [Claim(Standing.NOT_CHECKED, "traffic", f"{joins}: not signed at both ends (interrupted)", label)]
+    if (one.root, one.frames, one.bytes) != (other.root, other.frames, other.bytes):
+        raise ReceiptError(
+            Refusal.EDGE_ROOT,
+            f"{label} {joins}: sender signed {one.frames} frames {one.bytes} B root {one.root[:12]}, "
+            f"receiver {other.frames} frames {other.bytes} B root {other.root[:12]}",
+        )
+    if (one.sender_rtt, one.receiver_rtt) != (other.sender_rtt, other.receiver_rtt):
+        raise ReceiptError(Refusal.EDGE_RTT, f"{label} {joins}: the two ends signed different round-trip times")
+    check_series(one.sender_rtt, f"{label} sender")
+    check_series(one.receiver_rtt, f"{label} receiver")
+    traffic = f"{joins} {one.frames} frames {one.bytes} B"
+    claims = [Claim(Standing.COSIGNED, "traffic", traffic, label)]
+    if one.sender_rtt.count and one.receiver_rtt.count:
+        text = f"{joins} {ms(one.sender_rtt.min_us)}/{ms(one.receiver_rtt.min_us)} ms"
+        claims.append(Claim(Standing.COSIGNED, "rtt", text, label))
+    else:
+        claims.append(Claim(Standing.NOT_CHECKED, "rtt", f"{joins}: not measured at both ends", label))
+    if one.link != other.link:
+        claims.append(Claim(Standing.CLAIMED, "link", f"{one.link} by the sender, {other.link} by the receiver", label))
+    return claims
+
+
+def check_series(series: RttSeries, label: str) -> None:
+    """A series cannot contradict itself."""
+    samples = series.samples_us
+    wrong = len(samples) > series.count or series.min_us > series.median_us
+    if wrong or (samples and min(samples) < series.min_us) or (not series.count and series.median_us):
+        raise ReceiptError(Refusal.EDGE_RTT, f"{label}: round-trip times contradict their own summary")
+
+
+def check_served(run: Run) -> list[Claim]:
+    """The requester's account of who served what is the stages' own; nodes without an END stand as lost."""
+    told = {(served.epoch, served.node): served for served in run.close.served}
+    planned = [(epoch.number, stage.node) for epoch in run.epochs for stage in epoch.plan]
+    if len(told) != len(run.close.served) or set(told) != set(planned):
+        raise ReceiptError(Refusal.SERVED, "the close names other nodes or epochs than the plans do")
+    claims = []
+    for epoch in run.epochs:
+        for stage in epoch.plan:
+            served, end = told[epoch.number, stage.node], epoch.ends.get(stage.node)
+            who = f"{short(stage.node)} in epoch {epoch.number}"
+            if (served.first, served.last) != (stage.first, stage.last):
+                raise ReceiptError(Refusal.SERVED, f"{who}: the close names other layers than the plan")
+            if end is None:
+                if served.outcome != "lost":
+                    raise ReceiptError(Refusal.MISSING, f"end of {who} is not there, and the close does not say lost")
+                claims.append(Claim(Standing.CLAIMED, "lost", f"{who} did not end its part", stage.node))
+                continue
+            if served.outcome != "ended" or served.positions != end.positions:
+                raise ReceiptError(Refusal.SERVED, f"{who}: the close and the stage's end differ on what it served")
+            text = f"{end.rows} rows in {end.frames} frames, {ms(end.compute_us)} ms computing"
+            claims.append(Claim(Standing.CLAIMED, "compute", text, stage.node))
+        if epoch.closed and epoch.tail is None:
+            raise ReceiptError(Refusal.MISSING, f"tail of epoch {epoch.number} is not there")
+    return claims

@@ -1,0 +1,173 @@
+"""Opening what crossed an edge: a request for chosen frames, and an answer whose bytes fit the signed roots.
+
+A row's output depends on every earlier row of its stage, so an opening holds all inbound frames up to the chosen one
+(proved as a prefix of the signed tree, RFC 9162 consistency) and the chosen outbound frames (RFC 9162 inclusion).
+An answer is: the magic, the length of a JSON header (4 bytes, big-endian), the header, then head and body of every
+frame in the header's order.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from receipts.canonical import emit, parse_untrusted
+from receipts.codec import Count, Digest, Many, Range, decode_untrusted, encode
+from receipts.edge import frame_leaf
+from receipts.errors import ReceiptError, Refusal
+from receipts.merkle import Accumulator, check_consistency, check_inclusion, consistency_proof, inclusion_proof
+
+MAGIC = b"wanswarm-opened-1\n"
+MAX_LEAVES = 512
+MAX_HEADER = 8 << 20
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as it crossed an edge."""
+
+    seq: int
+    head: bytes
+    body: bytes
+
+    @property
+    def leaf(self) -> bytes:
+        return frame_leaf(self.seq, self.head, self.body)
+
+
+@dataclass(frozen=True)
+class OpeningRequest:
+    """What a verifier asks one node: outbound leaves (1 is the first frame) of one epoch of one run."""
+
+    order: Digest
+    epoch: Annotated[int, Range(0, 255)]
+    leaves: Annotated[tuple[Annotated[int, Range(1)], ...], Many(1, MAX_LEAVES)]
+
+    def to_bytes(self) -> bytes:
+        return emit(encode(self))
+
+
+def request_untrusted(data: bytes) -> OpeningRequest:
+    """Read a stranger's request. Raises ReceiptError."""
+    return decode_untrusted(OpeningRequest, parse_untrusted(data, 1 << 16, 4), "request")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An answer that was checked: inbound frames from the first on, and the chosen outbound ones by leaf."""
+
+    inbound: tuple[Frame, ...]
+    outbound: tuple[tuple[int, Frame], ...]
+
+
+@dataclass(frozen=True)
+class _FrameEntry:
+    leaf: Annotated[int, Range(1)]
+    seq: Count
+    head: Count
+    body: Count
+
+
+_Path = Annotated[tuple[Digest, ...], Many(0, 64)]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    frame: _FrameEntry
+    path: _Path
+
+
+@dataclass(frozen=True)
+class _Header:
+    salt: Digest
+    """Leaf 0 of the inbound tree."""
+    prefix: Annotated[tuple[_FrameEntry, ...], Many(1, 1 << 16)]
+    prefix_path: _Path
+    chosen: Annotated[tuple[_Chosen, ...], Many(1, MAX_LEAVES)]
+
+
+def opening_bytes(
+    inbound: Sequence[Frame], outbound: Sequence[Frame], salts: tuple[bytes, bytes], leaves: Sequence[int]
+) -> bytes:
+    """A node's answer. `salts` are leaf hashes 0 of the inbound and outbound tree; all frames of the epoch are given.
+
+    Raises ReceiptError(OPENING) when a leaf is asked for that never crossed.
+    """
+    if not all(0 < leaf <= len(outbound) for leaf in leaves):
+        raise ReceiptError(Refusal.OPENING, f"asked for leaves {list(leaves)[:4]}, {len(outbound)} frames went out")
+    by_seq = {frame.seq: index for index, frame in enumerate(inbound, 1)}
+    reached = max(by_seq.get(outbound[leaf - 1].seq, len(inbound)) for leaf in leaves)
+    in_leaves = [salts[0], *(frame.leaf for frame in inbound)]
+    out_leaves = [salts[1], *(frame.leaf for frame in outbound)]
+    prefix = inbound[:reached]
+    header = _Header(
+        salts[0].hex(),
+        tuple(_entry(index, frame) for index, frame in enumerate(prefix, 1)),
+        tuple(step.hex() for step in consistency_proof(in_leaves, reached + 1)),
+        tuple(
+            _Chosen(_entry(leaf, outbound[leaf - 1]), tuple(step.hex() for step in inclusion_proof(out_leaves, leaf)))
+            for leaf in leaves
+        ),
+    )
+    text = emit(encode(header))
+    frames = [*prefix, *(outbound[leaf - 1] for leaf in leaves)]
+    parts = [MAGIC, struct.pack(">I", len(text)), text]
+    for frame in frames:
+        parts += [frame.head, frame.body]
+    return b"".join(parts)
+
+
+def _entry(leaf: int, frame: Frame) -> _FrameEntry:
+    return _FrameEntry(leaf, frame.seq, len(frame.head), len(frame.body))
+
+
+def opened_untrusted(
+    data: bytes, leaves: Sequence[int], inbound: tuple[str, int], outbound: tuple[str, int], max_bytes: int = 1 << 28
+) -> Opened:
+    """Read and prove an answer. `inbound` and `outbound` are (hex root, frames) as both ends of the edges signed them.
+
+    Raises ReceiptError: OPENING when malformed or not what was asked, PROOF when a frame is not under its root.
+    """
+    start = len(MAGIC) + 4
+    if len(data) > max_bytes or len(data) < start or data[: len(MAGIC)] != MAGIC:
+        raise ReceiptError(Refusal.OPENING, f"an answer of {len(data)} bytes is not an opening")
+    (length,) = struct.unpack_from(">I", data, len(MAGIC))
+    if length > min(MAX_HEADER, len(data) - start):
+        raise ReceiptError(Refusal.OPENING, f"a header of {length} bytes")
+    header = decode_untrusted(_Header, parse_untrusted(data[start : start + length], MAX_HEADER, 8), "opening")
+    if tuple(chosen.frame.leaf for chosen in header.chosen) != tuple(leaves):
+        raise ReceiptError(Refusal.OPENING, "other leaves were opened than asked for")
+    if [entry.leaf for entry in header.prefix] != list(range(1, len(header.prefix) + 1)):
+        raise ReceiptError(Refusal.OPENING, "inbound frames are not a prefix")
+    frames = _frames_untrusted(data, start + length, [*header.prefix, *(chosen.frame for chosen in header.chosen)])
+    prefix, opened = frames[: len(header.prefix)], frames[len(header.prefix) :]
+    tree = Accumulator()
+    tree.add(bytes.fromhex(header.salt))
+    for frame in prefix:
+        tree.add(frame.leaf)
+    root, count = inbound
+    check_consistency(tree.size, tree.root(), count + 1, bytes.fromhex(root), _path(header.prefix_path))
+    root, count = outbound
+    for chosen, frame in zip(header.chosen, opened, strict=True):
+        check_inclusion(frame.leaf, chosen.frame.leaf, count + 1, _path(chosen.path), bytes.fromhex(root))
+        if frame.seq > prefix[-1].seq:
+            raise ReceiptError(Refusal.OPENING, f"outbound frame {frame.seq} without the inbound frame it answers")
+    return Opened(tuple(prefix), tuple(zip(leaves, opened, strict=True)))
+
+
+def _path(path: Sequence[str]) -> list[bytes]:
+    return [bytes.fromhex(step) for step in path]
+
+
+def _frames_untrusted(data: bytes, start: int, entries: Sequence[_FrameEntry]) -> list[Frame]:
+    if sum(entry.head + entry.body for entry in entries) != len(data) - start:
+        raise ReceiptError(Refusal.OPENING, "frames do not fill the answer")
+    frames = []
+    for entry in entries:
+        middle = start + entry.head
+        end = middle + entry.body
+        frames.append(Frame(entry.seq, data[start:middle], data[middle:end]))
+        start = end
+    return frames
