@@ -1,0 +1,178 @@
+"""Drafters on disk: made ones (draft.distill), the one that ships with the default model, and any causal model.
+
+A made drafter is a folder with config.json (the architecture, plus what it was made for under "drafter") and
+model.safetensors. It has no embedding of its own: it shares the target's, which every requester of that target can
+read. Matrices are int8 with one float scale per row, or bfloat16. `head_tokens` lists the ids that its head scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerBase
+
+from draft.lm import LmDrafter
+from draft.loop import ChainLoop
+from swarm.errors import UsageError
+from swarm.events import Report, silent
+from swarm.model.block import load_block
+from swarm.model.checkpoint import Checkpoint, load_tokenizer, open_model
+from swarm.model.dtype import choose_dtype
+from swarm.model.manifest import Manifest, TensorEntry
+from swarm.model.store import ModelStore
+from swarm.model.weights import make_config
+
+DATA = Path(__file__).parent / "data"
+SCALE = ".scale"
+HEAD_TOKENS = "head_tokens"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What config.json of a made drafter says: for which target (name and manifest digest), from which layers."""
+
+    path: Path
+    config: Mapping[str, Any]
+    target: str
+    target_digest: str
+    layers: tuple[int, ...]
+
+
+def read_made(path: Path) -> Made | None:
+    """The made drafter in a folder; None when there is none. Raises UsageError for a damaged one."""
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_bytes())
+        told = config.pop("drafter")
+        return Made(path, config, str(told["target"]), str(told["target_digest"]), tuple(map(int, told["layers"])))
+    except (FileNotFoundError, NotADirectoryError, KeyError):
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as exc:
+        raise UsageError(f"{file} is not the config of a drafter ({exc}); distil it again") from exc
+
+
+def default_drafter(manifest: Manifest) -> Path | None:
+    """The folder of the drafter that ships for a model; None if there is none.
+
+    The same weights in another file (a hub copy of what ships as GGUF) have another digest, so a model of the same
+    name and shape is served too: a drafter need not match exactly, it only proposes.
+    """
+    for folder in sorted(DATA.glob("*/config.json")):
+        made = read_made(folder.parent)
+        if made is None:
+            continue
+        name = manifest.model.lower().rsplit("/", 1)[-1]
+        alike = all(made.config.get(k) == manifest.config.get(k) for k in ("model_type", "hidden_size", "vocab_size"))
+        if made.target_digest == manifest.digest or (alike and name == made.target):
+            return folder.parent
+    return None
+
+
+class MadeCheckpoint:
+    """A made drafter as a checkpoint; its embedding is read from the target's. Implements `Checkpoint`.
+
+    Raises UsageError when it was made for another shape of model or cannot be read.
+    """
+
+    def __init__(self, made: Made, target: Checkpoint) -> None:
+        self.config = make_config(made.config, made.path.name)
+        self.bytes_read = 0
+        self._target, self._file = target, made.path / "model.safetensors"
+        for key in ("hidden_size", "vocab_size"):
+            if made.config.get(key) != getattr(target.manifest, key):
+                raise UsageError(
+                    f"the drafter in {made.path} was made for {made.target} ({key} {made.config.get(key)}), the target "
+                    f"{target.manifest.model} has {getattr(target.manifest, key)}; distil one for it"
+                )
+        try:
+            with safe_open(self._file, framework="pt") as file:
+                names = [n for n in file.keys() if not n.endswith(SCALE) and n != HEAD_TOKENS]
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        except (OSError, SafetensorError) as exc:
+            raise UsageError(f"cannot read {self._file}: {exc}; distil it again") from exc
+        shapes[EMBEDDING] = (target.manifest.vocab_size, target.manifest.hidden_size)
+        entries = tuple(TensorEntry(name, shape, "I8", 0, "0" * 64) for name, shape in sorted(shapes.items()))
+        self.manifest = Manifest(made.path.name, dict(made.config), entries)
+
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        if name == EMBEDDING:
+            return self._target.read(EMBEDDING, dtype)
+        with safe_open(self._file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            self.bytes_read += tensor.nbytes
+            if tensor.dtype == torch.int8:
+                tensor = tensor.float() * file.get_tensor(name + SCALE).float()[:, None]
+            return tensor.to(dtype)
+
+    def head_tokens(self) -> torch.Tensor | None:
+        """Token ids that the head scores, int64, ascending; None: all."""
+        with safe_open(self._file, framework="pt") as file:
+            return file.get_tensor(HEAD_TOKENS).long() if HEAD_TOKENS in file.keys() else None
+
+    def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:
+        raise UsageError("a drafter is not served to other nodes")
+
+
+def pack_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix float [rows, columns] as int8 and float32 scales [rows]: value = int8 * scale, largest is 127."""
+    scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
+    return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def load_drafter(
+    ref: str | None,
+    target: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    store: ModelStore,
+    device: torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    context: int = 4096,
+    report: Report = silent,
+    offline: bool = False,
+) -> LmDrafter | None:
+    """The model drafter for a target, ready to begin.
+
+    ref: a folder that `swarm draft distill` made, or any model reference with the target's tokenizer; None takes what
+    ships with the target, and returns None when nothing does. Needs the target's embedding (layer 0) on this machine
+    for made drafters. Raises UsageError for a missing folder or another vocabulary, ModelError for a bad model.
+    """
+    path = default_drafter(target.manifest) if ref is None else Path(ref).expanduser()
+    if path is None:
+        return None
+    dtype = dtype or choose_dtype("auto", device)
+    tokens: torch.Tensor | None = None
+    made = read_made(path)
+    if made is not None:
+        checkpoint: Checkpoint = (source := MadeCheckpoint(made, target))
+        tokens = source.head_tokens()
+    else:
+        assert ref is not None
+        if ref.startswith((".", "/", "~")) and not path.exists():
+            raise UsageError(f"no draft model at {ref}: expected a folder that exists, or a hub id such as org/name")
+        check_vocabulary(ref, load_tokenizer(ref, store, report, offline), target.manifest.model, tokenizer)
+        checkpoint = open_model(ref, store, None, report, offline)
+    block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report)
+    if tokens is not None:
+        block.narrow_head(tokens)
+    loop = ChainLoop(report=report) if device.type == "cuda" else None
+    return LmDrafter(block, tokens, context=min(context, checkpoint.manifest.context), loop=loop)
+
+
+def check_vocabulary(draft: str, theirs: PreTrainedTokenizerBase, target: str, ours: PreTrainedTokenizerBase) -> None:
+    """Raises UsageError unless both tokenizers give every token the same id."""
+    a, b = theirs.get_vocab(), ours.get_vocab()
+    if a == b:
+        return
+    odd = sorted(token for token in a.keys() | b.keys() if a.get(token) != b.get(token))
+    raise UsageError(
+        f"draft model {draft} has another vocabulary than {target}: {len(odd)} tokens differ, first {odd[0]!r} "
+        f"({a.get(odd[0], 'absent')} against {b.get(odd[0], 'absent')}); choose one with the target's tokenizer"
+    )
