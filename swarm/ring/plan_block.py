@@ -196,7 +196,7 @@ def _step(value: float) -> float:
 
 
 def _nearness(node: str, members: Sequence[Member], n_layers: int, rtts: Rtts | None) -> Callable[[int, int], float]:
-    """Least milliseconds to a holder of the layer before plus one of the layer after a window."""
+    """Mean of the milliseconds to the nearest holders of the layers before and after a window."""
     if rtts is None or not members:
         return lambda first, last: 0.0
     ms = rtts([node, *(m.node for m in members)])[0, 1:]
@@ -206,9 +206,8 @@ def _nearness(node: str, members: Sequence[Member], n_layers: int, rtts: Rtts | 
         np.minimum(part, distance, out=part)
 
     def near(first: int, last: int) -> float:
-        before = least[first - 1] if first > 0 else 0.0
-        after = least[last] if last < n_layers else 0.0
-        return float(before + after)
+        edges = [*([least[first - 1]] if first > 0 else []), *([least[last]] if last < n_layers else [])]
+        return float(np.mean(edges)) if edges else 0.0
 
     return near
 

@@ -133,9 +133,7 @@ def search(costs: Costs, tables: Sequence[Matrix], min_owners: int, weight: floa
         _, _, _, label, siblings = heapq.heappop(heap)
         push(siblings)
         if label.done == n_layers:
-            if len(label.owners) >= min_owners:
-                return _stages(label)
-            continue
+            return _stages(label)
         again = frozenset(i for i in label.used if last_hosted[i] > label.done)
         key = (
             label.node,
