@@ -1,6 +1,7 @@
 # Needs git, make and Python 3.11 or later; everything else goes into .venv.
 #   make demo    start three nodes on this machine, generate, verify the receipt
 #   make test    the tests;   make lint, make types: the style and the type checks;   make check: all of them
+#   make fuzz    a coverage-guided minute for every parser;   make soak: the long tests
 #   make bench   the benchmarks (long);   make clean: remove what make made
 # Another Python: make PYTHON=python3.12 demo.   Other words for pip: make PIP_ARGS='--index-url ...' demo.
 
@@ -11,7 +12,7 @@ DEMO_ARGS ?=
 BIN      := .venv/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint types check docs bench clean
+.PHONY: demo test lint types check fuzz soak bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -29,6 +30,12 @@ types: .venv/.test
 
 check: lint types test
 
+fuzz: .venv/.fuzz
+	$(BIN)/python -m pytest -m fuzz $(PYTEST_ARGS)
+
+soak: .venv/.test
+	$(BIN)/python -m pytest -m "soak and not gpu" $(PYTEST_ARGS)
+
 bench: .venv/.bench
 	$(BIN)/python -m tests.bench.ring_pass
 	$(BIN)/swarm bench speculation
@@ -41,13 +48,14 @@ bench: .venv/.bench
 	@rm -rf .venv && $(PYTHON) -m venv .venv
 
 # One stamp per set of extras; a change of what is to be installed makes it stale.
-.venv/.demo .venv/.test .venv/.bench: .venv/.%: .venv/bin/python pyproject.toml constraints.txt
+.venv/.demo .venv/.test .venv/.fuzz .venv/.bench: .venv/.%: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing wanswarm ($*); the first time takes a few minutes"
 	@$(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 .venv/.demo:  EXTRAS := demo
 .venv/.test:  EXTRAS := demo,test,plots
+.venv/.fuzz:  EXTRAS := demo,test,fuzz
 .venv/.bench: EXTRAS := demo,plots
 
 clean:

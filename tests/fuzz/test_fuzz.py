@@ -1,0 +1,97 @@
+"""Parsers of strangers' bytes under damaged and random input: one error type, no hang, no growth.
+
+The normal run takes some thousand inputs each, the same ones every time; the soak a million in all; marker `fuzz` hands
+each target to a coverage-guided fuzzer for a minute.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+import subprocess
+import sys
+import tracemalloc
+import types
+
+import pytest
+
+from tests.fuzz.mutate import mutate
+from tests.fuzz.targets import Target, targets
+
+NAMES = sorted(targets())
+
+
+def hang(number: int, frame: types.FrameType | None) -> None:
+    raise TimeoutError("over a second in a parser")
+
+
+def batter(target: Target, count: int, seed: int) -> int:
+    """So many mutations; returns how many were taken. Fails on any other error than the target's own."""
+    rng, taken = random.Random(seed), 0
+    before = signal.signal(signal.SIGALRM, hang)
+    try:
+        for _ in range(count):
+            data = mutate(target.seeds, rng)
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+            try:
+                target.run(data)
+                taken += 1
+            except target.refusal:
+                pass
+            except Exception as exc:
+                raise AssertionError(f"{type(exc).__name__}: {exc}; input {data!r}") from exc
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return taken
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_honest_bytes_are_taken(name: str) -> None:
+    target = targets()[name]
+    for seed in target.seeds:
+        target.run(seed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_bytes_are_refused_or_taken_and_nothing_else(name: str) -> None:
+    target = targets()[name]
+    count = 150 if target.dear else 2500
+    assert batter(target, count, seed=1) < count  # not a parser that takes everything
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_kept_of_what_was_refused(name: str) -> None:
+    target = targets()[name]
+    count = 20 if target.dear else 300
+    batter(target, count, seed=2)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        batter(target, count, seed=3)
+        gc.collect()
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1 << 20 and peak < 10 << 20
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_million_mutations_in_all(name: str) -> None:
+    target = targets()[name]
+    batter(target, (20_000 if target.dear else 1_000_000) // len(NAMES) + 1, seed=4)
+
+
+@pytest.mark.fuzz
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_coverage_guided_minute_finds_nothing(name: str) -> None:
+    pytest.importorskip("atheris", reason="needs the extra: pip install -e '.[fuzz]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", name, "--seconds", "60"], capture_output=True, text=True, timeout=170
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
