@@ -132,7 +132,7 @@ def _check_edge(run: Run, epoch: Epoch, index: int) -> list[Claim]:
     if one is None or other is None:
         if epoch.closed:
             raise ReceiptError(Refusal.MISSING, f"{label} {joins}: not signed at both ends")
-        return [Claim(Standing.NOT_CHECKED, "traffic", f"{joins}: not signed at both ends (interrupted)", label)]
+        return [Claim(Standing.NOT_CHECKED, "traffic", f"{joins} (interrupted)", label)]
     if (one.root, one.frames, one.bytes) != (other.root, other.frames, other.bytes):
         raise ReceiptError(
             Refusal.EDGE_ROOT,
@@ -179,7 +179,9 @@ def check_served(run: Run) -> list[Claim]:
             if end is None:
                 if served.outcome != "lost":
                     raise ReceiptError(Refusal.MISSING, f"end of {who} is not there, and the close does not say lost")
-                claims.append(Claim(Standing.CLAIMED, "lost", f"{who} did not end its part", stage.node))
+                claims.append(
+                    Claim(Standing.CLAIMED, "lost", f"did not end its part in epoch {epoch.number}", stage.node)
+                )
                 continue
             if served.outcome != "ended" or served.positions != end.positions:
                 raise ReceiptError(Refusal.SERVED, f"{who}: the close and the stage's end differ on what it served")

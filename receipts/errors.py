@@ -61,11 +61,16 @@ class Refusal(Enum):
         self.meaning = meaning
 
 
+def printable(text: str) -> str:
+    """Text of strangers made safe for terminals and drawings: no control, bidirectional or unassigned characters."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 class ReceiptError(Exception):
     """A receipt, envelope, statement or proof that is refused: says which claim and why, in one line."""
 
     def __init__(self, refusal: Refusal, claim: str) -> None:
-        line = " ".join(claim.split())
+        line = printable(" ".join(claim.split()))
         super().__init__(f"{refusal.word}: {line}")
         self.refusal = refusal
         self.claim = line

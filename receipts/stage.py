@@ -15,6 +15,7 @@ from typing import Any
 from receipts.closing import Edge, End, RttSeries, Span, Tail
 from receipts.edge import EdgeLog, Keep
 from receipts.errors import ReceiptError, Refusal
+from receipts.merkle import leaf_hash
 from receipts.opening import Accept, Hardware, Order, PlannedStage, Replan, Software
 from receipts.salt import Secret, derive
 from receipts.sign import Envelope
@@ -46,8 +47,15 @@ class Opening:
 
     def edge_log(self, index: int, end: str, executor: Executor | None, keep: Keep | None) -> EdgeLog:
         sender, receiver = self.edge_ends(index)
-        salt = derive(self.secret, "edge", self.epoch, index)
-        return EdgeLog(index, end, sender, receiver, salt, executor, keep)
+        return EdgeLog(index, end, sender, receiver, self._edge_salt(index), executor, keep)
+
+    def _edge_salt(self, index: int) -> bytes:
+        return derive(self.secret, "edge", self.epoch, index)
+
+    def salt_leaves(self, key: str) -> tuple[bytes, bytes]:
+        """Leaf hashes 0 of a stage's inbound and outbound edge: what `receipts.rows` needs to open rows later."""
+        index = self.part_of(key)
+        return leaf_hash(self._edge_salt(index)), leaf_hash(self._edge_salt(index + 1))
 
     def token_salt(self) -> bytes:
         return derive(self.secret, "tokens")

@@ -209,7 +209,7 @@ def _check_trust(run: Run, trust: frozenset[str] | None) -> None:
 
 def _recompute(run: Run, disclosed: Disclosed, options: Options, progress: _Progress) -> None:
     if options.auditor is None and options.replayer is None:
-        progress.claims.append(Claim(Standing.NOT_CHECKED, "compute", "no row was recomputed (--audit, --replay)"))
+        progress.claims.append(Claim(Standing.NOT_CHECKED, "recompute", "no row was recomputed (--audit, --replay)"))
         return
     limit = options.limit(run.order.dtype, run.order.wire)
     if options.auditor is not None:

@@ -1,0 +1,162 @@
+"""Frames kept for a day, so that a stage can open any row that a verifier picks: a bounded folder, oldest out first.
+
+Per run and epoch there is a folder with `in` and `out`: records of seq (8 bytes), lengths of head and body (4 each),
+CRC-32 of all that (4), head, body; big-endian. A record that a crash cut short ends the file. Writing happens in the
+thread that hashes, never in the event loop; a full disk loses the run's frames, never the run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from receipts.edge import Buffer
+from receipts.errors import ReceiptError, Refusal
+from receipts.opened import Frame, opening_bytes, request_untrusted
+
+DAY_S = 24 * 3600
+MAX_KEPT_BYTES = 4 << 30
+_RECORD = struct.Struct(">QIII")
+_MAX_PART = 1 << 28
+
+
+class RunRows:
+    """The frames of one stage in one epoch; `inbound` and `outbound` are what `StageRecord` keeps them with."""
+
+    def __init__(self, store: RowStore, folder: Path) -> None:
+        self._store = store
+        self._folder = folder
+        self._files: dict[str, BinaryIO] = {name: (folder / name).open("ab") for name in ("in", "out")}
+        self.lost = ""
+        """Why frames are missing; empty while all are kept."""
+
+    def inbound(self, seq: int, head: Buffer, body: Buffer) -> None:
+        self._write("in", seq, head, body)
+
+    def outbound(self, seq: int, head: Buffer, body: Buffer) -> None:
+        self._write("out", seq, head, body)
+
+    def close(self) -> None:
+        """Flush; the run can be opened from now on. Call it after the last frame was hashed."""
+        for file in self._files.values():
+            try:
+                file.close()
+            except OSError as exc:
+                self._lose(str(exc))
+        self._store.closed(self._folder)
+
+    def _write(self, name: str, seq: int, head: Buffer, body: Buffer) -> None:
+        if self.lost:
+            return
+        try:
+            if not self._store.make_room(_RECORD.size + len(head) + len(body)):
+                raise OSError("frames of this run exceed the space for kept rows")
+            file = self._files[name]
+            file.write(_RECORD.pack(seq, len(head), len(body), _crc(seq, head, body)))
+            file.write(head)
+            file.write(body)
+        except OSError as exc:
+            self._lose(str(exc))
+
+    def _lose(self, why: str) -> None:
+        self.lost = why
+        (self._folder / "lost").touch()
+
+
+class RowStore:
+    """Folder of kept rows, at most `max_bytes` on disk and `keep_s` seconds old. Unix seconds come as arguments."""
+
+    def __init__(self, folder: Path, max_bytes: int = MAX_KEPT_BYTES, keep_s: int = DAY_S) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._keep_s = keep_s
+        self._lock = threading.Lock()
+        self._open: set[Path] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._bytes = sum(_size(run) for run in self._runs())
+
+    @property
+    def used_bytes(self) -> int:
+        return self._bytes
+
+    def begin(self, order: str, epoch: int, salt_leaves: tuple[bytes, bytes], now_s: int) -> RunRows:
+        """Keep the frames of a stage of the run with this order digest; `salt_leaves` as from `Opening.salt_leaves`."""
+        self.expire(now_s)
+        run = self._folder / f"{now_s:012d}-{order}-{epoch}"
+        run.mkdir(exist_ok=True)
+        (run / "salts").write_bytes(salt_leaves[0] + salt_leaves[1])
+        with self._lock:
+            self._open.add(run)
+        return RunRows(self, run)
+
+    def closed(self, run: Path) -> None:
+        with self._lock:
+            self._open.discard(run)
+
+    def expire(self, now_s: int) -> None:
+        """Remove what is older than a day; runs still open stay."""
+        for run in self._runs():
+            if int(run.name[:12]) < now_s - self._keep_s and run not in self._open:
+                self._remove(run)
+
+    def make_room(self, size: int) -> bool:
+        """Count `size` more bytes, removing the oldest closed runs for them; False when only open runs are left."""
+        while self._bytes + size > self._max_bytes:
+            oldest = next((run for run in self._runs() if run not in self._open), None)
+            if oldest is None:
+                return False
+            self._remove(oldest)
+        with self._lock:
+            self._bytes += size
+        return True
+
+    def answer(self, request: bytes) -> bytes:
+        """The opening that a verifier asked for. Reads the run: call it in a thread. Raises ReceiptError(OPENING)."""
+        asked = request_untrusted(request)
+        name = f"-{asked.order}-{asked.epoch}"
+        run = next((run for run in self._runs() if run.name.endswith(name)), None)
+        if run is None or run in self._open:
+            raise ReceiptError(Refusal.OPENING, f"run {asked.order[:16]} epoch {asked.epoch} is not kept here")
+        if (run / "lost").exists():
+            raise ReceiptError(Refusal.OPENING, f"frames of run {asked.order[:16]} were lost")
+        salts = (run / "salts").read_bytes()
+        frames = {part: list(_records(run / part)) for part in ("in", "out")}
+        if len(salts) != 64:
+            raise ReceiptError(Refusal.OPENING, f"frames of run {asked.order[:16]} are damaged")
+        return opening_bytes(frames["in"], frames["out"], (salts[:32], salts[32:]), asked.leaves)
+
+    def _runs(self) -> list[Path]:
+        """Oldest first: names begin with the time."""
+        return sorted(path for path in self._folder.iterdir() if path.name[:12].isdigit())
+
+    def _remove(self, run: Path) -> None:
+        size = _size(run)
+        shutil.rmtree(run, ignore_errors=True)
+        with self._lock:
+            self._bytes = max(0, self._bytes - size)
+
+
+def _size(run: Path) -> int:
+    return sum(path.stat().st_size for path in run.iterdir() if path.name in ("in", "out"))
+
+
+def _crc(seq: int, head: Buffer, body: Buffer) -> int:
+    return zlib.crc32(body, zlib.crc32(head, zlib.crc32(struct.pack(">QII", seq, len(head), len(body)))))
+
+
+def _records(path: Path) -> Iterator[Frame]:
+    """Whole records from the start; stops at the first that is cut short or damaged."""
+    with path.open("rb") as file:
+        while len(fixed := file.read(_RECORD.size)) == _RECORD.size:
+            seq, head_size, body_size, crc = _RECORD.unpack(fixed)
+            if head_size > _MAX_PART or body_size > _MAX_PART:
+                return
+            head, body = file.read(head_size), file.read(body_size)
+            if len(head) != head_size or len(body) != body_size or _crc(seq, head, body) != crc:
+                return
+            yield Frame(seq, head, body)
