@@ -84,7 +84,7 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
     """Connect, run, print. Raises SwarmError."""
     from dataclasses import replace
 
-    from swarm.node import Requester, RequesterConfig
+    from swarm.requester import Requester, RequesterConfig
 
     member = RequesterConfig(
         config.member, draft_model=config.draft_model, draft_gpu=config.draft_gpu, draft=config.request.draft

@@ -17,7 +17,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "generate",
         help="ask the swarm; text streams to stdout",
-        description="Generate text on the swarm. The answer goes to stdout, everything else to stderr, and a signed receipt to the state folder.",
+        description="Generate text on the swarm. The answer goes to stdout, everything else to stderr, and a signed "
+        "receipt to the state folder.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(

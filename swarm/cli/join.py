@@ -16,8 +16,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "join",
         help="hold layers of a model and serve them",
-        description="Take a block of layers and serve it until Ctrl-C. Without --swarm and with nobody on the LAN, a new "
-        "swarm starts here, and the invite for others is printed.",
+        description="Take a block of layers and serve it until Ctrl-C. Without --swarm and with nobody on the LAN, a "
+        "new swarm starts here, and the invite for others is printed.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
@@ -121,5 +121,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  swarm join --swarm {what.invite}", flush=True)
         print(f'  swarm generate --swarm {what.invite} "your prompt"\n', flush=True)
 
-    with reporter(json_lines=arguments.json, out=sys.stdout if arguments.json else sys.stderr) as report:
+    with reporter(json_lines=arguments.json, out=sys.stderr) as report:
         return asyncio.run(serve_block(config, ready, report))

@@ -14,9 +14,15 @@ Nothing here reads a clock: `now` is in seconds, from any monotonic clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-MODES = ("plain", "chain", "tree", "stream")
+from draft.calibrate import Calibration
+
+_MOST_DELAY = 0.15
+_HOPELESS = 0.06
+_PATIENCE = 12.0
+_RETRY = 24
 
 
 @dataclass(frozen=True)
@@ -73,30 +79,58 @@ class _Mean:
 
 
 @dataclass
+class _Floor:
+    """The least of recent samples: what an idle pipe takes. Follows decreases quickly, increases slowly."""
+
+    value: float
+    measured: bool = False
+
+    def add(self, sample: float, alone: bool) -> None:
+        if not self.measured:
+            self.value, self.measured = sample, True
+        elif sample < self.value:
+            self.value += 0.5 * (sample - self.value)
+        else:
+            self.value += (0.1 if alone else 0.005) * (sample - self.value)
+
+
 class Controller:
     """Measures a run and prices its speculation. Keep it between runs over the same ring to start well informed."""
 
-    costs: Costs
-    setting: Setting = field(default_factory=Setting)
-
-    def __post_init__(self) -> None:
-        self._base = _Floor(self.costs.pass_ms)
+    def __init__(self, costs: Costs, setting: Setting | None = None) -> None:
+        self.costs = costs
+        self.setting = setting or Setting()
+        self._base = _Floor(costs.pass_ms)
+        self._inside = _Floor(0.0)
         self._queue = _Mean(0.0)
+        self._frame = _Mean(1.0, 0.05)
         self._slow = 1.0
-        self._draft = _Mean(self.costs.draft_ms, 0.1)
-        self._rate = 1.0 / self.costs.pass_ms
+        self._draft = _Mean(costs.draft_ms, 0.1)
+        self._rate = 1.0 / costs.pass_ms
 
     # Measured
 
-    def answered(self, latency_ms: float, rows: int, alone: bool) -> None:
-        """A frame of `rows` rows was answered after `latency_ms`; `alone`: the pipe was empty when it was sent."""
-        single = latency_ms - (rows - 1) * self.costs.row_ms
-        self._base.add(single, alone)
-        self._queue.add(max(0.0, single - self._base.value))
-        if self._queue.value > 0.15 * self._base.value:
-            self._slow = min(8.0, self._slow * 1.05)
+    def answered(
+        self, latency_ms: float, rows: int, alone: bool, stages: Sequence[tuple[float, float]] | None = None
+    ) -> None:
+        """A frame of `rows` rows was answered after `latency_ms`; `alone`: the pipe was empty when it was sent.
+
+        `stages`: (queued, computed) ms at each stage, where stages tell. Then delay on the way is not mistaken for
+        frames queueing: links jitter, stages do not.
+        """
+        extra = (rows - 1) * self.costs.row_ms
+        self._base.add(latency_ms - extra, alone)
+        if stages:
+            inside = sum(queued + computed for queued, computed in stages) - extra
+            self._inside.add(inside, alone)
+            delay = inside - self._inside.value
+            guess = self.costs.frame_ms + self.costs.frame_row_ms * rows
+            self._frame.add(min(8.0, max(computed for _, computed in stages) / guess))
         else:
-            self._slow = max(1.0, self._slow * 0.99)
+            delay = latency_ms - extra - self._base.value
+        self._queue.add(max(0.0, delay))
+        congested = self._queue.value > _MOST_DELAY * self._base.value
+        self._slow = min(8.0, self._slow * 1.05) if congested else max(1.0, self._slow * 0.99)
 
     def drafted(self, step_ms: float) -> None:
         """One draft step took `step_ms`."""
@@ -117,6 +151,7 @@ class Controller:
 
     @property
     def draft_ms(self) -> float:
+        """Measured draft step."""
         return self._draft.value
 
     @property
@@ -126,40 +161,39 @@ class Controller:
 
     @property
     def row_floor(self) -> float:
-        """Least chance at which a drafted row is worth the time that it adds."""
-        return 0.0 if self.setting.fixed else min(0.5, self.rate * self.costs.row_ms)
+        """Least chance at which a drafted row is worth the time that it adds.
+
+        Half of that time: the other rows of its frame wait for it, the rows of other frames hardly do.
+        """
+        return 0.0 if self.setting.fixed else min(0.5, 0.5 * self.rate * self.costs.row_ms)
+
+    @property
+    def frame_floor(self) -> float:
+        """Least expected number of right rows at which a frame that could wait is worth sending now.
+
+        It delays others about as much as frames are seen to delay each other now: nothing in an idle pipe.
+        """
+        return 0.0 if self.setting.fixed else 2.0 * self.rate * self._queue.value
 
     def interval_ms(self, rows: int) -> float:
         """Time to leave after a frame of `rows` rows before the next one that is not urgent."""
-        return (self.costs.frame_ms + self.costs.frame_row_ms * rows) * self._slow
+        return (self.costs.frame_ms + self.costs.frame_row_ms * rows) * self._frame.value * self._slow
 
-    def leaf_floor(self) -> float:
-        """Least chance at which a node is worth expanding. A child is never more likely than its parent."""
-        return self.row_floor
+    def worth_asking(self, calibration: Calibration, roots: int) -> bool:
+        """Whether a drafter with this record is worth its time; one that never hits is tried now and then.
 
-    def keep_drafting(self, chances: list[float], gain: float, drafted_ms: float) -> bool:
+        `roots`: how many tokens became certain since it was asked.
+        """
+        hopeless = calibration.observations >= _PATIENCE and calibration.coverage < _HOPELESS
+        return not hopeless or self.setting.fixed or roots >= _RETRY
+
+    def keep_drafting(self, chances: Sequence[float], best: float, gain: float, drafted_ms: float) -> bool:
         """A waiting send: is one more draft step, expected to win `gain` tokens, worth its time?
 
-        `chances` of the rows that would go now, `drafted_ms` spent on drafting since the last answer.
+        `chances` of the rows that would go now, best first; `best` chance among the leaves that would be expanded;
+        `drafted_ms` spent on drafting since the last answer.
         """
         if self.setting.fixed:
-            return len(chances) < self.setting.rows
+            return len(chances) < self.setting.rows or best > chances[self.setting.rows - 1]
         now = (1.0 + sum(chances)) / (self._base.value + drafted_ms + len(chances) * self.costs.row_ms)
         return gain > now * self._draft.value
-
-
-class _Floor:
-    """The least latency of recent frames: what an empty pipe takes. Follows decreases at once, increases slowly."""
-
-    def __init__(self, guess: float) -> None:
-        self.value = guess
-        self._measured = False
-
-    def add(self, sample: float, alone: bool) -> None:
-        if not self._measured:
-            self.value = sample
-            self._measured = True
-        elif sample < self.value:
-            self.value += 0.5 * (sample - self.value)
-        else:
-            self.value += (0.1 if alone else 0.005) * (sample - self.value)

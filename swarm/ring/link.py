@@ -14,12 +14,11 @@ from swarm.errors import BusyError, PeerError, RunError
 from swarm.model.rows import no_commits
 from swarm.net.message import Message
 from swarm.net.peer import Peer
-from swarm.net.switchboard import Switchboard
 from swarm.ring.frame import DOWN, Answer, Frame, encode_frame
 from swarm.ring.opening import OpenRun, Word, encode_open
+from swarm.ring.reach import Reach
 from swarm.ring.replay import REPLAY_ROWS, certain_rows, leading_fresh
 
-DIAL_TIMEOUT_S = 10.0
 OPEN_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 10.0
 
@@ -50,7 +49,7 @@ class RingLink:
     said      what the stages said of themselves when the ring opened
     """
 
-    switchboard: Switchboard
+    reach: Reach
     opening: OpenRun
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     answers: deque[tuple[Answer, float]] = field(default_factory=deque)
@@ -70,9 +69,9 @@ class RingLink:
         head, tail = opening.stages[0], opening.stages[-1]
         try:
             with _naming(head.node):
-                self.head = await self.switchboard.peer(head.node, head.addresses, DIAL_TIMEOUT_S)
+                self.head = await self.reach(head)
             with _naming(tail.node):
-                self.tail = await self.switchboard.peer(tail.node, tail.addresses, DIAL_TIMEOUT_S)
+                self.tail = await self.reach(tail)
             with _naming(head.node):
                 await self.head.send(encode_open(opening), flow=opening.run)
             if not opening.keep:

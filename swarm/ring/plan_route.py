@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swarm.errors import CoverageError
-from swarm.ring.fleet import Matrix, Member, ModelShape, Rtts, gaps, holders, say_layers, usual_speed
+from swarm.ring.fleet import Matrix, Member, ModelShape, Rtts, Speed, gaps, holders, say_layers, usual_speed
 from swarm.ring.plan_search import Costs, cost_to_go, search
 
 HOP_MS = 1.0
@@ -90,7 +90,11 @@ def plan_route(model: ModelShape, members: Sequence[Member], rtts: Rtts, ask: As
     path = search(costs, tables, min_owners, 1.0) or search(costs, tables, min_owners, 2.0)
     if path is None:
         raise CoverageError(_why_none(model, usable, ask))
-    return _describe(model, usable, rtt, costs, path, ask)
+    # Priced again without the spreading tilt, so that the prediction is the plain one.
+    at = [0, *(i + 1 for i, _, _ in path)]
+    cuts = [ask.first + path[0][1], *(ask.first + end for _, _, end in path)]
+    chosen = [usable[i] for i, _, _ in path]
+    return price_route(model, chosen, cuts, rtt[np.ix_(at, at)], ask.rows, usual_speed(usable))
 
 
 def _usable(member: Member, model: ModelShape, ask: Ask) -> bool:
@@ -176,43 +180,42 @@ def _draw(seed: int, node: str) -> float:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{node}".encode(), digest_size=4).digest(), "big") / 2**32
 
 
-def _describe(
+def price_route(
     model: ModelShape,
-    usable: Sequence[Member],
+    chosen: Sequence[Member],
+    cuts: Sequence[int],
     rtt: Matrix,
-    costs: Costs,
-    path: Sequence[tuple[int, int, int]],
-    ask: Ask,
+    rows: int,
+    usual: Speed,
 ) -> Route:
-    """Price the chosen path again without the spreading tilt, so that the prediction is the plain one."""
-    last = model.n_layers if ask.last is None else ask.last
-    usual = usual_speed(usable)
-    plain = _price(model, usable, rtt, Ask(ask.requester, ask.rows, ask.context, ask.first, ask.last), last)
+    """Predict one pass of `rows` rows through members `chosen`, stage i computing layers [cuts[i], cuts[i + 1]).
+
+    `rtt` [n + 1, n + 1] in milliseconds, place 0 the requester, place i + 1 stage i. `usual`: for members that
+    measured no speed.
+    """
+    private = cuts[0] > 0 or cuts[-1] < model.n_layers
+    megabits = rows * model.row_bytes * 8 / 1e6
     stages: list[StagePlan] = []
     total = 0.0
-    before = -1
-    for i, first, end in path:
-        member = usable[i]
-        edge = float(plain.start[i] if before < 0 else plain.hop[before, i])
-        arrive = float(rtt[before + 1, i + 1]) / 2
-        queue = edge - arrive - HOP_MS
-        transfer = queue - member.queue_ms - (SUSPECT_MS if member.state == "suspect" else 0.0)
-        offset = ask.first - member.first
-        compute = float(member.layer_ms(ask.rows, usual)[offset + first : offset + end].sum())
-        stages.append(
-            StagePlan(
-                member.node,
-                ask.first + first,
-                ask.first + end,
-                arrive,
-                max(0.0, transfer),
-                member.queue_ms,
-                compute,
-            )
-        )
-        total += edge + compute
-        before = i
-    return Route(tuple(stages), float(rtt[before + 1, 0]) / 2, total + float(plain.back[before]))
+    rate_before: float | None = None
+    for i, member in enumerate(chosen):
+        first, last = cuts[i], cuts[i + 1]
+        narrow = min(_or_inf(rate_before), _or_inf(member.down_mbps))
+        # Token ids alone go to the head, unless the requester computes the first layers itself.
+        transfer = 0.0 if i == 0 and not private else 1000 * megabits / max(narrow, 1e-3)
+        compute = float(member.layer_ms(rows, usual)[first - member.first : last - member.first].sum())
+        stage = StagePlan(member.node, first, last, float(rtt[i, i + 1]) / 2, transfer, member.queue_ms, compute)
+        total += stage.arrive_ms + transfer + stage.queue_ms + compute + HOP_MS
+        total += SUSPECT_MS if member.state == "suspect" else 0.0
+        stages.append(stage)
+        rate_before = member.up_mbps
+    back = 1000 * megabits / max(_or_inf(rate_before), 1e-3) if private else 0.0
+    home = float(rtt[len(chosen), 0]) / 2
+    return Route(tuple(stages), home, total + home + back + HOP_MS)
+
+
+def _or_inf(rate: float | None) -> float:
+    return float("inf") if rate is None else rate
 
 
 def _why_none(model: ModelShape, usable: Sequence[Member], ask: Ask) -> str:

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from draft.base import Drafter
 from draft.calibrate import Calibration
@@ -22,6 +23,7 @@ from swarm.ring.drive import Planner, RunLoop, RunParts
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.link import RingLink
 from swarm.ring.opening import UP, OpenRun, StagePlan, parse_word_untrusted
+from swarm.ring.reach import Reach, dialler
 from swarm.ring.run import Finished, FinishReason, RunEvent, RunRequest, RunResult, StageInfo
 from swarm.ring.speculate import Ending, Speculation
 from swarm.ring.text import Decode, TextStream
@@ -50,6 +52,16 @@ class Drafting:
     deferred: Drafter | None = None
 
 
+class DraftingSource(Protocol):
+    """Where runs get their drafters."""
+
+    def make(self, request: RunRequest) -> Drafting:
+        """Drafters for one run."""
+
+    def give_back(self, drafting: Drafting) -> None:
+        """The run is over and its draft thread idle."""
+
+
 @dataclass
 class Memory:
     """What runs over one ring learn for the next: measured costs, and how far each drafter is to be trusted."""
@@ -71,13 +83,15 @@ class Desk:
         switchboard: Switchboard,
         target: TargetFacts,
         planner: Planner,
-        drafting: Callable[[RunRequest], Drafting],
+        drafting: DraftingSource,
         costs: Callable[[Sequence[StagePlan]], Costs],
         describe: Callable[[StagePlan, Mapping[str, object], float], StageInfo],
         wire: Callable[[RunRequest, Sequence[StagePlan]], str],
+        reach: Reach | None = None,
     ) -> None:
         self.switchboard, self.target, self.planner = switchboard, target, planner
         self._drafting, self._costs, self._describe, self._wire = drafting, costs, describe, wire
+        self._reach = reach or dialler(switchboard)
         self.links: dict[bytes, RingLink] = {}
         self.memory = Memory()
         self._group: asyncio.TaskGroup | None = None
@@ -144,10 +158,10 @@ class Desk:
 
     async def _drive(self, request: RunRequest, emit: Callable[[RunEvent], None]) -> None:
         opening = self._opening(request)
-        drafting = self._drafting(request)
+        drafting = self._drafting.make(request)
         text = TextStream(self.target.decode, request.stop)
         core = self._core(request, opening, drafting)
-        link = RingLink(self.switchboard, opening)
+        link = RingLink(self._reach, opening)
         self.links[opening.run] = link
         thread = ThreadPoolExecutor(1, thread_name_prefix="draft")
         deferred = drafting.deferred
@@ -173,6 +187,7 @@ class Desk:
             emit(Finished(self._result(request, loop, drafting.name, reason)))
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
+            self._drafting.give_back(drafting)
             await self._close(link)
 
     async def _close(self, link: RingLink) -> None:
@@ -219,7 +234,7 @@ class Desk:
         async def reached(stage: StagePlan) -> bool:
             try:
                 async with asyncio.timeout(REACH_TIMEOUT_S):
-                    peer = await self.switchboard.peer(stage.node, stage.addresses, REACH_TIMEOUT_S)
+                    peer = await self._reach(stage)
                     await peer.ping(1)
             except (TimeoutError, PeerError):
                 return False

@@ -195,9 +195,9 @@ class Speculation:
         return not self._setting.waits and now >= self._next_send and self._worth_sending()
 
     def _worth_sending(self) -> bool:
-        best = self._tree.best_unsent()
-        free = self._tree.free_slots + len(self._moves)
-        return best > 0.0 and best >= self._control.row_floor and self._room() > 0 and free > 0
+        room = min(self._room(), self._tree.free_slots + len(self._moves))
+        chances = self._tree.unsent(room, self._control.row_floor)
+        return bool(chances) and sum(chances) >= self._control.frame_floor
 
     def _room(self) -> int:
         if self._setting.mode == "plain":
@@ -209,14 +209,12 @@ class Speculation:
         if not self._deferred:
             return False
         chances = self._tree.unsent(self._setting.rows, self._control.row_floor)
-        if len(chances) >= self._setting.rows:
-            return False
         if self._drafting is not None:
             worths = [self._tree.chance(node) for node in self._drafting[1] if node.live]
         else:
             worths = [worth for _, worth in self._wanted_leaves()]
         gain = sum(worths) * self._calibrations[1].coverage
-        return bool(worths) and self._control.keep_drafting(chances, gain, self._drafted_ms)
+        return bool(worths) and self._control.keep_drafting(chances, max(worths), gain, self._drafted_ms)
 
     def _take_moves(self) -> Commits:
         moves = np.array(self._moves, np.uint32).reshape(-1, 2)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import torch
 
 from swarm.errors import PeerError, SwarmError
 from swarm.model.rows import check_untrusted
@@ -22,11 +24,11 @@ from swarm.ring.admit import HostedModel, StageLimits, admit
 from swarm.ring.compute import Computed, compute
 from swarm.ring.frame import DOWN, Answer, Frame, encode_answer, encode_frame, parse_frame_untrusted
 from swarm.ring.opening import UP, Word, encode_open, encode_word, parse_open_untrusted, parse_word_untrusted
+from swarm.ring.reach import Reach, dialler
 from swarm.ring.replay import leading_fresh, replay_frames
 from swarm.ring.schedule import Waiting, pick
 from swarm.ring.session import Arrived, StageSession
 
-DIAL_TIMEOUT_S = 8.0
 ATTACH_TIMEOUT_S = 10.0
 EXPIRE_EVERY_S = 2.0
 
@@ -37,13 +39,25 @@ class StageServer:
     `run()` owns the compute thread, the pump and every sender; handlers only take in and never wait for compute.
     """
 
-    def __init__(self, hosted: HostedModel, switchboard: Switchboard, limits: StageLimits | None = None) -> None:
+    def __init__(
+        self,
+        hosted: HostedModel,
+        switchboard: Switchboard,
+        limits: StageLimits | None = None,
+        *,
+        reach: Reach | None = None,
+        admitted: Callable[[bytes], bool] = lambda node: True,
+        threads: int = 1,
+    ) -> None:
         self.hosted = hosted
         self.limits = limits or StageLimits()
         self.sessions: dict[bytes, StageSession] = {}
         self.draining = False
         self._switchboard = switchboard
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._reach = reach or dialler(switchboard)
+        self._admitted = admitted
+        # The number of threads of one operator is a property of the thread that runs it.
+        self._thread = ThreadPoolExecutor(1, "compute", torch.set_num_threads, (threads,))
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -107,6 +121,8 @@ class StageServer:
     def _open(self, peer: Peer, header: Mapping[str, Any]) -> None:
         opening = parse_open_untrusted(header)
         try:
+            if not self._admitted(peer.id):
+                raise PeerError("expected the opening of a ring from a member of the swarm, found a stranger's")
             session, fresh = admit(self.sessions, self.hosted, self.limits, opening, peer, self.draining)
         except SwarmError as error:
             busy = type(error).__name__ == "BusyError"
@@ -129,7 +145,7 @@ class StageServer:
         opening = session.opening
         following = opening.following()
         try:
-            peer = await self._switchboard.peer(following.me.node, following.me.addresses, DIAL_TIMEOUT_S)
+            peer = await self._reach(following.me)
             await peer.send(encode_open(following), flow=session.run)
         except PeerError as error:
             word = Word("opened", opening.run, opening.epoch, (), following.me.node, False, -1, str(error))

@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from draft.suffix import SuffixDrafter
 from swarm.errors import CoverageError
 from swarm.identity import Identity
-from swarm.model.kvcache import KVPool
 from swarm.model.block import load_block
 from swarm.model.checkpoint import open_model
+from swarm.model.kvcache import KVPool
 from swarm.model.store import ModelStore
 from swarm.net.switchboard import Switchboard
 from swarm.ring.admit import HostedModel, StageLimits
@@ -88,6 +88,20 @@ class TestRing:
     board: Switchboard
 
 
+class Suffixes:
+    """Drafters of the test ring: the suffix drafter, unless a request wants none."""
+
+    def make(self, request: RunRequest) -> Drafting:
+        if request.draft == "none" or request.speculation == "plain":
+            return Drafting("none")
+        suffix = SuffixDrafter()
+        suffix.begin(request.prompt_ids, request.sampling)
+        return Drafting("suffix", inline=suffix)
+
+    def give_back(self, drafting: Drafting) -> None:
+        """Nothing is shared."""
+
+
 @pytest.fixture
 def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
     """`async with make_ring([(0, 3), (3, 6)]) as ring`."""
@@ -132,19 +146,12 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                     at = fit[0].plan.last
                 return route
 
-            def drafting(request: RunRequest) -> Drafting:
-                if request.draft == "none" or request.speculation == "plain":
-                    return Drafting("none")
-                suffix = SuffixDrafter()
-                suffix.begin(request.prompt_ids, request.sampling)
-                return Drafting("suffix", inline=suffix)
-
             board = await stack.enter_async_context(Switchboard(Identity.generate()))
             desk = Desk(
                 board,
                 TargetFacts(manifest.digest, 512, frozenset(), lambda ids: " ".join(map(str, ids)) + " "),
                 planner,
-                drafting,
+                Suffixes(),
                 lambda stages: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
                 lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
                 lambda request, stages: "float32",

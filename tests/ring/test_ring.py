@@ -36,7 +36,9 @@ async def generate(ring: TestRing, request: RunRequest) -> RunResult:
     return result
 
 
-@pytest.mark.parametrize("blocks", [[(0, 6)], [(0, 3), (3, 6)], [(0, 2), (2, 4), (4, 6)], [(i, i + 1) for i in range(6)]])
+@pytest.mark.parametrize(
+    "blocks", [[(0, 6)], [(0, 3), (3, 6)], [(0, 2), (2, 4), (4, 6)], [(i, i + 1) for i in range(6)]]
+)
 @pytest.mark.parametrize("speculation", ["plain", "chain", "tree", "stream"])
 async def test_greedy_output_is_that_of_transformers(
     make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, blocks: list[tuple[int, int]], speculation: Any

@@ -1,0 +1,98 @@
+"""The drafters of a requester: which ones a run uses, made from weights that are loaded once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from draft.asset import load_drafter
+from draft.base import ROOT, DraftStep
+from draft.lm import LmDrafter
+from draft.suffix import SuffixDrafter
+from swarm.errors import UsageError
+from swarm.events import Report
+from swarm.model.checkpoint import Checkpoint
+from swarm.model.device import choose_device
+from swarm.model.sampler import Sampling
+from swarm.model.store import ModelStore
+from swarm.ring.request import Drafting
+from swarm.ring.run import Draft, RunRequest
+
+GUESSED_STEP_MS = 15.0
+WARM_UP_PROMPT = (0,)
+
+
+@dataclass
+class Drafters:
+    """Makes the drafters of each run. Runs at once need one model drafter each; they share the weights.
+
+    step_ms   measured milliseconds of one draft step of the model drafter
+    """
+
+    lm: LmDrafter | None = None
+    step_ms: float = GUESSED_STEP_MS
+    _idle: list[LmDrafter] = field(default_factory=list)
+
+    def make(self, request: RunRequest) -> Drafting:
+        """Drafters for one run, begun where that is quick."""
+        choice = request.draft
+        inline = None
+        if choice in ("suffix", "auto") and request.speculation != "plain":
+            inline = SuffixDrafter()
+            inline.begin(request.prompt_ids, request.sampling)
+        deferred = None
+        if choice in ("lm", "auto") and request.speculation != "plain":
+            deferred = self._take()
+        names = [name for name, used in (("suffix", inline), ("lm", deferred)) if used is not None]
+        return Drafting("+".join(names) or "none", inline, deferred)
+
+    def give_back(self, drafting: Drafting) -> None:
+        """The run is over: its model drafter may serve the next."""
+        if isinstance(drafting.deferred, LmDrafter):
+            self._idle.append(drafting.deferred)
+
+    def _take(self) -> LmDrafter | None:
+        if self.lm is None:
+            return None
+        return self._idle.pop() if self._idle else self.lm.another()
+
+
+def load_drafters(
+    choice: Draft,
+    ref: str | None,
+    gpu: int | None,
+    target: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    store: ModelStore,
+    report: Report,
+) -> Drafters:
+    """What `--draft` and `--draft-model` ask for. Raises UsageError when it is not to be had."""
+    if choice in ("none", "suffix"):
+        return Drafters()
+    device = choose_device(gpu)
+    lm = load_drafter(ref, target, tokenizer, store, device, context=target.manifest.context, report=report)
+    if lm is None:
+        if choice == "lm":
+            raise UsageError(
+                f"expected a drafter for {target.manifest.model}, none ships with it; give --draft-model REF, or make "
+                "one: swarm draft distill"
+            )
+        return Drafters()
+    return Drafters(lm, _measured(lm), [lm])
+
+
+def _measured(lm: LmDrafter, tokens: Sequence[int] = WARM_UP_PROMPT) -> float:
+    """Milliseconds of one draft step, after one to warm up."""
+    spent = 0.0
+    lm.begin(tokens, Sampling())
+    for _ in range(2):
+        lm.begin(tokens, Sampling())
+        start = time.perf_counter()
+        with torch.inference_mode():
+            lm.step(DraftStep(expand=(ROOT,)))
+        spent = (time.perf_counter() - start) * 1000.0
+    return max(0.5, spent)

@@ -1,0 +1,78 @@
+"""Into a swarm: by invite, by what is remembered, by the local network, or by starting one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from swarm.config import MemberConfig
+from swarm.errors import PeerError, UsageError
+from swarm.events import Notice, Report
+from swarm.identity import Identity, write_private
+from swarm.mesh.hello import Hello, enter, invited
+from swarm.mesh.invite import Invite, parse_invite_untrusted
+from swarm.mesh.lan import LanNode, find
+from swarm.mesh.membership import InviteError
+from swarm.mesh.saved import Saved, load
+from swarm.net.switchboard import Switchboard
+from swarm.state import LAST_INVITE
+
+LAN_SECONDS = 1.5
+
+
+async def enter_by_invite(board: Switchboard, invite: Invite, role: str, model: bytes = b"") -> Saved:
+    """Knock at the invite's members. Raises InviteError when refused, PeerError when nobody is reached."""
+    invite.require_fresh(time.time())
+    welcome, by = await enter(board, invited(invite, role, model), invite.members)
+    members = sorted(invite.members, key=lambda member: member[0] != by)
+    return Saved(welcome.membership, welcome.model, welcome.ref, tuple(members))
+
+
+async def find_on_lan(board: Switchboard, role: str, model: bytes, report: Report) -> Saved | None:
+    """Enter an open swarm of the local network. A closed one is named, so that its owner can be asked."""
+    heard = [node for node in await find(LAN_SECONDS) if node.node != board.id]
+    for node in heard:
+        if node.open and (not model or not node.model or node.model == model):
+            hello = Hello(node.swarm, model[:16], role, None, None)
+            try:
+                welcome, _ = await enter(board, hello, [(node.node, node.addresses)])
+            except (InviteError, PeerError):
+                continue
+            return Saved(welcome.membership, welcome.model, welcome.ref, ((node.node, node.addresses),))
+    if heard:
+        report(Notice(f"{_swarms(heard)} on this network admit by invite only; join one with --swarm INVITE"))
+    return None
+
+
+def _swarms(heard: Sequence[LanNode]) -> str:
+    count = len({node.swarm for node in heard})
+    return f"{count} swarm{'s' if count > 1 else ''}"
+
+
+async def enter_as_guest(
+    board: Switchboard, config: MemberConfig, folder: Path, identity: Identity, report: Report
+) -> Saved:
+    """The swarm that a requester asks: the invite's, else the LAN's, else the one used last.
+
+    Raises UsageError when there is none.
+    """
+    if config.invite is not None:
+        saved = await enter_by_invite(board, parse_invite_untrusted(config.invite), "guest")
+        write_private(config.state / LAST_INVITE, config.invite.encode())
+        return saved
+    if config.lan and (found := await find_on_lan(board, "guest", b"", report)) is not None:
+        return found
+    saved_here = load(folder, identity.id)
+    if saved_here is not None and saved_here.peers:
+        hello = Hello(saved_here.membership.swarm, b"", "guest", saved_here.membership.proof, None)
+        try:
+            welcome, _ = await enter(board, hello, saved_here.peers)
+            return replace(saved_here, membership=welcome.membership, model=welcome.model, ref=welcome.ref)
+        except InviteError as error:
+            report(Notice(f"the swarm used last does not know this key any more: {error}", "warning"))
+    last = config.state / LAST_INVITE
+    if last.is_file():
+        return await enter_by_invite(board, parse_invite_untrusted(last.read_text("utf-8", errors="replace")), "guest")
+    raise UsageError("expected a swarm to ask, found none on the LAN and none used before; give --swarm INVITE")

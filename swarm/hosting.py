@@ -1,0 +1,129 @@
+"""Which block a node takes, and the block loaded and measured."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from swarm.atlas import members_of, rtts_of, speed_us
+from swarm.config import JoinConfig
+from swarm.errors import ModelError
+from swarm.events import Progress, Report
+from swarm.mesh.gossip import Gossip
+from swarm.model.block import Block, Job, load_block
+from swarm.model.checkpoint import open_model
+from swarm.model.device import describe, free_bytes
+from swarm.model.kvcache import KVPool
+from swarm.model.manifest import Manifest
+from swarm.model.rows import Layout, no_commits
+from swarm.model.store import ModelStore
+from swarm.net.nodeid import id_text
+from swarm.ring.admit import HostedModel, StageLimits
+from swarm.ring.plan import Room, Speed, choose_block
+from swarm.ring.replay import certain_rows
+from swarm.shape import model_shape
+
+MEMORY_SHARE = 0.8
+KV_SHARE = 0.4
+MOST_KV = 64 << 30
+CLAIM_WAIT_S = 1.0
+CLAIM_ROUNDS = 5
+PROBE_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """A loaded block with its limits; `speed_us` microseconds per layer for 1, 8 and 64 rows."""
+
+    hosted: HostedModel
+    limits: StageLimits
+    speed_us: tuple[int, int, int]
+
+
+async def settle_block(
+    config: JoinConfig, gossip: Gossip, manifest: Manifest, device: torch.device, dtype: torch.dtype
+) -> tuple[int, int]:
+    """Choose layers together with whoever else is choosing: claim, listen, choose again until it stays."""
+    shape = model_shape(manifest, dtype)
+    digest = bytes.fromhex(manifest.digest)
+    me = gossip.members()[0].record.node
+    room = Room(
+        id_text(me),
+        memory_bytes=int(free_bytes(device) * MEMORY_SHARE),
+        context_tokens=min(4096, manifest.context),
+        max_layers=config.capacity,
+    )
+    claimed: tuple[int, int] | None = None
+    for _ in range(CLAIM_ROUNDS):
+        others = [member for member in members_of(gossip, digest) if member.node != id_text(me)]
+        block = choose_block(shape, room, others, rtts_of(gossip, me))
+        if (block.first, block.last) == claimed:
+            break
+        claimed = (block.first, block.last)
+        gossip.publish(state="joining", claim=claimed)
+        if not others and not gossip.saved().peers:
+            break
+        await asyncio.sleep(CLAIM_WAIT_S)
+    assert claimed is not None
+    return claimed
+
+
+def load_hosting(
+    config: JoinConfig,
+    ref: str,
+    store: ModelStore,
+    layers: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    node: bytes,
+    report: Report,
+) -> Hosting:
+    """Load and measure a block. Runs in a thread. Raises ModelError when it does not fit."""
+    checkpoint = open_model(config.model or ref, store, layers, report)
+    manifest = checkpoint.manifest
+    shape = model_shape(manifest, dtype)
+    need = sum(shape.layer_bytes[layers[0] : layers[1]])
+    need += shape.head_bytes * (layers[0] == 0) + shape.tail_bytes * (layers[1] == manifest.n_layers)
+    free = free_bytes(device)
+    if need > free:
+        raise ModelError(
+            f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "take fewer with --layers A:B or --capacity LAYERS"
+        )
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    block = load_block(checkpoint, layers[0], layers[1], device, dtype, report)
+    budget = config.kv_bytes or min(MOST_KV, int(free_bytes(device) * KV_SHARE))
+    pool = KVPool(block, budget)
+    speed = speed_us(measure(block, pool, report))
+    hosted = HostedModel(manifest.digest, block, pool, describe(device).name, node)
+    return Hosting(hosted, StageLimits(), speed)
+
+
+def measure(block: Block, pool: KVPool, report: Report) -> Speed:
+    """Milliseconds per layer for 1, 8 and 64 rows: the median of a few forwards after one to warm up."""
+    layout = Layout(8, 128)
+    kv = pool.open(layout, block.first, block.last)
+    taken: list[float] = []
+    try:
+        for step, rows in enumerate((1, 8, 64)):
+            report(Progress("probe", "measuring this machine", step, 3, "sizes"))
+            what = certain_rows(layout, 0, [0] * rows, want_last=True)
+            hidden = (
+                None if block.head else torch.zeros(rows, block.hidden_size, dtype=block.dtype, device=block.device)
+            )
+            spent = []
+            for _ in range(PROBE_REPEATS + 1):
+                start = time.perf_counter()
+                block.forward([Job(kv, no_commits(), what, hidden)])
+                if block.device.type == "cuda":
+                    torch.cuda.synchronize(block.device)
+                spent.append((time.perf_counter() - start) * 1000.0)
+            taken.append(float(np.median(spent[1:])) / (block.last - block.first))
+        report(Progress("probe", "measuring this machine", 3, 3, "sizes"))
+    finally:
+        kv.close()
+    return Speed(*taken)

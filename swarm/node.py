@@ -1,0 +1,302 @@
+"""A node's life: enter or found a swarm, take a block, serve it, leave. Wires the rooms; decides nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from swarm import __version__
+from swarm.config import DEFAULT_MODEL, JoinConfig
+from swarm.entry import enter_by_invite, find_on_lan
+from swarm.errors import RunError, SwarmError, UsageError
+from swarm.events import Notice, Report
+from swarm.hosting import Hosting, load_hosting, settle_block
+from swarm.identity import Identity, write_private
+from swarm.mesh.gossip import Gossip
+from swarm.mesh.invite import Invite, make_invite, parse_invite_untrusted
+from swarm.mesh.lan import LanNode, announce
+from swarm.mesh.membership import Membership
+from swarm.mesh.record import NodeRecord
+from swarm.mesh.saved import Saved, load, save
+from swarm.model.checkpoint import Checkpoint, open_model
+from swarm.model.device import choose_device, describe, usable_cores
+from swarm.model.dtype import choose_dtype, dtype_name
+from swarm.model.store import ModelStore
+from swarm.net.address import Address, format_address
+from swarm.net.nodeid import id_text
+from swarm.net.switchboard import Switchboard
+from swarm.ring.stage import StageServer
+from swarm.state import LAST_INVITE, locked
+
+log = logging.getLogger(__name__)
+
+PUBLISH_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a node says when it serves. `layers` is [first, last); `listen` and `advertise` are host:port."""
+
+    node: str
+    listen: str
+    advertise: str
+    invite: str
+    model: str
+    layers: tuple[int, int]
+    device: str
+    dtype: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of the ready event."""
+        return asdict(self)
+
+
+async def serve_block(config: JoinConfig, ready: Callable[[Ready], None], report: Report) -> int:
+    """Run a node until SIGTERM, Ctrl-C or a fatal finding. Returns the exit code. Raises SwarmError."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with locked(config.member.state) as state:
+        node = asyncio.create_task(_live(config, state, stop, ready, report))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({node, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not node.done():
+            # Loading cannot be interrupted halfway through a layer; a serving node leaves by itself when told.
+            await asyncio.wait({node}, timeout=config.grace_s + 15.0)
+        if not node.done():
+            node.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await node
+    return 0
+
+
+async def _live(
+    config: JoinConfig, state: Path, stop: asyncio.Event, ready: Callable[[Ready], None], report: Report
+) -> None:
+    device = choose_device(config.gpu)
+    dtype = choose_dtype(config.dtype, device)
+    threads = config.threads or usable_cores()
+    torch.set_num_threads(threads)
+    identity = Identity.load_or_create(state)
+    store = ModelStore(config.member.models)
+    async with AsyncExitStack() as stack:
+        servers: list[StageServer] = []
+        board = await stack.enter_async_context(
+            Switchboard(
+                identity,
+                opened=lambda peer: [s.peer_opened() for s in servers] and None,
+                closed=lambda peer: [s.peer_closed(peer) for s in servers] and None,
+            )
+        )
+        listening = await board.listen(*config.listen)
+        reachable = _reachable(config, listening)
+        saved, checkpoint = await _enter(config, state, identity, board, store, report)
+        fatal: list[str] = []
+        gossip = await stack.enter_async_context(
+            Gossip(
+                board,
+                identity.sign,
+                saved,
+                about=_about(config, identity, reachable, checkpoint, describe(device).name, dtype_name(dtype)),
+                clashed=lambda text: (fatal.append(text), stop.set()) and None,
+                kept=lambda what: _keep(state, what),
+            )
+        )
+        layers = config.layers or await settle_block(config, gossip, checkpoint.manifest, device, dtype)
+        ref = saved.ref
+        loading = asyncio.to_thread(load_hosting, config, ref, store, layers, device, dtype, identity.id, report)
+        hosting = await _unless(stop, loading)
+        if hosting is None:
+            return
+        server = StageServer(
+            hosting.hosted, board, hosting.limits, reach=None, admitted=gossip.admitted, threads=threads
+        )
+        servers.append(server)
+        for kind, handler in server.handlers().items():
+            board.handle(kind, handler)
+        serving = asyncio.create_task(server.run())
+        stack.push_async_callback(_ended, serving)
+        gossip.publish(
+            state="serving",
+            layers=layers,
+            claim=None,
+            speed_us=hosting.speed_us,
+            kv_capacity=hosting.hosted.pool.budget_bytes,
+            kv_free=hosting.hosted.pool.budget_bytes,
+        )
+        manifest = checkpoint.manifest
+        lan = LanNode(saved.membership.swarm, identity.id, bytes.fromhex(manifest.digest), saved.membership.open)
+        if config.member.lan:
+            hosts = [host for host, _ in reachable]
+            await stack.enter_async_context(announce(lan, listening[1], hosts))
+        invite = _invite(saved, identity, reachable, gossip).text()
+        _remember(state, invite)
+        ready(
+            Ready(
+                node=id_text(identity.id),
+                listen=format_address(listening),
+                advertise=format_address(reachable[0]),
+                invite=invite,
+                model=ref,
+                layers=layers,
+                device=hosting.hosted.device,
+                dtype=dtype_name(dtype),
+            )
+        )
+        publishing = asyncio.create_task(_publish(gossip, server))
+        stack.push_async_callback(_ended, publishing)
+        await stop.wait()
+        if fatal:
+            raise RunError(fatal[0])
+        report(Notice("leaving: open runs may finish, no new ones are taken"))
+        gossip.publish(state="draining")
+        await server.drain(config.grace_s)
+
+
+async def _enter(
+    config: JoinConfig, state: Path, identity: Identity, board: Switchboard, store: ModelStore, report: Report
+) -> tuple[Saved, Checkpoint]:
+    """The swarm that this node belongs to, and the model that it serves."""
+    member = config.member
+    invite = parse_invite_untrusted(member.invite) if member.invite is not None else None
+    if invite is not None:
+        checkpoint = await _checkpoint(config, invite.ref, store, report)
+        digest = bytes.fromhex(checkpoint.manifest.digest)
+        invite.require_model(digest, config.model or invite.ref)
+        return await enter_by_invite(board, invite, "node", digest), checkpoint
+    known = load(state, identity.id)
+    if known is not None:
+        checkpoint = await _checkpoint(config, known.ref, store, report)
+        if bytes.fromhex(checkpoint.manifest.digest) == known.model:
+            return known, checkpoint
+        report(Notice(f"this state folder belonged to a swarm for {known.ref}; starting anew for {config.model}"))
+    if member.lan and known is None:
+        model = b""
+        if config.model is not None:
+            model = bytes.fromhex((await _checkpoint(config, config.model, store, report)).manifest.digest)
+        found = await find_on_lan(board, "node", model, report)
+        if found is not None:
+            return found, await _checkpoint(config, found.ref, store, report)
+    checkpoint = await _checkpoint(config, DEFAULT_MODEL, store, report)
+    digest = bytes.fromhex(checkpoint.manifest.digest)
+    return Saved(Membership.found(identity.id, config.open_swarm), digest, config.model or DEFAULT_MODEL), checkpoint
+
+
+async def _checkpoint(config: JoinConfig, ref: str, store: ModelStore, report: Report) -> Checkpoint:
+    """The model's checkpoint; of a hub model only what the asked layers need is fetched here."""
+    checkpoint = await asyncio.to_thread(open_model, config.model or ref, store, config.layers or (0, 1), report)
+    if config.layers is not None:
+        n = checkpoint.manifest.n_layers
+        if config.layers[1] > n:
+            raise UsageError(
+                f"expected --layers within 0:{n}, found {config.layers[0]}:{config.layers[1]}; "
+                f"{checkpoint.manifest.model} has {n} layers"
+            )
+    return checkpoint
+
+
+def _about(
+    config: JoinConfig,
+    identity: Identity,
+    reachable: list[Address],
+    checkpoint: Checkpoint,
+    device: str,
+    dtype: str,
+) -> NodeRecord:
+    manifest = checkpoint.manifest
+    return NodeRecord(
+        identity.id,
+        b"",
+        0,
+        0,
+        0,
+        state="joining",
+        addresses=tuple(reachable),
+        relay=config.relay,
+        model=bytes.fromhex(manifest.digest),
+        n_layers=manifest.n_layers,
+        device=device[:64],
+        dtype=dtype,
+        owner=config.owner[:64],
+        software=f"wanswarm {__version__}",
+    )
+
+
+def _reachable(config: JoinConfig, listening: Address) -> list[Address]:
+    """Addresses that others may dial, best first."""
+    if config.advertise is not None:
+        return [config.advertise]
+    host, port = listening
+    if host not in ("0.0.0.0", "::"):
+        return [(host, port)]
+    found = [
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family.name in ("AF_INET", "AF_INET6") and "%" not in entry.address
+    ]
+    public = sorted((a for a in found if not a.startswith(("127.", "::1"))), key=lambda a: ":" in a)
+    return [(address, port) for address in (public or ["127.0.0.1"])[:8]]
+
+
+def _invite(saved: Saved, identity: Identity, reachable: list[Address], gossip: Gossip) -> Invite:
+    others = [(v.record.node, v.record.addresses) for v in gossip.members()[1:] if v.standing == "up"]
+    members = [(identity.id, tuple(reachable)), *((node, addresses) for node, addresses in others[:3] if addresses)]
+    return make_invite(gossip.membership, saved.model, saved.ref, members, time.time())
+
+
+def _remember(state: Path, invite: str) -> None:
+    """So that `swarm generate` on this machine needs no invite."""
+    try:
+        write_private(state / LAST_INVITE, invite.encode())
+    except OSError as error:
+        log.warning("the invite could not be kept in %s: %s", state, error)
+
+
+def _keep(state: Path, saved: Saved) -> None:
+    """A full disk must not end a node that serves."""
+    try:
+        save(state, saved)
+    except SwarmError as error:
+        log.warning("%s", error)
+
+
+async def _publish(gossip: Gossip, server: StageServer) -> None:
+    """Tell the swarm how busy this node is."""
+    while True:
+        await asyncio.sleep(PUBLISH_EVERY_S)
+        pool = server.hosted.pool
+        gossip.publish(sessions=len(server.sessions), kv_free=max(0, pool.budget_bytes - pool.used_bytes))
+
+
+async def _unless(stop: asyncio.Event, work: Any) -> Hosting | None:
+    """The result of `work`, or None when the node is told to stop first."""
+    task = asyncio.ensure_future(work)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not task.done():
+        task.cancel()
+        return None
+    result: Hosting = task.result()
+    return result
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a task of the node failed: %r", error)

@@ -1,0 +1,272 @@
+"""A requester: in a swarm as a guest, with tokenizer and drafter, ready to run. Wires the rooms; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from swarm.atlas import members_of, rtts_of
+from swarm.config import MemberConfig
+from swarm.drafters import Drafters, load_drafters
+from swarm.entry import enter_as_guest
+from swarm.errors import CoverageError, ModelError, PeerError
+from swarm.events import Report, silent
+from swarm.identity import Identity
+from swarm.mesh.gossip import Gossip
+from swarm.mesh.invite import parse_invite_untrusted
+from swarm.mesh.saved import Saved, save
+from swarm.model.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
+from swarm.model.manifest import Manifest
+from swarm.model.store import ModelStore
+from swarm.net.nodeid import id_text, parse_id_untrusted
+from swarm.net.peer import Peer
+from swarm.net.switchboard import Switchboard
+from swarm.ring.control import Costs
+from swarm.ring.opening import StagePlan
+from swarm.ring.plan import Ask, Member, plan_route, usual_speed
+from swarm.ring.reach import DIAL_TIMEOUT_S, Reach
+from swarm.ring.request import Desk, TargetFacts
+from swarm.ring.run import Draft, RunEvent, RunRequest, StageInfo
+from swarm.shape import model_shape
+from swarm.state import requester_folder
+
+COVERAGE_WAIT_S = 4.0
+PLANNED_ROWS = 8
+
+
+@dataclass(frozen=True)
+class RequesterConfig:
+    """Who asks, and with which drafter. `draft_model` None: the one that ships for the model."""
+
+    member: MemberConfig
+    draft: Draft = "auto"
+    draft_model: str | None = None
+    draft_gpu: int | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model that the swarm serves, as far as a requester needs it on this machine."""
+
+    ref: str
+    checkpoint: Checkpoint
+    tokenizer: PreTrainedTokenizerBase
+    eos: frozenset[int]
+    drafters: Drafters
+
+
+def load_target(config: RequesterConfig, ref: str, report: Report = silent) -> Target:
+    """Tokenizer, embedding and drafter of a model. Raises UsageError for a drafter that does not fit."""
+    store = ModelStore(config.member.models)
+    checkpoint = open_model(ref, store, (0, 1), report)
+    tokenizer = load_tokenizer(ref, store, report)
+    drafters = load_drafters(config.draft, config.draft_model, config.draft_gpu, checkpoint, tokenizer, store, report)
+    return Target(ref, checkpoint, tokenizer, end_tokens(checkpoint, store, ref), drafters)
+
+
+class Requester:
+    """`async with await Requester.connect(config, report) as r`: then any number of `r.run(...)` at once."""
+
+    def __init__(self, stack: AsyncExitStack, target: Target, board: Switchboard, gossip: Gossip, state: Path) -> None:
+        self._stack = stack
+        self._target, self._board, self.gossip = target, board, gossip
+        self.receipts_dir = state / "receipts"
+        self._spread = random.randrange(1 << 30)
+        self._shape = model_shape(self.manifest, torch.bfloat16)
+        self.desk = Desk(
+            board,
+            TargetFacts(self.manifest.digest, self.manifest.context, target.eos, self.decode),
+            self._plan,
+            target.drafters,
+            self._costs,
+            self._describe,
+            self._wire,
+            greeting(board, gossip),
+        )
+
+    @classmethod
+    async def connect(cls, config: RequesterConfig, report: Report = silent) -> Requester:
+        """Enter the swarm and wait until its members are known. Raises SwarmError."""
+        target: Target | None = None
+        if config.member.invite is not None:
+            # What is wrong on this side is said before anybody is dialled.
+            invite = parse_invite_untrusted(config.member.invite)
+            target = await asyncio.to_thread(load_target, config, invite.ref, report)
+            invite.require_model(bytes.fromhex(target.checkpoint.manifest.digest), invite.ref)
+        async with AsyncExitStack() as stack:
+            folder = stack.enter_context(requester_folder(config.member.state))
+            identity = Identity.load_or_create(folder)
+            board = await stack.enter_async_context(Switchboard(identity))
+            saved = await enter_as_guest(board, config.member, folder, identity, report)
+            if target is None:
+                target = await asyncio.to_thread(load_target, config, saved.ref, report)
+            _require_model(saved, target)
+            gossip = await stack.enter_async_context(
+                Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what))
+            )
+            requester = cls(stack, target, board, gossip, config.member.state)
+            for kind, handler in requester.desk.handlers().items():
+                board.handle(kind, handler)
+            await stack.enter_async_context(requester.desk)
+            for member, _ in saved.peers[:1]:
+                await gossip.link(member)
+            await requester._wait_covered()
+            requester._stack = stack.pop_all()
+            return requester
+
+    async def __aenter__(self) -> Requester:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    # What a caller asks
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model's content identity."""
+        return self._target.checkpoint.manifest
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._target.tokenizer
+
+    @property
+    def node_id(self) -> bytes:
+        return self._board.id
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of raw text."""
+        return tuple(int(t) for t in self.tokenizer(text)["input_ids"])
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation by the model's chat template. Raises ModelError when it has none."""
+        if not self.tokenizer.chat_template:
+            raise ModelError(f"{self._target.ref} has no chat template; use --raw")
+        ids = self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages],
+            tools=[dict(t) for t in tools] if tools else None,
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        return tuple(int(t) for t in ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncIterator[RunEvent]:
+        """The events of one run, `Finished` last."""
+        async for event in self.desk.run(request):
+            yield event
+
+    # What the desk asks
+
+    def _members(self) -> list[Member]:
+        return members_of(self.gossip, bytes.fromhex(self.manifest.digest))
+
+    def _plan(self, excluded: frozenset[bytes]) -> list[StagePlan]:
+        ask = Ask(
+            id_text(self._board.id),
+            rows=PLANNED_ROWS,
+            context=min(2048, self.manifest.context),
+            exclude=frozenset(id_text(node) for node in excluded),
+            spread=self._spread,
+        )
+        route = plan_route(self._shape, self._members(), rtts_of(self.gossip, self._board.id), ask)
+        stages = []
+        for stage in route.stages:
+            node = parse_id_untrusted(stage.node)
+            view = self.gossip.member(node)
+            addresses = view.record.addresses if view is not None else ()
+            stages.append(StagePlan(node, tuple(addresses), stage.first, stage.last))
+        return stages
+
+    def _costs(self, stages: Sequence[StagePlan]) -> Costs:
+        """First guesses from what the nodes measured of themselves and from round trips known here."""
+        by_name = {member.node: member for member in self._members()}
+        usual = usual_speed(by_name.values())
+        one, row = [], []
+        for stage in stages:
+            member = by_name.get(id_text(stage.node))
+            speed = (member.speed if member is not None else None) or usual
+            layers = stage.last - stage.first
+            one.append(speed.ms_1 * layers)
+            row.append((speed.ms_64 - speed.ms_1) / 63.0 * layers)
+        names = [id_text(self._board.id), *(id_text(stage.node) for stage in stages)]
+        rtt = rtts_of(self.gossip, self._board.id)(names)
+        ring = [*range(len(names)), 0]
+        way = sum(float(rtt[a, b]) / 2.0 for a, b in zip(ring, ring[1:], strict=False))
+        return Costs(
+            pass_ms=way + sum(one) + 1.0,
+            row_ms=max(0.01, sum(row)),
+            frame_ms=max(0.5, *one),
+            frame_row_ms=max(0.01, *row),
+            draft_ms=self._target.drafters.step_ms,
+        )
+
+    def _describe(self, plan: StagePlan, said: Mapping[str, object], compute_ms: float) -> StageInfo:
+        peer = self._board.get(plan.node)
+        view = self.gossip.member(plan.node)
+        rtt = peer.rtt_ms if peer is not None and peer.rtt_ms is not None else (view.rtt_ms if view else None)
+        return StageInfo(
+            node=id_text(plan.node),
+            device=str(said.get("device", ""))[:80],
+            layers=(plan.first, plan.last),
+            compute_ms=round(compute_ms, 3),
+            edge=peer.edge if peer is not None else "direct",
+            rtt_ms=rtt,
+        )
+
+    def _wire(self, request: RunRequest, stages: Sequence[StagePlan]) -> str:
+        """The format of hidden rows between stages: as asked, else never lossier than what the stages compute in."""
+        if request.wire != "auto":
+            return request.wire
+        views = [self.gossip.member(stage.node) for stage in stages]
+        exact = all(view is not None and view.record.dtype == "float32" for view in views)
+        return "float32" if exact else "bfloat16"
+
+    async def _wait_covered(self) -> None:
+        """News of the members comes a moment after the hello. Raises CoverageError naming the layers that miss."""
+        try:
+            async with asyncio.timeout(COVERAGE_WAIT_S):
+                while True:
+                    try:
+                        self._plan(frozenset())
+                        return
+                    except CoverageError:
+                        await self.gossip.wait_change()
+        except TimeoutError:
+            self._plan(frozenset())
+
+
+def greeting(board: Switchboard, gossip: Gossip) -> Reach:
+    """Dials a stage and says hello, so that it admits what follows."""
+
+    async def reach(plan: StagePlan) -> Peer:
+        peer = await board.peer(plan.node, plan.addresses, DIAL_TIMEOUT_S)
+        await gossip.link(plan.node)
+        if peer.closed_reason is not None:
+            raise PeerError(peer.closed_reason)
+        return peer
+
+    return reach
+
+
+def _require_model(saved: Saved, target: Target) -> None:
+    digest = bytes.fromhex(target.checkpoint.manifest.digest)
+    if saved.model != digest:
+        raise ModelError(
+            f"the swarm serves {saved.ref} with digest {saved.model.hex()[:16]}, but the copy on this machine has "
+            f"{digest.hex()[:16]}; remove it and pull it again: swarm model pull {saved.ref}"
+        )
