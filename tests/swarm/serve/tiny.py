@@ -88,6 +88,7 @@ class TinyBackend:
     on_token: Callable[[int], None] = lambda count: None
     gate: asyncio.Event | None = None
     flood: int = 0
+    ring: tuple[StageInfo, ...] = RING
     open_runs: int = 0
     most_open: int = 0
     cancelled: int = 0
@@ -134,7 +135,7 @@ class TinyBackend:
             if self.fail is not None and not self.fail_after:
                 raise self.fail
             run_id = f"run{next(self._ids)}"
-            yield Opened(run_id, RING)
+            yield Opened(run_id, self.ring)
             async for event in self._answer(request, run_id):
                 yield event
         except (asyncio.CancelledError, GeneratorExit):
@@ -221,7 +222,7 @@ class TinyBackend:
             acceptance=0.5,
             drafter="none",
             speculation=request.speculation,
-            ring=RING,
+            ring=self.ring,
             finish_reason=finish,
             receipt=receipt,
             run_id=run_id,

@@ -1,0 +1,110 @@
+// Talking to the gateway: one place for the key, for errors and for server-sent events.
+
+const KEY = "wanswarm-key";
+
+export class ApiError extends Error {
+  constructor(status, message, code) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+let asking = null;
+
+/** Ask the person for a key; resolves when there is one. One dialog at a time. */
+function askForKey() {
+  asking ??= new Promise((resolve) => {
+    const dialog = document.getElementById("ask");
+    const field = document.getElementById("key");
+    field.value = "";
+    dialog.addEventListener("cancel", (event) => event.preventDefault());
+    dialog.addEventListener("close", () => {
+      sessionStorage.setItem(KEY, field.value.trim());
+      asking = null;
+      resolve();
+    }, { once: true });
+    dialog.showModal();
+  });
+  return asking;
+}
+
+async function request(path, options = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEY);
+    const headers = { ...(options.headers || {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+    const response = await fetch(path, { ...options, headers });
+    if (response.status === 401) {
+      await askForKey();
+      continue;
+    }
+    if (!response.ok) {
+      const body = await response.json().catch(() => ({}));
+      const error = body.error || {};
+      throw new ApiError(response.status, error.message || `the gateway answered ${response.status}`, error.code);
+    }
+    return response;
+  }
+}
+
+export const getJson = async (path) => (await request(path)).json();
+export const getBlob = async (path) => (await request(path)).blob();
+
+/** Server-sent events of a response as {event, data} objects. */
+export async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      held += value;
+      const blocks = held.split("\n\n");
+      held = blocks.pop();
+      for (const block of blocks) {
+        const found = { event: "message", data: "" };
+        for (const line of block.split("\n")) {
+          if (line.startsWith("event: ")) found.event = line.slice(7);
+          else if (line.startsWith("data: ")) found.data += line.slice(6);
+        }
+        if (found.data) yield found;
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/** Call `onState` with every new state, for ever; `onLost` when the connection is gone, before trying again. */
+export async function follow(onState, onLost) {
+  let pause = 500;
+  for (;;) {
+    try {
+      for await (const { event, data } of events(await request("api/events"))) {
+        pause = 500;
+        if (event === "state") onState(JSON.parse(data));
+      }
+    } catch (error) {
+      console.debug("live state", error);
+    }
+    onLost();
+    await new Promise((resolve) => setTimeout(resolve, pause));
+    pause = Math.min(pause * 2, 8000);
+  }
+}
+
+/** A streamed chat answer: chunks as the API gives them. Throws ApiError, also for errors in mid-stream. */
+export async function* chat(body, signal) {
+  const response = await request("v1/chat/completions", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    signal,
+  });
+  for await (const { data } of events(response)) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ApiError(503, chunk.error.message, chunk.error.code);
+    yield chunk;
+  }
+}

@@ -1,0 +1,79 @@
+// Wires state, views and actions together.
+
+import { follow } from "./api.js";
+import { resetChat, startChat } from "./chat.js";
+import { colours } from "./colours.js";
+import { h, morph, plural } from "./dom.js";
+import { animate } from "./ring.js";
+import { download, renderRuns, verify } from "./runs.js";
+import { asideContent, renderSwarm } from "./swarm.js";
+
+let state = null;
+const VIEWS = ["chat", "swarm", "runs"];
+const section = (name) => document.getElementById(name);
+
+function view() {
+  const asked = location.hash.slice(1);
+  const fallback = state?.role === "node" ? "swarm" : "chat";
+  return VIEWS.includes(asked) && !(asked !== "swarm" && state?.role === "node") ? asked : fallback;
+}
+
+function phase() {
+  const serving = state.nodes.filter((n) => n.state === "serving" && n.layers).length;
+  const lost = state.nodes.some((n) => n.state === "lost");
+  const missing = state.missing.reduce((sum, [a, b]) => sum + b - a, 0);
+  const words = { empty: "empty", forming: `forming, ${plural(missing, "layer")} missing`, serving: lost ? "serving, a node is lost" : "serving" };
+  return [h("span", { class: `lamp ${state.phase} ${lost ? "lost" : ""}` }), h("span", { class: "words" }, words[state.phase]),
+    h("span", { class: "sub" }, [state.model, state.phase === "empty" ? null : plural(serving, "node")].filter(Boolean).join(" · "))];
+}
+
+function draw() {
+  if (!state) return;
+  const hue = colours(state);
+  const now = view();
+  morph(document.getElementById("phase"), phase());
+  for (const name of VIEWS) section(name).hidden = name !== now;
+  for (const tab of document.querySelectorAll(".tabs a")) {
+    tab.hidden = state.role === "node" && tab.dataset.view !== "swarm";
+    if (tab.dataset.view === now) tab.setAttribute("aria-current", "page");
+    else tab.removeAttribute("aria-current");
+  }
+  if (now === "chat") morph(document.getElementById("aside"), asideContent(state, hue));
+  if (now === "swarm") renderSwarm(section("swarm"), state, hue);
+  if (now === "runs") renderRuns(section("runs"), state, hue);
+  document.body.dataset.phase = state.phase;
+}
+
+const actions = {
+  reset: resetChat,
+  copy: (button) => navigator.clipboard.writeText(button.dataset.text).then(() => {
+    button.textContent = "Copied";
+  }),
+  verify: (button) => verify(button.dataset.id, draw),
+  download: (button) => download(button.dataset.id),
+  "show-run": (link) => requestAnimationFrame(() => {
+    const run = state.runs.find((r) => r.run_id === link.dataset.id);
+    const item = run && document.querySelector(`[data-key="run-${run.key}"] details`);
+    if (item) item.open = true;
+  }),
+};
+
+document.addEventListener("click", (event) => {
+  const source = event.target.closest("[data-action]");
+  if (source) actions[source.dataset.action]?.(source);
+});
+addEventListener("hashchange", draw);
+
+startChat();
+animate(() => state);
+follow(
+  (fresh) => {
+    state = fresh;
+    document.body.classList.remove("cut");
+    draw();
+  },
+  () => {
+    document.body.classList.add("cut");
+    morph(document.getElementById("phase"), h("span", { class: "lamp cut" }), h("span", { class: "words" }, "connection lost, trying again"));
+  },
+);
