@@ -8,7 +8,7 @@ the store, so that a pulled model opens without a network.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,16 +85,21 @@ class HubModel:
         if lacking:
             raise ModelError(
                 f"layers {first}:{last} of {self.repo} need {lacking[0]} ({len(lacking)} files in all), not on this "
-                f"machine, and downloads are off: run `swarm model pull {self.repo}` with a network"
+                f"machine, and downloads are off: run `swarm model pull {self.repo}` with a network and without "
+                "HF_HUB_OFFLINE"
             )
         self._check(pulled, wanted, folder, report)
+        self._agree(manifest, present)
         return FileCheckpoint(manifest, local.safetensors_places(folder, present))
 
     def folder(self, commit: str) -> Path:
         """The folder in the cache that holds the files of a revision."""
         found = huggingface_hub.try_to_load_from_cache(self.repo, "config.json", self.cache, commit)
         if not isinstance(found, str):
-            raise ModelError(f"{self.repo} is not on this machine: run `swarm model pull {self.repo}` with a network")
+            raise ModelError(
+                f"{self.repo} is not on this machine and downloads are off: run `swarm model pull {self.repo}` "
+                "with a network and without HF_HUB_OFFLINE"
+            )
         return Path(found).parent
 
     def small_files(self, report: Report, offline: bool) -> Path:
@@ -205,6 +210,21 @@ class HubModel:
             checked.add(digest)
         if checked != set(pulled.checked):
             self._keep(Pulled(pulled.repo, pulled.commit, pulled.shards, tuple(sorted(checked))))
+
+    def _agree(self, manifest: Manifest, present: Mapping[str, tuple[int, dict[str, safetensors_file.Stored]]]) -> None:
+        """The manifest was made from the starts of files on the hub: hold it to the files that came."""
+        for _, tensors in present.values():
+            for name, stored in tensors.items():
+                entry = manifest.entries.get(name)
+                if entry is None or (entry.shape, entry.format, entry.offset, entry.nbytes) != (
+                    stored.shape,
+                    stored.format,
+                    stored.offset,
+                    stored.nbytes,
+                ):
+                    raise ModelError(
+                        f"{name} of {self.repo} is not what the hub described: remove {self.kept}, pull again"
+                    )
 
     def _call(self, ask: Callable[[], _T]) -> _T:
         """Errors of the hub's client in our words."""

@@ -53,7 +53,9 @@ def read_header(path: Path) -> tuple[int, dict[str, Stored]]:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise ModelError(f"{path} is not a whole safetensors file (header of {length} in {size} bytes)")
+                raise ModelError(
+                    f"{path} is not a whole safetensors file (header of {length} in {size} bytes); fetch it again"
+                )
             header = file.read(length)
     except OSError as exc:
         raise ModelError(f"cannot read {path}: {exc.strerror}") from exc

@@ -13,7 +13,7 @@ import transformers
 from swarm.model.block import Block, Job, load_block
 from swarm.model.kvcache import KVPool, SessionKV
 from swarm.model.manifest import Manifest, TensorEntry
-from swarm.model.rows import Commits, Layout, Rows, check_untrusted, no_commits
+from swarm.model.rows import Commits, Layout, Rows, check_untrusted
 
 VOCAB = 97
 CPU = torch.device("cpu")

@@ -1,0 +1,186 @@
+"""What loading refuses, and that it reads and keeps no more than its layers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from swarm.errors import ModelError
+from swarm.events import Event, Progress
+from swarm.model.block import load_block
+from swarm.model.manifest import layer_of
+from tests.swarm.model.tiny import CPU, MemoryCheckpoint, random_model, tiny_config
+
+
+def load(checkpoint: Any, first: int = 0, last: int = 6, **kwargs: Any) -> Any:
+    return load_block(checkpoint, first, last, CPU, torch.float32, **kwargs)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            lambda: transformers.OPTConfig(**SMALL, ffn_dim=32, word_embed_proj_dim=32),
+            "OPTForCausalLM cannot be cut into blocks: its layers are not one list",
+        ),
+        (
+            lambda: transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=50),
+            "BloomForCausalLM cannot be cut into blocks: its attention function cannot be replaced",
+        ),
+        (lambda: transformers.MambaConfig(**SMALL), "MambaForCausalLM cannot be cut into blocks"),
+        (
+            lambda: transformers.GptOssConfig(
+                **SMALL, num_key_value_heads=2, head_dim=8, intermediate_size=32, num_local_experts=2
+            ),
+            "GptOssAttention cannot be cut into blocks: arguments s_aux",
+        ),
+        (
+            lambda: transformers.GPT2Config(
+                n_embd=32, n_layer=2, n_head=4, vocab_size=50, reorder_and_upcast_attn=True
+            ),
+            "GPT2LMHeadModel cannot be cut into blocks: it computes attention in an order of its own",
+        ),
+    ],
+    ids=["opt", "bloom", "mamba", "gpt-oss", "gpt2-upcast"],
+)
+def test_architectures_that_do_not_fit_are_refused_by_name(config: Any, message: str) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(config())
+    with pytest.raises(ModelError, match=message):
+        load(MemoryCheckpoint(model), 0, 1)
+
+
+def test_an_encoder_is_no_language_model() -> None:
+    config = transformers.T5Config(d_model=32, num_layers=2, num_heads=2, d_kv=16, d_ff=32, vocab_size=50)
+    checkpoint = MemoryCheckpoint(random_model(tiny_config("llama")))
+    checkpoint.config = config
+    with pytest.raises(ModelError, match="T5Config, not a causal language model"):
+        load(checkpoint, 0, 1)
+
+
+@pytest.fixture
+def checkpoint() -> MemoryCheckpoint:
+    return MemoryCheckpoint(random_model(tiny_config("llama")), name="little")
+
+
+def test_layers_outside_the_model(checkpoint: MemoryCheckpoint) -> None:
+    with pytest.raises(ModelError, match="layers 4:7 are not in little, which has layers 0:6"):
+        load(checkpoint, 4, 7)
+
+
+def test_a_tensor_of_another_shape_is_named(checkpoint: MemoryCheckpoint) -> None:
+    checkpoint.weights["model.layers.3.mlp.up_proj.weight"] = torch.zeros(3, 48)
+    with pytest.raises(
+        ModelError, match=r"model\.layers\.3\.mlp\.up_proj\.weight .* has shape \[3, 48\], .* \[64, 48\]"
+    ):
+        load(checkpoint, 2, 4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_tensor_that_is_not_finite_is_named(checkpoint: MemoryCheckpoint, value: float) -> None:
+    checkpoint.weights["model.layers.2.input_layernorm.weight"][5] = value
+    with pytest.raises(ModelError, match=r"model\.layers\.2\.input_layernorm\.weight .* not finite"):
+        load(checkpoint, 2, 4)
+    load(checkpoint, 3, 4)  # other layers are fine
+
+
+@pytest.mark.parametrize("name", ["model.layers.2.self_attn.k_proj.weight", "model.norm.weight", "lm_head.weight"])
+def test_a_missing_tensor_is_named(checkpoint: MemoryCheckpoint, name: str) -> None:
+    kept = tuple(t for t in checkpoint.manifest.tensors if t.name != name)
+    checkpoint.manifest = type(checkpoint.manifest)("little", checkpoint.manifest.config, kept)
+    expected = name.replace("layers.2", "layers.0")
+    with pytest.raises(ModelError, match=f"little lacks {expected}"):
+        load(checkpoint, 2, 6)
+
+
+def test_weights_of_the_experts_of_another_model_are_refused() -> None:
+    checkpoint = MemoryCheckpoint(random_model(tiny_config("mixtral")))
+    name = next(n for n in checkpoint.weights if "experts" in n)
+    checkpoint.weights[name] = torch.zeros(2, 5, 7)
+    with pytest.raises(ModelError):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 2), (2, 4), (4, 6)])
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "gpt2", "mixtral"])
+def test_only_the_tensors_of_the_layers_are_read(family: str, first: int, last: int) -> None:
+    checkpoint = MemoryCheckpoint(random_model(tiny_config(family)))
+    load(checkpoint, first, last)
+    layers = {layer_of(name) for name in checkpoint.names_read} - {None}
+    assert layers == set(range(first, last))
+    outer = {name.split(".")[-2] for name in checkpoint.names_read if layer_of(name) is None}
+    ends = {
+        "llama": ({"embed_tokens"}, {"norm", "lm_head"}),
+        "llama-tied": ({"embed_tokens"}, {"norm", "embed_tokens"}),
+    }
+    head, tail = ends.get(
+        family, ({"wte", "wpe"}, {"ln_f", "wte"}) if family == "gpt2" else ({"embed_tokens"}, {"norm", "lm_head"})
+    )
+    assert outer == (head if first == 0 else set()) | (tail if last == 6 else set())
+    assert len(checkpoint.names_read) == len(set(checkpoint.names_read))
+
+
+def test_loading_reports_layers_and_leaves_the_terminal_alone(
+    checkpoint: MemoryCheckpoint, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Event] = []
+    load(checkpoint, 1, 4, report=seen.append)
+    assert seen == [Progress("load", "little", done, 3, "layers") for done in range(4)]
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+
+
+MEASURE = """
+import json, sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from swarm.model.block import load_block
+from swarm.model.local import open_folder
+
+def mine():
+    # Private memory of the process, and what it has mapped of the model's files.
+    private = mapped = 0
+    for block in Path("/proc/self/smaps").read_text().split("VmFlags")[:-1]:
+        numbers = {l.split(":")[0]: int(l.split()[1]) for l in block.splitlines() if l.endswith(" kB")}
+        private += numbers["Private_Dirty"] + numbers["Private_Clean"]
+        mapped += numbers["Size"] if sys.argv[1] in block else 0
+    return private * 1024, mapped * 1024
+
+checkpoint = open_folder(Path(sys.argv[1]), "m", Path(sys.argv[2]))
+tiny = load_block(open_folder(Path(sys.argv[3]), "t", Path(sys.argv[2])), 0, 1, torch.device("cpu"), torch.float32)
+before, _ = mine()
+block = load_block(checkpoint, int(sys.argv[4]), int(sys.argv[5]), torch.device("cpu"), torch.float32)
+after, mapped = mine()
+print(json.dumps({"grown": after - before, "mapped": mapped, "read": checkpoint.bytes_read}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_third_of_a_model_takes_a_third_of_its_memory(tmp_path: Path) -> None:
+    shape = {
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+        "max_position_embeddings": 32,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    big = transformers.LlamaConfig(hidden_size=512, intermediate_size=2048, num_hidden_layers=6, **shape)
+    little = transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, **shape)
+    for name, config in (("big", big), ("little", little)):
+        transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / name)
+    total = sum(f.stat().st_size for f in (tmp_path / "big").glob("*.safetensors"))
+    command = [sys.executable, "-c", MEASURE, *(str(tmp_path / n) for n in ("big", "kept", "little")), "2", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(done.stdout)
+    assert found["mapped"] == 0  # nothing stays mapped once it is read
+    assert found["read"] == pytest.approx(total / 3, rel=0.02)
+    assert total / 3 * 0.95 < found["grown"] < total / 3 * 1.2
