@@ -93,21 +93,25 @@ def choose_block(model: ModelShape, room: Room, members: Sequence[Member], rtts:
     capacity = throughput(seen, model.n_layers, usual)
     holes = gaps(capacity)
     hole = capacity == 0
-    # Shorter windows matter only where the embedding or the output projection eats room.
-    options = [w for w in windows if w[1] == longest or (w[1] and (w[0] == 0 or w[0] + w[1] == model.n_layers))]
+    # A window at an end of the model may be shorter, since the embedding or the output projection eats room.
+    ends = {windows[0], next((w for w in windows if w[0] + w[1] == model.n_layers), windows[0])}
+    options = [w for w in windows if w[1] == longest or (w[1] and w in ends)]
     near = _nearness(room.node, seen, model.n_layers, rtts)
+    # A window that splits a hole must fill clearly more than the embedding costs: a one-layer rest is a whole hop.
+    split = 1 + longest - min(count for _, count, _ in options)
 
     def rank(window: tuple[int, int, int]) -> tuple[float, ...]:
         first, count, overflow = window
         last = first + count
         filled = int(hole[first:last].sum())
         left = len(gaps(np.where(_inside(first, last, model.n_layers), 1, capacity)))
+        closed = filled - split * max(0, left - len(holes))
         mine = 1 / _block_ms(room, count, overflow, usual)
         after = capacity + mine * _inside(first, last, model.n_layers)
         narrowest = float(after.min())
         weak = float(np.mean(1 / (capacity[first:last] + mine)))
         distance = near(first, last)
-        return (-filled, left, -_step(narrowest), -_step(weak), distance if not holes else 0.0, -count, first)
+        return (-closed, left, -_step(narrowest), -_step(weak), distance if not holes else 0.0, -count, first)
 
     first, count, overflow = min(options, key=rank)
     return Block(first, first + count, overflow, _why(first, first + count, hole, capacity, seen))
