@@ -212,9 +212,9 @@ code complexity | Write a {plang} function that {ctask}. What is its time comple
 code two-langs | Write code that {ctask}, first in {plang} and then in {plang}.
 code pseudo | Write pseudocode that {ctask}.
 code error | I get "IndexError: list index out of range" in this code. Why?\n\n{code}
-code explain | What does this code do?\n\n{code}
+code explain-code | What does this code do?\n\n{code}
 code explain-line | Explain this code line by line:\n```\n{code}\n```
-code review | Review this code:\n\n{code}
+code review-code | Review this code:\n\n{code}
 code bug | Is there a bug in this?\n{code}
 code sql | Write a SQL query that gets {column} and {column} from {table} where {column} is over {small}.
 code sql-join | Write a SQL query that joins {table} and {table} and groups by {column}.

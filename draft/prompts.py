@@ -24,7 +24,7 @@ from draft.kinds import HELD_OUT, TRAIN
 from draft.words import WORDS
 
 Source = Literal["self", "task", "raw"]
-_SLOT = re.compile(r"\{(\w+)\}")
+SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def fill(template: str, rng: random.Random) -> str:
             return _MADE[name](rng)
         return rng.choice(WORDS[name])
 
-    return _SLOT.sub(one, template)
+    return SLOT.sub(one, template)
 
 
 def draw(rng: random.Random) -> Prompt:

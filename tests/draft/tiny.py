@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swarm.model.block import Block, load_block
 from swarm.model.checkpoint import open_model
@@ -38,3 +42,22 @@ def save_tiny(folder: Path, *, layers: int = 2, seed: int = 0, vocab: int = VOCA
 def tiny_block(folder: Path, device: str = "cpu") -> Block:
     checkpoint = open_model(str(folder), ModelStore(folder / "store"))
     return load_block(checkpoint, 0, checkpoint.manifest.n_layers, torch.device(device), torch.float32)
+
+
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Bytes as tokens, with <s> and </s> around the turns of a conversation; 258 ids."""
+    alphabet = sorted(ByteLevel.alphabet())
+    vocab = {"<s>": 0, "</s>": 1, **{char: i + 2 for i, char in enumerate(alphabet)}}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    fast.chat_template = template
+    return fast

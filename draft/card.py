@@ -1,0 +1,103 @@
+"""Writing a made drafter: weights, config and a model card that says how good it is and how it came about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from draft.asset import HEAD_TOKENS, SCALE, pack_int8
+from draft.train import Score
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a drafter came about.
+
+    target, target_digest  of which model; layers: which of its layers it started from
+    made                   what made it, in words or as a command
+    sequences, positions   of the target's own text that it was trained on; trained: positions passed, repeats counted
+    minutes                of training and of collecting, wall clock
+    """
+
+    target: str
+    target_digest: str
+    layers: tuple[int, ...]
+    made: str
+    sequences: int
+    positions: int
+    trained: int
+    minutes: float
+
+
+def write_drafter(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor],
+    head_tokens: torch.Tensor | None,
+    origin: Origin,
+    scores: Mapping[str, Mapping[str, Score]],
+    dtype: str = "int8",
+) -> int:
+    """Write config.json, model.safetensors and README.md into `folder`. Returns the size of the weights in bytes.
+
+    weights: float tensors under the names of a model of `config` with its embedding left out.
+    dtype: "int8" (matrices; a scale per row) or "bfloat16". scores: by name of the weights they were measured with.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in weights.items():
+        if dtype == "int8" and value.ndim == 2:
+            tensors[name], scale = pack_int8(value)
+            tensors[name + SCALE] = scale
+        else:
+            tensors[name] = value.to(torch.bfloat16).contiguous()
+    if head_tokens is not None:
+        tensors[HEAD_TOKENS] = head_tokens.int()
+    told = {"target": origin.target, "target_digest": origin.target_digest, "layers": list(origin.layers)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, "drafter": told}, indent=1, sort_keys=True) + "\n")
+    size = (folder / "model.safetensors").stat().st_size
+    (folder / "README.md").write_text(_card(origin, scores, dtype, size, head_tokens))
+    return size
+
+
+def _card(
+    origin: Origin,
+    scores: Mapping[str, Mapping[str, Score]],
+    dtype: str,
+    size: int,
+    head_tokens: torch.Tensor | None,
+) -> str:
+    head = "the target's whole vocabulary" if head_tokens is None else f"{len(head_tokens)} of the target's tokens"
+    lines = [
+        f"# Drafter for {origin.target}",
+        "",
+        f"{len(origin.layers)} layers, started from layers {', '.join(map(str, origin.layers))} of the target and "
+        f"trained on text that the target wrote. It proposes tokens; what is said is the target's choice alone.",
+        "",
+        f"- weights: {dtype}, {size / 1e6:.1f} MB; the embedding is the target's and is not repeated",
+        f"- head: {head}",
+        f"- target: manifest {origin.target_digest}",
+        f"- training text: {origin.sequences} sequences, {origin.positions} positions; {origin.trained} positions "
+        f"passed in training; {origin.minutes:.0f} minutes in all",
+        f"- made by: {origin.made}",
+        "",
+        "Measured on prompts of kinds that it never saw (`HELD_OUT` in draft/kinds.py). First: its first choice is the "
+        "target's. First 8: the target's choice is among its first eight. Each row teacher-forced.",
+        "",
+        "| weights | text | positions | first | rank 2 | rank 3 | rank 4 | ranks 5-8 | first 8 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for label, table in scores.items():
+        for name, score in table.items():
+            share = [count / max(1, score.positions) for count in score.ranks]
+            cells = [score.first, *share[1:4], sum(share[4:]), score.first8]
+            shown = " | ".join(f"{cell:.3f}" for cell in cells)
+            lines.append(f"| {label} | {name} | {score.positions} | {shown} |")
+    return "\n".join([*lines, "", "License: Apache-2.0, like the target's weights that it started from.", ""])

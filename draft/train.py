@@ -1,0 +1,117 @@
+"""Training a student on what the target said, and measuring how often it says the same."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from draft.asset import pack_int8
+from draft.corpus import Batch, Sample, batches
+from draft.student import Student, sparse_kl
+
+
+@dataclass(frozen=True)
+class Score:
+    """Over `positions` held-out positions: share where the student's first choice is the target's (`first`), where
+    the target's choice is among its first 8 (`first8`); `ranks[i]` counts it at rank i + 1, for i < 8."""
+
+    positions: int
+    ranks: tuple[int, ...]
+
+    @property
+    def first(self) -> float:
+        return self.ranks[0] / max(1, self.positions)
+
+    @property
+    def first8(self) -> float:
+        return sum(self.ranks) / max(1, self.positions)
+
+
+class Trainer:
+    """AdamW on the trained weights; the learning rate follows a cosine over the share of the time that is used."""
+
+    def __init__(self, student: Student, rate: float = 1e-3, warmup: int = 40) -> None:
+        self.student, self.rate, self.warmup = student, rate, warmup
+        self.parameters = [p for _, p in student.trained()]
+        groups = [
+            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": 0.01},
+            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.97))
+        self.steps = self.positions = 0
+        self._place = short_places(student)
+
+    def step(self, batch: Batch, progress: float) -> float:
+        """One update; `progress` in [0, 1] sets the rate. Returns the batch's KL in nats."""
+        device = self.student.device
+        ids, target = to_head(batch.ids.to(device), batch.logits.to(device), self._place)
+        factor = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * factor * min(1.0, (self.steps + 1) / self.warmup)
+        hidden = self.student(batch.inputs.to(device), batch.rows.to(device))
+        loss = sparse_kl(hidden, self.student.head, ids, target)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        self.positions += len(batch.rows)
+        return float(loss.detach())
+
+
+def short_places(student: Student) -> torch.Tensor:
+    """int64 [vocab]: place of each token id in the student's head, -1 where it has none."""
+    tokens = student.head_tokens
+    vocab = student.model.get_input_embeddings().weight.shape[0]
+    places = torch.full((vocab,), -1, dtype=torch.long, device=tokens.device)
+    places[tokens] = torch.arange(len(tokens), device=tokens.device)
+    return places
+
+
+def to_head(ids: torch.Tensor, logits: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The target's distribution on the student's head: places int64 [r, k] and probabilities [r, k]."""
+    at = places[ids]
+    known = at >= 0
+    target = torch.softmax(logits.masked_fill(~known, -1e9), -1) * known
+    return at.clamp(min=0), target
+
+
+@torch.no_grad()
+def evaluate(student: Student, samples: Sequence[Sample], tokens: int = 4096) -> dict[str, Score]:
+    """Scores by register, by "greedy" and "sampled" answers, and over "all"."""
+    device = student.device
+    tokens_of_head, head = student.head_tokens, student.head
+    counts: dict[str, torch.Tensor] = {}
+    totals: dict[str, int] = {}
+    for batch in batches(samples, tokens, random.Random(0)):
+        hidden = student(batch.inputs.to(device), batch.rows.to(device))
+        best = tokens_of_head[(hidden.to(head.dtype) @ head.T).topk(8, dim=-1).indices]
+        hits = (best == batch.ids[:, :1].to(device)).long().cpu()
+        row = 0
+        for sample in batch.samples:
+            own = hits[row : row + len(sample.ids)]
+            row += len(own)
+            for name in ("all", sample.register, "greedy" if sample.greedy else "sampled"):
+                counts[name] = counts.get(name, torch.zeros(8, dtype=torch.long)) + own.sum(0)
+                totals[name] = totals.get(name, 0) + len(own)
+    return {name: Score(totals[name], tuple(counts[name].tolist())) for name in sorted(counts)}
+
+
+@torch.no_grad()
+def round_int8(student: Student) -> None:
+    """Replace every trained matrix by what int8 storage makes of it."""
+    for _, value in student.trained():
+        if value.ndim == 2:
+            packed, scale = pack_int8(value)
+            value.copy_(packed.float() * scale[:, None])
+
+
+def endless(load: Callable[[], Iterable[list[Sample]]], tokens: int, rng: random.Random) -> Iterator[Batch]:
+    """Batches for ever; every pass loads the samples anew, so what was added since is used."""
+    while True:
+        for samples in load():
+            yield from batches(samples, tokens, rng)

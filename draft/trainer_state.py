@@ -1,0 +1,44 @@
+"""A trainer on disk, so that a stopped run goes on: weights and AdamW's moments in one safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from draft.train import Trainer
+
+
+def save_state(path: Path, trainer: Trainer) -> None:
+    """Write the trainer's weights, moments and counts; whole or not at all."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in trainer.student.trained():
+        tensors[f"weight.{name}"] = value.detach().cpu().contiguous()
+        state = trainer.optimizer.state.get(value)
+        if state:
+            tensors[f"first.{name}"] = state["exp_avg"].cpu().contiguous()
+            tensors[f"second.{name}"] = state["exp_avg_sq"].cpu().contiguous()
+    counts = {"steps": str(trainer.steps), "positions": str(trainer.positions)}
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata=counts)
+    part.replace(path)
+
+
+@torch.no_grad()
+def load_state(path: Path, trainer: Trainer) -> None:
+    """Take up what `save_state` wrote; nothing happens when there is nothing."""
+    if not path.exists():
+        return
+    with safe_open(path, framework="pt") as file:
+        names, counts = set(file.keys()), file.metadata()
+        trainer.steps, trainer.positions = int(counts["steps"]), int(counts["positions"])
+        for name, value in trainer.student.trained():
+            value.copy_(file.get_tensor(f"weight.{name}"))
+            if f"first.{name}" in names:
+                trainer.optimizer.state[value] = {
+                    "step": torch.tensor(float(trainer.steps)),
+                    "exp_avg": file.get_tensor(f"first.{name}").to(value.device),
+                    "exp_avg_sq": file.get_tensor(f"second.{name}").to(value.device),
+                }
