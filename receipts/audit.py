@@ -152,7 +152,8 @@ def _opened(epoch: Epoch, index: int, request: OpeningRequest, answer: bytes) ->
             answer, request.leaves, (inbound.root, inbound.frames), (outbound.root, outbound.frames)
         )
     except ReceiptError as exc:
-        raise ReceiptError(exc.refusal, f"rows opened by {short(epoch.plan[index].node)}: {exc.claim}") from exc
+        refusal = exc.refusal if exc.refusal is Refusal.PROOF else Refusal.OPENING
+        raise ReceiptError(refusal, f"rows opened by {short(epoch.plan[index].node)}: {exc.claim}") from exc
 
 
 def _judge(run: Run, stage: PlannedStage, opened: Opened, auditor: Auditor, limit: Limit) -> Claim:

@@ -72,6 +72,7 @@ class Ring:
     record: RequesterRecord
     parties: dict[str, Party]
     stages: list[StageRecord]
+    body_of: Callable[[int, int], bytes]
     traffic: dict[tuple[int, int], list[Frame]] = field(default_factory=dict)
     """Frames by (epoch, edge)."""
 
@@ -91,8 +92,12 @@ def run_ring(
     author_of: Callable[[str], Party] | None = None,
     spans: Sequence[tuple[int, int]] | None = None,
     addresses: bool = True,
+    body_of: Callable[[int, int], bytes] = lambda position, edge: b"rows" * 16,
 ) -> Ring:
-    """One run over the real recorders. `fail_at`: after so many tokens the middle node dies and another takes over."""
+    """One run over the real recorders. `fail_at`: after so many tokens the middle node dies and another takes over.
+
+    `body_of(position, edge)` are the bytes of the frame's tensor on that edge.
+    """
     random = Randomness(salt)
     parties: dict[str, Party] = {}
 
@@ -122,7 +127,7 @@ def run_ring(
     ]
     for witness in watching:
         record.witnessed_untrusted(witness.sign_order(), "order")
-    result = Ring(b"", record, parties, [])
+    result = Ring(b"", record, parties, [], body_of)
     records = _open(record, ring, {}, random, addresses)
     position = len(PROMPT)
     until = position + len(tokens)
@@ -206,7 +211,7 @@ def _passes(ring: Ring, stages: list[StageRecord], positions: range, tokens: Seq
     for position in positions:
         token = tokens[position - len(PROMPT)]
         for index, (upstream, downstream) in enumerate(_edges(record, stages)):
-            frame = Frame(position, b"head %d %d" % (position, index), b"rows" * 16)
+            frame = Frame(position, b"head %d %d" % (position, index), ring.body_of(position, index))
             ring.traffic.setdefault((record.opening.epoch, index), []).append(frame)
             upstream.frame(frame.seq, frame.head, frame.body)
             downstream.frame(frame.seq, frame.head, frame.body)

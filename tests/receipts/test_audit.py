@@ -1,0 +1,242 @@
+"""Opened rows: kept on disk, proved under the co-signed roots, recomputed, judged; and replay of whole runs."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receipts.audit import Replayed, RowSample, TokenSample, choose_rows
+from receipts.errors import ReceiptError, Refusal
+from receipts.opened import MAGIC, Frame, OpeningRequest, opened_untrusted
+from receipts.recompute import Limit
+from receipts.rows import RowStore
+from receipts.verdict import Level, Standing
+from receipts.verify import Options, verify
+
+WIDTH = 48
+LIMIT = Limit(median_ppm=18_000, row_ppm=26_000, tie_ppm=1_000, samples=1)
+
+
+def embed(position: int) -> list[float]:
+    chooser = random.Random(position)
+    return [chooser.gauss(0, 1) for _ in range(WIDTH)]
+
+
+def block(index: int, values: Sequence[float]) -> list[float]:
+    """An honest stage: adds a delta that depends on every input value."""
+    shift = sum(values) / WIDTH
+    return [value + 0.3 * ((index + 2) * value**2 % 1.7 - shift) for value in values]
+
+
+def bf16ish(value: float, chooser: random.Random) -> float:
+    return value * (1 + chooser.uniform(-0.0005, 0.0005))
+
+
+def bodies(cheat: Callable[[int, list[float], list[float]], list[float]] | None = None) -> Callable[[int, int], bytes]:
+    """What crosses each edge of a ring of three, stage 1 answering what `cheat` makes of its honest output."""
+
+    def body(position: int, edge: int) -> bytes:
+        values = embed(position)
+        chooser = random.Random(position)
+        for index in range(min(edge, 2)):
+            honest = block(index, values)
+            output = [bf16ish(value, chooser) for value in honest]
+            values = cheat(position, values, output) if cheat is not None and index == 1 else output
+        return struct.pack(f"{WIDTH}f", *values)
+
+    return body
+
+
+class Nodes:
+    """Auditor over the row stores of a ring that ran in this process."""
+
+    def __init__(self, ring: Any, folder: Path, edit: Callable[[bytes], bytes | None] = lambda data: data) -> None:
+        self.edit = edit
+        self.stores: dict[str, RowStore] = {}
+        self.places = {stage.author.id: index for index, stage in enumerate(ring.stages)}
+        for index, stage in enumerate(ring.stages):
+            store = self.stores[stage.author.id] = RowStore(folder / str(index))
+            opening = stage.opening
+            kept = store.begin(opening.order_digest, opening.epoch, opening.salt_leaves(stage.author.id), 1_000_000)
+            for frame in ring.traffic[opening.epoch, index]:
+                kept.inbound(frame.seq, frame.head, frame.body)
+            for frame in ring.traffic[opening.epoch, index + 1]:
+                kept.outbound(frame.seq, frame.head, frame.body)
+            kept.close()
+
+    def fetch(self, node: str, request: OpeningRequest) -> bytes | None:
+        return self.edit(self.stores[node].answer(request.to_bytes()))
+
+    def recompute(self, order: Any, stage: Any, inbound: Sequence[Frame], outbound: Frame) -> list[Any]:
+        assert inbound[-1].seq == outbound.seq
+        index = self.places[stage.node]
+        if index == 2:
+            return [TokenSample(outbound.seq, 0.0)]
+        inputs = struct.unpack(f"{WIDTH}f", inbound[-1].body)
+        return [RowSample(outbound.seq, inputs, struct.unpack(f"{WIDTH}f", outbound.body), block(index, inputs))]
+
+
+def audit(ring: Any, nodes: Nodes, rows: int = 9) -> Any:
+    chooser = random.Random(7)
+    options = Options(
+        auditor=nodes, audit_rows=rows, limit=lambda dtype, wire: LIMIT, below=lambda n: chooser.randrange(n)
+    )
+    return verify(ring.receipt, options)
+
+
+def test_an_honest_ring_reaches_level_three(make_ring: Any, tmp_path: Path) -> None:
+    ring = make_ring(body_of=bodies())
+    verdict = audit(ring, Nodes(ring, tmp_path))
+    assert (verdict.level, verdict.exit_code, verdict.refusal) == (Level.SAMPLED, 0, None)
+    for stage in ring.stages:
+        assert verdict.standing_of("audit", stage.author.id) is Standing.PROVEN
+
+
+def _scaled(values: list[float], output: list[float], by: float) -> list[float]:
+    return [a + (b - a) * by for a, b in zip(values, output, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        lambda position, values, output: values,
+        lambda position, values, output: _scaled(values, output, 0.95),
+        lambda position, values, output: [round(value, 1) for value in output],
+        lambda position, values, output: [float("nan")] * WIDTH,
+        lambda position, values, output: output if position % 2 else values,
+    ],
+    ids=["no compute", "wrong weights", "quantised", "NaN", "every second row"],
+)
+def test_a_lying_stage_is_named(make_ring: Any, tmp_path: Path, cheat: Any) -> None:
+    ring = make_ring(body_of=bodies(cheat))
+    verdict = audit(ring, Nodes(ring, tmp_path), rows=15)
+    assert (verdict.refusal, verdict.exit_code) == (Refusal.AUDIT, Refusal.AUDIT.exit_code)
+    assert ring.stages[1].author.id[:8] in verdict.line
+
+
+def test_a_tail_that_drew_a_worse_token(make_ring: Any, tmp_path: Path) -> None:
+    ring = make_ring(body_of=bodies())
+    nodes = Nodes(ring, tmp_path)
+
+    def recompute(*args: Any) -> list[Any]:
+        found = Nodes.recompute(nodes, *args)
+        return [TokenSample(s.position, 2.5) if isinstance(s, TokenSample) else s for s in found]
+
+    nodes.recompute = recompute  # type: ignore[method-assign]
+    assert audit(ring, nodes).refusal is Refusal.AUDIT
+
+
+def test_other_rows_than_those_that_crossed(make_ring: Any, tmp_path: Path) -> None:
+    """A stage that recomputes honestly for the auditor what it did not send: not under the co-signed root."""
+    ring = make_ring(body_of=bodies(lambda position, values, output: values))
+    honest = make_ring(body_of=bodies())
+    nodes = Nodes(ring, tmp_path)
+    ring_traffic, ring.traffic = ring.traffic, honest.traffic
+    nodes.stores = Nodes(ring, tmp_path / "again").stores
+    ring.traffic = ring_traffic
+    assert audit(ring, nodes).refusal is Refusal.PROOF
+
+
+def test_a_node_that_does_not_answer_is_not_conclusive(make_ring: Any, tmp_path: Path) -> None:
+    ring = make_ring(body_of=bodies())
+    verdict = audit(ring, Nodes(ring, tmp_path, lambda data: None))
+    assert (verdict.level, verdict.exit_code, verdict.refusal) == (Level.SIGNED, 4, None)
+
+
+def test_a_recovered_run_is_audited_where_roots_are_cosigned(make_ring: Any, tmp_path: Path) -> None:
+    ring = make_ring(body_of=bodies(), fail_at=2)
+    verdict = audit(ring, Nodes(ring, tmp_path))
+    assert (verdict.level, verdict.exit_code) == (Level.SIGNED, 4)
+    assert verdict.standing_of("audit", ring.parties["spare node"].id) is Standing.PROVEN
+
+
+@pytest.mark.parametrize("position", [0, 20, 30, 200, -1])
+def test_answers_with_one_byte_changed(make_ring: Any, tmp_path: Path, position: int) -> None:
+    ring = make_ring(body_of=bodies())
+
+    def flip(data: bytes) -> bytes:
+        changed = bytearray(data)
+        changed[position] ^= 0x11
+        return bytes(changed)
+
+    verdict = audit(ring, Nodes(ring, tmp_path, flip))
+    assert verdict.refusal is not None and verdict.exit_code >= 10
+
+
+def test_malformed_answers(make_ring: Any, tmp_path: Path) -> None:
+    ring = make_ring(body_of=bodies())
+    whole = Nodes(ring, tmp_path).fetch(
+        ring.stages[0].author.id, OpeningRequest(ring.stages[0].opening.order_digest, 0, (2,))
+    )
+    assert whole is not None
+    log = ring.stages[0]
+    ends = (log.inbound.root(), log.inbound.frames), (log.outbound.root(), log.outbound.frames)
+    assert len(opened_untrusted(whole, [2], *ends).inbound) == 2
+    for data in (b"", MAGIC, MAGIC + b"\xff" * 4, whole[:-1], whole + b"x", whole[: len(MAGIC) + 4] + b"{}" * 50):
+        with pytest.raises(ReceiptError):
+            opened_untrusted(data, [2], *ends)
+    for leaves in ([1], [2, 2], []):
+        with pytest.raises(ReceiptError):
+            opened_untrusted(whole, leaves, *ends)
+
+
+def test_rows_are_chosen_by_the_verifier(ring: Any) -> None:
+    epoch = verify(ring.receipt).run.last  # type: ignore[union-attr]
+    asked: list[int] = []
+
+    def below(n: int) -> int:
+        asked.append(n)
+        return len(asked) % n
+
+    requests = choose_rows(epoch, "ab" * 32, 7, below)
+    assert [len(request.leaves) for request in requests] == [3, 2, 2] and asked
+    assert all(1 <= leaf <= 5 for request in requests for leaf in request.leaves)
+    assert [len(request.leaves) for request in choose_rows(epoch, "ab" * 32, 10_000, below)] == [5, 5, 5]
+
+
+class Replay:
+    """Recomputation with the true tokens 100 to 104, and a given gap where the receipt differs."""
+
+    def __init__(self, gap: float = 0.0, wrong: Sequence[int] = (), text: str | None = None) -> None:
+        self.gap, self.wrong, self.text = gap, wrong, text
+
+    def replay(self, order: Any, prompt: Sequence[int], tokens: Sequence[int]) -> Replayed:
+        assert list(prompt) == [11, 12, 13, 14]
+        best = [token + 1 if index in self.wrong else token for index, token in enumerate(tokens)]
+        return Replayed(best, [self.gap if index in self.wrong else 0.0 for index in range(len(tokens))], self.text)
+
+
+@pytest.mark.parametrize(
+    ("replayer", "level", "code", "wanted"),
+    [
+        (Replay(), Level.REPLAYED, 0, None),
+        (Replay(text="Hello there, Wörld 🌍."), Level.REPLAYED, 0, None),
+        (Replay(text="Something else."), Level.SIGNED, Refusal.TEXT.exit_code, Refusal.TEXT),
+        (Replay(0.0005, [3]), Level.REPLAYED, 0, None),
+        (Replay(0.5, [3]), Level.SIGNED, Refusal.REPLAY.exit_code, Refusal.REPLAY),
+        (Replay(float("nan"), [3]), Level.SIGNED, Refusal.REPLAY.exit_code, Refusal.REPLAY),
+        (Replay(0.0005, [1, 2, 3]), Level.SIGNED, 4, None),
+    ],
+)
+def test_replay(rings: Any, replayer: Replay, level: Level, code: int, wanted: Refusal | None) -> None:
+    verdict = verify(rings("open").receipt, Options(replayer=replayer, limit=lambda dtype, wire: LIMIT))
+    assert (verdict.level, verdict.exit_code, verdict.refusal) == (level, code, wanted)
+
+
+def test_replay_without_the_prompt_is_not_conclusive(rings: Any) -> None:
+    ring = rings("private")
+    verdict = verify(ring.receipt, Options(replayer=Replay()))
+    assert (verdict.level, verdict.exit_code) == (Level.SIGNED, 4)
+    secrets = tuple(secret for secret in ring.record.secrets if secret.name in ("prompt", "tokens", "text"))
+    assert verify(ring.receipt, Options(replayer=Replay(), secrets=secrets)).level is Level.REPLAYED
+
+
+def test_a_failed_run_has_nothing_to_replay(make_ring: Any) -> None:
+    ring = make_ring(tokens=[], show=("prompt", "tokens", "text"))
+    verdict = verify(ring.receipt, Options(replayer=Replay()))
+    assert (verdict.level, verdict.exit_code) == (Level.SIGNED, 4)
