@@ -85,7 +85,7 @@ def forecast(times: Timing, accept: float, draft_ms: float = 10.0) -> Forecast:
     plain = 1000 / times.pass_ms
     chains = [(k, _chain_tokens(accept, k), times.pass_ms + k * (times.row_ms + draft_ms)) for k in (2, 4, 8, 16, 32)]
     trees = []
-    for rows in (8, 16, 32, 64, 128):
+    for rows in (2, 4, 8, 16, 32, 64, 128):
         tokens, depth = tree_tokens(accept, rows)
         trees.append((rows, tokens, times.pass_ms + rows * times.row_ms + depth * draft_ms))
     return Forecast(accept, plain, _best(chains, plain), _best(trees, plain))
