@@ -16,7 +16,6 @@ import torch
 from draft.base import Child
 from draft.ranker import WIDTH, Ranker
 from swarm.events import Notice, Report, silent
-from swarm.model.attention import JobPlan
 from swarm.model.block import Block
 from swarm.model.kvcache import SessionKV
 from swarm.model.rows import Rows
@@ -28,14 +27,13 @@ FIRST_BUCKET = 256
 """Committed positions that the smallest graph attends to; the next ones double."""
 
 
-class StaticPlan(JobPlan):
-    """A job plan whose slots and mask are device tensors: `slots` int64 [n], `seen` bool [n, slots read]."""
+class StaticPlan:
+    """A plan (see swarm.model.attention) of device tensors: `write` int64 [n] slots, `seen` bool [n, slots read]."""
 
     def __init__(self, kv: SessionKV, rows: int, slots: int, device: torch.device, dtype: torch.dtype) -> None:
         self.kv, self.start, self.low, self.high = kv, 0, 0, slots
         self.count, self.device, self.dtype = rows, device, dtype
-        self.slots = torch.zeros(rows, dtype=torch.long, device=device)
-        self.write = self.slots
+        self.write = torch.zeros(rows, dtype=torch.long, device=device)
         self.seen = torch.zeros(rows, slots, dtype=torch.bool, device=device)
 
     @property
@@ -177,8 +175,8 @@ class ChainLoop:
         plan, tokens, positions = program.plan, program.tokens, program.positions
         plan.seen.copy_(program.seen)
         for step in range(len(program.slots)):
-            plan.slots.copy_(program.slots[step])
-            plan.seen.scatter_(1, plan.slots[:, None], True)
+            plan.write.copy_(program.slots[step])
+            plan.seen.scatter_(1, plan.write[:, None], True)
             logits = self._block.forward_static(plan, tokens, positions + step)
             noise = None if program.noise is None else program.noise[step]
             confidence, ids = self._ranker.best(self._ranker.perturb(logits, noise))
