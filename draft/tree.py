@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from draft.base import ROOT, Child, DraftNode
 
@@ -20,13 +21,20 @@ _LEAST_SHARE = 1e-6
 
 
 class Node:
-    """One token of the tree. `slot` is its scratch slot, -1 when it has none (unsent, or certain)."""
+    """One token of the tree.
+
+    slot     its scratch slot, -1 when it has none (unsent, or certain)
+    covered  chance that one of its children is the true next token
+    answer   the true next token once an answer named it, -1 before
+    asked    bit per drafter: it was asked for children
+    """
 
     __slots__ = (
         "answer",
         "asked",
         "children",
         "claims",
+        "covered",
         "id",
         "live",
         "parent",
@@ -48,17 +56,13 @@ class Node:
         self.score: float = (parent.score if parent else 0.0) + math.log(share)
         self.children: dict[int, Node] = {}
         self.claims: dict[int, float] = {}
+        self.covered = 0.0
         self.proposals: dict[int, tuple[Child, ...]] = {}
         self.asked = 0
         self.slot = -1
         self.sent = False
         self.answer = -1
         self.live = True
-
-    @property
-    def uncovered(self) -> float:
-        """Chance that the true next token is none of the children."""
-        return max(0.0, 1.0 - sum(child.share for child in self.children.values()))
 
     def known_as(self, parent: int) -> DraftNode:
         return DraftNode(self.id, parent, self.token, self.position)
@@ -67,8 +71,8 @@ class Node:
 class TokenTree:
     """A tree over `scratch` slots, with proposals from `drafters` drafters (told apart by index).
 
-    Nodes at a position beyond `horizon` are of no use and are never made. With `narrow` every node keeps its first
-    child only, so the tree is a chain.
+    Nodes at a position beyond `horizon` are of no use and are never made; one with a token of `ends` is known but never
+    sent or expanded, because nothing follows it. With `narrow` a node keeps its first child only: the tree is a chain.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class TokenTree:
         drafters: int = 1,
         horizon: int = 1 << 30,
         narrow: bool = False,
+        ends: AbstractSet[int] = frozenset(),
     ) -> None:
         self.root = Node(ROOT, None, token, position, 1.0)
         self.live: dict[int, Node] = {ROOT: self.root}
@@ -87,6 +92,7 @@ class TokenTree:
         self._scratch = scratch
         self._horizon = horizon
         self._narrow = narrow
+        self._ends = ends
         self._next_id = ROOT + 1
         self._free = list(range(scratch))
         self._unsent: list[tuple[float, int, int]] = []
@@ -124,8 +130,10 @@ class TokenTree:
         for child, share in zip(raw[:1] if self._narrow else raw, shares, strict=False):
             node.claims[child.token] = max(node.claims.get(child.token, _LEAST_SHARE), share)
         scale = 1.0 / max(1.0, sum(node.claims.values()))
+        node.covered = 0.0
         for token, claim in node.claims.items():
             share = min(1.0, max(_LEAST_SHARE, claim * scale))
+            node.covered += share
             known = node.children.get(token)
             if known is None:
                 self._grow(node, token, share)
@@ -265,16 +273,17 @@ class TokenTree:
 
     def _offer_unsent(self, node: Node) -> None:
         # Equal scores: the smaller position first, so that a parent still goes before its child.
-        heapq.heappush(self._unsent, (-node.score, node.position, node.id))
+        if node.token not in self._ends:
+            heapq.heappush(self._unsent, (-node.score, node.position, node.id))
 
     def _offer_leaf(self, node: Node) -> None:
-        if node.position < self._horizon:
+        if node.position < self._horizon and (node.token not in self._ends or node is self.root):
             for drafter, heap in enumerate(self._leaves):
                 if not node.asked >> drafter & 1:
                     heapq.heappush(heap, (self._leaf_key(node), node.position, node.id))
 
     def _leaf_key(self, node: Node) -> float:
-        return -(node.score + math.log(max(_LEAST_SHARE, node.uncovered)))
+        return -(node.score + math.log(max(_LEAST_SHARE, 1.0 - node.covered)))
 
     def _drop(self, top: Node) -> None:
         stack = [top]

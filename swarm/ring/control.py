@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from draft.calibrate import Calibration
 
 _MOST_DELAY = 0.15
+_MOST_FRAME_FLOOR = 0.6
 _HOPELESS = 0.06
 _PATIENCE = 12.0
 _RETRY = 24
@@ -34,6 +35,7 @@ class Setting:
     in_flight most drafted rows in the pipe at once (stream)
     width     most children asked for under one node
     leaves    most nodes expanded in one draft step
+    depth     levels asked for in one draft step
     fixed     send exactly by `rows` and do not weigh costs: for comparisons such as "chain of 8"
     """
 
@@ -42,6 +44,7 @@ class Setting:
     in_flight: int = 256
     width: int = 8
     leaves: int = 8
+    depth: int = 1
     fixed: bool = False
 
     @property
@@ -173,7 +176,7 @@ class Controller:
 
         It delays others about as much as frames are seen to delay each other now: nothing in an idle pipe.
         """
-        return 0.0 if self.setting.fixed else 2.0 * self.rate * self._queue.value
+        return 0.0 if self.setting.fixed else min(_MOST_FRAME_FLOOR, 2.0 * self.rate * self._queue.value)
 
     def interval_ms(self, rows: int) -> float:
         """Time to leave after a frame of `rows` rows before the next one that is not urgent."""

@@ -28,12 +28,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from draft.base import Drafter, DraftNode, DraftStep, Expansion
+from draft.base import Drafter, DraftStep, Expansion
 from draft.calibrate import Calibration
 from draft.tree import Node, TokenTree
 from swarm.errors import PeerError, UsageError
 from swarm.model.rows import Commits, Layout, Rows
 from swarm.ring.control import Controller
+from swarm.ring.proposals import Proposals
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,6 @@ class Counts:
     prompt_rows: int = 0
     drafted_rows: int = 0
     accepted: int = 0
-    draft_steps: int = 0
     depth_sent: dict[int, int] = field(default_factory=dict)
     depth_accepted: dict[int, int] = field(default_factory=dict)
 
@@ -97,6 +97,8 @@ class _Flight:
     wanted: tuple[Node, ...]
     placed: int
     alone: bool
+    long: bool
+    timed: bool
 
 
 class Speculation:
@@ -142,21 +144,23 @@ class Speculation:
         self._prompt = len(prompt)
         # The last token is never sent; it may be one position past the context.
         self._end = min(len(prompt) + ending.max_tokens, layout.context + 1)
-        plain = self._setting.mode == "plain"
-        self._inline = None if plain else inline
-        self._deferred = deferred and not plain
-        self._calibrations = calibrations or (Calibration(trust=0.9), Calibration())
         self._tree = TokenTree(
             prompt[-1],
             len(prompt) - 1,
             layout.scratch,
             drafters=2,
             horizon=self._end - 2,
+            ends=frozenset() if ending.ignore_stop else ending.stop,
             narrow=self._setting.mode == "chain",
         )
-        self._feeds = (_Feed(), _Feed())
-        self._drafting: tuple[float, tuple[Node, ...]] | None = None
-        self._drafted_ms = 0.0
+        plain = self._setting.mode == "plain"
+        self._proposals = Proposals(
+            self._tree,
+            controller,
+            calibrations or (Calibration(trust=0.9), Calibration()),
+            None if plain else inline,
+            deferred and not plain,
+        )
         self._placed = min(held, len(prompt) - 1)
         self._answered = self._placed
         self._moves: list[tuple[int, int]] = []
@@ -165,7 +169,7 @@ class Speculation:
         self._seq = 0
         self._next_send = 0.0
         self._settled = -1.0
-        self._ask_inline()
+        self._supply()
 
     # Sending
 
@@ -176,7 +180,7 @@ class Speculation:
         certain = len(self.tokens) - self._placed - len(self._moves)
         if certain == 0 and not self._may_speculate(now):
             return None
-        if certain > 0 and self._placed >= self._prompt - 1 and self._setting.waits and self._better_draft_first():
+        if certain > 0 and self._placed >= self._prompt - 1 and self._setting.waits and self._proposals.better_wait():
             return None
         commits = self._take_moves()
         rows = self._certain_rows(min(certain, self._chunk))
@@ -204,17 +208,9 @@ class Speculation:
             return 0
         return max(0, min(self._setting.rows, self._setting.in_flight - self._rows_in_flight))
 
-    def _better_draft_first(self) -> bool:
-        """A waiting send: whether to wait for the drafter before sending the root."""
-        if not self._deferred:
-            return False
-        chances = self._tree.unsent(self._setting.rows, self._control.row_floor)
-        if self._drafting is not None:
-            worths = [self._tree.chance(node) for node in self._drafting[1] if node.live]
-        else:
-            worths = [worth for _, worth in self._wanted_leaves()]
-        gain = sum(worths) * self._calibrations[1].coverage
-        return bool(worths) and self._control.keep_drafting(chances, max(worths), gain, self._drafted_ms)
+    def closing_commits(self) -> Commits:
+        """What was accepted and no frame has committed: when the run is over, its closing carries it."""
+        return self._take_moves()
 
     def _take_moves(self) -> Commits:
         moves = np.array(self._moves, np.uint32).reshape(-1, 2)
@@ -249,7 +245,10 @@ class Speculation:
             want=np.array([False] * (n - len(wanted)) + [True] * len(wanted), np.bool_),
         )
         root.sent = root.sent or ends
-        flight = _Flight(self._seq, now, n, tuple(wanted), self._placed, not self._flights)
+        # The pass of a long prompt, and of what queues behind it, says nothing about passes of a few rows.
+        long = len(certain) > 1
+        timed = not long and not any(before.long for before in self._flights)
+        flight = _Flight(self._seq, now, n, tuple(wanted), self._placed, not self._flights, long, timed)
         self._flights.append(flight)
         self._rows_in_flight += n
         self._seq += 1
@@ -282,9 +281,12 @@ class Speculation:
 
     # Answers
 
-    def on_answer(self, seq: int, answers: Sequence[int], now: float) -> Committed:
+    def on_answer(
+        self, seq: int, answers: Sequence[int], now: float, stages: Sequence[tuple[float, float]] | None = None
+    ) -> Committed:
         """The tail's answers for the wanted rows of frame `seq`, in order of rows.
 
+        `stages`: (queued, computed) ms of the frame at each stage, where they tell; better than latency alone.
         Frames are answered in order; one without wanted rows may be passed over. An answer to a frame that a restart
         forgot is ignored. Raises PeerError when the number of answers is wrong or a frame was skipped.
         """
@@ -300,8 +302,8 @@ class Speculation:
         self._flights.popleft()
         self._rows_in_flight -= flight.rows
         self._answered = max(self._answered, flight.placed)
-        if flight.wanted:
-            self._control.answered((now - flight.sent) * 1000.0, flight.rows, flight.alone)
+        if flight.timed:
+            self._control.answered((now - flight.sent) * 1000.0, flight.rows, flight.alone, stages)
         index = {}
         for i, (node, token) in enumerate(zip(flight.wanted, answers, strict=True)):
             if node.live:
@@ -312,7 +314,7 @@ class Speculation:
     def _settle(self, index: dict[int, int], now: float) -> Committed:
         tokens = []
         for old, new in self._tree.advance():
-            self._learn(old, new)
+            self._proposals.advanced(old, new)
             self.tokens.append(new.token)
             if new.slot >= 0:
                 self._moves.append((new.slot, new.position))
@@ -329,18 +331,9 @@ class Speculation:
             if self._settled >= 0:
                 self._control.committed(len(tokens), (now - self._settled) * 1000.0)
             self._settled = now
-            self._drafted_ms = 0.0
-        for feed in self._feeds:
-            feed.drop(self._tree.dropped)
-        self._tree.dropped.clear()
-        self._ask_inline()
+        self._proposals.dropped()
+        self._supply()
         return Committed(tuple(tokens), self.finished)
-
-    def _learn(self, old: Node, new: Node) -> None:
-        for drafter, children in old.proposals.items():
-            self._calibrations[drafter].observe(children, new.token)
-        for feed in self._feeds:
-            feed.commit(new, old)
 
     def finish(self, reason: str) -> None:
         """The shell ends the run (a stop string, a cancel): nothing is sent any more."""
@@ -350,62 +343,20 @@ class Speculation:
 
     def draft_work(self, now: float) -> DraftStep | None:
         """A step for the deferred drafter, or None when it has nothing worth doing or a step is out already."""
-        if not self._deferred or self._drafting is not None or self.finished is not None:
-            return None
-        leaves = [node for node, _ in self._wanted_leaves()]
-        if not leaves:
-            return None
-        for node in leaves:
-            self._tree.ask(node, 1)
-        self._drafting = (now, tuple(leaves))
-        self.counts.draft_steps += 1
-        return self._feeds[1].step(self._tree, leaves, 1, self._setting.width)
+        return self._proposals.work(now) if self.finished is None else None
 
     def drafted(self, expansions: Sequence[Expansion], now: float) -> None:
         """The result of the step that `draft_work` gave."""
-        if self._drafting is None:
-            return
-        started, leaves = self._drafting
-        self._drafting = None
-        took = (now - started) * 1000.0
-        self._control.drafted(took)
-        self._drafted_ms += took
-        served = {expansion.id for expansion in expansions}
-        self._adopt(expansions, 1)
-        for node in leaves:
-            if node.id not in served:
-                self._tree.unask(node, 1)
-        self._ask_inline()
+        self._proposals.drafted(expansions, now)
+        self._supply()
 
     def drafter_failed(self) -> None:
         """The deferred drafter is gone: the run goes on without it."""
-        self._deferred, self._drafting = False, None
+        self._proposals.failed()
 
-    def _wanted_leaves(self) -> list[tuple[Node, float]]:
-        return self._tree.leaves(1, self._setting.leaves, max(1e-4, self._control.leaf_floor()))
-
-    def _ask_inline(self) -> None:
-        if self._inline is None or self.finished is not None:
-            return
-        for _ in range(8):
-            leaves = [node for node, _ in self._tree.leaves(0, 32, 0.02)]
-            if not leaves:
-                return
-            for node in leaves:
-                self._tree.ask(node, 0)
-            step = self._feeds[0].step(self._tree, leaves, self._setting.rows, 2)
-            self._adopt(self._inline.step(step), 0)
-
-    def _adopt(self, expansions: Sequence[Expansion], drafter: int) -> None:
-        calibration = self._calibrations[drafter]
-        for expansion in expansions:
-            node = self._tree.live.get(expansion.id)
-            for level in expansion.levels:
-                if node is None or not level:
-                    break
-                self._tree.ask(node, drafter)
-                self._tree.propose(node, drafter, level, calibration.shares(level))
-                node = node.children.get(level[0].token)
+    def _supply(self) -> None:
+        if self.finished is None:
+            self._proposals.ask_inline()
 
     # Recovery
 
@@ -425,37 +376,5 @@ class Speculation:
         self._flights.clear()
         self._rows_in_flight = 0
         self._next_send = 0.0
+        self._settled = -1.0
         self._tree.forget_sent()
-
-
-class _Feed:
-    """What one drafter was told, and what it must hear next."""
-
-    def __init__(self) -> None:
-        self._told: set[int] = set()
-        self._committed: list[DraftNode] = []
-        self._dropped: list[int] = []
-
-    def commit(self, node: Node, parent: Node) -> None:
-        self._told.discard(node.id)
-        self._committed.append(node.known_as(parent.id))
-
-    def drop(self, ids: Sequence[int]) -> None:
-        for id in ids:
-            if id in self._told:
-                self._told.remove(id)
-                self._dropped.append(id)
-
-    def step(self, tree: TokenTree, leaves: Sequence[Node], depth: int, width: int) -> DraftStep:
-        nodes = []
-        for leaf in leaves:
-            for node in tree.path(leaf):
-                if node.id not in self._told:
-                    assert node.parent is not None
-                    self._told.add(node.id)
-                    nodes.append(node.known_as(node.parent.id))
-        step = DraftStep(
-            tuple(self._committed), tuple(self._dropped), tuple(nodes), tuple(n.id for n in leaves), depth, width
-        )
-        self._committed, self._dropped = [], []
-        return step

@@ -31,16 +31,22 @@ from swarm.ring.control import Controller, Costs, Setting
 from swarm.ring.speculate import Ending, PlannedFrame, Speculation
 
 
+Times = tuple[tuple[float, float], ...]
+
+
 @dataclass(frozen=True)
 class Ring:
     """`hops_ms` one-way latency of each hop (stages + 1); a frame of n rows takes a stage stage_ms + n * row_ms and a
-    link n * link_row_ms. `cores`: stages and drafter share so many cores; 0: each has its own machine."""
+    link n * link_row_ms. `cores`: stages and drafter share so many cores; 0: each has its own machine. `jitter_ms`: mean of
+    what a hop adds at random, in order. `tells`: stages report their times."""
 
     hops_ms: tuple[float, ...] = (25.0,) * 4
     stage_ms: float = 9.0
     row_ms: float = 0.23
     link_row_ms: float = 0.0
     cores: int = 0
+    jitter_ms: float = 0.0
+    tells: bool = True
 
     @property
     def pass_ms(self) -> float:
@@ -253,9 +259,9 @@ class Simulation(_World):
             deferred=drafter is not None,
             calibrations=calibrations,
         )
-        self.paths: dict[int, bool] = {}
+        self.arrivals = [0.0] * (stages + 1)
+        self.rng = random.Random(len(prompt) + count)
         self.wake = -1.0
-        self.ended = 0.0
 
     def run(self) -> Outcome:
         self.shell()
@@ -274,12 +280,12 @@ class Simulation(_World):
             counts.frames,
             counts.drafted_rows,
             counts.accepted,
-            counts.draft_steps,
+            self.spec._proposals.steps,
         )
 
     def shell(self) -> None:
         while frame := self.spec.next_frame(self.now):
-            self.hop(0, frame, self.answers(frame))
+            self.hop(0, frame, self.answers(frame), ())
         if self.drafter and (work := self.spec.draft_work(self.now)):
             seconds = (self.draft.ms + self.draft.leaf_ms * (len(work.expand) - 1)) / 1000.0
             self.cores.serve(seconds, lambda: self.spec.drafted(self.drafter.step(work), self.now))
@@ -300,33 +306,39 @@ class Simulation(_World):
                 found.append(self.truth(int(position) + 1) if right else 999_999_999)
         return found
 
-    def hop(self, index: int, frame: PlannedFrame, answers: list[int]) -> None:
+    def hop(self, index: int, frame: PlannedFrame, answers: list[int], times: Times) -> None:
         rows, ring = len(frame.rows), self.ring
 
         def sent() -> None:
-            self.after(ring.hops_ms[index] / 1000.0, arrived)
+            late = self.rng.expovariate(1.0 / ring.jitter_ms) if ring.jitter_ms else 0.0
+            due = max(self.arrivals[index], self.now + (ring.hops_ms[index] + late) / 1000.0)
+            self.arrivals[index] = due
+            self.after(due - self.now, arrived)
 
         def arrived() -> None:
             if index == len(self.stages):
-                self.spec.on_answer(frame.seq, answers, self.now)
+                self.spec.on_answer(frame.seq, answers, self.now, times if self.ring.tells else None)
             else:
-                self.stage(index, frame, answers)
+                self.stage(index, frame, answers, times)
 
         self.links[index].serve(rows * ring.link_row_ms / 1000.0, sent)
 
-    def stage(self, index: int, frame: PlannedFrame, answers: list[int]) -> None:
+    def stage(self, index: int, frame: PlannedFrame, answers: list[int], times: Times) -> None:
         seconds = (self.ring.stage_ms + len(frame.rows) * self.ring.row_ms) / 1000.0
-        stage = self.stages[index]
+        stage, arrived = self.stages[index], self.now
 
         # A stage takes the next frame only when the one before is through, and then needs a core.
-        def on_core() -> None:
-            stage.count += 1
-            self.hop(index + 1, frame, answers)
-            stage._start()
-
         def taken() -> None:
             stage.count -= 1
-            self.cores.serve(seconds, on_core)
+            began = self.now
+
+            def computed() -> None:
+                stage.count += 1
+                spent = ((began - arrived) * 1000.0, (self.now - began) * 1000.0)
+                self.hop(index + 1, frame, answers, (*times, spent))
+                stage._start()
+
+            self.cores.serve(seconds, computed)
 
         stage.serve(0.0, taken)
 
