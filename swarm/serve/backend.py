@@ -22,6 +22,7 @@ class ModelFacts(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def context(self) -> int: ...
+    def layer_bytes(self, layer: int) -> int: ...
 
 
 class Backend(Protocol):
@@ -53,4 +54,4 @@ class Backend(Protocol):
         """
 
     def status(self) -> dict[str, Any]:
-        """The shape of `swarm status --json`."""
+        """Who is there: the shape of `swarm.serve.mesh.mesh_status`."""

@@ -18,17 +18,21 @@ from swarm.serve.metrics import GatewayMetrics, StateCollector
 from swarm.serve.models import Models
 from swarm.serve.openapi import describe
 from swarm.serve.receipts import Receipts, Verify
-from swarm.serve.snapshot import gateway_state
+from swarm.serve.snapshot import Progress, gateway_state
 from swarm.serve.state import DashboardState
 from swarm.serve.views import Views, state_registry
-from swarm.serve.web import add_headers, frame
+from swarm.serve.web import add_headers, frame, observer
 
 HUB = web.AppKey("hub", Hub)
 BOOK = web.AppKey("book", RunBook)
 
 
-def make_app(backend: Backend, config: GatewayConfig, verify: Verify) -> web.Application:
-    """The application. `verify`: what `/api/verify/{id}` calls with a receipt's bytes, in a worker thread."""
+def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: Progress = dict) -> web.Application:
+    """The application.
+
+    `verify`: what `/api/verify/{id}` calls with a receipt's bytes, in a worker thread; returns the verdict as JSON.
+    `progress`: what is under way, in the shape of `swarm.progress.EventLog.as_json`.
+    """
     metrics = GatewayMetrics()
     admission = Admission(
         FairQueue(config.max_running, config.max_waiting, config.max_waiting_per_user), config.max_wait_s
@@ -36,7 +40,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify) -> web.App
     book = RunBook()
 
     def state() -> DashboardState:
-        return gateway_state(backend, book, admission.queue)
+        return gateway_state(backend, book, admission.queue, progress())
 
     hub = Hub(state)
     book.watch(hub.touch)
@@ -44,7 +48,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify) -> web.App
     receipts = Receipts(backend.receipts_dir, book, verify)
     models = Models(backend)
     views = Views(hub, config, (metrics.registry, state_registry(StateCollector(state))))
-    app = web.Application(middlewares=[frame(config, _observer(metrics))])
+    app = web.Application(middlewares=[frame(config, observer(metrics.requests))])
     app.on_response_prepare.append(add_headers(config))
     app.on_shutdown.append(lambda _: hub.close())
     app[HUB], app[BOOK] = hub, book
@@ -64,14 +68,6 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify) -> web.App
     return app
 
 
-def _observer(metrics: GatewayMetrics) -> Callable[[web.Request, int, float], None]:
-    def observe(request: web.Request, status: int, seconds: float) -> None:
-        resource = request.match_info.route.resource
-        metrics.request(resource.canonical if resource else "unknown", request.method[:10], status, seconds)
-
-    return observe
-
-
 def _openapi(config: GatewayConfig) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handler(request: web.Request) -> web.Response:
         return web.json_response(describe(config))
@@ -81,8 +77,13 @@ def _openapi(config: GatewayConfig) -> Callable[[web.Request], Awaitable[web.Res
 
 @asynccontextmanager
 async def gateway(
-    backend: Backend, config: GatewayConfig, verify: Verify, host: str = "127.0.0.1", port: int = 8080
+    backend: Backend,
+    config: GatewayConfig,
+    verify: Verify,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    progress: Progress = dict,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the block is left; yields the address that it listens on. Raises UsageError when it is taken."""
-    async with listening(make_app(backend, config, verify), config, host, port) as address:
+    async with listening(make_app(backend, config, verify, progress), config, host, port) as address:
         yield address

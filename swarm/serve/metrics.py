@@ -17,18 +17,29 @@ _RATES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class GatewayMetrics:
-    """Counters fed by requests and run events."""
+class RequestMetrics:
+    """Requests by route."""
 
-    def __init__(self) -> None:
-        registry = CollectorRegistry()
-        self.registry = registry
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
             "wanswarm_http_requests", "Requests answered", ["route", "method", "status"], registry=registry
         )
         self._latency = Histogram(
             "wanswarm_http_request_seconds", "Time of a request", ["route"], buckets=_SECONDS, registry=registry
         )
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, method, str(status)).inc()
+        self._latency.labels(route).observe(seconds)
+
+
+class GatewayMetrics:
+    """Counters fed by requests and run events."""
+
+    def __init__(self) -> None:
+        registry = CollectorRegistry()
+        self.registry = registry
+        self.requests = RequestMetrics(registry)
         self._runs = Counter("wanswarm_runs", "Runs by how they ended", ["outcome"], registry=registry)
         self._tokens = Counter("wanswarm_tokens", "Tokens by kind", ["kind"], registry=registry)
         self._passes = Counter("wanswarm_passes", "Trips round the ring", registry=registry)
@@ -40,11 +51,8 @@ class GatewayMetrics:
         self._pass = Histogram(
             "wanswarm_pass_seconds", "Median pass time of each run", buckets=_SECONDS, registry=registry
         )
+        self._parts = Counter("wanswarm_pass_part_seconds", "Time of passes by part", ["part"], registry=registry)
         self._rate = Histogram("wanswarm_run_tokens_per_second", "Speed of each run", buckets=_RATES, registry=registry)
-
-    def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        self._requests.labels(route, method, str(status)).inc()
-        self._latency.labels(route).observe(seconds)
 
     def event(self, event: RunEvent) -> None:
         match event:
@@ -62,6 +70,9 @@ class GatewayMetrics:
                 self._rows.inc(result.rows_sent)
                 self._ttft.observe(result.ttft_seconds)
                 self._pass.observe(result.pass_ms / 1000)
+                compute = sum(stage.compute_ms for stage in result.ring)
+                self._parts.labels("compute").inc(result.passes * compute / 1000)
+                self._parts.labels("network_and_queue").inc(result.passes * max(0.0, result.pass_ms - compute) / 1000)
                 self._rate.observe(result.tokens_per_second)
 
     def ended(self, note: RunNote) -> None:
@@ -96,7 +107,7 @@ class StateCollector(Collector):
             ("wanswarm_node_kv_used_bytes", "Memory of sessions in use", lambda n: n.kv_used),
             ("wanswarm_node_kv_budget_bytes", "Memory of sessions at most", lambda n: n.kv_budget),
             ("wanswarm_node_sessions", "Open sessions", lambda n: n.sessions),
-            ("wanswarm_node_rows_in_flight", "Rows waiting or computing", lambda n: n.rows_in_flight),
+            ("wanswarm_node_queue_seconds", "Mean wait of a frame", lambda n: n.queue_ms and n.queue_ms / 1000),
         )
         for name, text, read in families:
             family = GaugeMetricFamily(name, text, labels=["node"])

@@ -3,57 +3,58 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from swarm.serve.admission import FairQueue
-from swarm.serve.backend import Backend
+from swarm.serve.backend import Backend, ModelFacts
 from swarm.serve.book import RunBook
 from swarm.serve.state import DashboardState, EdgeState, NodeState, count_holders, find_missing
 
 SHOWN_RUNS = 30
 
+Progress = Callable[[], Mapping[str, Any]]
 
-def gateway_state(backend: Backend, book: RunBook, queue: FairQueue) -> DashboardState:
+
+def gateway_state(
+    backend: Backend, book: RunBook, queue: FairQueue, progress: Mapping[str, Any] | None = None
+) -> DashboardState:
     """The swarm as the requester sees it, with the gateway's own runs."""
     now = time.monotonic()
     notes = [*reversed(book.active.values()), *book.past][:SHOWN_RUNS]
-    manifest = backend.manifest
-    status = {
-        "model": manifest.model,
-        "digest": manifest.digest,
-        "n_layers": manifest.n_layers,
-        "context": manifest.context,
-        **backend.status(),
-    }
     runs = tuple(note.as_json(now) for note in notes)
-    return state_from(status, "gateway", runs, queue.n_waiting)
+    return state_from(backend.status(), backend.manifest, "gateway", runs, queue.n_waiting, progress)
 
 
 def state_from(
-    status: Mapping[str, Any], role: str, runs: tuple[Mapping[str, Any], ...] = (), waiting: int = 0
+    status: Mapping[str, Any],
+    manifest: ModelFacts,
+    role: str,
+    runs: tuple[Mapping[str, Any], ...] = (),
+    waiting: int = 0,
+    progress: Mapping[str, Any] | None = None,
 ) -> DashboardState:
-    """`status`: the shape of `swarm status --json`."""
+    """`status`: as `mesh_status` tells it."""
     here = str(status.get("node", ""))
     nodes = tuple(_node(entry, here) for entry in status.get("nodes", ()))
-    n_layers = int(status.get("n_layers", 0))
-    holders = count_holders(nodes, n_layers)
+    holders = count_holders(nodes, manifest.n_layers)
+    layer_bytes = manifest.layer_bytes
     return DashboardState(
         role=role,
         here=here,
         swarm=str(status.get("swarm", "")),
-        model=str(status.get("model", "")),
-        digest=str(status.get("digest", "")),
-        n_layers=n_layers,
-        context=int(status.get("context", 0)),
+        model=manifest.model,
+        digest=manifest.digest,
+        n_layers=manifest.n_layers,
+        context=manifest.context,
         nodes=nodes,
         edges=tuple(_edge(entry) for entry in status.get("edges", ())),
         holders=holders,
         missing=find_missing(holders),
-        missing_bytes=status.get("missing_bytes"),
+        missing_bytes=sum(layer_bytes(layer) for layer, count in enumerate(holders) if not count) or None,
         runs=runs,
         waiting=waiting,
-        notice=str(status.get("notice", "")),
+        progress=progress or {},
     )
 
 
@@ -69,12 +70,11 @@ def _node(entry: Mapping[str, Any], here: str) -> NodeState:
         kv_used=entry.get("kv_used"),
         kv_budget=entry.get("kv_budget"),
         sessions=entry.get("sessions"),
-        rows_in_flight=entry.get("rows_in_flight"),
-        address=str(entry.get("address", "")),
+        queue_ms=entry.get("queue_ms"),
         owner=str(entry.get("owner", "")),
         here=str(entry["id"]) == here,
     )
 
 
 def _edge(entry: Mapping[str, Any]) -> EdgeState:
-    return EdgeState(str(entry["a"]), str(entry["b"]), entry.get("rtt_ms"), str(entry.get("kind", "direct")))
+    return EdgeState(str(entry["a"]), str(entry["b"]), entry.get("rtt_ms"), str(entry.get("kind", "")))

@@ -13,7 +13,8 @@ Phase = Literal["empty", "forming", "serving"]
 class NodeState:
     """One node. `layers` is [first, last) or None while it holds none; times in ms, sizes in bytes.
 
-    `state`: "serving", "joining", "leaving" or "lost" (was here, is not heard of any more).
+    `state`: "serving", "suspect" (others doubt it), "joining" (`layers` is what it is about to take), "draining" or
+    "lost" (was here, is not heard of any more).
     """
 
     id: str
@@ -25,20 +26,22 @@ class NodeState:
     kv_used: int | None = None
     kv_budget: int | None = None
     sessions: int | None = None
-    rows_in_flight: int | None = None
-    address: str = ""
+    queue_ms: float | None = None
     owner: str = ""
     here: bool = False
 
 
 @dataclass(frozen=True)
 class EdgeState:
-    """A measured path between two nodes, ids `a` and `b`. `kind`: "direct", "reverse", "punched" or "relay"."""
+    """A measured path between two nodes, ids `a` and `b`.
+
+    `kind`: "direct", "reverse", "punched" or "relay"; "" where only others know.
+    """
 
     a: str
     b: str
     rtt_ms: float | None
-    kind: str = "direct"
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class DashboardState:
     holders   per layer, how many nodes serve it
     missing   layer ranges [first, last) that nobody serves; `missing_bytes` is their weights
     runs      active first, then past ones, newest first (see RunNote.as_json)
-    totals    counters since start
+    progress  what is under way (see EventLog.as_json)
     """
 
     role: str
@@ -67,8 +70,7 @@ class DashboardState:
     missing_bytes: int | None = None
     runs: tuple[Mapping[str, Any], ...] = ()
     waiting: int = 0
-    totals: Mapping[str, float] = field(default_factory=dict)
-    notice: str = ""
+    progress: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def phase(self) -> Phase:

@@ -25,8 +25,9 @@ function edgeInto(state, parts, index) {
   const before = index === 0 ? state.here : parts[index - 1].id;
   const after = index === parts.length ? state.here : parts[index].id;
   const known = before && after ? edgeBetween(state, before, after) : null;
-  const stage = parts[index]?.stage;
-  return { rtt: known?.rtt_ms ?? stage?.rtt_ms ?? null, kind: known?.kind ?? stage?.edge ?? "direct" };
+  // A run tells what its requester measured: the way to each stage, so the first and the last edge of the ring.
+  const told = index === 0 ? parts[0].stage : index === parts.length ? parts[index - 1].stage : null;
+  return { rtt: known?.rtt_ms ?? told?.rtt_ms ?? null, kind: known?.kind || told?.edge || "" };
 }
 
 export function ringPicture(state, hue) {
@@ -85,7 +86,7 @@ function edgeShapes(edge, from, to, parts, index) {
     out.push(s("path", { class: "head", d: "M-4 -4L2 0L-4 4", transform: `translate(${ax.toFixed(2)} ${ay.toFixed(2)}) rotate(${(to - 1.5).toFixed(1)})` }));
     if (edge.rtt !== null) {
       out.push(s("text", { class: "rtt", x: x.toFixed(2), y: (y + 3).toFixed(2), "text-anchor": side }, ms(edge.rtt)));
-      if (edge.kind !== "direct") {
+      if (edge.kind && edge.kind !== "direct") {
         out.push(s("text", { class: "kind", x: x.toFixed(2), y: (y + 13).toFixed(2), "text-anchor": side }, edge.kind));
       }
     }
@@ -156,7 +157,7 @@ export function stageTable(state, hue) {
       h("td", { class: "n", "data-label": "layers" }, layers(part.layers)),
       h("td", { class: "n", "data-label": "compute" }, compute ? ms(compute) : "–"),
       h("td", { class: "n", "data-label": "round trip in" }, edge.rtt === null ? "–" : ms(edge.rtt),
-        edge.kind !== "direct" ? h("span", { class: "sub" }, edge.kind) : null));
+        edge.kind && edge.kind !== "direct" ? h("span", { class: "sub" }, edge.kind) : null));
   });
   return h("table", { class: "stages" },
     h("caption", { class: "unseen" }, "Stages of the ring in order"),

@@ -65,12 +65,13 @@ function nodeTable(state, hue) {
     h("td", { "data-label": "device" }, node.device || "–"),
     h("td", { class: "n", "data-label": "layers" }, node.layers ? layers(node.layers) : "–"),
     h("td", { class: "n", "data-label": "per layer" }, ms(node.layer_ms)),
+    h("td", { class: "n", "data-label": "queue" }, ms(node.queue_ms)),
     h("td", { class: "n", "data-label": "sessions" }, node.sessions ?? "–"),
     h("td", { class: "n", "data-label": "memory" }, node.kv_budget ? `${percent((node.kv_used || 0) / node.kv_budget)} of ${bytes(node.kv_budget)}` : "–")));
   return h("section", { class: "panel" }, h("h2", {}, "Nodes"),
     h("div", { class: "wide" }, h("table", { class: "nodes" },
       h("thead", {}, h("tr", {}, h("th", {}, "node"), h("th", {}, "state"), h("th", {}, "device"), h("th", { class: "n" }, "layers"),
-        h("th", { class: "n" }, "per layer"), h("th", { class: "n" }, "sessions"), h("th", { class: "n" }, "session memory"))),
+        h("th", { class: "n" }, "per layer"), h("th", { class: "n" }, "queue"), h("th", { class: "n" }, "sessions"), h("th", { class: "n" }, "session memory"))),
       h("tbody", {}, rows))));
 }
 
@@ -80,7 +81,7 @@ function edgeTable(state) {
   const name = (id) => names.get(id) || (id === state.here ? state.role : short(id));
   const rows = [...state.edges].sort((a, b) => (a.rtt_ms ?? 1e9) - (b.rtt_ms ?? 1e9)).map((edge) =>
     h("tr", { "data-key": `edge-${edge.a}-${edge.b}` }, h("td", { class: "who" }, `${name(edge.a)} – ${name(edge.b)}`),
-      h("td", { "data-label": "path" }, edge.kind), h("td", { class: "n", "data-label": "round trip" }, ms(edge.rtt_ms))));
+      h("td", { "data-label": "path" }, edge.kind || "–"), h("td", { class: "n", "data-label": "round trip" }, ms(edge.rtt_ms))));
   return h("section", { class: "panel" }, h("h2", {}, "Paths"),
     h("table", { class: "edges" }, h("thead", {}, h("tr", {}, h("th", {}, "between"), h("th", {}, "path"), h("th", { class: "n" }, "round trip"))), h("tbody", {}, rows)));
 }
@@ -94,7 +95,7 @@ function modelFacts(state) {
 
 export function steps(state) {
   const log = state.progress;
-  if (!log || (!log.steps.length && !log.notices.length)) return null;
+  if (!log?.steps || (!log.steps.length && !log.notices.length)) return null;
   return h("section", { class: "panel" }, h("h2", {}, "Under way"),
     log.steps.map((step) => h("p", { class: "step" }, `${step.step} ${step.what}`,
       h("progress", { max: step.total || null, value: step.total ? step.done : null, "aria-label": `${step.step} ${step.what}` }))),

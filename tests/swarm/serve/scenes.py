@@ -25,6 +25,7 @@ def node(place: int, first: int, last: int, **facts: Any) -> dict[str, Any]:
         "kv_used": [210, 120, 40, 0][place] * 1_000_000,
         "kv_budget": 2_000_000_000,
         "sessions": [3, 3, 2, 0][place],
+        "queue_ms": [0.4, 1.1, 3.8, 0.0][place],
     }
     return {**told, **facts}
 
@@ -34,7 +35,8 @@ def edges(*places: int) -> list[dict[str, Any]]:
     times = [18.4, 41.2, 63.7, 29.9, 35.0]
     kinds = ["direct", "punched", "relay", "direct", "direct"]
     return [
-        {"a": a, "b": b, "rtt_ms": times[i], "kind": kinds[i]} for i, (a, b) in enumerate(zip(ring, ring[1:], strict=False))
+        {"a": a, "b": b, "rtt_ms": times[i], "kind": kinds[i]}
+        for i, (a, b) in enumerate(zip(ring, ring[1:], strict=False))
     ]
 
 
@@ -43,7 +45,6 @@ FORMING = {
     "node": GATEWAY,
     "nodes": [node(0, 0, 12), node(1, 12, 20), node(3, 20, 30, state="joining", sessions=0)],
     "edges": edges(0, 1)[:2],
-    "missing_bytes": 104_000_000,
 }
 SERVING = {
     "node": GATEWAY,
@@ -54,7 +55,7 @@ LOST = {**SERVING, "nodes": [node(0, 0, 12), node(1, 12, 22), node(2, 22, 30, st
 
 RING = (
     StageInfo(IDS[0], "RTX 4090", (0, 12), 2.6, "direct", 18.4),
-    StageInfo(IDS[1], "M3 Max", (12, 22), 4.9, "punched", 41.2),
-    StageInfo(IDS[2], "EPYC 7443, 8 threads", (22, 30), 10.8, "relay", 63.7),
+    StageInfo(IDS[1], "M3 Max", (12, 22), 4.9, "direct", 33.0),
+    StageInfo(IDS[2], "EPYC 7443, 8 threads", (22, 30), 10.8, "direct", 29.9),
 )
 RING_AFTER = (RING[0], replace(RING[1], layers=(12, 14)), StageInfo(IDS[3], "RTX 3060", (14, 30), 5.8, "direct", 35.0))

@@ -66,6 +66,9 @@ class TinyManifest:
     vocab_size: int = 258
     context: int = CONTEXT
 
+    def layer_bytes(self, layer: int) -> int:
+        return 10_400_000
+
 
 @dataclass
 class TinyBackend:

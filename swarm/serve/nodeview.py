@@ -1,0 +1,51 @@
+"""A node's own page on its own port: the same pictures, read-only, without chat, runs or anything secret."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from swarm.serve.backend import ModelFacts
+from swarm.serve.config import GatewayConfig
+from swarm.serve.hub import Hub
+from swarm.serve.listen import protocol_factory, runner_of
+from swarm.serve.metrics import RequestMetrics, StateCollector
+from swarm.serve.snapshot import Progress, state_from
+from swarm.serve.state import DashboardState
+from swarm.serve.views import Views, state_registry
+from swarm.serve.web import add_headers, frame, observer
+
+# Anybody who can reach the node may look, under whatever name it has; there is nothing here to protect from a page.
+VIEW_CONFIG = GatewayConfig(allow_hosts=("*",), max_connections=256)
+
+
+def make_view(
+    status: Callable[[], Mapping[str, Any]], manifest: ModelFacts, progress: Progress = dict
+) -> web.Application:
+    """The application. `status`: as `mesh_status` tells it; `progress`: as `swarm.progress.EventLog.as_json` does."""
+
+    def state() -> DashboardState:
+        return state_from(status(), manifest, "node", progress=progress())
+
+    registry = CollectorRegistry()
+    hub = Hub(state)
+    views = Views(hub, VIEW_CONFIG, (registry, state_registry(StateCollector(state))))
+    app = web.Application(middlewares=[frame(VIEW_CONFIG, observer(RequestMetrics(registry)))])
+    app.on_response_prepare.append(add_headers(VIEW_CONFIG))
+    app.on_shutdown.append(lambda _: hub.close())
+    app.add_routes(views.routes())
+    return app
+
+
+@asynccontextmanager
+async def node_view(
+    status: Callable[[], Mapping[str, Any]], manifest: ModelFacts, progress: Progress = dict
+) -> AsyncIterator[Callable[[], asyncio.Protocol]]:
+    """Yields what `Switchboard.http` wants: a maker of protocols for connections that begin like HTTP."""
+    async with runner_of(make_view(status, manifest, progress), VIEW_CONFIG) as server:
+        yield lambda: protocol_factory(server, VIEW_CONFIG.max_connections)
