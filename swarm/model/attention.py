@@ -8,8 +8,9 @@ plan of the forward under way: no global, nothing threaded through models' keywo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,9 +29,28 @@ _MASK_ROUND = 16
 """Masked key ranges are rounded up to this many slots: GPU kernels want aligned masks."""
 
 
+class Plan(Protocol):
+    """How the rows [start, stop) of a forward attend: the slots they write, the range [low, high) they read."""
+
+    kv: SessionKV
+    start: int
+    low: int
+    high: int
+
+    @property
+    def write(self) -> slice | torch.Tensor: ...
+
+    @property
+    def stop(self) -> int: ...
+
+    def mask(self, window: int | None, groups: int) -> torch.Tensor | None:
+        """Additive [groups * rows, high - low] in the block's dtype, the rows repeated; None if all is visible."""
+        ...
+
+
 @dataclass
 class JobPlan:
-    """How the rows of one job attend: which slots they write, which range [low, high) they read, and the masks."""
+    """The plan of one job, made from its rows."""
 
     kv: SessionKV
     rows: Rows
@@ -45,8 +65,7 @@ class JobPlan:
     def __post_init__(self) -> None:
         rows, scratch = self.rows, self.kv.layout.scratch
         slots = rows.slot.astype(np.int64)
-        drafted = slots < scratch
-        self.kv.position[slots[drafted]] = rows.position[drafted]
+        note_positions(rows, self.kv)
         first = int(slots[0])
         if np.array_equal(slots, np.arange(first, first + len(slots))):
             self.write = slice(first, first + len(slots))
@@ -71,23 +90,30 @@ class JobPlan:
         return self.masks[key]
 
     def _make_mask(self, window: int | None, groups: int) -> torch.Tensor | None:
-        visible = self.visible(window)
+        visible = visible_slots(self.rows, self.kv, window, self.low, self.high)
         if visible.all():
             return None
         hidden = torch.from_numpy(~visible).to(self.device)
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(hidden, float("-inf")).repeat(groups, 1)
 
-    def visible(self, window: int | None) -> NDArray[np.bool_]:
-        """[n, high - low]: may row i see slot low + j? Distance in positions must be under `window` if given."""
-        rows, scratch = self.rows, self.kv.layout.scratch
-        drafts = np.unpackbits(rows.ancestors, axis=1, bitorder="little").view(np.bool_)[:, self.low : scratch]
-        committed = np.arange(self.high - scratch)
-        seen = np.concatenate([drafts, committed < rows.prefix[:, None]], axis=1)
-        if window is not None:
-            place = np.concatenate([self.kv.position[self.low : scratch], committed])
-            seen &= rows.position[:, None].astype(np.int64) - place < window
-        return seen
+
+def note_positions(rows: Rows, kv: SessionKV) -> None:
+    """Remember the positions of the scratch slots that these rows write."""
+    drafted = rows.slot < kv.layout.scratch
+    kv.position[rows.slot[drafted]] = rows.position[drafted]
+
+
+def visible_slots(rows: Rows, kv: SessionKV, window: int | None, low: int, high: int) -> NDArray[np.bool_]:
+    """[n, high - low]: may row i see slot low + j? Distance in positions must be under `window` if given."""
+    scratch = kv.layout.scratch
+    drafts = np.unpackbits(rows.ancestors, axis=1, bitorder="little").view(np.bool_)[:, low:scratch]
+    committed = np.arange(high - scratch)
+    seen = np.concatenate([drafts, committed < rows.prefix[:, None]], axis=1)
+    if window is not None:
+        place = np.concatenate([kv.position[low:scratch], committed])
+        seen &= rows.position[:, None].astype(np.int64) - place < window
+    return seen
 
 
 @dataclass
@@ -103,7 +129,7 @@ class Attending:
     """What the attention modules of one block share: the jobs of the forward under way (one thread computes)."""
 
     def __init__(self) -> None:
-        self.jobs: list[JobPlan] = []
+        self.jobs: Sequence[Plan] = []
         self.trial: list[Call] | None = None
 
 
@@ -140,7 +166,7 @@ def attend(
 
 
 def _attend_job(
-    job: JobPlan,
+    job: Plan,
     layer: int,
     query: torch.Tensor,
     key: torch.Tensor,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from swarm.events import Report, silent
-from swarm.model.attention import JobPlan
+from swarm.model.attention import JobPlan, Plan
 from swarm.model.checkpoint import Checkpoint
 from swarm.model.kvcache import SessionKV
 from swarm.model.load import Loaded, load_layers
@@ -53,7 +53,7 @@ class Block:
         self.hidden_size, self.vocab_size = shape.hidden_size, shape.vocab_size
         self.device, self.dtype = device, dtype
         self.kv_shapes = loaded.kv_shapes
-        self._loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
+        self.loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
 
     def view(self, first: int, last: int) -> Block:
         """Layers [first, last) of this block, sharing its weights. Raises ValueError if it does not hold them."""
@@ -61,7 +61,7 @@ class Block:
             raise ValueError(f"layers {first}:{last} of a block that holds {self.first}:{self.last}")
         if (first, last) == (self.first, self.last):
             return self
-        shape = self._loaded.shape.within(first, last)
+        shape = self.loaded.shape.within(first, last)
         model = _twin(self._model)
         cut(model, shape, offset=self.first)
         kv = self.kv_shapes[first - self.first : last - self.first]
@@ -92,17 +92,25 @@ class Block:
             self._attending.jobs = []
 
     @torch.inference_mode()
-    def forward_static(self, plan: JobPlan, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """One forward of a whole model whose plan, tokens and positions (int64 [n]) are tensors on the device.
+    def compute(self, plans: Sequence[Plan], inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """One forward over what is on the device already; nothing is read on the host, so a CUDA graph can hold it.
 
-        Nothing is read on the host, so a CUDA graph can hold it. Returns float32 logits [n, vocab_size], all rows.
+        inputs: token ids int64 [T] at the head, else hidden rows [T, hidden_size]; positions int64 [T]; the plans
+        cover the T rows. Returns hidden rows [T, hidden_size], at the tail float32 logits [T, vocab_size] of all rows.
         """
-        self._attending.jobs = [plan]
+        self._attending.jobs = plans
         try:
-            logits = self._model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits
-            return logits[0].float()  # type: ignore[no-any-return]
+            given = {"input_ids" if self.head else "inputs_embeds": inputs[None]}
+            if self.tail:
+                return self._model(**given, position_ids=positions[None], use_cache=False).logits[0].float()  # type: ignore[no-any-return]
+            inner = inner_model(self._model)
+            return inner(**given, position_ids=positions[None], use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
         finally:
             self._attending.jobs = []
+
+    def forward_static(self, plan: Plan, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """`compute` of a whole model for the rows of one plan: logits float32 [n, vocab_size]."""
+        return self.compute([plan], tokens, positions)
 
     def narrow_head(self, tokens: torch.Tensor) -> None:
         """From now on score these token ids only (int64 [v]), in this order. Changes `vocab_size`; for drafters, whose

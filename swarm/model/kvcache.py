@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from swarm.errors import BusyError
 from swarm.model.rows import Commits, Layout
 
+SPARE = 1
+"""Slots behind a session's own, that nothing ever sees: rows that only fill a frame up are written there."""
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -51,7 +54,7 @@ class KVPool:
     def session_bytes(self, layout: Layout, first: int, last: int) -> int:
         """Bytes that a session over layers [first, last) takes."""
         shapes = self._shapes(first, last)
-        return sum(2 * s.heads * s.dim for s in shapes) * layout.slots * self.block.dtype.itemsize
+        return sum(2 * s.heads * s.dim for s in shapes) * (layout.slots + SPARE) * self.block.dtype.itemsize
 
     def open(self, layout: Layout, first: int, last: int) -> SessionKV:
         """A session over layers [first, last). Raises BusyError when the budget does not hold it now."""
@@ -75,8 +78,8 @@ class KVPool:
 class SessionKV:
     """Keys and values of one session.
 
-    keys(layer), values(layer): [heads, slots, dim] in the block's dtype, zeros at first (a masked slot still takes
-    part in the sum with weight 0, and 0 times NaN would not be 0).
+    layer(i): keys and values, each [heads, slots + SPARE, dim] in the block's dtype, zeros at first (a masked slot
+    still takes part in the sum with weight 0, and 0 times NaN would not be 0).
     position: int64 [scratch], the position of the row that last wrote each scratch slot (for sliding windows).
     """
 
@@ -90,12 +93,12 @@ class SessionKV:
         self._stores: list[torch.Tensor] = []
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
         for shape, count in _runs(shapes):
-            store = _zeros((count, 2, shape.heads, layout.slots, shape.dim), dtype, device)
+            store = _zeros((count, 2, shape.heads, layout.slots + SPARE, shape.dim), dtype, device)
             self._stores.append(store)
             self._layers += [(store[i, 0], store[i, 1]) for i in range(count)]
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(keys, values) of a layer of the model, each [heads, slots, dim]; written in place."""
+        """(keys, values) of a layer of the model; written in place."""
         return self._layers[layer - self.first]
 
     def commit(self, commits: Commits) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.errors import ModelError
-from swarm.model.attention import JobPlan, attend
+from swarm.model.attention import JobPlan, attend, visible_slots
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Commits, Layout, Rows, no_commits
 from tests.swarm.model.tiny import CPU, VOCAB, Chain, MemoryCheckpoint, certain, chain_of, path_to, random_model
@@ -113,7 +113,7 @@ def test_scratch_from_the_top_keeps_the_range_short() -> None:
     tree = (4, [-1, 0], [15, 14], [1, 2], [2])
     plan = plan_of(frame(tree, 0, 2), LAYOUT)
     assert (plan.low, plan.high) == (8, 24)  # 8 scratch and 4 committed slots, rounded up
-    assert plan.visible(None).sum() == (4 + 1) + (4 + 2)
+    assert visible_slots(plan.rows, plan.kv, None, plan.low, plan.high).sum() == (4 + 1) + (4 + 2)
 
 
 def test_arguments_that_would_change_the_result_are_refused() -> None:

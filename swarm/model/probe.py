@@ -1,0 +1,87 @@
+"""What this machine can do with a block, measured: the numbers that planning and the controller start from."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+
+from swarm.events import Progress, Report, silent
+from swarm.model.block import Block, Job
+from swarm.model.device import free_bytes
+from swarm.model.kvcache import KVPool
+from swarm.model.rows import Layout, Rows, no_commits
+
+ROWS = (1, 8, 64)
+_PREFIX = 128
+_LAYOUT = Layout(scratch=64, context=_PREFIX + 64)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measured cost of a block.
+
+    ms_per_layer  rows in a forward -> median milliseconds per layer, on 128 committed positions. At the head and the
+                  tail the middle layers are measured, so that ends do not count as layers.
+    end_ms        rows -> milliseconds of a whole forward beyond the layers: embedding and Python; at the tail also norm
+                  and head for every row
+    free_bytes    memory of the device that key/value sessions may take now, weights already in place
+    cpu_load      share of this host's CPU in use by others and us just before the measurement, 0 to 1
+    """
+
+    ms_per_layer: dict[int, float]
+    end_ms: dict[int, float]
+    free_bytes: int
+    cpu_load: float
+
+
+def probe(block: Block, repeats: int = 5, report: Report = silent) -> Probe:
+    """Measure a block. Takes about a second for a small model; runs in the compute thread."""
+    load = psutil.cpu_percent(interval=0.1) / 100
+    inner = block.view(*_middle(block))
+    per_layer: dict[int, float] = {}
+    ends: dict[int, float] = {}
+    for done, rows in enumerate(ROWS, 1):
+        middle = _median_ms(inner, rows, repeats)
+        per_layer[rows] = middle / (inner.last - inner.first)
+        whole = middle if inner is block else _median_ms(block, rows, repeats)
+        ends[rows] = max(0.0, whole - per_layer[rows] * (block.last - block.first))
+        report(Progress("probe", f"{rows} rows", done, len(ROWS), "steps"))
+    return Probe(per_layer, ends, free_bytes(block.device), load)
+
+
+def _middle(block: Block) -> tuple[int, int]:
+    """The widest range that leaves the model's ends out, if there is one."""
+    first, last = block.first + int(block.head), block.last - int(block.tail)
+    return (first, last) if first < last else (block.first, block.last)
+
+
+def _median_ms(block: Block, count: int, repeats: int) -> float:
+    pool = KVPool(block, 1 << 62)
+    kv = pool.open(_LAYOUT, block.first, block.last)
+    try:
+        position = np.arange(_PREFIX, _PREFIX + count)
+        rows = Rows(
+            slot=(position + _LAYOUT.scratch).astype(np.uint32),
+            position=position.astype(np.uint32),
+            prefix=(position + 1).astype(np.uint32),
+            ancestors=np.zeros((count, _LAYOUT.scratch // 8), np.uint8),
+            token=np.zeros(count, np.int32),
+            want=np.ones(count, bool),
+        )
+        hidden = None if block.head else torch.zeros(count, block.hidden_size, dtype=block.dtype, device=block.device)
+        job = Job(kv, no_commits(), rows, hidden)
+        times = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            block.forward([job])
+            if block.device.type == "cuda":
+                torch.cuda.synchronize(block.device)
+            times.append((time.perf_counter() - start) * 1e3)
+        return statistics.median(times[1:])  # the first one warms caches and allocators up
+    finally:
+        kv.close()

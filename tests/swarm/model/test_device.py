@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+
+from swarm.errors import UsageError
+from swarm.model.block import load_block
+from swarm.model.device import choose_device, describe, free_bytes, usable_cores
+from swarm.model.dtype import choose_dtype, computes_bfloat16, dtype_name
+from swarm.model.probe import ROWS, probe
+from tests.swarm.model.tiny import CPU, MemoryCheckpoint, random_model, tiny_config
+
+
+def test_without_a_number_it_is_the_cpu() -> None:
+    assert choose_device(None) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, "--gpu 2: this machine has no usable GPU; use --cpu"),
+        (2, "--gpu 2: this machine has GPUs 0 to 1; use --cpu or"),
+    ],
+)
+def test_an_absent_gpu_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch, count: int, message: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(UsageError, match=message):
+        choose_device(2)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_takes_bfloat16_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+    assert choose_dtype("float32", CPU) == torch.float32
+    assert choose_dtype("bfloat16", CPU) == torch.bfloat16
+    assert dtype_name(torch.bfloat16) == "bfloat16"
+    assert not computes_bfloat16(torch.device("meta"))
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(UsageError, match="--dtype must be auto, float32 or bfloat16, found half"):
+        choose_dtype("half", CPU)
+
+
+def test_hardware_of_this_machine() -> None:
+    found = describe(CPU)
+    assert found.kind == "cpu"
+    assert found.name
+    assert found.memory_bytes == psutil.virtual_memory().total
+    assert 1 <= found.cores == usable_cores()
+    assert found.threads == torch.get_num_threads()
+    assert 0 < free_bytes(CPU) <= found.memory_bytes
+
+
+@pytest.mark.gpu
+def test_hardware_of_a_gpu() -> None:
+    found = describe(choose_device(0))
+    assert found.kind == "cuda"
+    assert found.name == torch.cuda.get_device_name(0)
+    assert 0 < free_bytes(torch.device("cuda", 0)) <= found.memory_bytes
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 6), (0, 2), (2, 4), (4, 6), (5, 6)])
+def test_a_probe_measures_layers_and_ends(first: int, last: int) -> None:
+    block = load_block(MemoryCheckpoint(random_model(tiny_config("llama"))), first, last, CPU, torch.float32)
+    found = probe(block, repeats=2)
+    assert tuple(found.ms_per_layer) == tuple(found.end_ms) == ROWS
+    assert all(ms > 0 for ms in found.ms_per_layer.values())
+    assert all(ms >= 0 for ms in found.end_ms.values())
+    assert found.free_bytes > 0
+    assert 0 <= found.cpu_load <= 1
