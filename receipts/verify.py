@@ -211,7 +211,11 @@ def _recompute(run: Run, disclosed: Disclosed, options: Options, progress: _Prog
     if options.auditor is None and options.replayer is None:
         progress.claims.append(Claim(Standing.NOT_CHECKED, "recompute", "no row was recomputed (--audit, --replay)"))
         return
-    limit = options.limit(run.order.dtype, run.order.wire)
+    try:
+        limit = options.limit(run.order.dtype, run.order.wire)
+    except ReceiptError as exc:
+        progress.not_conclusive.append(exc.claim)
+        return
     if options.auditor is not None:
         outcome = audit.check_audit(run, options.auditor, limit, options.audit_rows, options.below)
         _take(outcome, Level.SAMPLED, progress)

@@ -72,6 +72,7 @@ class Ring:
     record: RequesterRecord
     parties: dict[str, Party]
     stages: list[StageRecord]
+    witnesses: list[WitnessRecord]
     body_of: Callable[[int, int], bytes]
     traffic: dict[tuple[int, int], list[Frame]] = field(default_factory=dict)
     """Frames by (epoch, edge)."""
@@ -127,7 +128,7 @@ def run_ring(
     ]
     for witness in watching:
         record.witnessed_untrusted(witness.sign_order(), "order")
-    result = Ring(b"", record, parties, [], body_of)
+    result = Ring(b"", record, parties, [], watching, body_of)
     records = _open(record, ring, {}, random, addresses)
     position = len(PROMPT)
     until = position + len(tokens)
@@ -308,23 +309,23 @@ def _ring(name: str) -> Ring:
     return run_ring(salt=name)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ring() -> Ring:
     """A complete run of three stages with one witness; tokens and text shown."""
     return _ring("plain")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def rings() -> Callable[[str], Ring]:
     """A run by name: plain, other, recovered, failed, private, open."""
     return _ring
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_ring() -> Callable[..., Ring]:
     return run_ring
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def resign() -> Callable[..., bytes]:
     return resigned
