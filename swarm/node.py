@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import torch
 
+import receipts
+from receipts.rows import RowStore
 from swarm import __version__
 from swarm.config import DEFAULT_MODEL, JoinConfig
 from swarm.entry import enter_by_invite, find_on_lan
@@ -30,13 +32,15 @@ from swarm.mesh.membership import Membership
 from swarm.mesh.record import NodeRecord
 from swarm.mesh.saved import Saved, load, save
 from swarm.model.checkpoint import Checkpoint, open_model
-from swarm.model.device import choose_device, describe, usable_cores
+from swarm.model.device import Hardware, choose_device, describe, usable_cores
 from swarm.model.dtype import choose_dtype, dtype_name
 from swarm.model.store import ModelStore
 from swarm.net.address import Address, format_address
 from swarm.net.nodeid import id_text
 from swarm.net.switchboard import Switchboard
+from swarm.ring.notary import Notary, open_log, salted, software
 from swarm.ring.stage import StageServer
+from swarm.ring.witness import NotaryServer
 from swarm.state import LAST_INVITE, locked
 
 log = logging.getLogger(__name__)
@@ -121,11 +125,13 @@ async def _live(
         hosting = await _unless(stop, loading)
         if hosting is None:
             return
+        notary = _notary(config, state, identity, checkpoint, hosting, describe(device))
+        stack.callback(notary.close)
         server = StageServer(
-            hosting.hosted, board, hosting.limits, reach=None, admitted=gossip.admitted, threads=threads
+            hosting.hosted, board, hosting.limits, admitted=gossip.admitted, threads=threads, notary=notary
         )
         servers.append(server)
-        for kind, handler in server.handlers().items():
+        for kind, handler in {**server.handlers(), **NotaryServer(notary, gossip.admitted).handlers()}.items():
             board.handle(kind, handler)
         serving = asyncio.create_task(server.run())
         stack.push_async_callback(_ended, serving)
@@ -206,6 +212,35 @@ async def _checkpoint(config: JoinConfig, ref: str, store: ModelStore, report: R
                 f"{checkpoint.manifest.model} has {n} layers"
             )
     return checkpoint
+
+
+def _notary(
+    config: JoinConfig, state: Path, identity: Identity, checkpoint: Checkpoint, hosting: Hosting, device: Hardware
+) -> Notary:
+    """What this node signs with and says of itself."""
+    log = open_log(state / "log", identity.id)
+    private = (salted("uuid", device.uuid),) if device.uuid else ()
+    claims = receipts.Hardware(
+        device=device.name[:100],
+        type=device.kind,
+        memory_bytes=device.memory_bytes,
+        driver=device.driver[:100],
+        cpu=describe(torch.device("cpu")).name[:100],
+        cores=device.cores,
+        uuid=private[0].digest if private else None,
+        us_per_layer=dict(zip(("1", "8", "64"), hosting.speed_us, strict=True)),
+    )
+    return Notary(
+        author=log.author(identity.sign),
+        log=log,
+        software=software(),
+        manifest=checkpoint.manifest.digest,
+        weights=checkpoint.manifest.weights_digest,
+        hardware=claims,
+        private=private,
+        rows=RowStore(state / "rows"),
+        disclose=config.disclose,
+    )
 
 
 def _about(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,19 @@ from swarm.mesh.saved import Saved, save
 from swarm.model.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
 from swarm.model.manifest import Manifest
 from swarm.model.store import ModelStore
+from swarm.net.message import Message
 from swarm.net.nodeid import id_text, parse_id_untrusted
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.control import Costs
+from swarm.ring.notary import Notary, open_log, software
 from swarm.ring.opening import StagePlan
 from swarm.ring.plan import Ask, Member, plan_route, usual_speed
 from swarm.ring.reach import DIAL_TIMEOUT_S, Reach
+from swarm.ring.receipt import ReceiptPlan
 from swarm.ring.request import Desk, TargetFacts
 from swarm.ring.run import Draft, RunEvent, RunRequest, StageInfo
+from swarm.ring.witness import WITNESS
 from swarm.shape import model_shape
 from swarm.state import requester_folder
 
@@ -75,7 +79,15 @@ def load_target(config: RequesterConfig, ref: str, report: Report = silent) -> T
 class Requester:
     """`async with await Requester.connect(config, report) as r`: then any number of `r.run(...)` at once."""
 
-    def __init__(self, stack: AsyncExitStack, target: Target, board: Switchboard, gossip: Gossip, state: Path) -> None:
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        target: Target,
+        board: Switchboard,
+        gossip: Gossip,
+        state: Path,
+        notary: Notary,
+    ) -> None:
         self._stack = stack
         self._target, self._board, self.gossip = target, board, gossip
         self.receipts_dir = state / "receipts"
@@ -90,6 +102,15 @@ class Requester:
             self._describe,
             self._wire,
             greeting(board, gossip),
+            ReceiptPlan(
+                folder=self.receipts_dir,
+                notary=notary,
+                model=target.ref[:100],
+                n_layers=self.manifest.n_layers,
+                dtype=self._dtype,
+                witnesses=self._witnesses,
+                ask=self._ask_witness,
+            ),
         )
 
     @classmethod
@@ -112,7 +133,12 @@ class Requester:
             gossip = await stack.enter_async_context(
                 Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what))
             )
-            requester = cls(stack, target, board, gossip, config.member.state)
+            manifest = target.checkpoint.manifest
+            kept = open_log(folder / "log", identity.id)
+            author = kept.author(identity.sign)
+            notary = Notary(author, kept, software(), manifest.digest, manifest.weights_digest)
+            stack.callback(notary.close)
+            requester = cls(stack, target, board, gossip, config.member.state, notary)
             for kind, handler in requester.desk.handlers().items():
                 board.handle(kind, handler)
             await stack.enter_async_context(requester.desk)
@@ -167,8 +193,9 @@ class Requester:
 
     async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncIterator[RunEvent]:
         """The events of one run, `Finished` last."""
-        async for event in self.desk.run(request):
-            yield event
+        async with aclosing(self.desk.run(request, receipt)) as events:
+            async for event in events:
+                yield event
 
     # What the desk asks
 
@@ -235,6 +262,28 @@ class Requester:
         views = [self.gossip.member(stage.node) for stage in stages]
         exact = all(view is not None and view.record.dtype == "float32" for view in views)
         return "float32" if exact else "bfloat16"
+
+    def _dtype(self, stages: Sequence[StagePlan]) -> str:
+        """What the stages say they compute in, for the order."""
+        views = [self.gossip.member(stage.node) for stage in stages]
+        found = {view.record.dtype for view in views if view is not None}
+        return found.pop() if len(found) == 1 else "mixed"
+
+    def _witnesses(self, stages: Sequence[StagePlan], count: int | None) -> list[bytes]:
+        """Members outside the ring, nearest first: as many as asked, else one when there is one."""
+        ring = {stage.node for stage in stages} | {self._board.id}
+        free = [v for v in self.gossip.members() if v.standing == "up" and v.record.node not in ring]
+        near = sorted(free, key=lambda view: (view.rtt_ms is None, view.rtt_ms or 0.0))
+        return [view.record.node for view in near[: 1 if count is None else count]]
+
+    async def _ask_witness(self, node: bytes, header: dict[str, bytes | str]) -> bytes:
+        view = self.gossip.member(node)
+        addresses = view.record.addresses if view is not None else ()
+        peer = await greeting(self._board, self.gossip)(StagePlan(node, tuple(addresses), 0, 1))
+        envelope = (await peer.call(Message(WITNESS, header), DIAL_TIMEOUT_S)).header.get("envelope")
+        if not isinstance(envelope, bytes):
+            raise PeerError("expected a witness's envelope, found none")
+        return envelope
 
     async def _wait_covered(self) -> None:
         """News of the members comes a moment after the hello. Raises CoverageError naming the layers that miss."""

@@ -93,7 +93,7 @@ def _same_work(old: StageSession, opening: OpenRun) -> bool:
 
 def _carry_over(session: StageSession, opening: OpenRun, peer: Peer) -> None:
     session.opening, session.upstream, session.downstream = opening, peer, None
-    session.last_seq, session.heard = -1, time.monotonic()
+    session.last_seq, session.heard, session.measured_back = -1, time.monotonic(), False
     session.ready, session.outbox = asyncio.Event(), asyncio.Queue()
     session.queue.clear()
 

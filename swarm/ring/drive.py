@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from draft.base import Drafter, DraftStep, Expansion
 from swarm.errors import CoverageError, RunError
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.link import Loss, RingLink, StageRefused
 from swarm.ring.opening import OpenRun, StagePlan
+from swarm.ring.receipt import RunAccount
 from swarm.ring.run import Committed, FinishReason, Opened, Recovering, RunEvent, StageInfo
 from swarm.ring.speculate import Speculation
 from swarm.ring.text import TextStream
@@ -59,6 +61,7 @@ class RunParts:
     describe: Callable[[StagePlan, dict[str, object], float], StageInfo]
     unreachable: Callable[[Sequence[StagePlan]], Awaitable[frozenset[bytes]]]
     patience_s: float
+    order: Callable[[Sequence[StagePlan]], RunAccount] | None = None
 
 
 class RunLoop:
@@ -70,6 +73,7 @@ class RunLoop:
         self.link = parts.link
         self.tally = Tally(time.monotonic())
         self.ring: tuple[StageInfo, ...] = ()
+        self.prompt_tokens = len(parts.core.tokens)
         self.emitted: list[int] = []
         self._lost: dict[bytes, float] = {}
         self._step: asyncio.Future[list[Expansion]] | None = None
@@ -234,7 +238,7 @@ class RunLoop:
                     return False
                 await asyncio.sleep(REPLAN_EVERY_S)
                 continue
-            opening = replace(opening, stages=stages)
+            opening = replace(opening, stages=stages, record=self._signed(stages))
             told = asyncio.Event()
             tokens = self.core.tokens[: opening.keep]
             self._opening = self._group.create_task(_refusal(self.link.open(opening, told.set, tokens)))
@@ -249,6 +253,19 @@ class RunLoop:
             self._last_reason = str(refusal)
             self._exclude(refusal.node, refusal.busy)
             opening = replace(opening, epoch=opening.epoch + 1)
+
+    def _signed(self, stages: Sequence[StagePlan]) -> Mapping[str, Any] | None:
+        """The order, or the plan that replaces the one before, for the opening."""
+        if self.parts.order is None:
+            return None
+        account = self.link.account
+        if account is None:
+            account = self.link.account = self.parts.order(stages)
+            self._group.create_task(account.witness_order(stages))
+        else:
+            lost = [node for node in self._lost if node in {stage.node for stage in self.link.opening.stages}]
+            account.replan(stages, len(self.core.tokens), lost, self._last_reason)
+        return account.header
 
     def _exclude(self, node: bytes, busy: bool = False) -> None:
         self._lost[node] = time.monotonic() + (BUSY_FORGET_S if busy else 3600.0)

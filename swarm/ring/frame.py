@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swarm.errors import PeerError
-from swarm.model.rows import MAX_ROWS, Commits, Rows
+from swarm.model.rows import MAX_ROWS, Commits, Layout, Rows
 from swarm.net.message import Message
 
 DOWN = "ring.down"
@@ -130,6 +130,21 @@ def parse_frame_untrusted(message: Message) -> Frame:
         replay=_integer(header, "p", -1, MAX_STAGES),
         hidden=_hidden(header, reader),
     )
+
+
+def encode_commits(commits: Commits) -> bytes:
+    """Commits that travel without a frame: slot u32[m], then position u32[m]."""
+    return commits.slot.astype("<u4").tobytes() + commits.position.astype("<u4").tobytes()
+
+
+def parse_commits_untrusted(data: object, layout: Layout) -> Commits:
+    """The reverse of `encode_commits`. Raises PeerError."""
+    if not isinstance(data, bytes) or len(data) % 8 or len(data) > 8 * MAX_ROWS:
+        raise PeerError("expected commits, found other bytes")
+    both = np.frombuffer(data, "<u4").reshape(2, -1)
+    if both.size and (int(both[0].max()) >= layout.scratch or int(both[1].max()) >= layout.context):
+        raise PeerError("a commit reaches outside the session's slots")
+    return Commits(both[0], both[1])
 
 
 def encode_answer(answer: Answer) -> Message:

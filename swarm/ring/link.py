@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from receipts import ReceiptError
 from swarm.errors import BusyError, PeerError, RunError
-from swarm.model.rows import no_commits
+from swarm.model.rows import Commits, no_commits
 from swarm.net.message import Message
 from swarm.net.peer import Peer
-from swarm.ring.frame import DOWN, Answer, Frame, encode_frame
+from swarm.ring.account import measure
+from swarm.ring.frame import DOWN, Answer, Frame, encode_commits, encode_frame
 from swarm.ring.opening import OpenRun, Word, encode_open
 from swarm.ring.reach import Reach
+from swarm.ring.receipt import RunAccount
 from swarm.ring.replay import REPLAY_ROWS, certain_rows, leading_fresh
+
+log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 10.0
@@ -55,9 +61,12 @@ class RingLink:
     answers: deque[tuple[Answer, float]] = field(default_factory=deque)
     losses: deque[Loss] = field(default_factory=deque)
     said: tuple[dict[str, Any], ...] = ()
+    account: RunAccount | None = None
     head: Peer | None = None
     tail: Peer | None = None
     _word: asyncio.Future[Word] | None = None
+    _ended: asyncio.Queue[Mapping[str, Any]] = field(default_factory=asyncio.Queue)
+    _pings: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def open(self, opening: OpenRun, told: Callable[[], None], tokens: Sequence[int]) -> None:
         """Dial head and tail and form the ring. Frames may follow once `told` is called, before all have answered.
@@ -72,6 +81,7 @@ class RingLink:
                 self.head = await self.reach(head)
             with _naming(tail.node):
                 self.tail = await self.reach(tail)
+            self._measure()
             with _naming(head.node):
                 await self.head.send(encode_open(opening), flow=opening.run)
             if not opening.keep:
@@ -84,6 +94,9 @@ class RingLink:
             raise StageRefused(word.refused, word.reason, word.busy)
         if len(word.said) != len(opening.stages):
             raise StageRefused(head.node, f"expected {len(opening.stages)} stages to answer, found {len(word.said)}")
+        if self.account is not None:
+            with _naming(head.node):
+                self.account.opened(word.record or {})
         self.said = word.said
         if opening.keep:
             await self._replay_head(tokens)
@@ -97,21 +110,44 @@ class RingLink:
             rows = certain_rows(opening.layout, first, tokens[first : min(first + REPLAY_ROWS, opening.keep)])
             await self.send(Frame(opening.run, opening.epoch, seq, no_commits(), rows, replay=newcomers - 1))
 
+    def _measure(self) -> None:
+        """Ping along the requester's two edges while this epoch lasts."""
+        self.stop_pings()
+        if self.account is not None and self.head is not None and self.tail is not None:
+            record = self.account.record
+            for peer, log in ((self.head, record.outbound), (self.tail, record.inbound)):
+                self._pings.append(asyncio.create_task(measure(peer, log)))
+
+    def stop_pings(self) -> None:
+        """End the pings; the link is done with them."""
+        for task in self._pings:
+            task.cancel()
+        self._pings.clear()
+
     async def send(self, frame: Frame) -> None:
         """A frame to the head. Raises StageRefused when the head is gone."""
         assert self.head is not None
+        message = encode_frame(frame)
         with _naming(self.opening.stages[0].node):
-            await self.head.send(encode_frame(frame), flow=self.opening.run)
+            if self.account is not None:
+                self.account.sent(frame.seq, message)
+            await self.head.send(message, flow=self.opening.run)
 
-    def take_answer(self, answer: Answer) -> None:
+    def take_answer(self, answer: Answer, message: Message) -> None:
         """An answer came in; one of an older epoch is ignored."""
         if answer.epoch == self.opening.epoch:
+            if self.account is not None:
+                self.account.received(answer.seq, message)
             self.answers.append((answer, time.monotonic()))
             self.wake.set()
 
     def take_word(self, word: Word) -> None:
         """News came up the ring; that of an older epoch is ignored."""
         if word.epoch != self.opening.epoch:
+            return
+        if word.do == "half":
+            if self.account is not None:
+                self.account.record.closed_untrusted(word.record or {})
             return
         awaited = self._word is not None and not self._word.done()
         if word.do == "lost" and 0 <= word.stage < len(self.opening.stages):
@@ -129,18 +165,46 @@ class RingLink:
         if self.head is not None and self.head.closed_reason is None:
             await self.head.send(Message(DOWN, {"do": "keep", "run": self.opening.run}))
 
-    async def close(self, header: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], ...]:
-        """End the run at every stage; what each says of its part. A ring that is already gone says nothing."""
-        if self.head is None:
-            return ()
-        self._word = asyncio.get_running_loop().create_future()
-        message = Message(DOWN, {**(header or {}), "do": "close", "run": self.opening.run})
+    def take_end(self, header: Mapping[str, Any]) -> None:
+        """The tail says that the run is closed at every stage, or brings what the stages signed."""
+        if header.get("epoch") == self.opening.epoch:
+            self._ended.put_nowait(header)
+
+    async def close(self, until: int, commits: Commits, collect: bool) -> None:
+        """End the run at every stage: memory is freed when this returns. A ring that is already gone says nothing.
+
+        `until` is the position after the last token that the run keeps, `commits` what no frame carried any more.
+        With `collect` the stages' statements are brought home for the receipt.
+        """
+        self.stop_pings()
+        if self.head is None or self.tail is None:
+            return
+        account = self.account if collect else None
+        record = account.record.close_header(until) if account is not None else None
+        header = {"do": "close", "run": self.opening.run, "commits": encode_commits(commits), "record": record}
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self.head.send(message, flow=self.opening.run)
-                return (await self._word).said
-        except (PeerError, TimeoutError):
-            return ()
+                await self.head.send(Message(DOWN, header), flow=self.opening.run)
+                closed = await self._next_end("closed")
+                if account is not None:
+                    await self._collect(account, closed)
+        except (PeerError, ReceiptError, TimeoutError) as error:
+            log.info("the ring did not close in good order: %s", error)
+
+    async def _collect(self, account: RunAccount, closed: Mapping[str, Any]) -> None:
+        assert self.head is not None and self.tail is not None
+        run = self.opening.run
+        half = account.record.closing_untrusted(closed.get("record") or {})
+        await self.tail.send(Message(DOWN, {"do": "half", "run": run, "record": half}), flow=run)
+        wanted = {"do": "collect", "run": run, "record": account.record.collect_header()}
+        await self.head.send(Message(DOWN, wanted), flow=run)
+        account.record.collected_untrusted((await self._next_end("collected")).get("record") or {})
+
+    async def _next_end(self, what: str) -> Mapping[str, Any]:
+        while True:
+            header = await self._ended.get()
+            if header.get("do") == what:
+                return header
 
     def next_epoch(self, **changes: Any) -> OpenRun:
         """The opening of the next epoch of the same run."""

@@ -13,11 +13,12 @@ from swarm.net.message import Message
 from swarm.ring.frame import DOWN
 
 UP = "ring.up"
-"""Kind of every message that walks from the tail back towards the requester: opened, closed, lost."""
+"""Kind of every message that walks from the tail back towards the requester: opened, half, lost."""
+TAIL = "ring.tail"
+"""Kind of what the tail tells the requester directly: closed, collected."""
 MAX_STAGES = 64
 MAX_ADDRESSES = 16
 MAX_CONTEXT = 1 << 20
-MAX_ENVELOPE = 1 << 20
 MAX_REASON = 400
 
 Address = tuple[str, int]
@@ -40,7 +41,7 @@ class OpenRun:
     keep   committed positions [0, keep) whose keys and values survivors hold and newcomers are replayed
     base   another session of the same requester whose first `keep` positions are copied (prefix cache); b"": none
     index  which stage the receiver is
-    order  the requester's signed order
+    record the receipt's part: the signed order, and what the stages before have accepted; None: no receipt
     """
 
     run: bytes
@@ -54,7 +55,7 @@ class OpenRun:
     keep: int = 0
     base: bytes = b""
     index: int = 0
-    order: bytes = b""
+    record: Mapping[str, Any] | None = None
     lease_s: float = 60.0
 
     @property
@@ -85,7 +86,7 @@ def encode_open(opening: OpenRun) -> Message:
         "keep": opening.keep,
         "base": opening.base,
         "index": opening.index,
-        "order": opening.order,
+        "record": opening.record,
         "lease_ms": int(opening.lease_s * 1000),
     }
     return Message(DOWN, header)
@@ -106,7 +107,7 @@ def parse_open_untrusted(header: Mapping[str, Any]) -> OpenRun:
             keep=_within(header["keep"], 0, MAX_CONTEXT),
             base=b"" if header["base"] == b"" else _exactly(header["base"], 16),
             index=_within(header["index"], 0, MAX_STAGES - 1),
-            order=_at_most(header["order"], MAX_ENVELOPE),
+            record=_record(header["record"]),
             lease_s=_within(header["lease_ms"], 1000, 3_600_000) / 1000,
         )
     except (KeyError, TypeError, ValueError, UsageError) as error:
@@ -121,8 +122,9 @@ class Word:
     """News that walks up the ring about a run.
 
     do      "opened": `said` has an entry for every stage from the sender on, or `refused` says who refused and why
-            "closed": `said` has what each stage says of its part
+            "half": what the next stage measured on the edge between
             "lost": stage number `stage` is gone or failing, for `reason`
+    record  the receipt's part of the news
     """
 
     do: str
@@ -133,9 +135,10 @@ class Word:
     busy: bool = False
     stage: int = -1
     reason: str = ""
+    record: Mapping[str, Any] | None = None
 
 
-WORDS = ("opened", "closed", "lost")
+WORDS = ("opened", "half", "lost")
 
 
 def encode_word(word: Word) -> Message:
@@ -161,6 +164,7 @@ def parse_word_untrusted(header: Mapping[str, Any]) -> Word:
             busy=header["busy"],
             stage=_within(header["stage"], -1, MAX_STAGES),
             reason=_text(header["reason"], MAX_REASON),
+            record=_record(header["record"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise PeerError(f"expected news of a ring, found something malformed: {error}") from error
@@ -206,9 +210,9 @@ def _exactly(value: Any, size: int) -> bytes:
     return value
 
 
-def _at_most(value: Any, size: int) -> bytes:
-    if not isinstance(value, bytes) or len(value) > size:
-        raise ValueError(f"expected at most {size} bytes")
+def _record(value: Any) -> Mapping[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise ValueError("the record is a map")
     return value
 
 

@@ -8,7 +8,8 @@ import secrets
 import statistics
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 from draft.base import Drafter
@@ -22,8 +23,9 @@ from swarm.ring.control import Controller, Costs, Setting
 from swarm.ring.drive import Planner, RunLoop, RunParts
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.link import RingLink
-from swarm.ring.opening import UP, OpenRun, StagePlan, parse_word_untrusted
+from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
 from swarm.ring.reach import Reach, dialler
+from swarm.ring.receipt import ReceiptPlan, RunAccount, exact
 from swarm.ring.run import Finished, FinishReason, RunEvent, RunRequest, RunResult, StageInfo
 from swarm.ring.speculate import Ending, Speculation
 from swarm.ring.text import Decode, TextStream
@@ -88,9 +90,11 @@ class Desk:
         describe: Callable[[StagePlan, Mapping[str, object], float], StageInfo],
         wire: Callable[[RunRequest, Sequence[StagePlan]], str],
         reach: Reach | None = None,
+        receipts: ReceiptPlan | None = None,
     ) -> None:
         self.switchboard, self.target, self.planner = switchboard, target, planner
         self._drafting, self._costs, self._describe, self._wire = drafting, costs, describe, wire
+        self._receipts = receipts
         self._reach = reach or dialler(switchboard)
         self.links: dict[bytes, RingLink] = {}
         self.memory = Memory()
@@ -106,7 +110,7 @@ class Desk:
 
     def handlers(self) -> Mapping[str, Handler]:
         """What the switchboard calls for answers and bad news."""
-        return {ANSWER: self._on_answer, UP: self._on_up}
+        return {ANSWER: self._on_answer, UP: self._on_up, TAIL: self._on_tail}
 
     async def _on_answer(self, peer: Peer, message: Message) -> None:
         answer = parse_answer_untrusted(message)
@@ -115,7 +119,12 @@ class Desk:
             return
         if peer.id != link.opening.stages[-1].node:
             raise PeerError("expected an answer from the tail of the ring, found another's")
-        link.take_answer(answer)
+        link.take_answer(answer, message)
+
+    async def _on_tail(self, peer: Peer, message: Message) -> None:
+        link = self.links.get(message.header.get("run", b""))
+        if link is not None and peer.id == link.opening.stages[-1].node:
+            link.take_end(message.header)
 
     async def _on_up(self, peer: Peer, message: Message) -> None:
         word = parse_word_untrusted(message.header)
@@ -123,12 +132,16 @@ class Desk:
         if link is not None and peer.id == link.opening.stages[0].node:
             link.take_word(word)
 
-    async def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
-        """The events of one run, `Finished` last. Closing the iterator ends the run and frees the ring."""
+    async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncIterator[RunEvent]:
+        """The events of one run, `Finished` last. Closing the iterator ends the run and frees the ring.
+
+        `receipt`: where its receipt goes, None for the usual folder.
+        """
         self._check(request)
+        request = replace(request, sampling=exact(request.sampling))
         events: asyncio.Queue[RunEvent | BaseException] = asyncio.Queue()
         assert self._group is not None, "the desk is not open"
-        task = self._group.create_task(self._guarded(request, events))
+        task = self._group.create_task(self._guarded(request, receipt, events))
         try:
             while True:
                 event = await events.get()
@@ -147,16 +160,18 @@ class Desk:
         if prompt >= context:
             raise UsageError(f"the prompt has {prompt} tokens, but the model's context holds {context}; shorten it")
 
-    async def _guarded(self, request: RunRequest, events: asyncio.Queue[RunEvent | BaseException]) -> None:
+    async def _guarded(
+        self, request: RunRequest, receipt: Path | None, events: asyncio.Queue[RunEvent | BaseException]
+    ) -> None:
         """A failed run fails its own reader, never the other runs of the desk."""
         try:
-            await self._drive(request, events.put_nowait)
+            await self._drive(request, receipt, events.put_nowait)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             events.put_nowait(_single(error))
 
-    async def _drive(self, request: RunRequest, emit: Callable[[RunEvent], None]) -> None:
+    async def _drive(self, request: RunRequest, where: Path | None, emit: Callable[[RunEvent], None]) -> None:
         opening = self._opening(request)
         drafting = self._drafting.make(request)
         text = TextStream(self.target.decode, request.stop)
@@ -178,23 +193,35 @@ class Desk:
             describe=self._describe,
             unreachable=self._unreachable,
             patience_s=request.patience_s,
+            order=self._ordering(request, opening),
         )
         loop = RunLoop(parts)
         try:
             reason = await loop.run()
             loop.flush()
-            await self._close(link)
-            emit(Finished(self._result(request, loop, drafting.name, reason)))
+            await self._close(link, loop, collect=reason != "swarm_incomplete")
+            result = self._result(request, loop, drafting.name, reason)
+            if link.account is not None:
+                path = await link.account.write(result, _counts(loop), where)
+                result = replace(result, receipt=str(path))
+            emit(Finished(result))
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
             self._drafting.give_back(drafting)
-            await self._close(link)
+            await self._close(link, loop, collect=False)
 
-    async def _close(self, link: RingLink) -> None:
+    async def _close(self, link: RingLink, loop: RunLoop, collect: bool) -> None:
         """Once: every stage frees the run's memory before its reader hears that it is over."""
         if link.opening.run in self.links:
-            await link.close()
+            until = loop.prompt_tokens + len(loop.emitted)
+            await link.close(until, loop.core.closing_commits(), collect)
             self.links.pop(link.opening.run, None)
+
+    def _ordering(self, request: RunRequest, opening: OpenRun) -> Callable[[Sequence[StagePlan]], RunAccount] | None:
+        plan = self._receipts
+        if plan is None or not request.receipt:
+            return None
+        return lambda stages: RunAccount(plan, request, stages, opening.wire)
 
     def _opening(self, request: RunRequest) -> OpenRun:
         stages = tuple(self.planner(frozenset()))
@@ -275,6 +302,18 @@ class Desk:
             plain_estimate_tokens_per_second=round(1000.0 / pass_ms, 3) if pass_ms else 0.0,
             recoveries=tally.recoveries,
         )
+
+
+def _counts(loop: RunLoop) -> dict[str, int]:
+    """Draft statistics for the receipt."""
+    counts = loop.core.counts
+    return {
+        "passes": loop.tally.passes,
+        "rows_sent": loop.tally.rows,
+        "drafted": counts.drafted_rows,
+        "accepted": counts.accepted,
+        "recoveries": loop.tally.recoveries,
+    }
 
 
 def _single(error: BaseException) -> BaseException:

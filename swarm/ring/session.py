@@ -14,6 +14,7 @@ from swarm.model.block import Block
 from swarm.model.kvcache import SessionKV
 from swarm.model.rows import Commits, Layout, Rows
 from swarm.net.peer import Peer
+from swarm.ring.account import StageAccount
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.opening import OpenRun
 
@@ -103,7 +104,9 @@ class StageSession:
     last_served   number of the forward that served it last
     held          committed positions [0, held) whose key and value are here
     heard         monotonic time of the last sign of life from upstream
-    closing       the requester has ended it; the stages below have yet to say goodbye
+    account       what goes into the receipt; None when the run leaves none
+    tasks         its sender, and the pings along its edges
+    closing       the requester has ended it; only its account is still wanted
     closed        over; freed as soon as the compute thread lets go
     """
 
@@ -115,7 +118,8 @@ class StageSession:
     sent: SentRows | None = None
     tokens: SlotTokens | None = None
     downstream: Peer | None = None
-    sender: asyncio.Task[None] | None = None
+    account: StageAccount | None = None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=_set_event)
     queue: deque[Arrived] = field(default_factory=deque)
@@ -126,6 +130,7 @@ class StageSession:
     closing: bool = False
     closed: bool = False
     fresh: bool = True
+    measured_back: bool = False
     frames: int = 0
     rows: int = 0
     compute_us: int = 0
@@ -161,6 +166,12 @@ class StageSession:
             if position > self.held:
                 return
             self.held = max(self.held, position + 1)
+
+    def stop_tasks(self) -> None:
+        """End the sender and the pings."""
+        for task in self.tasks:
+            task.cancel()
+        self.tasks.clear()
 
     def release(self) -> None:
         """Free the memory of the session."""

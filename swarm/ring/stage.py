@@ -11,19 +11,40 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from swarm.errors import PeerError, SwarmError
+from receipts import ReceiptError
+from swarm.errors import BusyError, PeerError, SwarmError
 from swarm.model.rows import check_untrusted
 from swarm.net.message import Message
 from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
+from swarm.ring.account import StageAccount, measure
 from swarm.ring.admit import HostedModel, StageLimits, admit
 from swarm.ring.compute import Computed, compute
-from swarm.ring.frame import DOWN, Answer, Frame, encode_answer, encode_frame, parse_frame_untrusted
-from swarm.ring.opening import UP, Word, encode_open, encode_word, parse_open_untrusted, parse_word_untrusted
+from swarm.ring.frame import (
+    DOWN,
+    Answer,
+    Frame,
+    encode_answer,
+    encode_frame,
+    parse_commits_untrusted,
+    parse_frame_untrusted,
+)
+from swarm.ring.notary import Notary
+from swarm.ring.opening import (
+    TAIL,
+    UP,
+    OpenRun,
+    Word,
+    encode_open,
+    encode_word,
+    parse_open_untrusted,
+    parse_word_untrusted,
+)
 from swarm.ring.reach import Reach, dialler
 from swarm.ring.replay import leading_fresh, replay_frames
 from swarm.ring.schedule import Waiting, pick
@@ -48,6 +69,7 @@ class StageServer:
         reach: Reach | None = None,
         admitted: Callable[[bytes], bool] = lambda node: True,
         threads: int = 1,
+        notary: Notary | None = None,
     ) -> None:
         self.hosted = hosted
         self.limits = limits or StageLimits()
@@ -56,6 +78,7 @@ class StageServer:
         self._switchboard = switchboard
         self._reach = reach or dialler(switchboard)
         self._admitted = admitted
+        self._notary = notary
         # The number of threads of one operator is a property of the thread that runs it.
         self._thread = ThreadPoolExecutor(1, "compute", torch.set_num_threads, (threads,))
         self._work = asyncio.Event()
@@ -111,6 +134,10 @@ class StageServer:
                 self._open(peer, message.header)
             case "close":
                 self._close(peer, message)
+            case "collect":
+                self._collect(peer, message)
+            case "half":
+                self._half(peer, message)
             case "keep":
                 session = self._of_upstream(peer, message.header)
                 if session is not None and session.downstream is not None:
@@ -124,21 +151,34 @@ class StageServer:
             if not self._admitted(peer.id):
                 raise PeerError("expected the opening of a ring from a member of the swarm, found a stranger's")
             session, fresh = admit(self.sessions, self.hosted, self.limits, opening, peer, self.draining)
-        except SwarmError as error:
-            busy = type(error).__name__ == "BusyError"
+            opening = self._sign(session, opening)
+        except (SwarmError, ReceiptError) as error:
+            busy = isinstance(error, BusyError)
             word = Word("opened", opening.run, opening.epoch, (), self.hosted.node, busy, -1, str(error))
             self._spawn(_post(peer, encode_word(word)))
             return
         self.sessions[opening.run] = session
         session.fresh = fresh
         self._idle.clear()
-        if session.sender is not None:
-            session.sender.cancel()
-        session.sender = self._spawn(self._send(session))
+        session.stop_tasks()
+        session.tasks.append(self._spawn(self._send(session)))
+        if session.account is not None:
+            session.tasks.append(self._spawn(measure(peer, session.account.record.inbound)))
         if session.is_last:
-            self._spawn(self._tell_opened(session, ()))
+            self._spawn(self._tell_opened(session, Word("opened", opening.run, opening.epoch, record=opening.record)))
         else:
             self._spawn(self._open_next(session))
+
+    def _sign(self, session: StageSession, opening: OpenRun) -> OpenRun:
+        """Accept this node's part in writing; the opening that goes on says so."""
+        if opening.record is None or self._notary is None:
+            return opening
+        session.account = StageAccount(self._notary, opening, session.account)
+        part = session.account.record.part
+        if (part.first, part.last) != (opening.me.first, opening.me.last):
+            raise PeerError("expected the ring to follow the signed order, found other layers")
+        session.opening = replace(opening, record=session.account.accepted)
+        return session.opening
 
     async def _open_next(self, session: StageSession) -> None:
         """Dial the next stage and tell it of the run. Frames follow at once, unless it may have to be replayed."""
@@ -153,13 +193,15 @@ class StageServer:
             return
         if session.opening is opening:
             session.downstream = peer
+            if session.account is not None:
+                session.tasks.append(self._spawn(measure(peer, session.account.record.outbound)))
             if not opening.keep:
                 session.ready.set()
 
     def _take_frame(self, peer: Peer, message: Message) -> None:
         frame = parse_frame_untrusted(message)
         session = self.sessions.get(frame.run)
-        if session is None:
+        if session is None or session.closing:
             return
         if peer.id != session.upstream.id:
             raise PeerError("expected a frame from the node before this one, found another's")
@@ -168,19 +210,78 @@ class StageServer:
         check_untrusted(frame.rows, frame.commits, session.opening.layout)
         if len(session.queue) >= self.limits.queue_frames:
             raise PeerError(f"expected at most {self.limits.queue_frames} frames in flight")
+        if session.account is not None:
+            session.account.took(frame.seq, message)
         session.heard = time.monotonic()
         session.queue.append(Arrived(frame, session.heard))
         self._work.set()
 
     def _close(self, peer: Peer, message: Message) -> None:
         session = self._of_upstream(peer, message.header)
-        if session is None:
+        if session is None or session.closing:
             return
         session.closing = True
-        if session.is_last or session.downstream is None:
-            self._spawn(self._tell_closed(session, ()))
+        session.queue.clear()
+        session.stop_tasks()
+        self._spawn(self._end(session, message.header))
+
+    async def _end(self, session: StageSession, header: Mapping[str, Any]) -> None:
+        """Free the memory, pass the end on, and keep the account until it is collected."""
+        await session.idle.wait()
+        session.release()
+        record = header.get("record")
+        if session.account is None or not isinstance(record, dict):
+            self._free(session)
         else:
-            self._spawn(_post(session.downstream, message, session.run))
+            try:
+                session.account.commit(parse_commits_untrusted(header.get("commits"), session.opening.layout))
+                half = session.account.closing(record)
+            except (PeerError, ReceiptError) as error:
+                self._lose(session, session.opening.index, str(error))
+                return
+            await _post(session.upstream, encode_word(Word("half", session.run, session.opening.epoch, record=half)))
+            record = session.account.record.close_header()
+        await self._pass(session, {**header, "record": record}, "closed")
+
+    def _collect(self, peer: Peer, message: Message) -> None:
+        session = self._of_upstream(peer, message.header)
+        if session is not None and session.closing and session.account is not None:
+            self._spawn(self._account(session, message.header))
+
+    async def _account(self, session: StageSession, header: Mapping[str, Any]) -> None:
+        assert session.account is not None
+        try:
+            record = await session.account.collect(header.get("record") or {})
+        except (ReceiptError, TimeoutError) as error:
+            self._lose(session, session.opening.index, f"the account of this stage cannot be closed: {error}")
+        else:
+            await self._pass(session, {**header, "record": record}, "collected")
+        self._free(session)
+
+    async def _pass(self, session: StageSession, header: Mapping[str, Any], at_tail: str) -> None:
+        """What walks the ring at its end goes on downstream, or from the tail to the requester."""
+        if not session.is_last:
+            if session.downstream is not None:
+                await _post(session.downstream, Message(DOWN, header), session.run)
+            return
+        requester = self._switchboard.get(session.opening.requester)
+        if requester is not None:
+            word = {"do": at_tail, "run": session.run, "epoch": session.opening.epoch, "record": header.get("record")}
+            await _post(requester, Message(TAIL, word), session.run)
+
+    def _half(self, peer: Peer, message: Message) -> None:
+        """The requester's half of the edge between the tail and it."""
+        session = self.sessions.get(message.header.get("run", b""))
+        if session is not None and session.is_last and peer.id == session.opening.requester:
+            self._settle(session, message.header.get("record"))
+
+    def _settle(self, session: StageSession, record: Any) -> None:
+        if session.account is None or not isinstance(record, dict):
+            return
+        try:
+            session.account.settle(record)
+        except ReceiptError as error:
+            raise PeerError(f"expected an edge's other half, found {error}") from error
 
     def _of_upstream(self, peer: Peer, header: Mapping[str, Any]) -> StageSession | None:
         session = self.sessions.get(header.get("run", b""))
@@ -199,35 +300,28 @@ class StageServer:
             return
         match word.do:
             case "opened" if not word.refused:
-                self._spawn(self._tell_opened(session, word.said))
-            case "closed":
-                self._spawn(self._tell_closed(session, word.said))
+                self._spawn(self._tell_opened(session, word))
+            case "half":
+                self._settle(session, word.record)
             case _:
                 await _post(session.upstream, message)
 
-    async def _tell_opened(self, session: StageSession, below: tuple[dict[str, Any], ...]) -> None:
+    async def _tell_opened(self, session: StageSession, word: Word) -> None:
         """All stages below stand: replay to those that are new, then let frames through and say so upstream."""
         opening = session.opening
-        newcomers = leading_fresh(below)
+        newcomers = leading_fresh(word.said)
         try:
             if opening.keep and newcomers and not session.fresh and session.downstream is not None:
                 for frame in replay_frames(session, opening.index + newcomers):
-                    await session.downstream.send(encode_frame(frame), flow=session.run)
+                    await self._give(session, session.downstream, frame.seq, encode_frame(frame))
         except SwarmError as error:
             node = opening.stages[opening.index + 1].node
-            word = Word("opened", opening.run, opening.epoch, (), node, False, -1, str(error))
-            await _post(session.upstream, encode_word(word))
+            refusal = Word("opened", opening.run, opening.epoch, (), node, False, -1, str(error))
+            await _post(session.upstream, encode_word(refusal))
             return
         session.ready.set()
         me = {"device": self.hosted.device, "layers": [opening.me.first, opening.me.last], "fresh": session.fresh}
-        await _post(session.upstream, encode_word(Word("opened", opening.run, opening.epoch, (me, *below))))
-
-    async def _tell_closed(self, session: StageSession, below: tuple[dict[str, Any], ...]) -> None:
-        me = {"frames": session.frames, "rows": session.rows, "compute_us": session.compute_us}
-        word = Word("closed", session.run, session.opening.epoch, (me, *below))
-        self._free(session)
-        await session.idle.wait()
-        await _post(session.upstream, encode_word(word))
+        await _post(session.upstream, encode_word(replace(word, said=(me, *word.said))))
 
     def _lose(self, session: StageSession, stage: int, reason: str) -> None:
         """Tell the requester, through the stages before this one, that stage number `stage` is gone or failing."""
@@ -271,11 +365,13 @@ class StageServer:
 
     def _dispatch(self, done: Computed) -> None:
         session, frame = done.session, done.arrived.frame
-        if session.closed or frame.epoch != session.opening.epoch:
+        if session.closed or session.closing or frame.epoch != session.opening.epoch:
             return
         session.frames += 1
         session.rows += len(frame.rows)
         session.compute_us += done.compute_us
+        if session.account is not None and done.error is None:
+            session.account.computed(frame, done.out, session.opening.layout.scratch, done.compute_us)
         if done.error is not None:
             self._lose(session, session.opening.index, done.error)
         elif done.out is not None:
@@ -290,7 +386,7 @@ class StageServer:
                 if isinstance(out, Frame):
                     await ready.wait()
                     assert session.downstream is not None
-                    await session.downstream.send(encode_frame(out), flow=session.run)
+                    await self._give(session, session.downstream, out.seq, encode_frame(out))
                 else:
                     await self._answer(session, out)
         except PeerError as error:
@@ -302,7 +398,15 @@ class StageServer:
             while (requester := self._switchboard.get(session.opening.requester)) is None:
                 self._arrival.clear()
                 await self._arrival.wait()
-        await requester.send(encode_answer(answer), flow=session.run)
+        if session.account is not None and not session.measured_back:
+            session.measured_back = True
+            session.tasks.append(self._spawn(measure(requester, session.account.record.outbound)))
+        await self._give(session, requester, answer.seq, encode_answer(answer))
+
+    async def _give(self, session: StageSession, peer: Peer, seq: int, message: Message) -> None:
+        if session.account is not None:
+            session.account.gave(seq, message)
+        await peer.send(message, flow=session.run)
 
     # Ending
 
@@ -320,10 +424,11 @@ class StageServer:
             del self.sessions[session.run]
         session.closed = True
         session.queue.clear()
-        if session.sender is not None:
-            session.sender.cancel()
+        session.stop_tasks()
         if session.idle.is_set():
             session.release()
+        if session.account is not None:
+            session.account.finish()
         if not self.sessions:
             self._idle.set()
 

@@ -1,0 +1,97 @@
+"""`swarm demo`: a whole swarm on this machine, an answer, and its receipt checked."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from swarm.cli.common import add_folders, models_dir, number, say, state_dir
+from swarm.cli.draw import draw_ring
+from swarm.cli.generate import add_run_options
+from swarm.events import Report
+
+PROMPT = "Explain in three sentences why the sky is blue."
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The parser of the command."""
+    parser = commands.add_parser(
+        "demo",
+        help="a whole swarm on this machine, and an answer",
+        description="Start real node processes on this machine, each with its share of the layers, ask them, draw the "
+        "ring, and verify the receipt. --rtt puts emulated distance between them.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("prompt", nargs="?", default=PROMPT, metavar="PROMPT", help="what to ask")
+    parser.add_argument(
+        "--nodes", type=number(int, 1, 64, "a number of nodes"), default=3, metavar="N", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rtt",
+        type=number(float, 0, 10_000, "milliseconds"),
+        default=0.0,
+        metavar="MS",
+        help="emulated round trip of every edge (default: %(default)s)",
+    )
+    parser.add_argument("--model", metavar="REF", help="the model (default: the one that comes with wanswarm)")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="what nodes compute in"
+    )
+    parser.add_argument(
+        "--threads", type=number(int, 1, 1024, "a number of threads"), default=1, metavar="N", help="of each node"
+    )
+    parser.add_argument(
+        "--color", choices=("auto", "always", "never"), default="auto", help="colour drafted and corrected tokens"
+    )
+    add_folders(parser)
+    add_run_options(parser)
+    parser.set_defaults(max_tokens=96)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Start, ask, draw, verify, stop."""
+    from swarm.progress import reporter
+
+    with reporter(json_lines=False, out=sys.stderr) as report:
+        return asyncio.run(_demo(arguments, report))
+
+
+async def _demo(arguments: argparse.Namespace, report: Report) -> int:
+    from swarm.cli.ask import GenerateConfig, ask
+    from swarm.cli.verify import verify_file
+    from swarm.config import DEFAULT_MODEL, MemberConfig
+    from swarm.local import LocalSwarm, local_ring, split_layers
+    from swarm.model.checkpoint import open_model
+    from swarm.model.sampler import Sampling
+    from swarm.model.store import ModelStore
+
+    models = models_dir(arguments)
+    checkpoint = await asyncio.to_thread(
+        open_model, arguments.model or DEFAULT_MODEL, ModelStore(models), (0, 1), report
+    )
+    layers = split_layers(checkpoint.manifest.n_layers, arguments.nodes)
+    words = ("--cpu", "--threads", str(arguments.threads), "--dtype", arguments.dtype, "--models", str(models))
+    with tempfile.TemporaryDirectory(prefix="swarm-demo-") as folder:
+        swarm = LocalSwarm(Path(folder), model=arguments.model, rtt_ms=arguments.rtt, arguments=words)
+        where = f", {arguments.rtt:g} ms apart" if arguments.rtt else ""
+        say(f"starting {arguments.nodes} nodes of {checkpoint.manifest.model} on this machine{where}")
+        async with local_ring(swarm, layers, report) as ring:
+            say(f"\n> {arguments.prompt}\n")
+            member = MemberConfig(state_dir(arguments), models, ring.invite, lan=False)
+            arguments.json = False
+            sampling = Sampling(
+                temperature=arguments.temperature,
+                top_p=arguments.top_p,
+                top_k=arguments.top_k,
+                min_p=arguments.min_p,
+                repetition_penalty=arguments.repetition_penalty,
+                seed=arguments.seed,
+            )
+            result = await ask(GenerateConfig.from_arguments(arguments, member, arguments.prompt, sampling), report)
+            say("\n" + draw_ring(result.ring))
+            if result.receipt is None:
+                return 0
+            return verify_file(Path(result.receipt), show=say)

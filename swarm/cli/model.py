@@ -1,0 +1,83 @@
+"""`swarm model`: the models on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from swarm.cli.common import add_folders, models_dir
+from swarm.config import parse_layers
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The parsers of the command."""
+    parser = commands.add_parser("model", help="pull, list or show models", description="The models on this machine.")
+    what = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    pull = what.add_parser("pull", help="make a model present", description="Fetch a model, or some of its layers.")
+    pull.add_argument("ref", metavar="REF", help="name, folder, .gguf file or hub id")
+    pull.add_argument("--layers", metavar="A:B", help="only what these layers need")
+    pull.set_defaults(run=run_pull)
+    listing = what.add_parser("list", help="what is here", description="The models that were pulled.")
+    listing.set_defaults(run=run_list)
+    show = what.add_parser("show", help="a model's numbers", description="Layers, sizes and content digest of a model.")
+    show.add_argument("ref", metavar="REF", help="name, folder, .gguf file or hub id")
+    show.set_defaults(run=run_show)
+    for each in (pull, listing, show):
+        each.add_argument("--json", action="store_true", help="print JSON")
+        add_folders(each)
+
+
+def run_pull(arguments: argparse.Namespace) -> int:
+    """Fetch, with progress; prints where it lies."""
+    from swarm.model.store import ModelStore
+    from swarm.progress import reporter
+
+    layers = parse_layers(arguments.layers) if arguments.layers else None
+    with reporter(json_lines=arguments.json, out=sys.stderr) as report:
+        path = ModelStore(models_dir(arguments)).pull(arguments.ref, layers, report)
+    print(json.dumps({"ref": arguments.ref, "path": str(path)}) if arguments.json else path)
+    return 0
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """One line a model."""
+    from swarm.model.store import ModelStore
+
+    models = ModelStore(models_dir(arguments)).list()
+    if arguments.json:
+        print(json.dumps([{**asdict(m), "path": str(m.path)} for m in models]))
+        return 0
+    if not models:
+        print("no models here yet; fetch one: swarm model pull smollm2-135m-instruct", file=sys.stderr)
+    for m in models:
+        part = "" if m.here_bytes == m.total_bytes else f" of {m.total_bytes / 1e6:.0f}"
+        print(f"{m.ref}  {m.here_bytes / 1e6:.0f}{part} MB  {m.path}")
+    return 0
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    """A model's numbers."""
+    from swarm.model.store import ModelStore
+    from swarm.progress import reporter
+
+    with reporter(json_lines=arguments.json, out=sys.stderr) as report:
+        summary = ModelStore(models_dir(arguments)).show(arguments.ref, report)
+    if arguments.json:
+        print(json.dumps({**asdict(summary), "path": str(summary.path)}))
+        return 0
+    layer_mb = max(summary.layer_bytes, default=0) / 1e6
+    for name, value in (
+        ("model", summary.ref),
+        ("digest", summary.digest),
+        ("architecture", summary.architecture),
+        ("layers", f"{summary.n_layers} of {layer_mb:.1f} MB"),
+        ("hidden size", summary.hidden_size),
+        ("vocabulary", summary.vocab_size),
+        ("context", f"{summary.context} tokens"),
+        ("stored", f"{summary.total_bytes / 1e6:.0f} MB as {', '.join(summary.formats)}"),
+        ("path", summary.path),
+    ):
+        print(f"{name:13} {value}")
+    return 0

@@ -1,0 +1,77 @@
+"""What one process signs with, and what it says of itself in every receipt."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import draft
+import receipts
+import swarm
+from receipts import Author, Hardware, Secret, Software
+from receipts.log import StatementLog
+from receipts.rows import RowStore
+from swarm.errors import UsageError
+
+
+@dataclass
+class Notary:
+    """Identity, log and hashing thread of one process. `close` when the process ends.
+
+    weights    digest of the manifest's entries of layers [first, last)
+    hardware   a claim about this device; `private` holds the values behind its salted digests
+    rows       where frames are kept for audits; None: they are not
+    disclose   values of `private` stand in receipts openly
+    """
+
+    author: Author
+    log: StatementLog
+    software: Software
+    manifest: str
+    weights: Callable[[int, int], str]
+    hardware: Hardware | None = None
+    private: tuple[Secret, ...] = ()
+    rows: RowStore | None = None
+    disclose: bool = False
+    hasher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "hash"))
+
+    def close(self) -> None:
+        """Finish what is being hashed and close the log."""
+        self.hasher.shutdown(wait=True)
+        self.log.close()
+
+
+def open_log(folder: Path, key: bytes) -> StatementLog:
+    """The statements of this identity. Raises UsageError when they cannot be kept."""
+    try:
+        return StatementLog(folder, key)
+    except OSError as error:
+        raise UsageError(f"cannot keep statements in {folder}: {error.strerror}; choose another --state") from error
+    except receipts.ReceiptError as error:
+        raise UsageError(f"the statements kept in {folder} are damaged: {error}") from error
+
+
+def software() -> Software:
+    """Name, version and a digest over the program's own files: what a node says it runs."""
+    total = hashlib.sha256()
+    for package in (swarm, draft, receipts):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*.py")):
+            total.update(str(path.relative_to(root.parent)).encode() + b"\0")
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return Software("wanswarm", swarm.__version__, total.hexdigest())
+
+
+def unix_us() -> int:
+    """Now, Unix time in microseconds, as statements carry it."""
+    return time.time_ns() // 1000
+
+
+def salted(name: str, value: str) -> Secret:
+    """A private value under a fresh salt."""
+    return Secret(name, secrets.token_bytes(32), value)

@@ -1,0 +1,176 @@
+"""The requester's account of one run, from the order to the file."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from receipts import Model, PlannedStage, ReceiptError, RequesterRecord, Sampler
+from receipts.requester import PUBLIC
+from receipts.sign import sha256
+from swarm.errors import PeerError, UsageError
+from swarm.identity import write_private
+from swarm.model.sampler import Sampling
+from swarm.net.message import Message
+from swarm.ring.account import head_bytes
+from swarm.ring.notary import Notary, unix_us
+from swarm.ring.opening import StagePlan
+from swarm.ring.run import RunRequest, RunResult
+
+PREVIOUS = "previous"
+WITNESS_TIMEOUT_S = 3.0
+
+AskWitness = Callable[[bytes, dict[str, bytes | str]], Awaitable[bytes]]
+"""Sends {"order": envelope}, later {"close": envelope, "about": sha256 of the order's}, to a node; its envelope back.
+
+Raises PeerError.
+"""
+
+
+@dataclass(frozen=True)
+class ReceiptPlan:
+    """Where receipts go, and what they name: model, layers, and what the stages compute in."""
+
+    folder: Path
+    notary: Notary
+    model: str
+    n_layers: int
+    dtype: Callable[[Sequence[StagePlan]], str]
+    witnesses: Callable[[Sequence[StagePlan], int | None], Sequence[bytes]]
+    ask: AskWitness
+
+
+def exact(sampling: Sampling) -> Sampling:
+    """Sampling in parts per million, as receipts carry it, so that a replay draws alike."""
+    ratios = ("temperature", "top_p", "min_p", "repetition_penalty")
+    return replace(sampling, **{name: round(getattr(sampling, name), 6) for name in ratios})
+
+
+class RunAccount:
+    """Orders, re-plans, closes. One per run; `link` traffic is told with `sent` and `received`."""
+
+    def __init__(self, plan: ReceiptPlan, request: RunRequest, stages: Sequence[StagePlan], wire: str) -> None:
+        self._plan, self._request = plan, request
+        self._started = time.monotonic()
+        self._witnesses: list[bytes] = []
+        previous = plan.folder / PREVIOUS
+        self.record = RequesterRecord(
+            plan.notary.author,
+            model=Model(plan.model, plan.notary.manifest, plan.n_layers),
+            dtype=plan.dtype(stages),
+            wire=wire,
+            sampler=_sampler(request.sampling),
+            prompt=list(request.prompt_ids),
+            max_tokens=request.max_tokens,
+            plan=_planned(stages),
+            time_us=unix_us(),
+            random=secrets.token_bytes,
+            previous_receipt=previous.read_text("ascii").strip() if previous.is_file() else None,
+            executor=plan.notary.hasher,
+        )
+        self.header: dict[str, Any] = self.record.open_header()
+
+    def replan(self, stages: Sequence[StagePlan], position: int, lost: Sequence[bytes], reason: str) -> None:
+        """Another route from `position` on."""
+        names = [node.hex() for node in lost]
+        self.header = self.record.replan(_planned(stages), position, names, reason, unix_us())
+
+    def opened(self, header: Mapping[str, Any]) -> None:
+        """Every stage accepted. Raises PeerError when one of them did not in truth."""
+        try:
+            self.record.opened_untrusted(header)
+        except ReceiptError as error:
+            raise PeerError(f"expected every stage's acceptance of the order, found {error}") from error
+
+    def sent(self, seq: int, message: Message) -> None:
+        """A frame goes to the head."""
+        self.record.outbound.frame(seq, head_bytes(message), message.body)
+
+    def received(self, seq: int, message: Message) -> None:
+        """An answer came from the tail."""
+        self.record.inbound.frame(seq, head_bytes(message), message.body)
+
+    async def witness_order(self, stages: Sequence[StagePlan]) -> None:
+        """Ask nodes outside the ring to countersign the order; those that do not answer are left out."""
+        for node in self._plan.witnesses(stages, self._request.witnesses):
+            try:
+                async with asyncio.timeout(WITNESS_TIMEOUT_S):
+                    signed = await self._plan.ask(node, {"order": self.record.order.to_bytes()})
+                self.record.witnessed_untrusted(signed, "order")
+                self._witnesses.append(node)
+            except (PeerError, ReceiptError, TimeoutError):
+                continue
+
+    async def write(self, result: RunResult, rows: Mapping[str, int], where: Path | None) -> Path:
+        """Sign the close, have it witnessed, and write the file. Raises UsageError when it cannot be written."""
+        outcome = "complete" if result.finish_reason in ("stop", "length") else "failed"
+        signed: list[bytes] = []
+        while True:
+            close = self.record.close(
+                tokens=list(result.token_ids),
+                text=result.text,
+                finish_reason=result.finish_reason,
+                time_us=unix_us(),
+                first_token_us=int(result.ttft_seconds * 1e6),
+                last_token_us=int(result.seconds * 1e6),
+                elapsed_us=int(result.seconds * 1e6),
+                draft=dict(rows),
+                drafter=result.drafter,
+                speculation=result.speculation,
+                witnesses=[node.hex() for node in self._witnesses],
+                outcome=outcome,
+            )
+            signed = await self._witness_close(close.to_bytes())
+            if len(signed) == len(self._witnesses):
+                break
+        for envelope in signed:
+            self.record.witnessed_untrusted(envelope, "close")
+        show = frozenset[str]() if self._request.private_text else PUBLIC
+        return self._save(self.record.receipt(show), where)
+
+    async def _witness_close(self, close: bytes) -> list[bytes]:
+        """Envelopes of all witnesses; one that fails is struck off, and the close must be signed again."""
+        signed = []
+        for node in list(self._witnesses):
+            try:
+                async with asyncio.timeout(WITNESS_TIMEOUT_S):
+                    about = sha256(self.record.order.to_bytes())
+                    signed.append(await self._plan.ask(node, {"close": close, "about": about}))
+            except (PeerError, TimeoutError):
+                self._witnesses.remove(node)
+        return signed
+
+    def _save(self, receipt: bytes, where: Path | None) -> Path:
+        folder = self._plan.folder
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        path = where or folder / f"{stamp}-{self.record.order.digest[:8]}.json"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_private(path, receipt)
+            write_private(path.with_suffix(".secrets.json"), self.record.secrets_file())
+            write_private(folder / PREVIOUS, hashlib.sha256(receipt).hexdigest().encode())
+        except OSError as error:
+            raise UsageError(f"cannot write the receipt {path}: {error.strerror}; choose another --receipt") from error
+        return path
+
+
+def _sampler(sampling: Sampling) -> Sampler:
+    return Sampler(
+        temperature_ppm=round(sampling.temperature * 1e6),
+        top_p_ppm=round(sampling.top_p * 1e6),
+        top_k=sampling.top_k,
+        min_p_ppm=round(sampling.min_p * 1e6),
+        repetition_penalty_ppm=round(sampling.repetition_penalty * 1e6),
+        seed=f"{sampling.seed & (2**64 - 1):016x}",
+    )
+
+
+def _planned(stages: Sequence[StagePlan]) -> list[PlannedStage]:
+    return [PlannedStage(stage.node.hex(), stage.first, stage.last) for stage in stages]
