@@ -50,16 +50,21 @@ async def open_channel(
     initiator: bool,
     expect: NodeId | None = None,
     head: bytes = b"",
+    claim: Callable[[], None] = lambda: None,
 ) -> Channel:
     """Shake hands over a connected, non-blocking socket and return the channel; it owns the socket from then on.
 
-    `head` holds the bytes that were read already (the responder's, at most the preamble). Raises PeerError within
+    `head` holds the bytes that were read already (the responder's, at most the preamble). `claim` is called when the
+    initiator is about to send its last message, after which the other side counts it as connected; of several ways to
+    the same node it lets one through and raises PeerError for the others. Raises PeerError within
     `limits.handshake_seconds`, with the socket closed.
     """
     try:
         async with asyncio.timeout(limits.handshake_seconds):
-            established = await _shake_hands(sock, Handshake(keys, initiator, expect), initiator, head)
-        channel = Channel(established, limits, dialled=initiator, address=remote_address(sock))
+            handshake = Handshake(keys, initiator, expect)
+            await (_initiate(sock, handshake, claim) if initiator else _respond(sock, handshake, head))
+        assert handshake.established is not None
+        channel = Channel(handshake.established, limits, dialled=initiator, address=remote_address(sock))
         await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
         channel.pause_reading()
     except TimeoutError as exc:
@@ -71,30 +76,26 @@ async def open_channel(
     return channel
 
 
-async def _shake_hands(sock: socket.socket, handshake: Handshake, initiator: bool, head: bytes) -> Established:
+async def _initiate(sock: socket.socket, handshake: Handshake, claim: Callable[[], None]) -> None:
+    await write_all(sock, PREAMBLE.pack(MAGIC, VERSION) + handshake.write())
+    check_preamble_untrusted(await read_exactly(sock, PREAMBLE.size))
+    handshake.read_untrusted(await read_exactly(sock, handshake.next_bytes))
+    claim()
+    await write_all(sock, handshake.write())
+
+
+async def _respond(sock: socket.socket, handshake: Handshake, head: bytes) -> None:
     preamble = PREAMBLE.pack(MAGIC, VERSION)
-    first = preamble
-    if not initiator:
-        theirs = head + await read_exactly(sock, PREAMBLE.size - len(head))
-        try:
-            check_preamble_untrusted(theirs)
-        except PeerError:
-            if theirs.startswith(MAGIC):
-                await write_all(sock, preamble)  # lets the other side say which version it met
-            raise
-    mine = initiator
-    answered = not initiator
-    while handshake.established is None:
-        if mine:
-            await write_all(sock, first + handshake.write())
-            first = b""
-        else:
-            if not answered:
-                check_preamble_untrusted(await read_exactly(sock, PREAMBLE.size))
-                answered = True
-            handshake.read_untrusted(await read_exactly(sock, handshake.next_bytes))
-        mine = not mine
-    return handshake.established
+    theirs = head + await read_exactly(sock, PREAMBLE.size - len(head))
+    try:
+        check_preamble_untrusted(theirs)
+    except PeerError:
+        if theirs.startswith(MAGIC):
+            await write_all(sock, preamble)  # lets the other side say which version it met
+        raise
+    handshake.read_untrusted(await read_exactly(sock, handshake.next_bytes))
+    await write_all(sock, preamble + handshake.write())
+    handshake.read_untrusted(await read_exactly(sock, handshake.next_bytes))
 
 
 class Channel(asyncio.BufferedProtocol):
@@ -256,6 +257,12 @@ class Channel(asyncio.BufferedProtocol):
         if self.closed_reason is not None:
             raise PeerError(self.closed_reason)
 
+    @property
+    def local_address(self) -> Address:
+        """This end of the connection; ("local", 0) where there is none."""
+        name = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return (str(name[0]), int(name[1])) if isinstance(name, tuple) and len(name) >= 2 else ("local", 0)
+
     # -- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -264,10 +271,10 @@ class Channel(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(high=0)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.close(f"the connection broke: {exc}" if exc else "the other side went away")
+        self.close(self._leaving or (f"the connection broke: {exc}" if exc else "the other side went away"))
 
     def eof_received(self) -> None:
-        self.close("the other side went away")
+        self.close(self._leaving or "the other side went away")
 
     def pause_writing(self) -> None:
         self._write_paused = True

@@ -79,6 +79,11 @@ class Peer:
         return self._channel.address
 
     @property
+    def local_address(self) -> Address:
+        """This side's end of the connection: the port that a NAT in between keeps open."""
+        return self._channel.local_address
+
+    @property
     def dialled(self) -> bool:
         return self._channel.dialled
 

@@ -85,40 +85,34 @@ async def connect(addresses: Sequence[Address], timeout: float) -> tuple[socket.
     if not addresses:
         raise PeerError("expected at least one address to dial, found none")
     failures: list[str] = []
-    winner: asyncio.Future[tuple[socket.socket, Address]] = asyncio.get_running_loop().create_future()
-    tasks = [asyncio.create_task(_attempt(a, i, winner, failures)) for i, a in enumerate(addresses)]
-    everything = asyncio.gather(*tasks, return_exceptions=True)
+    tasks = [asyncio.create_task(_attempt(a, i, failures)) for i, a in enumerate(addresses)]
+    winner: tuple[socket.socket, Address] | None = None
     try:
-        await asyncio.wait((winner, everything), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if winner.done():
-            return winner.result()
-        reasons = "; ".join(failures) or f"no answer within {timeout:g} s"
-        raise PeerError(f"no answer from {', '.join(map(format_address, addresses))}: {reasons}")
-    except asyncio.CancelledError:
-        if winner.done():
-            winner.result()[0].close()
-        raise
+        async with asyncio.timeout(timeout):
+            pending = set(tasks)
+            while pending and winner is None:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                winner = next((found for task in done if (found := task.result()) is not None), None)
+    except TimeoutError:
+        failures.append(f"no answer within {timeout:g} s")
     finally:
-        winner.cancel()
-        everything.cancel()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for late in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(late, tuple) and late is not winner:
+                late[0].close()
+    if winner is None:
+        raise PeerError(f"no answer from {', '.join(map(format_address, addresses))}: {'; '.join(failures)}")
+    return winner
 
 
-async def _attempt(
-    address: Address, index: int, winner: asyncio.Future[tuple[socket.socket, Address]], failures: list[str]
-) -> None:
+async def _attempt(address: Address, index: int, failures: list[str]) -> tuple[socket.socket, Address] | None:
     await asyncio.sleep(index * HEAD_START_SECONDS if not failures else 0)
     try:
-        sock = await connect_one(address)
+        return await connect_one(address), address
     except (OSError, UnicodeError) as exc:
         failures.append(f"{format_address(address)} {_reason(exc)}")
-        return
-    if winner.done():
-        sock.close()
-    else:
-        winner.set_result((sock, address))
+        return None
 
 
 def _reason(error: Exception) -> str:
@@ -141,9 +135,8 @@ async def connect_one(address: Address, source: Address | None = None) -> socket
         try:
             sock.setblocking(False)
             tune(sock)
+            _share_port(sock)
             if source is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind(source)
             await loop.sock_connect(sock, where)
             return sock
@@ -154,6 +147,13 @@ async def connect_one(address: Address, source: Address | None = None) -> socket
             sock.close()
             raise
     raise last
+
+
+def _share_port(sock: socket.socket) -> None:
+    """Let later sockets of this process use the same local port: a NAT's mapping of it then serves both."""
+    _try(sock, socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "SO_REUSEPORT"):
+        _try(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 async def read_exactly(sock: socket.socket, count: int) -> bytes:

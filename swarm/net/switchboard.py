@@ -6,9 +6,9 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from swarm.errors import PeerError, UsageError
 from swarm.net.address import Address
@@ -20,6 +20,9 @@ from swarm.net.peer import Handler, Peer
 from swarm.net.sockets import connect, listening_socket, read_exactly, remote_address
 
 log = logging.getLogger(__name__)
+
+Connector: TypeAlias = Callable[[NodeId, Sequence[Address], float], Awaitable[None]]
+"""Given a node, its addresses and seconds: make it a peer of the switchboard, or raise PeerError."""
 
 _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC", b"PRI ")
 _SNIFF_BYTES = 4
@@ -48,6 +51,10 @@ class Switchboard:
         self.id: NodeId = identity.id
         self.limits = limits or Limits()
         self.http = http
+        self.connector: Connector = self.dial
+        """How `peer` connects to a node that is not connected; `swarm.net.reach` puts its own here."""
+        self.inbound_edges: dict[NodeId, str] = {}
+        """What to call the connection that a node makes to this one, where that is not "direct"."""
         self._handlers: dict[str, Handler] = dict(handlers or {})
         self._keys = ChannelKeys.make(identity, self.limits.message_bytes)
         self._refuse, self._opened, self._closed = refuse, opened, closed
@@ -118,10 +125,7 @@ class Switchboard:
             return present
         if node == self.id:
             raise PeerError("a node cannot be its own peer")
-        arrival = self._arrivals.get(node)
-        if arrival is None:
-            arrival = self._arrivals[node] = asyncio.get_running_loop().create_future()
-            arrival.add_done_callback(lambda future: self._arrivals.pop(node, None))
+        arrival = self.arrival(node)
         if node not in self._dials:
             dial = self._dials[node] = self.spawn(self._dial(node, tuple(addresses), timeout))
             dial.add_done_callback(lambda task: self._dials.pop(node, None))
@@ -131,9 +135,20 @@ class Switchboard:
         except TimeoutError as exc:
             raise PeerError(f"node {short_id(node)} was not reached within {timeout:g} s") from exc
 
-    async def adopt(self, sock: socket.socket, *, initiator: bool, expect: NodeId | None, edge: str) -> Peer:
-        """Make a peer of a socket that was connected some other way (hole punching, relay). Raises PeerError."""
-        channel = await open_channel(sock, self._keys, self.limits, initiator=initiator, expect=expect)
+    async def adopt(
+        self,
+        sock: socket.socket,
+        *,
+        initiator: bool,
+        expect: NodeId | None,
+        edge: str,
+        claim: Callable[[], None] = lambda: None,
+    ) -> Peer:
+        """Make a peer of a socket that is connected already, in whatever way. Raises PeerError; owns the socket.
+
+        `claim`: see `open_channel`.
+        """
+        channel = await open_channel(sock, self._keys, self.limits, initiator=initiator, expect=expect, claim=claim)
         return self._admit(channel, edge)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -146,10 +161,22 @@ class Switchboard:
 
     # -- dialling
 
+    def arrival(self, node: NodeId) -> asyncio.Future[Peer]:
+        """A future of the next peer that `node` becomes; shared, so wait for it through `asyncio.shield`."""
+        arrival = self._arrivals.get(node)
+        if arrival is None:
+            arrival = self._arrivals[node] = asyncio.get_running_loop().create_future()
+            arrival.add_done_callback(lambda future: self._arrivals.pop(node, None))
+        return arrival
+
+    async def dial(self, node: NodeId, addresses: Sequence[Address], timeout: float) -> None:
+        """Connect to `node` by dialling `addresses`; the plain way to reach a node. Raises PeerError."""
+        sock, _ = await connect(addresses, timeout)
+        await self.adopt(sock, initiator=True, expect=node, edge="direct")
+
     async def _dial(self, node: NodeId, addresses: Sequence[Address], timeout: float) -> None:
         try:
-            sock, _ = await connect(addresses, timeout)
-            await self.adopt(sock, initiator=True, expect=node, edge="direct")
+            await self.connector(node, addresses, timeout)
         except PeerError as exc:
             arrival = self._arrivals.get(node)
             if arrival is not None and not arrival.done():
@@ -206,7 +233,7 @@ class Switchboard:
             sock.close()
             raise
         try:
-            self._admit(channel, "direct")
+            self._admit(channel, self.inbound_edges.get(channel.remote, "direct"))
         except PeerError as exc:
             log.info("%s", exc)
 

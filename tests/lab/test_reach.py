@@ -1,0 +1,86 @@
+"""Every pair of NAT kinds: a direct path where TCP can have one, else a relay, ready within 3 s."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from swarm.child import Child
+from swarm.identity import Identity
+from tests.lab.lab import HostSpec, Lab, Mode, lab
+
+pytestmark = pytest.mark.lab
+
+NODE = str(Path(__file__).with_name("reach_node.py"))
+MODES: tuple[Mode, ...] = get_args(Mode)
+PORT = 7000
+READY_SECONDS = 3.0
+
+
+def direct_is_possible(a: Mode, b: Mode) -> bool:
+    """The table of the lab's README for TCP: all but a symmetric NAT facing anything that filters."""
+    return "open" in (a, b) or "sym" not in (a, b)
+
+
+def identity(host: str) -> Identity:
+    return Identity.from_seed((0 if host == "s" else int(host[1:])).to_bytes(32, "big"))
+
+
+async def start(net: Lab, host: str) -> Child:
+    listen = f"{net.address('s') if host == 's' else '0.0.0.0'}:{PORT}"
+    home = () if host == "s" else (identity("s").text, f"{net.address('s')}:{PORT}")
+    seed = "0" if host == "s" else host[1:]
+    child = await net.start(host, sys.executable, NODE, seed, listen, *home, stdin=True)
+    await child.event("ready", 60)
+    return child
+
+
+async def reach_all(pairs: Iterable[tuple[str, str]], net: Lab, nodes: dict[str, Child]) -> list[dict[str, object]]:
+    """Let the first host of each pair reach the second, one pair after the other."""
+    found = []
+    commands = dict.fromkeys(nodes, 0)
+    for asker, target in pairs:
+        commands[asker] += 1
+        nodes[asker].say(f"reach {identity(target).text} {net.address(target)}:{PORT}")
+        result = await nodes[asker].event(f"reached-{commands[asker]}", 30)
+        found.append({"asker": asker, "target": target, **result})
+        commands[asker] += 1
+        nodes[asker].say("drop")
+        await nodes[asker].event(f"dropped-{commands[asker]}", 30)
+    return found
+
+
+def table(kinds: dict[tuple[Mode, Mode], dict[str, object]]) -> str:
+    lines = ["| | " + " | ".join(MODES) + " |", "| --- |" + " --- |" * len(MODES)]
+    for a in MODES:
+        cells = [f"{kinds[a, b]['edge']} {kinds[a, b]['seconds']}" if (a, b) in kinds else "" for b in MODES]
+        lines.append(f"| {a} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+async def test_every_pair_of_nat_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    specs = [HostSpec(mode) for mode in MODES for _ in range(2)]  # every pair is 50 ms apart
+    async with lab(*specs) as net:
+        nodes = {"s": await start(net, "s")}
+        for host, child in zip(net.hosts, await asyncio.gather(*(start(net, h) for h in net.hosts)), strict=True):
+            nodes[host] = child
+        pairs = [(f"h{2 * i + 1}", f"h{2 * j + 2}") for i, j in product(range(len(MODES)), repeat=2)]
+        found = await reach_all(pairs, net, nodes)
+    kinds = {pair: result for pair, result in zip(product(MODES, repeat=2), found, strict=True)}
+    (tmp_path / "reach.json").write_text(json.dumps(found, indent=1))
+    with capsys.disabled():
+        print(f"\nasker (down) to target (across), seconds until the first answer:\n{table(kinds)}")
+    wrong = {
+        pair: result
+        for pair, result in kinds.items()
+        if (result["edge"] in ("direct", "reverse", "punched")) != direct_is_possible(*pair)
+        or float(str(result["seconds"])) > READY_SECONDS
+    }
+    assert not wrong
