@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import TypeAlias
 
 from nacl.exceptions import BadSignatureError, CryptoError
@@ -16,13 +14,13 @@ NodeId: TypeAlias = bytes
 
 NODE_ID_BYTES = 32
 SIGNATURE_BYTES = 64
-TEXT_CHARS = 52
+TEXT_CHARS = 64
 SHORT_CHARS = 8
 
 
 def id_text(node: NodeId) -> str:
-    """The full text form: 52 characters of lower-case base32 (RFC 4648) without padding."""
-    return base64.b32encode(node).decode("ascii").rstrip("=").lower()
+    """The full text form: 64 hexadecimal digits in lower case, as receipts name keys too."""
+    return node.hex()
 
 
 def short_id(node: NodeId) -> str:
@@ -33,11 +31,11 @@ def short_id(node: NodeId) -> str:
 def parse_id_untrusted(text: object) -> NodeId:
     """Read the text form. Raises PeerError unless it is exactly what `id_text` writes."""
     if not isinstance(text, str) or len(text) != TEXT_CHARS:
-        raise PeerError(f"expected a node id of {TEXT_CHARS} base32 characters, found {str(text)[:60]!r}")
+        raise PeerError(f"expected a node id of {TEXT_CHARS} hexadecimal digits, found {str(text)[:60]!r}")
     try:
-        node = base64.b32decode(text.upper() + "====")
-    except (binascii.Error, ValueError) as exc:
-        raise PeerError(f"expected a node id in base32, found {text!r}") from exc
+        node = bytes.fromhex(text)
+    except ValueError as exc:
+        raise PeerError(f"expected a node id in hexadecimal, found {text!r}") from exc
     if id_text(node) != text:
         raise PeerError(f"expected a node id in its one canonical form, found {text!r}")
     return node
