@@ -7,32 +7,27 @@ only while the kernel takes them, so neither a large frame nor a fast peer holds
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
-from collections import deque
 from collections.abc import Callable, Hashable
 from enum import IntEnum
 
 from swarm.errors import PeerError
 from swarm.net.address import Address
-from swarm.net.handshake import MAGIC, PREAMBLE, VERSION, ChannelKeys, Established, Handshake, check_preamble_untrusted
+from swarm.net.handshake import Established
 from swarm.net.lanes import Chunk, Inbox, Outbox
 from swarm.net.limits import Limits
-from swarm.net.message import Body, Envelope, pack_header, unpack_untrusted
-from swarm.net.nodeid import NodeId, short_id
+from swarm.net.message import Envelope, pack_header, unpack_untrusted
+from swarm.net.nodeid import short_id
 from swarm.net.ping import PingRun, PingSeries
-from swarm.net.record import LENGTH_BYTES, MAX_PLAINTEXT, TAG_BYTES, Opener, Sealer
-from swarm.net.sockets import read_exactly, remote_address, write_all
+from swarm.net.record import LENGTH_BYTES, MAX_CIPHERTEXT, TAG_BYTES, Opener
+from swarm.net.writer import CHUNK_BYTES, Writer
 
-CHUNK_BYTES = 32 * 1024
-"""Plaintext of one record: what a small frame may have to wait for."""
 READ_BYTES = 128 * 1024
-TURN_BYTES = 256 * 1024
-"""Sealed in one turn of the event loop before others get theirs."""
+WARM_SECONDS = 0.1
+"""Below the shortest retransmission timeout (200 ms), after which Linux forgets an idle window (RFC 2861)."""
 MAX_REASON_CHARS = 200
 RIVAL_SECONDS = 2.0
 """How long the losing connection of a simultaneous dial may take to finish."""
-_LENGTH_MAX = TAG_BYTES + MAX_PLAINTEXT
 
 
 class Bye(IntEnum):
@@ -40,62 +35,6 @@ class Bye(IntEnum):
 
     LEAVING = 0
     RIVAL = 1
-
-
-async def open_channel(
-    sock: socket.socket,
-    keys: ChannelKeys,
-    limits: Limits,
-    *,
-    initiator: bool,
-    expect: NodeId | None = None,
-    head: bytes = b"",
-    claim: Callable[[], None] = lambda: None,
-) -> Channel:
-    """Shake hands over a connected, non-blocking socket and return the channel; it owns the socket from then on.
-
-    `head` holds the bytes that were read already (the responder's, at most the preamble). `claim` is called when the
-    initiator is about to send its last message, after which the other side counts it as connected; of several ways to
-    the same node it lets one through and raises PeerError for the others. Raises PeerError within
-    `limits.handshake_seconds`, with the socket closed.
-    """
-    try:
-        async with asyncio.timeout(limits.handshake_seconds):
-            handshake = Handshake(keys, initiator, expect)
-            await (_initiate(sock, handshake, claim) if initiator else _respond(sock, handshake, head))
-        assert handshake.established is not None
-        channel = Channel(handshake.established, limits, dialled=initiator, address=remote_address(sock))
-        await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
-        channel.pause_reading()
-    except TimeoutError as exc:
-        sock.close()
-        raise PeerError(f"the handshake was not finished within {limits.handshake_seconds:g} s") from exc
-    except BaseException:
-        sock.close()
-        raise
-    return channel
-
-
-async def _initiate(sock: socket.socket, handshake: Handshake, claim: Callable[[], None]) -> None:
-    await write_all(sock, PREAMBLE.pack(MAGIC, VERSION) + handshake.write())
-    check_preamble_untrusted(await read_exactly(sock, PREAMBLE.size))
-    handshake.read_untrusted(await read_exactly(sock, handshake.next_bytes))
-    claim()
-    await write_all(sock, handshake.write())
-
-
-async def _respond(sock: socket.socket, handshake: Handshake, head: bytes) -> None:
-    preamble = PREAMBLE.pack(MAGIC, VERSION)
-    theirs = head + await read_exactly(sock, PREAMBLE.size - len(head))
-    try:
-        check_preamble_untrusted(theirs)
-    except PeerError:
-        if theirs.startswith(MAGIC):
-            await write_all(sock, preamble)  # lets the other side say which version it met
-        raise
-    handshake.read_untrusted(await read_exactly(sock, handshake.next_bytes))
-    await write_all(sock, preamble + handshake.write())
-    handshake.read_untrusted(await read_exactly(sock, handshake.next_bytes))
 
 
 class Channel(asyncio.BufferedProtocol):
@@ -115,32 +54,24 @@ class Channel(asyncio.BufferedProtocol):
         self.on_message: Callable[[Envelope, int], None] = lambda envelope, size: None
         self.on_closed: Callable[[], None] = lambda: None
         self.seen_ping: PingSeries | None = None
-        self.sent_bytes = 0
         self.received_bytes = 0
         self._limits = limits
         self._remote_message_bytes = established.message_bytes
-        self._sealer = Sealer(established.send_key)
         self._opener = Opener(established.receive_key)
-        self._outbox = Outbox(2 * established.message_bytes)
+        self._writer = Writer(established.send_key, Outbox(2 * established.message_bytes), self._on_wrote)
         self._inbox = Inbox(limits)
-        self._control: deque[bytes] = deque()
-        self._plain = bytearray(CHUNK_BYTES)
         self._read_buffer = bytearray(READ_BYTES)
         self._filled = 0
         self._transport: asyncio.Transport | None = None
-        self._write_paused = False
         self._read_paused = False
-        self._pump_due = False
         self._leaving: str | None = None
-        self._bye = Bye.LEAVING
-        self._bye_sent = False
         self._bye_seen = False
         self._ping: tuple[PingRun, asyncio.Future[PingSeries]] | None = None
         self._seen_run: PingRun | None = None
         self._room = asyncio.Event()
         self._closed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._last_heard = self._last_sent = time.monotonic()
+        self._last_heard = time.monotonic()
         self._warm_bytes: list[int] = []
 
     # -- for the owner
@@ -154,7 +85,11 @@ class Channel(asyncio.BufferedProtocol):
     @property
     def queued_bytes(self) -> int:
         """Bytes of messages that have not been sealed yet."""
-        return self._outbox.queued_bytes
+        return self._writer.outbox.queued_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        return self._writer.sent_bytes
 
     def post(self, envelope: Envelope, level: int, flow: Hashable) -> None:
         """Queue one message: level 0 (urgent) to 3 (bulk), in order within `flow`. Raises PeerError."""
@@ -168,8 +103,8 @@ class Channel(asyncio.BufferedProtocol):
                 f"message {envelope.message.kind!r} of {size} bytes (header {len(header)}) is over the "
                 f"{self._remote_message_bytes} that node {short_id(self.remote)} takes"
             )
-        self._outbox.put(flow, level, header, body)
-        self._pump()
+        self._writer.outbox.put(flow, level, header, body)
+        self._writer.pump()
 
     async def room(self) -> None:
         """Wait until no more than `limits.queue_bytes` are queued. Raises PeerError when the channel is closed."""
@@ -180,7 +115,7 @@ class Channel(asyncio.BufferedProtocol):
 
     async def flush(self) -> None:
         """Wait until every queued message was sealed and given to the kernel. Raises PeerError when closed."""
-        while (self.queued_bytes or self._control or self._write_paused) and self.closed_reason is None:
+        while not self._writer.idle and self.closed_reason is None:
             self._room.clear()
             await self._room.wait()
         self._check_open()
@@ -191,8 +126,8 @@ class Channel(asyncio.BufferedProtocol):
         if self._ping is None:
             run = PingRun(Chunk.PROBE)
             self._ping = (run, asyncio.get_running_loop().create_future())
-            self._control.append(run.start(count, _now_us()))
-            self._pump()
+            self._writer.control(run.start(count, _now_us()))
+            self._writer.pump()
         return await asyncio.shield(self._ping[1])
 
     def warm(self, burst_bytes: int) -> Callable[[], None]:
@@ -224,8 +159,9 @@ class Channel(asyncio.BufferedProtocol):
     def leave(self, reason: str, bye: Bye = Bye.LEAVING) -> None:
         """Send what is queued, then a goodbye; the channel closes when the other side has said goodbye as well."""
         if self._leaving is None and self.closed_reason is None:
-            self._leaving, self._bye = reason[:MAX_REASON_CHARS], bye
-            self._pump()
+            self._leaving = reason[:MAX_REASON_CHARS]
+            self._writer.bye = bytes((Chunk.BYE, bye)) + self._leaving.encode("utf-8")
+            self._writer.pump()
 
     def close(self, reason: str) -> None:
         """Close now; what the kernel already has may still arrive. A second call changes nothing."""
@@ -237,6 +173,7 @@ class Channel(asyncio.BufferedProtocol):
         self.closed_reason = reason
         if self._timer is not None:
             self._timer.cancel()
+        self._writer.stop()
         if self._transport is not None:
             if at_once:
                 self._transport.abort()
@@ -268,7 +205,7 @@ class Channel(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.set_write_buffer_limits(high=0)
+        self._writer.attach(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(self._leaving or (f"the connection broke: {exc}" if exc else "the other side went away"))
@@ -277,11 +214,10 @@ class Channel(asyncio.BufferedProtocol):
         self.close(self._leaving or "the other side went away")
 
     def pause_writing(self) -> None:
-        self._write_paused = True
+        self._writer.pause()
 
     def resume_writing(self) -> None:
-        self._write_paused = False
-        self._pump()
+        self._writer.resume()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(self._read_buffer)[self._filled :]
@@ -301,8 +237,8 @@ class Channel(asyncio.BufferedProtocol):
         with memoryview(self._read_buffer) as view:
             while self._filled - start >= LENGTH_BYTES and self.closed_reason is None:
                 length = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
-                if not TAG_BYTES < length <= _LENGTH_MAX:
-                    raise PeerError(f"expected a record of {TAG_BYTES + 1} to {_LENGTH_MAX} bytes, found {length}")
+                if not TAG_BYTES < length <= MAX_CIPHERTEXT:
+                    raise PeerError(f"expected a record of {TAG_BYTES + 1} to {MAX_CIPHERTEXT} bytes, found {length}")
                 end = start + LENGTH_BYTES + length
                 if end > self._filled:
                     break
@@ -358,68 +294,16 @@ class Channel(asyncio.BufferedProtocol):
             if run.result is not None:
                 self.seen_ping, self._seen_run = run.result, None
         if answer is not None:
-            self._control.append(answer)
-            self._pump()
+            self._writer.control(answer)
+            self._writer.pump()
 
-    # -- sending
-
-    def _pump(self) -> None:
-        """Seal and write while the kernel takes it, at most TURN_BYTES in one turn of the event loop."""
-        if self._pump_due or self._transport is None:
-            return
-        turn = 0
-        while not self._write_paused and not self._bye_sent and self.closed_reason is None:
-            if turn >= TURN_BYTES:
-                self._pump_due = True
-                asyncio.get_running_loop().call_soon(self._pump_again)
-                break
-            batch = self._next_batch()
-            if not batch:
-                break
-            turn += len(batch)
-            self.sent_bytes += len(batch)
-            self._last_sent = time.monotonic()
-            self._transport.write(batch)
-        if not self._room.is_set():
-            self._room.set()
+    def _on_wrote(self) -> None:
+        self._room.set()
         self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if self._bye_sent and self._bye_seen and self._leaving is not None:
+        if self._writer.bye_sent and self._bye_seen and self._leaving is not None:
             self._end(self._leaving, at_once=False)
-
-    def _pump_again(self) -> None:
-        self._pump_due = False
-        self._pump()
-
-    def _next_batch(self) -> bytes:
-        """Sealed records, together about one chunk: one long record or several short ones."""
-        parts: list[bytes] = []
-        total = 0
-        while total < CHUNK_BYTES // 2:
-            plaintext = self._next_plaintext()
-            if plaintext is None:
-                break
-            sealed = self._sealer.seal(plaintext)
-            parts += (len(sealed).to_bytes(LENGTH_BYTES, "big"), sealed)
-            total += LENGTH_BYTES + len(sealed)
-        return b"".join(parts)
-
-    def _next_plaintext(self) -> Body | None:
-        if self._control:
-            return self._control.popleft()
-        parts = self._outbox.next_chunk(CHUNK_BYTES)
-        if parts is None:
-            if self._leaving is None or self._bye_sent or self.queued_bytes:
-                return None
-            self._bye_sent = True
-            return bytes((Chunk.BYE, self._bye)) + self._leaving.encode("utf-8")
-        end = 0
-        plain = self._plain
-        for part in parts:
-            start, end = end, end + len(part)
-            plain[start:end] = part
-        return memoryview(plain)[:end]
 
     # -- time
 
@@ -434,21 +318,16 @@ class Channel(asyncio.BufferedProtocol):
             self.close(f"nothing was heard for {self._limits.silence_seconds:g} s")
             return
         interval = WARM_SECONDS if self._warm_bytes else self._limits.heartbeat_seconds
-        idle = not (self.queued_bytes or self._control or self._write_paused or self._bye_sent)
-        if idle and now - self._last_sent >= interval * 0.9:
+        if self._writer.idle and not self._writer.bye_sent and now - self._writer.sent_at >= interval * 0.9:
             self._pad(max(self._warm_bytes, default=1))
         self._timer = asyncio.get_running_loop().call_later(interval, self._tick)
 
     def _pad(self, count: int) -> None:
         while count > 0:
             size = min(count, CHUNK_BYTES)
-            self._control.append(bytes(size))  # Chunk.PAD is zero
+            self._writer.control(bytes(size))  # Chunk.PAD is zero
             count -= size
-        self._pump()
-
-
-WARM_SECONDS = 0.1
-"""Below the shortest retransmission timeout (200 ms), after which Linux forgets an idle window (RFC 2861)."""
+        self._writer.pump()
 
 
 def _now_us() -> int:

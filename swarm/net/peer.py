@@ -307,6 +307,9 @@ class Peer:
     async def _serve(self, kind: str, queue: asyncio.Queue[tuple[Envelope, int] | None]) -> None:
         while (item := await queue.get()) is not None:
             envelope, size = item
+            if envelope.mode is Mode.CALL and self._channel.queued_bytes > self._limits.queue_bytes:
+                with contextlib.suppress(PeerError):  # a caller that does not read its answers waits with them
+                    await self._channel.room()
             try:
                 answer = await self._handlers[kind](self, envelope.message)
                 if envelope.mode is Mode.CALL:

@@ -7,10 +7,11 @@ import socket
 import pytest
 
 from swarm.errors import PeerError
-from swarm.net.channel import CHUNK_BYTES, TURN_BYTES, open_channel
 from swarm.net.handshake import MAGIC, PREAMBLE, VERSION, ChannelKeys
 from swarm.net.limits import Limits
 from swarm.net.message import Envelope, Message
+from swarm.net.opening import open_channel
+from swarm.net.writer import CHUNK_BYTES, MAX_CONTROL, TURN_BYTES
 from tests.swarm.net.memory import LEFT, RIGHT, joined
 
 KEYS = {node.id: ChannelKeys.make(node, 1 << 20) for node in (LEFT, RIGHT)}
@@ -146,7 +147,7 @@ async def test_goodbye_delivers_everything_queued_on_both_sides_first() -> None:
 
 async def test_nothing_may_follow_a_goodbye() -> None:
     left, right = joined()
-    left.channel._control.append(b"\x04\0bye")
+    left.channel._writer.control(b"\x04\0bye")
     left.channel.post(envelope(1, 5), 0, "a")
     right.channel.pause_writing()
     right.feed(left.transport.take())
@@ -156,8 +157,8 @@ async def test_nothing_may_follow_a_goodbye() -> None:
 
 async def test_goodbye_text_is_cleaned() -> None:
     left, right = joined()
-    left.channel._control.append(b"\x04\0\x1b[31mred\x00\xff" + b"x" * 5000)
-    left.channel._pump()
+    left.channel._writer.control(b"\x04\0\x1b[31mred\x00\xff" + b"x" * 5000)
+    left.channel._writer.pump()
     right.feed(left.transport.take())
     left.feed(right.transport.take())
     assert right.channel._leaving is not None and len(right.channel._leaving) <= 200
@@ -187,12 +188,12 @@ async def test_padding_and_pings_pass_between_chunks_and_bring_no_message() -> N
 async def test_warm_pads_while_held(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = joined()
     release = left.channel.warm(5000)
-    left.channel._last_sent -= 10
+    left.channel._writer.sent_at -= 10
     left.channel._tick()
     assert len(left.transport.take()) > 5000
     release()
     release()
-    left.channel._last_sent -= 10
+    left.channel._writer.sent_at -= 10
     left.channel._tick()
     assert 0 < len(left.transport.take()) < 50  # only the heartbeat
 
@@ -204,6 +205,20 @@ async def test_silence_closes() -> None:
     assert left.channel.closed_reason == "nothing was heard for 4 s"
     with pytest.raises(PeerError, match="nothing was heard"):
         await left.channel.flush()
+
+
+async def test_a_peer_that_pings_and_does_not_read_is_closed() -> None:
+    left, right = joined()
+    right.transport.room = 1
+    right.channel.post(envelope(1, 10), 0, "a")
+    for _ in range(MAX_CONTROL + 2):
+        right.channel._seen_run = None
+        left.channel._ping = None
+        waiting = asyncio.create_task(left.channel.ping(1))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        right.feed(left.transport.take())
+    assert right.channel.closed_reason is not None and "records waiting" in right.channel.closed_reason
 
 
 # -- the handshake over sockets

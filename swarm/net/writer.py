@@ -1,0 +1,121 @@
+"""The sending half of a channel: seals records and writes them while the kernel takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from swarm.errors import PeerError
+from swarm.net.lanes import Outbox
+from swarm.net.message import Body
+from swarm.net.record import LENGTH_BYTES, Sealer
+
+CHUNK_BYTES = 32 * 1024
+"""Plaintext of one record: what a small frame may have to wait for."""
+TURN_BYTES = 256 * 1024
+"""Sealed in one turn of the event loop before others get theirs."""
+MAX_CONTROL = 256
+"""Pads and ping answers that may wait: more means that the peer asks and does not read."""
+
+
+class Writer:
+    """Writes `outbox` and control records (which go first) to a transport; calls `on_wrote` after each go.
+
+    `outbox` holds the messages; `bye` is the goodbye record to send when nothing is left; after it nothing follows.
+    """
+
+    def __init__(self, key: bytes, outbox: Outbox, on_wrote: Callable[[], None]) -> None:
+        self.outbox = outbox
+        self.bye: bytes | None = None
+        self.bye_sent = False
+        self.sent_bytes = 0
+        self.sent_at = time.monotonic()
+        self._sealer = Sealer(key)
+        self._on_wrote = on_wrote
+        self._control: deque[bytes] = deque()
+        self._plain = bytearray(CHUNK_BYTES)
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+        self._due = False
+        self._stopped = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was queued has been given to the kernel."""
+        return not (self.outbox.queued_bytes or self._control or self._paused)
+
+    def attach(self, transport: asyncio.Transport) -> None:
+        """Write to `transport` from now on; it reports back through `pause` and `resume`."""
+        transport.set_write_buffer_limits(high=0)
+        self._transport = transport
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self.pump()
+
+    def stop(self) -> None:
+        """Write nothing more."""
+        self._stopped = True
+
+    def control(self, record: bytes) -> None:
+        """Queue a record that goes before all messages. Raises PeerError when the peer lets too many pile up."""
+        if len(self._control) >= MAX_CONTROL:
+            raise PeerError(f"expected a peer that reads, found {MAX_CONTROL} records waiting for it")
+        self._control.append(record)
+
+    def pump(self) -> None:
+        """Seal and write while the kernel takes it, at most TURN_BYTES in one turn of the event loop."""
+        if self._due or self._transport is None:
+            return
+        turn = 0
+        while not (self._paused or self.bye_sent or self._stopped):
+            if turn >= TURN_BYTES:
+                self._due = True
+                asyncio.get_running_loop().call_soon(self._pump_again)
+                break
+            batch = self._next_batch()
+            if not batch:
+                break
+            turn += len(batch)
+            self.sent_bytes += len(batch)
+            self.sent_at = time.monotonic()
+            self._transport.write(batch)
+        self._on_wrote()
+
+    def _pump_again(self) -> None:
+        self._due = False
+        self.pump()
+
+    def _next_batch(self) -> bytes:
+        """Sealed records, together about one chunk: one long record or several short ones."""
+        parts: list[bytes] = []
+        total = 0
+        while total < CHUNK_BYTES // 2:
+            plaintext = self._next_plaintext()
+            if plaintext is None:
+                break
+            sealed = self._sealer.seal(plaintext)
+            parts += (len(sealed).to_bytes(LENGTH_BYTES, "big"), sealed)
+            total += LENGTH_BYTES + len(sealed)
+        return b"".join(parts)
+
+    def _next_plaintext(self) -> Body | None:
+        if self._control:
+            return self._control.popleft()
+        parts = self.outbox.next_chunk(CHUNK_BYTES)
+        if parts is None:
+            if self.bye is None or self.bye_sent or self.outbox.queued_bytes:
+                return None
+            self.bye_sent = True
+            return self.bye
+        end = 0
+        plain = self._plain
+        for part in parts:
+            start, end = end, end + len(part)
+            plain[start:end] = part
+        return memoryview(plain)[:end]
