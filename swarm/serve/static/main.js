@@ -10,7 +10,7 @@ import { asideContent, renderSwarm } from "./swarm.js";
 
 let state = null;
 const VIEWS = ["chat", "swarm", "runs"];
-const section = (name) => document.getElementById(name);
+const section = (name) => document.getElementById(`view-${name}`);
 
 function view() {
   const asked = location.hash.slice(1);

@@ -58,7 +58,7 @@ def serve(backend: TinyBackend) -> Serve:
     @asynccontextmanager
     async def start(key: str = "unused", **options: Any) -> AsyncIterator[Served]:
         config = replace(GatewayConfig(default_temperature=0.0), **options)
-        async with gateway(backend, config, fake_verify, "127.0.0.1", 0) as (host, port):
+        async with gateway(backend, config, lambda receipt: fake_verify(receipt), "127.0.0.1", 0) as (host, port):
             url = f"http://{host}:{port}"
             async with (
                 aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as http,

@@ -8,7 +8,7 @@ from typing import Any
 from swarm.ring.run import StageInfo
 from tests.swarm.serve.tiny import TinyManifest
 
-MANIFEST = TinyManifest(model="smollm2-135m-instruct", n_layers=30)
+MANIFEST = TinyManifest(model="smollm2-135m-instruct", n_layers=30, context=8192)
 GATEWAY = "f0" * 32
 IDS = ["3b7f" * 16, "a2c4" * 16, "91de" * 16, "c85a" * 16]
 
