@@ -21,7 +21,7 @@ from draft.lm import LmDrafter
 from draft.loop import ChainLoop
 from swarm.errors import UsageError
 from swarm.events import Report, silent
-from swarm.model.block import load_block
+from swarm.model.block import Block, load_block
 from swarm.model.checkpoint import Checkpoint, load_tokenizer, open_model
 from swarm.model.dtype import choose_dtype
 from swarm.model.manifest import Manifest, TensorEntry
@@ -162,8 +162,17 @@ def load_drafter(
     block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report)
     if tokens is not None:
         block.narrow_head(tokens)
-    loop = ChainLoop(report=report) if device.type == "cuda" else None
-    return LmDrafter(block, tokens, context=min(context, checkpoint.manifest.context), loop=loop)
+    context = min(context, checkpoint.manifest.context)
+    if device.type != "cuda":
+        return LmDrafter(block, tokens, context=context)
+    return LmDrafter(block, tokens, context=_fitting(block, context), loop=ChainLoop(report=report))
+
+
+def _fitting(block: Block, context: int) -> int:
+    """A context whose keys and values take a quarter of the GPU's free memory at most: it is all taken at once."""
+    per_position = sum(2 * shape.heads * shape.dim for shape in block.kv_shapes) * block.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(block.device)
+    return max(1024, min(context, free // 4 // per_position))
 
 
 def check_vocabulary(draft: str, theirs: PreTrainedTokenizerBase, target: str, ours: PreTrainedTokenizerBase) -> None:

@@ -62,6 +62,7 @@ def write_drafter(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({**config, "drafter": told}, indent=1, sort_keys=True) + "\n")
+    (folder / "model.safetensors").chmod(0o644)
     size = (folder / "model.safetensors").stat().st_size
     (folder / "README.md").write_text(_card(origin, scores, dtype, size, head_tokens))
     return size

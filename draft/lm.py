@@ -48,6 +48,7 @@ class LmDrafter:
             raise ValueError("a drafter needs all layers of its model in one block")
         self.block = block
         self.loop = loop
+        self._tokens = tokens
         self.layout = Layout(scratch, context)
         self._pool = KVPool(block, 1 << 62)
         self._kv = self._pool.open(self.layout, block.first, block.last)
@@ -55,6 +56,11 @@ class LmDrafter:
         if loop is not None:
             loop.attach(block, self._kv, self._ranker)
         self._guesses = Guesses(self.layout, Guess(None, 0, 0))
+
+    def another(self) -> LmDrafter:
+        """A second drafter over the same weights, for a run beside this one's."""
+        loop = ChainLoop(capture=self.loop.capture, report=self.loop.report) if self.loop else None
+        return LmDrafter(self.block, self._tokens, context=self.layout.context, scratch=self.layout.scratch, loop=loop)
 
     def begin(self, prompt: Sequence[int], sampling: Sampling) -> None:
         """Start a run: computes the prompt. A prompt beyond the context is accepted, and nothing is then proposed."""
