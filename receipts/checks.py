@@ -11,6 +11,9 @@ from receipts.run import Epoch, Run
 from receipts.statement import Body, Statement
 from receipts.verdict import Claim, Standing
 
+RTT_SLACK_US = 10_000
+"""Two ends that ping at different moments may find least times this far apart, plus a quarter."""
+
 
 def short(key: str) -> str:
     """How a key is shown to people."""
@@ -145,14 +148,21 @@ def _check_edge(run: Run, epoch: Epoch, index: int) -> list[Claim]:
     check_series(one.receiver_rtt, f"{label} receiver")
     traffic = f"{joins} {one.frames} frames {one.bytes} B"
     claims = [Claim(Standing.COSIGNED, "traffic", traffic, label)]
-    if one.sender_rtt.count and one.receiver_rtt.count:
-        text = f"{joins} {ms(one.sender_rtt.min_us)}/{ms(one.receiver_rtt.min_us)} ms"
-        claims.append(Claim(Standing.COSIGNED, "rtt", text, label))
-    else:
-        claims.append(Claim(Standing.NOT_CHECKED, "rtt", f"{joins}: not measured at both ends", label))
+    claims.append(_rtt_claim(one, joins, label))
     if one.link != other.link:
         claims.append(Claim(Standing.CLAIMED, "link", f"{one.link} by the sender, {other.link} by the receiver", label))
     return claims
+
+
+def _rtt_claim(edge: Edge, joins: str, label: str) -> Claim:
+    """Each end measured with its own nonces, so neither can shorten the other's time: only what both found counts."""
+    one, other = edge.sender_rtt, edge.receiver_rtt
+    if not one.count or not other.count:
+        return Claim(Standing.NOT_CHECKED, "rtt", f"{joins} not measured at both ends", label)
+    text = f"{joins} {ms(one.min_us)}/{ms(other.min_us)} ms"
+    if abs(one.min_us - other.min_us) > RTT_SLACK_US + max(one.min_us, other.min_us) // 4:
+        return Claim(Standing.CLAIMED, "rtt", f"{text} (the ends differ)", label)
+    return Claim(Standing.COSIGNED, "rtt", text, label)
 
 
 def check_series(series: RttSeries, label: str) -> None:

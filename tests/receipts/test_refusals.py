@@ -12,7 +12,7 @@ from receipts.document import document_bytes, document_untrusted
 from receipts.errors import Refusal
 from receipts.sign import Envelope
 from receipts.statement import payload_type, statement_untrusted
-from receipts.verdict import Level
+from receipts.verdict import Level, Standing
 from receipts.verify import Options, verify
 
 Items = list[dict[str, Any]]
@@ -281,6 +281,20 @@ def test_forged_by_parties_who_sign_anew(
     ring: Any, resign: Any, wanted: Refusal, change: Callable[[Items], None]
 ) -> None:
     assert refusal(resign(ring, change)) is wanted
+
+
+def test_a_round_trip_that_only_one_end_found_is_a_claim(ring: Any, resign: Any) -> None:
+    """An end may say of its own pings what it likes; the other end's nonces it cannot answer early."""
+
+    def shorter(items: Items) -> None:
+        for item in items:
+            if item["kind"] == "edge" and item["body"]["index"] == 1:
+                item["body"]["sender_rtt"] = {"count": 3, "min_us": 900, "median_us": 900, "samples_us": [900] * 3}
+
+    verdict = verify(resign(ring, shorter))
+    assert verdict.refusal is None
+    assert verdict.standing_of("rtt", "edge 1") is Standing.CLAIMED
+    assert verdict.standing_of("rtt", "edge 2") is Standing.COSIGNED
 
 
 def test_signing_anew_without_a_change_is_met(ring: Any, rings: Any, resign: Any) -> None:
