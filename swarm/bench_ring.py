@@ -17,7 +17,7 @@ from swarm.local import LocalSwarm, local_ring, split_layers
 from swarm.ring.run import Draft, Finished, RunRequest, Speculation
 
 if TYPE_CHECKING:
-    from swarm.node import Requester
+    from swarm.requester import Requester
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RingSettings:
 @contextlib.asynccontextmanager
 async def open_ring(settings: RingSettings, rtt_ms: float, report: Report) -> AsyncIterator[Asker]:
     """Nodes, links and requester for one distance; everything is stopped at the end."""
-    from swarm.node import Requester, RequesterConfig
+    from swarm.requester import Requester, RequesterConfig
 
     swarm = replace(settings.swarm, rtt_ms=rtt_ms, state=settings.swarm.state / f"rtt{rtt_ms:g}")
     async with local_ring(swarm, split_layers(settings.n_layers, settings.nodes), report) as ring:

@@ -80,6 +80,7 @@ def load_hosting(
     device: torch.device,
     dtype: torch.dtype,
     node: bytes,
+    threads: int,
     report: Report,
 ) -> Hosting:
     """Load and measure a block. Runs in a thread. Raises ModelError when it does not fit."""
@@ -94,7 +95,7 @@ def load_hosting(
             f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
             "take fewer with --layers A:B or --capacity LAYERS"
         )
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    torch.set_num_threads(threads)
     block = load_block(checkpoint, layers[0], layers[1], device, dtype, report)
     budget = config.kv_bytes or min(MOST_KV, int(free_bytes(device) * KV_SHARE))
     pool = KVPool(block, budget)

@@ -23,6 +23,7 @@ from swarm.config import DEFAULT_MODEL, JoinConfig
 from swarm.entry import enter_by_invite, find_on_lan
 from swarm.errors import RunError, SwarmError, UsageError
 from swarm.events import Notice, Report
+from swarm.greeting import greeting
 from swarm.hosting import Hosting, load_hosting, settle_block
 from swarm.identity import Identity, write_private
 from swarm.mesh.gossip import Gossip
@@ -37,6 +38,7 @@ from swarm.model.dtype import choose_dtype, dtype_name
 from swarm.model.store import ModelStore
 from swarm.net.address import Address, format_address
 from swarm.net.nodeid import id_text
+from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.notary import Notary, open_log, salted, software
 from swarm.ring.stage import StageServer
@@ -46,6 +48,7 @@ from swarm.state import LAST_INVITE, locked
 log = logging.getLogger(__name__)
 
 PUBLISH_EVERY_S = 2.0
+LEAVE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,13 @@ async def serve_block(config: JoinConfig, ready: Callable[[Ready], None], report
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with locked(config.member.state) as state:
-        node = asyncio.create_task(_live(config, state, stop, ready, report))
+        node = asyncio.create_task(_Life(config, state, stop, report).run(ready))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({node, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if not node.done():
             # Loading cannot be interrupted halfway through a layer; a serving node leaves by itself when told.
-            await asyncio.wait({node}, timeout=config.grace_s + 15.0)
+            await asyncio.wait({node}, timeout=config.grace_s + LEAVE_SECONDS)
         if not node.done():
             node.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -87,89 +90,132 @@ async def serve_block(config: JoinConfig, ready: Callable[[Ready], None], report
     return 0
 
 
-async def _live(
-    config: JoinConfig, state: Path, stop: asyncio.Event, ready: Callable[[Ready], None], report: Report
-) -> None:
-    device = choose_device(config.gpu)
-    dtype = choose_dtype(config.dtype, device)
-    threads = config.threads or usable_cores()
-    torch.set_num_threads(threads)
-    identity = Identity.load_or_create(state)
-    store = ModelStore(config.member.models)
-    async with AsyncExitStack() as stack:
-        servers: list[StageServer] = []
-        board = await stack.enter_async_context(
-            Switchboard(
-                identity,
-                opened=lambda peer: [s.peer_opened() for s in servers] and None,
-                closed=lambda peer: [s.peer_closed(peer) for s in servers] and None,
+class _Life:
+    """One life of a node, from the socket to the goodbye."""
+
+    def __init__(self, config: JoinConfig, state: Path, stop: asyncio.Event, report: Report) -> None:
+        self.config, self.state, self.stop, self.report = config, state, stop, report
+        self.device = choose_device(config.gpu)
+        self.dtype = choose_dtype(config.dtype, self.device)
+        self.threads = config.threads or usable_cores()
+        self.hardware = describe(self.device)
+        self.identity = Identity.load_or_create(state)
+        self.store = ModelStore(config.member.models)
+        self.server: StageServer | None = None
+        self.fatal: str | None = None
+
+    async def run(self, ready: Callable[[Ready], None]) -> None:
+        """Enter, load, serve, leave. Raises SwarmError."""
+        config = self.config
+        async with AsyncExitStack() as stack:
+            board = await stack.enter_async_context(
+                Switchboard(self.identity, opened=self._opened, closed=self._closed)
             )
-        )
-        listening = await board.listen(*config.listen)
-        reachable = _reachable(config, listening)
-        saved, checkpoint = await _enter(config, state, identity, board, store, report)
-        fatal: list[str] = []
-        gossip = await stack.enter_async_context(
-            Gossip(
-                board,
-                identity.sign,
-                saved,
-                about=_about(config, identity, reachable, checkpoint, describe(device).name, dtype_name(dtype)),
-                clashed=lambda text: (fatal.append(text), stop.set()) and None,
-                kept=lambda what: _keep(state, what),
+            listening = await board.listen(*config.listen)
+            reachable = _reachable(config, listening)
+            saved, checkpoint = await _enter(config, self.state, self.identity, board, self.store, self.report)
+            about = _about(config, self.identity, reachable, checkpoint, self.hardware.name, dtype_name(self.dtype))
+            gossip = await stack.enter_async_context(
+                Gossip(board, self.identity.sign, saved, about, clashed=self._clashed, kept=self._keep)
             )
+            manifest = checkpoint.manifest
+            layers = config.layers or await settle_block(config, gossip, manifest, self.device, self.dtype)
+            hosting = await self._load(saved.ref, layers)
+            if hosting is None:
+                return
+            await self._serve(stack, board, gossip, checkpoint, hosting)
+            gossip.publish(
+                state="serving",
+                layers=layers,
+                claim=None,
+                speed_us=hosting.speed_us,
+                kv_capacity=hosting.hosted.pool.budget_bytes,
+                kv_free=hosting.hosted.pool.budget_bytes,
+            )
+            if config.member.lan:
+                digest = bytes.fromhex(manifest.digest)
+                here = LanNode(saved.membership.swarm, self.identity.id, digest, saved.membership.open)
+                await stack.enter_async_context(announce(here, listening[1], [host for host, _ in reachable]))
+            invite = _invite(saved, self.identity, reachable, gossip).text()
+            _remember(self.state, invite)
+            ready(
+                Ready(
+                    node=id_text(self.identity.id),
+                    listen=format_address(listening),
+                    advertise=format_address(reachable[0]),
+                    invite=invite,
+                    model=saved.ref,
+                    layers=layers,
+                    device=hosting.hosted.device,
+                    dtype=dtype_name(self.dtype),
+                )
+            )
+            await self._until_told(gossip)
+
+    async def _load(self, ref: str, layers: tuple[int, int]) -> Hosting | None:
+        """The loaded block; None when the node is told to stop first."""
+        ids = self.identity.id
+        work = asyncio.to_thread(
+            load_hosting, self.config, ref, self.store, layers, self.device, self.dtype, ids, self.threads, self.report
         )
-        layers = config.layers or await settle_block(config, gossip, checkpoint.manifest, device, dtype)
-        ref = saved.ref
-        loading = asyncio.to_thread(load_hosting, config, ref, store, layers, device, dtype, identity.id, report)
-        hosting = await _unless(stop, loading)
-        if hosting is None:
-            return
-        notary = _notary(config, state, identity, checkpoint, hosting, describe(device))
+        loading, stopping = asyncio.ensure_future(work), asyncio.create_task(self.stop.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not loading.done():
+            loading.cancel()
+            return None
+        return loading.result()
+
+    async def _serve(
+        self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, checkpoint: Checkpoint, hosting: Hosting
+    ) -> None:
+        """Start the stage, and all that answers beside it."""
+        notary = _notary(self.config, self.state, self.identity, checkpoint, hosting, self.hardware)
         stack.callback(notary.close)
         server = StageServer(
-            hosting.hosted, board, hosting.limits, admitted=gossip.admitted, threads=threads, notary=notary
+            hosting.hosted,
+            board,
+            hosting.limits,
+            reach=greeting(board, gossip),
+            admitted=gossip.admitted,
+            threads=self.threads,
+            notary=notary,
         )
-        servers.append(server)
+        self.server = server
         for kind, handler in {**server.handlers(), **NotaryServer(notary, gossip.admitted).handlers()}.items():
             board.handle(kind, handler)
-        serving = asyncio.create_task(server.run())
-        stack.push_async_callback(_ended, serving)
-        gossip.publish(
-            state="serving",
-            layers=layers,
-            claim=None,
-            speed_us=hosting.speed_us,
-            kv_capacity=hosting.hosted.pool.budget_bytes,
-            kv_free=hosting.hosted.pool.budget_bytes,
-        )
-        manifest = checkpoint.manifest
-        lan = LanNode(saved.membership.swarm, identity.id, bytes.fromhex(manifest.digest), saved.membership.open)
-        if config.member.lan:
-            hosts = [host for host, _ in reachable]
-            await stack.enter_async_context(announce(lan, listening[1], hosts))
-        invite = _invite(saved, identity, reachable, gossip).text()
-        _remember(state, invite)
-        ready(
-            Ready(
-                node=id_text(identity.id),
-                listen=format_address(listening),
-                advertise=format_address(reachable[0]),
-                invite=invite,
-                model=ref,
-                layers=layers,
-                device=hosting.hosted.device,
-                dtype=dtype_name(dtype),
-            )
-        )
-        publishing = asyncio.create_task(_publish(gossip, server))
-        stack.push_async_callback(_ended, publishing)
-        await stop.wait()
-        if fatal:
-            raise RunError(fatal[0])
-        report(Notice("leaving: open runs may finish, no new ones are taken"))
+        for work in (server.run(), _publish(gossip, server)):
+            stack.push_async_callback(_ended, asyncio.create_task(work))
+
+    async def _until_told(self, gossip: Gossip) -> None:
+        """Serve; then let open runs finish."""
+        await self.stop.wait()
+        if self.fatal is not None:
+            raise RunError(self.fatal)
+        self.report(Notice("leaving: open runs may finish, no new ones are taken"))
         gossip.publish(state="draining")
-        await server.drain(config.grace_s)
+        assert self.server is not None
+        await self.server.drain(self.config.grace_s)
+
+    def _opened(self, peer: Peer) -> None:
+        if self.server is not None:
+            self.server.peer_opened()
+
+    def _closed(self, peer: Peer) -> None:
+        if self.server is not None:
+            self.server.peer_closed(peer)
+
+    def _clashed(self, text: str) -> None:
+        """Another process has this key: two cannot serve under one name."""
+        self.fatal = text
+        self.stop.set()
+
+    def _keep(self, saved: Saved) -> None:
+        """A full disk must not end a node that serves."""
+        try:
+            save(self.state, saved)
+        except SwarmError as error:
+            log.warning("%s", error)
 
 
 async def _enter(
@@ -301,33 +347,12 @@ def _remember(state: Path, invite: str) -> None:
         log.warning("the invite could not be kept in %s: %s", state, error)
 
 
-def _keep(state: Path, saved: Saved) -> None:
-    """A full disk must not end a node that serves."""
-    try:
-        save(state, saved)
-    except SwarmError as error:
-        log.warning("%s", error)
-
-
 async def _publish(gossip: Gossip, server: StageServer) -> None:
     """Tell the swarm how busy this node is."""
     while True:
         await asyncio.sleep(PUBLISH_EVERY_S)
         pool = server.hosted.pool
         gossip.publish(sessions=len(server.sessions), kv_free=max(0, pool.budget_bytes - pool.used_bytes))
-
-
-async def _unless(stop: asyncio.Event, work: Any) -> Hosting | None:
-    """The result of `work`, or None when the node is told to stop first."""
-    task = asyncio.ensure_future(work)
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not task.done():
-        task.cancel()
-        return None
-    result: Hosting = task.result()
-    return result
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

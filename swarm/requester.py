@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from swarm.drafters import Drafters, load_drafters
 from swarm.entry import enter_as_guest
 from swarm.errors import CoverageError, ModelError, PeerError
 from swarm.events import Report, silent
+from swarm.greeting import greeting
 from swarm.identity import Identity
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.invite import parse_invite_untrusted
@@ -28,13 +29,12 @@ from swarm.model.manifest import Manifest
 from swarm.model.store import ModelStore
 from swarm.net.message import Message
 from swarm.net.nodeid import id_text, parse_id_untrusted
-from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.control import Costs
 from swarm.ring.notary import Notary, open_log, software
 from swarm.ring.opening import StagePlan
 from swarm.ring.plan import Ask, Member, plan_route, usual_speed
-from swarm.ring.reach import DIAL_TIMEOUT_S, Reach
+from swarm.ring.reach import DIAL_TIMEOUT_S
 from swarm.ring.receipt import ReceiptPlan
 from swarm.ring.request import Desk, TargetFacts
 from swarm.ring.run import Draft, RunEvent, RunRequest, StageInfo
@@ -191,7 +191,7 @@ class Requester:
         """Text of token ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncIterator[RunEvent]:
+    async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncGenerator[RunEvent]:
         """The events of one run, `Finished` last."""
         async with aclosing(self.desk.run(request, receipt)) as events:
             async for event in events:
@@ -297,19 +297,6 @@ class Requester:
                         await self.gossip.wait_change()
         except TimeoutError:
             self._plan(frozenset())
-
-
-def greeting(board: Switchboard, gossip: Gossip) -> Reach:
-    """Dials a stage and says hello, so that it admits what follows."""
-
-    async def reach(plan: StagePlan) -> Peer:
-        peer = await board.peer(plan.node, plan.addresses, DIAL_TIMEOUT_S)
-        await gossip.link(plan.node)
-        if peer.closed_reason is not None:
-            raise PeerError(peer.closed_reason)
-        return peer
-
-    return reach
 
 
 def _require_model(saved: Saved, target: Target) -> None:

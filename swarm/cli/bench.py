@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from pathlib import Path
 
 from swarm.cli.common import DEFAULT_MODEL, add_folders, models_dir, number, say, state_dir
@@ -118,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     models = models_dir(arguments)
     device = ("--gpu", str(arguments.gpu)) if arguments.gpu is not None else ("--cpu",)
-    with reporter(json_lines=False) as report:
+    with reporter(json_lines=False, out=sys.stderr) as report:
         store = ModelStore(models)
         n_layers = store.open(arguments.model or SHIPPED, (0, 1), report).manifest.n_layers
         swarm = LocalSwarm(

@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"swarm: {error}", file=sys.stderr)
         return error.exit_code
     except BaseExceptionGroup as group:
-        error = _first_swarm_error(group)
-        if error is None:
+        first = _first_swarm_error(group)
+        if first is None:
             raise
-        print(f"swarm: {error}", file=sys.stderr)
-        return error.exit_code
+        print(f"swarm: {first}", file=sys.stderr)
+        return first.exit_code
 
 
 def _first_swarm_error(group: BaseExceptionGroup[BaseException]) -> SwarmError | None:

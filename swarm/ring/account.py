@@ -54,7 +54,7 @@ class StageAccount:
         if notary.rows is not None:
             salts = opened.salt_leaves(notary.author.id)
             self.rows = notary.rows.begin(opened.order_digest, opened.epoch, salts, int(time.time()))
-        self.record = StageRecord(
+        self.record: StageRecord = StageRecord(
             notary.author,
             opened,
             manifest=notary.manifest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from swarm.model.sampler import Picked, pick
 from swarm.net.wire import decode_tensor_untrusted, encode_tensor
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.session import Arrived, StageSession
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,12 @@ def compute(batch: Sequence[tuple[StageSession, Arrived]]) -> list[Computed]:
             continue
         ranges.setdefault((session.block.first, session.block.last), []).append((session, arrived, job))
     for group in ranges.values():
-        outputs = group[0][0].block.forward([job for _, _, job in group])
+        try:
+            outputs = group[0][0].block.forward([job for _, _, job in group])
+        except Exception as error:  # a device that is out of memory, for one: the node lives on, these runs do not
+            log.exception("a forward failed")
+            done += [Computed(session, arrived, error=f"the forward failed: {error}") for session, arrived, _ in group]
+            continue
         spent_us = int((time.monotonic() - started) * 1e6)
         for (session, arrived, _), output in zip(group, outputs, strict=True):
             session.computed(arrived.frame)

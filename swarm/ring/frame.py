@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from swarm.errors import PeerError
 from swarm.model.rows import MAX_ROWS, Commits, Layout, Rows
-from swarm.net.message import Message
+from swarm.net.message import Body, Message
 
 DOWN = "ring.down"
 """Kind of every message that walks from the requester towards the tail: one kind, so that one order holds."""
@@ -52,7 +52,7 @@ class Frame:
     rows: Rows
     timings: tuple[tuple[int, int], ...] = ()
     replay: int = -1
-    hidden: tuple[dict[str, Any], bytes | memoryview] | None = None
+    hidden: tuple[dict[str, Any], Body] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Answer:
     top_token: NDArray[np.int32]
     top_logprob: NDArray[np.float32]
     timings: tuple[tuple[int, int], ...] = ()
-    hidden: tuple[dict[str, Any], bytes | memoryview] | None = None
+    hidden: tuple[dict[str, Any], Body] | None = None
 
 
 def encode_frame(frame: Frame) -> Message:
@@ -227,7 +227,7 @@ def _timings(header: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _hidden(header: Mapping[str, Any], reader: _Reader) -> tuple[dict[str, Any], memoryview] | None:
+def _hidden(header: Mapping[str, Any], reader: _Reader) -> tuple[dict[str, Any], Body] | None:
     wire = header.get("x")
     if wire is None:
         if len(reader.body):

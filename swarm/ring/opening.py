@@ -173,7 +173,7 @@ def parse_word_untrusted(header: Mapping[str, Any]) -> Word:
 def _stages(value: Any) -> tuple[StagePlan, ...]:
     if not isinstance(value, list) or not 0 < len(value) <= MAX_STAGES:
         raise ValueError(f"a ring has 1 to {MAX_STAGES} stages")
-    stages = []
+    stages: list[StagePlan] = []
     for node, addresses, first, last in value:
         if not isinstance(addresses, list) or len(addresses) > MAX_ADDRESSES:
             raise ValueError(f"a stage has at most {MAX_ADDRESSES} addresses")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import statistics
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,7 +132,7 @@ class Desk:
         if link is not None and peer.id == link.opening.stages[0].node:
             link.take_word(word)
 
-    async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncIterator[RunEvent]:
+    async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncGenerator[RunEvent]:
         """The events of one run, `Finished` last. Closing the iterator ends the run and frees the ring.
 
         `receipt`: where its receipt goes, None for the usual folder.

@@ -8,13 +8,11 @@ meets openings, frames and closings of all runs in the order in which they were 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
-
-import torch
 
 from receipts import ReceiptError
 from swarm.errors import BusyError, PeerError, SwarmError
@@ -24,19 +22,18 @@ from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.account import StageAccount, measure
 from swarm.ring.admit import HostedModel, StageLimits, admit
-from swarm.ring.compute import Computed, compute
+from swarm.ring.compute import Computed
+from swarm.ring.ending import Ending, post, settle_untrusted
 from swarm.ring.frame import (
     DOWN,
     Answer,
     Frame,
     encode_answer,
     encode_frame,
-    parse_commits_untrusted,
     parse_frame_untrusted,
 )
 from swarm.ring.notary import Notary
 from swarm.ring.opening import (
-    TAIL,
     UP,
     OpenRun,
     Word,
@@ -45,10 +42,12 @@ from swarm.ring.opening import (
     parse_open_untrusted,
     parse_word_untrusted,
 )
+from swarm.ring.pump import Pump
 from swarm.ring.reach import Reach, dialler
 from swarm.ring.replay import leading_fresh, replay_frames
-from swarm.ring.schedule import Waiting, pick
 from swarm.ring.session import Arrived, StageSession
+
+log = logging.getLogger(__name__)
 
 ATTACH_TIMEOUT_S = 10.0
 EXPIRE_EVERY_S = 2.0
@@ -57,7 +56,7 @@ EXPIRE_EVERY_S = 2.0
 class StageServer:
     """Serves the block of one node to any number of runs.
 
-    `run()` owns the compute thread, the pump and every sender; handlers only take in and never wait for compute.
+    `run()` owns the pump and every sender; handlers only take in and never wait for compute.
     """
 
     def __init__(
@@ -79,13 +78,11 @@ class StageServer:
         self._reach = reach or dialler(switchboard)
         self._admitted = admitted
         self._notary = notary
-        # The number of threads of one operator is a property of the thread that runs it.
-        self._thread = ThreadPoolExecutor(1, "compute", torch.set_num_threads, (threads,))
-        self._work = asyncio.Event()
+        self._pump = Pump(self.sessions, self.limits.row_budget, threads, self._dispatch)
+        self._ending = Ending(switchboard, self._free, self._lose)
         self._idle = asyncio.Event()
         self._idle.set()
         self._arrival = asyncio.Event()
-        self._forwards = 0
         self._group: asyncio.TaskGroup | None = None
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -97,11 +94,10 @@ class StageServer:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                group.create_task(self._pump())
+                group.create_task(self._pump.run())
                 group.create_task(self._expire())
         finally:
             self._group = None
-            self._thread.shutdown(wait=True, cancel_futures=True)
             for session in list(self.sessions.values()):
                 self._free(session)
 
@@ -141,7 +137,7 @@ class StageServer:
             case "keep":
                 session = self._of_upstream(peer, message.header)
                 if session is not None and session.downstream is not None:
-                    await _post(session.downstream, message)
+                    await post(session.downstream, message)
             case other:
                 raise PeerError(f"expected a word that rings know, found {other!r:.40}")
 
@@ -155,7 +151,7 @@ class StageServer:
         except (SwarmError, ReceiptError) as error:
             busy = isinstance(error, BusyError)
             word = Word("opened", opening.run, opening.epoch, (), self.hosted.node, busy, -1, str(error))
-            self._spawn(_post(peer, encode_word(word)))
+            self._spawn(post(peer, encode_word(word)))
             return
         self.sessions[opening.run] = session
         session.fresh = fresh
@@ -189,7 +185,7 @@ class StageServer:
             await peer.send(encode_open(following), flow=session.run)
         except PeerError as error:
             word = Word("opened", opening.run, opening.epoch, (), following.me.node, False, -1, str(error))
-            await _post(session.upstream, encode_word(word))
+            await post(session.upstream, encode_word(word))
             return
         if session.opening is opening:
             session.downstream = peer
@@ -214,7 +210,7 @@ class StageServer:
             session.account.took(frame.seq, message)
         session.heard = time.monotonic()
         session.queue.append(Arrived(frame, session.heard))
-        self._work.set()
+        self._pump.wake()
 
     def _close(self, peer: Peer, message: Message) -> None:
         session = self._of_upstream(peer, message.header)
@@ -223,65 +219,18 @@ class StageServer:
         session.closing = True
         session.queue.clear()
         session.stop_tasks()
-        self._spawn(self._end(session, message.header))
-
-    async def _end(self, session: StageSession, header: Mapping[str, Any]) -> None:
-        """Free the memory, pass the end on, and keep the account until it is collected."""
-        await session.idle.wait()
-        session.release()
-        record = header.get("record")
-        if session.account is None or not isinstance(record, dict):
-            self._free(session)
-        else:
-            try:
-                session.account.commit(parse_commits_untrusted(header.get("commits"), session.opening.layout))
-                half = session.account.closing(record)
-            except (PeerError, ReceiptError) as error:
-                self._lose(session, session.opening.index, str(error))
-                return
-            await _post(session.upstream, encode_word(Word("half", session.run, session.opening.epoch, record=half)))
-            record = session.account.record.close_header()
-        await self._pass(session, {**header, "record": record}, "closed")
+        self._spawn(self._ending.close(session, message.header))
 
     def _collect(self, peer: Peer, message: Message) -> None:
         session = self._of_upstream(peer, message.header)
         if session is not None and session.closing and session.account is not None:
-            self._spawn(self._account(session, message.header))
-
-    async def _account(self, session: StageSession, header: Mapping[str, Any]) -> None:
-        assert session.account is not None
-        try:
-            record = await session.account.collect(header.get("record") or {})
-        except (ReceiptError, TimeoutError) as error:
-            self._lose(session, session.opening.index, f"the account of this stage cannot be closed: {error}")
-        else:
-            await self._pass(session, {**header, "record": record}, "collected")
-        self._free(session)
-
-    async def _pass(self, session: StageSession, header: Mapping[str, Any], at_tail: str) -> None:
-        """What walks the ring at its end goes on downstream, or from the tail to the requester."""
-        if not session.is_last:
-            if session.downstream is not None:
-                await _post(session.downstream, Message(DOWN, header), session.run)
-            return
-        requester = self._switchboard.get(session.opening.requester)
-        if requester is not None:
-            word = {"do": at_tail, "run": session.run, "epoch": session.opening.epoch, "record": header.get("record")}
-            await _post(requester, Message(TAIL, word), session.run)
+            self._spawn(self._ending.collect(session, message.header))
 
     def _half(self, peer: Peer, message: Message) -> None:
         """The requester's half of the edge between the tail and it."""
         session = self.sessions.get(message.header.get("run", b""))
         if session is not None and session.is_last and peer.id == session.opening.requester:
-            self._settle(session, message.header.get("record"))
-
-    def _settle(self, session: StageSession, record: Any) -> None:
-        if session.account is None or not isinstance(record, dict):
-            return
-        try:
-            session.account.settle(record)
-        except ReceiptError as error:
-            raise PeerError(f"expected an edge's other half, found {error}") from error
+            settle_untrusted(session, message.header.get("record"))
 
     def _of_upstream(self, peer: Peer, header: Mapping[str, Any]) -> StageSession | None:
         session = self.sessions.get(header.get("run", b""))
@@ -302,9 +251,9 @@ class StageServer:
             case "opened" if not word.refused:
                 self._spawn(self._tell_opened(session, word))
             case "half":
-                self._settle(session, word.record)
+                settle_untrusted(session, word.record)
             case _:
-                await _post(session.upstream, message)
+                await post(session.upstream, message)
 
     async def _tell_opened(self, session: StageSession, word: Word) -> None:
         """All stages below stand: replay to those that are new, then let frames through and say so upstream."""
@@ -317,51 +266,18 @@ class StageServer:
         except SwarmError as error:
             node = opening.stages[opening.index + 1].node
             refusal = Word("opened", opening.run, opening.epoch, (), node, False, -1, str(error))
-            await _post(session.upstream, encode_word(refusal))
+            await post(session.upstream, encode_word(refusal))
             return
         session.ready.set()
         me = {"device": self.hosted.device, "layers": [opening.me.first, opening.me.last], "fresh": session.fresh}
-        await _post(session.upstream, encode_word(replace(word, said=(me, *word.said))))
+        await post(session.upstream, encode_word(replace(word, said=(me, *word.said))))
 
     def _lose(self, session: StageSession, stage: int, reason: str) -> None:
         """Tell the requester, through the stages before this one, that stage number `stage` is gone or failing."""
         word = Word("lost", session.run, session.opening.epoch, stage=stage, reason=reason)
-        self._spawn(_post(session.upstream, encode_word(word)))
+        self._spawn(post(session.upstream, encode_word(word)))
 
     # Computing and sending
-
-    async def _pump(self) -> None:
-        """Forward after forward: choose, compute on the thread, hand to the senders."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._work.wait()
-            batch = self._choose()
-            if not batch:
-                self._work.clear()
-                continue
-            for session, _ in batch:
-                session.idle.clear()
-            try:
-                done = await loop.run_in_executor(self._thread, compute, batch)
-            finally:
-                for session, _ in batch:
-                    if session.closed:
-                        session.release()
-                    session.idle.set()
-            for outcome in done:
-                self._dispatch(outcome)
-
-    def _choose(self) -> list[tuple[StageSession, Arrived]]:
-        waiting = [
-            Waiting(s.run, len(s.queue[0].frame.rows), s.last_served, s.queue[0].since)
-            for s in self.sessions.values()
-            if s.queue
-        ]
-        self._forwards += 1
-        chosen = [self.sessions[key] for key in pick(waiting, self.limits.row_budget)]
-        for session in chosen:
-            session.last_served = self._forwards
-        return [(session, session.queue.popleft()) for session in chosen]
 
     def _dispatch(self, done: Computed) -> None:
         session, frame = done.session, done.arrived.frame
@@ -432,15 +348,14 @@ class StageServer:
         if not self.sessions:
             self._idle.set()
 
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         assert self._group is not None, "the stage is not running"
-        task: asyncio.Task[None] = self._group.create_task(work)
-        return task
+        return self._group.create_task(_guarded(work))
 
 
-async def _post(peer: Peer, message: Message, flow: bytes | None = None) -> None:
-    """Send to a peer that may be gone: then there is nobody to tell."""
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    """What fails for one run must not end the others."""
     try:
-        await peer.send(message, flow=flow)
-    except PeerError:
-        return
+        await work
+    except Exception:
+        log.exception("a task of a stage failed")

@@ -1,0 +1,74 @@
+"""The compute side of a stage: frames are chosen in fair batches and computed on one thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from swarm.ring.compute import Computed, compute
+from swarm.ring.schedule import Waiting, pick
+from swarm.ring.session import Arrived, StageSession
+
+
+class Pump:
+    """Forward after forward over whatever waits in `sessions`; `done` gets each outcome, in the event loop.
+
+    threads     of one operator
+    row_budget  rows of one forward
+    """
+
+    def __init__(
+        self,
+        sessions: Mapping[bytes, StageSession],
+        row_budget: int,
+        threads: int,
+        done: Callable[[Computed], None],
+    ) -> None:
+        self._sessions, self._row_budget, self._done = sessions, row_budget, done
+        # The number of threads of one operator is a property of the thread that runs it.
+        self._thread = ThreadPoolExecutor(1, "compute", torch.set_num_threads, (threads,))
+        self._work = asyncio.Event()
+        self._forwards = 0
+
+    def wake(self) -> None:
+        """A frame waits."""
+        self._work.set()
+
+    async def run(self) -> None:
+        """Compute until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await self._work.wait()
+                batch = self._choose()
+                if not batch:
+                    self._work.clear()
+                    continue
+                for session, _ in batch:
+                    session.idle.clear()
+                try:
+                    done = await loop.run_in_executor(self._thread, compute, batch)
+                finally:
+                    for session, _ in batch:
+                        if session.closed:
+                            session.release()
+                        session.idle.set()
+                for outcome in done:
+                    self._done(outcome)
+        finally:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _choose(self) -> list[tuple[StageSession, Arrived]]:
+        waiting = [
+            Waiting(s.run, len(s.queue[0].frame.rows), s.last_served, s.queue[0].since)
+            for s in self._sessions.values()
+            if s.queue
+        ]
+        self._forwards += 1
+        chosen = [self._sessions[key] for key in pick(waiting, self._row_budget)]
+        for session in chosen:
+            session.last_served = self._forwards
+        return [(session, session.queue.popleft()) for session in chosen]
