@@ -25,6 +25,9 @@ NAME = "swarm_slots"
 """What configs call this attention."""
 
 _IGNORED = {"dropout", "position_ids", "use_cache", "is_causal", "output_attentions", "cache_position"}
+_FEW = 64
+"""Rows of a job up to which query heads are folded into rows (measured: as fast or faster up to there, and ten times
+so for one row in bfloat16)."""
 _MASK_ROUND = 16
 """Masked key ranges are rounded up to this many slots: GPU kernels want aligned masks."""
 
@@ -112,7 +115,7 @@ def visible_slots(rows: Rows, kv: SessionKV, window: int | None, low: int, high:
     seen = np.concatenate([drafts, committed < rows.prefix[:, None]], axis=1)
     if window is not None:
         place = np.concatenate([kv.position[low:scratch], committed])
-        seen &= rows.position[:, None].astype(np.int64) - place < window
+        seen &= rows.position[:, None].astype(np.int32) - place.astype(np.int32) < window
     return seen
 
 
@@ -185,11 +188,20 @@ def _attend_job(
         keys.index_copy_(1, job.write, key[0, :, one])
         values.index_copy_(1, job.write, value[0, :, one])
     heads, rows, dim = query.shape[1], job.stop - job.start, query.shape[3]
-    # Query heads that share a key head become rows of it, so that keys are never repeated in memory.
-    groups = heads // keys.shape[0]
-    asked = query[0, :, one].reshape(1, keys.shape[0], groups * rows, dim)
-    seen_k, seen_v = keys[None, :, job.low : job.high], values[None, :, job.low : job.high]
-    mask = job.mask(window, groups)
+    shared = keys.shape[0]
+    groups = heads // shared
+    asked = query[0, :, one]
+    if rows <= _FEW:
+        # Query heads that share a key head become rows of it: keys are read once, and one row is a matrix product.
+        mask = job.mask(window, groups)
+        asked = asked.reshape(1, shared, groups * rows, dim)
+        seen_k, seen_v = keys[None, :, job.low : job.high], values[None, :, job.low : job.high]
+    else:
+        # With many rows the mask, which folding repeats, is the large thing; key heads become a batch, seen by groups.
+        mask = job.mask(window, 1)
+        asked = asked.reshape(shared, groups, rows, dim)
+        seen_k = keys[:, None, job.low : job.high].expand(-1, groups, -1, -1)
+        seen_v = values[:, None, job.low : job.high].expand(-1, groups, -1, -1)
     if softcap is None:
         out = torch.nn.functional.scaled_dot_product_attention(asked, seen_k, seen_v, attn_mask=mask, scale=scale)
     else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class GraphedBlock(Block):
         self._report, self._capture = report, capture
         self._failed = False
         self._sessions: dict[SessionKV, dict[tuple[int, int], _Fixed]] = {}
-        self._memory: tuple[int, int] | None = None
+        self._memory: Any = None
 
     def view(self, first: int, last: int) -> Block:
         part = super().view(first, last)

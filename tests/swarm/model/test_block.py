@@ -83,6 +83,16 @@ def test_chunks_tree_commit_and_continuation_equal_the_whole_model(family: str, 
     close(got[0], plain(model, sure + rest)[-4:])
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
+def test_a_long_chunk_equals_the_whole_model(family: str) -> None:
+    model = whole(family)
+    chain = chain_of(MemoryCheckpoint(model), (0, 6))
+    layout = Layout(scratch=8, context=200)
+    session, prompt = chain.open(layout), text(170, 9)
+    got = [chain.run([(session, no_commits(), certain(prompt[a:b], a, layout))])[0] for a, b in ((0, 70), (70, 170))]
+    close(torch.cat(got), plain(model, prompt))
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2", "qwen3-moe"])
 def test_two_sessions_share_a_forward(family: str) -> None:
     model = whole(family)
