@@ -53,5 +53,5 @@ class Backend(Protocol):
         Raises BusyError, CoverageError or RunError (before or during the answer).
         """
 
-    def status(self) -> dict[str, Any]:
+    def view(self) -> dict[str, Any]:
         """Who is there: the shape of `swarm.serve.mesh.mesh_status`."""

@@ -97,7 +97,7 @@ def _runs(
             stop=wanted.stop,
             ignore_eos=wanted.ignore_eos,
             speculation=wanted.speculation,
-            draft=wanted.draft,
+            draft="none" if wanted.speculation == "plain" else wanted.draft,
             wire=config.wire,
             patience_s=config.patience_s,
             private=config.private,

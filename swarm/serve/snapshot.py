@@ -1,4 +1,4 @@
-"""From a requester's or node's `status()` to the dashboard's state. Tolerant: what is not told is not shown."""
+"""From a requester's or node's view of the mesh to the dashboard's state. Tolerant: what is not told is not shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gateway_state(
     now = time.monotonic()
     notes = [*reversed(book.active.values()), *book.past][:SHOWN_RUNS]
     runs = tuple(note.as_json(now) for note in notes)
-    return state_from(backend.status(), backend.manifest, "gateway", runs, queue.n_waiting, progress)
+    return state_from(backend.view(), backend.manifest, "gateway", runs, queue.n_waiting, progress)
 
 
 def state_from(

@@ -1,4 +1,4 @@
-"""Swarms to look at: what `status()` says in the states that the dashboard must show."""
+"""Swarms to look at: what `view()` says in the states that the dashboard must show."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class TinyBackend:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def status(self) -> dict[str, Any]:
+    def view(self) -> dict[str, Any]:
         return self.state
 
     async def until(self, runs: int) -> None:
