@@ -66,7 +66,7 @@ class Auditor(Protocol):
     def recompute(
         self, order: Order, stage: PlannedStage, inbound: Sequence[Frame], outbound: Frame
     ) -> Sequence[RowSample | TokenSample]:
-        """Samples of the rows of one outbound frame, from the inbound frames up to it."""
+        """Samples of the rows of one outbound frame, from the inbound frames up to the one that it answers."""
         ...
 
 
@@ -140,8 +140,10 @@ def check_audit(run: Run, auditor: Auditor, limit: Limit, count: int, below: Cal
         if answer is None:
             missing.append(f"{short(stage.node)} did not open its rows")
             continue
-        opened = _opened(epoch, index, request, answer)
-        claims.append(_judge(run, stage, opened, auditor, limit))
+        claim = _judge(run, stage, _opened(epoch, index, request, answer), auditor, limit)
+        claims.append(claim)
+        if claim.standing is not Standing.PROVEN:
+            missing.append(f"{short(stage.node)}: {claim.text}")
     return Outcome(tuple(claims), not missing, "; ".join(missing))
 
 
@@ -160,8 +162,7 @@ def _judge(run: Run, stage: PlannedStage, opened: Opened, auditor: Auditor, limi
     errors: list[float] = []
     gaps: list[float] = []
     for _, frame in opened.outbound:
-        upto = [inbound for inbound in opened.inbound if inbound.seq <= frame.seq]
-        for sample in auditor.recompute(run.order, stage, upto, frame):
+        for sample in auditor.recompute(run.order, stage, opened.upto(frame), frame):
             if isinstance(sample, TokenSample):
                 gaps.append(sample.gap)
             else:

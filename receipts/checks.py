@@ -55,20 +55,27 @@ def check_layers(run: Run) -> list[Claim]:
         label = f"epoch {epoch.number}"
         check_plan(epoch.plan, layers, label)
         absent = [stage.node for stage in epoch.plan if stage.node not in epoch.accepts]
-        # A ring that never opened has no accepts at all; it can have computed nothing.
-        ran = epoch.ends or epoch.edges or epoch.tail
-        needed = epoch.accepts or ran or (epoch is run.last and run.close.outcome == "complete")
-        if absent and needed:
+        # A ring that never opened has no accepts at all, so it can have drawn no token.
+        if absent and (epoch.accepts or epoch.ends or epoch.edges or epoch.tail or _drew(run, epoch)):
             raise ReceiptError(Refusal.MISSING, f"{label}: accept of {short(absent[0])} is not there")
         for accept in epoch.accepts.values():
             if accept.nonce in nonces:
                 raise ReceiptError(Refusal.DUPLICATED, f"{label}: two accepts share a nonce")
             nonces.add(accept.nonce)
     text = f"layers 0-{layers - 1} covered once by {len(run.last.plan)} stages"
-    claims = [Claim(Standing.PROVEN, "layers", text)]
+    opened = bool(run.last.accepts)
+    standing = Standing.PROVEN if opened else Standing.CLAIMED
+    claims = [Claim(standing, "layers", text if opened else f"{text}, none of which accepted")]
     if len(run.epochs) > 1:
         claims.append(Claim(Standing.CLAIMED, "recovery", "; ".join(_recovered(epoch) for epoch in run.epochs[1:])))
     return claims
+
+
+def _drew(run: Run, epoch: Epoch) -> bool:
+    """Whether the receipt has tokens that this epoch's ring must have drawn."""
+    until = run.close.first_position + run.close.new_tokens
+    stop = run.epochs[epoch.number + 1].first_position if epoch is not run.last else until
+    return epoch.first_position < min(stop, until) or (epoch is run.last and run.close.outcome == "complete")
 
 
 def _recovered(epoch: Epoch) -> str:

@@ -165,6 +165,10 @@ def _device(accept: Accept) -> str:
     return text + (f", {ms(speed)} ms per layer" if speed is not None else "")
 
 
+def outcome_claim(run: Run) -> Claim:
+    return Claim(Standing.CLAIMED, "outcome", f"{run.close.outcome} ({run.close.finish_reason})")
+
+
 def draft_claim(run: Run) -> Claim:
     counts = ", ".join(f"{name} {count}" for name, count in sorted(run.close.draft.items()))
     return Claim(Standing.CLAIMED, "draft", f"{run.close.speculation}, {run.close.drafter}: {counts}")

@@ -61,6 +61,11 @@ class Opened:
     inbound: tuple[Frame, ...]
     outbound: tuple[tuple[int, Frame], ...]
 
+    def upto(self, frame: Frame) -> tuple[Frame, ...]:
+        """Inbound frames in order of crossing, up to the last one with this outbound frame's number."""
+        last = max(index for index, inbound in enumerate(self.inbound) if inbound.seq == frame.seq)
+        return self.inbound[: last + 1]
+
 
 @dataclass(frozen=True)
 class _FrameEntry:
@@ -152,7 +157,7 @@ def opened_untrusted(
     root, count = outbound
     for chosen, frame in zip(header.chosen, opened, strict=True):
         check_inclusion(frame.leaf, chosen.frame.leaf, count + 1, _path(chosen.path), bytes.fromhex(root))
-        if frame.seq > prefix[-1].seq:
+        if all(inbound.seq != frame.seq for inbound in prefix):
             raise ReceiptError(Refusal.OPENING, f"outbound frame {frame.seq} without the inbound frame it answers")
     return Opened(tuple(prefix), tuple(zip(leaves, opened, strict=True)))
 

@@ -94,8 +94,7 @@ def verify(data: bytes, options: Options | None = None) -> Verdict:
             int(options.required),
             tuple(progress.not_conclusive),
         )
-    assert progress.level is not None
-    exit_code, line = _result(progress.level, options.required, progress.not_conclusive)
+    exit_code, line = _result(progress, options.required)
     return Verdict(
         progress.level,
         exit_code,
@@ -109,10 +108,14 @@ def verify(data: bytes, options: Options | None = None) -> Verdict:
     )
 
 
-def _result(level: Level, required: Level, not_conclusive: list[str]) -> tuple[int, str]:
+def _result(progress: _Progress, required: Level) -> tuple[int, str]:
+    assert progress.level is not None and progress.run is not None
+    level, outcome = progress.level, progress.run.close.outcome
     line = f"level {int(level)}: {LEVEL_NAMES[level]}"
-    if not_conclusive:
-        return EXIT_NOT_CONCLUSIVE, f"{line}; not conclusive: {'; '.join(not_conclusive)}"
+    if outcome != "complete":
+        line += f"; the run {'failed' if outcome == 'failed' else 'was ' + outcome}"
+    if progress.not_conclusive:
+        return EXIT_NOT_CONCLUSIVE, f"{line}; not conclusive: {'; '.join(progress.not_conclusive)}"
     if level < required:
         return EXIT_BELOW_LEVEL, f"{line}; level {int(required)} was required"
     return EXIT_MET, line
@@ -152,6 +155,7 @@ def _steps(data: bytes, options: Options, progress: _Progress) -> None:
     progress.claims.append(content.output_claim(disclosed))
     progress.claims += content.check_tokens(run, disclosed, _token_salt(run, document, options))
     progress.claims += content.check_times(run)
+    progress.claims.append(content.outcome_claim(run))
     progress.claims.append(content.draft_claim(run))
 
     # 10. Hardware and software: claims, whoever signed them.

@@ -148,6 +148,15 @@ def test_a_node_that_does_not_answer_is_not_conclusive(make_ring: Any, tmp_path:
     assert (verdict.level, verdict.exit_code, verdict.refusal) == (Level.SIGNED, 4, None)
 
 
+def test_opened_frames_without_a_row_prove_nothing(make_ring: Any, tmp_path: Path) -> None:
+    ring = make_ring(body_of=bodies())
+    nodes = Nodes(ring, tmp_path)
+    nodes.recompute = lambda *args: []  # type: ignore[method-assign]
+    verdict = audit(ring, nodes)
+    assert (verdict.level, verdict.exit_code) == (Level.SIGNED, 4)
+    assert verdict.standing_of("audit", ring.stages[0].author.id) is Standing.NOT_CHECKED
+
+
 def test_a_recovered_run_is_audited_where_roots_are_cosigned(make_ring: Any, tmp_path: Path) -> None:
     ring = make_ring(body_of=bodies(), fail_at=2)
     verdict = audit(ring, Nodes(ring, tmp_path))

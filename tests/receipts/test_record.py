@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receipts import StageRecord, WitnessRecord, opening_untrusted
+from receipts import RequesterRecord, StageRecord, WitnessRecord, opening_untrusted
 from receipts.closing import MAX_SAMPLES
 from receipts.document import disclose, document_untrusted, redact, secrets_bytes, secrets_untrusted
 from receipts.edge import EdgeLog, frame_leaf, rtt_series
@@ -148,9 +148,9 @@ def test_a_witness_that_does_not_answer_is_left_out(make_ring: Any) -> None:
     assert verdict.standing_of("witness", kept) is Standing.WITNESSED
 
 
-def test_a_run_that_never_opened_has_a_receipt(make_ring: Any) -> None:
-    from receipts import RequesterRecord
-
+@pytest.mark.parametrize(("tokens", "outcome"), [([], "failed"), ([7, 8], "failed"), ([], "complete")])
+def test_a_run_that_never_opened_has_a_receipt_but_no_tokens(make_ring: Any, tokens: list[int], outcome: str) -> None:
+    """Known nodes' keys in a plan are worth nothing without their accepts."""
     ring = make_ring()
     order = ring.record.opening.order
     record = RequesterRecord(
@@ -158,11 +158,15 @@ def test_a_run_that_never_opened_has_a_receipt(make_ring: Any) -> None:
         prompt=[1], max_tokens=5, plan=order.plan, time_us=1, random=lambda size: bytes(size),
     )  # fmt: skip
     record.close(
-        tokens=[], text="", finish_reason="error", outcome="failed", time_us=2, first_token_us=0, last_token_us=0,
+        tokens=tokens, text="", finish_reason="error", outcome=outcome, time_us=2, first_token_us=0, last_token_us=0,
         elapsed_us=5, draft={}, drafter="none", speculation="plain",
     )  # fmt: skip
     verdict = verify(record.receipt())
+    if tokens or outcome == "complete":
+        assert verdict.refusal is Refusal.MISSING and "accept" in verdict.line
+        return
     assert (verdict.exit_code, verdict.level) == (0, Level.SIGNED)
+    assert verdict.line.endswith("the run failed") and verdict.standing_of("layers") is Standing.CLAIMED
     assert {claim.subject for claim in verdict.claims if claim.about} >= {"lost"}
 
 
