@@ -43,6 +43,8 @@ from swarm.net.switchboard import Switchboard
 from swarm.ring.notary import Notary, open_log, salted, software
 from swarm.ring.stage import StageServer
 from swarm.ring.witness import NotaryServer
+from swarm.serve.mesh import mesh_status
+from swarm.serve.nodeview import node_view
 from swarm.state import LAST_INVITE, locked
 
 log = logging.getLogger(__name__)
@@ -120,6 +122,7 @@ class _Life:
             )
             manifest = checkpoint.manifest
             layers = config.layers or await settle_block(config, gossip, manifest, self.device, self.dtype)
+            board.http = await stack.enter_async_context(node_view(lambda: mesh_status(gossip, board), manifest))
             hosting = await self._load(saved.ref, layers)
             if hosting is None:
                 return

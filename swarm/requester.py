@@ -39,6 +39,7 @@ from swarm.ring.receipt import ReceiptPlan
 from swarm.ring.request import Desk, TargetFacts
 from swarm.ring.run import Draft, RunEvent, RunRequest, StageInfo
 from swarm.ring.witness import WITNESS
+from swarm.serve.mesh import mesh_status
 from swarm.shape import model_shape
 from swarm.state import requester_folder
 
@@ -48,12 +49,17 @@ PLANNED_ROWS = 8
 
 @dataclass(frozen=True)
 class RequesterConfig:
-    """Who asks, and with which drafter. `draft_model` None: the one that ships for the model."""
+    """Who asks, and with which drafter.
+
+    draft_model    None: the one that ships for the model
+    wait_covered   connecting fails while layers are missing; without it, runs do
+    """
 
     member: MemberConfig
     draft: Draft = "auto"
     draft_model: str | None = None
     draft_gpu: int | None = None
+    wait_covered: bool = True
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,8 @@ class Requester:
             await stack.enter_async_context(requester.desk)
             for member, _ in saved.peers[:1]:
                 await gossip.link(member)
-            await requester._wait_covered()
+            if config.wait_covered:
+                await requester._wait_covered()
             requester._stack = stack.pop_all()
             return requester
 
@@ -196,6 +203,10 @@ class Requester:
         async with aclosing(self.desk.run(request, receipt)) as events:
             async for event in events:
                 yield event
+
+    def view(self) -> dict[str, Any]:
+        """The swarm as the dashboard shows it: no addresses, measured distances only."""
+        return mesh_status(self.gossip, self._board)
 
     # What the desk asks
 

@@ -202,7 +202,8 @@ class RunLoop:
             if not self._in_flight:
                 self.tally.lone_pass_ms.append((at - sent) * 1000.0)
         self.tally.stage_us.append([computed for _, computed in answer.timings])
-        settled = self.core.on_answer(answer.seq, [int(t) for t in answer.token], at)
+        stages = [(queued / 1000.0, computed / 1000.0) for queued, computed in answer.timings]
+        settled = self.core.on_answer(answer.seq, [int(t) for t in answer.token], at, stages)
         tokens, drafted, logprobs, added = [], [], [], []
         for token in settled.tokens:
             if self.tally.first_token is None:

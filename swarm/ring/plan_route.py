@@ -115,6 +115,8 @@ def _fits(member: Member, model: ModelShape, ask: Ask) -> int:
 def _check_coverage(
     model: ModelShape, members: Sequence[Member], usable: Sequence[Member], ask: Ask, last: int
 ) -> None:
+    if not gaps(_held(usable, model.n_layers)[ask.first : last]):
+        return
     present = sum(m.state in ("serving", "suspect", "joining", "draining") for m in members)
     count = f"{present} node{'' if present == 1 else 's'} present"
     holes = gaps(_held(members, model.n_layers)[ask.first : last])
@@ -122,12 +124,11 @@ def _check_coverage(
         shifted = [(a + ask.first, b + ask.first) for a, b in holes]
         raise CoverageError(f"{_are(shifted)} held by nobody; {count}")
     holes = gaps(_held(usable, model.n_layers)[ask.first : last])
-    if holes:
-        shifted = [(a + ask.first, b + ask.first) for a, b in holes]
-        raise CoverageError(
-            f"{_are(shifted)} held only by nodes that this request excludes or that have no free memory "
-            f"for {ask.context} tokens; {count}"
-        )
+    shifted = [(a + ask.first, b + ask.first) for a, b in holes]
+    raise CoverageError(
+        f"{_are(shifted)} held only by nodes that this request excludes or that have no free memory "
+        f"for {ask.context} tokens; {count}"
+    )
 
 
 def _are(ranges: Sequence[tuple[int, int]]) -> str:

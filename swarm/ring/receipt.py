@@ -55,8 +55,10 @@ def exact(sampling: Sampling) -> Sampling:
 class RunAccount:
     """Orders, re-plans, closes. One per run; `link` traffic is told with `sent` and `received`."""
 
-    def __init__(self, plan: ReceiptPlan, request: RunRequest, stages: Sequence[StagePlan], wire: str) -> None:
-        self._plan, self._request = plan, request
+    def __init__(
+        self, plan: ReceiptPlan, request: RunRequest, stages: Sequence[StagePlan], wire: str, run_id: str
+    ) -> None:
+        self._plan, self._request, self._run_id = plan, request, run_id
         self._started = time.monotonic()
         self._witnesses: list[bytes] = []
         previous = plan.folder / PREVIOUS
@@ -148,8 +150,7 @@ class RunAccount:
 
     def _save(self, receipt: bytes, where: Path | None) -> Path:
         folder = self._plan.folder
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        path = where or folder / f"{stamp}-{self.record.order.digest[:8]}.json"
+        path = where or folder / f"{self._run_id}.json"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -221,7 +221,7 @@ class Desk:
         plan = self._receipts
         if plan is None or not request.receipt:
             return None
-        return lambda stages: RunAccount(plan, request, stages, opening.wire)
+        return lambda stages: RunAccount(plan, request, stages, opening.wire, opening.run.hex())
 
     def _opening(self, request: RunRequest) -> OpenRun:
         stages = tuple(self.planner(frozenset()))

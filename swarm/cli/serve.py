@@ -1,0 +1,96 @@
+"""`swarm serve`: the swarm behind an OpenAI-compatible API, with a dashboard."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from swarm.cli.common import add_member_options, member_config, number, say
+from swarm.events import Report
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The parser of the command."""
+    parser = commands.add_parser(
+        "serve",
+        help="OpenAI-compatible API and dashboard",
+        description="Serve the swarm to OpenAI clients and browsers until Ctrl-C. The dashboard is at /.",
+    )
+    parser.set_defaults(run=run)
+    add_member_options(parser)
+    http = parser.add_argument_group("http")
+    http.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (default: %(default)s)")
+    http.add_argument(
+        "--port", type=number(int, 0, 65535, "a port"), default=8080, metavar="PORT", help="(default: %(default)s)"
+    )
+    http.add_argument("--api-key", type=Path, metavar="FILE", help="keys that clients must show, one a line")
+    http.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help="web origin that may call")
+    http.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="DNS name of this gateway")
+    http.add_argument(
+        "--max-running",
+        type=number(int, 1, 1024, "a number of runs"),
+        default=8,
+        metavar="N",
+        help="runs on the ring at once; others wait their turn (default: %(default)s)",
+    )
+    runs = parser.add_argument_group("runs")
+    runs.add_argument("--speculation", choices=("plain", "chain", "tree", "stream"), default="stream")
+    runs.add_argument("--draft", choices=("none", "suffix", "lm", "auto"), default="auto")
+    runs.add_argument("--draft-model", metavar="REF", help="a small model with the same tokenizer")
+    runs.add_argument(
+        "--draft-gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="draft on CUDA device N"
+    )
+    runs.add_argument("--wire", choices=("auto", "float32", "bfloat16", "int8", "fp8"), default="auto")
+    runs.add_argument("--patience", type=number(float, 0, 86_400, "seconds"), default=30.0, metavar="S")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    member_config(arguments)
+    from swarm.progress import EventLog, reporter, tee
+
+    log = EventLog()
+    with reporter(json_lines=False, out=sys.stderr) as terminal:
+        return asyncio.run(_serve(arguments, tee(terminal, log.report), log))
+
+
+async def _serve(arguments: argparse.Namespace, report: Report, log: object) -> int:
+    from receipts.verify import verify
+    from swarm.progress import EventLog
+    from swarm.requester import Requester, RequesterConfig
+    from swarm.serve.config import GatewayConfig
+    from swarm.serve.gateway import gateway
+    from swarm.serve.keys import load_keys
+
+    assert isinstance(log, EventLog)
+    config = GatewayConfig(
+        api_keys=load_keys(arguments.api_key) if arguments.api_key else (),
+        allow_origins=tuple(arguments.allow_origin),
+        allow_hosts=tuple(arguments.allow_host),
+        max_running=arguments.max_running,
+        speculation=arguments.speculation,
+        draft="none" if arguments.speculation == "plain" else arguments.draft,
+        wire=arguments.wire,
+        patience_s=arguments.patience,
+    )
+    asked = RequesterConfig(
+        member_config(arguments),
+        draft=config.draft,
+        draft_model=arguments.draft_model,
+        draft_gpu=arguments.draft_gpu,
+        wait_covered=False,
+    )
+    stop = asyncio.Event()
+    for number_ in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number_, stop.set)
+    async with await Requester.connect(asked, report) as requester:
+        checked = gateway(
+            requester, config, lambda data: verify(data).as_json(), arguments.host, arguments.port, log.as_json
+        )
+        async with checked as (host, port):
+            say(f"serving {requester.manifest.model} at http://{host}:{port} (dashboard: /, API: /v1)")
+            await stop.wait()
+    return 0

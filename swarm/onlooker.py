@@ -1,0 +1,48 @@
+"""A guest that only looks: enters a swarm without loading any model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from swarm.config import MemberConfig
+from swarm.entry import enter_as_guest
+from swarm.events import silent
+from swarm.identity import Identity
+from swarm.mesh.gossip import Gossip
+from swarm.mesh.saved import save
+from swarm.net.switchboard import Switchboard
+from swarm.state import requester_folder
+from swarm.status import status_data
+
+NEWS_WAIT_S = 3.0
+SETTLE_S = 0.3
+
+
+@asynccontextmanager
+async def look_at(config: MemberConfig) -> AsyncIterator[Callable[[], Awaitable[dict[str, Any]]]]:
+    """Gives a function that takes a snapshot, in the shape of `swarm status --json`. Raises SwarmError."""
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(requester_folder(config.state))
+        identity = Identity.load_or_create(folder)
+        board = await stack.enter_async_context(Switchboard(identity))
+        saved = await enter_as_guest(board, config, folder, identity, silent)
+        gossip = await stack.enter_async_context(
+            Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what))
+        )
+        for member, _ in saved.peers[:1]:
+            await gossip.link(member)
+        try:
+            async with asyncio.timeout(NEWS_WAIT_S):
+                while not gossip.members():
+                    await gossip.wait_change()
+        except TimeoutError:
+            pass
+
+        async def snapshot() -> dict[str, Any]:
+            await asyncio.sleep(SETTLE_S)  # the neighbour's records come in a few messages
+            return status_data(gossip, board.id, saved.model, saved.ref)
+
+        yield snapshot
