@@ -58,7 +58,9 @@ class Chat:
         user = rng.choice(_USER_TEMPERATURES)
         plain = Script((), user, -1, (), prompt.register, prompt.kind, greedy)
         if prompt.source == "raw" or not self.has_template:
-            ids = self._encode(prompt.user.rstrip(" ")) or list(self.ends)[:1]
+            ids = self._encode(prompt.user.rstrip(" "))
+            if not ids or rng.random() < 0.7:
+                ids = [min(self.ends), *ids]  # a text begins where another ended
             return replace(plain, prompt=tuple(ids), settle=rng.randint(4, 30) if greedy else -1)
         opening, to_answer, to_user = self._pieces(prompt.system)
         head = self._encode(opening + prompt.user)

@@ -29,7 +29,8 @@ from draft.train import Score, Trainer, endless, evaluate, round_int8
 from draft.trainer_state import load_state, save_state
 from swarm.errors import UsageError
 from swarm.events import Notice, Progress, Report, silent
-from swarm.model.checkpoint import Checkpoint
+from swarm.model.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
+from swarm.model.store import ModelStore
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,30 @@ class DistillSettings:
     def __post_init__(self) -> None:
         if self.minutes <= 0 or self.batch < 1 or self.dtype not in ("int8", "bfloat16"):
             raise UsageError("distilling needs minutes above 0, a batch of at least 1 and dtype int8 or bfloat16")
+
+
+def distill(
+    ref: str,
+    out: Path,
+    settings: DistillSettings,
+    store: ModelStore,
+    device: torch.device,
+    report: Report = silent,
+    offline: bool = False,
+) -> dict[str, dict[str, Score]]:
+    """`swarm draft distill --target REF --out DIR`: make a drafter, or go on with one that was stopped.
+
+    Returns held-out scores by weights ("float32", "int8") and kind of text. Raises UsageError and ModelError.
+    """
+    if device.type == "cpu":
+        report(Notice("distilling on the CPU: an hour gives a useful drafter, a GPU a better one in minutes"))
+    target = open_model(ref, store, None, report, offline)
+    tokenizer = load_tokenizer(ref, store, report, offline)
+    special = (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    ends = end_tokens(target, store, ref) | {i for i in special if isinstance(i, int)}
+    layers = settings.layers if isinstance(settings.layers, int) else ",".join(map(str, settings.layers))
+    made_by = f"swarm draft distill --target {ref} --layers {layers} --minutes {settings.minutes:g}"
+    return Distiller(target, tokenizer, ends, out, settings, device, report).run(made_by)
 
 
 @dataclass
