@@ -25,6 +25,7 @@ Keep = Callable[[int, Buffer, Buffer], None]
 """Store frame `seq` (head, body): called in order, in the hashing thread."""
 
 INLINE_BYTES = 32 << 10
+HASHING_TIMEOUT_S = 30.0
 
 
 def frame_leaf(seq: int, head: Buffer, body: Buffer) -> bytes:
@@ -96,7 +97,10 @@ class EdgeLog:
             self._pending.append((seq, head, body))
             start, self._draining = not self._draining, True
         if start:
-            executor.submit(self._drain)
+            try:
+                executor.submit(self._drain)
+            except RuntimeError:  # the executor was shut down: the process is ending, and nothing waits for this loop
+                self._drain()
 
     def ping(self, rtt_us: int) -> None:
         """One round trip that this end measured (its own nonce came back), in microseconds."""
@@ -107,9 +111,13 @@ class EdgeLog:
         self.observed = Secret("address", salt, address)
 
     def root(self) -> str:
-        """Hex Merkle root over what crossed so far; waits for the hashing thread."""
+        """Hex Merkle root over what crossed so far; waits for the hashing thread.
+
+        Raises ReceiptError(EDGE_ROOT) when that does not finish within 30 s: its executor was shut down too early.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not self._draining)
+            if not self._changed.wait_for(lambda: not self._draining, HASHING_TIMEOUT_S):
+                raise ReceiptError(Refusal.EDGE_ROOT, f"edge {self.index}: frames are still not hashed")
         return self._tree.root().hex()
 
     def own_rtt(self) -> RttSeries:

@@ -60,7 +60,7 @@ class RunRows:
             file.write(_RECORD.pack(seq, len(head), len(body), _crc(seq, head, body)))
             file.write(head)
             file.write(body)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:  # ValueError: the run was closed before its last frame was hashed
             self._lose(str(exc))
 
     def _lose(self, why: str) -> None:

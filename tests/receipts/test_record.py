@@ -236,6 +236,16 @@ def test_large_frames_are_hashed_in_the_thread_in_order() -> None:
         assert log.root() == plain.root()
 
 
+def test_a_hashing_thread_that_was_shut_down_loses_nothing() -> None:
+    executor = ThreadPoolExecutor(1)
+    log, plain = EdgeLog(0, "sender", "aa", "bb", SALT, executor), EdgeLog(0, "sender", "aa", "bb", SALT)
+    executor.shutdown()
+    for seq in range(3):
+        log.frame(seq, b"head", bytes(100_000))
+        plain.frame(seq, b"head", bytes(100_000))
+    assert log.root() == plain.root()
+
+
 def test_the_tail_keeps_what_was_committed() -> None:
     tail = TailLog()
     tail.answered(5, 50, 1.0, None, 10)  # certain row at position 4

@@ -96,6 +96,16 @@ def test_a_full_disk_loses_the_rows_not_the_run(tmp_path: Path) -> None:
         ask(store, "aa")
 
 
+def test_a_frame_after_the_close_loses_the_rows_not_the_thread(tmp_path: Path) -> None:
+    store = RowStore(tmp_path)
+    rows = store.begin("aa" * 32, 0, LEAVES, NOW)
+    rows.close()
+    rows.inbound(0, b"head", b"body")
+    assert rows.lost
+    with pytest.raises(ReceiptError, match="lost"):
+        ask(store, "aa")
+
+
 def test_a_record_cut_short_by_a_crash_ends_the_file(tmp_path: Path) -> None:
     store = RowStore(tmp_path)
     fill(store, "aa", 4, NOW)
