@@ -46,10 +46,11 @@ async def open_ring(settings: RingSettings, rtt_ms: float, report: Report) -> As
 
 
 class RingAsker:
-    """Asks one requester, greedily and without receipts' files piling up."""
+    """Asks one requester, greedily. `receipts`: whether runs leave one; the cost of that is part of a real run."""
 
-    def __init__(self, requester: Requester) -> None:
+    def __init__(self, requester: Requester, receipts: bool = True) -> None:
         self.requester = requester
+        self.receipts = receipts
 
     async def __call__(self, prompt: str, speculation: str, draft: str, max_tokens: int) -> Mapping[str, Any]:
         request = RunRequest(
@@ -58,6 +59,7 @@ class RingAsker:
             ignore_eos=True,
             speculation=cast(Speculation, speculation),
             draft=cast(Draft, draft),
+            receipt=self.receipts,
         )
         async with aclosing(self.requester.run(request)) as events:
             async for event in events:

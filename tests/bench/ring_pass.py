@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from swarm.bench import load_prompts, machine
-from swarm.local import LocalRing, LocalSwarm, local_ring, split_layers
+from swarm.bench_ring import RingSettings, open_ring
+from swarm.events import silent
+from swarm.local import LocalSwarm, local_ring, split_layers
+from swarm.model.store import ModelStore
 from tests.lab.lab import lab, ring
-
-WORDS = ("--speculation", "plain", "--draft", "none", "--ignore-eos", "--no-receipt")
 
 
 @dataclass(frozen=True)
@@ -41,32 +41,39 @@ class Pass:
     tokens_per_second: float
 
 
-@contextlib.asynccontextmanager
-async def standing(
-    args: argparse.Namespace, state: Path, rtt_ms: float, blocks: Sequence[tuple[int, int]]
-) -> AsyncIterator[LocalRing]:
-    """The ring to measure, over delay links or delay proxies."""
-    swarm = LocalSwarm(state, args.model, arguments=("--cpu", "--threads", str(args.threads), "--dtype", args.dtype))
-    async with contextlib.AsyncExitStack() as stack:
-        if args.lab and rtt_ms:
-            net = await stack.enter_async_context(lab(*ring(len(blocks) + 1, rtt_ms)))
-            *places, requester = (net.place(host) for host in net.hosts)
-            swarm = LocalSwarm(state, args.model, arguments=swarm.arguments, places=tuple(places), requester=requester)
-        else:
-            swarm = LocalSwarm(state, args.model, rtt_ms=rtt_ms, arguments=swarm.arguments)
-        yield await stack.enter_async_context(local_ring(swarm, blocks))
-
-
 async def passes(args: argparse.Namespace, rtt_ms: float, stages: int, n_layers: int) -> Pass:
     """Measure one distance."""
     prompts = load_prompts()["chat"][: args.prompts]
+    words = ("--cpu", "--threads", str(args.threads), "--dtype", args.dtype)
     with tempfile.TemporaryDirectory() as state:
-        async with standing(args, Path(state), rtt_ms, split_layers(n_layers, stages)) as where:
-            results = [await where.generate(prompt, "--max-tokens", str(args.max_tokens), *WORDS) for prompt in prompts]
+        swarm = LocalSwarm(Path(state), args.model, arguments=words)
+        if args.lab and rtt_ms:
+            return summarise(
+                rtt_ms, stages, await over_lab(swarm, rtt_ms, split_layers(n_layers, stages), prompts, args)
+            )
+        settings = RingSettings(swarm, ModelStore().root, n_layers, stages)
+        async with open_ring(settings, rtt_ms, silent) as ask:
+            await ask(prompts[0], "plain", "none", 8)
+            results = [await ask(prompt, "plain", "none", args.max_tokens) for prompt in prompts]
     return summarise(rtt_ms, stages, results)
 
 
-def summarise(rtt_ms: float, stages: int, results: Sequence[dict[str, Any]]) -> Pass:
+async def over_lab(
+    swarm: LocalSwarm,
+    rtt_ms: float,
+    blocks: Sequence[tuple[int, int]],
+    prompts: Sequence[str],
+    args: argparse.Namespace,
+) -> list[Mapping[str, Any]]:
+    """The same with every node and the requester in a namespace of its own."""
+    words = ("--max-tokens", str(args.max_tokens), "--speculation", "plain", "--draft", "none", "--ignore-eos")
+    async with lab(*ring(len(blocks) + 1, rtt_ms)) as net:
+        *places, requester = (net.place(host) for host in net.hosts)
+        async with local_ring(replace(swarm, places=tuple(places), requester=requester), blocks) as nodes:
+            return [await nodes.generate(prompt, *words) for prompt in prompts]
+
+
+def summarise(rtt_ms: float, stages: int, results: Sequence[Mapping[str, Any]]) -> Pass:
     """Time per token after the first, over what compute and distance explain."""
     each = [1e3 * (r["seconds"] - r["ttft_seconds"]) / (r["new_tokens"] - 1) for r in results]
     compute = [sum(stage["compute_ms"] for stage in r["ring"]) for r in results]
@@ -82,7 +89,7 @@ def one_process(args: argparse.Namespace) -> tuple[int, float]:
     from transformers import AutoModelForCausalLM
 
     from swarm.model.checkpoint import load_tokenizer, open_model
-    from swarm.model.store import DEFAULT_MODEL, ModelStore
+    from swarm.model.store import DEFAULT_MODEL
 
     torch.set_num_threads(args.threads)
     store, ref, dtype = ModelStore(), args.model or DEFAULT_MODEL, getattr(torch, args.dtype)
