@@ -55,7 +55,9 @@ def load_tokenizer(
     if source.is_file():
         return gguf_tokenizer(gguf_file.read_header(source), source)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, local_files_only=True, trust_remote_code=False
+        )
     except Exception as exc:  # tokenizer classes fail in ways of their own
         reason = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise ModelError(f"{ref} has no tokenizer that can be loaded: {reason}") from exc

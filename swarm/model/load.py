@@ -40,6 +40,7 @@ def load_layers(
 ) -> Loaded:
     """What `block.load_block` builds on; see there."""
     manifest = checkpoint.manifest
+    manifest.check_layers()
     manifest.check_range(first, last)
     shape = Shape(first, last, manifest.n_layers, manifest.hidden_size, manifest.vocab_size)
     kind = model_class(checkpoint.config, manifest.model)
@@ -50,6 +51,10 @@ def load_layers(
     with _quiet(), torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in _build(part, config).state_dict().items()}
     state = _read_state(checkpoint, shape, expected, kind.base_model_prefix, dtype, report)
+    # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
+    planned, present = sum(s.numel() for s in expected.values()), sum(t.numel() for t in state.values())
+    if planned > 2 * present + (1 << 20):
+        raise ModelError(f"the config of {manifest.model} wants {planned} weights for these layers, it has {present}")
     with _quiet():
         model = _fill(part, config, state, manifest.model, dtype)
     model.to(device).eval().requires_grad_(False)
@@ -117,7 +122,7 @@ def _read_state(
         elif name in expected:
             wanted.setdefault(shape.first, []).append((entry.name, name))
     if "lm_head.weight" in expected and not any(t == "lm_head.weight" for w in wanted.values() for _, t in w):
-        if checkpoint.config.tie_word_embeddings:
+        if checkpoint.config.tie_word_embeddings and shape.first > 0:
             wanted.setdefault(shape.first, []).append((_embedding(checkpoint), "lm_head.weight"))
     state: dict[str, torch.Tensor] = {}
     total = shape.last - shape.first

@@ -150,6 +150,13 @@ class Manifest:
         entries = [asdict(t) for t in self.layer_tensors(first, last)]
         return hashlib.sha256(canonical_json({"layers": [first, last], "tensors": entries})).hexdigest()
 
+    def check_layers(self) -> None:
+        """Raises ModelError unless the tensors make up as many layers as the config says (a config alone could name
+        any number, and a model is built from it)."""
+        held = {layer for layer in self._by_layer if layer is not None}
+        if held != set(range(len(held))) or len(held) != self.n_layers:
+            raise ModelError(f"the config of {self.model} says {self.n_layers} layers, its weights hold {len(held)}")
+
     def check_range(self, first: int, last: int) -> None:
         """Raises ModelError unless 0 <= first < last <= n_layers."""
         if not 0 <= first < last <= self.n_layers:

@@ -25,10 +25,10 @@ _LAYOUT = Layout(scratch=64, context=_PREFIX + 64)
 class Probe:
     """Measured cost of a block.
 
-    ms_per_layer  rows in a forward -> median milliseconds per layer, on 128 committed positions. At the head and the
-                  tail the middle layers are measured, so that ends do not count as layers.
-    end_ms        rows -> milliseconds of a whole forward beyond the layers: embedding and Python; at the tail also norm
-                  and head for every row
+    ms_per_layer  rows in a forward -> median milliseconds per layer, on 128 committed positions; up to 8 layers from
+                  the middle of the block stand for all
+    end_ms        rows -> milliseconds beyond the layers: 0 in the middle of the model, at the head the embedding, at
+                  the tail norm and head for every row
     free_bytes    memory of the device that key/value sessions may take now, weights already in place
     cpu_load      share of this host's CPU in use by others and us just before the measurement, 0 to 1
     """
@@ -43,21 +43,23 @@ def probe(block: Block, repeats: int = 5, report: Report = silent) -> Probe:
     """Measure a block. Takes about a second for a small model; runs in the compute thread."""
     load = psutil.cpu_percent(interval=0.1) / 100
     inner = block.view(*_middle(block))
+    ends = [block.view(block.first, block.first + 1)] if block.head else []
+    ends += [block.view(block.last - 1, block.last)] if block.tail else []
     per_layer: dict[int, float] = {}
-    ends: dict[int, float] = {}
+    end_ms: dict[int, float] = {}
     for done, rows in enumerate(ROWS, 1):
-        middle = _median_ms(inner, rows, repeats)
-        per_layer[rows] = middle / (inner.last - inner.first)
-        whole = middle if inner is block else _median_ms(block, rows, repeats)
-        ends[rows] = max(0.0, whole - per_layer[rows] * (block.last - block.first))
+        per_layer[rows] = _median_ms(inner, rows, repeats) / (inner.last - inner.first)
+        end_ms[rows] = sum(max(0.0, _median_ms(end, rows, repeats) - per_layer[rows]) for end in ends)
         report(Progress("probe", f"{rows} rows", done, len(ROWS), "steps"))
-    return Probe(per_layer, ends, free_bytes(block.device), load)
+    return Probe(per_layer, end_ms, free_bytes(block.device), load)
 
 
 def _middle(block: Block) -> tuple[int, int]:
-    """The widest range that leaves the model's ends out, if there is one."""
+    """Up to 8 layers that leave the model's ends out, if there are such: fewer would fit into caches."""
     first, last = block.first + int(block.head), block.last - int(block.tail)
-    return (first, last) if first < last else (block.first, block.last)
+    if first >= last:
+        return block.first, block.last
+    return first, min(last, first + 8)
 
 
 def _median_ms(block: Block, count: int, repeats: int) -> float:

@@ -110,7 +110,7 @@ def test_weights_of_the_experts_of_another_model_are_refused() -> None:
         load(checkpoint)
 
 
-@pytest.mark.parametrize(("first", "last"), [(0, 2), (2, 4), (4, 6)])
+@pytest.mark.parametrize(("first", "last"), [(0, 2), (2, 4), (4, 6), (0, 6)])
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "gpt2", "mixtral"])
 def test_only_the_tensors_of_the_layers_are_read(family: str, first: int, last: int) -> None:
     checkpoint = MemoryCheckpoint(random_model(tiny_config(family)))
@@ -184,3 +184,18 @@ def test_a_third_of_a_model_takes_a_third_of_its_memory(tmp_path: Path) -> None:
     assert found["mapped"] == 0  # nothing stays mapped once it is read
     assert found["read"] == pytest.approx(total / 3, rel=0.02)
     assert total / 3 * 0.95 < found["grown"] < total / 3 * 1.2
+
+
+def test_a_config_that_promises_more_than_the_weights_hold(checkpoint: MemoryCheckpoint) -> None:
+    def with_config(**changes: int) -> MemoryCheckpoint:
+        config = {**checkpoint.manifest.config, **changes}
+        checkpoint.manifest = type(checkpoint.manifest)("little", config, checkpoint.manifest.tensors)
+        checkpoint.config = transformers.LlamaConfig(**config)
+        return checkpoint
+
+    with pytest.raises(ModelError, match="says 1000000000 layers, its weights hold 6"):
+        load(with_config(num_hidden_layers=10**9))
+    kept = tuple(t for t in checkpoint.manifest.tensors if "embed_tokens" not in t.name)
+    checkpoint.manifest = type(checkpoint.manifest)("little", checkpoint.manifest.config, kept)
+    with pytest.raises(ModelError, match=r"wants \d{12,} weights for these layers"):
+        load(with_config(num_hidden_layers=6, vocab_size=10**10), 0, 2)
