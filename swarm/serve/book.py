@@ -16,9 +16,13 @@ _WINDOW_S = 3.0
 
 @dataclass
 class RunNote:
-    """One run. Times are Unix seconds for `started`, seconds of the monotonic clock for the rest."""
+    """One run. Times are Unix seconds for `started`, seconds of the monotonic clock for the rest.
+
+    `user` asked for it and alone may have its receipt, which tells what was said.
+    """
 
     key: int
+    user: str
     started: float
     prompt_tokens: int
     max_tokens: int
@@ -98,8 +102,8 @@ class RunBook:
         for changed in self._watchers:
             changed()
 
-    def begin(self, prompt_tokens: int, max_tokens: int, wall: float) -> RunNote:
-        note = RunNote(self._next, wall, prompt_tokens, max_tokens)
+    def begin(self, user: str, prompt_tokens: int, max_tokens: int, wall: float) -> RunNote:
+        note = RunNote(self._next, user, wall, prompt_tokens, max_tokens)
         self._next += 1
         self.active[note.key] = note
         self._changed()

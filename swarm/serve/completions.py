@@ -167,7 +167,7 @@ class Completions:
             raise _first(errors) from None
 
     async def _one(self, user: str, index: int, run: RunRequest, on_event: OnEvent) -> None:
-        note = self._book.begin(len(run.prompt_ids), run.max_tokens, time.time())
+        note = self._book.begin(user, len(run.prompt_ids), run.max_tokens, time.time())
         error = None
         try:
             async with self._admission.slot(user):

@@ -45,7 +45,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     hub = Hub(state)
     book.watch(hub.touch)
     completions = Completions(backend, config, admission, book, metrics)
-    receipts = Receipts(backend.receipts_dir, book, verify)
+    receipts = Receipts(backend.receipts_dir, book, verify, bool(config.api_keys))
     models = Models(backend)
     views = Views(hub, config, (metrics.registry, state_registry(StateCollector(state))))
     app = web.Application(middlewares=[frame(config, observer(metrics.requests))])

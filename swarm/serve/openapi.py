@@ -56,6 +56,7 @@ def _shared(config: GatewayConfig) -> Json:
         "speculation": _nullable("string", enum=[*SPECULATIONS, None]),
         "draft": _nullable("string", enum=[*DRAFTS, None]),
         "receipt": _nullable("boolean", description="make a signed receipt of the run; true by default"),
+        "private_text": _nullable("boolean", description="salted digests of the tokens in the receipt, not the tokens"),
         "ignore_eos": _nullable("boolean", description="go on past end tokens"),
         **{
             name: {"description": "taken and not used"}
@@ -127,7 +128,10 @@ def _generate(config: GatewayConfig) -> Json:
         "type": "object",
         "required": ["prompt"],
         "additionalProperties": False,
-        "properties": {"prompt": _TEXT, **{name: shared[name] for name in [*names.split(), "ignore_eos"]}},
+        "properties": {
+            "prompt": _TEXT,
+            **{name: shared[name] for name in [*names.split(), "private_text", "ignore_eos"]},
+        },
     }
 
 

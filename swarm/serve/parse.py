@@ -21,7 +21,7 @@ _IGNORED = frozenset(
     "user metadata store service_tier parallel_tool_calls prompt_cache_key prompt_cache_retention safety_identifier "
     "reasoning_effort verbosity".split()
 )
-_OWN = frozenset("top_k min_p repetition_penalty speculation draft receipt ignore_eos".split())
+_OWN = frozenset("top_k min_p repetition_penalty speculation draft receipt private_text ignore_eos".split())
 _COMMON = frozenset(
     "model max_tokens temperature top_p seed stop n stream stream_options logprobs logit_bias presence_penalty "
     "frequency_penalty".split()
@@ -58,6 +58,7 @@ class Wanted:
     logprobs: int | None = None
     ignore_eos: bool = False
     receipt: bool = True
+    private_text: bool = False
     speculation: Speculation = "stream"
     draft: Draft = "auto"
 
@@ -168,6 +169,7 @@ def _wanted(
         logprobs=logprobs,
         ignore_eos=fields.flag("ignore_eos"),
         receipt=fields.flag("receipt", True),
+        private_text=fields.flag("private_text"),
         speculation=cast(Speculation, fields.choice("speculation", SPECULATIONS, config.speculation)),
         draft=cast(Draft, fields.choice("draft", DRAFTS, config.draft)),
     )

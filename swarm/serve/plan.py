@@ -102,6 +102,7 @@ def _runs(
             patience_s=config.patience_s,
             private=config.private,
             receipt=wanted.receipt,
+            private_text=wanted.private_text,
             witnesses=config.witnesses,
         )
         for index in range(wanted.n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from aiohttp import web
 
 from swarm.serve.book import RunBook
 from swarm.serve.errors import ApiError
+from swarm.serve.web import USER
 
 MAX_RECEIPT_BYTES = 64 << 20
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -20,16 +22,22 @@ Verify = Callable[[bytes], Mapping[str, Any]]
 
 
 class Receipts:
-    """Finds the receipt of a run: where the run said, else in the receipts folder (earlier runs)."""
+    """Finds the receipt of a run: where the run said, else in the receipts folder (earlier runs).
 
-    def __init__(self, folder: Path, book: RunBook, verify: Verify) -> None:
+    A receipt discloses what was said, so only who asked may have it. What verifying it finds is for all to see.
+    """
+
+    def __init__(self, folder: Path, book: RunBook, verify: Verify, keyed: bool) -> None:
         self._folder = folder
         self._book = book
         self._verify = verify
+        self._keyed = keyed
 
     async def get(self, request: web.Request) -> web.Response:
         """GET /v1/receipts/{id}: the file, byte for byte."""
         run_id = request.match_info["id"]
+        if not self._may_have(run_id, request):
+            raise _missing(run_id)
         body = await asyncio.to_thread(self._read, run_id)
         headers = {"Content-Disposition": f'attachment; filename="{run_id}.json"', "Cache-Control": "no-cache"}
         return web.Response(body=body, content_type="application/json", headers=headers)
@@ -39,10 +47,16 @@ class Receipts:
         body = await asyncio.to_thread(self._read, request.match_info["id"])
         return web.json_response(await asyncio.to_thread(self._verify, body))
 
+    def _may_have(self, run_id: str, request: web.Request) -> bool:
+        note = self._book.find(run_id)
+        if note is not None:
+            return note.user == request[USER]
+        # Nobody remembers who asked for an earlier run; on this machine itself the files lie open anyway.
+        return not self._keyed and _is_loopback(request.remote)
+
     def _read(self, run_id: str) -> bytes:
-        missing = ApiError(404, f"there is no receipt {run_id[:128]!r} here", "receipt_not_found", "id")
         if not _ID.fullmatch(run_id):
-            raise missing
+            raise _missing(run_id)
         note = self._book.find(run_id)
         told = note.result.receipt if note is not None and note.result is not None else None
         path = Path(told) if told else self._folder / f"{run_id}.json"
@@ -50,7 +64,18 @@ class Receipts:
             with path.open("rb") as file:
                 body = file.read(MAX_RECEIPT_BYTES + 1)
         except OSError as exc:
-            raise missing from exc
+            raise _missing(run_id) from exc
         if len(body) > MAX_RECEIPT_BYTES:
             raise ApiError(500, f"the receipt is larger than {MAX_RECEIPT_BYTES} bytes", "receipt_too_large")
         return body
+
+
+def _missing(run_id: str) -> ApiError:
+    return ApiError(404, f"there is no receipt {run_id[:128]!r} for you here", "receipt_not_found", "id")
+
+
+def _is_loopback(remote: str | None) -> bool:
+    try:
+        return ipaddress.ip_address(remote or "").is_loopback
+    except ValueError:
+        return False

@@ -50,7 +50,7 @@ const actions = {
     button.textContent = "Copied";
   }),
   verify: (button) => verify(button.dataset.id, draw),
-  download: (button) => download(button.dataset.id),
+  download: (button) => download(button.dataset.id, draw),
   "show-run": (link) => requestAnimationFrame(() => {
     const run = state.runs.find((r) => r.run_id === link.dataset.id);
     const item = run && document.querySelector(`[data-key="run-${run.key}"] details`);

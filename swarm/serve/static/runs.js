@@ -81,7 +81,16 @@ export async function verify(id, refresh) {
   refresh();
 }
 
-export async function download(id) {
+export async function download(id, refresh) {
+  try {
+    await save(id);
+  } catch (error) {
+    verdicts.set(id, { error: error.message });
+    refresh();
+  }
+}
+
+async function save(id) {
   const url = URL.createObjectURL(await getBlob(`v1/receipts/${encodeURIComponent(id)}`));
   const link = h("a", { href: url, download: `${id}.json` });
   link.click();

@@ -220,6 +220,25 @@ async def test_receipts_of_earlier_runs_are_found_in_the_folder(served: Served) 
         assert await answer.json() == {"bytes": 10}
 
 
+async def test_a_receipt_is_for_who_asked(serve: Serve) -> None:
+    other = SECRET[::-1]
+    keys = (*KEYS, ("bob", hashlib.sha256(other.encode()).digest()))
+    async with serve(api_keys=keys, key=SECRET) as served:
+        raw = await served.openai.chat.completions.with_raw_response.create(
+            model=served.model, messages=HELLO, max_tokens=2
+        )
+        address = raw.headers["x-receipt"]
+        (served.backend.receipts_dir / "earlier.json").write_text("{}")
+        for path, secret, status in (
+            (address, SECRET, 200),
+            (address, other, 404),
+            (address.replace("/v1/receipts/", "/api/verify/"), other, 200),
+            ("/v1/receipts/earlier", SECRET, 404),
+        ):
+            async with served.http.get(path, headers={"Authorization": f"Bearer {secret}"}) as answer:
+                assert answer.status == status, (path, secret)
+
+
 async def test_metrics_count_what_happened(served: Served) -> None:
     await served.openai.chat.completions.create(model=served.model, messages=HELLO, max_tokens=7)
     async with served.http.get("/nowhere/<%s>" % ("x" * 50)):

@@ -1,0 +1,126 @@
+"""The gateway over a real ring: two `swarm join` processes, a requester here, the OpenAI client, receipts checked."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI
+
+from receipts.verify import verify
+from swarm.config import MemberConfig
+from swarm.local import LocalRing, LocalSwarm, local_ring
+from swarm.requester import Requester, RequesterConfig
+from swarm.serve.config import GatewayConfig
+from swarm.serve.gateway import gateway
+from tests.swarm.serve.conftest import Served
+from tests.swarm.serve.tiny import TinyBackend, tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ring(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRing]:
+    model = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_model(258).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    swarm = LocalSwarm(
+        tmp_path_factory.mktemp("swarm"), model=str(model), arguments=("--cpu", "--threads", "1", "--dtype", "float32")
+    )
+    async with local_ring(swarm, [(0, 1), (1, 2)]) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(ring: LocalRing, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    state = tmp_path_factory.mktemp("requester")
+    member = MemberConfig(state, state / "models", ring.invite, lan=False)
+    config = replace(GatewayConfig(default_temperature=0.0), patience_s=5.0)
+    async with (
+        await Requester.connect(RequesterConfig(member, draft="suffix")) as requester,
+        gateway(requester, config, lambda data: verify(data).as_json(), "127.0.0.1", 0) as (host, port),
+        aiohttp.ClientSession(f"http://{host}:{port}") as http,
+        AsyncOpenAI(base_url=f"http://{host}:{port}/v1", api_key="unused", max_retries=0, timeout=60) as client,
+    ):
+        yield Served(f"http://{host}:{port}", requester, http, client)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+async def test_the_ring_says_what_one_machine_says(served: Served, tmp_path: Path, temperature: float) -> None:
+    ask = {"messages": HELLO, "max_tokens": 30, "temperature": temperature, "seed": 5}
+    alone = TinyBackend(tmp_path)
+    async with (
+        gateway(alone, GatewayConfig(), lambda data: {}, "127.0.0.1", 0) as (host, port),
+        AsyncOpenAI(base_url=f"http://{host}:{port}/v1", api_key="unused") as client,
+    ):
+        expected = await client.chat.completions.create(model="tiny-random", **ask)
+    answer = await served.openai.chat.completions.create(model=served.model, **ask)
+    assert answer.choices[0].message.content == expected.choices[0].message.content
+    assert answer.choices[0].finish_reason == expected.choices[0].finish_reason
+    assert answer.usage == expected.usage
+    stream = await served.openai.chat.completions.create(model=served.model, **ask, stream=True)
+    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    assert text == expected.choices[0].message.content
+
+
+async def test_logprobs_come_round_the_ring(served: Served) -> None:
+    answer = await served.openai.chat.completions.create(
+        model=served.model, messages=HELLO, max_tokens=6, logprobs=True, top_logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    assert len(logprobs.content) == 6
+    for entry in logprobs.content:
+        assert len(entry.top_logprobs) == 2 and entry.logprob == pytest.approx(entry.top_logprobs[0].logprob)
+
+
+async def test_an_answer_leaves_a_receipt_that_verifies(served: Served) -> None:
+    raw = await served.openai.chat.completions.with_raw_response.create(
+        model=served.model, messages=HELLO, max_tokens=8
+    )
+    async with served.http.get(raw.headers["x-receipt"]) as receipt:
+        verdict = verify(await receipt.read())
+        assert receipt.status == 200 and verdict.exit_code == 0
+    async with served.http.get(raw.headers["x-receipt"].replace("/v1/receipts/", "/api/verify/")) as answer:
+        told = await answer.json()
+        assert told["level"] == 1 and {"proven", "co-signed", "claimed"} <= {c["standing"] for c in told["claims"]}
+
+
+async def test_the_state_shows_the_ring_and_its_paths(served: Served, ring: LocalRing) -> None:
+    state = await served.state(lambda state: bool(state["runs"]))
+    assert state["phase"] == "serving" and {node["id"] for node in state["nodes"]} == {node.id for node in ring.nodes}
+    assert [stage["layers"] for stage in state["runs"][0]["ring"]] == [[0, 1], [1, 2]]
+    assert any(edge["rtt_ms"] > 0 for edge in state["edges"])
+
+
+async def test_leaving_frees_the_stages(served: Served) -> None:
+    stream = await served.openai.chat.completions.create(
+        model=served.model, messages=HELLO, max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+    )
+    await anext(aiter(stream))
+    await stream.close()
+    await served.state(lambda state: state["runs"][0]["state"] == "cancelled")
+    await served.state(lambda state: all(node["sessions"] == 0 for node in state["nodes"]))
+
+
+async def test_every_node_shows_the_swarm_on_its_own_port(served: Served, ring: LocalRing) -> None:
+    async with aiohttp.ClientSession() as http:
+        for node in ring.nodes:
+            async with http.get(f"http://{node.ready['listen']}/api/state") as answer:
+                state = await answer.json()
+                assert state["role"] == "node" and state["here"] == node.id and state["phase"] == "serving"
+
+
+async def test_a_swarm_that_lost_layers_is_503(served: Served, ring: LocalRing) -> None:
+    """The last test here: it kills a node."""
+    ring.nodes[1].child.process.kill()
+    await served.state(lambda state: state["phase"] == "forming" and state["missing"] == [[1, 2]])
+    async with served.http.post("/generate", json={"prompt": "hello", "max_tokens": 4}) as answer:
+        error = (await answer.json())["error"]
+        assert answer.status == 503 and int(answer.headers["Retry-After"]) >= 1
+        assert error["code"] in ("swarm_incomplete", "run_failed")
