@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from swarm.ring.run import StageInfo
+if TYPE_CHECKING:
+    from swarm.ring.run import StageInfo  # at run time this would load torch, for every --help
 
 
 def draw_ring(ring: Sequence[StageInfo]) -> str:
