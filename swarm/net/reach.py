@@ -39,6 +39,7 @@ from swarm.net.rendezvous import (
     Rendezvous,
     parse_addresses_untrusted,
     parse_knock_untrusted,
+    require_admitted,
 )
 from swarm.net.sockets import connect, connect_one
 from swarm.net.switchboard import Switchboard
@@ -75,7 +76,7 @@ class Reach:
     """Puts itself in front of the switchboard's dialling, and serves the other side of it.
 
     `addresses` are where this node listens, told to those whom it asks to dial back. With `relay` false this node
-    neither uses relays nor follows a call into one.
+    neither uses relays nor follows a call into one. `admitted` says which peers are members: only they are served.
     """
 
     def __init__(
@@ -85,14 +86,16 @@ class Reach:
         addresses: Callable[[], Sequence[Address]] = tuple,
         relay: bool = True,
         offers_relay: Callable[[], bool] = lambda: False,
+        admitted: Callable[[NodeId], bool] = lambda node: True,
         limits: ReachLimits | None = None,
     ) -> None:
         self._board = board
         self._addresses = addresses
         self._relay = relay
+        self._admitted = admitted
         self.limits = limits or ReachLimits()
         self._visits = Quota(self.limits.visits_per_minute, 60.0)
-        self.rendezvous = Rendezvous(board, offers_relay)
+        self.rendezvous = Rendezvous(board, admitted, offers_relay)
         board.handle(KNOCKED, self._on_knocked)
         board.handle(JOIN, self._on_join)
         board.connector = self.connect
@@ -218,6 +221,7 @@ class Reach:
     # -- the side that is asked
 
     async def _on_knocked(self, via: Peer, message: Message) -> None:
+        require_admitted(self._admitted, via)
         knock = parse_knock_untrusted(message.header)
         if self._visits.take(time.monotonic()) and self._board.get(knock.node) is None:
             self._board.spawn(self._come(via, knock))
@@ -238,6 +242,7 @@ class Reach:
         await self._board.adopt(sock, initiator=True, expect=race.node, edge="reverse", claim=race.claim("reverse"))
 
     async def _on_join(self, via: Peer, message: Message) -> None:
+        require_admitted(self._admitted, via)
         node = check_id_untrusted(message.header.get("node"))
         if not self._relay:
             raise PeerError("this node takes no relayed connections (--no-relay)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import WSMsgType, web
@@ -20,6 +20,7 @@ from swarm.net.address import Address, format_address
 from swarm.net.message import Message
 from swarm.net.nodeid import NodeId, check_id_untrusted, short_id
 from swarm.net.peer import Peer
+from swarm.net.rendezvous import require_admitted
 from swarm.net.switchboard import Switchboard
 
 ASK, JOIN = "relay.ask", "relay.join"
@@ -69,10 +70,20 @@ class _Room:
 
 
 class Relay:
-    """The relay of one node. Add it to the node's HTTP application with `add_routes`."""
+    """The relay of one node, for those peers that are `admitted`. `routes` are for its HTTP application.
 
-    def __init__(self, board: Switchboard, addresses: Sequence[Address], limits: RelayLimits | None = None) -> None:
+    `addresses`: where that application is dialled from outside.
+    """
+
+    def __init__(
+        self,
+        board: Switchboard,
+        addresses: Sequence[Address],
+        limits: RelayLimits | None = None,
+        admitted: Callable[[NodeId], bool] = lambda node: True,
+    ) -> None:
         self._board = board
+        self._admitted = admitted
         self._addresses = tuple(addresses)
         self.limits = limits or RelayLimits()
         self._tokens: dict[str, tuple[_Room, NodeId]] = {}
@@ -86,11 +97,13 @@ class Relay:
         """Rooms that exist now."""
         return len(self._rooms)
 
-    def add_routes(self, app: web.Application) -> None:
-        app.router.add_get(PATH + "{token}", self._serve)
+    def routes(self) -> list[web.RouteDef]:
+        """What the node's HTTP application serves for it."""
+        return [web.get(PATH + "{token}", self._serve)]
 
     async def _on_ask(self, asker: Peer, message: Message) -> Message:
         """Make a room for the asker and a peer of this node, and call that peer in."""
+        require_admitted(self._admitted, asker)
         node = check_id_untrusted(message.header.get("node"))
         target = self._board.get(node)
         if target is None or target is asker:

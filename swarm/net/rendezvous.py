@@ -93,21 +93,29 @@ class Quota:
 
 
 class Rendezvous:
-    """Answers KNOWS and KNOCK for the peers of `board`. `offers_relay` says whether this node relays as well."""
+    """Answers KNOWS and KNOCK for those peers of `board` that are `admitted`.
 
-    def __init__(self, board: Switchboard, offers_relay: Callable[[], bool] = lambda: False) -> None:
+    `offers_relay` says whether this node relays as well.
+    """
+
+    def __init__(
+        self, board: Switchboard, admitted: Callable[[NodeId], bool], offers_relay: Callable[[], bool]
+    ) -> None:
         self._board = board
+        self._admitted = admitted
         self._offers_relay = offers_relay
         self._quotas: dict[NodeId, Quota] = {}
         board.handle(KNOWS, self._on_knows)
         board.handle(KNOCK, self._on_knock)
 
     async def _on_knows(self, peer: Peer, message: Message) -> Message:
+        require_admitted(self._admitted, peer)
         target = self._board.get(check_id_untrusted(message.header.get("node")))
         return Message(KNOWS, {"knows": target is not None, "relay": self._offers_relay()})
 
     async def _on_knock(self, asker: Peer, message: Message) -> Message:
         """Tell both sides of each other, so that both begin at the same moment."""
+        require_admitted(self._admitted, asker)
         node = check_id_untrusted(message.header.get("node"))
         addresses = parse_addresses_untrusted(message.header.get("addresses"))
         if not self._take_quota(asker.id):
@@ -126,6 +134,12 @@ class Rendezvous:
         for gone in [other for other in self._quotas if self._board.get(other) is None]:
             del self._quotas[gone]
         return self._quotas.setdefault(node, Quota(KNOCKS_PER_MINUTE, 60.0)).take(time.monotonic())
+
+
+def require_admitted(admitted: Callable[[NodeId], bool], peer: Peer) -> None:
+    """Raises PeerError for a peer that is not a member: strangers get no help in reaching others."""
+    if not admitted(peer.id):
+        raise PeerError(f"node {short_id(peer.id)} is not a member of this swarm; it has to say hello first")
 
 
 def waits_ms(rtt_a_ms: float, rtt_b_ms: float) -> tuple[float, float]:

@@ -5,6 +5,7 @@ A target may return, or raise the one error type of its kind; anything else is a
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ from swarm.net.handshake import MAGIC, PREAMBLE, VERSION, ChannelKeys, Handshake
 from swarm.net.lanes import FIRST_HEAD, WHOLE_HEAD, Chunk, Inbox
 from swarm.net.limits import Limits
 from swarm.net.message import Envelope, Message, pack_header, unpack_untrusted
+from swarm.net.natpmp import parse_mapping_answer_untrusted
+from swarm.net.ping import PingRun
+from swarm.net.reach import dial_back_addresses
+from swarm.net.record import Sealer
+from swarm.net.rendezvous import Knock, parse_knock_untrusted
 from swarm.net.wire import decode_tensor_untrusted, encode_tensor
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_frame, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.opening import (
@@ -55,10 +61,12 @@ from swarm.serve.errors import ApiError
 from swarm.serve.fields import parse_json_untrusted
 from swarm.serve.parse import parse_chat_untrusted, parse_completion_untrusted, parse_generate_untrusted
 from tests.receipts.conftest import run_ring
+from tests.swarm.net.memory import joined
 
 NOW = 1_790_000_000.0
 LAYOUT = Layout(64, 256)
 LIMITS = Limits(message_bytes=1 << 20)
+NAT_PMP = bytes((0, 130, 0, 0, 0, 0, 3, 232, 0, 7, 0, 8, 0, 0, 14, 16))
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,39 @@ def honest_records() -> bytes:
     return b"".join((len(r) - 1).to_bytes(2, "big") + r for r in (whole, first, more))
 
 
+def channel(data: bytes) -> None:
+    """What an authenticated peer may seal: records of one channel, each behind its length, up to its close."""
+
+    async def hear() -> str | None:
+        left, right = joined(LIMITS)
+        rest, records = data, []
+        while len(rest) > 2 and len(records) < 50:
+            size = 1 + int.from_bytes(rest[:2], "big") % 2048
+            records.append(rest[2 : 2 + size])
+            rest = rest[2 + size :]
+        sealer = Sealer(bytes(range(32)))
+        sealed = [sealer.seal(record) for record in records if record]
+        right.feed(b"".join(len(one).to_bytes(2, "big") + one for one in sealed))
+        reason = right.channel.closed_reason
+        left.channel.close("done")
+        right.channel.close("done")
+        return reason
+
+    reason = asyncio.run(hear())
+    if reason is not None:
+        raise PeerError(reason)
+
+
+def honest_probe() -> bytes:
+    return PingRun(Chunk.PROBE).start(3, 1000)
+
+
+def honest_talk() -> bytes:
+    """A ping, a pad, the records of a message each way of cutting, and a goodbye."""
+    rest = [honest_probe(), bytes(40), bytes([Chunk.BYE, 1]) + b"both dialled"]
+    return honest_records() + b"".join((len(r) - 1).to_bytes(2, "big") + r for r in rest)
+
+
 def receipt(data: bytes) -> None:
     verdict = verify_receipt(data)
     if verdict.refusal is not None:
@@ -230,6 +271,13 @@ def targets() -> dict[str, Target]:
         "tensor": Target(tensor, PeerError, honest_tensors()),
         "handshake": Target(handshake(keys), PeerError, (PREAMBLE.pack(MAGIC, VERSION) + caller.write(),), dear=True),
         "lanes": Target(lanes, PeerError, (honest_records(),)),
+        "channel": Target(channel, PeerError, (honest_talk(),), dear=True),
+        "probe": Target(lambda data: PingRun(Chunk.PROBE).take_untrusted(data, 5), PeerError, (honest_probe(),)),
+        "knock": of_messages(
+            lambda m: dial_back_addresses(parse_knock_untrusted(m.header)),
+            Message("reach.knocked", Knock(here.id, ("203.0.113.7", 1), ("::1", 2), (("0.0.0.0", 9),), 3.5).header()),
+        ),
+        "router's answer": Target(lambda data: parse_mapping_answer_untrusted(data, 7), PeerError, (NAT_PMP,)),
         "hello": of_messages(lambda m: parse_hello_untrusted(m.header), hello),
         "welcome": of_messages(
             lambda m: parse_welcome_untrusted(m.header, ours.swarm, there.id, here.id), welcome

@@ -41,7 +41,7 @@ async def main(seed: str, listen: str, home: list[str]) -> None:
         address = await board.listen(*parse_address_untrusted(listen))
         Reach(board, addresses=lambda: [address], offers_relay=lambda: not home)
         if not home:
-            Relay(board, [address]).add_routes(app)
+            app.add_routes(Relay(board, [address]).routes())
             await runner.setup()
             board.http = runner.server
         else:

@@ -22,7 +22,7 @@ from swarm.net.message import Message
 from swarm.net.peer import Peer
 from swarm.net.reach import Reach, ReachLimits, dial_back_addresses
 from swarm.net.relay import ASK, JOIN, PATH, Bucket, Relay, RelayLimits
-from swarm.net.rendezvous import KNOCK, KNOWS, Knock, Quota, parse_knock_untrusted, waits_ms
+from swarm.net.rendezvous import KNOCK, KNOCKED, KNOWS, Knock, Quota, parse_knock_untrusted, waits_ms
 from swarm.net.switchboard import Switchboard
 
 NO_PUNCH = ReachLimits(knock_after=0.0, relay_after=0.0, punch=0.0, dial_back=0.5)
@@ -69,7 +69,7 @@ async def three(
     async with home, asker, target:
         address = await home.listen("127.0.0.1", 0)
         carrier = Relay(home, [address], relay_limits)
-        carrier.add_routes(app)
+        app.add_routes(carrier.routes())
         await runner.setup()
         home.http = runner.server
         own = [await asker.listen("127.0.0.1", 0)] if listens else []
@@ -198,6 +198,20 @@ async def test_a_rendezvous_refuses_what_it_cannot_do() -> None:
         nodes.reaches[0].rendezvous._quotas[nodes.asker.id] = Quota(0, 60.0)
         with pytest.raises(BusyError, match="too often"):
             await home.call(Message(KNOCK, {"node": nodes.target.id, "addresses": []}), 5)
+
+
+async def test_strangers_get_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with three() as nodes:
+        home, back = nodes.asker.get(nodes.home.id), nodes.home.get(nodes.target.id)
+        assert home is not None and back is not None
+        for part in (nodes.reaches[0].rendezvous, nodes.relay, nodes.reaches[2]):
+            monkeypatch.setattr(part, "_admitted", lambda node: False)
+        for kind in (KNOWS, KNOCK, ASK):
+            with pytest.raises(PeerError, match="is not a member of this swarm"):
+                await home.call(Message(kind, {"node": nodes.target.id, "addresses": []}), 5)
+        for kind in (KNOCKED, JOIN):
+            with pytest.raises(PeerError, match="is not a member of this swarm"):
+                await back.call(Message(kind, HEADER), 5)
 
 
 async def test_a_relay_bounds_its_rooms_and_each_token_opens_once() -> None:
