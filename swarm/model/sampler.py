@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from swarm.errors import UsageError
 
 MAX_LOGPROBS = 20
+_FEW = 1024
+"""Candidates that top-p looks at before it sorts a whole vocabulary."""
 MAX_MARGIN = 1e9
 """Reported where filters left one token."""
 
@@ -127,23 +129,51 @@ def filtered(scaled: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
     Of equal logits the smaller ids are kept first. The most probable token always stays.
     """
-    vocab = scaled.shape[-1]
-    use_k, use_p = 0 < sampling.top_k < vocab, sampling.top_p < 1
-    if use_k or use_p:
-        values, order = scaled.sort(dim=-1, descending=True, stable=True)
-        drop = torch.zeros_like(values, dtype=torch.bool)
-        if use_k:
-            drop[:, sampling.top_k :] = True
-            values = values.masked_fill(drop, -math.inf)
-        if use_p:
-            probability = values.softmax(-1)
-            drop |= probability.cumsum(-1) - probability >= sampling.top_p  # reached before this one
-            drop[:, 0] = False
-        scaled = scaled.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -math.inf)
+    if 0 < sampling.top_k < scaled.shape[-1] or sampling.top_p < 1:
+        scaled = _keep_largest(scaled, *_cut(scaled, sampling))
     if sampling.min_p > 0:
         best = scaled.max(-1, keepdim=True).values
         scaled = scaled.masked_fill(scaled < best + math.log(sampling.min_p), -math.inf)
     return scaled
+
+
+def _cut(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """(how many tokens top-k and top-p keep, the smallest logit among them), each [n, 1].
+
+    Sorting a whole vocabulary costs more than a small model's forward, so the largest few are looked at first; they
+    hold the wanted probability unless the distribution is nearly flat.
+    """
+    vocab = scaled.shape[-1]
+    limited = 0 < sampling.top_k < vocab
+    few = scaled.topk(sampling.top_k if limited else min(_FEW, vocab), dim=-1).values
+    if sampling.top_p == 1:
+        return torch.full_like(few[:, :1], few.shape[-1], dtype=torch.long), few[:, -1:]
+    norm = (few if limited else scaled).logsumexp(-1, keepdim=True)
+    count = _reach(few, norm, sampling.top_p)
+    cut = few.gather(1, count - 1)
+    if not limited and few.shape[-1] < vocab:
+        for row in (count[:, 0] == few.shape[-1]).nonzero()[:, 0].tolist():
+            every = scaled[row : row + 1].sort(dim=-1, descending=True).values
+            count[row : row + 1] = _reach(every, norm[row : row + 1], sampling.top_p)
+            cut[row : row + 1] = every.gather(1, count[row : row + 1] - 1)
+    return count, cut
+
+
+def _reach(values: torch.Tensor, norm: torch.Tensor, top_p: float) -> torch.Tensor:
+    """How many of the falling `values` it takes to reach probability top_p, at least 1: [n, 1]."""
+    probability = (values - norm).exp()
+    before = probability.cumsum(-1) - probability
+    return (before < top_p).sum(-1, keepdim=True).clamp(min=1)
+
+
+def _keep_largest(scaled: torch.Tensor, count: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
+    """-inf below `cut`; of the logits equal to it only as many, smaller ids first, as make up `count`."""
+    drop = scaled < cut
+    if bool(((~drop).sum(-1, keepdim=True) > count).any()):
+        equal = scaled == cut
+        above = (scaled > cut).sum(-1, keepdim=True)
+        drop |= equal & (equal.cumsum(-1) > count - above)
+    return scaled.masked_fill(drop, -math.inf)
 
 
 def _penalised(logits: torch.Tensor, contexts: Sequence[Iterable[int]], penalty: float) -> torch.Tensor:
