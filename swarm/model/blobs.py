@@ -27,7 +27,7 @@ from pathlib import Path
 from swarm.errors import ModelError
 from swarm.events import Progress, Report, silent
 from swarm.model import safetensors_file
-from swarm.model.files import sha256_file, write_whole
+from swarm.model.files import sha256_file
 from swarm.model.manifest import Manifest, TensorEntry
 from swarm.model.weights import FileCheckpoint, Place
 
@@ -211,10 +211,3 @@ def open_blobs(manifest: Manifest, folder: Path) -> FileCheckpoint:
             raise ModelError(f"blob {entry.digest[:12]}... is not of the size that the manifest says")
         places[entry.name] = Place(path, start + entry.offset)
     return FileCheckpoint(manifest, places)
-
-
-def keep_manifest(manifest: Manifest, folder: Path) -> Path:
-    """Put a manifest beside its blobs. Returns its file."""
-    path = folder / "manifest.json"
-    write_whole(path, manifest.to_bytes())
-    return path

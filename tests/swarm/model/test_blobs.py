@@ -13,8 +13,10 @@ from swarm.errors import ModelError
 from swarm.model import blobs
 from swarm.model.blobs import CHUNK, Blob, BlobSource, TensorSink, blobs_of, keep_blobs, open_blobs
 from swarm.model.block import load_block
+from swarm.model.checkpoint import load_tokenizer, open_model
 from swarm.model.local import open_folder, open_gguf
 from swarm.model.manifest import parse_manifest
+from swarm.model.store import ModelStore
 from tests.swarm.model.test_store import write_gguf
 from tests.swarm.model.tiny import CPU, random_model, tiny_config
 
@@ -52,6 +54,25 @@ def test_a_block_computes_from_fetched_blobs(source: Any, tmp_path: Path) -> Non
     again = TensorSink(tmp_path / "again")
     keep_blobs(BlobSource(checkpoint), again, wanted)
     assert {p.name for p in again.folder.iterdir()} == {p.name for p in sink.folder.iterdir()}
+
+
+def test_the_store_keeps_what_came_from_peers(source: Any, tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    ref = f"sha256:{source.manifest.digest}"
+    with pytest.raises(ModelError, match="was fetched from other nodes"):
+        open_model(ref, store)
+    folder = store.peer_folder(source.manifest)
+    keep_blobs(BlobSource(source), TensorSink(folder), blobs_of(source.manifest, 0, 2))
+    load_block(open_model(ref, store, layers=(0, 2)), 0, 2, CPU, torch.float32)
+    (listed,) = store.list()
+    assert (listed.ref, listed.kind, listed.path) == (ref, "peers", folder)
+    assert 0 < listed.here_bytes < listed.total_bytes
+    assert store.show(ref).digest == source.manifest.digest
+    with pytest.raises(ModelError, match="come without a tokenizer"):
+        load_tokenizer(ref, store)
+    (folder / "manifest.json").write_bytes(b"{}")
+    with pytest.raises(ModelError, match="was fetched from other nodes"):
+        open_model(ref, store)
 
 
 def first_large(source: Any) -> tuple[BlobSource, Blob, tuple[str, ...]]:
