@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
+from draft.packed import can_pack, pack_linears
 from swarm.errors import UsageError
 from swarm.events import Report, silent
 from swarm.model.block import Block, load_block
@@ -120,12 +121,6 @@ class MadeCheckpoint:
         raise UsageError("a drafter is not served to other nodes")
 
 
-def pack_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix float [rows, columns] as int8 and float32 scales [rows]: value = int8 * scale, largest is 127."""
-    scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
-    return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
-
-
 def load_drafter(
     ref: str | None,
     target: Checkpoint,
@@ -162,6 +157,8 @@ def load_drafter(
     block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report)
     if tokens is not None:
         block.narrow_head(tokens)
+    if made is not None and can_pack(device, dtype):
+        pack_linears(block.loaded.model)
     context = min(context, checkpoint.manifest.context)
     if device.type != "cuda":
         return LmDrafter(block, tokens, context=context)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from draft.asset import HEAD_TOKENS, SCALE, pack_int8
+from draft.asset import HEAD_TOKENS, SCALE
+from draft.packed import round_rows
 from draft.train import Score
 
 
@@ -52,7 +53,7 @@ def write_drafter(
     tensors: dict[str, torch.Tensor] = {}
     for name, value in weights.items():
         if dtype == "int8" and value.ndim == 2:
-            tensors[name], scale = pack_int8(value)
+            tensors[name], scale = round_rows(value)
             tensors[name + SCALE] = scale
         else:
             tensors[name] = value.to(torch.bfloat16).contiguous()

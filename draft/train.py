@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from draft.asset import pack_int8
 from draft.corpus import Batch, Sample, batches
+from draft.packed import round_rows
 from draft.student import Student, sparse_kl
 
 
@@ -106,7 +106,7 @@ def round_int8(student: Student) -> None:
     """Replace every trained matrix by what int8 storage makes of it."""
     for _, value in student.trained():
         if value.ndim == 2:
-            packed, scale = pack_int8(value)
+            packed, scale = round_rows(value)
             value.copy_(packed.float() * scale[:, None])
 
 

@@ -9,13 +9,14 @@ import torch
 from transformers import LlamaForCausalLM
 
 from draft import prompts
-from draft.asset import MadeCheckpoint, check_vocabulary, default_drafter, load_drafter, pack_int8, read_made
+from draft.asset import MadeCheckpoint, check_vocabulary, default_drafter, load_drafter, read_made
 from draft.base import ROOT, DraftStep
 from draft.chat import Chat, Script, Turn
 from draft.collect import play
 from draft.corpus import Sample, batches, load_samples, recorded, save_samples
 from draft.distill import Distiller, DistillSettings, distill
 from draft.kinds import HELD_OUT, TRAIN
+from draft.packed import round_rows
 from draft.pick import pick_head, pick_layers
 from draft.prompts import Prompt
 from draft.student import Student, shortened, sparse_kl
@@ -298,10 +299,10 @@ def test_the_command_names_itself_on_the_card(folder: Path, tmp_path: Path) -> N
 
 def test_int8_rows_are_off_by_half_a_step_at_most() -> None:
     weight = torch.randn(7, 33) * torch.logspace(-3, 2, 7)[:, None]
-    packed, scale = pack_int8(weight)
+    packed, scale = round_rows(weight)
     assert packed.dtype == torch.int8
     assert bool(((packed.float() * scale[:, None] - weight).abs() <= scale[:, None] * 0.5001).all())
-    zero, scale = pack_int8(torch.zeros(2, 3))
+    zero, scale = round_rows(torch.zeros(2, 3))
     assert torch.equal(zero.float() * scale[:, None], torch.zeros(2, 3))
 
 
