@@ -139,6 +139,25 @@ async def test_an_answer_streams_and_can_be_stopped(chromium: Browser, serve: Se
 
 @needs_chromium
 @on_one_loop
+async def test_a_run_that_loses_a_stage_is_seen_rerouting(
+    chromium: Browser, serve: Serve, backend: TinyBackend
+) -> None:
+    backend.gate, backend.recover_after = asyncio.Event(), 5
+    backend.gate.set()
+    backend.on_token = lambda count: backend.gate.clear() if backend.gate and count == 5 else None
+    async with serve() as served, look(chromium, served, "chat") as page:
+        await page.fill("#say", "Does it go?")
+        await page.press("#say", "Enter")
+        await page.locator("#aside svg.ring", has_text="rerouting").wait_for()
+        assert await page.locator("#aside .stage.lost").count() == 1
+        assert "lost" in await page.locator("#aside .stages tr.lost").inner_text()
+        backend.gate.set()
+        await page.locator(".answer.done").wait_for()
+        await page.locator("#aside svg.ring", has_text="ready").wait_for()
+
+
+@needs_chromium
+@on_one_loop
 async def test_html_in_an_answer_stays_text(chromium: Browser, serve: Serve, backend: TinyBackend) -> None:
     backend.script = "<img src=x onerror=alert(1)> `<b>` [x](javascript:alert(1))\n\n```html\n<script>1</script>\n```"
     async with serve() as served, look(chromium, served, "chat") as page:

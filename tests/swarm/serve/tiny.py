@@ -155,12 +155,12 @@ class TinyBackend:
         tokens: list[int] = []
         finish = "length"
         while len(tokens) < request.max_tokens:
-            if self.gate is not None:
-                await self.gate.wait()
             if self.fail is not None and len(tokens) == self.fail_after:
                 raise self.fail
             if self.recover_after == len(tokens):
-                yield Recovering("bb" * 32, "no answer for 2 s")
+                yield Recovering(self.ring[-1].node, "no answer for 2 s")
+            if self.gate is not None:
+                await self.gate.wait()
             drawn = await loop.run_in_executor(self._thread, next, draw, None)
             if drawn is None or (drawn.token == self.tokenizer.eos_token_id and not request.ignore_eos):
                 finish = "stop"

@@ -1,0 +1,61 @@
+"""docs/api.md and docs/grafana.json name what there is, and all of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from swarm.serve.config import GatewayConfig
+from swarm.serve.openapi import describe
+from tests.swarm.serve import scenes
+from tests.swarm.serve.conftest import Served
+
+DOCS = Path(__file__).parents[3] / "docs"
+SUFFIXES = re.compile(r"_(bucket|count|sum)$")
+
+
+async def exposed(served: Served) -> set[str]:
+    """Names of all metrics once every part of the gateway has something to tell."""
+    served.backend.state = scenes.SERVING
+    await served.openai.chat.completions.create(
+        model=served.model, messages=[{"role": "user", "content": "x"}], max_tokens=2
+    )
+    async with served.http.get("/metrics") as answer:
+        text = await answer.text()
+    names = re.findall(r"^(wanswarm_\w+)", text, re.M)
+    return {SUFFIXES.sub("", name) for name in names if not name.endswith("_created")}
+
+
+async def test_metrics_are_written_down(served: Served) -> None:
+    written = set(re.findall(r"`(wanswarm_\w+)`", (DOCS / "api.md").read_text()))
+    assert written == await exposed(served)
+
+
+async def test_grafana_asks_for_metrics_that_exist(served: Served) -> None:
+    dashboard = json.loads((DOCS / "grafana.json").read_text())
+    asked = {
+        SUFFIXES.sub("", name)
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"wanswarm_\w+", target["expr"])
+    }
+    assert asked and asked <= await exposed(served)
+
+
+def test_addresses_are_written_down() -> None:
+    text = (DOCS / "api.md").read_text()
+    assert [path for path in describe(GatewayConfig())["paths"] if f" {path}`" not in text] == []
+
+
+def test_limits_are_written_down() -> None:
+    text, config = (DOCS / "api.md").read_text(), GatewayConfig()
+    for told in (
+        f"at most {config.default_max_tokens} tokens",
+        f"more than {config.body_timeout_s:g} s",
+        f"more than {config.max_body_bytes >> 20} MiB",
+        f"{config.max_waiting_per_user} of your own",
+        f"{config.max_waiting} waiting, or {config.max_wait_s:g} s",
+    ):
+        assert told in text, told
+    assert config.max_running == 8 and "Eight runs" in text
