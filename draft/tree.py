@@ -18,6 +18,7 @@ from collections.abc import Set as AbstractSet
 from draft.base import ROOT, Child, DraftNode
 
 _LEAST_SHARE = 1e-6
+_SLACK = 1024
 
 
 class Node:
@@ -69,7 +70,7 @@ class Node:
 
 
 class TokenTree:
-    """A tree over `scratch` slots, with proposals from `drafters` drafters (told apart by index).
+    """A tree over `scratch` slots, with proposals from `drafters` (told apart by small numbers).
 
     Nodes at a position beyond `horizon` are of no use and are never made; one with a token of `ends` is known but never
     sent or expanded, because nothing follows it. With `narrow` a node keeps its first child only: the tree is a chain.
@@ -81,7 +82,7 @@ class TokenTree:
         position: int,
         scratch: int,
         *,
-        drafters: int = 1,
+        drafters: Sequence[int] = (0,),
         horizon: int = 1 << 30,
         narrow: bool = False,
         ends: AbstractSet[int] = frozenset(),
@@ -96,7 +97,7 @@ class TokenTree:
         self._next_id = ROOT + 1
         self._free = list(range(scratch))
         self._unsent: list[tuple[float, int, int]] = []
-        self._leaves: list[list[tuple[float, int, int]]] = [[] for _ in range(drafters)]
+        self._leaves: dict[int, list[tuple[float, int, int]]] = {drafter: [] for drafter in drafters}
         self._offer_leaf(self.root)
 
     @property
@@ -119,16 +120,20 @@ class TokenTree:
 
     # Proposals
 
-    def propose(self, node: Node, drafter: int, raw: Sequence[Child], shares: Sequence[float]) -> None:
+    def propose(
+        self, node: Node, drafter: int, raw: Sequence[Child], shares: Sequence[float], least: float = 0.0
+    ) -> None:
         """Take a drafter's children of `node`: `raw` as it gave them (kept for calibration), `shares` calibrated.
 
         Where drafters name the same token the larger share holds; shares of one node never sum to more than 1.
+        Children of a share under `least` are not made.
         """
         node.proposals[drafter] = tuple(raw)
-        if not node.live or node.position >= self._horizon or (self._narrow and node.children):
+        if not node.live or not self._fertile(node) or (self._narrow and node.children):
             return
         for child, share in zip(raw[:1] if self._narrow else raw, shares, strict=False):
-            node.claims[child.token] = max(node.claims.get(child.token, _LEAST_SHARE), share)
+            if share >= least:
+                node.claims[child.token] = max(node.claims.get(child.token, _LEAST_SHARE), share)
         scale = 1.0 / max(1.0, sum(node.claims.values()))
         node.covered = 0.0
         for token, claim in node.claims.items():
@@ -141,6 +146,10 @@ class TokenTree:
                 self._reweigh(known, share)
         self._offer_leaf(node)
 
+    def retire(self, drafter: int) -> None:
+        """Nobody will ask for leaves of `drafter` any more."""
+        self._leaves.pop(drafter, None)
+
     def leaves(self, drafter: int, count: int, floor: float) -> list[tuple[Node, float]]:
         """Nodes worth a proposal of `drafter`, best first, with the chance that its proposal would matter.
 
@@ -148,7 +157,7 @@ class TokenTree:
         so are nodes that this drafter was asked for.
         """
         found: list[tuple[Node, float]] = []
-        heap = self._leaves[drafter]
+        heap = self._leaves.get(drafter, [])
         kept: dict[int, tuple[float, int, int]] = {}
         while heap and len(found) < count:
             entry = heapq.heappop(heap)
@@ -176,11 +185,6 @@ class TokenTree:
             self._offer_leaf(node)
 
     # Sending
-
-    def best_unsent(self) -> float:
-        """Chance of the most probable unsent node; 0 when there is none. The root does not count."""
-        node = self._peek()
-        return self.chance(node) if node else 0.0
 
     def unsent(self, count: int, floor: float) -> list[float]:
         """Chances of the best unsent nodes, best first; nothing is taken."""
@@ -228,6 +232,7 @@ class TokenTree:
             old.children = {}
             new.parent = None
             self.root = new
+            self._sweep()
             yield old, new
 
     def forget_sent(self) -> None:
@@ -240,6 +245,9 @@ class TokenTree:
                 self._offer_unsent(node)
 
     # Insides
+
+    def _fertile(self, node: Node) -> bool:
+        return node.position < self._horizon and (node.token not in self._ends or node is self.root)
 
     def _peek(self) -> Node | None:
         while self._unsent:
@@ -277,10 +285,17 @@ class TokenTree:
             heapq.heappush(self._unsent, (-node.score, node.position, node.id))
 
     def _offer_leaf(self, node: Node) -> None:
-        if node.position < self._horizon and (node.token not in self._ends or node is self.root):
-            for drafter, heap in enumerate(self._leaves):
+        if self._fertile(node):
+            for drafter, heap in self._leaves.items():
                 if not node.asked >> drafter & 1:
                     heapq.heappush(heap, (self._leaf_key(node), node.position, node.id))
+
+    def _sweep(self) -> None:
+        """Forget heap entries of nodes that are gone: only popping would, and the least likely are never popped."""
+        for heap in (self._unsent, *self._leaves.values()):
+            if len(heap) > 4 * len(self.live) + _SLACK:
+                heap[:] = [entry for entry in heap if entry[2] in self.live]
+                heapq.heapify(heap)
 
     def _leaf_key(self, node: Node) -> float:
         return -(node.score + math.log(max(_LEAST_SHARE, 1.0 - node.covered)))

@@ -7,8 +7,9 @@ ms costs x * rate tokens, so
 - another draft step before a waiting send is worth it when the tokens it is expected to win exceed its time;
 - a drafter whose proposals are never right wins nothing, is not asked any more, and what remains is plain decoding.
 
-Frames are paced by what the slowest stage can sustain. That is guessed from `Costs` and corrected by delay: when
-answers come later than an empty pipe would bring them, frames queue somewhere, and the pace slows until they do not.
+Frames are paced by what the slowest stage can sustain: guessed from `Costs` and corrected by the times that stages
+report. Where they report none, delay corrects it: when answers come later than an empty pipe would bring them, frames
+queue somewhere, and the pace slows until they do not.
 Nothing here reads a clock: `now` is in seconds, from any monotonic clock.
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from draft.calibrate import Calibration
 
 _MOST_DELAY = 0.15
+_MOST_SLOW = 8.0
 _MOST_FRAME_FLOOR = 0.6
 _HOPELESS = 0.06
 _PATIENCE = 12.0
@@ -106,7 +108,7 @@ class Controller:
         self._base = _Floor(costs.pass_ms)
         self._inside = _Floor(0.0)
         self._queue = _Mean(0.0)
-        self._frame = _Mean(1.0, 0.05)
+        self._frame = _Mean(1.0, 0.2)
         self._slow = 1.0
         self._draft = _Mean(costs.draft_ms, 0.1)
         self._rate = 1.0 / costs.pass_ms
@@ -126,14 +128,13 @@ class Controller:
         if stages:
             inside = sum(queued + computed for queued, computed in stages) - extra
             self._inside.add(inside, alone)
-            delay = inside - self._inside.value
             guess = self.costs.frame_ms + self.costs.frame_row_ms * rows
-            self._frame.add(min(8.0, max(computed for _, computed in stages) / guess))
+            self._frame.add(min(_MOST_SLOW, max(computed for _, computed in stages) / guess))
+            self._queue.add(max(0.0, inside - self._inside.value))
         else:
-            delay = latency_ms - extra - self._base.value
-        self._queue.add(max(0.0, delay))
-        congested = self._queue.value > _MOST_DELAY * self._base.value
-        self._slow = min(8.0, self._slow * 1.05) if congested else max(1.0, self._slow * 0.99)
+            self._queue.add(max(0.0, latency_ms - extra - self._base.value))
+            congested = self._queue.value > _MOST_DELAY * self._base.value
+            self._slow = min(_MOST_SLOW, self._slow * 1.02) if congested else max(1.0, self._slow * 0.97)
 
     def drafted(self, step_ms: float) -> None:
         """One draft step took `step_ms`."""

@@ -42,6 +42,10 @@ class Proposals:
         self._feeds = (_Feed(), _Feed())
         self._out: tuple[float, tuple[Node, ...]] | None = None
         self._roots_unasked = 0
+        if inline is None:
+            tree.retire(INLINE)
+        if not deferred:
+            tree.retire(DEFERRED)
 
     # Truth
 
@@ -110,6 +114,7 @@ class Proposals:
     def failed(self) -> None:
         """The deferred drafter is gone: go on without it."""
         self.deferred, self._out = False, None
+        self._tree.retire(DEFERRED)
 
     def better_wait(self) -> bool:
         """A waiting send: whether the deferred drafter should have one more step before the frame goes."""
@@ -133,13 +138,14 @@ class Proposals:
 
     def _adopt(self, expansions: Sequence[Expansion], drafter: int) -> None:
         calibration = self._calibrations[drafter]
+        least = 0.25 * self._control.row_floor
         for expansion in expansions:
             node = self._tree.live.get(expansion.id)
             for level in expansion.levels:
                 if node is None or not level:
                     break
                 self._tree.ask(node, drafter)
-                self._tree.propose(node, drafter, level, calibration.shares(level))
+                self._tree.propose(node, drafter, level, calibration.shares(level), least)
                 node = node.children.get(level[0].token)
 
 

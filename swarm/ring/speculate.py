@@ -34,7 +34,7 @@ from draft.tree import Node, TokenTree
 from swarm.errors import PeerError, UsageError
 from swarm.model.rows import Commits, Layout, Rows
 from swarm.ring.control import Controller
-from swarm.ring.proposals import Proposals
+from swarm.ring.proposals import DEFERRED, INLINE, Proposals
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Speculation:
             prompt[-1],
             len(prompt) - 1,
             layout.scratch,
-            drafters=2,
+            drafters=(INLINE, DEFERRED),
             horizon=self._end - 2,
             ends=frozenset() if ending.ignore_stop else ending.stop,
             narrow=self._setting.mode == "chain",
@@ -169,6 +169,8 @@ class Speculation:
         self._seq = 0
         self._next_send = 0.0
         self._settled = -1.0
+        # Whether what is unsent is worth a frame; None when something changed since it was weighed.
+        self._worth: bool | None = None
         self._supply()
 
     # Sending
@@ -182,6 +184,7 @@ class Speculation:
             return None
         if certain > 0 and self._placed >= self._prompt - 1 and self._setting.waits and self._proposals.better_wait():
             return None
+        self._worth = None
         commits = self._take_moves()
         rows = self._certain_rows(min(certain, self._chunk))
         nodes: list[Node] = []
@@ -199,6 +202,11 @@ class Speculation:
         return not self._setting.waits and now >= self._next_send and self._worth_sending()
 
     def _worth_sending(self) -> bool:
+        if self._worth is None:
+            self._worth = self._weigh()
+        return self._worth
+
+    def _weigh(self) -> bool:
         room = min(self._room(), self._tree.free_slots + len(self._moves))
         chances = self._tree.unsent(room, self._control.row_floor)
         return bool(chances) and sum(chances) >= self._control.frame_floor
@@ -301,6 +309,7 @@ class Speculation:
             raise PeerError(f"frame {seq} wants {len(flight.wanted)} tokens, found {len(answers)}")
         self._flights.popleft()
         self._rows_in_flight -= flight.rows
+        self._worth = None
         self._answered = max(self._answered, flight.placed)
         if flight.timed:
             self._control.answered((now - flight.sent) * 1000.0, flight.rows, flight.alone, stages)
@@ -355,6 +364,7 @@ class Speculation:
         self._proposals.failed()
 
     def _supply(self) -> None:
+        self._worth = None
         if self.finished is None:
             self._proposals.ask_inline()
 
@@ -377,4 +387,5 @@ class Speculation:
         self._rows_in_flight = 0
         self._next_send = 0.0
         self._settled = -1.0
+        self._worth = None
         self._tree.forget_sent()

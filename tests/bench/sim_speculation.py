@@ -30,15 +30,18 @@ from swarm.model.rows import Layout
 from swarm.ring.control import Controller, Costs, Setting
 from swarm.ring.speculate import Ending, PlannedFrame, Speculation
 
-
 Times = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class Ring:
-    """`hops_ms` one-way latency of each hop (stages + 1); a frame of n rows takes a stage stage_ms + n * row_ms and a
-    link n * link_row_ms. `cores`: stages and drafter share so many cores; 0: each has its own machine. `jitter_ms`: mean of
-    what a hop adds at random, in order. `tells`: stages report their times."""
+    """What a frame of n rows meets on its way.
+
+    hops_ms      one-way latency of each hop (stages + 1); jitter_ms: mean of what it adds at random, keeping order
+    stage_ms     time of a stage: stage_ms + n * row_ms; link_row_ms: time of a link per row
+    cores        stages and drafter share so many cores; 0: each has a machine of its own
+    tells        stages report their times
+    """
 
     hops_ms: tuple[float, ...] = (25.0,) * 4
     stage_ms: float = 9.0

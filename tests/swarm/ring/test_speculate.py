@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from swarm.errors import PeerError, UsageError
 from swarm.model.rows import Layout
 from swarm.ring.control import Controller, Costs, Setting
-from swarm.ring.speculate import Ending, PlannedFrame, Speculation, Token
-from tests.swarm.ring.slot_machine import VOCAB, Path, SlotMachine, TellTale, next_token, true_run
+from swarm.ring.speculate import Committed, Ending, PlannedFrame, Speculation, Token
+from tests.swarm.ring.slot_machine import VOCAB, Path, SlotMachine, TellTale, true_run
 
 LAYOUT = Layout(16, 96)
 
@@ -53,6 +54,7 @@ class World:
         self.tokens: list[Token] = []
         self.finished: str | None = None
         self.most_in_flight = 0
+        self.meant: dict[tuple[int, int], Path] = {}
         self.now = 0.0
 
     def run(self, restarts: int = 0, steps: int = 20_000) -> list[int]:
@@ -73,7 +75,6 @@ class World:
             return
         self.pipes[0].append(frame)
         self.most_in_flight = max(self.most_in_flight, sum(map(len, self.pipes)) + len(self.answers))
-        self.meant = getattr(self, "meant", {})
         tree = self.spec._tree
         by_slot = {node.slot: node for node in tree.live.values() if node.slot >= 0}
         drafted = [int(slot) for slot in frame.rows.slot if slot < self.layout.scratch]
@@ -142,17 +143,21 @@ class World:
     luck=st.sampled_from([0.0, 0.4, 0.7, 0.95, 1.0]),
     fixed=st.booleans(),
     restarts=st.integers(0, 3),
+    stop=st.sets(st.integers(0, VOCAB - 1), max_size=1),
 )
-@example(mode="stream", seed=1, length=3, count=60, luck=0.95, fixed=True, restarts=2)
+@example(mode="stream", seed=1, length=3, count=60, luck=0.95, fixed=True, restarts=2, stop=set())
 def test_any_order_of_events_gives_the_tokens_of_plain_decoding(
-    mode: str, seed: int, length: int, count: int, luck: float, fixed: bool, restarts: int
+    mode: str, seed: int, length: int, count: int, luck: float, fixed: bool, restarts: int, stop: set[int]
 ) -> None:
     rng = random.Random(seed)
     prompt = [rng.randrange(VOCAB) for _ in range(length)]
-    world = World(mode, rng, prompt=prompt, ending=Ending(count), luck=luck, fixed=fixed)
-    assert world.run(restarts) == true_run(prompt, count)
-    assert world.finished == "length"
-    assert world.spec.tokens == prompt + true_run(prompt, count)
+    truth = true_run(prompt, count)
+    stops = [i for i, token in enumerate(truth) if token in stop]
+    expected = truth[: stops[0] + 1] if stops else truth
+    world = World(mode, rng, prompt=prompt, ending=Ending(count, frozenset(stop)), luck=luck, fixed=fixed)
+    assert world.run(restarts) == expected
+    assert world.finished == ("stop" if stops else "length")
+    assert world.spec.tokens == prompt + expected
 
 
 def test_stream_keeps_several_frames_in_flight_and_waiting_modes_one() -> None:
@@ -163,3 +168,160 @@ def test_stream_keeps_several_frames_in_flight_and_waiting_modes_one() -> None:
         most[mode] = world.most_in_flight
     assert most["plain"] == most["chain"] == most["tree"] == 1
     assert most["stream"] > 2
+
+
+def world(mode: str = "stream", *, prompt: list[int] | None = None, ending: Ending | None = None, **how: Any) -> World:
+    return World(mode, random.Random(7), prompt=prompt or [1, 2, 3], ending=ending or Ending(40), **how)
+
+
+def drive(spec: Speculation, machine: SlotMachine) -> list[int]:
+    """Frames go and are answered one by one; no drafter."""
+    tokens: list[int] = []
+    while not spec.finished:
+        frame = spec.next_frame(0.0)
+        assert frame is not None
+        _, answers = machine.frame(frame)
+        tokens += [token.token for token in spec.on_answer(frame.seq, answers, 0.1).tokens]
+    return tokens
+
+
+def plain(prompt: list[int], ending: Ending, layout: Layout = LAYOUT, **how: Any) -> Speculation:
+    return Speculation(prompt, layout, ending, Controller(Costs(), Setting("plain")), **how)
+
+
+def test_a_prompt_goes_in_overlapping_chunks_straight_to_committed_slots() -> None:
+    prompt = [n % VOCAB for n in range(10)]
+    spec = plain(prompt, Ending(1), chunk=4)
+    frames = []
+    while frame := spec.next_frame(0.0):
+        frames.append(frame)
+    assert [len(frame.rows) for frame in frames] == [4, 4, 2]
+    assert [int(slot) for frame in frames for slot in frame.rows.slot] == [LAYOUT.scratch + p for p in range(10)]
+    assert [bool(want) for frame in frames for want in frame.rows.want] == [False] * 9 + [True]
+    assert not any(frame.rows.ancestors.any() or len(frame.commits) for frame in frames)
+    assert spec.on_answer(2, [5], 1.0).finished == "length"
+
+
+def test_drafted_rows_ride_with_the_end_of_the_prompt_and_not_before() -> None:
+    it = world(luck=1.0, prompt=[1] * 10)
+    first, second, third = (it.spec.next_frame(0.0) for _ in range(3))
+    assert first and second and third
+    assert (first.rows.slot >= LAYOUT.scratch).all() and (second.rows.slot >= LAYOUT.scratch).all()
+    assert (third.rows.slot < LAYOUT.scratch).any()
+
+
+def test_a_stop_token_ends_the_run_and_nothing_after_it_is_given() -> None:
+    prompt = [3, 1]
+    truth = true_run(prompt, 40)
+    stop = truth[12]
+    expected = truth[: truth.index(stop) + 1]
+    for mode in ("plain", "chain", "tree", "stream"):
+        it = World(mode, random.Random(3), prompt=prompt, ending=Ending(40, frozenset({stop})), luck=1.0)
+        assert it.run() == expected and it.finished == "stop"
+        ignoring = Ending(40, frozenset({stop}), ignore_stop=True)
+        it = World(mode, random.Random(3), prompt=prompt, ending=ignoring, luck=1.0)
+        assert it.run() == truth and it.finished == "length"
+        assert it.spec.next_frame(1e9) is None and it.spec.draft_work(1e9) is None
+
+
+def test_a_full_context_ends_the_run_with_the_token_after_the_last_row() -> None:
+    layout = Layout(8, 12)
+    prompt = [1, 2, 3]
+    for mode in ("plain", "stream"):
+        it = World(mode, random.Random(2), prompt=prompt, ending=Ending(100), luck=1.0, layout=layout)
+        assert it.run() == true_run(prompt, 10)
+    assert drive(plain([1] * 12, Ending(5), layout), SlotMachine(layout)) == true_run([1] * 12, 1)
+
+
+def test_no_row_is_sent_that_max_tokens_makes_useless() -> None:
+    it = world(luck=1.0, ending=Ending(5))
+    it.run()
+    assert max(int(node.position) for node in it.spec._tree.live.values()) <= 3 + 5 - 1
+    assert it.spec.counts.rows <= 3 + 4 * VOCAB
+
+
+def test_speculation_goes_on_in_few_slots() -> None:
+    it = world(layout=Layout(8, 96), luck=0.9, ending=Ending(60), rows=64)
+    assert it.run() == true_run([1, 2, 3], 60)
+    assert it.spec.counts.accepted > 10
+
+
+def test_tokens_that_all_stages_hold_are_not_sent_again() -> None:
+    prompt = [4, 5, 6, 7, 8]
+    machine = SlotMachine(LAYOUT)
+    drive(plain(prompt[:4], Ending(1)), machine)
+    spec = plain(prompt, Ending(3), held=4)
+    frame = spec.next_frame(0.0)
+    assert frame is not None and [int(p) for p in frame.rows.position] == [4]
+    _, answers = machine.frame(frame)
+    spec.on_answer(frame.seq, answers, 0.1)
+    assert spec.tokens[5] == true_run(prompt, 1)[0]
+
+
+def test_a_restart_sends_again_what_no_answered_frame_placed() -> None:
+    it = world(luck=1.0, prompt=[1, 2], ending=Ending(60), inline=False)
+    while len(it.tokens) < 20:
+        for act in (it.draft, it.draft, it.send, it.pass_on, it.arrive):
+            it.now += 0.01
+            act()
+    spec, held = it.spec, it.spec.held
+    assert held < len(spec.tokens), "the newest tokens were committed here and nowhere else"
+    old = spec._seq - 1
+    spec.restart()
+    assert spec.on_answer(old, [1], 1.0) == Committed()
+    frame = spec.next_frame(it.now)
+    assert frame is not None and frame.seq > old and len(frame.commits) == 0
+    certain = frame.rows.slot >= LAYOUT.scratch
+    assert [int(p) for p in frame.rows.position[certain]] == list(range(held, len(spec.tokens)))[:4]
+
+
+def test_answers_that_break_the_protocol_are_refused() -> None:
+    spec = plain([1, 2], Ending(9), chunk=1)
+    first, second = spec.next_frame(0.0), spec.next_frame(0.0)
+    assert first is not None and second is not None and spec.next_frame(0.0) is None
+    with pytest.raises(PeerError, match="wants 1 tokens, found 2"):
+        spec.on_answer(second.seq, [1, 2], 0.1)
+    with pytest.raises(PeerError, match="expected the answer to frame 1"):
+        spec.on_answer(7, [1], 0.1)
+    with pytest.raises(PeerError):
+        spec.on_answer(second.seq, [-3], 0.1)
+    assert spec.on_answer(second.seq, [4], 0.1).tokens[0].token == 4
+    assert spec.on_answer(second.seq, [4], 0.1) == Committed(), "a second answer to one frame is nothing"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "message"),
+    [([], 1, "at least one prompt token"), ([1] * 97, 1, "97 tokens"), ([1], 0, "max-tokens")],
+)
+def test_what_cannot_be_run_is_said(prompt: list[int], count: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plain(prompt, Ending(count))
+
+
+def test_a_run_goes_on_without_a_drafter_that_failed() -> None:
+    it = world("tree", luck=1.0, ending=Ending(30))
+    while it.work is None:
+        it.draft()
+    it.spec.drafter_failed()
+    it.draft()  # what it still says is ignored
+    it.lm.step = None  # type: ignore[assignment, method-assign]
+    assert it.run() == true_run([1, 2, 3], 30)
+    assert it.spec.draft_work(it.now) is None
+
+
+def test_a_run_that_the_shell_ends_sends_nothing_more() -> None:
+    it = world(luck=1.0)
+    it.spec.finish("stop")
+    assert it.spec.finished == "stop" and it.spec.next_frame(1.0) is None and it.spec.next_wakeup() is None
+
+
+def test_the_stream_says_when_it_wants_to_send_again() -> None:
+    it = world(luck=1.0, fixed=False)
+    while it.spec.next_frame(0.0):
+        pass
+    while it.spec.next_wakeup() is None:
+        it.draft()
+    due = it.spec.next_wakeup()
+    assert due is not None and due > 0.0
+    assert it.spec.next_frame(due - 1e-6) is None
+    assert it.spec.next_frame(due) is not None
