@@ -59,7 +59,7 @@ class BenchPlan:
 
 @dataclass(frozen=True)
 class Run:
-    """One generation. `result` is what `swarm generate --json` prints, without the text."""
+    """One generation. `result` is what `swarm generate --json` prints, without text and prompt (`kept`)."""
 
     rtt_ms: float
     kind: str
@@ -141,8 +141,7 @@ async def measure(plan: BenchPlan, open_ring: OpenRing, folder: Path, report: Re
         async with open_ring(rtt_ms) as ask:
             await ask(prompts["chat"][0], "plain", "none", 8)  # connections and caches are warm for all alike
             for number, (_, kind, prompt, mode, draft) in enumerate(wanted, 1):
-                result = dict(await ask(prompts[kind][prompt], mode, draft, plan.max_tokens))
-                result.pop("text", None)
+                result = kept(await ask(prompts[kind][prompt], mode, draft, plan.max_tokens))
                 run = Run(rtt_ms, kind, prompt, mode, draft, result)
                 runs.append(run)
                 await asyncio.to_thread(append_run, log, run)
@@ -154,6 +153,12 @@ async def measure(plan: BenchPlan, open_ring: OpenRing, folder: Path, report: Re
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def kept(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What is worth keeping of a result: not the text, not the prompt, but its length."""
+    left = {name: value for name, value in result.items() if name not in ("text", "prompt_token_ids", "receipt")}
+    return left | {"prompt_tokens": len(result["prompt_token_ids"])}
 
 
 def describe(run: Run) -> str:
@@ -214,11 +219,17 @@ def _cell(runs: Sequence[Run], by_key: Mapping[tuple[float, str, int, str, str],
         over_plain=median(run.tokens_per_second / plain.tokens_per_second for run, plain in known),
         tokens_per_pass=median(run.result["tokens_per_pass"] for run in runs),
         acceptance=median(run.result["acceptance"] for run in runs),
-        rows_per_token=median(run.result["rows_sent"] / run.result["new_tokens"] for run in runs),
+        rows_per_token=median(_rows(run) / run.result["new_tokens"] for run in runs),
         pass_ms=median(run.result.get("pass_ms", 0.0) for run in runs),
         busy=median(_busy(run) for run in runs),
         different=sum(run.result["token_ids"] != plain.result["token_ids"] for run, plain in known),
     )
+
+
+def _rows(run: Run) -> int:
+    """Rows sent for the answer, those of the prompt left out."""
+    result = run.result
+    return int(result["rows_sent"] - result["prompt_tokens"] + result.get("cached_prompt_tokens", 0))
 
 
 def _busy(run: Run) -> float:

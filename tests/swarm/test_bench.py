@@ -23,7 +23,8 @@ def result(tokens_per_second: float, tokens: tuple[int, ...] = (1, 2, 3, 4, 5)) 
         "ttft_seconds": 1.0,
         "passes": 5,
         "tokens_per_pass": 1.0,
-        "rows_sent": 10,
+        "rows_sent": 13,
+        "prompt_tokens": 3,
         "acceptance": 0.5,
         "pass_ms": 100.0,
         "ring": [{"compute_ms": 10.0}, {"compute_ms": 20.0}],
@@ -44,7 +45,7 @@ class FakeRing:
 
     async def __call__(self, prompt: str, speculation: str, draft: str, max_tokens: int) -> Mapping[str, Any]:
         self.asked.append((speculation, draft))
-        return result(2.0 if speculation == "plain" else 6.0) | {"text": prompt}
+        return result(2.0 if speculation == "plain" else 6.0) | {"text": prompt, "prompt_token_ids": [1, 2, 3]}
 
 
 PLAN = BenchPlan(rtts_ms=(20.0, 50.0), classes=("chat", "copy"), modes=("plain", "stream"), drafts=("lm",), prompts=2)
