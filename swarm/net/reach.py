@@ -25,6 +25,7 @@ from typing import Any
 
 from swarm.errors import BusyError, PeerError, SwarmError
 from swarm.net.address import Address, format_address
+from swarm.net.dial import connect, connect_one
 from swarm.net.message import Message
 from swarm.net.nodeid import NodeId, check_id_untrusted, short_id
 from swarm.net.peer import Peer
@@ -41,7 +42,6 @@ from swarm.net.rendezvous import (
     parse_knock_untrusted,
     require_admitted,
 )
-from swarm.net.sockets import connect, connect_one
 from swarm.net.switchboard import Switchboard
 from swarm.net.tunnel import join_room
 

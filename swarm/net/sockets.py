@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Sequence
 
 from swarm.errors import PeerError, UsageError
 from swarm.net.address import Address, format_address
@@ -16,8 +15,6 @@ CONGESTION = ("cubic", "reno")
 """Tried in this order. BBR paces: a 16 KB request over 50 ms took 90 ms with it and 51 ms with reno."""
 UNSENT_BYTES = 32 * 1024
 """What the kernel may hold unsent (TCP_NOTSENT_LOWAT): a small frame cannot pass what the kernel already has."""
-HEAD_START_SECONDS = 0.25
-"""How long each address is tried before the next one joins the race (RFC 8305)."""
 BACKLOG = 512
 
 
@@ -77,79 +74,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return sock
 
 
-async def connect(addresses: Sequence[Address], timeout: float) -> tuple[socket.socket, Address]:
-    """Connect to the first address that answers; all are raced with head starts. Raises PeerError.
-
-    The caller owns the socket. Host names are looked up off the event loop.
-    """
-    if not addresses:
-        raise PeerError("expected at least one address to dial, found none")
-    failures: list[str] = []
-    tasks = [asyncio.create_task(_attempt(a, i, failures)) for i, a in enumerate(addresses)]
-    winner: tuple[socket.socket, Address] | None = None
-    try:
-        async with asyncio.timeout(timeout):
-            pending = set(tasks)
-            while pending and winner is None:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                winner = next((found for task in done if (found := task.result()) is not None), None)
-    except TimeoutError:
-        failures.append(f"no answer within {timeout:g} s")
-    finally:
-        for task in tasks:
-            task.cancel()
-        for late in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(late, tuple) and late is not winner:
-                late[0].close()
-    if winner is None:
-        raise PeerError(f"no answer from {', '.join(map(format_address, addresses))}: {'; '.join(failures)}")
-    return winner
-
-
-async def _attempt(address: Address, index: int, failures: list[str]) -> tuple[socket.socket, Address] | None:
-    await asyncio.sleep(index * HEAD_START_SECONDS if not failures else 0)
-    try:
-        return await connect_one(address), address
-    except (OSError, UnicodeError) as exc:
-        failures.append(f"{format_address(address)} {_reason(exc)}")
-        return None
-
-
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The system's own words: asyncio replaces them with the name of its call."""
     number = error.errno if isinstance(error, OSError) and not isinstance(error, socket.gaierror) else None
     return os.strerror(number).lower() if number else str(error)
 
 
-async def connect_one(address: Address, source: Address | None = None) -> socket.socket:
-    """One tuned connection to one address, each of its records in turn. Raises OSError.
-
-    With `source` the socket shares that local address and port with others of this process.
-    """
-    loop = asyncio.get_running_loop()
-    last: OSError = OSError(f"no address for {address[0]}")
-    for family, kind, proto, _, where in await loop.getaddrinfo(*address, type=socket.SOCK_STREAM):
-        if source is not None and family != (socket.AF_INET6 if ":" in source[0] else socket.AF_INET):
-            continue
-        sock = socket.socket(family, kind, proto)
-        try:
-            sock.setblocking(False)
-            tune(sock)
-            _share_port(sock)
-            if source is not None:
-                sock.bind(source)
-            await loop.sock_connect(sock, where)
-            return sock
-        except OSError as exc:
-            sock.close()
-            last = exc
-        except BaseException:
-            sock.close()
-            raise
-    raise last
-
-
-def _share_port(sock: socket.socket) -> None:
+def share_port(sock: socket.socket) -> None:
     """Let later sockets of this process use the same local port: a NAT's mapping of it then serves both."""
     _try(sock, socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "SO_REUSEPORT"):
@@ -164,7 +95,7 @@ async def read_exactly(sock: socket.socket, count: int) -> bytes:
         try:
             piece = await loop.sock_recv(sock, count - len(data))
         except OSError as exc:
-            raise PeerError(f"the connection broke: {_reason(exc)}") from exc
+            raise PeerError(f"the connection broke: {reason_of(exc)}") from exc
         if not piece:
             raise PeerError("the other side closed the connection before it was set up")
         data += piece
@@ -176,7 +107,7 @@ async def write_all(sock: socket.socket, data: bytes) -> None:
     try:
         await asyncio.get_running_loop().sock_sendall(sock, data)
     except OSError as exc:
-        raise PeerError(f"the connection broke: {_reason(exc)}") from exc
+        raise PeerError(f"the connection broke: {reason_of(exc)}") from exc
 
 
 def remote_address(sock: socket.socket) -> Address:

@@ -13,12 +13,13 @@ from typing import Any, Self, TypeAlias
 from swarm.errors import PeerError, UsageError
 from swarm.net.address import Address
 from swarm.net.channel import Channel
+from swarm.net.dial import connect
 from swarm.net.handshake import MAGIC, ChannelKeys, Signer
 from swarm.net.limits import Limits
 from swarm.net.nodeid import NodeId, short_id
 from swarm.net.opening import open_channel
 from swarm.net.peer import Handler, Peer
-from swarm.net.sockets import connect, listening_socket, read_exactly, remote_address
+from swarm.net.sockets import listening_socket, read_exactly, remote_address
 
 log = logging.getLogger(__name__)
 
