@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from swarm.chat_commands import Quit, Talk, act
@@ -17,19 +16,13 @@ from swarm.model.sampler import Sampling
 from swarm.ring.run import Committed, Finished, Opened, Recovering, RunRequest
 from swarm.serve.backend import Backend
 
-READ_TURNS = 4096
-
 
 @dataclass(frozen=True)
 class ChatConfig:
-    """What every answer is asked for with. `request`: all but the prompt; `system`: None for none.
-
-    `history`: file of the lines typed, for the arrow keys; None keeps none.
-    """
+    """What every answer is asked for with. `request`: all but the prompt; `system`: None for none."""
 
     request: RunRequest = field(default_factory=lambda: RunRequest(prompt_ids=(0,), max_tokens=1024))
     system: str | None = None
-    history: Path | None = None
 
 
 class Screen(Protocol):

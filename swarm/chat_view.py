@@ -154,7 +154,7 @@ def line_reader(source: TextIO) -> Callable[[], Awaitable[str]]:
     return read
 
 
-def prompt_reader(history: Path | None, model: str) -> Callable[[], Awaitable[str]]:
+def prompt_reader(history: Path | None) -> Callable[[], Awaitable[str]]:
     """A line editor: history, completion of commands, Alt-Enter for a new line."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
@@ -191,9 +191,9 @@ def prompt_reader(history: Path | None, model: str) -> Callable[[], Awaitable[st
 
 
 def screen_and_reader(
-    history: Path | None, model: str
+    history: Path | None,
 ) -> tuple[TerminalScreen | PlainScreen, Callable[[], Awaitable[str]]]:
     """What fits this process: a terminal at both ends, or pipes."""
     if sys.stdin.isatty() and sys.stdout.isatty():
-        return TerminalScreen(Console()), prompt_reader(history, model)
+        return TerminalScreen(Console()), prompt_reader(history)
     return PlainScreen(sys.stdout, sys.stderr), line_reader(sys.stdin)

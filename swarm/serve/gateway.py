@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -85,5 +86,7 @@ async def gateway(
     progress: Progress = dict,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the block is left; yields the address that it listens on. Raises UsageError when it is taken."""
+    # The first call may settle a tokenizer's padding and truncation, which must not happen under other threads' eyes.
+    await asyncio.to_thread(backend.encode, "warm")
     async with listening(make_app(backend, config, verify, progress), config, host, port) as address:
         yield address

@@ -173,7 +173,7 @@ async def test_a_terminal_shows_markdown_speed_and_ring(backend: TinyBackend) ->
     assert text.count("Second paragraph:") >= 1 and "tokens/s" in text and "receipt:" in text
 
 
-@given(st.lists(st.sampled_from(["a\n", "\n", "```\n", "- x\n", "1. y\n", "  z\n", "**b**"]), max_size=30))
+@given(st.lists(st.sampled_from(["a\n", "\n", "```\n", "- x\n", "1. y\n", "  z\n", "**b**\n"]), max_size=30))
 def test_what_is_settled_never_changes(parts: list[str]) -> None:
     """Growing text keeps its settled blocks, and never settles inside a code fence."""
     text, before = "", 0
@@ -187,7 +187,7 @@ def test_what_is_settled_never_changes(parts: list[str]) -> None:
 async def test_the_line_editor_takes_several_lines_and_remembers(tmp_path: Path) -> None:
     history = tmp_path / "state" / "history"
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
-        read = prompt_reader(history, "tiny-random")
+        read = prompt_reader(history)
         keys.send_text("one\x1b\rtwo\r")
         assert await read() == "one\ntwo"
         keys.send_text("\x1b[A\x1b[A\r")
