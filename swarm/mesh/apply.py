@@ -10,7 +10,6 @@ which clears it, and strangers' suspicions do not count.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import assert_never
 
 from swarm.mesh import overlay
@@ -83,10 +82,10 @@ def apply(state: State, event: Event, now: float) -> Step:
         case DigestHeard(peer, digest):
             return _digest(state, peer, digest, now)
         case Moved(coordinate):
-            return replace(state, coordinate=coordinate), []
+            return state.but(coordinate=coordinate), []
         case Revoked(revocation):
             revoked = {**state.revoked, revocation.id: revocation}
-            return replace(state, revoked=revoked), [SendDelta(p, (), (), (revocation,)) for p in state.links]
+            return state.but(revoked=revoked), [SendDelta(p, (), (), (revocation,)) for p in state.links]
         case Tick():
             return _tick(state, now)
         case _:
@@ -106,7 +105,7 @@ def standing(state: State, held: Held, now: float) -> str:
 
 
 def _published(state: State, held: Held) -> Step:
-    state = replace(state, own=held, table=state.table.put(held), blamed=_without(state.blamed, held.key))
+    state = state.but(own=held, table=state.table.put(held), blamed=_without(state.blamed, held.key))
     return state, [*(SendDelta(peer, (held,)) for peer in state.links), Changed(held.key)]
 
 
@@ -114,8 +113,7 @@ def _linked(state: State, peer: NodeId, now: float) -> Step:
     if state.banned.get(peer, 0.0) > now:
         return state, [Expel(peer, "it broke the rules a short while ago")]
     bounds = state.bounds
-    state = replace(
-        state,
+    state = state.but(
         links={**state.links, peer: Neighbour(peer, bounds.news_burst, bounds.asks_burst, now)},
         checking=state.checking - {peer},
         shunned={p: t for p, t in state.shunned.items() if p != peer},
@@ -129,17 +127,17 @@ def _linked(state: State, peer: NodeId, now: float) -> Step:
 def _unlinked(state: State, peer: NodeId, polite: bool, now: float) -> Step:
     if peer not in state.links:
         return state, []
-    state = replace(state, links={p: link for p, link in state.links.items() if p != peer})
+    state = state.but(links={p: link for p, link in state.links.items() if p != peer})
     held = state.table.get(_key(peer))
     if polite or held is None or not held.alive(now):
         return state, []
-    return replace(state, checking=state.checking | {peer}), [Dial(held.record, check=True)]
+    return state.but(checking=state.checking | {peer}), [Dial(held.record, check=True)]
 
 
 def _dial_failed(state: State, peer: NodeId, now: float) -> Step:
     checked = peer in state.checking and peer not in state.links
     shunned = {p: until for p, until in state.shunned.items() if until > now}
-    state = replace(state, shunned={**shunned, peer: now + state.bounds.redial}, checking=state.checking - {peer})
+    state = state.but(shunned={**shunned, peer: now + state.bounds.redial}, checking=state.checking - {peer})
     held = state.table.get(_key(peer))
     if held is None or not held.alive(now) or not (checked or held.key in state.blamed):
         return state, []
@@ -165,8 +163,8 @@ def _hints(state: State, peer: NodeId, hints: tuple[Hint, ...], blames: tuple[Bl
     missing = tuple(name for name in blames[:MAX_HINTS] if _lacks(state, name))
     if not ask and not missing:
         return state, []
-    link = replace(link, asks=link.asks - len(ask), due=link.due + len(ask))
-    state = replace(state, links={**state.links, peer: link}, wanted={**state.wanted, **ask})
+    link = Neighbour(peer, link.news, link.asks - len(ask), link.at, link.due + len(ask), link.strikes)
+    state = state.but(links={**state.links, peer: link}, wanted={**state.wanted, **ask})
     return state, [SendWant(peer, tuple(ask), missing)]
 
 
@@ -213,7 +211,7 @@ def _delta(state: State, event: DeltaHeard, now: float) -> Step:
         state = _take_suspicion(state, suspicion, event.peer, now, actions)
     fresh = {r.id: r for r in event.revocations if r.id not in state.revoked}
     if fresh and len(state.revoked) + len(fresh) <= MAX_HINTS:
-        state = replace(state, revoked={**state.revoked, **fresh})
+        state = state.but(revoked={**state.revoked, **fresh})
         actions += [SendDelta(p, (), (), tuple(fresh.values())) for p in state.links if p != event.peer]
     return state, actions
 
@@ -222,7 +220,7 @@ def expel(state: State, peer: NodeId, why: str, now: float, actions: list[Action
     """Part with a neighbour that broke the rules and turn it away for a while."""
     links = {p: link for p, link in state.links.items() if p != peer}
     banned = {p: until for p, until in state.banned.items() if until > now}
-    state = replace(state, links=links, banned={**banned, peer: now + state.bounds.ban})
+    state = state.but(links=links, banned={**banned, peer: now + state.bounds.ban})
     return state, [*actions, Expel(peer, why)]
 
 
@@ -231,13 +229,14 @@ def _take_records(state: State, peer: NodeId, records: tuple[Held, ...], now: fl
     actions: list[Action] = []
     new: dict[int, Held] = {}
     size = state.table.size
+    news, due, strikes = link.news, link.due, link.strikes
     for held in records:
-        if link.due > 0:
-            link = replace(link, due=link.due - 1)
-        elif link.news >= 1:
-            link = replace(link, news=link.news - 1)
+        if due > 0:
+            due -= 1
+        elif news >= 1:
+            news -= 1
         else:
-            link = replace(link, strikes=link.strikes + 1)
+            strikes += 1
             break
         if held.record.node == state.node:
             state, more = _about_self(state, held)
@@ -250,11 +249,11 @@ def _take_records(state: State, peer: NodeId, records: tuple[Held, ...], now: fl
             continue
         size += old is None
         new[held.key] = held
-    state = replace(state, links={**state.links, peer: link})
+    link = Neighbour(peer, news, link.asks, link.at, due, strikes)
+    state = state.but(links={**state.links, peer: link})
     if not new:
         return state, actions
-    state = replace(
-        state,
+    state = state.but(
         table=state.table.put_all(new.values()),
         wanted={key: want for key, want in state.wanted.items() if key not in new},
         news=(*state.news, *((held, peer) for held in new.values())),
@@ -274,7 +273,7 @@ def _about_self(state: State, heard: Held) -> Step:
     # Once may be the record of an earlier life, signed by a clock that was ahead. A second, newer one is alive.
     if state.raised >= 0 and heard.record.version > state.raised and heard.record.state != "left":
         raise_it.append(Clash(heard.record, yield_=heard.record.instance < own.record.instance))
-    return replace(state, raised=max(state.raised, heard.record.version)), raise_it
+    return state.but(raised=max(state.raised, heard.record.version)), raise_it
 
 
 def _take_suspicion(state: State, said: Suspicion, peer: NodeId, now: float, actions: list[Action]) -> State:
@@ -299,9 +298,8 @@ def _take_suspicion(state: State, said: Suspicion, peer: NodeId, now: float, act
     if held is not None and few and said.reporter != state.node and held.record.node not in state.links:
         # In a small swarm a lost node may have had one neighbour only: see for ourselves.
         actions.append(Dial(held.record, check=True))
-        state = replace(state, checking=state.checking | {held.record.node})
-    return replace(
-        state,
+        state = state.but(checking=state.checking | {held.record.node})
+    return state.but(
         blamed={**state.blamed, said.target: (*state.blamed.get(said.target, ()), said)},
         rumours=(*state.rumours, (said, peer)),
         uttered={**state.uttered, said.reporter: (count + 1, since)},
@@ -315,14 +313,14 @@ def _tick(state: State, now: float) -> Step:
         blames = tuple(said.name for said, source in state.rumours if source != peer)
         if hints or blames:
             actions.append(SendHints(peer, hints, blames))
-    state = replace(state, news=(), rumours=(), ticks=state.ticks + 1)
+    state = state.but(news=(), rumours=(), ticks=state.ticks + 1)
     if any(until <= now for _, until in state.wanted.values()):
-        state = replace(state, wanted={k: w for k, w in state.wanted.items() if w[1] > now})
+        state = state.but(wanted={k: w for k, w in state.wanted.items() if w[1] > now})
     state = _sweep(state, now, actions)
     if now >= state.next_sync and state.links:
         peers = sorted(state.links)
         actions.append(SendDigest(peers[state.ticks * 7919 % len(peers)], state.table.digest()))
-        state = replace(state, next_sync=now + state.bounds.sync)
+        state = state.but(next_sync=now + state.bounds.sync)
     own = state.own
     if own is not None and own.record.state != "left" and now - own.born >= refresh_s(state.table.size):
         actions.append(Refresh(own.record.version))
@@ -346,7 +344,7 @@ def _sweep(state: State, now: float, actions: list[Action]) -> State:
     if not gone:
         return state
     blamed = _without(state.blamed, *(held.key for held in gone))
-    return replace(state, table=state.table.without(gone), blamed=blamed)
+    return state.but(table=state.table.without(gone), blamed=blamed)
 
 
 def _key(node: NodeId) -> int:

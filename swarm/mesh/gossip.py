@@ -129,6 +129,7 @@ class Gossip:
         self._ledger = saved.ledger
         self._seen: dict[NodeId, Peer] = {}
         self._dialling: set[NodeId] = set()
+        self._useful: frozenset[NodeId] = frozenset()
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stir = asyncio.Event()
@@ -241,6 +242,19 @@ class Gossip:
         view = self.member(node)
         await self._greet(node, view.record.addresses if view is not None else (), DIAL_S)
 
+    async def measure(self, nodes: Sequence[NodeId]) -> None:
+        """Measure the round trips to these members where none is fresh, and tell of them in this node's record.
+
+        For the edges that a route is likely to use (`swarm.ring.plan_probe`). A member that is not reached is skipped.
+        """
+        self._useful = frozenset(nodes)
+        for node in nodes:
+            view = self.member(node)
+            if view is None or node == self._board.id or self.rtts.get(node, self._clock()) is not None:
+                continue
+            with contextlib.suppress(PeerError):
+                await self._measure(await self._board.peer(node, view.record.addresses, DIAL_S))
+
     def revoke(self, token: Token) -> None:
         """End an invite everywhere. Raises InviteError for a guest."""
         notice = self.membership.revoke(token)
@@ -334,7 +348,7 @@ class Gossip:
             issued=int(wall),
             ttl=max(MIN_TTL_S, ttl_s(self.state.table.size)),
             instance=self._instance,
-            rtts=self.rtts.for_record(now),
+            rtts=self.rtts.for_record(now, self._useful),
             coordinate=self.state.coordinate.packed() if self.rtts.measured else (),
         )
         self._happen(Published(Held.of(sign_record(record, self._sign), now)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -101,11 +101,11 @@ class RttTable:
         found = self.measured.get(peer)
         return found[0] if found is not None and now - found[1] <= FRESH_S else None
 
-    def for_record(self, now: float) -> tuple[tuple[bytes, int], ...]:
-        """The latest measurements as a record carries them."""
-        fresh = [(at, peer, ms) for peer, (ms, at) in self.measured.items() if now - at <= FRESH_S]
-        newest = sorted(fresh, reverse=True)[:MAX_RTTS]
-        return tuple(sorted((peer[:KEY_BYTES], round(ms * 1000)) for _, peer, ms in newest))
+    def for_record(self, now: float, first: Collection[bytes] = ()) -> tuple[tuple[bytes, int], ...]:
+        """The measurements that a record carries: to the peers `first`, then the latest."""
+        fresh = [(peer in first, at, peer, ms) for peer, (ms, at) in self.measured.items() if now - at <= FRESH_S]
+        told = sorted(fresh, reverse=True)[:MAX_RTTS]
+        return tuple(sorted((peer[:KEY_BYTES], round(ms * 1000)) for _, _, peer, ms in told))
 
 
 def rtt_matrix(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from swarm.mesh.record import NodeRecord, Signed
 
 BUCKETS = 256
 MASK = 2**64 - 1
 DIGEST_BYTES = 8 * BUCKETS
+_DIGEST = struct.Struct(f">{BUCKETS}Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Records by key. `size` counts them all, graves included."""
+    """Records by key. `marks`: the exclusive or of each bucket's record marks. `size` counts all, graves included."""
 
-    buckets: tuple[tuple[Held, ...], ...] = field(default=((),) * BUCKETS)
+    buckets: tuple[tuple[Held, ...], ...] = ((),) * BUCKETS
+    marks: tuple[int, ...] = (0,) * BUCKETS
     size: int = 0
 
     def get(self, key: int) -> Held | None:
@@ -57,29 +59,33 @@ class Table:
 
     def put(self, held: Held) -> Table:
         """With `held` in place of what had its key."""
-        return self.put_all((held,))
+        return self._changed((held,), keep=True)
 
     def put_all(self, many: Iterable[Held]) -> Table:
         """With each of `many` in place of what had its key."""
-        buckets = list(self.buckets)
-        size = self.size
-        for held in many:
-            at = held.key >> 56
-            rest = tuple(other for other in buckets[at] if other.key != held.key)
-            size += len(rest) + 1 - len(buckets[at])
-            buckets[at] = (*rest, held)
-        return Table(tuple(buckets), size)
+        return self._changed(many, keep=True)
 
     def without(self, gone: Iterable[Held]) -> Table:
-        """Without these records."""
-        buckets = list(self.buckets)
-        size = self.size
-        for held in gone:
+        """Without the records that have the keys of these."""
+        return self._changed(gone, keep=False)
+
+    def _changed(self, many: Iterable[Held], keep: bool) -> Table:
+        buckets, marks, size = list(self.buckets), list(self.marks), self.size
+        for held in many:
             at = held.key >> 56
-            rest = tuple(other for other in buckets[at] if other.key != held.key)
-            size += len(rest) - len(buckets[at])
-            buckets[at] = rest
-        return Table(tuple(buckets), size)
+            rest = []
+            for other in buckets[at]:
+                if other.key == held.key:
+                    marks[at] ^= other.mark
+                    size -= 1
+                else:
+                    rest.append(other)
+            if keep:
+                rest.append(held)
+                marks[at] ^= held.mark
+                size += 1
+            buckets[at] = tuple(rest)
+        return Table(tuple(buckets), tuple(marks), size)
 
     def __iter__(self) -> Iterator[Held]:
         for bucket in self.buckets:
@@ -90,18 +96,11 @@ class Table:
 
     def digest(self) -> bytes:
         """One mark per bucket, DIGEST_BYTES in all; equal buckets have equal marks."""
-        marks = []
-        for bucket in self.buckets:
-            mark = 0
-            for held in bucket:
-                mark ^= held.mark
-            marks.append(mark)
-        return struct.pack(f">{BUCKETS}Q", *marks)
+        return _DIGEST.pack(*self.marks)
 
     def differing(self, digest: bytes) -> list[int]:
         """Buckets whose marks differ from those of `digest`."""
-        own = self.digest()
-        return [i for i in range(BUCKETS) if own[8 * i : 8 * i + 8] != digest[8 * i : 8 * i + 8]]
+        return [i for i, mark in enumerate(_DIGEST.unpack(digest)) if mark != self.marks[i]]
 
     def sample(self, draw: random.Random) -> Held | None:
         """One record, about evenly; None from an empty table."""
