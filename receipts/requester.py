@@ -18,7 +18,7 @@ from receipts.opening import Accept, Model, Order, PlannedStage, Replan, Sampler
 from receipts.salt import Secret
 from receipts.sign import Envelope
 from receipts.stage import Header, Opening, checked, edge_statement, envelopes_of
-from receipts.statement import Author
+from receipts.statement import Author, statement_untrusted
 from receipts.tail import Drawn
 
 MAX_DRAWN = 1 << 20
@@ -113,6 +113,14 @@ class RequesterRecord:
             raise ReceiptError(Refusal.WITNESS, "the witness saw another close")
         self._envelopes.append(envelope)
         return statement.signer
+
+    def dismiss(self, key: str) -> None:
+        """Leave out the witness with this key: it has become a stage, and a party cannot witness."""
+        self._envelopes = [
+            envelope
+            for envelope in self._envelopes
+            if envelope.key.hex() != key or not isinstance(statement_untrusted(envelope).body, Witness)
+        ]
 
     def replan(
         self, plan: Sequence[PlannedStage], position: int, lost: Sequence[str], reason: str, time_us: int

@@ -80,6 +80,10 @@ class RunAccount:
 
     def replan(self, stages: Sequence[StagePlan], position: int, lost: Sequence[bytes], reason: str) -> None:
         """Another route from `position` on."""
+        for stage in stages:
+            if stage.node in self._witnesses:
+                self._witnesses.remove(stage.node)
+                self.record.dismiss(stage.node.hex())
         names = [node.hex() for node in lost]
         self.header = self.record.replan(_planned(stages), position, names, reason, unix_us())
 

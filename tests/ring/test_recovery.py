@@ -11,8 +11,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from swarm.ring.run import Committed, Finished, Recovering, RunRequest, RunResult
-
-from .conftest import VOCAB, TestRing, reference
+from tests.ring.conftest import VOCAB, TestRing, reference
 
 SPARE = [(0, 2), (2, 4), (4, 6), (0, 2), (2, 4), (4, 6)]
 

@@ -13,8 +13,7 @@ from transformers import LlamaForCausalLM
 
 from swarm.errors import UsageError
 from swarm.ring.run import Committed, Finished, Opened, RunRequest, RunResult
-
-from .conftest import VOCAB, TestRing, reference
+from tests.ring.conftest import VOCAB, TestRing, reference
 
 
 def prompts(count: int, seed: int) -> list[tuple[int, ...]]:

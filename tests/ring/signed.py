@@ -1,0 +1,261 @@
+"""A ring in one process whose stages sign: real sockets, real receipts, kept rows, and stages that may lie."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import receipts
+from receipts.opened import OpeningRequest
+from receipts.rows import RowStore
+from swarm.errors import CoverageError, PeerError
+from swarm.identity import Identity
+from swarm.model.block import Block, load_block
+from swarm.model.checkpoint import Checkpoint
+from swarm.model.kvcache import KVPool
+from swarm.model.prune import inner_model
+from swarm.net.message import Message
+from swarm.net.switchboard import Switchboard
+from swarm.recheck.auditor import RingAuditor
+from swarm.ring.admit import HostedModel
+from swarm.ring.control import Costs
+from swarm.ring.notary import Notary, open_log, salted
+from swarm.ring.opening import StagePlan
+from swarm.ring.receipt import ReceiptPlan
+from swarm.ring.request import Desk, TargetFacts
+from swarm.ring.run import Committed, Finished, RunRequest, RunResult, StageInfo
+from swarm.ring.stage import StageServer
+from swarm.ring.witness import WITNESS, NotaryServer
+from tests.ring.conftest import Suffixes
+
+SOFTWARE = receipts.Software("wanswarm", "test", "11" * 32)
+Twist = Callable[[Block], None]
+"""Makes a stage lie: changes its block in place."""
+
+
+@dataclass
+class Node:
+    """One node of the ring: a stage, or a witness when `server` is None."""
+
+    identity: Identity
+    board: Switchboard
+    address: tuple[str, int]
+    notary: Notary
+    server: StageServer | None = None
+    plan: StagePlan | None = None
+    task: asyncio.Task[None] | None = None
+
+    async def kill(self) -> None:
+        """Cut it off as kill -9 would."""
+        assert self.task is not None
+        self.task.cancel()
+        for peer in self.board.peers():
+            peer.drop("killed")
+        await self.board.aclose()
+
+
+@dataclass
+class SignedRing:
+    nodes: list[Node]
+    witnesses: list[Node]
+    desk: Desk
+    board: Switchboard
+    folder: Path
+
+    async def generate(self, request: RunRequest, path: Path | None = None, drop_after: int = 0) -> RunResult:
+        """One run to its end. `drop_after`: kill the second stage when so many tokens have come."""
+        seen = 0
+        async with aclosing(self.desk.run(request, path)) as events:
+            async for event in events:
+                if isinstance(event, Committed):
+                    seen += len(event.tokens)
+                    if drop_after and seen >= drop_after:
+                        drop_after = 0
+                        await self.nodes[1].kill()
+                if isinstance(event, Finished):
+                    return event.result
+        raise AssertionError("the run has no end")
+
+    def auditor(self, checkpoint: Checkpoint, group_bytes: int | None = None) -> RingAuditor:
+        """An auditor that calls the nodes over their sockets, from another thread than this loop's."""
+        loop = asyncio.get_running_loop()
+
+        def fetch(node: str, request: OpeningRequest) -> bytes | None:
+            return asyncio.run_coroutine_threadsafe(self._ask(node, request), loop).result(60)
+
+        return RingAuditor(checkpoint, fetch, group_bytes)
+
+    async def _ask(self, node: str, request: OpeningRequest) -> bytes | None:
+        there = next(found for found in self.nodes if found.identity.id.hex() == node)
+        try:
+            peer = await self.board.peer(there.identity.id, [there.address], 5.0)
+            return bytes((await peer.call(Message("receipt.audit", {}, request.to_bytes()), 30.0)).body)
+        except PeerError:
+            return None
+
+
+@asynccontextmanager
+async def signed_ring(
+    checkpoint: Checkpoint,
+    spans: Sequence[tuple[int, int]],
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    wire: str | None = None,
+    threads: int = 1,
+    twists: dict[int, Twist] | None = None,
+    blocks: dict[int, Block] | None = None,
+    witnesses: int = 0,
+    disclose: Sequence[int] = (),
+) -> AsyncIterator[SignedRing]:
+    """Nodes that hold `spans` in this order. twists: which of them lie; blocks: hosted instead of loading."""
+    manifest = checkpoint.manifest
+    name = "float32" if dtype == torch.float32 else "bfloat16"
+    async with AsyncExitStack() as stack:
+        nodes: list[Node] = []
+        for index, span in enumerate(spans):
+            block = (blocks or {}).get(index) or load_block(checkpoint, *span, torch.device("cpu"), dtype)
+            if twists and index in twists:
+                twists[index](block)
+            nodes.append(await _node(stack, checkpoint, folder / f"node-{index}", block, threads, index in disclose))
+        watching = [
+            await _node(stack, checkpoint, folder / f"witness-{index}", None, 1, False) for index in range(witnesses)
+        ]
+        identity = Identity.generate()
+        board = await stack.enter_async_context(Switchboard(identity))
+        log = open_log(folder / "requester", identity.id)
+        notary = Notary(log.author(identity.sign), log, SOFTWARE, manifest.digest, manifest.weights_digest)
+        stack.callback(notary.close)
+
+        def planner(excluded: frozenset[bytes]) -> list[StagePlan]:
+            route: list[StagePlan] = []
+            while (at := route[-1].last if route else 0) < manifest.n_layers:
+                plans = [n.plan for n in nodes if n.plan is not None and n.plan.node not in excluded]
+                fit = [plan for plan in plans if plan.first == at]
+                if not fit:
+                    raise CoverageError(f"layer {at} is held by nobody")
+                route.append(fit[0])
+            return route
+
+        async def ask(node: bytes, header: dict[str, bytes | str]) -> bytes:
+            there = next(n for n in watching if n.identity.id == node)
+            peer = await board.peer(node, [there.address], 5.0)
+            return bytes((await peer.call(Message(WITNESS, header), 5.0)).header["envelope"])
+
+        desk = Desk(
+            board,
+            TargetFacts(manifest.digest, manifest.context, frozenset(), lambda ids: "".join(f" {i}" for i in ids)),
+            planner,
+            Suffixes(),
+            lambda stages: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
+            lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
+            lambda request, stages: wire or name,
+            None,
+            ReceiptPlan(
+                folder / "receipts", notary, manifest.model, manifest.n_layers, lambda stages: name,
+                lambda stages, count: [n.identity.id for n in watching], ask,
+            ),
+        )  # fmt: skip
+        for kind, handler in desk.handlers().items():
+            board.handle(kind, handler)
+        await stack.enter_async_context(desk)
+        yield SignedRing(nodes, watching, desk, board, folder)
+
+
+async def _node(
+    stack: AsyncExitStack, checkpoint: Checkpoint, state: Path, block: Block | None, threads: int, disclose: bool
+) -> Node:
+    manifest = checkpoint.manifest
+    identity = Identity.generate()
+    holder: list[StageServer] = []
+    board = Switchboard(
+        identity,
+        opened=lambda peer: [server.peer_opened() for server in holder] and None,
+        closed=lambda peer: [server.peer_closed(peer) for server in holder] and None,
+    )
+    log = open_log(state / "log", identity.id)
+    private = (salted("uuid", f"GPU-{state.name}"),)
+    hardware = receipts.Hardware("Test CPU", "cpu", 8 << 30, "", "Test CPU", 2, private[0].digest, {"1": 900})
+    notary = Notary(
+        log.author(identity.sign), log, SOFTWARE, manifest.digest, manifest.weights_digest, hardware, private,
+        RowStore(state / "rows"), disclose,
+    )  # fmt: skip
+    stack.callback(notary.close)
+    handlers = dict(NotaryServer(notary, lambda node: True).handlers())
+    node = Node(identity, board, ("", 0), notary)
+    if block is not None:
+        hosted = HostedModel(manifest.digest, block, KVPool(block, 1 << 30), "cpu", identity.id)
+        node.server = StageServer(hosted, board, threads=threads, notary=notary)
+        holder.append(node.server)
+        handlers |= node.server.handlers()
+    for kind, handler in handlers.items():
+        board.handle(kind, handler)
+    await stack.enter_async_context(board)
+    node.address = await board.listen("127.0.0.1", 0)
+    if node.server is not None and block is not None:
+        node.plan = StagePlan(identity.id, (node.address,), block.first, block.last)
+        node.task = asyncio.create_task(node.server.run())
+        stack.push_async_callback(_stopped, node.task)
+    return node
+
+
+async def _stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+# Stages that lie
+
+
+def quantised(bits: int) -> Twist:
+    """Weights rounded to so many bits, one scale per row (int8) or per 32 columns (int4), as quantisers do."""
+
+    def twist(block: Block) -> None:
+        for module in inner_model(block.loaded.model).modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = _rounded(module.weight.data, bits)
+
+    return twist
+
+
+def _rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    grouped = weight.float() if bits == 8 else weight.float().reshape(weight.shape[0], -1, 32)
+    scale = grouped.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return ((grouped / scale).round() * scale).reshape(weight.shape).to(weight.dtype)
+
+
+class _Through(nn.Module):
+    """A layer that computes nothing."""
+
+    def forward(self, hidden_states: torch.Tensor, *others: object, **more: object) -> torch.Tensor:
+        return hidden_states
+
+
+def skipping(count: int) -> Twist:
+    """The first `count` layers of the block pass their input through."""
+
+    def twist(block: Block) -> None:
+        layers = inner_model(block.loaded.model).layers
+        for index in range(min(count, len(layers))):
+            layers[index] = _Through()
+
+    return twist
+
+
+def identity(block: Block) -> None:
+    """Nothing is computed at all."""
+    skipping(block.last - block.first)(block)
+
+
+LIES: dict[str, Twist] = {
+    "int8": quantised(8),
+    "int4": quantised(4),
+    "a skipped layer": skipping(1),
+    "identity": identity,
+}
