@@ -26,6 +26,9 @@ ROW_BUCKETS = (1, 2, 4, 8)
 FIRST_BUCKET = 256
 """Committed positions that the smallest graph attends to; the next ones double."""
 
+MAX_PROGRAMS = 48
+"""Shapes and samplings held at once; the oldest goes, its graph and buffers with it."""
+
 
 class StaticPlan:
     """A plan (see swarm.model.attention) of device tensors: `write` int64 [n] slots, `seen` bool [n, slots read]."""
@@ -117,6 +120,8 @@ class ChainLoop:
         key = (size, steps, min(bucket, layout.context), self._ranker.sampling_key)
         program = self._programs.get(key)
         if program is None:
+            if len(self._programs) >= MAX_PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))
             program = self._programs[key] = self._make(size, steps, layout.scratch + min(bucket, layout.context))
             if self._wants_graph() and not self.broken:
                 self._capture(program)
@@ -185,16 +190,18 @@ class ChainLoop:
             tokens = program.ids[step, :, 0]
 
     def _capture(self, program: Program) -> None:
+        device = self._block.device
         try:
-            side = torch.cuda.Stream(self._block.device)  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream(self._block.device))
-            with torch.cuda.stream(side):  # lets libraries allocate what must not be allocated during capture
-                for _ in range(2):
+            side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            with torch.cuda.device(device):
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):  # lets libraries allocate what must not be allocated during capture
+                    for _ in range(2):
+                        self._loop(program)
+                torch.cuda.current_stream().wait_stream(side)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
                     self._loop(program)
-            torch.cuda.current_stream(self._block.device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._loop(program)
             program.graph = graph
         except (RuntimeError, NotImplementedError, AssertionError) as exc:  # torch without CUDA asserts
             self.broken = True
