@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from swarm.atlas import members_of, rtts_of, speed_us
 from swarm.config import JoinConfig
 from swarm.errors import ModelError
-from swarm.events import Progress, Report
+from swarm.events import Report
 from swarm.mesh.gossip import Gossip
-from swarm.model.block import Block, Job, load_block
+from swarm.model.block import load_block
 from swarm.model.checkpoint import open_model
 from swarm.model.device import describe, free_bytes
 from swarm.model.kvcache import KVPool
 from swarm.model.manifest import Manifest
-from swarm.model.rows import Layout, no_commits
+from swarm.model.probe import probe
 from swarm.model.store import ModelStore
 from swarm.net.nodeid import id_text
 from swarm.ring.admit import HostedModel, StageLimits
 from swarm.ring.plan import Room, Speed, choose_block
-from swarm.ring.replay import certain_rows
 from swarm.shape import model_shape
 
 MEMORY_SHARE = 0.8
@@ -32,7 +29,6 @@ KV_SHARE = 0.4
 MOST_KV = 64 << 30
 CLAIM_WAIT_S = 1.0
 CLAIM_ROUNDS = 5
-PROBE_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -99,32 +95,7 @@ def load_hosting(
     block = load_block(checkpoint, layers[0], layers[1], device, dtype, report)
     budget = config.kv_bytes or min(MOST_KV, int(free_bytes(device) * KV_SHARE))
     pool = KVPool(block, budget)
-    speed = speed_us(measure(block, pool, report))
+    measured = probe(block, report=report)
+    speed = speed_us(Speed(*(measured.ms_per_layer[rows] for rows in (1, 8, 64))))
     hosted = HostedModel(manifest.digest, block, pool, describe(device).name, node)
     return Hosting(hosted, StageLimits(), speed)
-
-
-def measure(block: Block, pool: KVPool, report: Report) -> Speed:
-    """Milliseconds per layer for 1, 8 and 64 rows: the median of a few forwards after one to warm up."""
-    layout = Layout(8, 128)
-    kv = pool.open(layout, block.first, block.last)
-    taken: list[float] = []
-    try:
-        for step, rows in enumerate((1, 8, 64)):
-            report(Progress("probe", "measuring this machine", step, 3, "sizes"))
-            what = certain_rows(layout, 0, [0] * rows, want_last=True)
-            hidden = (
-                None if block.head else torch.zeros(rows, block.hidden_size, dtype=block.dtype, device=block.device)
-            )
-            spent = []
-            for _ in range(PROBE_REPEATS + 1):
-                start = time.perf_counter()
-                block.forward([Job(kv, no_commits(), what, hidden)])
-                if block.device.type == "cuda":
-                    torch.cuda.synchronize(block.device)
-                spent.append((time.perf_counter() - start) * 1000.0)
-            taken.append(float(np.median(spent[1:])) / (block.last - block.first))
-        report(Progress("probe", "measuring this machine", 3, 3, "sizes"))
-    finally:
-        kv.close()
-    return Speed(*taken)
