@@ -49,21 +49,20 @@ class SuffixAutomaton:
         self._touch(fresh)
         self._count += 1
 
+    @property
+    def repeated(self) -> tuple[int, int]:
+        """The longest suffix of the text that occurred before: its state and length."""
+        state = max(0, self.link[self._end])
+        return state, self.length[state]
+
     def follow(self, state: int, length: int, token: int) -> tuple[int, int]:
-        """The longest suffix of (matched string + token) that occurs in the text: its state and length."""
-        state = self.settle(state, length)
+        """The longest suffix of (string of `length` at `state`) + token that occurs in the text: state and length."""
         while state > 0 and token not in self.next[state]:
             state = self.link[state]
             length = self.length[state]
         if token not in self.next[state]:
             return 0, 0
         return self.next[state][token], length + 1
-
-    def settle(self, state: int, length: int) -> int:
-        """The state of the same matched string after the text grew (a state may have been split since)."""
-        while state > 0 and self.length[self.link[state]] >= length:
-            state = self.link[state]
-        return state
 
     def _state(self, length: int, following: dict[int, int]) -> int:
         self.next.append(following)
@@ -75,7 +74,6 @@ class SuffixAutomaton:
     def _split(self, walk: int, token: int, target: int) -> int:
         clone = self._state(self.length[walk] + 1, dict(self.next[target]))
         self.link[clone] = self.link[target]
-        self.last[clone] = self.last[target]
         self.link[target] = clone
         while walk >= 0 and self.next[walk].get(token) == target:
             self.next[walk][token] = clone
@@ -113,14 +111,13 @@ class SuffixDrafter:
         for text in self._history:
             for token in (*text, _SEPARATOR):
                 self._text.append(token)
-        self._match = (0, 0)
         for token in prompt:
-            self._commit(token)
+            self._text.append(token)
 
     def step(self, step: DraftStep) -> list[Expansion]:
         """See `Drafter.step`."""
         for node in step.committed:
-            self._commit(node.token)
+            self._text.append(node.token)
             self._nodes.pop(node.id, None)
             self._last_id = node.id
         for gone in step.dropped:
@@ -129,17 +126,12 @@ class SuffixDrafter:
             self._nodes[node.id] = (node.parent, node.token)
         return [Expansion(id, self._levels(self._match_at(id), step.depth, step.width)) for id in step.expand]
 
-    def _commit(self, token: int) -> None:
-        # Matched before it is added: the text must not match itself.
-        self._match = self._text.follow(*self._match, token)
-        self._text.append(token)
-
     def _match_at(self, id: int) -> tuple[int, int]:
         path = []
         while id != self._last_id:
             id, token = self._nodes[id]
             path.append(token)
-        match = self._match
+        match = self._text.repeated
         for token in reversed(path):
             match = self._text.follow(*match, token)
         return match
@@ -156,7 +148,6 @@ class SuffixDrafter:
 
     def _children(self, state: int, length: int, width: int) -> tuple[Child, ...]:
         """What followed the match, most recent first; nothing when it is shorter than the gate."""
-        state = self._text.settle(state, length)
         following: list[tuple[int, int]] = []
         while length >= self._gate and state > 0:
             following = [(-self._text.last[to], token) for token, to in self._text.next[state].items() if token >= 0]

@@ -42,6 +42,7 @@ class Proposals:
         self._feeds = (_Feed(), _Feed())
         self._out: tuple[float, tuple[Node, ...]] | None = None
         self._roots_unasked = 0
+        self._unserved: list[Node] = []
         if inline is None:
             tree.retire(INLINE)
         if not deferred:
@@ -58,8 +59,11 @@ class Proposals:
         self.spent_ms = 0.0
         self._roots_unasked += 1
 
-    def dropped(self) -> None:
-        """The tree lost branches: tell those who knew them."""
+    def settled(self) -> None:
+        """An answer changed the tree: tell who knew the lost branches. There may be room for what was not served."""
+        for node in self._unserved:
+            self._tree.unask(node, DEFERRED)
+        self._unserved = []
         for feed in self._feeds:
             feed.drop(self._tree.dropped)
         self._tree.dropped.clear()
@@ -107,9 +111,7 @@ class Proposals:
         self.spent_ms += took
         served = {expansion.id for expansion in expansions}
         self._adopt(expansions, DEFERRED)
-        for node in leaves:
-            if node.id not in served:
-                self._tree.unask(node, DEFERRED)
+        self._unserved += [node for node in leaves if node.id not in served]
 
     def failed(self) -> None:
         """The deferred drafter is gone: go on without it."""

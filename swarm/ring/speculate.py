@@ -315,9 +315,8 @@ class Speculation:
             self._control.answered((now - flight.sent) * 1000.0, flight.rows, flight.alone, stages)
         index = {}
         for i, (node, token) in enumerate(zip(flight.wanted, answers, strict=True)):
-            if node.live:
-                node.answer = token
-                index[node.id] = i
+            node.answer = token
+            index[node.id] = i
         return self._settle(index, now)
 
     def _settle(self, index: dict[int, int], now: float) -> Committed:
@@ -340,7 +339,7 @@ class Speculation:
             if self._settled >= 0:
                 self._control.committed(len(tokens), (now - self._settled) * 1000.0)
             self._settled = now
-        self._proposals.dropped()
+        self._proposals.settled()
         self._supply()
         return Committed(tuple(tokens), self.finished)
 

@@ -30,13 +30,12 @@ def test_follow_finds_the_longest_suffix_that_occurs(text: list[int], walk: list
 
 
 @given(texts)
-def test_matching_stays_right_while_the_text_grows(text: list[int]) -> None:
+def test_the_longest_repeated_suffix_is_known_while_the_text_grows(text: list[int]) -> None:
     automaton = SuffixAutomaton()
-    match = (0, 0)
+    assert automaton.repeated == (0, 0)
     for i, token in enumerate(text):
-        match = automaton.follow(*match, token)
-        assert match[1] == longest_match(text[:i], text[: i + 1])
         automaton.append(token)
+        assert automaton.repeated[1] == longest_match(text[:i], text[: i + 1])
 
 
 @given(texts, texts, st.integers(1, 4))

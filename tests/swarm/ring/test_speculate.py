@@ -325,3 +325,23 @@ def test_the_stream_says_when_it_wants_to_send_again() -> None:
     assert due is not None and due > 0.0
     assert it.spec.next_frame(due - 1e-6) is None
     assert it.spec.next_frame(due) is not None
+
+
+def test_what_the_drafter_did_not_serve_is_asked_for_again_after_an_answer() -> None:
+    it = world(inline=False)
+    while it.spec._placed < 3:
+        it.send()
+        it.pass_on()
+        it.pass_on()
+    first = it.spec.draft_work(0.0)
+    assert first is not None and it.spec.draft_work(0.0) is None, "one step at a time"
+    it.spec.drafted([], 0.1)
+    assert it.spec.draft_work(0.1) is None, "not at once: a full drafter would be asked in circles"
+    it.lm.refuse = 0.0
+    while not it.tokens:
+        it.send()
+        it.pass_on()
+        it.arrive()
+    again = it.spec.draft_work(0.2)
+    assert again is not None
+    assert it.run() == true_run([1, 2, 3], 40)
