@@ -18,12 +18,14 @@ class MemberConfig:
     models     folder of model files, shared by all processes of the machine
     invite     text of an invite; None: look on the LAN, then at the swarm used last
     lan        announce and look for swarms on the local network
+    relay      go through a relay where no direct path is found
     """
 
     state: Path
     models: Path
     invite: str | None = None
     lan: bool = True
+    relay: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class JoinConfig:
     dtype      "auto", "float32" or "bfloat16"
     kv_bytes   memory for sessions; None: a share of what is free
     grace_s    how long a leaving node lets its sessions finish, in seconds
+    open_swarm, owner, disclose   as the command line's help says
+    offer_relay  forward (encrypted) traffic of members that cannot reach each other
+    map_port   ask the router for a port (UPnP, NAT-PMP)
     """
 
     member: MemberConfig
@@ -54,7 +59,8 @@ class JoinConfig:
     grace_s: float = 10.0
     open_swarm: bool = False
     owner: str = ""
-    relay: bool = False
+    offer_relay: bool = False
+    map_port: bool = False
     disclose: bool = False
 
 

@@ -21,7 +21,7 @@ from receipts.rows import RowStore
 from swarm import __version__
 from swarm.config import DEFAULT_MODEL, JoinConfig
 from swarm.entry import enter_by_invite, find_on_lan
-from swarm.errors import RunError, SwarmError, UsageError
+from swarm.errors import PeerError, RunError, SwarmError, UsageError
 from swarm.events import Notice, Report
 from swarm.greeting import greeting
 from swarm.hosting import Hosting, load_hosting, settle_block
@@ -39,6 +39,9 @@ from swarm.model.store import ModelStore
 from swarm.net.address import Address, format_address
 from swarm.net.nodeid import id_text
 from swarm.net.peer import Peer
+from swarm.net.portmap import kept_port
+from swarm.net.reach import Reach
+from swarm.net.relay import Relay
 from swarm.net.switchboard import Switchboard
 from swarm.ring.notary import Notary, open_log, salted, software
 from swarm.ring.stage import StageServer
@@ -114,7 +117,7 @@ class _Life:
                 Switchboard(self.identity, opened=self._opened, closed=self._closed)
             )
             listening = await board.listen(*config.listen)
-            reachable = _reachable(config, listening)
+            reachable = await self._addresses(stack, listening)
             saved, checkpoint = await _enter(config, self.state, self.identity, board, self.store, self.report)
             about = _about(config, self.identity, reachable, checkpoint, self.hardware.name, dtype_name(self.dtype))
             gossip = await stack.enter_async_context(
@@ -122,7 +125,16 @@ class _Life:
             )
             manifest = checkpoint.manifest
             layers = config.layers or await settle_block(config, gossip, manifest, self.device, self.dtype)
-            board.http = await stack.enter_async_context(node_view(lambda: mesh_status(gossip, board), manifest))
+            Reach(
+                board,
+                addresses=lambda: reachable,
+                relay=config.member.relay,
+                offers_relay=lambda: config.offer_relay,
+                admitted=gossip.admitted,
+            )
+            relayed = Relay(board, reachable, admitted=gossip.admitted).routes() if config.offer_relay else ()
+            view = node_view(lambda: mesh_status(gossip, board), manifest, more=relayed)
+            board.http = await stack.enter_async_context(view)
             hosting = await self._load(saved.ref, layers)
             if hosting is None:
                 return
@@ -154,6 +166,20 @@ class _Life:
                 )
             )
             await self._until_told(gossip)
+
+    async def _addresses(self, stack: AsyncExitStack, listening: Address) -> list[Address]:
+        """Where others may dial this node, best first."""
+        found = _reachable(self.config, listening)
+        if not self.config.map_port:
+            return found
+        inner = next((a for a in found if ":" not in a[0]), found[0])
+        try:
+            mapping = await stack.enter_async_context(kept_port(inner, lambda fresh: None))
+        except PeerError as error:
+            self.report(Notice(f"the router maps no port ({error}); forward one yourself and say so with --advertise"))
+            return found
+        self.report(Notice(f"the router forwards {format_address(mapping.outer)} to this node"))
+        return [mapping.outer, *found]
 
     async def _load(self, ref: str, layers: tuple[int, int]) -> Hosting | None:
         """The loaded block; None when the node is told to stop first."""
@@ -309,7 +335,7 @@ def _about(
         0,
         state="joining",
         addresses=tuple(reachable),
-        relay=config.relay,
+        relay=config.offer_relay,
         model=bytes.fromhex(manifest.digest),
         n_layers=manifest.n_layers,
         device=device[:64],

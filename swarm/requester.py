@@ -29,6 +29,7 @@ from swarm.model.manifest import Manifest
 from swarm.model.store import ModelStore
 from swarm.net.message import Message
 from swarm.net.nodeid import id_text, parse_id_untrusted
+from swarm.net.reach import Reach
 from swarm.net.switchboard import Switchboard
 from swarm.ring.control import Costs
 from swarm.ring.notary import Notary, open_log, software
@@ -145,6 +146,7 @@ class Requester:
             notary = Notary(author, kept, software(), manifest.digest, manifest.weights_digest)
             stack.callback(notary.close)
             requester = cls(stack, target, board, gossip, config.member.state, notary)
+            Reach(board, relay=config.member.relay, admitted=gossip.admitted)
             for kind, handler in requester.desk.handlers().items():
                 board.handle(kind, handler)
             await stack.enter_async_context(requester.desk)

@@ -20,6 +20,7 @@ def add_member_options(parser: argparse.ArgumentParser) -> None:
         help="invite text, or a file that holds it (default: the swarm on the LAN, then the one used last)",
     )
     group.add_argument("--no-lan", action="store_true", help="neither announce nor look on the local network")
+    group.add_argument("--no-relay", action="store_true", help="never go through a relay")
     add_folders(group)
 
 
@@ -59,6 +60,7 @@ def member_config(arguments: argparse.Namespace) -> MemberConfig:
         models=models_dir(arguments),
         invite=read_invite(arguments.swarm),
         lan=not arguments.no_lan,
+        relay=not arguments.no_relay,
     )
 
 

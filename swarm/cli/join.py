@@ -64,6 +64,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="memory for sessions (default: a share of what is free)",
     )
     parser.add_argument(
+        "--relay", action="store_true", help="forward (encrypted) traffic of members that cannot reach each other"
+    )
+    parser.add_argument("--map-port", action="store_true", help="ask the router for a port (UPnP, NAT-PMP)")
+    parser.add_argument(
         "--open", action="store_true", help="when starting a swarm: let anybody in who knows its address"
     )
     parser.add_argument(
@@ -101,6 +105,8 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
         grace_s=arguments.grace,
         open_swarm=arguments.open,
         owner=arguments.owner,
+        offer_relay=arguments.relay,
+        map_port=arguments.map_port,
         disclose=arguments.disclose,
     )
 

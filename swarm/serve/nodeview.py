@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,9 +25,15 @@ VIEW_CONFIG = GatewayConfig(allow_hosts=("*",), max_connections=256)
 
 
 def make_view(
-    status: Callable[[], Mapping[str, Any]], manifest: ModelFacts, progress: Progress = dict
+    status: Callable[[], Mapping[str, Any]],
+    manifest: ModelFacts,
+    progress: Progress = dict,
+    more: Sequence[web.RouteDef] = (),
 ) -> web.Application:
-    """The application. `status`: as `mesh_status` tells it; `progress`: as `swarm.progress.EventLog.as_json` does."""
+    """The application. `status`: as `mesh_status` tells it; `progress`: as `swarm.progress.EventLog.as_json` does.
+
+    `more`: what else the port serves, such as a relay.
+    """
 
     def state() -> DashboardState:
         return state_from(status(), manifest, "node", progress=progress())
@@ -39,13 +45,17 @@ def make_view(
     app.on_response_prepare.append(add_headers(VIEW_CONFIG))
     app.on_shutdown.append(lambda _: hub.close())
     app.add_routes(views.routes())
+    app.add_routes(more)
     return app
 
 
 @asynccontextmanager
 async def node_view(
-    status: Callable[[], Mapping[str, Any]], manifest: ModelFacts, progress: Progress = dict
+    status: Callable[[], Mapping[str, Any]],
+    manifest: ModelFacts,
+    progress: Progress = dict,
+    more: Sequence[web.RouteDef] = (),
 ) -> AsyncIterator[Callable[[], asyncio.Protocol]]:
     """Yields what `Switchboard.http` wants: a maker of protocols for connections that begin like HTTP."""
-    async with runner_of(make_view(status, manifest, progress), VIEW_CONFIG) as server:
+    async with runner_of(make_view(status, manifest, progress, more), VIEW_CONFIG) as server:
         yield lambda: protocol_factory(server, VIEW_CONFIG.max_connections)
