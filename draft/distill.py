@@ -73,10 +73,12 @@ def distill(
     device: torch.device,
     report: Report = silent,
     offline: bool = False,
+    command: str | None = None,
 ) -> dict[str, dict[str, Score]]:
     """`swarm draft distill --target REF --out DIR`: make a drafter, or go on with one that was stopped.
 
-    Returns held-out scores by weights ("float32", "int8") and kind of text. Raises UsageError and ModelError.
+    command: what the card says made it, if not the plain command. Returns held-out scores by weights ("float32",
+    "int8") and kind of text. Raises UsageError and ModelError.
     """
     if device.type == "cpu":
         report(Notice("distilling on the CPU: an hour gives a useful drafter, a GPU a better one in minutes"))
@@ -86,7 +88,7 @@ def distill(
     ends = end_tokens(target, store, ref) | {i for i in special if isinstance(i, int)}
     layers = settings.layers if isinstance(settings.layers, int) else ",".join(map(str, settings.layers))
     made_by = f"swarm draft distill --target {ref} --layers {layers} --minutes {settings.minutes:g}"
-    return Distiller(target, tokenizer, ends, out, settings, device, report).run(made_by)
+    return Distiller(target, tokenizer, ends, out, settings, device, report).run(command or made_by)
 
 
 @dataclass
@@ -119,6 +121,7 @@ class Distiller:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.target, self.settings, self.out, self.report, self.clock = target, settings, out, report, clock
+        check_layers(settings.layers, target.manifest.n_layers)
         self.work = out / "work"
         self.chat, self.ends = Chat(tokenizer, ends), ends
         (self.work / "train").mkdir(parents=True, exist_ok=True)
@@ -256,6 +259,13 @@ class Distiller:
         config = short_config(self.target.config, student.layers).to_dict()
         size = write_drafter(self.out, config, weights, head, origin, scores, self.settings.dtype)
         self.report(Notice(f"drafter written to {self.out} ({size / 1e6:.1f} MB)"))
+
+
+def check_layers(wanted: int | tuple[int, ...], total: int) -> None:
+    """Raises UsageError for layers that the target does not have; asked before hours of work."""
+    layers = tuple(range(wanted)) if isinstance(wanted, int) else wanted
+    if not layers or list(layers) != sorted(set(layers)) or layers[-1] >= total:
+        raise UsageError(f"--layers must be 1 to {total}, or layers of 0 to {total - 1} in order; found {wanted}")
 
 
 def _cpu_dtype() -> torch.dtype:

@@ -30,6 +30,9 @@ class Score:
     def first8(self) -> float:
         return sum(self.ranks) / max(1, self.positions)
 
+    def __str__(self) -> str:
+        return f"first {self.first:.3f}  first 8 {self.first8:.3f}  of {self.positions} positions"
+
 
 class Trainer:
     """AdamW on the trained weights; the learning rate follows a cosine over the share of the time that is used."""
@@ -82,7 +85,7 @@ def to_head(ids: torch.Tensor, logits: torch.Tensor, places: torch.Tensor) -> tu
 
 @torch.no_grad()
 def evaluate(student: Student, samples: Sequence[Sample], tokens: int = 4096) -> dict[str, Score]:
-    """Scores by register, by "greedy" and "sampled" answers, and over "all"."""
+    """Scores by register ("chat"), how answers were drawn ("greedy", "sampled"), both ("chat, greedy"), and "all"."""
     device = student.device
     tokens_of_head, head = student.head_tokens, student.head
     counts: dict[str, torch.Tensor] = {}
@@ -95,7 +98,9 @@ def evaluate(student: Student, samples: Sequence[Sample], tokens: int = 4096) ->
         for sample in batch.samples:
             own = hits[row : row + len(sample.ids)]
             row += len(own)
-            for name in ("all", sample.register, "greedy" if sample.greedy else "sampled"):
+            names = ["all", sample.register, "greedy" if sample.greedy else "sampled"]
+            names += [f"{sample.register}, greedy"] if sample.greedy else []
+            for name in names:
                 counts[name] = counts.get(name, torch.zeros(8, dtype=torch.long)) + own.sum(0)
                 totals[name] = totals.get(name, 0) + len(own)
     return {name: Score(totals[name], tuple(counts[name].tolist())) for name in sorted(counts)}

@@ -40,8 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Distil and print the scores."""
     layers = parse_kept(arguments.layers)
     gpu = parse_device(arguments.device) if arguments.device else arguments.gpu
-    from draft.distill import Distiller, DistillSettings
-    from swarm.model.checkpoint import end_tokens, load_tokenizer, open_model
+    from draft.distill import DistillSettings, distill
     from swarm.model.device import choose_device
     from swarm.model.store import ModelStore
     from swarm.progress import reporter
@@ -49,12 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     device = choose_device(gpu)
     store = ModelStore(models_dir(arguments))
     with reporter(json_lines=False, out=sys.stderr) as report:
-        target = open_model(arguments.target, store, None, report)
-        tokenizer = load_tokenizer(arguments.target, store, report)
         settings = DistillSettings(layers=layers, minutes=arguments.minutes, dtype=arguments.dtype)
-        ends = end_tokens(target, store, arguments.target)
-        distiller = Distiller(target, tokenizer, ends, arguments.out, settings, device, report)
-        scores = distiller.run(shlex.join(["swarm", *sys.argv[1:]]))
+        command = shlex.join(["swarm", *sys.argv[1:]])
+        scores = distill(arguments.target, arguments.out, settings, store, device, report, command=command)
     for stored, kinds in scores.items():
         for kind, score in sorted(kinds.items()):
             say(f"{stored:9} {kind:16} {score}")

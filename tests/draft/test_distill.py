@@ -334,6 +334,15 @@ def test_a_missing_folder_and_a_drafter_for_another_shape_are_refused(
         load_drafter(str(tmp_path), target, tiny_tokenizer(), store, CPU)
 
 
+@pytest.mark.parametrize("layers", [0, 6, (0, 5), (1, 1), (2, 0), ()])
+def test_layers_that_the_target_lacks_are_refused_before_any_work(
+    folder: Path, tmp_path: Path, layers: int | tuple[int, ...]
+) -> None:
+    with pytest.raises(UsageError, match="--layers must be 1 to 5"):
+        distill(str(folder), tmp_path / "d", DistillSettings(layers=layers), ModelStore(folder / "store"), CPU)
+    assert not (tmp_path / "d").exists()
+
+
 def test_a_model_that_ships_no_drafter_gets_none(folder: Path, target: Checkpoint) -> None:
     assert default_drafter(target.manifest) is None
     assert load_drafter(None, target, tiny_tokenizer(), ModelStore(folder / "store"), CPU) is None
