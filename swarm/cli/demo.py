@@ -7,11 +7,16 @@ import asyncio
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swarm.cli.common import add_folders, models_dir, number, say, state_dir
 from swarm.cli.draw import draw_ring
 from swarm.cli.generate import add_run_options
 from swarm.events import Report
+
+if TYPE_CHECKING:
+    from swarm.config import MemberConfig
+    from swarm.ring.run import Draft
 
 PROMPT = "Explain in three sentences why the sky is blue."
 
@@ -35,6 +40,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         default=0.0,
         metavar="MS",
         help="emulated round trip of every edge (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dashboard",
+        type=number(int, 0, 65535, "a port"),
+        nargs="?",
+        const=8080,
+        metavar="PORT",
+        help="serve chat, dashboard and API on this port (default: 8080) until Ctrl-C, instead of asking once",
     )
     parser.add_argument("--model", metavar="REF", help="the model (default: the one that comes with wanswarm)")
     parser.add_argument(
@@ -79,8 +92,11 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
         where = f", {arguments.rtt:g} ms apart" if arguments.rtt else ""
         say(f"starting {arguments.nodes} nodes of {checkpoint.manifest.model} on this machine{where}")
         async with local_ring(swarm, layers, report) as ring:
-            say(f"\n> {arguments.prompt}\n")
             member = MemberConfig(state_dir(arguments), models, ring.invite, lan=False)
+            if arguments.dashboard is not None:
+                await _dashboard(arguments, member)
+                return 0
+            say(f"\n> {arguments.prompt}\n")
             arguments.json = False
             sampling = Sampling(
                 temperature=arguments.temperature,
@@ -95,3 +111,15 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
             if result.receipt is None:
                 return 0
             return verify_file(Path(result.receipt), show=say)
+
+
+async def _dashboard(arguments: argparse.Namespace, member: MemberConfig) -> None:
+    """The swarm behind a gateway, for a browser."""
+    from swarm.cli.serve import serve_until_stopped
+    from swarm.requester import RequesterConfig
+    from swarm.serve.config import GatewayConfig
+
+    draft: Draft = "none" if arguments.speculation == "plain" else arguments.draft
+    config = GatewayConfig(speculation=arguments.speculation, draft=draft, wire=arguments.wire)
+    asked = RequesterConfig(member, draft, arguments.draft_model, arguments.draft_gpu)
+    await serve_until_stopped(asked, config, "127.0.0.1", arguments.dashboard)

@@ -7,9 +7,13 @@ import asyncio
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swarm.cli.common import add_member_options, member_config, number, say
-from swarm.events import Report
+
+if TYPE_CHECKING:
+    from swarm.requester import RequesterConfig
+    from swarm.serve.config import GatewayConfig
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,23 +53,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
-    member_config(arguments)
-    from swarm.progress import EventLog, reporter, tee
-
-    log = EventLog()
-    with reporter(json_lines=False, out=sys.stderr) as terminal:
-        return asyncio.run(_serve(arguments, tee(terminal, log.report), log))
-
-
-async def _serve(arguments: argparse.Namespace, report: Report, log: object) -> int:
-    from receipts.verify import verify
-    from swarm.progress import EventLog
-    from swarm.requester import Requester, RequesterConfig
+    member = member_config(arguments)
+    from swarm.requester import RequesterConfig
     from swarm.serve.config import GatewayConfig
-    from swarm.serve.gateway import gateway
     from swarm.serve.keys import load_keys
 
-    assert isinstance(log, EventLog)
     config = GatewayConfig(
         api_keys=load_keys(arguments.api_key) if arguments.api_key else (),
         allow_origins=tuple(arguments.allow_origin),
@@ -77,20 +69,35 @@ async def _serve(arguments: argparse.Namespace, report: Report, log: object) -> 
         patience_s=arguments.patience,
     )
     asked = RequesterConfig(
-        member_config(arguments),
+        member,
         draft=config.draft,
         draft_model=arguments.draft_model,
         draft_gpu=arguments.draft_gpu,
         wait_covered=False,
     )
+    if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
+        say(f"whoever reaches {arguments.host} port {arguments.port} may use the swarm; --api-key FILE asks for a key")
+    asyncio.run(serve_until_stopped(asked, config, arguments.host, arguments.port))
+    return 0
+
+
+async def serve_until_stopped(asked: RequesterConfig, config: GatewayConfig, host: str, port: int) -> None:
+    """Connect, serve, and stop at SIGTERM or Ctrl-C. Raises SwarmError."""
+    from receipts.verify import verify
+    from swarm.progress import EventLog, reporter, tee
+    from swarm.requester import Requester
+    from swarm.serve.gateway import gateway
+
+    log = EventLog()
+    with reporter(json_lines=False, out=sys.stderr) as terminal:
+        connected = await Requester.connect(asked, tee(terminal, log.report))
     stop = asyncio.Event()
     for number_ in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number_, stop.set)
-    async with await Requester.connect(asked, report) as requester:
-        checked = gateway(
-            requester, config, lambda data: verify(data).as_json(), arguments.host, arguments.port, log.as_json
-        )
-        async with checked as (host, port):
-            say(f"serving {requester.manifest.model} at http://{host}:{port} (dashboard: /, API: /v1)")
-            await stop.wait()
-    return 0
+    async with (
+        connected as requester,
+        gateway(requester, config, lambda data: verify(data).as_json(), host, port, log.as_json) as (host, port),
+    ):
+        say(f"serving {requester.manifest.model} at http://{host}:{port} (dashboard: /, API: /v1)")
+        await stop.wait()
+        say("stopping: answers under way may finish")
