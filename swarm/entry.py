@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from swarm.config import MemberConfig
+from swarm.config import DEFAULT_MODEL, JoinConfig, MemberConfig
 from swarm.errors import PeerError, UsageError
 from swarm.events import Notice, Report
 from swarm.identity import Identity, write_private
 from swarm.mesh.hello import Hello, enter, invited
 from swarm.mesh.invite import Invite, parse_invite_untrusted
 from swarm.mesh.lan import LanNode, find
-from swarm.mesh.membership import InviteError
+from swarm.mesh.membership import InviteError, Membership
 from swarm.mesh.saved import Saved, load
+from swarm.model.checkpoint import Checkpoint, open_model
+from swarm.model.store import ModelStore
 from swarm.net.switchboard import Switchboard
 from swarm.state import LAST_INVITE
 
@@ -76,3 +79,45 @@ async def enter_as_guest(
     if last.is_file():
         return await enter_by_invite(board, parse_invite_untrusted(last.read_text("utf-8", errors="replace")), "guest")
     raise UsageError("expected a swarm to ask, found none on the LAN and none used before; give --swarm INVITE")
+
+
+async def enter_as_node(
+    config: JoinConfig, state: Path, identity: Identity, board: Switchboard, store: ModelStore, report: Report
+) -> tuple[Saved, Checkpoint]:
+    """The swarm that this node belongs to, and the model that it serves."""
+    member = config.member
+    invite = parse_invite_untrusted(member.invite) if member.invite is not None else None
+    if invite is not None:
+        checkpoint = await own_checkpoint(config, invite.ref, store, report)
+        digest = bytes.fromhex(checkpoint.manifest.digest)
+        invite.require_model(digest, config.model or invite.ref)
+        return await enter_by_invite(board, invite, "node", digest), checkpoint
+    known = load(state, identity.id)
+    if known is not None:
+        checkpoint = await own_checkpoint(config, known.ref, store, report)
+        if bytes.fromhex(checkpoint.manifest.digest) == known.model:
+            return known, checkpoint
+        report(Notice(f"this state folder belonged to a swarm for {known.ref}; starting anew for {config.model}"))
+    if member.lan and known is None:
+        model = b""
+        if config.model is not None:
+            model = bytes.fromhex((await own_checkpoint(config, config.model, store, report)).manifest.digest)
+        found = await find_on_lan(board, "node", model, report)
+        if found is not None:
+            return found, await own_checkpoint(config, found.ref, store, report)
+    checkpoint = await own_checkpoint(config, DEFAULT_MODEL, store, report)
+    digest = bytes.fromhex(checkpoint.manifest.digest)
+    return Saved(Membership.found(identity.id, config.open_swarm), digest, config.model or DEFAULT_MODEL), checkpoint
+
+
+async def own_checkpoint(config: JoinConfig, ref: str, store: ModelStore, report: Report) -> Checkpoint:
+    """The model's checkpoint; of a hub model only what the asked layers need is fetched here."""
+    checkpoint = await asyncio.to_thread(open_model, config.model or ref, store, config.layers or (0, 1), report)
+    if config.layers is not None:
+        n = checkpoint.manifest.n_layers
+        if config.layers[1] > n:
+            raise UsageError(
+                f"expected --layers within 0:{n}, found {config.layers[0]}:{config.layers[1]}; "
+                f"{checkpoint.manifest.model} has {n} layers"
+            )
+    return checkpoint

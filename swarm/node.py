@@ -6,34 +6,24 @@ import asyncio
 import contextlib
 import logging
 import signal
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-
-import receipts
-from receipts.rows import RowStore
-from swarm import __version__
-from swarm.config import DEFAULT_MODEL, JoinConfig
-from swarm.entry import enter_by_invite, find_on_lan
-from swarm.errors import PeerError, RunError, SwarmError, UsageError
+from swarm.config import JoinConfig
+from swarm.entry import enter_as_node
+from swarm.errors import PeerError, RunError, SwarmError
 from swarm.events import Notice, Report
 from swarm.greeting import greeting
 from swarm.hosting import Hosting, load_hosting, settle_block
 from swarm.identity import Identity, write_private
 from swarm.mesh.gossip import Gossip
-from swarm.mesh.invite import Invite, make_invite, parse_invite_untrusted
 from swarm.mesh.lan import LanNode, announce
-from swarm.mesh.membership import Membership
-from swarm.mesh.record import NodeRecord
-from swarm.mesh.saved import Saved, load, save
-from swarm.model.checkpoint import Checkpoint, open_model
-from swarm.model.device import Hardware, choose_device, describe, usable_cores
+from swarm.mesh.saved import Saved, save
+from swarm.model.checkpoint import Checkpoint
+from swarm.model.device import choose_device, describe, usable_cores
 from swarm.model.dtype import choose_dtype, dtype_name
 from swarm.model.store import ModelStore
 from swarm.net.address import Address, format_address
@@ -43,7 +33,7 @@ from swarm.net.portmap import kept_port
 from swarm.net.reach import Reach
 from swarm.net.relay import Relay
 from swarm.net.switchboard import Switchboard
-from swarm.ring.notary import Notary, open_log, salted, software
+from swarm.portrait import node_record, notary_of, own_addresses, own_invite
 from swarm.ring.stage import StageServer
 from swarm.ring.witness import NotaryServer
 from swarm.serve.mesh import mesh_status
@@ -118,8 +108,10 @@ class _Life:
             )
             listening = await board.listen(*config.listen)
             reachable = await self._addresses(stack, listening)
-            saved, checkpoint = await _enter(config, self.state, self.identity, board, self.store, self.report)
-            about = _about(config, self.identity, reachable, checkpoint, self.hardware.name, dtype_name(self.dtype))
+            saved, checkpoint = await enter_as_node(config, self.state, self.identity, board, self.store, self.report)
+            about = node_record(
+                config, self.identity, reachable, checkpoint, self.hardware.name, dtype_name(self.dtype)
+            )
             gossip = await stack.enter_async_context(
                 Gossip(board, self.identity.sign, saved, about, clashed=self._clashed, kept=self._keep)
             )
@@ -151,7 +143,7 @@ class _Life:
                 digest = bytes.fromhex(manifest.digest)
                 here = LanNode(saved.membership.swarm, self.identity.id, digest, saved.membership.open)
                 await stack.enter_async_context(announce(here, listening[1], [host for host, _ in reachable]))
-            invite = _invite(saved, self.identity, reachable, gossip).text()
+            invite = own_invite(saved, self.identity, reachable, gossip).text()
             _remember(self.state, invite)
             ready(
                 Ready(
@@ -169,7 +161,7 @@ class _Life:
 
     async def _addresses(self, stack: AsyncExitStack, listening: Address) -> list[Address]:
         """Where others may dial this node, best first."""
-        found = _reachable(self.config, listening)
+        found = own_addresses(self.config, listening)
         if not self.config.map_port:
             return found
         inner = next((a for a in found if ":" not in a[0]), found[0])
@@ -199,7 +191,7 @@ class _Life:
         self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, checkpoint: Checkpoint, hosting: Hosting
     ) -> None:
         """Start the stage, and all that answers beside it."""
-        notary = _notary(self.config, self.state, self.identity, checkpoint, hosting, self.hardware)
+        notary = notary_of(self.config, self.state, self.identity, checkpoint, hosting, self.hardware)
         stack.callback(notary.close)
         server = StageServer(
             hosting.hosted,
@@ -245,127 +237,6 @@ class _Life:
             save(self.state, saved)
         except SwarmError as error:
             log.warning("%s", error)
-
-
-async def _enter(
-    config: JoinConfig, state: Path, identity: Identity, board: Switchboard, store: ModelStore, report: Report
-) -> tuple[Saved, Checkpoint]:
-    """The swarm that this node belongs to, and the model that it serves."""
-    member = config.member
-    invite = parse_invite_untrusted(member.invite) if member.invite is not None else None
-    if invite is not None:
-        checkpoint = await _checkpoint(config, invite.ref, store, report)
-        digest = bytes.fromhex(checkpoint.manifest.digest)
-        invite.require_model(digest, config.model or invite.ref)
-        return await enter_by_invite(board, invite, "node", digest), checkpoint
-    known = load(state, identity.id)
-    if known is not None:
-        checkpoint = await _checkpoint(config, known.ref, store, report)
-        if bytes.fromhex(checkpoint.manifest.digest) == known.model:
-            return known, checkpoint
-        report(Notice(f"this state folder belonged to a swarm for {known.ref}; starting anew for {config.model}"))
-    if member.lan and known is None:
-        model = b""
-        if config.model is not None:
-            model = bytes.fromhex((await _checkpoint(config, config.model, store, report)).manifest.digest)
-        found = await find_on_lan(board, "node", model, report)
-        if found is not None:
-            return found, await _checkpoint(config, found.ref, store, report)
-    checkpoint = await _checkpoint(config, DEFAULT_MODEL, store, report)
-    digest = bytes.fromhex(checkpoint.manifest.digest)
-    return Saved(Membership.found(identity.id, config.open_swarm), digest, config.model or DEFAULT_MODEL), checkpoint
-
-
-async def _checkpoint(config: JoinConfig, ref: str, store: ModelStore, report: Report) -> Checkpoint:
-    """The model's checkpoint; of a hub model only what the asked layers need is fetched here."""
-    checkpoint = await asyncio.to_thread(open_model, config.model or ref, store, config.layers or (0, 1), report)
-    if config.layers is not None:
-        n = checkpoint.manifest.n_layers
-        if config.layers[1] > n:
-            raise UsageError(
-                f"expected --layers within 0:{n}, found {config.layers[0]}:{config.layers[1]}; "
-                f"{checkpoint.manifest.model} has {n} layers"
-            )
-    return checkpoint
-
-
-def _notary(
-    config: JoinConfig, state: Path, identity: Identity, checkpoint: Checkpoint, hosting: Hosting, device: Hardware
-) -> Notary:
-    """What this node signs with and says of itself."""
-    log = open_log(state / "log", identity.id)
-    private = (salted("uuid", device.uuid),) if device.uuid else ()
-    claims = receipts.Hardware(
-        device=device.name[:100],
-        type=device.kind,
-        memory_bytes=device.memory_bytes,
-        driver=device.driver[:100],
-        cpu=describe(torch.device("cpu")).name[:100],
-        cores=device.cores,
-        uuid=private[0].digest if private else None,
-        us_per_layer=dict(zip(("1", "8", "64"), hosting.speed_us, strict=True)),
-    )
-    return Notary(
-        author=log.author(identity.sign),
-        log=log,
-        software=software(),
-        manifest=checkpoint.manifest.digest,
-        weights=checkpoint.manifest.weights_digest,
-        hardware=claims,
-        private=private,
-        rows=RowStore(state / "rows"),
-        disclose=config.disclose,
-    )
-
-
-def _about(
-    config: JoinConfig,
-    identity: Identity,
-    reachable: list[Address],
-    checkpoint: Checkpoint,
-    device: str,
-    dtype: str,
-) -> NodeRecord:
-    manifest = checkpoint.manifest
-    return NodeRecord(
-        identity.id,
-        b"",
-        0,
-        0,
-        0,
-        state="joining",
-        addresses=tuple(reachable),
-        relay=config.offer_relay,
-        model=bytes.fromhex(manifest.digest),
-        n_layers=manifest.n_layers,
-        device=device[:64],
-        dtype=dtype,
-        owner=config.owner[:64],
-        software=f"wanswarm {__version__}",
-    )
-
-
-def _reachable(config: JoinConfig, listening: Address) -> list[Address]:
-    """Addresses that others may dial, best first."""
-    if config.advertise is not None:
-        return [config.advertise]
-    host, port = listening
-    if host not in ("0.0.0.0", "::"):
-        return [(host, port)]
-    found = [
-        entry.address
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        if entry.family.name in ("AF_INET", "AF_INET6") and "%" not in entry.address
-    ]
-    public = sorted((a for a in found if not a.startswith(("127.", "::1"))), key=lambda a: ":" in a)
-    return [(address, port) for address in (public or ["127.0.0.1"])[:8]]
-
-
-def _invite(saved: Saved, identity: Identity, reachable: list[Address], gossip: Gossip) -> Invite:
-    others = [(v.record.node, v.record.addresses) for v in gossip.members()[1:] if v.standing == "up"]
-    members = [(identity.id, tuple(reachable)), *((node, addresses) for node, addresses in others[:3] if addresses)]
-    return make_invite(gossip.membership, saved.model, saved.ref, members, time.time())
 
 
 def _remember(state: Path, invite: str) -> None:
