@@ -35,6 +35,7 @@ from swarm.net.rendezvous import (
     KNOCK,
     KNOCKED,
     KNOWS,
+    MAX_ADDRESSES,
     Knock,
     Quota,
     Rendezvous,
@@ -75,8 +76,8 @@ class ReachLimits:
 class Reach:
     """Puts itself in front of the switchboard's dialling, and serves the other side of it.
 
-    `addresses` are where this node listens, told to those whom it asks to dial back. With `relay` false this node
-    neither uses relays nor follows a call into one. `admitted` says which peers are members: only they are served.
+    `addresses` are what others may dial besides the ports that this node listens on. With `relay` false it neither uses
+    relays nor follows a call into one. `admitted` says which peers are members: only they are served.
     """
 
     def __init__(
@@ -150,7 +151,7 @@ class Reach:
     async def _punched(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]]) -> None:
         """Ask a mutual peer to arrange a simultaneous open; the other side also dials this node's addresses."""
         reason = PeerError("no mutual peer arranged it")
-        header = {"node": race.node, "addresses": [format_address(a) for a in list(self._addresses())[:8]]}
+        header = {"node": race.node, "addresses": self._own_addresses()}
         for via, _ in (await asyncio.shield(mutual))[:3]:
             try:
                 answer = await via.call(Message(KNOCK, header), timeout=3.0)
@@ -169,6 +170,11 @@ class Reach:
                 dialled_back.cancel()
             return
         raise reason
+
+    def _own_addresses(self) -> list[str]:
+        """Where the other side may dial back; "0.0.0.0" stands for this node's host as others see it."""
+        seen = [("0.0.0.0", port) for _, port in self._board.listening]
+        return [format_address(a) for a in dict.fromkeys([*seen, *self._addresses()])][:MAX_ADDRESSES]
 
     async def _relayed(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]], not_before: float) -> None:
         relays = [peer for peer, offers in await asyncio.shield(mutual) if offers]

@@ -6,7 +6,8 @@
 
 Then T dials the asker's addresses, and both open a TCP connection to each other at the same moment from the port that
 each already uses towards the rendezvous, whose mapping in their NATs is alive (TCP simultaneous open, RFC 9293 3.5).
-Every node is a rendezvous for its peers: it costs two small messages.
+Every node is a rendezvous for its peers: it costs two small messages. It also tells a peer where it sees it, and
+whether the peer's port can be dialled from outside ("check").
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from swarm.net.nodeid import NodeId, check_id_untrusted, short_id
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 
-KNOWS, KNOCK, KNOCKED = "reach.knows", "reach.knock", "reach.knocked"
+KNOWS, KNOCK, KNOCKED, CHECK = "reach.knows", "reach.knock", "reach.knocked", "reach.check"
 MAX_ADDRESSES = 8
 MAX_WAIT_MS = 2000
+CHECK_SECONDS = 2.0
 KNOCKS_PER_MINUTE = 120
 
 
@@ -107,6 +109,7 @@ class Rendezvous:
         self._quotas: dict[NodeId, Quota] = {}
         board.handle(KNOWS, self._on_knows)
         board.handle(KNOCK, self._on_knock)
+        board.handle(CHECK, self._on_check)
 
     async def _on_knows(self, peer: Peer, message: Message) -> Message:
         require_admitted(self._admitted, peer)
@@ -130,10 +133,28 @@ class Rendezvous:
         await target.send(Message(KNOCKED, knocked.header()))
         return Message(KNOCK, Knock(node, target.address, asker.address, (), wait_asker).header())
 
+    async def _on_check(self, asker: Peer, message: Message) -> Message:
+        """Dial the asker's own host at the port that it names, and nothing else."""
+        require_admitted(self._admitted, asker)
+        port = message.header.get("port")
+        if type(port) is not int or not 1 <= port <= 65535:
+            raise PeerError(f"expected a port from 1 to 65535, found {str(port)[:20]}")
+        if not self._take_quota(asker.id):
+            raise BusyError(f"node {short_id(asker.id)} asks too often; try again in a minute")
+        outer = (asker.address[0], port)
+        is_open = asker.edge != "relay" and await self._board.proves(asker.id, outer, CHECK_SECONDS)
+        return Message(CHECK, {"seen": format_address(asker.address), "open": is_open})
+
     def _take_quota(self, node: NodeId) -> bool:
         for gone in [other for other in self._quotas if self._board.get(other) is None]:
             del self._quotas[gone]
         return self._quotas.setdefault(node, Quota(KNOCKS_PER_MINUTE, 60.0)).take(time.monotonic())
+
+
+async def check_port(via: Peer, port: int) -> tuple[Address, bool]:
+    """Where `via` sees this node, and whether this node answers there at `port`. Raises PeerError, BusyError."""
+    answer = await via.call(Message(CHECK, {"port": port}), timeout=2 * CHECK_SECONDS)
+    return parse_address_untrusted(answer.header.get("seen")), answer.header.get("open") is True
 
 
 def require_admitted(admitted: Callable[[NodeId], bool], peer: Peer) -> None:

@@ -117,6 +117,11 @@ class Switchboard:
         name = sock.getsockname()
         return name[0], name[1]
 
+    @property
+    def listening(self) -> list[Address]:
+        """What this node listens on, as bound."""
+        return [sock.getsockname()[:2] for sock in self._listeners]
+
     async def peer(self, node: NodeId, addresses: Sequence[Address], timeout: float = 10.0) -> Peer:
         """The connected peer `node`, dialled at `addresses` if it is not connected. Raises PeerError.
 
@@ -176,14 +181,35 @@ class Switchboard:
         sock, _ = await connect(addresses, timeout)
         await self.adopt(sock, initiator=True, expect=node, edge="direct")
 
+    async def proves(self, node: NodeId, address: Address, timeout: float) -> bool:
+        """Whether `node` answers at `address`: a handshake up to the proof of its identity, and no further."""
+
+        def enough() -> None:
+            raise _Enough()
+
+        try:
+            async with asyncio.timeout(timeout):
+                sock, _ = await connect([address], timeout)
+                await open_channel(sock, self._keys, self.limits, initiator=True, expect=node, claim=enough)
+        except _Enough:
+            return True
+        except (PeerError, TimeoutError):
+            pass
+        return False
+
     async def _dial(self, node: NodeId, addresses: Sequence[Address], timeout: float) -> None:
         try:
             await self.connector(node, addresses, timeout)
+            return
         except PeerError as exc:
-            arrival = self._arrivals.get(node)
-            if arrival is not None and not arrival.done():
-                arrival.set_exception(exc)
-                arrival.exception()  # seen, also where every caller has stopped waiting
+            failure = exc
+        except Exception:
+            log.exception("dialling failed")
+            failure = PeerError("dialling failed inside this node; see its log")
+        arrival = self._arrivals.get(node)
+        if arrival is not None and not arrival.done():
+            arrival.set_exception(failure)
+            arrival.exception()  # seen, also where every caller has stopped waiting
 
     # -- accepting
 
@@ -291,6 +317,10 @@ class Switchboard:
         if self._peers.get(peer.id) is peer:
             del self._peers[peer.id]
         self._closed(peer)
+
+
+class _Enough(Exception):
+    """Ends a handshake whose purpose is reached."""
 
 
 class _HeadFirst(asyncio.Protocol):

@@ -22,7 +22,17 @@ from swarm.net.message import Message
 from swarm.net.peer import Peer
 from swarm.net.reach import Reach, ReachLimits, dial_back_addresses
 from swarm.net.relay import ASK, JOIN, PATH, Bucket, Relay, RelayLimits
-from swarm.net.rendezvous import KNOCK, KNOCKED, KNOWS, Knock, Quota, parse_knock_untrusted, waits_ms
+from swarm.net.rendezvous import (
+    CHECK,
+    KNOCK,
+    KNOCKED,
+    KNOWS,
+    Knock,
+    Quota,
+    check_port,
+    parse_knock_untrusted,
+    waits_ms,
+)
 from swarm.net.switchboard import Switchboard
 
 NO_PUNCH = ReachLimits(knock_after=0.0, relay_after=0.0, punch=0.0, dial_back=0.5)
@@ -200,13 +210,28 @@ async def test_a_rendezvous_refuses_what_it_cannot_do() -> None:
             await home.call(Message(KNOCK, {"node": nodes.target.id, "addresses": []}), 5)
 
 
+async def test_a_node_learns_where_it_is_seen_and_whether_it_can_be_dialled() -> None:
+    async with three(listens=True) as nodes:
+        home = nodes.asker.get(nodes.home.id)
+        assert home is not None
+        port = nodes.asker.listening[0][1]
+        assert await check_port(home, port) == (home.local_address, True)
+        with socket.create_server(("127.0.0.1", 0)) as nobody:
+            closed_port = nobody.getsockname()[1]
+        assert (await check_port(home, closed_port))[1] is False
+        assert (await check_port(home, nodes.home_address[1]))[1] is False  # another node answers there
+        assert len(nodes.asker.peers()) == 1 and home.closed_reason is None
+        with pytest.raises(PeerError, match="port from 1 to 65535"):
+            await home.call(Message(CHECK, {"port": 0}), 5)
+
+
 async def test_strangers_get_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
     async with three() as nodes:
         home, back = nodes.asker.get(nodes.home.id), nodes.home.get(nodes.target.id)
         assert home is not None and back is not None
         for part in (nodes.reaches[0].rendezvous, nodes.relay, nodes.reaches[2]):
             monkeypatch.setattr(part, "_admitted", lambda node: False)
-        for kind in (KNOWS, KNOCK, ASK):
+        for kind in (KNOWS, KNOCK, CHECK, ASK):
             with pytest.raises(PeerError, match="is not a member of this swarm"):
                 await home.call(Message(kind, {"node": nodes.target.id, "addresses": []}), 5)
         for kind in (KNOCKED, JOIN):
