@@ -17,14 +17,16 @@ from swarm.atlas import members_of, rtts_of
 from swarm.config import MemberConfig
 from swarm.drafters import Drafters, load_drafters
 from swarm.entry import enter_as_guest
-from swarm.errors import CoverageError, ModelError, PeerError
+from swarm.errors import CoverageError, ModelError, PeerError, UsageError
 from swarm.events import Report, silent
 from swarm.greeting import greeting
 from swarm.identity import Identity
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.invite import parse_invite_untrusted
 from swarm.mesh.saved import Saved, save
+from swarm.model.block import load_block
 from swarm.model.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
+from swarm.model.device import choose_device
 from swarm.model.manifest import Manifest
 from swarm.model.store import ModelStore
 from swarm.net.message import Message
@@ -35,6 +37,7 @@ from swarm.ring.control import Costs
 from swarm.ring.notary import Notary, open_log, software
 from swarm.ring.opening import StagePlan
 from swarm.ring.plan import Ask, Member, plan_route, usual_speed
+from swarm.ring.private import PrivateBlocks
 from swarm.ring.reach import DIAL_TIMEOUT_S
 from swarm.ring.receipt import ReceiptPlan
 from swarm.ring.request import Desk, TargetFacts
@@ -72,6 +75,7 @@ class Target:
     tokenizer: PreTrainedTokenizerBase
     eos: frozenset[int]
     drafters: Drafters
+    models: Path
 
 
 def load_target(config: RequesterConfig, ref: str, report: Report = silent) -> Target:
@@ -80,7 +84,7 @@ def load_target(config: RequesterConfig, ref: str, report: Report = silent) -> T
     checkpoint = open_model(ref, store, (0, 1), report)
     tokenizer = load_tokenizer(ref, store, report)
     drafters = load_drafters(config.draft, config.draft_model, config.draft_gpu, checkpoint, tokenizer, store, report)
-    return Target(ref, checkpoint, tokenizer, end_tokens(checkpoint, store, ref), drafters)
+    return Target(ref, checkpoint, tokenizer, end_tokens(checkpoint, store, ref), drafters, config.member.models)
 
 
 class Requester:
@@ -99,6 +103,8 @@ class Requester:
         self._target, self._board, self.gossip = target, board, gossip
         self.receipts_dir = state / "receipts"
         self._spread = random.randrange(1 << 30)
+        self._private: dict[int, PrivateBlocks] = {}
+        self._models = target.models
         self._shape = model_shape(self.manifest, torch.bfloat16)
         self.desk = Desk(
             board,
@@ -118,6 +124,7 @@ class Requester:
                 witnesses=self._witnesses,
                 ask=self._ask_witness,
             ),
+            self._private_blocks,
         )
 
     @classmethod
@@ -215,13 +222,15 @@ class Requester:
     def _members(self) -> list[Member]:
         return members_of(self.gossip, bytes.fromhex(self.manifest.digest))
 
-    def _plan(self, excluded: frozenset[bytes]) -> list[StagePlan]:
+    def _plan(self, excluded: frozenset[bytes], private: int = 0) -> list[StagePlan]:
         ask = Ask(
             id_text(self._board.id),
             rows=PLANNED_ROWS,
             context=min(2048, self.manifest.context),
             exclude=frozenset(id_text(node) for node in excluded),
             spread=self._spread,
+            first=private,
+            last=self.manifest.n_layers - private,
         )
         route = plan_route(self._shape, self._members(), rtts_of(self.gossip, self._board.id), ask)
         stages = []
@@ -275,6 +284,24 @@ class Requester:
         views = [self.gossip.member(stage.node) for stage in stages]
         exact = all(view is not None and view.record.dtype == "float32" for view in views)
         return "float32" if exact else "bfloat16"
+
+    async def _private_blocks(self, count: int) -> PrivateBlocks:
+        """The first and the last `count` layers on this machine, loaded once. Raises UsageError, ModelError."""
+        n = self.manifest.n_layers
+        if 2 * count >= n:
+            raise UsageError(f"expected --private under {(n + 1) // 2} for a model of {n} layers, found {count}")
+        if count not in self._private:
+            self._private[count] = await asyncio.to_thread(self._load_private, count)
+        return self._private[count]
+
+    def _load_private(self, count: int) -> PrivateBlocks:
+        n, device = self.manifest.n_layers, choose_device(None)
+        store, ref = ModelStore(self._models), self._target.ref
+        dtype = torch.float32 if self._dtype(self._plan(frozenset(), count)) == "float32" else torch.bfloat16
+        head, tail = (
+            load_block(open_model(ref, store, span), *span, device, dtype) for span in ((0, count), (n - count, n))
+        )
+        return PrivateBlocks(head, tail)
 
     def _dtype(self, stages: Sequence[StagePlan]) -> str:
         """What the stages say they compute in, for the order."""

@@ -26,6 +26,8 @@ Planner = Callable[[frozenset[bytes]], Sequence[StagePlan]]
 KEEP_EVERY_S = 10.0
 REPLAN_EVERY_S = 0.5
 BUSY_FORGET_S = 3.0
+LOST_FORGET_S = 4.0
+"""How long a stage that was lost is left out: doubled each time, so that one behind a short outage comes back."""
 LEAST_DEADLINE_S = 4.0
 DEADLINE_PASSES = 8.0
 
@@ -76,6 +78,7 @@ class RunLoop:
         self.prompt_tokens = len(parts.core.tokens)
         self.emitted: list[int] = []
         self._lost: dict[bytes, float] = {}
+        self._strikes: dict[bytes, int] = {}
         self._step: asyncio.Future[list[Expansion]] | None = None
         self._begun: asyncio.Future[None] | None = None
         self._opening: asyncio.Task[StageRefused | None] | None = None
@@ -269,7 +272,9 @@ class RunLoop:
         return account.header
 
     def _exclude(self, node: bytes, busy: bool = False) -> None:
-        self._lost[node] = time.monotonic() + (BUSY_FORGET_S if busy else 3600.0)
+        strikes = self._strikes[node] = self._strikes.get(node, -1) + (not busy)
+        wait = BUSY_FORGET_S if busy else LOST_FORGET_S * 2 ** min(strikes, 8)
+        self._lost[node] = time.monotonic() + wait
 
     def _loss_of(self, refusal: StageRefused) -> Loss:
         nodes = [stage.node for stage in self.link.opening.stages]

@@ -16,9 +16,11 @@ from swarm.errors import BusyError, PeerError, RunError
 from swarm.model.rows import Commits, no_commits
 from swarm.net.message import Message
 from swarm.net.peer import Peer
+from swarm.net.wire import encode_tensor
 from swarm.ring.account import measure
 from swarm.ring.frame import DOWN, Answer, Frame, encode_commits, encode_frame
 from swarm.ring.opening import OpenRun, Word, encode_open
+from swarm.ring.private import PrivateEnds
 from swarm.ring.reach import Reach
 from swarm.ring.receipt import RunAccount
 from swarm.ring.replay import REPLAY_ROWS, certain_rows, leading_fresh
@@ -62,6 +64,7 @@ class RingLink:
     losses: deque[Loss] = field(default_factory=deque)
     said: tuple[dict[str, Any], ...] = ()
     account: RunAccount | None = None
+    private: PrivateEnds | None = None
     head: Peer | None = None
     tail: Peer | None = None
     _word: asyncio.Future[Word] | None = None
@@ -74,6 +77,8 @@ class RingLink:
         `tokens`: the committed tokens, for a head that must be replayed. Raises StageRefused.
         """
         self.opening = opening
+        if self.private is not None:
+            self.private.restart()
         self._word = asyncio.get_running_loop().create_future()
         head, tail = opening.stages[0], opening.stages[-1]
         try:
@@ -107,8 +112,14 @@ class RingLink:
         if not newcomers:
             return
         for seq, first in enumerate(range(0, opening.keep, REPLAY_ROWS)):
-            rows = certain_rows(opening.layout, first, tokens[first : min(first + REPLAY_ROWS, opening.keep)])
-            await self.send(Frame(opening.run, opening.epoch, seq, no_commits(), rows, replay=newcomers - 1))
+            last = min(first + REPLAY_ROWS, opening.keep)
+            hidden = None
+            if self.private is not None:
+                hidden = encode_tensor(self.private.sent.committed(first, last), opening.wire)
+                tokens = [-1] * opening.keep
+            rows = certain_rows(opening.layout, first, tokens[first:last])
+            frame = Frame(opening.run, opening.epoch, seq, no_commits(), rows, replay=newcomers - 1, hidden=hidden)
+            await self._give(frame)
 
     def _measure(self) -> None:
         """Ping along the requester's two edges while this epoch lasts."""
@@ -126,6 +137,9 @@ class RingLink:
 
     async def send(self, frame: Frame) -> None:
         """A frame to the head. Raises StageRefused when the head is gone."""
+        await self._give(frame if self.private is None else await self.private.outward(frame))
+
+    async def _give(self, frame: Frame) -> None:
         assert self.head is not None
         message = encode_frame(frame)
         with _naming(self.opening.stages[0].node):
@@ -138,6 +152,13 @@ class RingLink:
         if answer.epoch == self.opening.epoch:
             if self.account is not None:
                 self.account.received(answer.seq, message)
+            if self.private is not None:
+                self.private.homeward(answer, self._take)
+            else:
+                self._take(answer)
+
+    def _take(self, answer: Answer) -> None:
+        if answer.epoch == self.opening.epoch:
             self.answers.append((answer, time.monotonic()))
             self.wake.set()
 

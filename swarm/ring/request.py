@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import statistics
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +20,11 @@ from swarm.net.message import Message
 from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.control import Controller, Costs, Setting
-from swarm.ring.drive import Planner, RunLoop, RunParts
+from swarm.ring.drive import RunLoop, RunParts
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.link import RingLink
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
+from swarm.ring.private import PrivateBlocks, PrivateEnds
 from swarm.ring.reach import Reach, dialler
 from swarm.ring.receipt import ReceiptPlan, RunAccount, exact
 from swarm.ring.run import Finished, FinishReason, RunEvent, RunRequest, RunResult, StageInfo
@@ -52,6 +53,10 @@ class Drafting:
     name: str
     inline: Drafter | None = None
     deferred: Drafter | None = None
+
+
+RoutePlanner = Callable[[frozenset[bytes], int], Sequence[StagePlan]]
+"""The best route without the nodes named, leaving out that many layers at either end. Raises CoverageError."""
 
 
 class DraftingSource(Protocol):
@@ -84,17 +89,19 @@ class Desk:
         self,
         switchboard: Switchboard,
         target: TargetFacts,
-        planner: Planner,
+        planner: RoutePlanner,
         drafting: DraftingSource,
         costs: Callable[[Sequence[StagePlan]], Costs],
         describe: Callable[[StagePlan, Mapping[str, object], float], StageInfo],
         wire: Callable[[RunRequest, Sequence[StagePlan]], str],
         reach: Reach | None = None,
         receipts: ReceiptPlan | None = None,
+        private: Callable[[int], Awaitable[PrivateBlocks]] | None = None,
     ) -> None:
         self.switchboard, self.target, self.planner = switchboard, target, planner
         self._drafting, self._costs, self._describe, self._wire = drafting, costs, describe, wire
         self._receipts = receipts
+        self._private = private
         self._reach = reach or dialler(switchboard)
         self.links: dict[bytes, RingLink] = {}
         self.memory = Memory()
@@ -177,13 +184,16 @@ class Desk:
         text = TextStream(self.target.decode, request.stop)
         core = self._core(request, opening, drafting)
         link = RingLink(self._reach, opening)
+        if request.private and self._private is not None:
+            blocks = await self._private(request.private)
+            link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire)
         self.links[opening.run] = link
         thread = ThreadPoolExecutor(1, thread_name_prefix="draft")
         deferred = drafting.deferred
         parts = RunParts(
             link=link,
             opening=opening,
-            planner=self.planner,
+            planner=lambda excluded: self.planner(excluded, request.private),
             core=core,
             text=text,
             drafter=deferred,
@@ -207,6 +217,8 @@ class Desk:
             emit(Finished(result))
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
+            if link.private is not None:
+                link.private.close()
             self._drafting.give_back(drafting)
             await self._close(link, loop, collect=False)
 
@@ -219,12 +231,12 @@ class Desk:
 
     def _ordering(self, request: RunRequest, opening: OpenRun) -> Callable[[Sequence[StagePlan]], RunAccount] | None:
         plan = self._receipts
-        if plan is None or not request.receipt:
+        if plan is None or not request.receipt or request.private:
             return None
         return lambda stages: RunAccount(plan, request, stages, opening.wire, opening.run.hex())
 
     def _opening(self, request: RunRequest) -> OpenRun:
-        stages = tuple(self.planner(frozenset()))
+        stages = tuple(self.planner(frozenset(), request.private))
         want = len(request.prompt_ids) + request.max_tokens
         context = min(-(-want // CONTEXT_STEP) * CONTEXT_STEP, self.target.context)
         return OpenRun(

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from swarm.net.switchboard import Switchboard
 from swarm.ring.admit import HostedModel, StageLimits
 from swarm.ring.control import Costs
 from swarm.ring.opening import StagePlan
+from swarm.ring.private import PrivateBlocks
 from swarm.ring.request import Desk, Drafting, TargetFacts
 from swarm.ring.run import RunRequest, StageInfo
 from swarm.ring.stage import StageServer
@@ -135,16 +136,24 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                 stack.push_async_callback(_stopped, stage.task)
                 stages.append(stage)
 
-            def planner(excluded: frozenset[bytes]) -> list[StagePlan]:
+            def planner(excluded: frozenset[bytes], private: int) -> list[StagePlan]:
                 route: list[StagePlan] = []
-                at = 0
-                while at < manifest.n_layers:
-                    fit = [s for s in stages if s.plan.first == at and s.plan.node not in excluded]
+                at, end = private, manifest.n_layers - private
+                while at < end:
+                    fit = [s.plan for s in stages if s.plan.first <= at < s.plan.last and s.plan.node not in excluded]
                     if not fit:
                         raise CoverageError(f"layer {at} is held by nobody")
-                    route.append(fit[0].plan)
-                    at = fit[0].plan.last
+                    route.append(replace(fit[0], first=at, last=min(fit[0].last, end)))
+                    at = route[-1].last
                 return route
+
+            async def private(count: int) -> PrivateBlocks:
+                n = manifest.n_layers
+                head, tail = (
+                    load_block(checkpoint, a, b, torch.device("cpu"), torch.float32)
+                    for a, b in ((0, count), (n - count, n))
+                )
+                return PrivateBlocks(head, tail)
 
             board = await stack.enter_async_context(Switchboard(Identity.generate()))
             desk = Desk(
@@ -155,6 +164,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                 lambda stages: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
                 lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
                 lambda request, stages: "float32",
+                private=private,
             )
             for kind, handler in desk.handlers().items():
                 board.handle(kind, handler)

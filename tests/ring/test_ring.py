@@ -12,7 +12,9 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from swarm.errors import UsageError
+from swarm.ring.frame import parse_frame_untrusted
 from swarm.ring.run import Committed, Finished, Opened, RunRequest, RunResult
+from swarm.ring.stage import StageServer
 from tests.ring.conftest import VOCAB, TestRing, reference
 
 
@@ -91,6 +93,27 @@ async def test_a_prompt_over_the_context_is_refused(make_ring: Callable[..., Any
     async with make_ring([(0, 6)]) as ring:
         with pytest.raises(UsageError, match="600 tokens"):
             await generate(ring, RunRequest(tuple([1] * 600), max_tokens=4))
+
+
+@pytest.mark.parametrize("speculation", ["plain", "chain", "stream"])
+async def test_a_private_run_answers_the_same_and_shows_no_token(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, speculation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    whole = StageServer._take_frame
+
+    def watched(self: StageServer, peer: Any, message: Any) -> None:
+        seen.extend(int(t) for t in parse_frame_untrusted(message).rows.token)
+        whole(self, peer, message)
+
+    monkeypatch.setattr(StageServer, "_take_frame", watched)
+    async with make_ring([(0, 3), (3, 6)]) as ring:
+        for prompt in prompts(2, seed=8):
+            request = RunRequest(prompt, max_tokens=24, speculation=speculation, private=1)
+            result = await generate(ring, request)
+            assert list(result.token_ids) == reference(tiny_model, prompt, 24)
+            assert [s.layers for s in result.ring] == [(1, 3), (3, 5)]
+    assert set(seen) == {-1}
 
 
 async def test_a_stop_string_ends_the_run(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM) -> None:

@@ -1,0 +1,102 @@
+"""The requester's own ends of a private run: it computes the first and the last layers, so no node sees token ids.
+
+What nodes see are hidden rows from inside the model. The frames are the same, and so are slots and commits: the two
+ends are stages like any other, only that nobody has to dial them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from swarm.errors import PeerError
+from swarm.model.block import Block, Job
+from swarm.model.kvcache import KVPool
+from swarm.model.rows import Layout
+from swarm.model.sampler import Sampling, pick
+from swarm.net.wire import decode_tensor_untrusted, encode_tensor
+from swarm.ring.compute import answer_of
+from swarm.ring.frame import Answer, Frame
+from swarm.ring.session import SentRows, SlotTokens
+
+POOL_BYTES = 1 << 40
+
+
+@dataclass(frozen=True)
+class PrivateBlocks:
+    """Layers [0, K) and [n - K, n) on this machine."""
+
+    head: Block
+    tail: Block
+
+
+class PrivateEnds:
+    """The two ends of one run. `outward` before a frame leaves, `homeward` when its hidden rows come back.
+
+    One thread computes both, so frames and answers stay in order.
+    """
+
+    def __init__(self, blocks: PrivateBlocks, layout: Layout, sampling: Sampling, wire: str) -> None:
+        self._blocks, self._layout, self._sampling, self._wire = blocks, layout, sampling, wire
+        head, tail = blocks.head, blocks.tail
+        self._head_kv = KVPool(head, POOL_BYTES).open(layout, head.first, head.last)
+        self._tail_kv = KVPool(tail, POOL_BYTES).open(layout, tail.first, tail.last)
+        self.sent = SentRows(layout, head.hidden_size, head.dtype)
+        self._tokens = SlotTokens(layout)
+        self._thread = ThreadPoolExecutor(1, "private")
+        self._flying: deque[Frame] = deque()
+
+    async def outward(self, frame: Frame) -> Frame:
+        """The frame as nodes see it: hidden rows, and no token ids."""
+        self._flying.append(frame)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._outward, frame)
+
+    def homeward(self, answer: Answer, done: Callable[[Answer], None]) -> None:
+        """Compute the last layers and draw; `done` gets the answer in the event loop."""
+        while self._flying and self._flying[0].seq < answer.seq:
+            self._flying.popleft()
+        if not self._flying or self._flying[0].seq != answer.seq or answer.hidden is None:
+            raise PeerError("expected the hidden rows of a frame in flight, found another answer")
+        frame = self._flying.popleft()
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._thread, self._homeward, frame, answer)
+        future.add_done_callback(lambda drawn: None if drawn.cancelled() else done(drawn.result()))
+
+    def restart(self) -> None:
+        """All in flight is lost."""
+        self._flying.clear()
+
+    def close(self) -> None:
+        """Free the memory once what is being computed is done."""
+        self._thread.submit(self._head_kv.close)
+        self._thread.submit(self._tail_kv.close)
+        self._thread.shutdown(wait=False)
+
+    def _outward(self, frame: Frame) -> Frame:
+        self.sent.commit(frame.commits)
+        output = self._blocks.head.forward([Job(self._head_kv, frame.commits, frame.rows, None)])[0]
+        self.sent.write(frame.rows, output)
+        hidden = encode_tensor(output, self._wire)
+        rows = replace(frame.rows, token=np.full(len(frame.rows), -1, np.int32))
+        return replace(frame, rows=rows, hidden=hidden)
+
+    def _homeward(self, frame: Frame, answer: Answer) -> Answer:
+        tail = self._blocks.tail
+        assert answer.hidden is not None
+        hidden = decode_tensor_untrusted(*answer.hidden, tail.dtype)
+        if hidden.shape != (len(frame.rows), tail.hidden_size) or not torch.isfinite(hidden).all():
+            raise PeerError("expected one finite hidden row for every row of a frame, found others")
+        self._tokens.commit(frame.commits)
+        self._tokens.write(frame.rows)
+        logits = tail.forward([Job(self._tail_kv, frame.commits, frame.rows, hidden)])[0]
+        wanted = np.flatnonzero(frame.rows.want)
+        positions = [int(p) + 1 for p in frame.rows.position[wanted]]
+        contexts = self._tokens.contexts(frame.rows) if self._sampling.repetition_penalty != 1.0 else None
+        picked = pick(logits, positions, self._sampling, contexts) if len(wanted) else []
+        return replace(answer_of(frame, wanted, picked, answer.timings), epoch=answer.epoch)
