@@ -56,6 +56,7 @@ class RequesterConfig:
     """Who asks, and with which drafter.
 
     draft_model    None: the one that ships for the model
+    keep_s         how long stages are asked to hold a closed run, for one that begins alike; 0: not at all
     wait_covered   connecting fails while layers are missing; without it, runs do
     """
 
@@ -64,6 +65,7 @@ class RequesterConfig:
     draft_model: str | None = None
     draft_gpu: int | None = None
     wait_covered: bool = True
+    keep_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Requester:
         gossip: Gossip,
         state: Path,
         notary: Notary,
+        keep_s: float,
     ) -> None:
         self._stack = stack
         self._target, self._board, self.gossip = target, board, gossip
@@ -125,6 +128,7 @@ class Requester:
                 ask=self._ask_witness,
             ),
             self._private_blocks,
+            keep_s,
         )
 
     @classmethod
@@ -152,7 +156,7 @@ class Requester:
             author = kept.author(identity.sign)
             notary = Notary(author, kept, software(), manifest.digest, manifest.weights_digest)
             stack.callback(notary.close)
-            requester = cls(stack, target, board, gossip, config.member.state, notary)
+            requester = cls(stack, target, board, gossip, config.member.state, notary, config.keep_s)
             Reach(board, relay=config.member.relay, admitted=gossip.admitted)
             for kind, handler in requester.desk.handlers().items():
                 board.handle(kind, handler)

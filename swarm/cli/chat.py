@@ -8,6 +8,9 @@ import sys
 
 from swarm.cli.common import add_member_options, member_config, number, state_dir
 
+KEEP_S = 600.0
+"""How long the stages are asked to hold what was said, so that an answer needs only the new words."""
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The parser of the command."""
@@ -72,7 +75,11 @@ async def _chat(arguments: argparse.Namespace) -> int:
         receipt=not arguments.no_receipt,
     )
     asked = RequesterConfig(
-        member_config(arguments), draft=draft, draft_model=arguments.draft_model, draft_gpu=arguments.draft_gpu
+        member_config(arguments),
+        draft=draft,
+        draft_model=arguments.draft_model,
+        draft_gpu=arguments.draft_gpu,
+        keep_s=KEEP_S,
     )
     # The bars end before the conversation begins: both would draw on one terminal.
     with reporter(json_lines=False, out=sys.stderr) as loading:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from swarm.serve.config import GatewayConfig
 
 
+KEEP_S = 300.0
+"""How long the stages are asked to hold a closed run, for the next turn of a conversation."""
+
+
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The parser of the command."""
     parser = commands.add_parser(
@@ -74,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         draft_model=arguments.draft_model,
         draft_gpu=arguments.draft_gpu,
         wait_covered=False,
+        keep_s=KEEP_S,
     )
     if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         say(f"whoever reaches {arguments.host} port {arguments.port} may use the swarm; --api-key FILE asks for a key")

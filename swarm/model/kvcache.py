@@ -51,6 +51,11 @@ class KVPool:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
 
+    @property
+    def free_bytes(self) -> int:
+        """What is left of the budget."""
+        return max(0, self.budget_bytes - self.used_bytes)
+
     def session_bytes(self, layout: Layout, first: int, last: int) -> int:
         """Bytes that a session over layers [first, last) takes."""
         shapes = self._shapes(first, last)

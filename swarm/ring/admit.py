@@ -68,7 +68,15 @@ def admit(
         if old.idle.is_set():
             old.release()
         sessions.pop(opening.run)
-    return _new(sessions, hosted, limits, opening, peer, draining), True
+    session = _new(sessions, hosted, limits, opening, peer, draining)
+    base = sessions.get(opening.base)
+    begun = (
+        base is not None
+        and opening.keep > 0
+        and base.opening.requester == opening.requester
+        and session.begin_from(base, opening.keep)
+    )
+    return session, not begun
 
 
 def _check_addressed_untrusted(hosted: HostedModel, opening: OpenRun, peer: Peer) -> None:
@@ -106,17 +114,35 @@ def _new(
     peer: Peer,
     draining: bool,
 ) -> StageSession:
-    of_requester = sum(s.opening.requester == opening.requester for s in sessions.values())
     if draining:
         raise BusyError("busy: this node is leaving; take another")
-    if len(sessions) >= limits.sessions or of_requester >= limits.sessions_per_peer:
-        raise BusyError(f"busy: {len(sessions)} sessions are open, {of_requester} of them yours; try later")
     layout, me = opening.layout, opening.me
+    pool, need = hosted.pool, hosted.pool.session_bytes(opening.layout, me.first, me.last)
+
+    def mine() -> int:
+        return sum(s.opening.requester == opening.requester for s in sessions.values())
+
+    while len(sessions) >= limits.sessions or mine() >= limits.sessions_per_peer or need > pool.free_bytes:
+        if not _let_one_go(sessions, opening):
+            break
+    if len(sessions) >= limits.sessions or mine() >= limits.sessions_per_peer:
+        raise BusyError(f"busy: {len(sessions)} sessions are open, {mine()} of them yours; try later")
     block = hosted.block.view(me.first, me.last)
-    session = StageSession(opening, block, hosted.pool.open(layout, me.first, me.last), peer, time.monotonic())
+    session = StageSession(opening, block, pool.open(layout, me.first, me.last), peer, time.monotonic())
     last = opening.index + 1 == len(opening.stages)
     if not last and SentRows.size_bytes(layout, block.hidden_size, block.dtype) <= limits.sent_bytes:
         session.sent = SentRows(layout, block.hidden_size, block.dtype)
     if block.tail and opening.sampling.repetition_penalty != 1.0:
         session.tokens = SlotTokens(layout)
     return session
+
+
+def _let_one_go(sessions: dict[bytes, StageSession], opening: OpenRun) -> bool:
+    """Free the session that is kept only for its beginning and runs out first; never the one now wanted."""
+    kept = [s for s in sessions.values() if s.kept_until and s.account is None and s.run != opening.base]
+    if not kept:
+        return False
+    oldest = min(kept, key=lambda s: s.kept_until)
+    sessions.pop(oldest.run)
+    oldest.release()
+    return True

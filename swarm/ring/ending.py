@@ -6,6 +6,7 @@ brings home what the stages sign. From the tail both go on to the requester, whi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from swarm.net.switchboard import Switchboard
 from swarm.ring.frame import DOWN, parse_commits_untrusted
 from swarm.ring.opening import TAIL, Word, encode_word
 from swarm.ring.session import StageSession
+
+MAX_HOLD_MS = 3_600_000
 
 
 async def post(peer: Peer, message: Message, flow: bytes | None = None) -> None:
@@ -41,10 +44,15 @@ class Ending:
     async def close(self, session: StageSession, header: Mapping[str, Any]) -> None:
         """Free the memory, pass the end on, and keep the account until it is collected."""
         await session.idle.wait()
-        session.release()
+        hold_ms = header.get("hold_ms")
+        if type(hold_ms) is int and 0 < hold_ms <= MAX_HOLD_MS:
+            session.kept_until = time.monotonic() + hold_ms / 1000.0
+        else:
+            session.release()
         record = header.get("record")
         if session.account is None or not isinstance(record, dict):
-            self._free(session)
+            session.account = None
+            self._leave(session)
         else:
             try:
                 session.account.commit(parse_commits_untrusted(header.get("commits"), session.opening.layout))
@@ -65,7 +73,13 @@ class Ending:
             self._lose(session, session.opening.index, f"the account of this stage cannot be closed: {error}")
         else:
             await self._pass(session, {**header, "record": record}, "collected")
-        self._free(session)
+        session.account = None
+        self._leave(session)
+
+    def _leave(self, session: StageSession) -> None:
+        """Forget the session, unless it is kept for a run with the same beginning."""
+        if not session.kept_until:
+            self._free(session)
 
     async def _pass(self, session: StageSession, header: Mapping[str, Any], at_tail: str) -> None:
         """What walks the ring at its end goes on downstream, or from the tail to the requester."""

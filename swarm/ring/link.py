@@ -191,18 +191,25 @@ class RingLink:
         if header.get("epoch") == self.opening.epoch:
             self._ended.put_nowait(header)
 
-    async def close(self, until: int, commits: Commits, collect: bool) -> None:
+    async def close(self, until: int, commits: Commits, collect: bool, hold_s: float = 0.0) -> None:
         """End the run at every stage: memory is freed when this returns. A ring that is already gone says nothing.
 
         `until` is the position after the last token that the run keeps, `commits` what no frame carried any more.
-        With `collect` the stages' statements are brought home for the receipt.
+        With `collect` the stages' statements are brought home for the receipt. With `hold_s` the stages keep the
+        session so many seconds, for a run that begins with the same tokens.
         """
         self.stop_pings()
         if self.head is None or self.tail is None:
             return
         account = self.account if collect else None
         record = account.record.close_header(until) if account is not None else None
-        header = {"do": "close", "run": self.opening.run, "commits": encode_commits(commits), "record": record}
+        header: dict[str, Any] = {
+            "do": "close",
+            "run": self.opening.run,
+            "commits": encode_commits(commits),
+            "record": record,
+        }
+        header["hold_ms"] = int(hold_s * 1000)
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.head.send(Message(DOWN, header), flow=self.opening.run)
@@ -229,7 +236,7 @@ class RingLink:
 
     def next_epoch(self, **changes: Any) -> OpenRun:
         """The opening of the next epoch of the same run."""
-        return replace(self.opening, epoch=self.opening.epoch + 1, **changes)
+        return replace(self.opening, epoch=self.opening.epoch + 1, base=b"", **changes)
 
 
 @contextlib.contextmanager

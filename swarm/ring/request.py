@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import statistics
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from swarm.ring.drive import RunLoop, RunParts
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.link import RingLink
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
+from swarm.ring.prefix import KeptRun, PrefixCache
 from swarm.ring.private import PrivateBlocks, PrivateEnds
 from swarm.ring.reach import Reach, dialler
 from swarm.ring.receipt import ReceiptPlan, RunAccount, exact
@@ -97,11 +99,14 @@ class Desk:
         reach: Reach | None = None,
         receipts: ReceiptPlan | None = None,
         private: Callable[[int], Awaitable[PrivateBlocks]] | None = None,
+        keep_s: float = 0.0,
     ) -> None:
         self.switchboard, self.target, self.planner = switchboard, target, planner
         self._drafting, self._costs, self._describe, self._wire = drafting, costs, describe, wire
         self._receipts = receipts
         self._private = private
+        self._keep_s = keep_s
+        self._prefixes = PrefixCache()
         self._reach = reach or dialler(switchboard)
         self.links: dict[bytes, RingLink] = {}
         self.memory = Memory()
@@ -226,7 +231,13 @@ class Desk:
         """Once: every stage frees the run's memory before its reader hears that it is over."""
         if link.opening.run in self.links:
             until = loop.prompt_tokens + len(loop.emitted)
-            await link.close(until, loop.core.closing_commits(), collect)
+            commits = loop.core.closing_commits()
+            hold_s = self._keep_s if loop.core.finished and not link.private else 0.0
+            await link.close(until, commits, collect, hold_s)
+            if hold_s:
+                held = tuple(loop.core.tokens[: loop.core.held])
+                route = _route(link.opening.stages)
+                self._prefixes.add(KeptRun(link.opening.run, route, held, time.monotonic() + hold_s))
             self.links.pop(link.opening.run, None)
 
     def _ordering(self, request: RunRequest, opening: OpenRun) -> Callable[[Sequence[StagePlan]], RunAccount] | None:
@@ -239,6 +250,9 @@ class Desk:
         stages = tuple(self.planner(frozenset(), request.private))
         want = len(request.prompt_ids) + request.max_tokens
         context = min(-(-want // CONTEXT_STEP) * CONTEXT_STEP, self.target.context)
+        base, keep = b"", 0
+        if self._keep_s and not request.private:
+            base, keep = self._prefixes.best(request.prompt_ids, _route(stages), time.monotonic())
         return OpenRun(
             run=secrets.token_bytes(16),
             epoch=0,
@@ -248,6 +262,8 @@ class Desk:
             layout=Layout(SCRATCH[request.speculation], context),
             sampling=request.sampling,
             stages=stages,
+            keep=keep,
+            base=base,
         )
 
     def _core(self, request: RunRequest, opening: OpenRun, drafting: Drafting) -> Speculation:
@@ -265,6 +281,7 @@ class Desk:
             inline=drafting.inline,
             deferred=drafting.deferred is not None,
             calibrations=self.memory.calibrations,
+            held=opening.keep,
         )
 
     async def _unreachable(self, stages: Sequence[StagePlan]) -> frozenset[bytes]:
@@ -312,8 +329,13 @@ class Desk:
             run_id=loop.link.opening.run.hex(),
             pass_ms=round(pass_ms, 3),
             plain_estimate_tokens_per_second=round(1000.0 / pass_ms, 3) if pass_ms else 0.0,
+            cached_prompt_tokens=loop.parts.opening.keep,
             recoveries=tally.recoveries,
         )
+
+
+def _route(stages: Sequence[StagePlan]) -> tuple[tuple[bytes, int, int], ...]:
+    return tuple((stage.node, stage.first, stage.last) for stage in stages)
 
 
 def _counts(loop: RunLoop) -> dict[str, int]:

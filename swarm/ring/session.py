@@ -50,7 +50,7 @@ class SentRows:
 
     def copy_prefix(self, other: SentRows, keep: int) -> None:
         """Take over the first `keep` positions of another session."""
-        self._rows[self._scratch : self._scratch + keep] = other.committed(0, keep)
+        self._rows[self._scratch : self._scratch + keep] = other.committed(0, keep).to(self._rows.dtype)
 
 
 class SlotTokens:
@@ -67,6 +67,11 @@ class SlotTokens:
     def write(self, rows: Rows) -> None:
         """Note the tokens of a frame."""
         self._tokens[rows.slot] = rows.token
+
+    def copy_prefix(self, other: SlotTokens, keep: int) -> None:
+        """Take over the first `keep` positions of another session."""
+        mine, theirs = self._layout.scratch, other._layout.scratch
+        self._tokens[mine : mine + keep] = other._tokens[theirs : theirs + keep]
 
     def contexts(self, rows: Rows) -> list[list[int]]:
         """For each wanted row, the tokens that it sees, its own included."""
@@ -103,6 +108,7 @@ class StageSession:
     last_seq      sequence number of the newest frame of this epoch that was taken in
     last_served   number of the forward that served it last
     held          committed positions [0, held) whose key and value are here
+    kept_until    monotonic time until which a closed session stays, for a run with the same beginning; 0: freed
     heard         monotonic time of the last sign of life from upstream
     account       what goes into the receipt; None when the run leaves none
     tasks         its sender, and the pings along its edges
@@ -127,6 +133,7 @@ class StageSession:
     held: int = 0
     last_seq: int = -1
     last_served: int = 0
+    kept_until: float = 0.0
     closing: bool = False
     closed: bool = False
     fresh: bool = True
@@ -166,6 +173,31 @@ class StageSession:
             if position > self.held:
                 return
             self.held = max(self.held, position + 1)
+
+    def begin_from(self, base: StageSession, keep: int) -> bool:
+        """Take over the first `keep` positions of another session over the same layers, if it has them."""
+        if (
+            base.kv.closed
+            or base.held < keep
+            or (base.block.first, base.block.last)
+            != (
+                self.block.first,
+                self.block.last,
+            )
+        ):
+            return False
+        if (self.sent is not None and base.sent is None) or (self.tokens is not None and base.tokens is None):
+            return False
+        mine, theirs = self.opening.layout.scratch, base.opening.layout.scratch
+        for layer in range(self.block.first, self.block.last):
+            for own, other in zip(self.kv.layer(layer), base.kv.layer(layer), strict=True):
+                own[:, mine : mine + keep] = other[:, theirs : theirs + keep]
+        if self.sent is not None and base.sent is not None:
+            self.sent.copy_prefix(base.sent, keep)
+        if self.tokens is not None and base.tokens is not None:
+            self.tokens.copy_prefix(base.tokens, keep)
+        self.held = keep
+        return True
 
     def stop_tasks(self) -> None:
         """End the sender and the pings."""

@@ -332,7 +332,8 @@ class StageServer:
             await asyncio.sleep(EXPIRE_EVERY_S)
             now = time.monotonic()
             for session in list(self.sessions.values()):
-                if now - session.heard > session.opening.lease_s:
+                until = session.kept_until or session.heard + session.opening.lease_s
+                if now > until:
                     self._free(session)
 
     def _free(self, session: StageSession) -> None:

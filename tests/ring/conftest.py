@@ -109,7 +109,10 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
 
     @asynccontextmanager
     async def make(
-        blocks: Sequence[tuple[int, int]], limits: StageLimits | None = None, kv_bytes: int = 64 << 20
+        blocks: Sequence[tuple[int, int]],
+        limits: StageLimits | None = None,
+        kv_bytes: int = 64 << 20,
+        keep_s: float = 0.0,
     ) -> AsyncIterator[TestRing]:
         checkpoint = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
         manifest = checkpoint.manifest
@@ -165,6 +168,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                 lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
                 lambda request, stages: "float32",
                 private=private,
+                keep_s=keep_s,
             )
             for kind, handler in desk.handlers().items():
                 board.handle(kind, handler)
