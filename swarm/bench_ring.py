@@ -39,7 +39,9 @@ async def open_ring(settings: RingSettings, rtt_ms: float, report: Report) -> As
 
     swarm = replace(settings.swarm, rtt_ms=rtt_ms, state=settings.swarm.state / f"rtt{rtt_ms:g}")
     async with local_ring(swarm, split_layers(settings.n_layers, settings.nodes), report) as ring:
-        member = MemberConfig(state=ring.requester_state, models=settings.models, invite=ring.invite, lan=False)
+        member = MemberConfig(
+            state=ring.requester_state, models=settings.models, invite=ring.invite, lan=False, punch=False
+        )
         config = RequesterConfig(member, draft_model=settings.draft_model, draft_gpu=settings.draft_gpu, draft="auto")
         async with await Requester.connect(config, report) as requester:
             yield RingAsker(requester)

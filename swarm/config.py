@@ -19,6 +19,7 @@ class MemberConfig:
     invite     text of an invite; None: look on the LAN, then at the swarm used last
     lan        announce and look for swarms on the local network
     relay      go through a relay where no direct path is found
+    punch      find other paths than dialling the advertised address (dial back, hole punching, relay)
     """
 
     state: Path
@@ -26,6 +27,7 @@ class MemberConfig:
     invite: str | None = None
     lan: bool = True
     relay: bool = True
+    punch: bool = True
 
 
 @dataclass(frozen=True)

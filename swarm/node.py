@@ -117,13 +117,14 @@ class _Life:
             )
             manifest = checkpoint.manifest
             layers = config.layers or await settle_block(config, gossip, manifest, self.device, self.dtype)
-            Reach(
-                board,
-                addresses=lambda: reachable,
-                relay=config.member.relay,
-                offers_relay=lambda: config.offer_relay,
-                admitted=gossip.admitted,
-            )
+            if config.member.punch:
+                Reach(
+                    board,
+                    addresses=lambda: reachable,
+                    relay=config.member.relay,
+                    offers_relay=lambda: config.offer_relay,
+                    admitted=gossip.admitted,
+                )
             relayed = Relay(board, reachable, admitted=gossip.admitted).routes() if config.offer_relay else ()
             view = node_view(lambda: mesh_status(gossip, board), manifest, more=relayed)
             board.http = await stack.enter_async_context(view)

@@ -157,7 +157,8 @@ class Requester:
             notary = Notary(author, kept, software(), manifest.digest, manifest.weights_digest)
             stack.callback(notary.close)
             requester = cls(stack, target, board, gossip, config.member.state, notary, config.keep_s)
-            Reach(board, relay=config.member.relay, admitted=gossip.admitted)
+            if config.member.punch:
+                Reach(board, relay=config.member.relay, admitted=gossip.admitted)
             for kind, handler in requester.desk.handlers().items():
                 board.handle(kind, handler)
             await stack.enter_async_context(requester.desk)

@@ -21,6 +21,11 @@ def add_member_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-lan", action="store_true", help="neither announce nor look on the local network")
     group.add_argument("--no-relay", action="store_true", help="never go through a relay")
+    group.add_argument(
+        "--no-punch",
+        action="store_true",
+        help="only dial advertised addresses: no dialling back, no hole punching, no relay",
+    )
     add_folders(group)
 
 
@@ -61,6 +66,7 @@ def member_config(arguments: argparse.Namespace) -> MemberConfig:
         invite=read_invite(arguments.swarm),
         lan=not arguments.no_lan,
         relay=not arguments.no_relay,
+        punch=not arguments.no_punch,
     )
 
 

@@ -92,7 +92,7 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
         where = f", {arguments.rtt:g} ms apart" if arguments.rtt else ""
         say(f"starting {arguments.nodes} nodes of {checkpoint.manifest.model} on this machine{where}")
         async with local_ring(swarm, layers, report) as ring:
-            member = MemberConfig(state_dir(arguments), models, ring.invite, lan=False)
+            member = MemberConfig(state_dir(arguments), models, ring.invite, lan=False, punch=not arguments.rtt)
             if arguments.dashboard is not None:
                 await _dashboard(arguments, member)
                 return 0
