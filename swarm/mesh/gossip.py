@@ -9,26 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
+import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 from swarm.errors import PeerError
 from swarm.mesh import hello, messages
-from swarm.mesh.apply import apply, expel, standing
+from swarm.mesh.apply import apply, expel
+from swarm.mesh.distances import Distances
+from swarm.mesh.inbox import read_untrusted
 from swarm.mesh.latency import Coordinate, RttTable, unpack_coordinate, updated
 from swarm.mesh.membership import InviteError, Membership, Token
-from swarm.mesh.record import (
-    MIN_TTL_S,
-    ClockError,
-    NodeRecord,
-    parse_record_untrusted,
-    peek_record_untrusted,
-    sign_record,
-)
-from swarm.mesh.saved import MAX_PEERS, Saved
+from swarm.mesh.own import OwnRecord
+from swarm.mesh.record import NodeRecord
+from swarm.mesh.saved import Saved
 from swarm.mesh.state import (
     Accuse,
     Accused,
@@ -39,10 +35,8 @@ from swarm.mesh.state import (
     DeltaHeard,
     Dial,
     DialFailed,
-    DigestHeard,
     Event,
     Expel,
-    HintsHeard,
     Leave,
     Linked,
     Moved,
@@ -56,11 +50,9 @@ from swarm.mesh.state import (
     State,
     Tick,
     Unlinked,
-    WantHeard,
     round_s,
-    ttl_s,
 )
-from swarm.mesh.table import Held
+from swarm.mesh.view import MemberView, held_of, say_clash, view_of, worth_keeping
 from swarm.net.address import Address
 from swarm.net.message import Message
 from swarm.net.nodeid import NodeId, short_id
@@ -72,27 +64,13 @@ log = logging.getLogger(__name__)
 DIAL_S = 5.0
 CHECK_S = 2.0
 DIALS_AT_ONCE = 8
-PING_S = 20.0
-PINGS = 3
-SLICE = 16
+KEEP_S = 20.0
 BACKLOG_BYTES = 8 * 1024 * 1024
 LONELY_S = 5.0
 PUBLISH_S = 0.5
 
 
-@dataclass(frozen=True)
-class MemberView:
-    """A member as this node sees it now.
-
-    `standing`: "up", "suspect", "down", "left" or "expired". `rtt_ms`: measured here, None if not lately.
-    `age_s`: since its record was issued. `linked`: a neighbour of this node.
-    """
-
-    record: NodeRecord
-    standing: str
-    rtt_ms: float | None
-    age_s: float
-    linked: bool
+__all__ = ["Gossip", "MemberView"]
 
 
 class Gossip:
@@ -119,21 +97,17 @@ class Gossip:
     ) -> None:
         self.membership: Membership = saved.membership
         self.state = State(board.id, bounds=bounds or Bounds())
-        self.rtts = RttTable()
         self._board, self._sign, self._saved = board, sign, saved
-        self._about = about
         self._changed, self._clashed, self._kept = changed, clashed, kept
         self._clock, self._wall = clock, wall
-        self._instance = int(wall() * 1000) << 16 | secrets.randbits(16)
-        self._version = saved.version
+        self._distances = Distances(board, clock, self._measured)
+        self._own = OwnRecord(board.id, sign, saved.membership, about, saved.version, wall())
         self._ledger = saved.ledger
         self._seen: dict[NodeId, Peer] = {}
         self._dialling: set[NodeId] = set()
-        self._useful: frozenset[NodeId] = frozenset()
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stir = asyncio.Event()
-        self._publish_due: asyncio.TimerHandle | None = None
         self._leaving = False
 
     # -- life
@@ -142,18 +116,18 @@ class Gossip:
         handlers: Mapping[str, Callable[[Peer, Message], Awaitable[Message | None]]] = {
             messages.HELLO: self._on_hello,
             messages.BYE: self._on_bye,
-            messages.HINTS: self._on_hints,
-            messages.WANT: self._on_want,
-            messages.DELTA: self._on_delta,
-            messages.DIGEST: self._on_digest,
+            messages.HINTS: self._on_news,
+            messages.WANT: self._on_news,
+            messages.DELTA: self._on_news,
+            messages.DIGEST: self._on_news,
         }
         for kind, handler in handlers.items():
             self._board.handle(kind, handler)
         await self._group.__aenter__()
-        self._refresh(0)
+        self._refresh()
         self._spawn(self._tick_forever())
-        self._spawn(self._measure_forever())
-        self._spawn(self._come_back_forever())
+        self._spawn(self._distances.keep_measuring(self._seen.values, self._somebody))
+        self._spawn(self._keep_forever())
         return self
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
@@ -168,11 +142,7 @@ class Gossip:
         if self._leaving:
             return
         self._leaving = True
-        if self._publish_due is not None:
-            self._publish_due.cancel()
-        if self._about is not None:
-            self._about = replace(self._about, state="left", claim=None)
-            self._refresh(self._version)
+        self._own.change({"state": "left", "claim": None}, self._refresh)
         for node in list(self.state.links):
             self._post(node, Message(messages.BYE))
         peers = [peer for node in self.state.links if (peer := self._board.get(node)) is not None]
@@ -190,20 +160,25 @@ class Gossip:
     def members(self) -> list[MemberView]:
         """Every member that this node knows, itself first; those that left or ran out only while remembered."""
         now = self._clock()
-        views = [self._view(held, now) for held in self.state.table]
+        views = [view_of(self.state, self.rtts, held, now) for held in self.state.table]
         return sorted(views, key=lambda view: (view.record.node != self._board.id, view.record.node))
 
     def member(self, node: NodeId) -> MemberView | None:
         """One member by its id."""
-        held = self.state.table.get(int.from_bytes(node[:8], "big"))
-        return None if held is None or held.record.node != node else self._view(held, self._clock())
+        held = held_of(self.state, node)
+        return None if held is None else view_of(self.state, self.rtts, held, self._clock())
 
     def admitted(self, node: NodeId) -> bool:
         """Whether `node` said a valid hello on a connection that lives, or is a member by its record."""
         if node in self._seen or node == self._board.id:
             return True
-        held = self.state.table.get(int.from_bytes(node[:8], "big"))
-        return held is not None and held.record.node == node and held.alive(self._clock())
+        held = held_of(self.state, node)
+        return held is not None and held.alive(self._clock())
+
+    @property
+    def rtts(self) -> RttTable:
+        """What this node measured."""
+        return self._distances.table
 
     @property
     def coordinate(self) -> Coordinate:
@@ -213,24 +188,10 @@ class Gossip:
     def publish(self, **changes: Any) -> None:
         """Change fields of this node's record, for instance `publish(state="serving", layers=(0, 10))`.
 
-        What changes within PUBLISH_S goes out as one record; a change of state, layers or claim goes out at once.
+        What changes within half a second goes out as one record; state, layers, claim and addresses go out at once.
         """
-        if self._about is None or self._leaving:
-            return
-        before, self._about = self._about, replace(self._about, **changes)
-        if before == self._about:
-            return
-        urgent = any(name in changes for name in ("state", "layers", "claim", "addresses", "model"))
-        if urgent:
-            self._publish_now()
-        elif self._publish_due is None:
-            self._publish_due = asyncio.get_running_loop().call_later(PUBLISH_S, self._publish_now)
-
-    def _publish_now(self) -> None:
-        if self._publish_due is not None:
-            self._publish_due.cancel()
-            self._publish_due = None
-        self._refresh(0)
+        if not self._leaving:
+            self._own.change(changes, self._refresh)
 
     async def wait_change(self) -> None:
         """Return after the next change of a record or of a standing."""
@@ -239,21 +200,16 @@ class Gossip:
 
     async def link(self, node: NodeId) -> None:
         """Say hello to a connected or known member, so that both may talk. Raises InviteError or PeerError."""
-        view = self.member(node)
-        await self._greet(node, view.record.addresses if view is not None else (), DIAL_S)
+        held = held_of(self.state, node)
+        await self._greet(node, held.record.addresses if held is not None else (), DIAL_S)
 
     async def measure(self, nodes: Sequence[NodeId]) -> None:
         """Measure the round trips to these members where none is fresh, and tell of them in this node's record.
 
         For the edges that a route is likely to use (`swarm.ring.plan_probe`). A member that is not reached is skipped.
         """
-        self._useful = frozenset(nodes)
-        for node in nodes:
-            view = self.member(node)
-            if view is None or node == self._board.id or self.rtts.get(node, self._clock()) is not None:
-                continue
-            with contextlib.suppress(PeerError):
-                await self._measure(await self._board.peer(node, view.record.addresses, DIAL_S))
+        found = [held.record for node in nodes if (held := held_of(self.state, node)) is not None]
+        await self._distances.measure(found)
 
     def revoke(self, token: Token) -> None:
         """End an invite everywhere. Raises InviteError for a guest."""
@@ -264,23 +220,8 @@ class Gossip:
 
     def saved(self) -> Saved:
         """What to keep for a cold start."""
-        now = self._clock()
-        known = [
-            h.record
-            for h in self.state.table
-            if h.record.addresses and h.record.node != self._board.id and h.alive(now)
-        ]
-        near = sorted(known, key=lambda r: (r.node not in self.state.links, -r.issued))
-        peers = {r.node: r.addresses for r in near[:MAX_PEERS]}
-        for node, addresses in self._saved.peers:
-            if len(peers) < MAX_PEERS:
-                peers.setdefault(node, addresses)
-        return replace(self._saved, peers=tuple(peers.items()), ledger=self._ledger, version=self._version)
-
-    def _view(self, held: Held, now: float) -> MemberView:
-        node = held.record.node
-        rtt = 0.0 if node == self._board.id else self.rtts.get(node, now)
-        return MemberView(held.record, standing(self.state, held, now), rtt, now - held.born, node in self.state.links)
+        peers = worth_keeping(self.state, self._saved.peers, self._clock())
+        return replace(self._saved, peers=peers, ledger=self._ledger, version=self._own.version)
 
     # -- events and actions
 
@@ -291,20 +232,11 @@ class Gossip:
 
     def _act(self, action: Action) -> None:
         match action:
-            case SendHints(peer, hints, blames):
-                self._post(peer, messages.names_message(messages.HINTS, hints, blames))
-            case SendWant(peer, keys, blames):
-                self._post(peer, messages.names_message(messages.WANT, keys, blames))
-            case SendDelta(peer):
-                self._post(peer, messages.delta_message(action, self._clock()))
-            case SendDigest(peer, digest):
-                self._post(peer, messages.digest_message(digest))
+            case SendHints() | SendWant() | SendDelta() | SendDigest():
+                self._post(action.peer, messages.message_of(action, self._clock()))
             case Dial(record, check):
-                if (
-                    not self._leaving
-                    and record.node not in self._dialling
-                    and len(self._dialling) < DIALS_AT_ONCE + check * 64
-                ):
+                room = len(self._dialling) < DIALS_AT_ONCE + 64 * check
+                if room and not self._leaving and record.node not in self._dialling:
                     self._dialling.add(record.node)
                     self._spawn(self._dial(record, CHECK_S if check else DIAL_S))
             case Leave(peer):
@@ -326,32 +258,19 @@ class Gossip:
                 if held is not None:
                     self._changed(held.record.node)
             case Clash(record, yield_):
-                where = ", ".join(f"{host}:{port}" for host, port in record.addresses) or "an unknown address"
-                who = short_id(record.node)
-                text = f"two nodes use the key of {who}; the other is at {where}; give one of them another --state"
+                text = say_clash(record)
                 log.warning("%s", text)
                 if yield_:
                     self._clashed(text)
 
-    def _refresh(self, above: int) -> None:
+    def _refresh(self, above: int = 0) -> None:
         """A new record of this node."""
-        if self._about is None:
-            return
-        now, wall = self._clock(), self._wall()
-        self._version = max(self._version + 1, above + 1, int(wall * 1000))
-        record = replace(
-            self._about,
-            node=self._board.id,
-            swarm=self.membership.swarm,
-            proof=self.membership.proof,
-            version=self._version,
-            issued=int(wall),
-            ttl=max(MIN_TTL_S, ttl_s(self.state.table.size)),
-            instance=self._instance,
-            rtts=self.rtts.for_record(now, self._useful),
-            coordinate=self.state.coordinate.packed() if self.rtts.measured else (),
+        place = self.state.coordinate if self.rtts.measured else None
+        held = self._own.make(
+            above, self._clock(), self._wall(), self.state.table.size, self._distances.for_record(), place
         )
-        self._happen(Published(Held.of(sign_record(record, self._sign), now)))
+        if held is not None:
+            self._happen(Published(held))
 
     def _post(self, node: NodeId, message: Message) -> None:
         peer = self._board.get(node)
@@ -367,6 +286,9 @@ class Gossip:
 
     async def _on_hello(self, peer: Peer, message: Message) -> Message:
         try:
+            if self._leaving or self.state.banned.get(peer.id, 0.0) > self._clock():
+                why = "is leaving" if self._leaving else "turns this one away for a while: it broke the rules"
+                raise InviteError(f"node {short_id(self._board.id)} {why}")
             asked = hello.parse_hello_untrusted(message.header)
             answer, self._ledger = hello.answer_hello(
                 asked,
@@ -398,7 +320,7 @@ class Gossip:
 
     async def _watch(self, peer: Peer) -> None:
         with contextlib.suppress(PeerError):
-            await self._measure(peer)
+            await self._distances.ping(peer)
         await peer.wait_closed()
         if self._seen.get(peer.id) is peer:
             del self._seen[peer.id]
@@ -407,50 +329,20 @@ class Gossip:
     async def _on_bye(self, peer: Peer, message: Message) -> None:
         self._happen(Unlinked(peer.id, polite=True))
 
-    async def _on_hints(self, peer: Peer, message: Message) -> None:
-        self._happen(HintsHeard(peer.id, *messages.parse_hints_untrusted(message)))
-
-    async def _on_want(self, peer: Peer, message: Message) -> None:
-        self._happen(WantHeard(peer.id, *messages.parse_want_untrusted(message)))
-
-    async def _on_digest(self, peer: Peer, message: Message) -> None:
-        self._happen(DigestHeard(peer.id, messages.parse_digest_untrusted(message)))
-
-    async def _on_delta(self, peer: Peer, message: Message) -> None:
+    async def _on_news(self, peer: Peer, message: Message) -> None:
+        """HINTS, WANT, DIGEST and DELTA of a neighbour; whoever sends what cannot be read is turned away."""
         if peer.id not in self.state.links:
             return
         try:
-            parcel = messages.parse_delta_untrusted(message, self.membership)
-            helds: list[Held] = []
-            for i, (age, wire) in enumerate(parcel.records):
-                held = self._check_untrusted(age, wire)
-                if held is not None:
-                    helds.append(held)
-                if i % SLICE == SLICE - 1:
-                    await asyncio.sleep(0)  # a signature takes 0.1 ms: let frames pass
+            event = await read_untrusted(peer.id, message, self.state, self.membership, self._clock(), self._wall())
         except PeerError as error:
             self.state, actions = expel(self.state, peer.id, str(error), self._clock(), [])
             for action in actions:
                 self._act(action)
             return
-        self._happen(DeltaHeard(peer.id, tuple(helds), parcel.suspicions, parcel.revocations))
-        for notice in parcel.revocations:
+        self._happen(event)
+        for notice in event.revocations if isinstance(event, DeltaHeard) else ():
             self._ledger = self._ledger.revoking(notice, self._wall())
-
-    def _check_untrusted(self, age: float, wire: bytes) -> Held | None:
-        """The record if it is new and genuine, None if it is old news. Raises PeerError."""
-        record = peek_record_untrusted(wire)
-        known = self.state.table.get(record.key)
-        if known is not None and known.record.version >= record.version and record.node != self._board.id:
-            return None
-        try:
-            signed = parse_record_untrusted(wire, self.membership.swarm, self._wall())
-        except ClockError as error:
-            log.info("%s", error)
-            return None
-        if not self.membership.proves(record.node, record.proof):
-            raise PeerError(f"the record of node {short_id(record.node)} shows no admission to this swarm")
-        return Held.of(signed, self._clock() - age)
 
     # -- tasks
 
@@ -459,35 +351,29 @@ class Gossip:
             await asyncio.sleep(round_s(self.state.table.size))
             self._happen(Tick())
 
-    async def _measure_forever(self) -> None:
-        while True:
-            await asyncio.sleep(PING_S)
-            for peer in list(self._seen.values()):
-                with contextlib.suppress(PeerError):
-                    await self._measure(peer)
-            self._kept(self.saved())
-
-    async def _measure(self, peer: Peer) -> None:
-        series = await peer.ping(PINGS)
-        self.observe_rtt(peer.id, series.median_us / 1000)
+    def _somebody(self, draw: random.Random) -> NodeRecord | None:
+        held = self.state.table.sample(draw)
+        return held.record if held is not None and held.alive(self._clock()) else None
 
     def observe_rtt(self, node: NodeId, rtt_ms: float) -> None:
-        """A round trip to `node` was measured, here or by a run."""
-        self.rtts = self.rtts.add(node, rtt_ms, self._clock())
-        view = self.member(node)
-        place = None if view is None else unpack_coordinate(view.record.coordinate)
+        """A round trip to `node` was measured by somebody else, a run for instance."""
+        self._distances.observe(node, rtt_ms)
+
+    def _measured(self, node: NodeId, rtt_ms: float) -> None:
+        held = held_of(self.state, node)
+        place = None if held is None else unpack_coordinate(held.record.coordinate)
         self._happen(Moved(updated(self.state.coordinate, place or Coordinate(), rtt_ms, self._board.id)))
 
-    async def _come_back_forever(self) -> None:
-        """While nobody is linked, knock at everybody ever known: a cold start, or a long time cut off."""
+    async def _keep_forever(self) -> None:
+        """Keep on disk whom to knock at, and knock at all of them while nobody is linked (a cold start, a long cut)."""
         while True:
-            if not self.state.links:
-                for node, addresses in self.saved().peers:
-                    with contextlib.suppress(PeerError):
-                        await self._greet(node, addresses, DIAL_S)
-                    if self.state.links:
-                        break
-            await asyncio.sleep(LONELY_S)
+            for node, addresses in self.saved().peers:
+                if self.state.links:
+                    break
+                with contextlib.suppress(PeerError):
+                    await self._greet(node, addresses, DIAL_S)
+            self._kept(self.saved())
+            await asyncio.sleep(KEEP_S if self.state.links else LONELY_S)
 
     async def _dial(self, record: NodeRecord, timeout: float) -> None:
         try:
@@ -503,7 +389,7 @@ class Gossip:
         if node == self._board.id or node in self.state.links:
             return
         peer = await self._board.peer(node, addresses, timeout)
-        role = "guest" if self._about is None else "node"
+        role = "guest" if self._own.about is None else "node"
         asked = hello.Hello(self.membership.swarm, self._saved.model, role, self.membership.proof, None)
         answer = await peer.call(hello.hello_message(asked), timeout)
         hello.parse_welcome_untrusted(answer.header, self.membership.swarm, self._board.id, node)

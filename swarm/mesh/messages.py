@@ -5,14 +5,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import msgpack
 
 from swarm.errors import PeerError
 from swarm.mesh.membership import MAC_BYTES, TOKEN_ID_BYTES, Membership, Revocation
 from swarm.mesh.record import MAX_RECORD_BYTES
-from swarm.mesh.state import Blame, Hint, SendDelta, Suspicion
+from swarm.mesh.state import Blame, Hint, SendDelta, SendDigest, SendHints, SendWant, Suspicion
 from swarm.mesh.table import DIGEST_BYTES
 from swarm.net.message import Body, Message
 from swarm.net.nodeid import SIGNATURE_BYTES, NodeId, check_id_untrusted, verify
@@ -37,6 +37,21 @@ class Parcel:
     records: tuple[tuple[float, bytes], ...]
     suspicions: tuple[Suspicion, ...]
     revocations: tuple[Revocation, ...]
+
+
+def message_of(action: SendHints | SendWant | SendDelta | SendDigest, now: float) -> Message:
+    """What to post for an action; `now`: monotonic seconds, for the ages of records."""
+    match action:
+        case SendHints(_, hints, blames):
+            return names_message(HINTS, hints, blames)
+        case SendWant(_, keys, blames):
+            return names_message(WANT, keys, blames)
+        case SendDelta():
+            return delta_message(action, now)
+        case SendDigest(_, digest):
+            return digest_message(digest)
+        case _:
+            assert_never(action)
 
 
 def names_message(kind: str, names: Sequence[Hint] | Sequence[int], blames: Sequence[Blame]) -> Message:

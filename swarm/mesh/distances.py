@@ -1,0 +1,78 @@
+"""Measuring round trips: neighbours, what a planner asks for, and now and then somebody far away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Collection, Sequence
+
+from swarm.errors import PeerError
+from swarm.mesh.latency import RttTable
+from swarm.mesh.record import NodeRecord
+from swarm.net.nodeid import NodeId
+from swarm.net.peer import Peer
+from swarm.net.switchboard import Switchboard
+
+PING_S = 20.0
+PINGS = 3
+DIAL_S = 5.0
+IDLE_BYTES = 8192
+
+
+class Distances:
+    """This node's measurements. `measured` is told of each: node id, milliseconds."""
+
+    def __init__(
+        self, board: Switchboard, clock: Callable[[], float], measured: Callable[[NodeId, float], None]
+    ) -> None:
+        self.table = RttTable()
+        self._board, self._clock, self._measured = board, clock, measured
+        self._useful: frozenset[NodeId] = frozenset()
+
+    def for_record(self) -> tuple[tuple[bytes, int], ...]:
+        """What this node's record tells: the useful ones, then the latest."""
+        return self.table.for_record(self._clock(), self._useful)
+
+    def observe(self, node: NodeId, rtt_ms: float) -> None:
+        """A round trip to `node` was measured, here or by a run."""
+        self.table = self.table.add(node, rtt_ms, self._clock())
+        self._measured(node, rtt_ms)
+
+    async def ping(self, peer: Peer) -> None:
+        """Measure a connected peer. Raises PeerError."""
+        series = await peer.ping(PINGS)
+        self.observe(peer.id, series.median_us / 1000)
+
+    async def measure(self, records: Sequence[NodeRecord]) -> None:
+        """Measure those without a fresh measurement, and go on telling of them. Who is not reached is skipped."""
+        self._useful = frozenset(record.node for record in records)
+        for record in records:
+            if record.node != self._board.id and self.table.get(record.node, self._clock()) is None:
+                with contextlib.suppress(PeerError):
+                    await self.ping(await self._board.peer(record.node, record.addresses, DIAL_S))
+
+    async def keep_measuring(
+        self, neighbours: Callable[[], Collection[Peer]], somebody: Callable[[random.Random], NodeRecord | None]
+    ) -> None:
+        """For ever: every neighbour, and one member at random, every PING_S."""
+        draw = random.Random()
+        while True:
+            await asyncio.sleep(PING_S)
+            for peer in list(neighbours()):
+                with contextlib.suppress(PeerError):
+                    await self.ping(peer)
+            far = somebody(draw)
+            if far is not None:
+                await self._visit(far, neighbours)
+
+    async def _visit(self, record: NodeRecord, neighbours: Callable[[], Collection[Peer]]) -> None:
+        """One round trip to any member: coordinates from neighbours alone would not know the rest of the world."""
+        if record.node == self._board.id or self._board.get(record.node) is not None:
+            return
+        with contextlib.suppress(PeerError):
+            peer = await self._board.peer(record.node, record.addresses, DIAL_S)
+            await self.ping(peer)
+            unused = peer.sent_bytes + peer.received_bytes < IDLE_BYTES and peer not in neighbours()
+            if unused:
+                await peer.close("measured")
