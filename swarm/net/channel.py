@@ -88,6 +88,11 @@ class Channel(asyncio.BufferedProtocol):
         return self._writer.outbox.queued_bytes
 
     @property
+    def leaving(self) -> bool:
+        """Whether a side has said goodbye, or is about to."""
+        return self._leaving is not None
+
+    @property
     def sent_bytes(self) -> int:
         return self._writer.sent_bytes
 

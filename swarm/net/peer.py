@@ -88,6 +88,11 @@ class Peer:
         return self._channel.dialled
 
     @property
+    def leaving(self) -> bool:
+        """Whether it is about to close: nothing more can be sent."""
+        return self._channel.leaving
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes that wait to be sent to this peer."""
         return self._channel.queued_bytes
@@ -214,7 +219,7 @@ class Peer:
         """Whether `channel` and the current connection come from both nodes dialling each other at once."""
         current = self._channel
         recent = channel.opened_at - current.opened_at < self._limits.handshake_seconds
-        both_ways = channel.dialled != current.dialled
+        both_ways = channel.dialled != current.dialled and not current.leaving
         return both_ways and recent and channel.instance == self.instance and self._rival is None
 
     def settle(self, channel: Channel, edge: str, own: NodeId) -> None:

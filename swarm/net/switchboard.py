@@ -106,8 +106,9 @@ class Switchboard:
         return list(self._peers.values())
 
     def get(self, node: NodeId) -> Peer | None:
-        """The connected peer `node`, or None."""
-        return self._peers.get(node)
+        """The connected peer `node`, or None; one that is leaving counts no more."""
+        peer = self._peers.get(node)
+        return None if peer is None or peer.leaving else peer
 
     async def listen(self, host: str, port: int) -> Address:
         """Listen on host:port (port 0: any); returns what was bound. Raises UsageError when it cannot be had."""
@@ -127,7 +128,7 @@ class Switchboard:
 
         Callers at the same time share one dial; a connection that `node` makes meanwhile counts as well.
         """
-        present = self._peers.get(node)
+        present = self.get(node)
         if present is not None:
             return present
         if node == self.id:

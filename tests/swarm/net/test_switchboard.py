@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -13,10 +15,11 @@ from aiohttp import ClientSession, web
 from swarm.errors import BusyError, ModelError, PeerError, RunError, UsageError
 from swarm.identity import Identity
 from swarm.net.address import Address
-from swarm.net.handshake import MAGIC, PREAMBLE, VERSION
+from swarm.net.handshake import MAGIC, MESSAGE_BYTES, PREAMBLE, VERSION, ChannelKeys, Handshake
 from swarm.net.limits import Limits
 from swarm.net.message import Message
 from swarm.net.peer import Peer
+from swarm.net.sockets import read_exactly
 from swarm.net.switchboard import Switchboard
 
 
@@ -170,6 +173,21 @@ async def test_a_restarted_node_replaces_its_former_life() -> None:
             assert before.closed_reason is not None and "newer connection" in before.closed_reason
             assert before.instance != after.instance
             await old.wait_closed()
+
+
+async def test_a_peer_that_is_leaving_is_dialled_anew() -> None:
+    a, b = Identity.generate(), Identity.generate()
+    async with Switchboard(a, {"echo": _echo}) as left, Switchboard(b) as right:
+        address = await left.listen("127.0.0.1", 0)
+        old = await right.peer(a.id, [address])
+        await old.ping(1)
+        leaving = asyncio.create_task(old.close("for now"))
+        await asyncio.sleep(0)
+        assert old.leaving
+        new = await right.peer(a.id, [address])
+        assert new is not old and (await new.call(Message("echo", {"n": 1}), timeout=5)).header == {"n": 1}
+        await leaving
+        assert right.peers() == [new] and new.closed_reason is None
 
 
 async def test_a_handler_that_is_behind_slows_the_sender_down_and_nothing_is_lost() -> None:
@@ -363,3 +381,31 @@ async def test_leaving_ends_every_task_and_tells_every_peer() -> None:
         assert seen == ["that node left"]
         assert left._tasks == set()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_stranger_costs_less_than_64_kb() -> None:
+    count = 100
+    async with Switchboard(Identity.generate(), limits=Limits(handshake_seconds=30.0)) as board:
+        address = await board.listen("127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+        stranger = Handshake(ChannelKeys.make(Identity.generate(), 1 << 20), initiator=True)
+        hello = PREAMBLE.pack(MAGIC, VERSION) + stranger.write()
+        answer = len(PREAMBLE.pack(MAGIC, VERSION)) + MESSAGE_BYTES[1]
+        crowd = [socket.socket() for _ in range(count)]
+        for sock in crowd:
+            sock.setblocking(False)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for sock in crowd:  # as far as anyone gets without keys: waiting for the last message, part of it sent
+                await loop.sock_connect(sock, address)
+                await loop.sock_sendall(sock, hello + bytes(MESSAGE_BYTES[2] - 1))
+                await read_exactly(sock, answer)
+            gc.collect()
+            held, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(board._pending) == count
+        assert held / count < 64 * 1024 and peak / count < 64 * 1024
+        for sock in crowd:
+            sock.close()
