@@ -22,7 +22,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -459,6 +459,7 @@ def grown(world: World, count: int, capacity: Callable[[], int] = lambda: 0, lin
         links_of = {
             node_id(p): Neighbour(node_id(p), bounds.news_burst, bounds.asks_burst, 0.0) for p in peers[node.number]
         }
+        node.born = -math.inf
         sync = world.draw.random() * bounds.sync
         node.state = replace(node.state, own=held, table=table, links=links_of, next_sync=sync)
         world.begin(node)
@@ -472,7 +473,7 @@ def churn(world: World, per_minute: float, capacity: Callable[[], int], tracked:
     def step() -> None:
         alive = [n for n in world.nodes.values() if n.alive]
         rate = per_minute * len(alive) / 60
-        victim, contact = world.draw.choice(alive), world.draw.choice(alive)
+        victim, contact = world.draw.sample(alive, 2)
         if left["death"] and world.draw.random() < 1 / every:
             left["death"] -= 1
             world.track("death", victim)
@@ -481,8 +482,7 @@ def churn(world: World, per_minute: float, capacity: Callable[[], int], tracked:
         if left["join"] and world.draw.random() < 1 / every:
             left["join"] -= 1
             world.track("join", newcomer)
-        if contact.alive:
-            world.join(newcomer, contact)
+        world.join(newcomer, contact)
         world.at(world.draw.expovariate(rate), step)
 
     world.at(0.0, step)
@@ -585,17 +585,21 @@ def coverage(
     }
 
 
-def routes(nodes: int, serving: int, requests: int, seed: int = 1, probes: int = PROBES) -> dict[str, Any]:
+def routes(
+    nodes: int, serving: int, requests: int, seed: int = 1, probes: Sequence[int] = (0, PROBES)
+) -> list[dict[str, Any]]:
     """Pass time of planned routes over the optimum that true distances give, and the time that planning takes.
 
     Nodes know coordinates (from 16 random peers: their neighbours, and whom they met before) and have measured what
-    `plan_probe` names (`probes` each); a request plans, opens its ring, which measures the ring's own edges, and
-    plans again. `probes` 0: coordinates alone.
+    `plan_probe` names, so many each as `probes` says, 0 for coordinates alone. A request plans, opens its ring, which
+    measures the ring's own edges, and plans again.
     """
     earth = Earth(seed)
     draw = random.Random(seed)
     numbers = [earth.add() for _ in range(nodes)]
-    places = settle_coordinates(earth, numbers, 30, 16, seed)
+    # Only those whose coordinates are looked at must settle; the others settle as well as they do.
+    places = settle_coordinates(earth, numbers[: min(nodes, 2000)], 30, 16, seed)
+    numbers = list(places)
     errors = []
     for _ in range(2000):
         a, b = draw.sample(numbers, 2)
@@ -607,62 +611,88 @@ def routes(nodes: int, serving: int, requests: int, seed: int = 1, probes: int =
         room = Room(str(n), draw.randint(4, 24) * 10**9, speed=Speed(ms, ms * 1.2, ms * 3))
         block = choose_block(MODEL, room, members)
         members.append(Member(str(n), block.first, block.last, room.speed, up_mbps=draw.uniform(50, 500)))
-    everybody = members + [Member(str(n), state="joining") for n in numbers if n not in set(hosts)]
+    everybody = members + [Member(str(n), state="joining") for n in range(nodes) if n not in set(hosts)]
     among = earth.matrix(hosts)
-    known: dict[tuple[str, str], float] = {}
+    askers = [draw.choice(numbers) for _ in range(requests)]
+    results = []
+    for count in probes:
+        errand = _Errand(earth, places, members, everybody, hosts, among, count)
+        ratios: list[list[float]] = [[], [], []]
+        spent: list[float] = []
+        for asker in askers:
+            errand.ask(asker, ratios, spent)
+        results.append(
+            {
+                "records": nodes,
+                "serving": serving,
+                "requests": requests,
+                "probes": count,
+                "coordinate_error_median": float(np.median(errors)),
+                "ratio": [
+                    {"openings": i, "mean": float(np.mean(r)), "p90": float(np.percentile(r, 90)), "worst": max(r)}
+                    for i, r in enumerate(ratios)
+                ],
+                "plan_cpu_ms": {"median": float(np.median(spent)), "p95": float(np.percentile(spent, 95))},
+            }
+        )
+    return results
 
-    def true(names: Sequence[str]) -> Matrix:
-        return earth.matrix([int(name) for name in names])
 
-    def guessed(names: Sequence[str]) -> Matrix:
-        at = np.array([places[int(name)].at for name in names])
-        height = np.array([places[int(name)].height for name in names])
+class _Errand:
+    """Requests against one swarm that has measured `probes` edges per node."""
+
+    def __init__(
+        self,
+        earth: Earth,
+        places: dict[int, Coordinate],
+        members: list[Member],
+        everybody: list[Member],
+        hosts: list[int],
+        among: Matrix,
+        probes: int,
+    ) -> None:
+        self.earth, self.places, self.members, self.everybody = earth, places, members, everybody
+        self.hosts, self.among, self.probes = hosts, among, probes
+        self.known: dict[tuple[str, str], float] = {}
+        for member in members:
+            self._measure(member.node, next_hops(member, members, MODEL.n_layers, self._guessed, probes))
+        self.lasting = dict(self.known)
+
+    def _measure(self, a: str, others: Iterable[str]) -> None:
+        self.known.update({(a, b): self.earth.rtt_ms(int(a), int(b)) for b in others})
+
+    def _true(self, names: Sequence[str]) -> Matrix:
+        return self.earth.matrix([int(name) for name in names])
+
+    def _guessed(self, names: Sequence[str]) -> Matrix:
+        at = np.array([self.places[int(name)].at for name in names])
+        height = np.array([self.places[int(name)].height for name in names])
         length = (at**2).sum(axis=1)
         matrix: Matrix = np.sqrt(np.maximum(0.0, length[:, None] + length[None, :] - 2 * at @ at.T))
         matrix = matrix + height[:, None] + height[None, :]
         here = {name: i for i, name in enumerate(names)}
-        for (a, b), ms in known.items():
+        for (a, b), ms in self.known.items():
             if a in here and b in here:
                 matrix[here[a], here[b]] = matrix[here[b], here[a]] = ms
         np.fill_diagonal(matrix, 0.0)
         return matrix
 
-    def measure(a: str, others: Sequence[str]) -> None:
-        known.update({(a, b): earth.rtt_ms(int(a), int(b)) for b in others})
-
-    for member in members:
-        measure(member.node, next_hops(member, members, MODEL.n_layers, guessed, probes))
-    lasting = dict(known)
-    ratios: list[list[float]] = [[], [], []]
-    spent = []
-    for _ in range(requests):
-        asker = str(draw.choice(numbers))
-        truth = np.zeros((serving + 1, serving + 1))
-        truth[1:, 1:] = among
-        truth[0, 1:] = truth[1:, 0] = [earth.rtt_ms(int(asker), n) for n in hosts]
-        best = plan_route(MODEL, members, lambda wanted, t=truth: t, Ask(asker)).pass_ms  # type: ignore[misc]
-        known.clear()
-        known.update(lasting)
-        measure(asker, ends(asker, members, MODEL.n_layers, guessed, probes))
+    def ask(self, number: int, ratios: list[list[float]], spent: list[float]) -> None:
+        """Plan, open, plan again; each plan's true price over the optimum."""
+        asker = str(number)
+        truth = np.zeros((len(self.hosts) + 1,) * 2)
+        truth[1:, 1:] = self.among
+        truth[0, 1:] = truth[1:, 0] = [self.earth.rtt_ms(number, n) for n in self.hosts]
+        best = plan_route(MODEL, self.members, lambda names: truth, Ask(asker)).pass_ms
+        self.known = dict(self.lasting)
+        self._measure(asker, ends(asker, self.members, MODEL.n_layers, self._guessed, self.probes))
         for step in ratios:
             began = time.process_time()
-            route = plan_route(MODEL, everybody, guessed, Ask(asker))
+            route = plan_route(MODEL, self.everybody, self._guessed, Ask(asker))
             spent.append(1000 * (time.process_time() - began))
-            step.append(reprice(MODEL, members, true, asker, route, 16).pass_ms / best)
+            step.append(reprice(MODEL, self.members, self._true, asker, route, 16).pass_ms / best)
             for near, far in itertools.pairwise([asker, *route.nodes, asker]):
-                measure(near, [far])
-    return {
-        "nodes": nodes,
-        "serving": serving,
-        "requests": requests,
-        "probes": probes,
-        "coordinate_error_median": float(np.median(errors)),
-        "ratio": [
-            {"openings": i, "mean": float(np.mean(r)), "p90": float(np.percentile(r, 90)), "worst": max(r)}
-            for i, r in enumerate(ratios)
-        ],
-        "plan_ms": {"median": float(np.median(spent)), "p95": float(np.percentile(spent, 95))},
-    }
+                self._measure(near, [far])
 
 
 def main() -> None:
@@ -687,7 +717,7 @@ def main() -> None:
         print(json.dumps(results["coverage"], indent=1), flush=True)
     if chosen.only in (None, "routes"):
         serving = min(500, chosen.nodes // 2)
-        results["routes"] = [routes(chosen.nodes, serving, 20, chosen.seed, probes) for probes in (0, 8, PROBES)]
+        results["routes"] = routes(chosen.nodes, serving, 25, chosen.seed)
         print(json.dumps(results["routes"], indent=1), flush=True)
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(results, indent=1))
