@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,11 @@ from swarm.model import attention
 from swarm.model.attention import Attending, Call
 from swarm.model.checkpoint import Checkpoint
 from swarm.model.kvcache import KVShape
-from swarm.model.manifest import layer_of
-from swarm.model.prune import Shape, check_config, cut, inner_model, layer_list, unfit
+from swarm.model.manifest import Manifest
+from swarm.model.prune import Shape, check_config, cut, inner_model, join, layer_list, unfit
+from swarm.model.state import read_state
+
+PIECE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -36,33 +38,69 @@ class Loaded:
 
 
 def load_layers(
-    checkpoint: Checkpoint, first: int, last: int, device: torch.device, dtype: torch.dtype, report: Report
+    checkpoint: Checkpoint,
+    first: int,
+    last: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report,
+    piece_bytes: int = PIECE_BYTES,
 ) -> Loaded:
-    """What `block.load_block` builds on; see there."""
+    """What `block.load_block` builds on; see there. A large range is loaded in pieces of about `piece_bytes` that go to
+    the device one by one: while experts are joined a piece is in memory twice."""
     manifest = checkpoint.manifest
     manifest.check_layers()
     manifest.check_range(first, last)
     shape = Shape(first, last, manifest.n_layers, manifest.hidden_size, manifest.vocab_size)
     kind = model_class(checkpoint.config, manifest.model)
-    config = copy.deepcopy(checkpoint.config)
-    if shape.last == shape.n_layers and shape.first > 0:
-        config.tie_word_embeddings = False  # the head is then read by itself; there is no embedding to share
-    part = _pruned_class(kind, shape)
-    with _quiet(), torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in _build(part, config).state_dict().items()}
-    state = _read_state(checkpoint, shape, expected, kind.base_model_prefix, dtype, report)
-    # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
-    planned, present = sum(s.numel() for s in expected.values()), sum(t.numel() for t in state.values())
-    if planned > 2 * present + (1 << 20):
-        raise ModelError(f"the config of {manifest.model} wants {planned} weights for these layers, it has {present}")
-    with _quiet():
-        model = _fill(part, config, state, manifest.model, dtype)
-    model.to(device).eval().requires_grad_(False)
+    done = 0
+    models: list[nn.Module] = []
+    report(Progress("load", manifest.model, 0, last - first, "layers"))
+    for a, b in _pieces(manifest, first, last, piece_bytes):
+
+        def tell(layers: int, before: int = done) -> None:
+            report(Progress("load", manifest.model, before + layers, last - first, "layers"))
+
+        models.append(_load_piece(checkpoint, kind, shape.within(a, b), dtype, tell).to(device))
+        done += b - a
+    model = join(models, shape, checkpoint.config)
+    model.eval().requires_grad_(False)
     attending = Attending()
     for module in inner_model(model).modules():
         if hasattr(module, "layer_idx"):
             setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
     return Loaded(model, shape, attending, tuple(_try_once(model, shape, attending, device, dtype)))
+
+
+def _pieces(manifest: Manifest, first: int, last: int, piece_bytes: int) -> list[tuple[int, int]]:
+    """Cut [first, last) where stored layers add up to `piece_bytes`; a piece has one layer at least."""
+    pieces, start, size = [], first, 0
+    for layer in range(first, last):
+        size += manifest.layer_bytes(layer)
+        if size >= piece_bytes or layer + 1 == last:
+            pieces.append((start, layer + 1))
+            start, size = layer + 1, 0
+    return pieces
+
+
+def _load_piece(
+    checkpoint: Checkpoint, kind: type[Any], shape: Shape, dtype: torch.dtype, tell: Callable[[int], None]
+) -> nn.Module:
+    """The model cut to `shape` with its weights, on the CPU."""
+    name = checkpoint.manifest.model
+    config = copy.deepcopy(checkpoint.config)
+    if shape.last == shape.n_layers and shape.first > 0:
+        config.tie_word_embeddings = False  # the head is then read by itself; there is no embedding to share
+    part = _pruned_class(kind, shape)
+    with _quiet(), torch.device("meta"):
+        expected = {key: tensor.shape for key, tensor in _build(part, config).state_dict().items()}
+    state = read_state(checkpoint, shape, expected, kind.base_model_prefix, dtype, tell)
+    # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
+    planned, present = sum(s.numel() for s in expected.values()), sum(t.numel() for t in state.values())
+    if planned > 2 * present + (1 << 20):
+        raise ModelError(f"the config of {name} wants {planned} weights for these layers, it has {present}")
+    with _quiet():
+        return _fill(part, config, state, name, dtype)
 
 
 def model_class(config: Any, model: str) -> type[Any]:
@@ -71,6 +109,10 @@ def model_class(config: Any, model: str) -> type[Any]:
     if kind is None:
         raise ModelError(f"{model} is a {type(config).__name__}, not a causal language model; use one that is")
     name = kind.__name__
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
+        raise ModelError(f"{model} is quantised ({method}), which is read from GGUF alone; use its unquantised weights")
     check_config(config, name)
     if not getattr(kind, "_supports_attention_backend", False):
         raise unfit(name, "its attention function cannot be replaced")
@@ -99,62 +141,6 @@ def _build(part: type[Any], config: Any) -> nn.Module:
     attention.register_attention()
     model: nn.Module = part._from_config(copy.deepcopy(config), attn_implementation=attention.NAME)
     return model
-
-
-def _read_state(
-    checkpoint: Checkpoint,
-    shape: Shape,
-    expected: dict[str, torch.Size],
-    prefix: str,
-    dtype: torch.dtype,
-    report: Report,
-) -> dict[str, torch.Tensor]:
-    """Tensors under the names that the pruned model has for them."""
-    manifest = checkpoint.manifest
-    bare = not any(name.startswith(prefix + ".") for name in manifest.entries)  # saved without its head class
-    wanted: dict[int, list[tuple[str, str]]] = {}
-    for entry in manifest.layer_tensors(shape.first, shape.last):
-        name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
-        layer = layer_of(entry.name)
-        if layer is not None:
-            target = re.sub(rf"\.{layer}\.", f".{layer - shape.first}.", name, count=1)
-            wanted.setdefault(layer, []).append((entry.name, target))
-        elif name in expected:
-            wanted.setdefault(shape.first, []).append((entry.name, name))
-    if "lm_head.weight" in expected and not any(t == "lm_head.weight" for w in wanted.values() for _, t in w):
-        if checkpoint.config.tie_word_embeddings and shape.first > 0:
-            wanted.setdefault(shape.first, []).append((_embedding(checkpoint), "lm_head.weight"))
-    state: dict[str, torch.Tensor] = {}
-    total = shape.last - shape.first
-    report(Progress("load", manifest.model, 0, total, "layers"))
-    for done, layer in enumerate(range(shape.first, shape.last), 1):
-        for source, target in wanted.get(layer, ()):
-            tensor = checkpoint.read(source, dtype)
-            if target in expected and tensor.shape != expected[target]:
-                raise ModelError(
-                    f"{source} of {manifest.model} has shape {list(tensor.shape)}, its config says "
-                    f"{list(expected[target])}: config and weights are of different models"
-                )
-            if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
-                raise ModelError(f"{source} of {manifest.model} holds values that are not finite: pull it again")
-            state[target] = tensor
-        report(Progress("load", manifest.model, done, total, "layers"))
-    return state
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    """One pass without a mask of the tensor's size; minimum and maximum both pass NaN on."""
-    least, most = tensor.aminmax()
-    return bool(torch.isfinite(least) & torch.isfinite(most))
-
-
-def _embedding(checkpoint: Checkpoint) -> str:
-    """Name of the input embedding's weight."""
-    known = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
-    for name in checkpoint.manifest.entries:
-        if layer_of(name) is None and known.search(name):
-            return name
-    raise ModelError(f"{checkpoint.manifest.model} has neither a head nor an embedding to share; is it complete?")
 
 
 def _fill(part: type[Any], config: Any, state: dict[str, torch.Tensor], model: str, dtype: torch.dtype) -> nn.Module:

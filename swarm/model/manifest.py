@@ -99,6 +99,10 @@ class Manifest:
             value = self.config.get(key)
             if isinstance(value, int) and value > 0:
                 return value
+        if "text_config" in self.config:
+            raise ModelError(
+                f"{self.model} takes more than text ({self.config.get('model_type')}); use a text-only model"
+            )
         raise ModelError(f"the config of {self.model} must state {keys[0]}; it does not")
 
     @property

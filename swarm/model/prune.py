@@ -8,6 +8,7 @@ zeros, a norm becomes identity); behind them norms become identity; the head goe
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +99,30 @@ def cut(model: nn.Module, shape: Shape, offset: int = 0) -> None:
                 model._modules[child] = nn.Identity()
     short: Any = _shorten(model.config, shape, offset)
     model.config = inner.config = short
+
+
+def join(parts: Sequence[nn.Module], shape: Shape, config: Any) -> nn.Module:
+    """One model of range `shape` from models cut to ranges that follow each other. The first one is changed and
+    returned. config: of the whole model."""
+    model, tail = parts[0], parts[-1]
+    if len(parts) == 1:
+        return model
+    inner, last_inner = inner_model(model), inner_model(tail)
+    listed, _ = layer_list(model, type(model).__name__)
+    layers = [layer for part in parts for layer in getattr(inner_model(part), listed)]
+    names = [child for child, _ in inner.named_children()]
+    inner._modules[listed] = nn.ModuleList(layers)
+    for child in names[names.index(listed) + 1 :]:
+        inner._modules[child] = last_inner._modules[child]
+    for child, module in list(model.named_children()):
+        if module is not inner:
+            model._modules[child] = tail._modules[child]
+    short: Any = _shorten(config, shape, 0)
+    short._attn_implementation = tail.config._attn_implementation  # type: ignore[union-attr]
+    model.config = inner.config = short
+    if shape.first == 0 and shape.last == shape.n_layers and config.tie_word_embeddings:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    return model
 
 
 def _neutralise(inner: nn.Module, child: str, model: nn.Module, name: str) -> None:

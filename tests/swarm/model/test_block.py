@@ -13,6 +13,7 @@ from swarm.model.block import Job, load_block
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Commits, Layout, no_commits
 from tests.swarm.model.tiny import (
+    ALSO,
     CPU,
     FAMILIES,
     VOCAB,
@@ -83,10 +84,10 @@ def test_chunks_tree_commit_and_continuation_equal_the_whole_model(family: str, 
     close(got[0], plain(model, sure + rest)[-4:])
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2", *ALSO])
 def test_a_long_chunk_equals_the_whole_model(family: str) -> None:
     model = whole(family)
-    chain = chain_of(MemoryCheckpoint(model), (0, 6))
+    chain = chain_of(MemoryCheckpoint(model), (0, 2, 6))
     layout = Layout(scratch=8, context=200)
     session, prompt = chain.open(layout), text(170, 9)
     got = [chain.run([(session, no_commits(), certain(prompt[a:b], a, layout))])[0] for a, b in ((0, 70), (70, 170))]

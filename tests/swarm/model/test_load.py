@@ -13,10 +13,12 @@ import torch
 import transformers
 
 from swarm.errors import ModelError
-from swarm.events import Event, Progress
+from swarm.events import Event, Progress, silent
 from swarm.model.block import load_block
-from swarm.model.manifest import layer_of
-from tests.swarm.model.tiny import CPU, MemoryCheckpoint, random_model, tiny_config
+from swarm.model.load import load_layers
+from swarm.model.manifest import Manifest, layer_of
+from swarm.model.prune import inner_model
+from tests.swarm.model.tiny import CPU, FAMILIES, MemoryCheckpoint, random_model, tiny_config
 
 
 def load(checkpoint: Any, first: int = 0, last: int = 6, **kwargs: Any) -> Any:
@@ -57,6 +59,18 @@ def test_architectures_that_do_not_fit_are_refused_by_name(config: Any, message:
     model = transformers.AutoModelForCausalLM.from_config(config())
     with pytest.raises(ModelError, match=message):
         load(MemoryCheckpoint(model), 0, 1)
+
+
+def test_quantised_checkpoints_are_refused(checkpoint: MemoryCheckpoint) -> None:
+    checkpoint.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(ModelError, match=r"little is quantised \(gptq\), which is read from GGUF alone"):
+        load(checkpoint)
+
+
+def test_a_model_of_more_than_text_says_so() -> None:
+    manifest = Manifest("see", {"model_type": "gemma3", "text_config": {"hidden_size": 8}}, ())
+    with pytest.raises(ModelError, match="see takes more than text"):
+        _ = manifest.n_layers
 
 
 def test_an_encoder_is_no_language_model() -> None:
@@ -144,6 +158,7 @@ import json, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from swarm.model.block import load_block
+from swarm.model.load import load_layers
 from swarm.model.local import open_folder
 
 def mine():
@@ -199,3 +214,26 @@ def test_a_config_that_promises_more_than_the_weights_hold(checkpoint: MemoryChe
     checkpoint.manifest = type(checkpoint.manifest)("little", checkpoint.manifest.config, kept)
     with pytest.raises(ModelError, match=r"wants \d{12,} weights for these layers"):
         load(with_config(num_hidden_layers=6, vocab_size=10**10), 0, 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("first", "last"), [(0, 6), (1, 5), (3, 6)])
+def test_a_range_loaded_in_pieces_equals_the_range_loaded_at_once(family: str, first: int, last: int) -> None:
+    checkpoint = MemoryCheckpoint(random_model(tiny_config(family)))
+    seen: list[Event] = []
+    piece = checkpoint.manifest.layer_bytes(1) + 1  # two layers each
+    pieces = load_layers(checkpoint, first, last, CPU, torch.float32, seen.append, piece_bytes=piece)
+    assert seen == [Progress("load", "tiny", done, last - first, "layers") for done in range(last - first + 1)]
+    whole = load_layers(checkpoint, first, last, CPU, torch.float32, silent)
+    found, expected = pieces.model.state_dict(), whole.model.state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    rows = torch.randn(1, 3, 48)
+    outs = []
+    for loaded in (pieces, whole):
+        loaded.attending.trial = []
+        out = inner_model(loaded.model)(inputs_embeds=rows, position_ids=torch.arange(3)[None], use_cache=False)
+        outs.append(out.last_hidden_state)
+    assert torch.equal(outs[0], outs[1])
+    if family == "llama-tied" and (first, last) == (0, 6):
+        assert found["lm_head.weight"].data_ptr() == found["model.embed_tokens.weight"].data_ptr()

@@ -60,8 +60,19 @@ def tiny_config(family: str) -> Any:
             return t.Qwen3MoeConfig(
                 **_HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=2
             )
+        case "neox":  # attention and MLP side by side
+            return t.GPTNeoXConfig(**{k: v for k, v in _BASE.items() if k != "num_key_value_heads"})
+        case "phi3":
+            return t.Phi3Config(**{**_BASE, "pad_token_id": 0})
+        case "olmo2":  # norms behind attention and MLP
+            return t.Olmo2Config(**_BASE)
+        case "cohere2":  # windows without rotation between full layers with it
+            return t.Cohere2Config(**_BASE, sliding_window=7)
     raise ValueError(family)
 
+
+ALSO = ("neox", "phi3", "olmo2", "cohere2")
+"""Families that work without having been aimed at."""
 
 FAMILIES = ("llama", "llama-tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "mixtral", "qwen3-moe")
 

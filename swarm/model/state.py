@@ -1,0 +1,71 @@
+"""The tensors of a layer range, read and checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+
+from swarm.errors import ModelError
+from swarm.model.checkpoint import Checkpoint
+from swarm.model.manifest import layer_of
+from swarm.model.prune import Shape
+
+
+def read_state(
+    checkpoint: Checkpoint,
+    shape: Shape,
+    expected: dict[str, torch.Size],
+    prefix: str,
+    dtype: torch.dtype,
+    tell: Callable[[int], None],
+) -> dict[str, torch.Tensor]:
+    """Tensors under the names that the model pruned to `shape` has for them.
+
+    expected: shapes by those names, as far as the config tells; `tell` gets the layers read so far. Raises ModelError
+    for a tensor of another shape or with values that are not finite.
+    """
+    manifest = checkpoint.manifest
+    bare = not any(name.startswith(prefix + ".") for name in manifest.entries)  # saved without its head class
+    wanted: dict[int, list[tuple[str, str]]] = {}
+    for entry in manifest.layer_tensors(shape.first, shape.last):
+        name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
+        layer = layer_of(entry.name)
+        if layer is not None:
+            target = re.sub(rf"\.{layer}\.", f".{layer - shape.first}.", name, count=1)
+            wanted.setdefault(layer, []).append((entry.name, target))
+        elif name in expected:
+            wanted.setdefault(shape.first, []).append((entry.name, name))
+    if "lm_head.weight" in expected and not any(t == "lm_head.weight" for w in wanted.values() for _, t in w):
+        if checkpoint.config.tie_word_embeddings and shape.first > 0:
+            wanted.setdefault(shape.first, []).append((_embedding(checkpoint), "lm_head.weight"))
+    state: dict[str, torch.Tensor] = {}
+    for done, layer in enumerate(range(shape.first, shape.last), 1):
+        for source, target in wanted.get(layer, ()):
+            tensor = checkpoint.read(source, dtype)
+            if target in expected and tensor.shape != expected[target]:
+                raise ModelError(
+                    f"{source} of {manifest.model} has shape {list(tensor.shape)}, its config says "
+                    f"{list(expected[target])}: config and weights are of different models"
+                )
+            if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
+                raise ModelError(f"{source} of {manifest.model} holds values that are not finite: pull it again")
+            state[target] = tensor
+        tell(done)
+    return state
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """One pass without a mask of the tensor's size; minimum and maximum both pass NaN on."""
+    least, most = tensor.aminmax()
+    return bool(torch.isfinite(least) & torch.isfinite(most))
+
+
+def _embedding(checkpoint: Checkpoint) -> str:
+    """Name of the input embedding's weight."""
+    known = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
+    for name in checkpoint.manifest.entries:
+        if layer_of(name) is None and known.search(name):
+            return name
+    raise ModelError(f"{checkpoint.manifest.model} has neither a head nor an embedding to share; is it complete?")
