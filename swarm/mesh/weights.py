@@ -1,0 +1,100 @@
+"""Weights between nodes, the giving half: serving the blobs that this node has. `weights_fetch` is the other half.
+
+Calls (answers in brackets):
+
+- weights.manifest {}                     [body: Manifest.to_bytes()]
+- weights.have {"digests": [32 bytes]}    [{"sizes": [bytes, or -1 for a blob that is not here]}]
+- weights.list {"digest": 32 bytes}       [body: 32-byte SHA-256 of each chunk]
+- weights.get {"digest", "offset", "length"}  [body: the bytes]
+
+Trust: the swarm's model digest names the manifest, the manifest names the blobs, and a blob counts only when it adds
+up to its digest (`swarm.model.blobs`). A source's list of chunks is its promise. Sources with equal promises are used
+together: a chunk that is not as promised convicts who sent it, a blob that does not add up convicts all that promised
+it; they are dropped and the rest finishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from swarm.errors import ModelError, PeerError
+from swarm.model.blobs import CHUNK, Blob
+from swarm.model.manifest import Manifest
+from swarm.net.message import Message
+from swarm.net.nodeid import NodeId
+from swarm.net.peer import Handler, Peer
+
+log = logging.getLogger(__name__)
+
+MANIFEST, HAVE, LIST, GET = "weights.manifest", "weights.have", "weights.list", "weights.get"
+DIGEST_BYTES = 32
+MAX_ASKED = 4096
+READS_AT_ONCE = 4
+
+
+class Source(Protocol):
+    """What `BlobSource` is: blobs on this machine."""
+
+    def blobs(self) -> tuple[Blob, ...]: ...
+    def read(self, digest: str, offset: int, length: int) -> bytes: ...
+    def chunk_digests(self, digest: str) -> tuple[str, ...]: ...
+
+
+class WeightsServer:
+    """Serves blobs to admitted nodes. Files are read in threads, a few at once; lists of chunks are made once."""
+
+    def __init__(self, manifest: Manifest, source: Source, admitted: Callable[[NodeId], bool]) -> None:
+        self._manifest, self._source, self._admitted = manifest, source, admitted
+        self._sizes = {blob.digest: blob.nbytes for blob in source.blobs()}
+        self._lists: dict[str, bytes] = {}
+        self._listing: dict[str, asyncio.Lock] = {}
+        self._reads = asyncio.Semaphore(READS_AT_ONCE)
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What the node's switchboard calls for messages of peers."""
+        return {MANIFEST: self._on_manifest, HAVE: self._on_have, LIST: self._on_list, GET: self._on_get}
+
+    async def _on_manifest(self, peer: Peer, message: Message) -> Message:
+        self._check(peer)
+        return Message(MANIFEST, {}, await asyncio.to_thread(self._manifest.to_bytes))
+
+    async def _on_have(self, peer: Peer, message: Message) -> Message:
+        self._check(peer)
+        asked = message.header.get("digests")
+        if not isinstance(asked, list) or len(asked) > MAX_ASKED:
+            raise PeerError(f"expected at most {MAX_ASKED} digests, found something else")
+        return Message(HAVE, {"sizes": [self._sizes.get(_digest_untrusted(d), -1) for d in asked]})
+
+    async def _on_list(self, peer: Peer, message: Message) -> Message:
+        self._check(peer)
+        digest = _digest_untrusted(message.header.get("digest"))
+        if digest not in self._sizes:
+            raise ModelError(f"this node does not hold blob {digest[:12]}...")
+        async with self._listing.setdefault(digest, asyncio.Lock()):
+            if digest not in self._lists:
+                async with self._reads:
+                    found = await asyncio.to_thread(self._source.chunk_digests, digest)
+                self._lists[digest] = b"".join(bytes.fromhex(d) for d in found)
+        return Message(LIST, {}, self._lists[digest])
+
+    async def _on_get(self, peer: Peer, message: Message) -> Message:
+        self._check(peer)
+        digest = _digest_untrusted(message.header.get("digest"))
+        offset, length = message.header.get("offset"), message.header.get("length")
+        if type(offset) is not int or type(length) is not int or offset < 0 or not 0 <= length <= CHUNK:
+            raise PeerError(f"expected an offset and at most {CHUNK} bytes, found something else")
+        async with self._reads:
+            return Message(GET, {}, await asyncio.to_thread(self._source.read, digest, offset, length))
+
+    def _check(self, peer: Peer) -> None:
+        if not self._admitted(peer.id):
+            raise PeerError("weights are served to nodes of the swarm; say hello first")
+
+
+def _digest_untrusted(value: Any) -> str:
+    if type(value) is not bytes or len(value) != DIGEST_BYTES:
+        raise PeerError(f"expected a digest of {DIGEST_BYTES} bytes, found something else")
+    return value.hex()
