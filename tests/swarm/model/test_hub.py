@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,6 +39,7 @@ class Hub(ThreadingHTTPServer):
         self.commit = "1" * 40
         self.sent: dict[str, int] = {}
         self.lie: str | None = None
+        self.asked = 0
 
     @property
     def endpoint(self) -> str:
@@ -72,7 +74,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path == f"/api/models/{REPO}":
+        if re.fullmatch(f"/api/models/{REPO}(/revision/(main|{self.server.commit}))?", path):
+            self.server.asked += 1
             self.reply(200, json.dumps(self.server.describe()).encode(), {"Content-Type": "application/json"})
             return
         found = re.fullmatch(rf"/{REPO}/resolve/({self.server.commit}|main)/([\w.-]+)", path)
@@ -179,6 +182,28 @@ def test_what_was_pulled_opens_without_the_hub(hub: Hub, store: ModelStore, monk
     seen: list[Event] = []
     open_model(REPO, gone, layers=(0, 2), report=seen.append)
     assert any(isinstance(e, Notice) and "as pulled before" in e.text for e in seen)
+
+
+def test_a_commit_is_asked_for_once_and_a_branch_each_time(hub: Hub, store: ModelStore) -> None:
+    pinned = f"{REPO}@{hub.commit}"
+    digest = open_model(pinned, store, layers=(0, 2)).manifest.digest
+    asked = hub.asked
+    assert open_model(pinned, store, layers=(0, 3)).manifest.digest == digest  # another layer is fetched, no question
+    assert hub.asked == asked
+    open_model(REPO, store, layers=(0, 2))
+    assert hub.asked > asked
+    assert sorted(m.ref for m in store.list()) == [REPO, pinned]
+    with pytest.raises(ModelError, match="no model org/tiny@elsewhere on the hub"):
+        open_model(f"{REPO}@elsewhere", store)
+
+
+def test_a_cleared_cache_is_filled_again(hub: Hub, store: ModelStore) -> None:
+    open_model(REPO, store, layers=(0, 2))
+    assert store.hub_cache is not None
+    shutil.rmtree(store.hub_cache)
+    load_tokenizer(REPO, store)
+    shutil.rmtree(store.hub_cache)
+    load_block(open_model(REPO, store, layers=(0, 2)), 0, 2, CPU, torch.float32)
 
 
 def test_a_cache_that_another_tool_filled_is_used_offline(hub: Hub, store: ModelStore, tmp_path: Path) -> None:
