@@ -84,29 +84,34 @@ class Outbox:
         else:
             queue.append(message)
 
-    def next_chunk(self, room: int) -> list[Body] | None:
-        """The parts of the next record's plaintext, at most `room` bytes together; None when nothing can go."""
+    def next_chunk(self, room: int, large: bool = True) -> list[Body] | None:
+        """The parts of the next record's plaintext, at most `room` bytes together; None when nothing can go.
+
+        Without `large` only messages that fit a record as a whole go.
+        """
         for level in range(LEVELS):
-            flow = self._pick(level, room)
+            flow = self._pick(level, room, large)
             if flow is not None:
                 return self._cut(flow, level, room)
         return None
 
-    def _pick(self, level: int, room: int) -> Hashable | None:
+    def _pick(self, level: int, room: int, large: bool) -> Hashable | None:
         fresh, waiting = self._fresh[level], self._waiting[level]
         order = (waiting, fresh) if self._fresh_row >= _FRESH_IN_A_ROW else (fresh, waiting)
         for queue in order:
             for index, flow in enumerate(queue):
-                if self._may_go(self._flows[flow][0], room):
+                if self._may_go(self._flows[flow][0], room, large):
                     del queue[index]
                     self._fresh_row = self._fresh_row + 1 if queue is fresh else 0
                     return flow
         return None
 
-    def _may_go(self, message: _Outgoing, room: int) -> bool:
-        """Whether it has begun, or fits a record, or may begin within the bounds that the receiver enforces."""
-        if message.lane >= 0 or WHOLE_HEAD.size + message.size <= room:
+    def _may_go(self, message: _Outgoing, room: int, large: bool) -> bool:
+        """Whether it fits a record, or has begun, or may begin within the bounds that the receiver enforces."""
+        if message.lane < 0 and WHOLE_HEAD.size + message.size <= room:
             return True
+        if not large or message.lane >= 0:
+            return large
         if len(self._free_lanes) <= message.level * _RESERVED:
             return False
         return self._partial == 0 or self._partial + message.size <= self._partial_bytes

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable
 
 from swarm.errors import PeerError
-from swarm.net.lanes import Outbox
+from swarm.net.lanes import Chunk, Outbox
 from swarm.net.message import Body
+from swarm.net.pace import RETRY_SECONDS, Pacer, read_road
 from swarm.net.record import LENGTH_BYTES, Sealer
 
 CHUNK_BYTES = 32 * 1024
@@ -39,7 +40,9 @@ class Writer:
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._due = False
+        self._retry_due = False
         self._stopped = False
+        self._pacer = Pacer(lambda: None)
 
     @property
     def idle(self) -> bool:
@@ -50,6 +53,9 @@ class Writer:
         """Write to `transport` from now on; it reports back through `pause` and `resume`."""
         transport.set_write_buffer_limits(high=0)
         self._transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            self._pacer = Pacer(lambda: read_road(sock))
 
     def pause(self) -> None:
         self._paused = True
@@ -87,6 +93,16 @@ class Writer:
             self._transport.write(batch)
         self._on_wrote()
 
+    def _retry(self) -> None:
+        """The road is full: look again shortly, since the kernel tells nobody when it has emptied."""
+        if not self._retry_due:
+            self._retry_due = True
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._retry_due = False
+        self.pump()
+
     def _pump_again(self) -> None:
         self._due = False
         self.pump()
@@ -107,12 +123,18 @@ class Writer:
     def _next_plaintext(self) -> Body | None:
         if self._control:
             return self._control.popleft()
-        parts = self.outbox.next_chunk(CHUNK_BYTES)
+        now = time.monotonic()
+        large = self._pacer.may_send_large(now)
+        parts = self.outbox.next_chunk(CHUNK_BYTES, large)
         if parts is None:
+            if not large and self.outbox.queued_bytes:
+                self._retry()
             if self.bye is None or self.bye_sent or self.outbox.queued_bytes:
                 return None
             self.bye_sent = True
             return self.bye
+        if parts[0][0] == Chunk.WHOLE:
+            self._pacer.sent_small(now)
         end = 0
         plain = self._plain
         for part in parts:

@@ -9,7 +9,7 @@ from swarm.identity import Identity
 from swarm.net.channel import Channel
 from swarm.net.handshake import Established
 from swarm.net.limits import Limits
-from swarm.net.message import Envelope
+from swarm.net.message import Envelope, Message
 
 LEFT, RIGHT = Identity.from_seed(bytes(32)), Identity.from_seed(bytes([1]) * 32)
 
@@ -55,6 +55,10 @@ class MemoryTransport(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+
+def envelope(number: int, size: int) -> Envelope:
+    return Envelope(Message("m", {"n": number}, bytes([number % 256]) * size))
 
 
 class End:

@@ -12,13 +12,9 @@ from swarm.net.limits import Limits
 from swarm.net.message import Envelope, Message
 from swarm.net.opening import open_channel
 from swarm.net.writer import CHUNK_BYTES, MAX_CONTROL, TURN_BYTES
-from tests.swarm.net.memory import LEFT, RIGHT, joined
+from tests.swarm.net.memory import LEFT, RIGHT, envelope, joined
 
 KEYS = {node.id: ChannelKeys.make(node, 1 << 20) for node in (LEFT, RIGHT)}
-
-
-def envelope(number: int, size: int) -> Envelope:
-    return Envelope(Message("m", {"n": number}, bytes([number % 256]) * size))
 
 
 def stream() -> tuple[list[Envelope], bytes]:
