@@ -17,6 +17,7 @@ from swarm.mesh.state import (
     Accuse,
     Accused,
     Action,
+    Aged,
     Blame,
     Changed,
     Clash,
@@ -86,6 +87,8 @@ def apply(state: State, event: Event, now: float) -> Step:
         case Revoked(revocation):
             revoked = {**state.revoked, revocation.id: revocation}
             return state.but(revoked=revoked), [SendDelta(p, (), (), (revocation,)) for p in state.links]
+        case Aged(now_wall):
+            return state.but(revoked={i: r for i, r in state.revoked.items() if r.expires > now_wall}), []
         case Tick():
             return _tick(state, now)
         case _:

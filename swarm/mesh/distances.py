@@ -17,6 +17,7 @@ from swarm.net.switchboard import Switchboard
 PING_S = 20.0
 PINGS = 3
 DIAL_S = 5.0
+AT_ONCE = 4
 IDLE_BYTES = 8192
 
 
@@ -47,10 +48,15 @@ class Distances:
     async def measure(self, records: Sequence[NodeRecord]) -> None:
         """Measure those without a fresh measurement, and go on telling of them. Who is not reached is skipped."""
         self._useful = frozenset(record.node for record in records)
-        for record in records:
-            if record.node != self._board.id and self.table.get(record.node, self._clock()) is None:
+        stale = [r for r in records if r.node != self._board.id and self.table.get(r.node, self._clock()) is None]
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def one(record: NodeRecord) -> None:
+            async with room:
                 with contextlib.suppress(PeerError):
                     await self.ping(await self._board.peer(record.node, record.addresses, DIAL_S))
+
+        await asyncio.gather(*(one(record) for record in stale))
 
     async def keep_measuring(
         self, neighbours: Callable[[], Collection[Peer]], somebody: Callable[[random.Random], NodeRecord | None]

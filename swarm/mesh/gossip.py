@@ -29,6 +29,7 @@ from swarm.mesh.state import (
     Accuse,
     Accused,
     Action,
+    Aged,
     Bounds,
     Changed,
     Clash,
@@ -372,6 +373,7 @@ class Gossip:
                     break
                 with contextlib.suppress(PeerError):
                     await self._greet(node, addresses, DIAL_S)
+            self._happen(Aged(self._wall()))
             self._kept(self.saved())
             await asyncio.sleep(KEEP_S if self.state.links else LONELY_S)
 

@@ -239,6 +239,13 @@ class Revoked:
 
 
 @dataclass(frozen=True, slots=True)
+class Aged:
+    """It is `now_wall` by the wall clock: revocations of invites that have expired are of no use any more."""
+
+    now_wall: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """A round passed."""
 
@@ -255,6 +262,7 @@ Event = (
     | DigestHeard
     | Moved
     | Revoked
+    | Aged
     | Tick
 )
 

@@ -16,6 +16,7 @@ from swarm.mesh.state import (
     Accuse,
     Accused,
     Action,
+    Aged,
     Bounds,
     Changed,
     Clash,
@@ -417,6 +418,15 @@ def test_a_revocation_reaches_everybody_once() -> None:
     assert all(state.revoked == {notice.id: notice} for state in net.states.values())
     told = sum(1 for _, a in net.seen if isinstance(a, SendDelta) and a.revocations)
     assert told <= 9 * 9
+
+
+def test_revocations_are_forgotten_with_the_invites_they_end() -> None:
+    state = fresh()
+    for expires in (100, 200):
+        notice = Revocation(expires.to_bytes(8, "big"), expires, bytes(16))
+        state, _ = apply(state, DeltaHeard(NAMES[1], (), (), (notice,)), 0.0)
+    state, actions = apply(state, Aged(150.0), 0.0)
+    assert [notice.expires for notice in state.revoked.values()] == [200] and actions == []
 
 
 def test_too_many_links_are_left_politely() -> None:

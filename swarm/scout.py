@@ -1,0 +1,39 @@
+"""Keeping the distances fresh that routes will use: which ones is planned, measuring them is gossip's."""
+
+from __future__ import annotations
+
+import asyncio
+
+from swarm.atlas import members_of, rtts_of
+from swarm.mesh.gossip import Gossip
+from swarm.net.nodeid import NodeId, id_text, parse_id_untrusted
+from swarm.ring.plan_probe import ends, next_hops
+
+SCOUT_S = 60.0
+FIRST_S = 5.0
+
+
+async def scout_hops(gossip: Gossip, own: NodeId, model: bytes, n_layers: int) -> None:
+    """A serving node measures the likely successors of its block, once; its record tells of them from then on.
+
+    `model`: manifest digest (32 bytes). Nodes that are not reached are skipped.
+    """
+    members = members_of(gossip, model)
+    me = next((member for member in members if member.node == id_text(own)), None)
+    if me is not None:
+        names = next_hops(me, members, n_layers, rtts_of(gossip, own))
+        await gossip.measure([parse_id_untrusted(name) for name in names])
+
+
+async def scout_ends(gossip: Gossip, own: NodeId, model: bytes, n_layers: int, most: int = 8) -> None:
+    """A requester measures its likely heads and tails, `most` of each, before it plans its first route."""
+    names = ends(id_text(own), members_of(gossip, model), n_layers, rtts_of(gossip, own), most)
+    await gossip.measure([parse_id_untrusted(name) for name in names])
+
+
+async def keep_scouting(gossip: Gossip, own: NodeId, model: bytes, n_layers: int) -> None:
+    """`scout_hops` for ever; a task of a serving node."""
+    await asyncio.sleep(FIRST_S)
+    while True:
+        await scout_hops(gossip, own, model, n_layers)
+        await asyncio.sleep(SCOUT_S)
