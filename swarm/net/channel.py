@@ -18,6 +18,7 @@ from swarm.net.lanes import Chunk, Inbox, Outbox
 from swarm.net.limits import Limits
 from swarm.net.message import Envelope, pack_header, unpack_untrusted
 from swarm.net.nodeid import short_id
+from swarm.net.pace import Road, read_road
 from swarm.net.ping import PingRun, PingSeries
 from swarm.net.record import LENGTH_BYTES, MAX_CIPHERTEXT, TAG_BYTES, Opener
 from swarm.net.writer import CHUNK_BYTES, Writer
@@ -148,6 +149,21 @@ class Channel(asyncio.BufferedProtocol):
                 self._warm_bytes.remove(burst_bytes)
 
         return release
+
+    @property
+    def road(self) -> Road | None:
+        """What the kernel knows of the path; None where it does not tell, as through a relay."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        return None if sock is None or self.closed_reason is not None else read_road(sock)
+
+    async def measure_rate(self, burst_bytes: int) -> float | None:
+        """Send a burst of padding and return the best delivery rate seen meanwhile, in bytes per second."""
+        self._pad(burst_bytes)
+        best = 0
+        for _ in range(4):
+            await self.ping(2)
+            best = max(best, self.road.rate if self.road is not None else 0)
+        return best or None
 
     def pause_reading(self) -> None:
         """Stop reading: the peer's messages wait in the kernel, then on its side."""

@@ -169,6 +169,13 @@ class Peer:
                 if channel is self._channel:
                     raise  # else it lost a simultaneous dial: ask on the one that is kept
 
+    async def measure_rate(self, burst_bytes: int = 1 << 20) -> float | None:
+        """How many bytes per second go to this peer, at least: a burst of padding (at most 4 MiB), timed by the kernel.
+
+        None where the system does not tell. Raises PeerError when closed.
+        """
+        return await self._channel.measure_rate(min(burst_bytes, 4 << 20))
+
     @property
     def last_ping(self) -> PingSeries | None:
         """The latest series that this side began and finished."""

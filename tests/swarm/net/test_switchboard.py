@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator
 
@@ -60,6 +61,16 @@ async def test_call_send_and_ping_between_two_nodes() -> None:
         seen = back.seen_ping
         assert seen is not None and seen.id == series.id
         assert (seen.min_us, seen.peer_min_us) == (series.peer_min_us, series.min_us)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's estimate is read on Linux alone")
+async def test_the_rate_of_a_path_is_measured() -> None:
+    a, b = Identity.generate(), Identity.generate()
+    async with Switchboard(a) as left, Switchboard(b) as right:
+        peer = await right.peer(a.id, [await left.listen("127.0.0.1", 0)])
+        rate = await peer.measure_rate()
+        assert rate is not None and rate > 1e6
+        assert peer.sent_bytes > 1 << 20
 
 
 async def test_a_goodbye_tells_the_reason_and_fails_waiting_calls() -> None:
