@@ -351,7 +351,9 @@ class StageServer:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         assert self._group is not None, "the stage is not running"
-        return self._group.create_task(_guarded(work))
+        task = self._group.create_task(_guarded(work))
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, `work` was never begun
+        return task
 
 
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:
