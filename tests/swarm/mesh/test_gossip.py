@@ -4,118 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 
 from swarm.errors import PeerError
 from swarm.identity import Identity
-from swarm.mesh.gossip import Gossip
 from swarm.mesh.hello import Hello, enter, invited
-from swarm.mesh.invite import make_invite, parse_invite_untrusted
-from swarm.mesh.membership import InviteError, Membership
+from swarm.mesh.invite import parse_invite_untrusted
+from swarm.mesh.membership import InviteError
 from swarm.mesh.messages import delta_message
-from swarm.mesh.record import NOWHERE, NodeRecord, sign_record
+from swarm.mesh.record import NodeRecord, sign_record
 from swarm.mesh.saved import Saved
 from swarm.mesh.state import SendDelta
 from swarm.mesh.table import Held
-from swarm.net.address import Address
 from swarm.net.message import Message
 from swarm.net.switchboard import Switchboard
-
-MODEL = bytes(range(32))
-REF = "tiny"
-
-
-@dataclass
-class Node:
-    board: Switchboard
-    gossip: Gossip
-    identity: Identity
-    address: Address
-    clashes: list[str] = field(default_factory=list)
-
-    def up(self) -> set[bytes]:
-        return {v.record.node for v in self.gossip.members() if v.standing == "up"}
-
-
-class Field:
-    """Starts nodes on loopback and closes them all."""
-
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self.stack = stack
-        self.nodes: list[Node] = []
-
-    async def board(self, identity: Identity) -> tuple[Switchboard, Address]:
-        board = await self.stack.enter_async_context(Switchboard(identity))
-        return board, await board.listen("127.0.0.1", 0)
-
-    async def first(self, open_swarm: bool = False) -> Node:
-        identity = Identity.generate()
-        board, address = await self.board(identity)
-        saved = Saved(Membership.found(identity.id, open_swarm), MODEL, REF)
-        return await self.start(board, address, identity, saved)
-
-    async def join(self, invite: str, role: str = "node", identity: Identity | None = None) -> Node:
-        identity = identity or Identity.generate()
-        board, address = await self.board(identity)
-        parsed = parse_invite_untrusted(invite)
-        welcome, _ = await enter(board, invited(parsed, role), parsed.members)
-        saved = Saved(welcome.membership, welcome.model, welcome.ref, parsed.members)
-        return await self.start(board, address, identity, saved, guest=role == "guest")
-
-    async def start(
-        self,
-        board: Switchboard,
-        address: Address,
-        identity: Identity,
-        saved: Saved,
-        guest: bool = False,
-        wall: Callable[[], float] = time.time,
-    ) -> Node:
-        clashes: list[str] = []
-        about = NodeRecord(
-            identity.id, b"", 0, 0, 0, state="serving", addresses=(address,), n_layers=30, layers=NOWHERE
-        )
-        gossip = Gossip(board, identity.sign, saved, None if guest else about, clashed=clashes.append, wall=wall)
-        node = Node(board, await self.stack.enter_async_context(gossip), identity, address, clashes)
-        self.nodes.append(node)
-        return node
-
-
-def invite_of(node: Node, once: bool = False, expires_s: int = 600) -> str:
-    gossip = node.gossip
-    return make_invite(
-        gossip.membership, MODEL, REF, [(node.board.id, [node.address])], gossip._wall(), expires_s, once
-    ).text()
-
-
-async def until(check: Callable[[], bool], *nodes: Node, timeout: float = 20.0) -> None:
-    """Wait for changes at `nodes` until `check` holds."""
-    async with asyncio.timeout(timeout):
-        while not check():
-            waits = [asyncio.ensure_future(node.gossip.wait_change()) for node in nodes]
-            done, pending = await asyncio.wait(waits, timeout=0.25, return_when=asyncio.FIRST_COMPLETED)
-            for task in pending:
-                task.cancel()
-
-
-def kill_tasks(node: Node) -> None:
-    """From now on the node does nothing by itself."""
-    node.gossip._leaving = True
-    for task in list(node.gossip._tasks):
-        task.cancel()
-
-
-def kill(node: Node) -> None:
-    """End a node without a goodbye, as kill -9 does."""
-    kill_tasks(node)
-    for sock in node.board._listeners:
-        sock.close()
-    for peer in node.board.peers():
-        peer.drop("killed")
+from tests.swarm.mesh.field import MODEL, REF, Field, invite_of, kill, kill_tasks, until
 
 
 @pytest.fixture
