@@ -14,7 +14,7 @@ from receipts.checks import short
 from receipts.errors import ReceiptError, Refusal
 from receipts.opened import MAX_LEAVES, Frame, Opened, OpeningRequest, opened_untrusted
 from receipts.opening import Order, PlannedStage
-from receipts.recompute import MILLION, Limit, delta_error, judge_rows
+from receipts.recompute import MILLION, Limit, at_usual_noise, delta_error, judge_rows, judge_scores
 from receipts.run import Epoch, Run
 from receipts.verdict import Claim, Disclosed, Standing
 
@@ -23,8 +23,9 @@ from receipts.verdict import Claim, Disclosed, Standing
 class Replayed:
     """Teacher-forced recomputation of a run: entry i is about the receipt's token i.
 
-    `best` is the token that the recomputation draws there, `gaps` how far the receipt's token scores below it (0 where
-    equal; scores as the sampler compares them, noise included). `text` is the decoded text, None when not decoded.
+    `best` is the token that the recomputation draws there, `gaps` the least error of the logits for which the
+    receipt's token would be drawn (0 where equal; in logits, so that one limit serves every temperature). `text` is
+    the decoded text, None when not decoded.
     """
 
     best: Sequence[int]
@@ -40,20 +41,30 @@ class Replayer(Protocol):
 
 @dataclass(frozen=True)
 class RowSample:
-    """One opened row of a middle or head stage: block input, output as sent, and the verifier's own output."""
+    """One opened row of a middle or head stage: block input, output as sent, and the verifier's own output.
+
+    `expected` is computed in float32. `honest` is what the verifier's own stage sends when it computes and quantises
+    as the order says; empty where that is float32 too. Its error says how much rounding disturbs this very row.
+    """
 
     position: int
     inputs: Sequence[float]
     outputs: Sequence[float]
     expected: Sequence[float]
+    honest: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
 class TokenSample:
-    """One opened answer of the tail: how far the token it drew scores below the verifier's best (0: the same)."""
+    """One opened answer of the tail: by how much logits must be off to draw its token (0: it is the verifier's).
+
+    `scores` are the errors of what else it says of the token (logprob, margin), each over the standard deviation that
+    honest rounding gives it.
+    """
 
     position: int
     gap: float
+    scores: Sequence[float] = ()
 
 
 class Auditor(Protocol):
@@ -110,6 +121,7 @@ def check_replay(run: Run, disclosed: Disclosed, replayer: Replayer, limit: Limi
 def choose_rows(epoch: Epoch, order_digest: str, count: int, below: Callable[[int], int]) -> list[OpeningRequest]:
     """`count` outbound frames over the stages of an epoch, as even as can be: one request per stage, in ring order.
 
+    The tail opens all it can: an answer is a hundred bytes, and says less of the computation than a row does.
     `below(n)` is a random integer in [0, n) that the nodes cannot foresee (`secrets.randbelow`).
     """
     requests = []
@@ -117,6 +129,8 @@ def choose_rows(epoch: Epoch, order_digest: str, count: int, below: Callable[[in
     for index in range(stages):
         frames = epoch.edges[index + 1, "sender"].frames
         share = min(max(1, count // stages + (index < count % stages)), frames, MAX_LEAVES)
+        if index == stages - 1:
+            share = min(frames, MAX_LEAVES)
         leaves: set[int] = set()
         while len(leaves) < share:
             leaves.add(1 + below(frames))
@@ -160,13 +174,19 @@ def _opened(epoch: Epoch, index: int, request: OpeningRequest, answer: bytes) ->
 
 def _judge(run: Run, stage: PlannedStage, opened: Opened, auditor: Auditor, limit: Limit) -> Claim:
     errors: list[float] = []
+    noise: list[float] = []
     gaps: list[float] = []
-    for _, frame in opened.outbound:
+    scores: list[float] = []
+    # The last first: it needs every inbound frame that the others need, so an auditor computes them once.
+    for _, frame in reversed(opened.outbound):
         for sample in auditor.recompute(run.order, stage, opened.upto(frame), frame):
             if isinstance(sample, TokenSample):
                 gaps.append(sample.gap)
+                scores += sample.scores
             else:
                 errors.append(delta_error(sample.inputs, sample.outputs, sample.expected))
+                if sample.honest:
+                    noise.append(delta_error(sample.inputs, sample.honest, sample.expected))
     wrong = [gap for gap in gaps if not gap * MILLION <= limit.tie_ppm]
     if wrong:
         raise ReceiptError(
@@ -174,10 +194,15 @@ def _judge(run: Run, stage: PlannedStage, opened: Opened, auditor: Auditor, limi
             f"{short(stage.node)} layers [{stage.first}, {stage.last}): {len(wrong)} of {len(gaps)} tokens it drew "
             f"are not the best, by up to {max(wrong):.4f}",
         )
-    judgement = judge_rows(errors, limit)
+    where = f"{short(stage.node)} layers [{stage.first}, {stage.last})"
+    even, figures = judge_scores(scores) if scores else (True, "")
+    if not even:
+        raise ReceiptError(Refusal.AUDIT, f"{where}: {figures}")
+    judgement = judge_rows(at_usual_noise(errors, noise, limit) if noise else errors, limit)
     if errors and not judgement.passed:
-        raise ReceiptError(Refusal.AUDIT, f"{short(stage.node)} layers [{stage.first}, {stage.last}): {judgement.why}")
+        raise ReceiptError(Refusal.AUDIT, f"{where}: {judgement.why}")
     if not errors and not gaps:
         return Claim(Standing.NOT_CHECKED, "audit", "the opened frames hold no row", stage.node)
-    text = f"{len(errors) + len(gaps)} rows recomputed" + (f", {judgement.why}" if errors else "")
+    figures = ", ".join(text for text in (judgement.why if errors else "", figures) if text)
+    text = f"{len(errors) + len(gaps)} rows recomputed" + (f", {figures}" if figures else "")
     return Claim(Standing.PROVEN, "audit", text, stage.node)

@@ -19,6 +19,10 @@ from receipts.codec import Count, Digest, Many, Name, Range, decode_untrusted, e
 from receipts.errors import ReceiptError, Refusal
 
 MILLION = 1_000_000
+MEDIAN_MARGIN = 1.4
+"""How far above the honest median the gate on it lies."""
+LEAST_NOISE = 1 / 8
+"""Noise taken for granted, of what is usual: a recomputation that agrees by luck must not tighten a gate to nothing."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,20 @@ def delta_error(inputs: Sequence[float], outputs: Sequence[float], expected: Seq
     return wrong / work if work > 0 else (0.0 if wrong == 0 else math.inf)
 
 
+def at_usual_noise(errors: Sequence[float], noise: Sequence[float], limit: Limit) -> list[float]:
+    """Errors of rows as they would be if rounding disturbed every row as much as the limit's usual one.
+
+    How much rounding disturbs a row depends on the row and on the layers, by a factor of ten and more; `noise` is the
+    error that an honest stage has on each row, by the verifier's own computation. A row counts as at least as noisy
+    as half of the others are: what is left is the factor by which a stage errs more than it should.
+    """
+    if not noise:
+        return []
+    usual = limit.median_ppm / MEDIAN_MARGIN / MILLION
+    least = max(statistics.median(noise), LEAST_NOISE * usual)
+    return [usual * error / max(own, least) for error, own in zip(errors, noise, strict=True)]
+
+
 @dataclass(frozen=True)
 class StageJudgement:
     """What the opened rows of one stage show. `median` and `worst` are relative errors of the delta."""
@@ -103,6 +121,17 @@ class StageJudgement:
     worst: float
     passed: bool
     why: str
+
+
+def judge_scores(scores: Sequence[float]) -> tuple[bool, str]:
+    """Whether a tail's logprobs and margins are those of an honest computation, and the figures in words.
+
+    A score is an error over the standard deviation that honest rounding gives it, so their root mean square is near 1;
+    int8 weights have 2 and more. The gate leaves room for chance: few scores say little.
+    """
+    rms = math.sqrt(sum(score * score for score in scores) / len(scores))
+    gate = 1.45 + 2.0 / math.sqrt(len(scores))
+    return rms <= gate, f"scores off by {rms:.2f} times honest rounding (gate {gate:.2f})"
 
 
 def judge_rows(errors: Sequence[float], limit: Limit) -> StageJudgement:
@@ -127,7 +156,7 @@ def calibrate(honest: Sequence[float], ties: Sequence[float] = (), cheating: Seq
     if len(honest) < 20 or not all(math.isfinite(error) for error in honest):
         raise ReceiptError(Refusal.SHAPE, f"calibration needs 20 finite rows, found {len(honest)}")
     median = statistics.median(honest)
-    gate = 1.4 * median
+    gate = MEDIAN_MARGIN * median
     if cheating:
         gate = min(gate, math.sqrt(median * statistics.median(cheating)))
     if cheating and gate <= 1.05 * median:

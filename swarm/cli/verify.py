@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from receipts.document import secrets_untrusted
+from receipts.draw import svg_report
+from receipts.errors import ReceiptError
 from receipts.report import text_report
-from receipts.verify import Options, verify
+from receipts.salt import Secret
+from receipts.verdict import Level, Verdict
+from receipts.verify import trust_untrusted, verify
+from swarm.cli.common import add_member_options, member_config, models_dir, number, say
 from swarm.errors import UsageError
 
-EXIT_UNREADABLE = 2
+if TYPE_CHECKING:
+    from swarm.net.address import Address
+    from swarm.recheck.check import CheckConfig
+
+SECRETS = ".secrets.json"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,12 +34,51 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "verify",
         help="what a receipt proves",
         description="Check a receipt and say of each claim whether it is proven, co-signed, witnessed, claimed or not "
-        "checked. Exit code 0: met; 2: unreadable or misuse; 3: authentic but below the required level; 4: the replay "
-        "was not conclusive; 10 and above: refused, one code for each reason.",
+        "checked. Exit code 0: met; 2: unreadable or misuse; 3: authentic but below the required level; 4: replay or "
+        "audit was not conclusive; 10 and above: refused, one code for each reason (docs/receipts.md).",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("receipt", type=Path, metavar="RECEIPT", help="the receipt file")
-    parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    parser.add_argument("receipt", type=Path, nargs="?", metavar="RECEIPT", help="the receipt file")
+    more = parser.add_argument_group("what to check beyond the receipt itself")
+    more.add_argument("--replay", action="store_true", help="recompute the whole run with the model and compare tokens")
+    more.add_argument(
+        "--audit",
+        type=number(int, 1, 4096, "a number of frames"),
+        default=0,
+        metavar="N",
+        help="ask the nodes to open N frames of your choosing, and recompute those",
+    )
+    more.add_argument("--trust", type=Path, metavar="FILE", help="refuse keys that are not in FILE, one in hex a line")
+    more.add_argument(
+        "--require-level",
+        type=number(int, 0, 4, "a level from 0 to 4"),
+        default=1,
+        metavar="L",
+        help="exit with 3 below this level (default: %(default)s)",
+    )
+    more.add_argument("--model", metavar="REF", help="your copy of the model (default: the one that comes along)")
+    more.add_argument(
+        "--secrets",
+        type=Path,
+        metavar="FILE",
+        help="the requester's values behind salted digests (default: RECEIPT with .secrets.json, where it exists)",
+    )
+    more.add_argument(
+        "--address",
+        action="append",
+        default=[],
+        metavar="NODE=HOST:PORT",
+        help="where to reach a node for --audit (default: as its swarm knows); NODE may be cut to 8 digits",
+    )
+    more.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure how far honest stages of --model err on this machine, and keep the limits for later checks",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    output.add_argument("--svg", type=Path, metavar="FILE", help="draw the run, with the standing of each claim")
+    add_member_options(parser)
 
 
 def read_receipt(path: Path) -> bytes:
@@ -38,18 +89,143 @@ def read_receipt(path: Path) -> bytes:
         raise UsageError(f"cannot read the receipt {path}: {error.strerror}") from error
 
 
-def verify_file(path: Path, show: Callable[[str], None] = print, options: Options | None = None) -> int:
-    """Verify and print. Returns the exit code."""
-    verdict = verify(read_receipt(path), options)
+def verify_file(path: Path, show: Callable[[str], None] = print) -> int:
+    """Verify at the levels that need nothing else, and print. Returns the exit code."""
+    return _show(verify(read_receipt(path)), show)
+
+
+def _show(verdict: Verdict, show: Callable[[str], None]) -> int:
     width = shutil.get_terminal_size((100, 24)).columns if sys.stderr.isatty() or sys.stdout.isatty() else 100
     show(text_report(verdict, width))
     return verdict.exit_code
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check one file."""
+    """Check one file, or calibrate."""
+    if arguments.calibrate:
+        return _calibrate(arguments)
+    if arguments.receipt is None:
+        raise UsageError("expected a receipt file, found none; write swarm verify RECEIPT")
+    data = read_receipt(arguments.receipt)
+    verdict = _verdict(arguments, data)
+    if arguments.svg is not None:
+        _write(arguments.svg, svg_report(verdict))
     if not arguments.json:
-        return verify_file(arguments.receipt)
-    verdict = verify(read_receipt(arguments.receipt))
+        return _show(verdict, print)
     print(json.dumps(verdict.as_json()))
     return verdict.exit_code
+
+
+def _verdict(arguments: argparse.Namespace, data: bytes) -> Verdict:
+    if not (arguments.replay or arguments.audit or arguments.model):
+        from receipts.verify import Options
+
+        options = Options(
+            required=Level(arguments.require_level),
+            trust=read_trust(arguments.trust),
+            secrets=read_secrets(arguments, data),
+        )
+        return verify(data, options)
+    from swarm.progress import reporter
+    from swarm.recheck.check import check
+
+    config = _config(arguments, data)
+    with reporter(json_lines=False, out=sys.stderr) as report:
+        return asyncio.run(check(data, config, report))
+
+
+def _config(arguments: argparse.Namespace, data: bytes) -> CheckConfig:
+    from swarm.recheck.check import CheckConfig
+
+    return CheckConfig(
+        models=models_dir(arguments),
+        required=Level(arguments.require_level),
+        trust=read_trust(arguments.trust),
+        secrets=read_secrets(arguments, data),
+        model=arguments.model,
+        replay=arguments.replay,
+        audit=arguments.audit,
+        addresses=read_addresses(arguments.address, data),
+        member=member_config(arguments),
+    )
+
+
+def read_trust(path: Path | None) -> frozenset[str] | None:
+    """The keys of a trust file. Raises UsageError."""
+    if path is None:
+        return None
+    try:
+        return trust_untrusted(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, ReceiptError) as error:
+        raise UsageError(f"cannot use the trust file {path}: {error}") from error
+
+
+def read_secrets(arguments: argparse.Namespace, data: bytes) -> tuple[Secret, ...]:
+    """The file given, or of the one beside the receipt what belongs to it. Raises UsageError."""
+    beside = arguments.receipt.with_suffix(SECRETS)
+    path = arguments.secrets or beside
+    if arguments.secrets is None and not beside.is_file():
+        return ()
+    try:
+        secrets = secrets_untrusted(path.read_bytes())
+    except (OSError, ReceiptError) as error:
+        raise UsageError(f"cannot use the secrets file {path}: {error}") from error
+    if arguments.secrets is not None:
+        return secrets
+    # Lying beside a receipt is no reason to refuse it: what is of another run is left aside.
+    return tuple(secret for secret in secrets if secret.digest.encode() in data)
+
+
+def read_addresses(given: list[str], data: bytes) -> dict[str, list[Address]]:
+    """--address NODE=HOST:PORT for nodes of this receipt. Raises UsageError."""
+    from swarm.config import parse_address
+
+    run = verify(data).run
+    nodes = run.nodes() if run is not None else ()
+    found: dict[str, list[Address]] = {}
+    for text in given:
+        name, equals, address = text.partition("=")
+        fitting = [node for node in nodes if len(name) >= 8 and node.startswith(name.lower())]
+        if not equals or len(fitting) != 1:
+            known = ", ".join(node[:8] for node in nodes) or "none"
+            raise UsageError(f"expected --address NODE=HOST:PORT with a node of the receipt ({known}), found {text!r}")
+        found.setdefault(fitting[0], []).append(parse_address(address))
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write the drawing {path}: {error.strerror}") from error
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    """Measure and keep the limits of a model."""
+    from swarm.config import DEFAULT_MODEL
+    from swarm.model.checkpoint import load_tokenizer, open_model
+    from swarm.model.store import ModelStore
+    from swarm.progress import reporter
+    from swarm.recheck.calibrate import TEXT, measure_limits
+    from swarm.recheck.limits import save_limits
+
+    if arguments.receipt is not None:
+        raise UsageError("expected --calibrate without a receipt: limits are of a model; name it with --model REF")
+    models, ref = models_dir(arguments), arguments.model or DEFAULT_MODEL
+    with reporter(json_lines=False, out=sys.stderr) as report:
+        store = ModelStore(models)
+        checkpoint = open_model(ref, store, None, report)
+        tokens = load_tokenizer(ref, store, report)(TEXT)["input_ids"]
+        limits, measured = measure_limits(checkpoint, tokens, report=report)
+    path = save_limits(models, limits)
+    if arguments.json:
+        print(path.read_text("utf-8"), end="")
+        return 0
+    for item in measured:
+        gate = item.limit
+        print(
+            f"{item.name:20} honest median {item.honest_median:.6f}  gates {gate.median_ppm / 1e6:.6f} median, "
+            f"{gate.row_ppm / 1e6:.6f} row, {gate.tie_ppm / 1e6:.4f} tie  ({gate.samples} rows)"
+        )
+    say(f"kept in {path}")
+    return 0

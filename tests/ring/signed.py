@@ -133,7 +133,7 @@ async def signed_ring(
         notary = Notary(log.author(identity.sign), log, SOFTWARE, manifest.digest, manifest.weights_digest)
         stack.callback(notary.close)
 
-        def planner(excluded: frozenset[bytes]) -> list[StagePlan]:
+        def planner(excluded: frozenset[bytes], private: int = 0) -> list[StagePlan]:
             route: list[StagePlan] = []
             while (at := route[-1].last if route else 0) < manifest.n_layers:
                 plans = [n.plan for n in nodes if n.plan is not None and n.plan.node not in excluded]

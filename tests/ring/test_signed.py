@@ -66,7 +66,7 @@ async def test_a_lying_stage_is_caught(
     wide: Checkpoint, tmp_path: Path, dtype: torch.dtype, stage: int, lie: str
 ) -> None:
     async with signed_ring(wide, SPANS, tmp_path, dtype=dtype, twists={stage: LIES[lie]}) as ring:
-        result = await ring.generate(RunRequest(PROMPT, max_tokens=24, speculation="plain"))
+        result = await ring.generate(RunRequest(PROMPT, max_tokens=64, speculation="plain"))
         verdict = await audited(ring, Path(result.receipt), wide)
         print(verdict.line)
         assert verdict.refusal is Refusal.AUDIT, verdict.line

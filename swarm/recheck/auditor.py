@@ -1,0 +1,211 @@
+"""Audit: rows that a stage opened, recomputed from what came in to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import msgpack
+import numpy as np
+import torch
+
+from receipts.audit import RowSample, TokenSample
+from receipts.errors import ReceiptError, Refusal
+from receipts.opened import Frame as OpenedFrame
+from receipts.opened import OpeningRequest
+from receipts.opening import Order, PlannedStage
+from swarm.errors import PeerError
+from swarm.events import Report, silent
+from swarm.model.checkpoint import Checkpoint
+from swarm.model.rows import Layout, check_untrusted
+from swarm.net.limits import Limits
+from swarm.net.message import Message, unpack_untrusted
+from swarm.net.wire import decode_tensor_untrusted, encode_tensor
+from swarm.recheck.gap import token_gaps
+from swarm.recheck.replayer import sampling_of
+from swarm.recheck.tail import rounding, scores_of
+from swarm.recheck.walk import Layers, Step
+from swarm.ring.frame import ANSWER, DOWN, Answer, Frame, parse_answer_untrusted, parse_frame_untrusted
+from swarm.ring.session import SlotTokens
+
+CONTEXT_SLACK = 64
+"""A session's context is rounded up by less than this many positions."""
+
+Fetch = Callable[[str, OpeningRequest], bytes | None]
+"""Asks the node of this name (hex) to open rows; None when it cannot be reached or no longer keeps them."""
+
+
+class RingAuditor:
+    """`receipts.audit.Auditor`: `fetch` talks to nodes, the checkpoint recomputes in float32.
+
+    Every output that the inbound frames give is computed at once and kept for the stage's other samples, so asking for
+    the last frame first makes one pass over the layers of each stage.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, fetch: Fetch, group_bytes: int | None = None, report: Report = silent
+    ) -> None:
+        self._checkpoint, self._fetch = checkpoint, fetch
+        self._group_bytes, self._report = group_bytes, report
+        self._done: tuple[PlannedStage, tuple[OpenedFrame, ...], _Recomputed] | None = None
+
+    def fetch(self, node: str, request: OpeningRequest) -> bytes | None:
+        """The node's answer."""
+        return self._fetch(node, request)
+
+    def recompute(
+        self, order: Order, stage: PlannedStage, inbound: Sequence[OpenedFrame], outbound: OpenedFrame
+    ) -> Sequence[RowSample | TokenSample]:
+        """Samples of the rows of one outbound frame. Raises ReceiptError for frames that no honest stage passes."""
+        frames = tuple(inbound)
+        if self._done is None or self._done[0] != stage or self._done[1][: len(frames)] != frames:
+            layers = Layers(self._checkpoint, stage.first, stage.last, self._group_bytes, report=self._report)
+            self._done = (stage, frames, _Recomputed(order, layers, frames))
+        try:
+            return self._done[2].samples(len(frames), outbound)
+        except PeerError as error:
+            raise ReceiptError(Refusal.AUDIT, f"stage {stage.node[:16]} sent what no stage sends: {error}") from error
+
+
+class _Recomputed:
+    """The outputs of a stage for all frames that came in, in order."""
+
+    def __init__(self, order: Order, layers: Layers, inbound: Sequence[OpenedFrame]) -> None:
+        self._sampling, self._layers = sampling_of(order), layers
+        self._vocab = layers.checkpoint.manifest.vocab_size
+        self._frames: list[Frame] = []
+        steps: list[Step] = []
+        try:
+            for opened in inbound:
+                frame = parse_frame_untrusted(message_untrusted(DOWN, opened))
+                steps.append(self._step_untrusted(frame))
+                self._frames.append(frame)
+            self._layout = _layout_untrusted(order, self._frames)
+            for frame in self._frames:
+                check_untrusted(frame.rows, frame.commits, self._layout)
+        except PeerError as error:
+            raise ReceiptError(Refusal.OPENING, f"an opened frame is none: {error}") from error
+        self._inputs = self._inputs_of(steps)
+        self._outputs = list(layers.outputs(self._layout, steps))
+        self._honest = self._emulated(order, steps)
+
+    @property
+    def _tail(self) -> bool:
+        return self._layers.last == self._layers.checkpoint.manifest.n_layers
+
+    def _step_untrusted(self, frame: Frame) -> Step:
+        """Raises PeerError for rows that do not fit the model."""
+        if self._layers.first == 0:
+            tokens = frame.rows.token
+            if frame.hidden is not None or int(tokens.min()) < 0 or int(tokens.max()) >= self._vocab:
+                raise PeerError("expected token ids of the model at the head of the ring")
+            return Step(frame.commits, frame.rows)
+        return Step(frame.commits, frame.rows, self._hidden_untrusted(frame, len(frame.rows)))
+
+    def _hidden_untrusted(self, frame: Frame | Answer, count: int) -> torch.Tensor:
+        """The `count` hidden rows of a frame as float32 [count, hidden_size]. Raises PeerError."""
+        if frame.hidden is None:
+            raise PeerError("expected hidden rows in a frame, found none")
+        hidden = decode_tensor_untrusted(*frame.hidden, torch.float32)
+        if hidden.shape != (count, self._layers.checkpoint.manifest.hidden_size):
+            raise PeerError(f"expected {count} hidden rows, found a tensor {list(hidden.shape)}")
+        return hidden
+
+    def _inputs_of(self, steps: Sequence[Step]) -> list[torch.Tensor]:
+        """What entered the first layer at each step: at the head, the embeddings of its tokens."""
+        if self._layers.first > 0:
+            return [step.hidden for step in steps if step.hidden is not None]
+        whole = self._layers.embeddings(np.concatenate([step.rows.token for step in steps]).tolist())
+        return list(torch.split(whole, [len(step.rows) for step in steps]))
+
+    def _emulated(self, order: Order, steps: Sequence[Step]) -> list[torch.Tensor]:
+        """What an honest stage sends for each step (nothing where that is float32 too); of a tail, its rounding."""
+        dtype = computed_in(order)
+        if self._tail:
+            if dtype == torch.float32:
+                return [torch.zeros(len(exact)) for exact in self._outputs]
+            honest = replace(self._layers, dtype=dtype).outputs(self._layout, steps)
+            return [rounding(exact, rows) for exact, rows in zip(self._outputs, honest, strict=True)]
+        if dtype == torch.float32 and order.wire == "float32":
+            return []
+        honest = replace(self._layers, dtype=dtype).outputs(self._layout, steps)
+        return [decode_tensor_untrusted(*encode_tensor(rows, order.wire), torch.float32) for rows in honest]
+
+    def samples(self, upto: int, opened: OpenedFrame) -> list[RowSample | TokenSample]:
+        """What one outbound frame shows; it answers one of the first `upto` inbound frames. Raises PeerError."""
+        plain = message_untrusted(DOWN, opened)
+        out = parse_frame_untrusted(plain) if plain.header.get("do") == "frame" else None
+        answer = parse_answer_untrusted(message_untrusted(ANSWER, opened)) if out is None else None
+        wanted = (opened.seq, out.replay if out is not None else -1)
+        fitting = [i for i, frame in enumerate(self._frames[:upto]) if (frame.seq, frame.replay) == wanted]
+        if not fitting:
+            raise PeerError(f"expected frame {opened.seq} to answer one that came in, found none")
+        index = fitting[-1]
+        if answer is not None and answer.hidden is None:
+            return self._tokens(index, answer)
+        sent = out if out is not None else answer
+        assert sent is not None
+        return self._rows(index, self._hidden_untrusted(sent, len(self._frames[index].rows)))
+
+    def _rows(self, index: int, sent: torch.Tensor) -> list[RowSample | TokenSample]:
+        rows = self._frames[index].rows
+        inputs, expected = self._inputs[index], self._outputs[index]
+        if self._tail or sent.shape != expected.shape:
+            raise PeerError(f"expected {len(rows)} rows in frame {self._frames[index].seq}, found {len(sent)}")
+        honest = self._honest[index].tolist() if self._honest else [()] * len(rows)
+        parts = zip(rows.position, inputs.tolist(), sent.tolist(), expected.tolist(), honest, strict=True)
+        return [RowSample(int(position), *row) for position, *row in parts]
+
+    def _tokens(self, index: int, answer: Answer) -> list[RowSample | TokenSample]:
+        rows = self._frames[index].rows
+        wanted = np.flatnonzero(rows.want)
+        if not self._tail or not np.array_equal(answer.row, wanted):
+            raise PeerError(f"expected {len(wanted)} answers in frame {answer.seq}, found {len(answer.row)}")
+        if not len(wanted):
+            return []
+        positions = [int(position) + 1 for position in rows.position[wanted]]
+        tokens = [int(token) for token in answer.token]
+        contexts = self._contexts(index) if self._sampling.repetition_penalty != 1 else None
+        logits = self._outputs[index]
+        _, gaps = token_gaps(logits, positions, tokens, self._sampling, contexts)
+        if max(tokens) >= self._vocab:
+            raise PeerError(f"expected tokens below {self._vocab}, found {max(tokens)}")
+        drawn = list(zip(positions, tokens, answer.margin.tolist(), answer.logprob.tolist(), strict=True))
+        scores = scores_of(logits, self._honest[index], drawn, self._sampling, contexts)
+        return [TokenSample(*sample) for sample in zip(positions, gaps, scores, strict=True)]
+
+    def _contexts(self, index: int) -> list[list[int]]:
+        """What each wanted row of a frame sees, as the tail noted it."""
+        seen = SlotTokens(self._layout)
+        for frame in self._frames[: index + 1]:
+            seen.commit(frame.commits)
+            seen.write(frame.rows)
+        return seen.contexts(self._frames[index].rows)
+
+
+def computed_in(order: Order) -> torch.dtype:
+    """What the stages compute in by the order; the coarser where they differ."""
+    return torch.float32 if order.dtype == "float32" else torch.float16 if order.dtype == "float16" else torch.bfloat16
+
+
+def message_untrusted(kind: str, opened: OpenedFrame) -> Message:
+    """The message whose header and body were hashed. Raises PeerError."""
+    packed = b"\x94" + b"".join(bytes(msgpack.packb(part)) for part in (kind, 0, 0)) + opened.head
+    return unpack_untrusted(packed, opened.body, Limits()).message
+
+
+def _layout_untrusted(order: Order, frames: Sequence[Frame]) -> Layout:
+    """The slots of the session, as far as these frames use them. Raises PeerError beyond what the order allows."""
+    scratch = {frame.rows.ancestors.shape[1] * 8 for frame in frames}
+    if len(scratch) != 1:
+        raise PeerError("frames of one session differ in their scratch slots")
+    context = 1 + max(
+        int(array.max())
+        for frame in frames
+        for array in (frame.rows.position, frame.rows.prefix, frame.commits.position)
+        if len(array)
+    )
+    allowed = order.prompt_tokens + order.max_tokens + CONTEXT_SLACK
+    if context > allowed:
+        raise PeerError(f"a position beyond the order's {allowed}")
+    return Layout(scratch.pop(), context)

@@ -1,0 +1,182 @@
+"""Measuring how far honest stages of a model err, so that audits can tell them from cheaper ones.
+
+Stages of several sizes compute the same rows as a ring would: in each type, with each wire format, in frames of other
+sizes and with other numbers of threads than the verifier uses. What they send is held against float32.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from receipts.audit import RowSample
+from receipts.errors import ReceiptError
+from receipts.recompute import Limit, Limits, calibrate, delta_error, limit_name
+from swarm.events import Progress, Report, silent
+from swarm.model.block import Block, load_block
+from swarm.model.checkpoint import Checkpoint
+from swarm.model.rows import Layout, no_commits
+from swarm.net.wire import decode_tensor_untrusted, encode_tensor
+from swarm.recheck.walk import CPU, Step, run_block
+from swarm.ring.replay import certain_rows
+
+TEXT = """The sky is blue because molecules of air scatter short waves of light more than long ones. At sunset the light \
+has come a long way, and what is left of it is red.
+def mean(values):
+    total = 0
+    for value in values:
+        total += value
+    return total / len(values)
+1. Boil two eggs for six minutes. 2. Peel them under cold water. Der Zug nach Bern fährt um 7.42 Uhr von Gleis 3."""
+MOST_TOKENS = 96
+PROMPT_ROWS = 32
+SETTINGS = (
+    ("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"),
+    ("float32", "int8"), ("bfloat16", "int8"), ("float32", "fp8"), ("bfloat16", "fp8"),
+)  # fmt: skip
+VARIANTS = ((1, 5), (2, 1))
+"""(threads, rows of a frame) of honest stages."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One limit, and how it was found: medians of the honest error and of the honest gap to float32."""
+
+    name: str
+    limit: Limit
+    honest_median: float
+    spans: int
+
+
+def spans_of(layers: int) -> list[tuple[int, int]]:
+    """Stages as rings have them: halves, thirds, and short ones in the beginning, the middle and the end."""
+    cuts = {(0, layers // 2), (layers // 2, layers - 1), (0, layers // 3), (layers // 3, 2 * layers // 3)}
+    cuts |= {(2 * layers // 3, layers - 1), (0, 2), (layers // 2, layers // 2 + 2), (layers - 3, layers - 1)}
+    return sorted((first, last) for first, last in cuts if 0 <= first < last < layers)
+
+
+def measure_limits(
+    checkpoint: Checkpoint,
+    tokens: Sequence[int],
+    settings: Sequence[tuple[str, str]] = SETTINGS,
+    report: Report = silent,
+) -> tuple[Limits, list[Measured]]:
+    """Limits of a model from the rows of these tokens (at most 96 are used). Raises ModelError."""
+    tokens = list(tokens)[:MOST_TOKENS]
+    work = _Bench(checkpoint, tokens)
+    found: list[Measured] = []
+    for done, (dtype, wire) in enumerate(settings):
+        report(Progress("calibrate", f"{dtype} over {wire}", done, len(settings), "limits"))
+        try:
+            found.append(work.measure(dtype, wire))
+        except ReceiptError:
+            continue  # too few rows: the built-in limit stays
+    report(Progress("calibrate", checkpoint.manifest.model, len(settings), len(settings), "limits"))
+    manifest = checkpoint.manifest
+    limits = Limits(manifest.digest, manifest.model[:100], {item.name: item.limit for item in found})
+    return limits, found
+
+
+class _Bench:
+    """The model in every type, and the rows."""
+
+    def __init__(self, checkpoint: Checkpoint, tokens: Sequence[int]) -> None:
+        self._checkpoint, self._tokens = checkpoint, tokens
+        self._layers = checkpoint.manifest.n_layers
+        self._layout = Layout(0, len(tokens))
+        self._blocks: dict[str, Block] = {}
+        exact = self._block("float32")
+        with torch.inference_mode():
+            table = exact.loaded.model.get_input_embeddings()  # type: ignore[operator]
+            self._embedded = table(torch.tensor(list(tokens), dtype=torch.long)).float()
+
+    def measure(self, dtype: str, wire: str) -> Measured:
+        """Honest rows of every stage, at the noise of each row; ties of the whole model. Raises ReceiptError."""
+        rows: list[float] = []
+        medians: list[float] = []
+        exact, own = self._block("float32"), self._block(dtype)
+        spans = spans_of(self._layers)
+        for first, last in spans:
+            inputs = self._inputs(exact, first, wire)
+            expected = self._through(exact, first, last, inputs, 1)
+            honest = _wired(self._through(own, first, last, inputs, 1), wire)
+            noise = _errors(inputs, honest, expected)
+            usual = statistics.median(noise)
+            for threads, size in VARIANTS:
+                with _threads(threads):
+                    sent = _wired(self._through(own, first, last, inputs, size), wire)
+                errors = _errors(inputs, sent, expected)
+                medians.append(statistics.median(errors))
+                if (dtype, wire) == ("float32", "float32"):
+                    rows += errors
+                else:
+                    rows += [error / max(row, usual) for error, row in zip(errors, noise, strict=True)]
+        typical = max(medians)
+        if (dtype, wire) != ("float32", "float32"):
+            rows = [typical * ratio for ratio in rows]
+        limit = calibrate(rows, self._ties(dtype, wire))
+        return Measured(limit_name(dtype, wire), _at_least(limit, dtype, wire), typical, len(spans))
+
+    def _ties(self, dtype: str, wire: str) -> list[float]:
+        """The gap between likely tokens that rounding makes at one position in twenty, over stages of a third each."""
+        exact, own = self._block("float32"), self._block(dtype)
+        wanted = self._through(exact, 0, self._layers, self._embedded, 1)
+        cuts = [0, self._layers // 3, 2 * self._layers // 3, self._layers]
+        hidden = self._embedded
+        for first, last in zip(cuts, cuts[1:], strict=False):
+            hidden = self._through(own, first, last, hidden, 1)
+            hidden = hidden if last == self._layers else _wired(hidden, wire)
+        likely = wanted.topk(min(5, wanted.shape[-1]), dim=-1).indices
+        off = (hidden - wanted).gather(1, likely)
+        return [float(torch.quantile(off.amax(1) - off.amin(1), 0.95))]
+
+    def _inputs(self, exact: Block, first: int, wire: str) -> torch.Tensor:
+        return self._embedded if first == 0 else _wired(self._through(exact, 0, first, self._embedded, 1), wire)
+
+    def _through(self, block: Block, first: int, last: int, inputs: torch.Tensor, size: int) -> torch.Tensor:
+        """The rows through some layers: a prompt at once, then frames of `size` rows."""
+        steps = []
+        ends = [PROMPT_ROWS, *range(PROMPT_ROWS + size, len(self._tokens), size), len(self._tokens)]
+        for start, stop in zip([0, *ends], ends, strict=False):
+            if start >= stop:
+                continue
+            rows = certain_rows(self._layout, start, self._tokens[start:stop])
+            rows.want[:] = True
+            steps.append(Step(no_commits(), rows, inputs[start:stop] if first else None))
+        return torch.cat([rows.float() for rows in run_block(block.view(first, last), self._layout, steps)])
+
+    def _block(self, dtype: str) -> Block:
+        if dtype not in self._blocks:
+            layers = (0, self._layers)
+            self._blocks[dtype] = load_block(self._checkpoint, *layers, CPU, getattr(torch, dtype))
+        return self._blocks[dtype]
+
+
+def _at_least(limit: Limit, dtype: str, wire: str) -> Limit:
+    """Room for other machines: this one's own kernels round alike, others' need not."""
+    if (dtype, wire) == ("float32", "float32"):
+        return Limit(max(limit.median_ppm, 100), max(limit.row_ppm, 1000), max(limit.tie_ppm, 2000), limit.samples)
+    return Limit(limit.median_ppm, max(limit.row_ppm, int(1.45 * limit.median_ppm)), limit.tie_ppm, limit.samples)
+
+
+def _wired(rows: torch.Tensor, wire: str) -> torch.Tensor:
+    return decode_tensor_untrusted(*encode_tensor(rows, wire), torch.float32)
+
+
+def _errors(inputs: torch.Tensor, sent: torch.Tensor, expected: torch.Tensor) -> list[float]:
+    samples = (RowSample(0, *row) for row in zip(inputs.tolist(), sent.tolist(), expected.tolist(), strict=True))
+    return [delta_error(sample.inputs, sample.outputs, sample.expected) for sample in samples]
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,92 @@
+"""A whole verification: what the receipt itself shows, then what a model and its nodes add."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from receipts.run import Run
+from receipts.salt import Secret
+from receipts.verdict import Level, Verdict
+from receipts.verify import Options, verify
+from swarm.config import DEFAULT_MODEL, MemberConfig
+from swarm.errors import ModelError, UsageError
+from swarm.events import Report, silent
+from swarm.model.checkpoint import Checkpoint, load_tokenizer, open_model
+from swarm.model.store import ModelStore
+from swarm.net.address import Address
+from swarm.recheck.auditor import RingAuditor
+from swarm.recheck.dial import opener
+from swarm.recheck.limits import limit_of, load_limits
+from swarm.recheck.replayer import ModelReplayer
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """What to check beyond the receipt.
+
+    model      reference of the verifier's own copy; None: the default model where the receipt is of it
+    audit      frames to have opened, over all stages; 0: none
+    addresses  where nodes (hex) can be dialled; the others are looked up in the swarm of `member`
+    """
+
+    models: Path
+    required: Level = Level.SIGNED
+    trust: frozenset[str] | None = None
+    secrets: tuple[Secret, ...] = ()
+    model: str | None = None
+    replay: bool = False
+    audit: int = 0
+    addresses: Mapping[str, Sequence[Address]] = field(default_factory=dict)
+    member: MemberConfig | None = None
+
+    @property
+    def options(self) -> Options:
+        return Options(required=self.required, trust=self.trust, secrets=self.secrets)
+
+
+async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Verdict:
+    """Verify a receipt. Raises UsageError when what was asked for cannot be done here."""
+    verdict = await asyncio.to_thread(verify, data, config.options)
+    recompute = config.replay or config.audit
+    if verdict.refusal is not None or verdict.run is None or not (recompute or config.model):
+        return verdict
+    ref = config.model or _usual_model(verdict.run)
+    store = ModelStore(config.models)
+    checkpoint = await asyncio.to_thread(_open, ref, store, None if recompute else (0, 1), report)
+    options = replace(config.options, model=checkpoint.manifest)
+    if not recompute or verdict.run.order.model.manifest != checkpoint.manifest.digest:
+        return await asyncio.to_thread(verify, data, options)
+    limits = load_limits(config.models, checkpoint.manifest.digest)
+    options = replace(options, limit=limit_of(limits))
+    if config.replay:
+        tokenizer = await asyncio.to_thread(load_tokenizer, ref, store, report)
+
+        def decode(tokens: Sequence[int]) -> str:
+            text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            return str(text)
+
+        options = replace(options, replayer=ModelReplayer(checkpoint, decode, report=report))
+    if not config.audit:
+        return await asyncio.to_thread(verify, data, options)
+    nodes = [stage.node for stage in verdict.run.last.plan]
+    async with opener(nodes, config.addresses, config.member, report) as fetch:
+        auditor = RingAuditor(checkpoint, fetch, report=report)
+        options = replace(options, auditor=auditor, audit_rows=config.audit)
+        return await asyncio.to_thread(verify, data, options)
+
+
+def _usual_model(run: Run) -> str:
+    """The model that is at hand without being named: a stranger's receipt must not choose what is fetched."""
+    if run.order.model.name == DEFAULT_MODEL:
+        return DEFAULT_MODEL
+    raise UsageError(f"the receipt is of model {run.order.model.name!r}; say where yours is with --model REF")
+
+
+def _open(ref: str, store: ModelStore, layers: tuple[int, int] | None, report: Report) -> Checkpoint:
+    try:
+        return open_model(ref, store, layers, report)
+    except ModelError as error:
+        raise UsageError(f"cannot recompute: {error}") from error

@@ -1,0 +1,93 @@
+"""Reaching the nodes of a receipt in order to have rows opened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from receipts.opened import OpeningRequest
+from swarm.config import MemberConfig
+from swarm.entry import enter_as_guest
+from swarm.errors import SwarmError
+from swarm.events import Notice, Report, silent
+from swarm.identity import Identity
+from swarm.mesh.gossip import Gossip
+from swarm.mesh.saved import save
+from swarm.net.address import Address
+from swarm.net.message import Message
+from swarm.net.nodeid import parse_id_untrusted
+from swarm.net.switchboard import Switchboard
+from swarm.recheck.auditor import Fetch
+from swarm.ring.witness import AUDIT
+from swarm.state import requester_folder
+
+DIAL_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 120.0
+NEWS_WAIT_S = 4.0
+
+
+@asynccontextmanager
+async def opener(
+    nodes: Sequence[str],
+    addresses: Mapping[str, Sequence[Address]],
+    member: MemberConfig | None,
+    report: Report = silent,
+) -> AsyncIterator[Fetch]:
+    """A `Fetch` that dials nodes (hex names) from another thread than the event loop's.
+
+    addresses  where nodes can be dialled; the others are looked up in the swarm of `member`, None: in none
+    """
+    async with AsyncExitStack() as stack:
+        unknown = [node for node in nodes if not addresses.get(node)]
+        if member is None or not unknown:
+            board = await stack.enter_async_context(Switchboard(Identity.generate()))
+            known = dict(addresses)
+        else:
+            board, found = await _look(stack, member, unknown, report)
+            known = {**found, **addresses}
+        loop = asyncio.get_running_loop()
+
+        def fetch(node: str, request: OpeningRequest) -> bytes | None:
+            asking = asyncio.run_coroutine_threadsafe(_ask(board, node, known.get(node, ()), request, report), loop)
+            return asking.result()
+
+        yield fetch
+
+
+async def _look(
+    stack: AsyncExitStack, member: MemberConfig, nodes: Sequence[str], report: Report
+) -> tuple[Switchboard, dict[str, Sequence[Address]]]:
+    """Enter the swarm as a guest and wait a moment for news of these nodes. Raises SwarmError."""
+    folder = stack.enter_context(requester_folder(member.state))
+    identity = Identity.load_or_create(folder)
+    board = await stack.enter_async_context(Switchboard(identity))
+    saved = await enter_as_guest(board, member, folder, identity, report)
+    gossip = await stack.enter_async_context(Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what)))
+    for node, _ in saved.peers[:1]:
+        await gossip.link(node)
+    wanted = [parse_id_untrusted(node) for node in nodes]
+    try:
+        async with asyncio.timeout(NEWS_WAIT_S):
+            while not all(gossip.member(node) for node in wanted):
+                await gossip.wait_change()
+    except TimeoutError:
+        pass
+    views = {node.hex(): gossip.member(node) for node in wanted}
+    return board, {name: view.record.addresses for name, view in views.items() if view is not None}
+
+
+async def _ask(
+    board: Switchboard, node: str, addresses: Sequence[Address], request: OpeningRequest, report: Report
+) -> bytes | None:
+    """The node's opening; None, with a notice that says why, when there is none."""
+    if not addresses:
+        report(Notice(f"no address is known of node {node[:16]}; give --address {node[:16]}=HOST:PORT", "warning"))
+        return None
+    try:
+        peer = await board.peer(parse_id_untrusted(node), list(addresses), DIAL_TIMEOUT_S)
+        answer = await peer.call(Message(AUDIT, {}, request.to_bytes()), ANSWER_TIMEOUT_S)
+    except SwarmError as error:
+        report(Notice(f"node {node[:16]} opened nothing: {error}", "warning"))
+        return None
+    return bytes(answer.body)

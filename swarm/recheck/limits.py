@@ -1,0 +1,58 @@
+"""Where measured recompute limits are kept: shipped with the program, or beside the models of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+from receipts.errors import ReceiptError
+from receipts.recompute import Limit, Limits, default_limit, limits_bytes, limits_untrusted
+from swarm.errors import UsageError
+
+MIXED = "mixed"
+"""What an order says when its stages compute in different types."""
+LimitOf = Callable[[str, str], Limit]
+
+
+def limits_path(models: Path, manifest: str) -> Path:
+    """The file of a model (hex digest of its manifest) under the folder of models."""
+    return models / "limits" / f"{manifest}.json"
+
+
+def save_limits(models: Path, limits: Limits) -> Path:
+    """Keep limits for later verifications. Raises UsageError when they cannot be written."""
+    path = limits_path(models, limits.manifest)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(limits_bytes(limits))
+    except OSError as error:
+        raise UsageError(f"cannot keep limits in {path}: {error.strerror}; choose another --models") from error
+    return path
+
+
+def load_limits(models: Path, manifest: str) -> Limits | None:
+    """Limits measured here, else those that ship; None when nobody measured this model. Raises UsageError."""
+    path = limits_path(models, manifest)
+    here = path.read_bytes() if path.is_file() else None
+    shipped = (entry.read_bytes() for entry in files("swarm").joinpath("data/limits").iterdir())
+    for data in (here, *shipped):
+        if data is None:
+            continue
+        try:
+            limits = limits_untrusted(data)
+        except ReceiptError as error:
+            raise UsageError(f"the limits in {path} are damaged: {error}; run swarm verify --calibrate") from error
+        if limits.manifest == manifest:
+            return limits
+    return None
+
+
+def limit_of(limits: Limits | None) -> LimitOf:
+    """What `receipts.verify` asks for; stages of different types are held to the coarsest."""
+
+    def limit(dtype: str, wire: str) -> Limit:
+        dtype = "bfloat16" if dtype == MIXED else dtype
+        return limits.get(dtype, wire) if limits is not None else default_limit(dtype, wire)
+
+    return limit

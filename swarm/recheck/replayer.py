@@ -1,0 +1,78 @@
+"""Replay: the prompt and the receipt's own tokens go through the model, and each token is drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from receipts.audit import Replayed
+from receipts.errors import ReceiptError, Refusal
+from receipts.opening import Order
+from swarm.errors import UsageError
+from swarm.events import Report, silent
+from swarm.model.checkpoint import Checkpoint
+from swarm.model.rows import Layout, no_commits
+from swarm.model.sampler import Sampling
+from swarm.recheck.gap import token_gaps
+from swarm.recheck.walk import Layers, Step
+from swarm.ring.replay import certain_rows
+
+CHUNK_ROWS = 64
+
+
+class ModelReplayer:
+    """`receipts.audit.Replayer` over a checkpoint, in float32 on this machine.
+
+    decode       tokens as text, to compare with the receipt's; None leaves that out
+    group_bytes  as in `walk.Layers`
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        decode: Callable[[Sequence[int]], str] | None = None,
+        group_bytes: int | None = None,
+        report: Report = silent,
+    ) -> None:
+        self._checkpoint, self._decode = checkpoint, decode
+        self._group_bytes, self._report = group_bytes, report
+
+    def replay(self, order: Order, prompt: Sequence[int], tokens: Sequence[int]) -> Replayed:
+        """Draw every token again. Raises ReceiptError for tokens or samplers that the model cannot have had."""
+        manifest = self._checkpoint.manifest
+        forced = [*prompt, *tokens]
+        if not prompt or not all(0 <= token < manifest.vocab_size for token in forced):
+            raise ReceiptError(Refusal.REPLAY, f"tokens are not all among the model's {manifest.vocab_size}")
+        sampling, given = sampling_of(order), forced[:-1]
+        layout = Layout(0, len(given))
+        steps = []
+        for first in range(0, len(given), CHUNK_ROWS):
+            rows = certain_rows(layout, first, given[first : first + CHUNK_ROWS])
+            rows.want[:] = rows.position + 1 >= len(prompt)
+            steps.append(Step(no_commits(), rows))
+        layers = Layers(self._checkpoint, 0, manifest.n_layers, self._group_bytes, report=self._report)
+        best: list[int] = []
+        gaps: list[float] = []
+        for step, logits in zip(steps, layers.outputs(layout, steps), strict=True):
+            drawn = [int(position) + 1 for position in step.rows.position[step.rows.want]]
+            if drawn:
+                contexts = [forced[:position] for position in drawn] if sampling.repetition_penalty != 1 else None
+                found = token_gaps(logits, drawn, [forced[position] for position in drawn], sampling, contexts)
+                best += found[0]
+                gaps += found[1]
+        return Replayed(best, gaps, self._decode(tokens) if self._decode is not None else None)
+
+
+def sampling_of(order: Order) -> Sampling:
+    """The order's sampler. Raises ReceiptError(SHAPE) for one that does not exist."""
+    sampler = order.sampler
+    try:
+        return Sampling(
+            temperature=sampler.temperature_ppm / 1e6,
+            top_p=sampler.top_p_ppm / 1e6,
+            top_k=sampler.top_k,
+            min_p=sampler.min_p_ppm / 1e6,
+            repetition_penalty=sampler.repetition_penalty_ppm / 1e6,
+            seed=int(sampler.seed, 16),
+        )
+    except UsageError as error:
+        raise ReceiptError(Refusal.SHAPE, f"the order's sampler: {error}") from error
