@@ -12,6 +12,7 @@ side never sees a second one. A connection that the other side made meanwhile co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -19,7 +20,7 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +68,16 @@ class ReachLimits:
     """How long the target dials the asker, and the asker waits for it."""
     punch_retry: float = 0.02
     """Pause after a refused attempt: the other NAT answered because its own side had not begun."""
+    introduce: float = 3.0
+    """For connecting to nodes that may know the one that is wanted."""
     rendezvous: int = 8
     """Peers that are asked whether they know the node."""
     visits_per_minute: int = 60
     """Knocks and relay calls that this node follows."""
+
+
+async def _nobody(node: NodeId) -> None:
+    """Knows nobody who may know `node`."""
 
 
 class Reach:
@@ -78,6 +85,7 @@ class Reach:
 
     `addresses` are what others may dial besides the ports that this node listens on. With `relay` false it neither uses
     relays nor follows a call into one. `admitted` says which peers are members: only they are served.
+    `introduce` connects to nodes that may be connected to the one that is wanted, where no peer is.
     """
 
     def __init__(
@@ -88,12 +96,14 @@ class Reach:
         relay: bool = True,
         offers_relay: Callable[[], bool] = lambda: False,
         admitted: Callable[[NodeId], bool] = lambda node: True,
+        introduce: Callable[[NodeId], Awaitable[None]] = _nobody,
         limits: ReachLimits | None = None,
     ) -> None:
         self._board = board
         self._addresses = addresses
         self._relay = relay
         self._admitted = admitted
+        self._introduce = introduce
         self.limits = limits or ReachLimits()
         self._visits = Quota(self.limits.visits_per_minute, 60.0)
         self.rendezvous = Rendezvous(board, admitted, offers_relay)
@@ -132,9 +142,19 @@ class Reach:
     async def _mutual(self, node: NodeId, delay: float) -> list[tuple[Peer, bool]]:
         """Peers that are connected to `node`, nearest first, and whether each offers to relay. Raises PeerError."""
         await asyncio.sleep(delay)
-        candidates = sorted(
-            (peer for peer in self._board.peers() if peer.id != node), key=lambda peer: peer.rtt_ms or 1000.0
-        )[: self.limits.rendezvous]
+        found = await self._who_knows(node)
+        if not found:
+            with contextlib.suppress(SwarmError, TimeoutError):
+                async with asyncio.timeout(self.limits.introduce):
+                    await self._introduce(node)
+            found = await self._who_knows(node)
+        if not found:
+            raise PeerError(f"none of {len(self._board.peers())} peers is connected to it")
+        return found
+
+    async def _who_knows(self, node: NodeId) -> list[tuple[Peer, bool]]:
+        others = [peer for peer in self._board.peers() if peer.id != node]
+        nearest = sorted(others, key=lambda peer: peer.rtt_ms or 1000.0)[: self.limits.rendezvous]
 
         async def ask(peer: Peer) -> tuple[Peer, bool] | None:
             try:
@@ -143,10 +163,7 @@ class Reach:
                 return None
             return (peer, answer.header.get("relay") is True) if answer.header.get("knows") is True else None
 
-        found = [pair for pair in await asyncio.gather(*map(ask, candidates)) if pair is not None]
-        if not found:
-            raise PeerError(f"none of {len(candidates)} peers is connected to it")
-        return found
+        return [pair for pair in await asyncio.gather(*map(ask, nearest)) if pair is not None]
 
     async def _punched(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]]) -> None:
         """Ask a mutual peer to arrange a simultaneous open; the other side also dials this node's addresses."""

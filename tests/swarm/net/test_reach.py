@@ -158,6 +158,23 @@ async def test_either_side_can_refuse_relays(relay: tuple[bool, bool]) -> None:
         assert nodes.relay.carried_bytes == 0
 
 
+async def test_an_introduction_finds_a_mutual_peer() -> None:
+    async with three(listens=True) as nodes:
+        stranger = Switchboard(Identity.generate())
+        asked: list[bytes] = []
+
+        async def introduce(node: bytes) -> None:
+            asked.append(node)
+            await stranger.dial(nodes.home.id, [nodes.home_address], 5)
+
+        async with stranger:
+            await stranger.listen("127.0.0.1", 0)
+            Reach(stranger, introduce=introduce, limits=NO_PUNCH)
+            peer = await stranger.peer(nodes.target.id, [], timeout=10)
+            assert peer.edge == "reverse" and asked == [nodes.target.id]
+            assert (await peer.call(Message("echo", {"n": 1}), timeout=5)).header == {"n": 1}
+
+
 async def test_each_ways_reason_is_told() -> None:
     async with three() as nodes:
         with pytest.raises(PeerError, match="punched: no simultaneous open with 127"):
