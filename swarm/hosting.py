@@ -15,6 +15,7 @@ from swarm.mesh.gossip import Gossip
 from swarm.model.block import load_block
 from swarm.model.checkpoint import open_model
 from swarm.model.device import describe, free_bytes
+from swarm.model.graphs import graphed
 from swarm.model.kvcache import KVPool
 from swarm.model.manifest import Manifest
 from swarm.model.probe import probe
@@ -92,7 +93,7 @@ def load_hosting(
             "take fewer with --layers A:B or --capacity LAYERS"
         )
     torch.set_num_threads(threads)
-    block = load_block(checkpoint, layers[0], layers[1], device, dtype, report)
+    block = graphed(load_block(checkpoint, layers[0], layers[1], device, dtype, report), report)
     budget = config.kv_bytes or min(MOST_KV, int(free_bytes(device) * KV_SHARE))
     pool = KVPool(block, budget)
     measured = probe(block, report=report)

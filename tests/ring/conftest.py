@@ -13,12 +13,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from draft.base import Child, DraftStep, Expansion
+from draft.lm import LmDrafter
 from draft.suffix import SuffixDrafter
 from swarm.errors import CoverageError
 from swarm.identity import Identity
-from swarm.model.block import load_block
+from swarm.model.block import Block, load_block
 from swarm.model.checkpoint import open_model
 from swarm.model.kvcache import KVPool
+from swarm.model.sampler import Sampling
 from swarm.model.store import ModelStore
 from swarm.net.switchboard import Switchboard
 from swarm.ring.admit import HostedModel, StageLimits
@@ -89,18 +92,42 @@ class TestRing:
     board: Switchboard
 
 
-class Suffixes:
-    """Drafters of the test ring: the suffix drafter, unless a request wants none."""
+@dataclass
+class Drafters:
+    """Drafters of the test ring: suffixes, or with draft "lm" the whole model, or one that has learned nothing."""
+
+    whole: Block
+    bad: bool
 
     def make(self, request: RunRequest) -> Drafting:
         if request.draft == "none" or request.speculation == "plain":
             return Drafting("none")
+        if request.draft == "lm":
+            lm = LmDrafter(self.whole, context=512, scratch=64)
+            return Drafting("lm", deferred=Confused(lm) if self.bad else lm)
         suffix = SuffixDrafter()
         suffix.begin(request.prompt_ids, request.sampling)
         return Drafting("suffix", inline=suffix)
 
     def give_back(self, drafting: Drafting) -> None:
         """Nothing is shared."""
+
+
+@dataclass
+class Confused:
+    """A drafter whose proposals are sure of themselves and wrong."""
+
+    inner: LmDrafter
+    name: str = "confused"
+
+    def begin(self, prompt: Sequence[int], sampling: Sampling) -> None:
+        self.inner.begin(prompt, sampling)
+
+    def step(self, step: DraftStep) -> list[Expansion]:
+        return [
+            Expansion(id, ((Child((id * 31 + step.depth) % VOCAB, 0.9), Child((id * 17 + 5) % VOCAB, 0.05)),))
+            for id in step.expand
+        ]
 
 
 @pytest.fixture
@@ -113,6 +140,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
         limits: StageLimits | None = None,
         kv_bytes: int = 64 << 20,
         keep_s: float = 0.0,
+        bad_drafter: bool = False,
     ) -> AsyncIterator[TestRing]:
         checkpoint = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
         manifest = checkpoint.manifest
@@ -163,7 +191,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                 board,
                 TargetFacts(manifest.digest, 512, frozenset(), lambda ids: " ".join(map(str, ids)) + " "),
                 planner,
-                Suffixes(),
+                Drafters(load_block(checkpoint, 0, manifest.n_layers, torch.device("cpu"), torch.float32), bad_drafter),
                 lambda stages: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
                 lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
                 lambda request, stages: "float32",

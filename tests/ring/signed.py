@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import receipts
+from draft.suffix import SuffixDrafter
 from receipts.opened import OpeningRequest
 from receipts.rows import RowStore
 from swarm.errors import CoverageError, PeerError
@@ -28,13 +29,28 @@ from swarm.ring.control import Costs
 from swarm.ring.notary import Notary, open_log, salted
 from swarm.ring.opening import StagePlan
 from swarm.ring.receipt import ReceiptPlan
-from swarm.ring.request import Desk, TargetFacts
+from swarm.ring.request import Desk, Drafting, TargetFacts
 from swarm.ring.run import Committed, Finished, RunRequest, RunResult, StageInfo
 from swarm.ring.stage import StageServer
 from swarm.ring.witness import WITNESS, NotaryServer
-from tests.ring.conftest import Suffixes
 
 SOFTWARE = receipts.Software("wanswarm", "test", "11" * 32)
+
+
+class Suffixes:
+    """Drafters of the ring: the suffix drafter, unless a request wants none."""
+
+    def make(self, request: RunRequest) -> Drafting:
+        if request.speculation == "plain":
+            return Drafting("none")
+        suffix = SuffixDrafter()
+        suffix.begin(request.prompt_ids, request.sampling)
+        return Drafting("suffix", inline=suffix)
+
+    def give_back(self, drafting: Drafting) -> None:
+        """Nothing is shared."""
+
+
 Twist = Callable[[Block], None]
 """Makes a stage lie: changes its block in place."""
 

@@ -12,6 +12,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from swarm.errors import UsageError
+from swarm.model.sampler import Sampling
 from swarm.ring.frame import parse_frame_untrusted
 from swarm.ring.run import Committed, Finished, Opened, RunRequest, RunResult
 from swarm.ring.stage import StageServer
@@ -37,19 +38,52 @@ async def generate(ring: TestRing, request: RunRequest) -> RunResult:
     return result
 
 
-@pytest.mark.parametrize(
-    "blocks", [[(0, 6)], [(0, 3), (3, 6)], [(0, 2), (2, 4), (4, 6)], [(i, i + 1) for i in range(6)]]
-)
+CUTS = {
+    1: [(0, 6)],
+    2: [(0, 3), (3, 6)],
+    3: [(0, 2), (2, 4), (4, 6)],
+    5: [(0, 1), (1, 2), (2, 3), (3, 5), (5, 6)],
+}
+
+
+@pytest.mark.parametrize("stages", CUTS)
 @pytest.mark.parametrize("speculation", ["plain", "chain", "tree", "stream"])
 async def test_greedy_output_is_that_of_transformers(
-    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, blocks: list[tuple[int, int]], speculation: Any
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, stages: int, speculation: Any
 ) -> None:
-    async with make_ring(blocks) as ring:
-        for prompt in prompts(3, seed=len(blocks)):
-            result = await generate(ring, RunRequest(prompt, max_tokens=24, speculation=speculation))
-            assert list(result.token_ids) == reference(tiny_model, prompt, 24)
-            assert result.new_tokens == 24 and result.finish_reason == "length"
-            assert [s.layers for s in result.ring] == blocks
+    asked = prompts(20 if speculation in ("plain", "chain") else 6, seed=stages)
+    async with make_ring(CUTS[stages]) as ring:
+        requests = (RunRequest(prompt, max_tokens=64, speculation=speculation) for prompt in asked)
+        results = await asyncio.gather(*(generate(ring, request) for request in requests))
+        for prompt, result in zip(asked, results, strict=True):
+            assert list(result.token_ids) == reference(tiny_model, prompt, 64)
+            assert result.new_tokens == 64 and result.finish_reason == "length"
+            assert [s.layers for s in result.ring] == CUTS[stages]
+
+
+@pytest.mark.parametrize("speculation", ["chain", "tree", "stream"])
+@pytest.mark.parametrize("bad", [False, True])
+async def test_a_model_drafter_changes_nothing_but_the_speed(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, speculation: Any, bad: bool
+) -> None:
+    async with make_ring(CUTS[3], bad_drafter=bad) as ring:
+        for prompt in prompts(4, seed=21):
+            result = await generate(ring, RunRequest(prompt, max_tokens=64, speculation=speculation, draft="lm"))
+            assert list(result.token_ids) == reference(tiny_model, prompt, 64)
+            assert result.acceptance < 0.5 if bad else result.acceptance > 0
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.5])
+async def test_speculation_changes_no_sampled_token(make_ring: Callable[..., Any], temperature: float) -> None:
+    async with make_ring(CUTS[3]) as ring:
+        for seed in range(10):
+            sampling = Sampling(temperature=temperature, top_p=0.95, top_k=40, repetition_penalty=1.1, seed=seed)
+            requests = (
+                RunRequest((1, 2, 3, 1, 2, 3), max_tokens=24, sampling=sampling, speculation=mode, draft="lm")
+                for mode in ("plain", "chain", "tree", "stream")
+            )
+            results = await asyncio.gather(*(generate(ring, request) for request in requests))
+            assert len({result.token_ids for result in results}) == 1
 
 
 async def test_a_long_prompt_goes_in_chunks(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM) -> None:
