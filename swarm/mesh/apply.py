@@ -55,6 +55,7 @@ Step = tuple[State, list[Action]]
 MAX_HINTS = 4096
 MAX_DELTA = 128
 MAX_STRIKES = 3
+MAX_ASKED = 3
 PER_RECORD_S = 0.002
 SWEEP = 16
 ENOUGH = 2
@@ -153,17 +154,22 @@ def _hints(state: State, peer: NodeId, hints: tuple[Hint, ...], blames: tuple[Bl
     link = state.links[peer].later(state.bounds, now)
     until = now + state.bounds.wait + len(hints) * PER_RECORD_S
     room = min(int(link.asks), state.bounds.records - len(state.wanted))
-    ask: dict[int, tuple[int, float]] = {}
+    ask: dict[int, tuple[int, float, int]] = {}
+    shared: dict[int, tuple[Held, frozenset[NodeId]]] = {}
     for key, version in hints[:MAX_HINTS]:
         held = state.table.get(key)
         wanted = state.wanted.get(key)
         if held is not None and held.record.version >= version:
+            if key in state.news and held.record.version == version:
+                shared[key] = held, state.news[key][1] | {peer}
             continue
         if wanted is not None and wanted[0] >= version and wanted[1] > now:
             continue
         if len(ask) < room:
-            ask[key] = (version, until)
+            ask[key] = (version, until, 1)
     missing = tuple(name for name in blames[:MAX_HINTS] if _lacks(state, name))
+    if shared:
+        state = state.but(news={**state.news, **shared})
     if not ask and not missing:
         return state, []
     link = Neighbour(peer, link.news, link.asks - len(ask), link.at, link.due + len(ask), link.strikes)
@@ -259,7 +265,7 @@ def _take_records(state: State, peer: NodeId, records: tuple[Held, ...], now: fl
     state = state.but(
         table=state.table.put_all(new.values()),
         wanted={key: want for key, want in state.wanted.items() if key not in new},
-        news=(*state.news, *((held, peer) for held in new.values())),
+        news={**state.news, **{key: (held, frozenset((peer,))) for key, held in new.items()}},
         blamed=_without(state.blamed, *new),
     )
     return state, [*actions, *(Changed(key) for key in new)]
@@ -312,13 +318,13 @@ def _take_suspicion(state: State, said: Suspicion, peer: NodeId, now: float, act
 def _tick(state: State, now: float) -> Step:
     actions: list[Action] = []
     for peer in state.links if state.own is not None else ():
-        hints = tuple((held.key, held.record.version) for held, source in state.news if source != peer)
+        hints = tuple((key, held.record.version) for key, (held, knows) in state.news.items() if peer not in knows)
         blames = tuple(said.name for said, source in state.rumours if source != peer)
         if hints or blames:
             actions.append(SendHints(peer, hints, blames))
-    state = state.but(news=(), rumours=(), ticks=state.ticks + 1)
-    if any(until <= now for _, until in state.wanted.values()):
-        state = state.but(wanted={k: w for k, w in state.wanted.items() if w[1] > now})
+    state = state.but(news={}, rumours=(), ticks=state.ticks + 1)
+    if any(until <= now for _, until, _ in state.wanted.values()):
+        state = _ask_again(state, now, actions)
     state = _sweep(state, now, actions)
     if now >= state.next_sync and state.links:
         peers = sorted(state.links)
@@ -329,6 +335,24 @@ def _tick(state: State, now: float) -> Step:
         actions.append(Refresh(own.record.version))
     actions += overlay.steer(state, now)
     return state, actions
+
+
+def _ask_again(state: State, now: float, actions: list[Action]) -> State:
+    """Records that a neighbour hinted at and did not bring: another one may have them by now. Twice, then no more."""
+    late = {key: want for key, want in state.wanted.items() if want[1] <= now}
+    wanted = {key: want for key, want in state.wanted.items() if key not in late}
+    peers = sorted(state.links)
+    if not peers:
+        return state.but(wanted=wanted)
+    link = state.links[peers[(state.ticks * 31 + 7) % len(peers)]].later(state.bounds, now)
+    again = [key for key, want in late.items() if want[2] < MAX_ASKED][: min(MAX_HINTS, int(link.asks))]
+    if not again:
+        return state.but(wanted=wanted)
+    until = now + state.bounds.wait + len(again) * PER_RECORD_S
+    wanted.update({key: (late[key][0], until, late[key][2] + 1) for key in again})
+    asked = Neighbour(link.node, link.news, link.asks - len(again), link.at, link.due + len(again), link.strikes)
+    actions.append(SendWant(link.node, tuple(again)))
+    return state.but(links={**state.links, link.node: asked}, wanted=wanted)
 
 
 def _sweep(state: State, now: float, actions: list[Action]) -> State:

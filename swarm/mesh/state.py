@@ -112,8 +112,8 @@ class Neighbour:
 class State:
     """What a node knows of its swarm.
 
-    wanted    key -> (version, second until which an answer is awaited)
-    news      keys of records to tell neighbours of, each with the neighbour it came from
+    wanted    key -> (version, second until which an answer is awaited, neighbours asked so far)
+    news      key -> record to tell neighbours of, and the neighbours that know it already
     blamed    target key -> suspicions of its present version; rumours: suspicions to tell of
     uttered   reporter -> (count, second the minute began)
     shunned   node -> second until which it is not dialled; banned: not listened to either
@@ -126,8 +126,8 @@ class State:
     own: Held | None = None
     table: Table = field(default_factory=Table)
     links: Mapping[NodeId, Neighbour] = field(default_factory=dict)
-    wanted: Mapping[int, tuple[int, float]] = field(default_factory=dict)
-    news: tuple[tuple[Held, NodeId], ...] = ()
+    wanted: Mapping[int, tuple[int, float, int]] = field(default_factory=dict)
+    news: Mapping[int, tuple[Held, frozenset[NodeId]]] = field(default_factory=dict)
     blamed: Mapping[int, tuple[Suspicion, ...]] = field(default_factory=dict)
     rumours: tuple[tuple[Suspicion, NodeId], ...] = ()
     uttered: Mapping[NodeId, tuple[int, float]] = field(default_factory=dict)
