@@ -34,6 +34,7 @@ from swarm.net.reach import Reach
 from swarm.net.relay import Relay
 from swarm.net.switchboard import Switchboard
 from swarm.portrait import node_record, notary_of, own_addresses, own_invite
+from swarm.rates import RateServer, measure_rates
 from swarm.ring.stage import StageServer
 from swarm.ring.witness import NotaryServer
 from swarm.serve.mesh import mesh_status
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 PUBLISH_EVERY_S = 2.0
 LEAVE_SECONDS = 15.0
+RATES_AFTER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -204,9 +206,10 @@ class _Life:
             notary=notary,
         )
         self.server = server
-        for kind, handler in {**server.handlers(), **NotaryServer(notary, gossip.admitted).handlers()}.items():
+        services = (server, NotaryServer(notary, gossip.admitted), RateServer(gossip.admitted))
+        for kind, handler in (pair for service in services for pair in service.handlers().items()):
             board.handle(kind, handler)
-        for work in (server.run(), _publish(gossip, server)):
+        for work in (server.run(), _publish(gossip, server), _tell_rates(gossip, board)):
             stack.push_async_callback(_ended, asyncio.create_task(work))
 
     async def _until_told(self, gossip: Gossip) -> None:
@@ -254,6 +257,16 @@ async def _publish(gossip: Gossip, server: StageServer) -> None:
         await asyncio.sleep(PUBLISH_EVERY_S)
         pool = server.hosted.pool
         gossip.publish(sessions=len(server.sessions), kv_free=max(0, pool.budget_bytes - pool.used_bytes))
+
+
+async def _tell_rates(gossip: Gossip, board: Switchboard) -> None:
+    """Measure the way to two neighbours, once there are any."""
+    while True:
+        await asyncio.sleep(RATES_AFTER_S)
+        rates = await measure_rates(gossip, board)
+        if rates.up_kbps or rates.down_kbps:
+            gossip.publish(up_kbps=rates.up_kbps, down_kbps=rates.down_kbps)
+            return
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
