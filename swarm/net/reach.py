@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 """A punched connection ends with a reset: TIME_WAIT would keep the same two ports from being opened again."""
+_ROUNDS = 4
+"""Round trips that a direct path takes to be arranged and opened, on top of the relay's own wait."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
@@ -196,7 +198,8 @@ class Reach:
     async def _relayed(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]], not_before: float) -> None:
         relays = [peer for peer, offers in await asyncio.shield(mutual) if offers]
         reason: SwarmError = PeerError("no mutual peer offers to relay")
-        await asyncio.sleep(max(0.0, not_before - time.monotonic()))
+        farther = max((peer.rtt_ms or 0.0 for peer in relays), default=0.0) / 1000
+        await asyncio.sleep(max(0.0, not_before + _ROUNDS * farther - time.monotonic()))
         for via in relays:
             try:
                 answer = await via.call(Message(ASK, {"node": race.node}), timeout=3.0)

@@ -84,3 +84,18 @@ async def test_every_pair_of_nat_kinds(tmp_path: Path, capsys: pytest.CaptureFix
         or float(str(result["seconds"])) > READY_SECONDS
     }
     assert not wrong
+
+
+async def test_near_and_far_hosts_begin_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A refusing NAT (leaky) ends an attempt that comes early, so the nearer side has to wait for the farther."""
+    specs = [HostSpec("leaky", 2.0), HostSpec("leaky", 80.0), HostSpec("cone", 40.0)]
+    async with lab(*specs) as net:
+        nodes = {"s": await start(net, "s")}
+        for host, child in zip(net.hosts, await asyncio.gather(*(start(net, h) for h in net.hosts)), strict=True):
+            nodes[host] = child
+        pairs = [(a, b) for a in net.hosts for b in net.hosts if a != b]
+        found = await reach_all(pairs, net, nodes)
+    with capsys.disabled():
+        print("\n" + "\n".join(f"{r['asker']} {r['target']} {r['edge']} {r['seconds']} {r['rtt_ms']}" for r in found))
+    assert all(r["edge"] == "punched" for r in found), found
+    assert all(float(str(r["seconds"])) < READY_SECONDS for r in found), found
