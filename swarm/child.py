@@ -85,8 +85,6 @@ class Child:
 
     async def stop(self, grace: float) -> int:
         """SIGTERM, then SIGKILL after `grace` seconds; returns the exit code. Safe to call twice."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
         self.send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(grace):
@@ -94,4 +92,6 @@ class Child:
         except TimeoutError:
             self.send_signal(signal.SIGKILL)
             await self._reader
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         return await self.process.wait()

@@ -12,7 +12,7 @@ import contextlib
 import json
 import shutil
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,7 @@ class LocalSwarm:
     jitter_ms: float = 0.0
     rate_mbit: float = 0.0
     arguments: tuple[str, ...] = ("--cpu", "--threads", "1")
-    command: tuple[str, ...] = (sys.executable, "-m", "swarm")
+    command: tuple[str, ...] = (sys.executable, "-m", "swarm.leash")
     places: tuple[Place, ...] = (Place(),)
     requester: Place = Place()
     patience: float = 900.0
@@ -148,7 +148,7 @@ class LocalRing:
                 address = (await proxy.event("ready", 60.0))["listen"]
                 # On one machine a punched path would go round the proxy, and with it the emulated distance.
                 words += ["--advertise", address, "--no-punch"]
-            child = await Child.start([*words, *swarm.arguments, *arguments], state / "node.log")
+            child = await Child.start([*words, *swarm.arguments, *arguments], state / "node.log", stdin=True)
             undo.push_async_callback(child.stop, swarm.grace)
             node = LocalNode(name, child, proxy)
             try:
@@ -185,17 +185,20 @@ class LocalRing:
             *self.swarm.command,
             *arguments,
             "--json",
-            stdin=DEVNULL,
+            stdin=PIPE,  # held open: it is the leash
             stdout=PIPE,
             stderr=PIPE,
         )
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         try:
             async with asyncio.timeout(timeout):
-                out, errors = await process.communicate()
+                out, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
+                await process.wait()
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+            process.stdin.close()
         if process.returncode != 0:
             words = errors.decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise RunError(f"swarm {arguments[0]} ended with code {process.returncode}: {words[-1]}")

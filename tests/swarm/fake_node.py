@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("prompt", nargs="?")
     for name in ("listen", "state", "model", "swarm", "layers", "advertise", "threads"):
         parser.add_argument(f"--{name}")
-    for name in ("json", "no-lan", "cpu"):
+    for name in ("json", "no-lan", "no-punch", "cpu"):
         parser.add_argument(f"--{name}", action="store_true")
     args = parser.parse_args()
     if args.model == "absent":
