@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +68,30 @@ def test_nested_packages_have_an_init_file() -> None:
         if not (path.parent / "__init__.py").exists()
     }
     assert bare == set()
+
+
+def imports(folder: str) -> set[str]:
+    """Top-level names of what the Python files under a folder import from elsewhere."""
+    ours = {"swarm", "draft", "receipts", "tests", *sys.stdlib_module_names}
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found - ours
+
+
+@pytest.mark.parametrize("folder", ["swarm", "draft", "receipts", "tests"])
+def test_everything_imported_is_declared(folder: str) -> None:
+    extras = project()["optional-dependencies"]
+    texts = [
+        *project()["dependencies"],
+        *(text for name, listed in extras.items() if name != "test" for text in listed),
+    ]
+    texts += extras["test"] if folder == "tests" else []
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
+    owners = metadata.packages_distributions()
+    owned = {name: {canonicalize_name(owner) for owner in owners.get(name, [])} for name in imports(folder)}
+    assert {name: found for name, found in owned.items() if found and not found & declared} == {}
