@@ -45,6 +45,7 @@ class JoinConfig:
     grace_s    how long a leaving node lets its sessions finish, in seconds
     open_swarm, owner, disclose   as the command line's help says
     offer_relay  forward (encrypted) traffic of members that cannot reach each other
+    weights    "hub" (or this machine's files), "peers", or "auto": peers where the model is not to be had otherwise
     map_port   ask the router for a port (UPnP, NAT-PMP)
     """
 
@@ -63,6 +64,7 @@ class JoinConfig:
     owner: str = ""
     offer_relay: bool = False
     map_port: bool = False
+    weights: str = "auto"
     disclose: bool = False
 
 

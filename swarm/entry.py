@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from swarm.config import DEFAULT_MODEL, JoinConfig, MemberConfig
-from swarm.errors import PeerError, UsageError
+from swarm.errors import ModelError, PeerError, UsageError
 from swarm.events import Notice, Report
 from swarm.identity import Identity, write_private
 from swarm.mesh.hello import Hello, enter, invited
@@ -17,7 +17,8 @@ from swarm.mesh.invite import Invite, parse_invite_untrusted
 from swarm.mesh.lan import LanNode, find
 from swarm.mesh.membership import InviteError, Membership
 from swarm.mesh.saved import Saved, load
-from swarm.model.checkpoint import Checkpoint, open_model
+from swarm.model.checkpoint import open_model
+from swarm.model.manifest import Manifest
 from swarm.model.store import ModelStore
 from swarm.net.switchboard import Switchboard
 from swarm.state import LAST_INVITE
@@ -83,41 +84,57 @@ async def enter_as_guest(
 
 async def enter_as_node(
     config: JoinConfig, state: Path, identity: Identity, board: Switchboard, store: ModelStore, report: Report
-) -> tuple[Saved, Checkpoint]:
-    """The swarm that this node belongs to, and the model that it serves."""
+) -> tuple[Saved, Manifest | None]:
+    """The swarm that this node belongs to, and its model's manifest; None where only members have the model."""
     member = config.member
-    invite = parse_invite_untrusted(member.invite) if member.invite is not None else None
-    if invite is not None:
-        checkpoint = await own_checkpoint(config, invite.ref, store, report)
-        digest = bytes.fromhex(checkpoint.manifest.digest)
-        invite.require_model(digest, config.model or invite.ref)
-        return await enter_by_invite(board, invite, "node", digest), checkpoint
+    if member.invite is not None:
+        invite = parse_invite_untrusted(member.invite)
+        manifest = await _if_here(config, invite.ref, store, report)
+        if manifest is not None:
+            invite.require_model(bytes.fromhex(manifest.digest), config.model or invite.ref)
+        digest = bytes.fromhex(manifest.digest) if manifest is not None else b""
+        return await enter_by_invite(board, invite, "node", digest), manifest
     known = load(state, identity.id)
     if known is not None:
-        checkpoint = await own_checkpoint(config, known.ref, store, report)
-        if bytes.fromhex(checkpoint.manifest.digest) == known.model:
-            return known, checkpoint
+        manifest = await _if_here(config, known.ref, store, report)
+        if manifest is None or bytes.fromhex(manifest.digest) == known.model:
+            return known, manifest
         report(Notice(f"this state folder belonged to a swarm for {known.ref}; starting anew for {config.model}"))
     if member.lan and known is None:
-        model = b""
+        wanted = b""
         if config.model is not None:
-            model = bytes.fromhex((await own_checkpoint(config, config.model, store, report)).manifest.digest)
-        found = await find_on_lan(board, "node", model, report)
+            wanted = bytes.fromhex((await _manifest(config, config.model, store, report)).digest)
+        found = await find_on_lan(board, "node", wanted, report)
         if found is not None:
-            return found, await own_checkpoint(config, found.ref, store, report)
-    checkpoint = await own_checkpoint(config, DEFAULT_MODEL, store, report)
-    digest = bytes.fromhex(checkpoint.manifest.digest)
-    return Saved(Membership.found(identity.id, config.open_swarm), digest, config.model or DEFAULT_MODEL), checkpoint
+            return found, await _if_here(config, found.ref, store, report)
+    manifest = await _manifest(config, config.model or DEFAULT_MODEL, store, report)
+    founded = Membership.found(identity.id, config.open_swarm)
+    return Saved(founded, bytes.fromhex(manifest.digest), config.model or DEFAULT_MODEL), manifest
 
 
-async def own_checkpoint(config: JoinConfig, ref: str, store: ModelStore, report: Report) -> Checkpoint:
-    """The model's checkpoint; of a hub model only what the asked layers need is fetched here."""
-    checkpoint = await asyncio.to_thread(open_model, config.model or ref, store, config.layers or (0, 1), report)
-    if config.layers is not None:
-        n = checkpoint.manifest.n_layers
-        if config.layers[1] > n:
-            raise UsageError(
-                f"expected --layers within 0:{n}, found {config.layers[0]}:{config.layers[1]}; "
-                f"{checkpoint.manifest.model} has {n} layers"
-            )
-    return checkpoint
+async def _if_here(config: JoinConfig, ref: str, store: ModelStore, report: Report) -> Manifest | None:
+    """The manifest of a model that this machine has or can fetch, unless weights are to come from members."""
+    if config.weights == "peers":
+        return None
+    try:
+        return await _manifest(config, config.model or ref, store, report)
+    except ModelError as error:
+        if config.weights == "hub" or config.model is not None:
+            raise
+        report(Notice(f"{error}; asking the swarm's members for it"))
+        return None
+
+
+async def _manifest(config: JoinConfig, ref: str, store: ModelStore, report: Report) -> Manifest:
+    """The model's manifest; of a hub model only what the asked layers need is fetched for it."""
+    manifest = (await asyncio.to_thread(open_model, ref, store, config.layers or (0, 1), report)).manifest
+    check_layers(config, manifest)
+    return manifest
+
+
+def check_layers(config: JoinConfig, manifest: Manifest) -> None:
+    """Raises UsageError when --layers lie outside the model."""
+    n, asked = manifest.n_layers, config.layers
+    if asked is not None and asked[1] > n:
+        found = f"{asked[0]}:{asked[1]}"
+        raise UsageError(f"expected --layers within 0:{n}, found {found}; {manifest.model} has {n} layers")

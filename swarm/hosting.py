@@ -13,13 +13,13 @@ from swarm.errors import ModelError
 from swarm.events import Report
 from swarm.mesh.gossip import Gossip
 from swarm.model.block import load_block
-from swarm.model.checkpoint import open_model
 from swarm.model.device import describe, free_bytes
 from swarm.model.graphs import graphed
 from swarm.model.kvcache import KVPool
 from swarm.model.manifest import Manifest
 from swarm.model.probe import probe
 from swarm.model.store import ModelStore
+from swarm.model.weights import FileCheckpoint
 from swarm.net.nodeid import id_text
 from swarm.ring.admit import HostedModel, StageLimits
 from swarm.ring.plan import Room, Speed, choose_block
@@ -37,6 +37,7 @@ class Hosting:
     """A loaded block with its limits; `speed_us` microseconds per layer for 1, 8 and 64 rows."""
 
     hosted: HostedModel
+    checkpoint: FileCheckpoint
     limits: StageLimits
     speed_us: tuple[int, int, int]
 
@@ -81,7 +82,7 @@ def load_hosting(
     report: Report,
 ) -> Hosting:
     """Load and measure a block. Runs in a thread. Raises ModelError when it does not fit."""
-    checkpoint = open_model(config.model or ref, store, layers, report)
+    checkpoint = store.open(ref, layers, report)
     manifest = checkpoint.manifest
     shape = model_shape(manifest, dtype)
     need = sum(shape.layer_bytes[layers[0] : layers[1]])
@@ -99,4 +100,4 @@ def load_hosting(
     measured = probe(block, report=report)
     speed = speed_us(Speed(*(measured.ms_per_layer[rows] for rows in (1, 8, 64))))
     hosted = HostedModel(manifest.digest, block, pool, describe(device).name, node)
-    return Hosting(hosted, StageLimits(), speed)
+    return Hosting(hosted, checkpoint, StageLimits(), speed)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.config import JoinConfig
-from swarm.entry import enter_as_node
+from swarm.entry import check_layers, enter_as_node
 from swarm.errors import PeerError, RunError, SwarmError
 from swarm.events import Notice, Report
 from swarm.greeting import greeting
@@ -22,9 +22,11 @@ from swarm.identity import Identity, write_private
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.lan import LanNode, announce
 from swarm.mesh.saved import Saved, save
-from swarm.model.checkpoint import Checkpoint
+from swarm.mesh.weights import WeightsServer
+from swarm.model.blobs import BlobSource
 from swarm.model.device import choose_device, describe, usable_cores
 from swarm.model.dtype import choose_dtype, dtype_name
+from swarm.model.manifest import Manifest
 from swarm.model.store import ModelStore
 from swarm.net.address import Address, format_address
 from swarm.net.nodeid import id_text
@@ -37,9 +39,11 @@ from swarm.portrait import node_record, notary_of, own_addresses, own_invite
 from swarm.rates import RateServer, measure_rates
 from swarm.ring.stage import StageServer
 from swarm.ring.witness import NotaryServer
+from swarm.scout import keep_scouting
 from swarm.serve.mesh import mesh_status
 from swarm.serve.nodeview import node_view
 from swarm.state import LAST_INVITE, locked
+from swarm.supply import fetch_from_members, learn_manifest
 
 log = logging.getLogger(__name__)
 
@@ -110,14 +114,17 @@ class _Life:
             )
             listening = await board.listen(*config.listen)
             reachable = await self._addresses(stack, listening)
-            saved, checkpoint = await enter_as_node(config, self.state, self.identity, board, self.store, self.report)
-            about = node_record(
-                config, self.identity, reachable, checkpoint, self.hardware.name, dtype_name(self.dtype)
-            )
+            saved, manifest = await enter_as_node(config, self.state, self.identity, board, self.store, self.report)
+            device, dtype = self.hardware.name, dtype_name(self.dtype)
+            about = node_record(config, self.identity, reachable, saved.model, device, dtype)
             gossip = await stack.enter_async_context(
                 Gossip(board, self.identity.sign, saved, about, clashed=self._clashed, kept=self._keep)
             )
-            manifest = checkpoint.manifest
+            from_members = manifest is None
+            if manifest is None:
+                manifest = await learn_manifest(gossip, board, saved)
+                check_layers(config, manifest)
+            gossip.publish(n_layers=manifest.n_layers)
             layers = config.layers or await settle_block(config, gossip, manifest, self.device, self.dtype)
             if config.member.punch:
                 Reach(
@@ -130,10 +137,13 @@ class _Life:
             relayed = Relay(board, reachable, admitted=gossip.admitted).routes() if config.offer_relay else ()
             view = node_view(lambda: mesh_status(gossip, board), manifest, more=relayed)
             board.http = await stack.enter_async_context(view)
-            hosting = await self._load(saved.ref, layers)
+            ref = config.model or saved.ref
+            if from_members:
+                ref = await fetch_from_members(gossip, board, manifest, layers, self.store, self.report)
+            hosting = await self._load(ref, layers)
             if hosting is None:
                 return
-            await self._serve(stack, board, gossip, checkpoint, hosting)
+            await self._serve(stack, board, gossip, manifest, hosting)
             gossip.publish(
                 state="serving",
                 layers=layers,
@@ -191,10 +201,10 @@ class _Life:
         return loading.result()
 
     async def _serve(
-        self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, checkpoint: Checkpoint, hosting: Hosting
+        self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, manifest: Manifest, hosting: Hosting
     ) -> None:
         """Start the stage, and all that answers beside it."""
-        notary = notary_of(self.config, self.state, self.identity, checkpoint, hosting, self.hardware)
+        notary = notary_of(self.config, self.state, self.identity, manifest, hosting, self.hardware)
         stack.callback(notary.close)
         server = StageServer(
             hosting.hosted,
@@ -206,10 +216,12 @@ class _Life:
             notary=notary,
         )
         self.server = server
-        services = (server, NotaryServer(notary, gossip.admitted), RateServer(gossip.admitted))
+        weights = WeightsServer(manifest, BlobSource(hosting.checkpoint), gossip.admitted)
+        services = (server, NotaryServer(notary, gossip.admitted), RateServer(gossip.admitted), weights)
         for kind, handler in (pair for service in services for pair in service.handlers().items()):
             board.handle(kind, handler)
-        for work in (server.run(), _publish(gossip, server), _tell_rates(gossip, board)):
+        scouting = keep_scouting(gossip, board.id, bytes.fromhex(manifest.digest), manifest.n_layers)
+        for work in (server.run(), _publish(gossip, server), _tell_rates(gossip, board), scouting):
             stack.push_async_callback(_ended, asyncio.create_task(work))
 
     async def _until_told(self, gossip: Gossip) -> None:

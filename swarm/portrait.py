@@ -18,8 +18,8 @@ from swarm.mesh.gossip import Gossip
 from swarm.mesh.invite import Invite, make_invite
 from swarm.mesh.record import NodeRecord
 from swarm.mesh.saved import Saved
-from swarm.model.checkpoint import Checkpoint
 from swarm.model.device import Hardware, describe
+from swarm.model.manifest import Manifest
 from swarm.net.address import Address
 from swarm.ring.notary import Notary, open_log, salted, software
 
@@ -28,12 +28,11 @@ def node_record(
     config: JoinConfig,
     identity: Identity,
     reachable: list[Address],
-    checkpoint: Checkpoint,
+    model: bytes,
     device: str,
     dtype: str,
 ) -> NodeRecord:
-    """The record of a node that has not loaded anything yet."""
-    manifest = checkpoint.manifest
+    """The record of a node that has not loaded anything yet. `model`: manifest digest."""
     return NodeRecord(
         identity.id,
         b"",
@@ -43,8 +42,7 @@ def node_record(
         state="joining",
         addresses=tuple(reachable),
         relay=config.offer_relay,
-        model=bytes.fromhex(manifest.digest),
-        n_layers=manifest.n_layers,
+        model=model,
         device=device[:64],
         dtype=dtype,
         owner=config.owner[:64],
@@ -77,7 +75,7 @@ def own_invite(saved: Saved, identity: Identity, reachable: list[Address], gossi
 
 
 def notary_of(
-    config: JoinConfig, state: Path, identity: Identity, checkpoint: Checkpoint, hosting: Hosting, device: Hardware
+    config: JoinConfig, state: Path, identity: Identity, manifest: Manifest, hosting: Hosting, device: Hardware
 ) -> Notary:
     """What this node signs with and says of itself."""
     log = open_log(state / "log", identity.id)
@@ -96,8 +94,8 @@ def notary_of(
         author=log.author(identity.sign),
         log=log,
         software=software(),
-        manifest=checkpoint.manifest.digest,
-        weights=checkpoint.manifest.weights_digest,
+        manifest=manifest.digest,
+        weights=manifest.weights_digest,
         hardware=claims,
         private=private,
         rows=RowStore(state / "rows"),

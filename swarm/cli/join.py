@@ -64,6 +64,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="memory for sessions (default: a share of what is free)",
     )
     parser.add_argument(
+        "--weights",
+        choices=("auto", "hub", "peers"),
+        default="auto",
+        help="where the layers come from: the hub or this machine, members that hold them, or members only where the "
+        "model is not to be had otherwise (default: %(default)s)",
+    )
+    parser.add_argument(
         "--relay", action="store_true", help="forward (encrypted) traffic of members that cannot reach each other"
     )
     parser.add_argument("--map-port", action="store_true", help="ask the router for a port (UPnP, NAT-PMP)")
@@ -107,6 +114,7 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
         owner=arguments.owner,
         offer_relay=arguments.relay,
         map_port=arguments.map_port,
+        weights=arguments.weights,
         disclose=arguments.disclose,
     )
 

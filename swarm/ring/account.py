@@ -51,6 +51,8 @@ class StageAccount:
         opened = opening_untrusted(opening.record)
         self.notary = notary
         self.rows: RunRows | None = None
+        if earlier is not None:
+            earlier.finish()
         if notary.rows is not None:
             salts = opened.salt_leaves(notary.author.id)
             self.rows = notary.rows.begin(opened.order_digest, opened.epoch, salts, int(time.time()))
@@ -62,6 +64,7 @@ class StageAccount:
             keep_inbound=self.rows.inbound if self.rows is not None else None,
             keep_outbound=self.rows.outbound if self.rows is not None else None,
             earlier=earlier.record if earlier is not None else None,
+            disclose=notary.disclose,
         )
         self.settled = asyncio.Event()
         self.accepted = self.record.accept(

@@ -5,7 +5,8 @@ ms costs x * rate tokens, so
 
 - a drafted row is worth sending when the chance that it is right exceeds the price of the time that it adds;
 - another draft step before a waiting send is worth it when the tokens it is expected to win exceed its time;
-- a drafter whose proposals are never right wins nothing, is not asked any more, and what remains is plain decoding.
+- a drafter whose proposals are never right wins nothing, is not asked any more, and what remains is plain decoding;
+- when all of this still makes hardly more than plain passes would, both ways are tried and the better one is kept.
 
 Frames are paced by what the slowest stage can sustain: guessed from `Costs` and corrected by the times that stages
 report. Where they report none, delay corrects it: when answers come later than an empty pipe would bring them, frames
@@ -19,10 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from draft.calibrate import Calibration
+from swarm.ring.estimate import Floor, Mean, Slope, Trial
 
 _MOST_DELAY = 0.15
 _MOST_SLOW = 8.0
-_MOST_FRAME_FLOOR = 0.6
+_MOST_FRAME_FLOOR = 2.0
+_CALM_FLOOR = 0.5
 _HOPELESS = 0.06
 _PATIENCE = 12.0
 _RETRY = 24
@@ -72,46 +75,21 @@ class Costs:
     draft_ms: float = 15.0
 
 
-@dataclass
-class _Mean:
-    """Exponential mean that starts at a guess."""
-
-    value: float
-    gain: float = 0.15
-
-    def add(self, sample: float) -> None:
-        self.value += self.gain * (sample - self.value)
-
-
-@dataclass
-class _Floor:
-    """The least of recent samples: what an idle pipe takes. Follows decreases quickly, increases slowly."""
-
-    value: float
-    measured: bool = False
-
-    def add(self, sample: float, alone: bool) -> None:
-        if not self.measured:
-            self.value, self.measured = sample, True
-        elif sample < self.value:
-            self.value += 0.5 * (sample - self.value)
-        else:
-            self.value += (0.1 if alone else 0.005) * (sample - self.value)
-
-
 class Controller:
     """Measures a run and prices its speculation. Keep it between runs over the same ring to start well informed."""
 
     def __init__(self, costs: Costs, setting: Setting | None = None) -> None:
         self.costs = costs
         self.setting = setting or Setting()
-        self._base = _Floor(costs.pass_ms)
-        self._inside = _Floor(0.0)
-        self._queue = _Mean(0.0)
-        self._frame = _Mean(1.0, 0.2)
+        self._base = Floor(costs.pass_ms)
+        self._inside = Floor(0.0)
+        self._queue = Mean(0.0)
+        self._frame = Mean(1.0, 0.2)
         self._slow = 1.0
-        self._draft = _Mean(costs.draft_ms, 0.1)
+        self._draft = Mean(costs.draft_ms, 0.1)
+        self._row = Slope(costs.row_ms)
         self._rate = 1.0 / costs.pass_ms
+        self._trial = Trial()
 
     # Measured
 
@@ -123,10 +101,12 @@ class Controller:
         `stages`: (queued, computed) ms at each stage, where stages tell. Then delay on the way is not mistaken for
         frames queueing: links jitter, stages do not.
         """
-        extra = (rows - 1) * self.costs.row_ms
+        queued = sum(spent[0] for spent in stages) if stages else 0.0
+        self._row.add(rows, latency_ms - queued)
+        extra = (rows - 1) * self._row.value
         self._base.add(latency_ms - extra, alone)
         if stages:
-            inside = sum(queued + computed for queued, computed in stages) - extra
+            inside = queued + sum(computed for _, computed in stages) - extra
             self._inside.add(inside, alone)
             guess = self.costs.frame_ms + self.costs.frame_row_ms * rows
             self._frame.add(min(_MOST_SLOW, max(computed for _, computed in stages) / guess))
@@ -145,6 +125,7 @@ class Controller:
         if elapsed_ms > 0:
             gain = min(1.0, elapsed_ms / (8.0 * self._base.value))
             self._rate += gain * (tokens / elapsed_ms - self._rate)
+            self._trial.committed(tokens, elapsed_ms, self._base.value)
 
     # Decided
 
@@ -164,12 +145,24 @@ class Controller:
         return max(self._rate, 1.0 / self._base.value)
 
     @property
+    def row_ms(self) -> float:
+        """What one more row adds to a pass."""
+        return self._row.value
+
+    @property
+    def calm(self) -> bool:
+        """Speculation does not pay at present: only near certainties are sent, and the deferred drafter rests."""
+        return self._trial.calm and not self.setting.fixed
+
+    @property
     def row_floor(self) -> float:
         """Least chance at which a drafted row is worth the time that it adds.
 
         Half of that time: the other rows of its frame wait for it, the rows of other frames hardly do.
         """
-        return 0.0 if self.setting.fixed else min(0.5, 0.5 * self.rate * self.costs.row_ms)
+        if self.setting.fixed:
+            return 0.0
+        return _CALM_FLOOR if self.calm else min(_CALM_FLOOR, 0.5 * self.rate * self.row_ms)
 
     @property
     def frame_floor(self) -> float:
@@ -178,6 +171,11 @@ class Controller:
         It delays others about as much as frames are seen to delay each other now: nothing in an idle pipe.
         """
         return 0.0 if self.setting.fixed else min(_MOST_FRAME_FLOOR, 2.0 * self.rate * self._queue.value)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a frame should wait for drafts: always when waiting, and where frames cost more than a draft step."""
+        return self.setting.waits or 2.0 * self._queue.value > self._draft.value
 
     def interval_ms(self, rows: int) -> float:
         """Time to leave after a frame of `rows` rows before the next one that is not urgent."""
@@ -188,6 +186,8 @@ class Controller:
 
         `roots`: how many tokens became certain since it was asked.
         """
+        if self.calm:
+            return False
         hopeless = calibration.observations >= _PATIENCE and calibration.coverage < _HOPELESS
         return not hopeless or self.setting.fixed or roots >= _RETRY
 
@@ -199,5 +199,5 @@ class Controller:
         """
         if self.setting.fixed:
             return len(chances) < self.setting.rows or best > chances[self.setting.rows - 1]
-        now = (1.0 + sum(chances)) / (self._base.value + drafted_ms + len(chances) * self.costs.row_ms)
+        now = (1.0 + sum(chances)) / (self._base.value + drafted_ms + len(chances) * self.row_ms)
         return gain > now * self._draft.value

@@ -51,7 +51,7 @@ class Ending:
             session.release()
         record = header.get("record")
         if session.account is None or not isinstance(record, dict):
-            session.account = None
+            _done(session)
             self._leave(session)
         else:
             try:
@@ -73,7 +73,7 @@ class Ending:
             self._lose(session, session.opening.index, f"the account of this stage cannot be closed: {error}")
         else:
             await self._pass(session, {**header, "record": record}, "collected")
-        session.account = None
+        _done(session)
         self._leave(session)
 
     def _leave(self, session: StageSession) -> None:
@@ -91,6 +91,13 @@ class Ending:
         if requester is not None:
             word = {"do": at_tail, "run": session.run, "epoch": session.opening.epoch, "record": header.get("record")}
             await post(requester, Message(TAIL, word), session.run)
+
+
+def _done(session: StageSession) -> None:
+    """Nothing more is signed of this run; what was kept of it can be opened."""
+    if session.account is not None:
+        session.account.finish()
+    session.account = None
 
 
 def settle_untrusted(session: StageSession, record: Any) -> None:

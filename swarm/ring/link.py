@@ -70,6 +70,7 @@ class RingLink:
     _word: asyncio.Future[Word] | None = None
     _ended: asyncio.Queue[Mapping[str, Any]] = field(default_factory=asyncio.Queue)
     _pings: list[asyncio.Task[None]] = field(default_factory=list)
+    _warmth: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     async def open(self, opening: OpenRun, told: Callable[[], None], tokens: Sequence[int]) -> None:
         """Dial head and tail and form the ring. Frames may follow once `told` is called, before all have answered.
@@ -122,15 +123,18 @@ class RingLink:
             await self._give(frame)
 
     def _measure(self) -> None:
-        """Ping along the requester's two edges while this epoch lasts."""
+        """Ping along the requester's two edges, and keep the first one warm, while this epoch lasts."""
         self.stop_pings()
+        if self.head is not None:
+            self._warmth.enter_context(self.head.warm())
         if self.account is not None and self.head is not None and self.tail is not None:
             record = self.account.record
             for peer, log in ((self.head, record.outbound), (self.tail, record.inbound)):
                 self._pings.append(asyncio.create_task(measure(peer, log)))
 
     def stop_pings(self) -> None:
-        """End the pings; the link is done with them."""
+        """End the pings and the padding."""
+        self._warmth.close()
         for task in self._pings:
             task.cancel()
         self._pings.clear()

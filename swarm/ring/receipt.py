@@ -25,6 +25,7 @@ from swarm.ring.run import RunRequest, RunResult
 
 PREVIOUS = "previous"
 WITNESS_TIMEOUT_S = 3.0
+OUTCOMES = {"stop": "complete", "length": "complete", "cancelled": "cancelled"}
 
 AskWitness = Callable[[bytes, dict[str, bytes | str]], Awaitable[bytes]]
 """Sends {"order": envelope}, later {"close": envelope, "about": sha256 of the order's}, to a node; its envelope back.
@@ -115,9 +116,10 @@ class RunAccount:
 
     async def write(self, result: RunResult, rows: Mapping[str, int], where: Path | None) -> Path:
         """Sign the close, have it witnessed, and write the file. Raises UsageError when it cannot be written."""
-        outcome = "complete" if result.finish_reason in ("stop", "length") else "failed"
+        outcome = OUTCOMES.get(result.finish_reason, "failed")
         signed: list[bytes] = []
         while True:
+            named = len(self._witnesses)
             close = self.record.close(
                 tokens=list(result.token_ids),
                 text=result.text,
@@ -133,7 +135,7 @@ class RunAccount:
                 outcome=outcome,
             )
             signed = await self._witness_close(close.to_bytes())
-            if len(signed) == len(self._witnesses):
+            if len(signed) == named:
                 break
         for envelope in signed:
             self.record.witnessed_untrusted(envelope, "close")

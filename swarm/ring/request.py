@@ -15,7 +15,8 @@ from typing import Protocol
 
 from draft.base import Drafter
 from draft.calibrate import Calibration
-from swarm.errors import PeerError, UsageError
+from receipts import ReceiptError
+from swarm.errors import PeerError, SwarmError, UsageError
 from swarm.model.rows import Layout
 from swarm.net.message import Message
 from swarm.net.peer import Handler, Peer
@@ -220,12 +221,27 @@ class Desk:
                 path = await link.account.write(result, _counts(loop), where)
                 result = replace(result, receipt=str(path))
             emit(Finished(result))
+        except BaseException as error:
+            reason = "cancelled" if isinstance(error, asyncio.CancelledError) else "swarm_incomplete"
+            await self._account_for(request, loop, drafting.name, reason, where)
+            raise
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
             if link.private is not None:
                 link.private.close()
             self._drafting.give_back(drafting)
             await self._close(link, loop, collect=False)
+
+    async def _account_for(
+        self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason, where: Path | None
+    ) -> None:
+        """A run that has no result has a receipt all the same: who took part, and how far it came."""
+        link = loop.link
+        if link.account is None or link.opening.run not in self.links:
+            return
+        await self._close(link, loop, collect=reason == "cancelled")
+        with contextlib.suppress(SwarmError, ReceiptError):
+            await link.account.write(self._result(request, loop, drafter, reason), _counts(loop), where)
 
     async def _close(self, link: RingLink, loop: RunLoop, collect: bool) -> None:
         """Once: every stage frees the run's memory before its reader hears that it is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -112,6 +113,7 @@ class StageSession:
     heard         monotonic time of the last sign of life from upstream
     account       what goes into the receipt; None when the run leaves none
     tasks         its sender, and the pings along its edges
+    warmth        keeps the outbound edge out of slow start while the run is open
     closing       the requester has ended it; only its account is still wanted
     closed        over; freed as soon as the compute thread lets go
     """
@@ -126,6 +128,7 @@ class StageSession:
     downstream: Peer | None = None
     account: StageAccount | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    warmth: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=_set_event)
     queue: deque[Arrived] = field(default_factory=deque)
@@ -200,7 +203,8 @@ class StageSession:
         return True
 
     def stop_tasks(self) -> None:
-        """End the sender and the pings."""
+        """End the sender, the pings and the padding."""
+        self.warmth.close()
         for task in self.tasks:
             task.cancel()
         self.tasks.clear()

@@ -182,7 +182,7 @@ class Speculation:
         certain = len(self.tokens) - self._placed - len(self._moves)
         if certain == 0 and not self._may_speculate(now):
             return None
-        if certain > 0 and self._placed >= self._prompt - 1 and self._setting.waits and self._proposals.better_wait():
+        if certain > 0 and self._placed >= self._prompt - 1 and self._control.gathers and self._proposals.better_wait():
             return None
         self._worth = None
         commits = self._take_moves()

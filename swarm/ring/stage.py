@@ -189,6 +189,7 @@ class StageServer:
             return
         if session.opening is opening:
             session.downstream = peer
+            session.warmth.enter_context(peer.warm())
             if session.account is not None:
                 session.tasks.append(self._spawn(measure(peer, session.account.record.outbound)))
             if not opening.keep:
@@ -314,9 +315,11 @@ class StageServer:
             while (requester := self._switchboard.get(session.opening.requester)) is None:
                 self._arrival.clear()
                 await self._arrival.wait()
-        if session.account is not None and not session.measured_back:
+        if not session.measured_back:
             session.measured_back = True
-            session.tasks.append(self._spawn(measure(requester, session.account.record.outbound)))
+            session.warmth.enter_context(requester.warm())
+            if session.account is not None:
+                session.tasks.append(self._spawn(measure(requester, session.account.record.outbound)))
         await self._give(session, requester, answer.seq, encode_answer(answer))
 
     async def _give(self, session: StageSession, peer: Peer, seq: int, message: Message) -> None:

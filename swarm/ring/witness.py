@@ -47,7 +47,9 @@ class NotaryServer:
             close, digest = header.get("close"), header.get("about")
             if not isinstance(close, bytes) or not isinstance(digest, str):
                 raise PeerError("expected an order or a close to witness, found neither")
-            found = self._orders.pop((peer.id, digest), None)
+            self._forget(time.monotonic())
+            # Remembered still: when another witness fails, the requester signs a close without it and comes again.
+            found = self._orders.get((peer.id, digest))
             if found is None:
                 raise BusyError("this node does not remember that order; it may have restarted")
             return Message(WITNESS, {"envelope": found[0].sign_close(close, unix_us())})
@@ -60,9 +62,16 @@ class NotaryServer:
             self._notary.author, order, unix_us(), format_address(peer.address), secrets.token_bytes(32)
         )
         self._orders[peer.id, sha256(order)] = (record, now)
-        while len(self._orders) > MOST_WITNESSED or now - next(iter(self._orders.values()))[1] > WITNESSED_FOR_S:
-            self._orders.popitem(last=False)
+        self._forget(now)
         return record.sign_order()
+
+    def _forget(self, now: float) -> None:
+        """Drop the oldest orders beyond what is kept."""
+        while self._orders:
+            _, seen = next(iter(self._orders.values()))
+            if len(self._orders) <= MOST_WITNESSED and now - seen <= WITNESSED_FOR_S:
+                return
+            self._orders.popitem(last=False)
 
     async def _on_audit(self, peer: Peer, message: Message) -> Message:
         """Any peer that holds a receipt may ask: what is opened is what its proofs cover."""
