@@ -79,7 +79,7 @@ async def test_hosts_are_as_far_apart_as_asked_and_nothing_stays_behind() -> Non
         folder = net.folder
     assert child.process.returncode is not None
     assert namespaces(net.prefix) == []
-    assert not Path(folder).exists()  # noqa: ASYNC240
+    assert not Path(folder).exists()
 
 
 async def test_a_link_that_is_down_carries_nothing() -> None:

@@ -45,9 +45,7 @@ def test_text_form_is_one_to_one(node: bytes) -> None:
     assert text.startswith(short_id(node)) and len(short_id(node)) == 8
 
 
-@given(
-    st.one_of(st.text(max_size=80), st.text("0123456789abcdefAF", min_size=64, max_size=64), st.binary())
-)
+@given(st.one_of(st.text(max_size=80), st.text("0123456789abcdefAF", min_size=64, max_size=64), st.binary()))
 def test_other_text_is_refused_or_canonical(text: Any) -> None:
     try:
         node = parse_id_untrusted(text)
