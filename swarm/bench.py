@@ -83,8 +83,8 @@ class Run:
 class Cell:
     """Medians over the prompts of one class in one setting at one distance.
 
-    `over_plain`: speed-up. `busy`: share of the time that the busiest stage computed. `different`: runs whose tokens
-    were not those of the plain run.
+    `over_plain`: speed-up. `busy`: share of the time that the busiest stage computed. Bytes are those of all links.
+    `different`: runs whose tokens were not those of the plain run.
     """
 
     rtt_ms: float
@@ -97,6 +97,7 @@ class Cell:
     tokens_per_pass: float
     acceptance: float
     rows_per_token: float
+    bytes_per_token: float
     pass_ms: float
     busy: float
     different: int
@@ -141,7 +142,8 @@ async def measure(plan: BenchPlan, open_ring: OpenRing, folder: Path, report: Re
         async with open_ring(rtt_ms) as ask:
             await ask(prompts["chat"][0], "plain", "none", 8)  # connections and caches are warm for all alike
             for number, (_, kind, prompt, mode, draft) in enumerate(wanted, 1):
-                result = kept(await ask(prompts[kind][prompt], mode, draft, plan.max_tokens))
+                told = await ask(prompts[kind][prompt], mode, draft, plan.max_tokens)
+                result = await asyncio.to_thread(kept, told)
                 run = Run(rtt_ms, kind, prompt, mode, draft, result)
                 runs.append(run)
                 await asyncio.to_thread(append_run, log, run)
@@ -158,7 +160,19 @@ async def measure(plan: BenchPlan, open_ring: OpenRing, folder: Path, report: Re
 def kept(result: Mapping[str, Any]) -> dict[str, Any]:
     """What is worth keeping of a result: not the text, not the prompt, but its length."""
     left = {name: value for name, value in result.items() if name not in ("text", "prompt_token_ids", "receipt")}
-    return left | {"prompt_tokens": len(result["prompt_token_ids"])}
+    measured = read_receipt(Path(result["receipt"])) if result.get("receipt") else {}
+    return left | {"prompt_tokens": len(result["prompt_token_ids"])} | measured
+
+
+def read_receipt(path: Path) -> dict[str, int]:
+    """What stages and links measured: bytes over all links, and the compute of the busiest stage in microseconds."""
+    said = [item for item in json.loads(path.read_bytes())["readable"] if "predicate" in item]
+
+    def of_kind(kind: str) -> list[dict[str, Any]]:
+        return [item["predicate"] for item in said if f":{kind}:" in item.get("predicateType", "")]
+
+    links = {(one["epoch"], one["index"]): one["bytes"] for one in of_kind("edge")}  # both ends say the same
+    return {"bytes": sum(links.values()), "busiest_us": max((one["compute_us"] for one in of_kind("end")), default=0)}
 
 
 def describe(run: Run) -> str:
@@ -220,6 +234,7 @@ def _cell(runs: Sequence[Run], by_key: Mapping[tuple[float, str, int, str, str],
         tokens_per_pass=median(run.result["tokens_per_pass"] for run in runs),
         acceptance=median(run.result["acceptance"] for run in runs),
         rows_per_token=median(_rows(run) / run.result["new_tokens"] for run in runs),
+        bytes_per_token=median(_bytes(run) / run.result["new_tokens"] for run in runs),
         pass_ms=median(run.result.get("pass_ms", 0.0) for run in runs),
         busy=median(_busy(run) for run in runs),
         different=sum(run.result["token_ids"] != plain.result["token_ids"] for run, plain in known),
@@ -233,21 +248,28 @@ def _rows(run: Run) -> int:
 
 
 def _busy(run: Run) -> float:
-    slowest = max((stage["compute_ms"] for stage in run.result["ring"]), default=0.0)
-    return float(min(1.0, slowest * 1e-3 * run.result["passes"] / max(run.result["seconds"], 1e-9)))
+    return float(run.result.get("busiest_us", 0) * 1e-6 / max(run.result["seconds"], 1e-9))
+
+
+def _bytes(run: Run) -> float:
+    """Bytes over all links for the answer: the prompt's rows are as large as the others."""
+    result = run.result
+    return float(result.get("bytes", 0) * _rows(run) / max(1, result["rows_sent"]))
 
 
 def table(summary: Mapping[str, Any]) -> str:
     """The cells as a Markdown table."""
-    names = ("RTT ms", "class", "mode", "drafter", "tok/s", "x plain", "tok/pass", "accepted", "rows/tok", "pass ms")
+    names = "RTT ms,class,mode,drafter,tok/s,x plain,tok/pass,accepted,rows/tok,kB/tok,pass ms,busy".split(",")
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     for cell in summary["cells"]:
         lines.append(
             f"| {cell['rtt_ms']:g} | {cell['kind']} | {cell['speculation']} | {cell['draft']} "
             f"| {cell['tokens_per_second']:.1f} | {cell['over_plain']:.2f} | {cell['tokens_per_pass']:.2f} "
-            f"| {cell['acceptance']:.2f} | {cell['rows_per_token']:.1f} | {cell['pass_ms']:.0f} |"
+            f"| {cell['acceptance']:.2f} | {cell['rows_per_token']:.1f} | {cell['bytes_per_token'] / 1e3:.1f} "
+            f"| {cell['pass_ms']:.0f} | {cell['busy']:.2f} |"
         )
-    return "\n".join(lines)
+    different = sum(cell["different"] for cell in summary["cells"])
+    return "\n".join([*lines, "", f"{different} runs differ in a token from the plain run of the same prompt"])
 
 
 def machine() -> dict[str, Any]:

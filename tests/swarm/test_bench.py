@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from swarm.bench import CLASSES, BenchPlan, Run, load_prompts, measure, read_runs, summarise, table
+from swarm.bench import CLASSES, BenchPlan, Run, kept, load_prompts, measure, read_runs, summarise, table
 from swarm.bench_plots import plot
 from swarm.errors import UsageError
+from tests.receipts.conftest import run_ring
 
 
 def result(tokens_per_second: float, tokens: tuple[int, ...] = (1, 2, 3, 4, 5)) -> dict[str, Any]:
@@ -28,6 +29,8 @@ def result(tokens_per_second: float, tokens: tuple[int, ...] = (1, 2, 3, 4, 5)) 
         "acceptance": 0.5,
         "pass_ms": 100.0,
         "ring": [{"compute_ms": 10.0}, {"compute_ms": 20.0}],
+        "bytes": 2600,
+        "busiest_us": 200_000,
     }
 
 
@@ -102,7 +105,16 @@ def test_speed_up_compares_each_prompt_with_its_own_plain_run() -> None:
     assert (plain.over_plain, plain.different) == (1.0, 0)
     assert (stream.over_plain, stream.tokens_per_second, stream.different) == (3.0, 12.0, 1)
     assert stream.rows_per_token == 2.0
-    assert stream.busy == pytest.approx(20e-3 * 5 / 1.6, rel=0.3)
+    assert stream.busy == pytest.approx((0.1 + 1 / 6) / 2, abs=1e-3)
+    assert stream.bytes_per_token == 400.0  # 200 a row, two rows a token
+
+
+def test_bytes_and_compute_come_from_the_receipt_of_a_run(tmp_path: Path) -> None:
+    receipt = tmp_path / "receipt.json"
+    receipt.write_bytes(run_ring(stages=2, tokens=(5, 6)).receipt)
+    kept_of = kept({"prompt_token_ids": [1, 2], "text": "hi", "receipt": str(receipt), "seconds": 1.0})
+    assert kept_of["prompt_tokens"] == 2 and kept_of["seconds"] == 1.0 and "text" not in kept_of
+    assert kept_of["bytes"] > 0 and kept_of["busiest_us"] > 0
 
 
 def test_runs_are_read_as_they_were_written(tmp_path: Path) -> None:
