@@ -111,7 +111,7 @@ function centre(state, run) {
     const missing = state.missing.reduce((sum, [a, b]) => sum + b - a, 0);
     lines.push(["figure", `${state.n_layers - missing}/${state.n_layers}`], ["fact", "layers held"], ["fact", `${plural(missing, "layer")} missing`]);
   } else if (isLive(run)) {
-    lines.push(["figure", rate(run.tokens_per_second)], ["fact", "tokens per second"], ["fact", `${percent(run.acceptance)} foreseen`]);
+    lines.push(["figure", rate(run.tokens_per_second)], ["fact", "tokens per second"], ["fact", `${percent(run.foreseen)} foreseen`]);
     if (run.rows_in_flight) lines.push(["fact", `${run.rows_in_flight} rows in flight`]);
   } else if (run && run.tokens_per_second) {
     lines.push(["word", "ready"], ["fact", `last answer ${rate(run.tokens_per_second)} tok/s`], ["fact", run.tokens_per_pass ? `${run.tokens_per_pass.toFixed(1)} tokens per pass` : ""]);

@@ -25,7 +25,7 @@ export function renderRuns(root, state, hue) {
 
 function runItem(run, hue) {
   const figures = [`${plural(run.tokens, "token")}`, run.tokens_per_second ? `${rate(run.tokens_per_second)} tok/s` : null,
-    run.tokens ? `${percent(run.acceptance)} foreseen` : null];
+    run.tokens ? `${percent(run.foreseen)} foreseen` : null];
   return h("li", { "data-key": `run-${run.key}` }, h("details", { class: "run" },
     h("summary", {},
       h("span", { class: `status ${run.state}` }, run.state),
@@ -37,7 +37,7 @@ function runItem(run, hue) {
 
 function facts(run) {
   const all = [["prompt", plural(run.prompt_tokens, "token")], ["passes", run.passes], ["tokens per pass", run.tokens_per_pass?.toFixed(2)],
-    ["pass", run.pass_ms ? ms(run.pass_ms) : null], ["speculation", run.speculation], ["drafter", run.drafter], ["time", run.seconds ? `${run.seconds.toFixed(2)} s` : null],
+    ["pass", run.pass_ms ? ms(run.pass_ms) : null], ["rows accepted", run.acceptance === null ? null : percent(run.acceptance)], ["speculation", run.speculation], ["drafter", run.drafter], ["time", run.seconds ? `${run.seconds.toFixed(2)} s` : null],
     ["ended by", run.finish_reason], ["recoveries", run.recoveries || null]];
   return h("dl", { class: "facts" }, all.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
