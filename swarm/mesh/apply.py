@@ -44,7 +44,6 @@ from swarm.mesh.state import (
     Tick,
     Unlinked,
     WantHeard,
-    refresh_s,
     round_s,
 )
 from swarm.mesh.table import BUCKETS, Held
@@ -331,7 +330,8 @@ def _tick(state: State, now: float) -> Step:
         actions.append(SendDigest(peers[state.ticks * 7919 % len(peers)], state.table.digest()))
         state = state.but(next_sync=now + state.bounds.sync)
     own = state.own
-    if own is not None and own.record.state != "left" and now - own.born >= refresh_s(state.table.size):
+    # By the life that the record has, not by the swarm's present size: a joiner knew of nobody when it signed.
+    if own is not None and own.record.state != "left" and now - own.born >= own.record.ttl / 3:
         actions.append(Refresh(own.record.version))
     actions += overlay.steer(state, now)
     return state, actions

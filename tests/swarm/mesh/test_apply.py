@@ -446,6 +446,15 @@ def test_an_expelled_neighbour_is_shunned() -> None:
     assert actions == [Expel(NAMES[1], "why")] and state.banned[NAMES[1]] > 0
 
 
+def test_a_record_is_renewed_by_its_own_life_however_the_swarm_has_grown() -> None:
+    many = [held(bytes([n // 200, n % 200, 7, 7]) * 8) for n in range(1000)]
+    state = fresh(bounds=Bounds(news_burst=5000))
+    state, _ = apply(state, Published(held(NAMES[0], 6, ttl=30)), 0.0)
+    state, _ = apply(state, DeltaHeard(NAMES[1], tuple(many)), 0.0)
+    assert refresh_s(state.table.size) > 100
+    assert Refresh(6) not in apply(state, Tick(), 9.0)[1] and Refresh(6) in apply(state, Tick(), 10.0)[1]
+
+
 def test_a_guest_listens_and_passes_nothing_on() -> None:
     state = State(NAMES[0])
     state, actions = apply(state, Linked(NAMES[1]), 0.0)
