@@ -202,7 +202,12 @@ def _judge(run: Run, stage: PlannedStage, opened: Opened, auditor: Auditor, limi
     if errors and not judgement.passed:
         raise ReceiptError(Refusal.AUDIT, f"{where}: {judgement.why}")
     if not errors and not gaps:
-        return Claim(Standing.NOT_CHECKED, "audit", "the opened frames hold no row", stage.node)
+        return Claim(
+            Standing.NOT_CHECKED,
+            "audit",
+            "no opened row can be recomputed (they begin from what another run left)",
+            stage.node,
+        )
     figures = ", ".join(text for text in (judgement.why if errors else "", figures) if text)
     text = f"{len(errors) + len(gaps)} rows recomputed" + (f", {figures}" if figures else "")
     return Claim(Standing.PROVEN, "audit", text, stage.node)

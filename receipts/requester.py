@@ -22,6 +22,8 @@ from receipts.statement import Author, statement_untrusted
 from receipts.tail import Drawn
 
 MAX_DRAWN = 1 << 20
+MAX_SHOWN = 512
+MAX_SHOWN_CHARS = 200
 PUBLIC = frozenset({"tokens", "text"})
 """What a receipt shows unless told otherwise; `--private-text` shows nothing, a shared prompt adds "prompt"."""
 
@@ -68,6 +70,8 @@ class RequesterRecord:
         digest = self.order.digest
         self.opening = Opening(order, digest, author.id, 0, digest, order.plan, len(prompt), random(32))
         self.secrets: list[Secret] = [self.prompt]
+        self.disclosed: list[Secret] = []
+        self._open_ends: list[EdgeLog] = []
         self._replan: Envelope | None = None
         self._envelopes: list[Envelope] = [self.order]
         self._epochs: list[Opening] = [self.opening]
@@ -147,10 +151,14 @@ class RequesterRecord:
     def closed_untrusted(self, reply: Mapping[str, Any]) -> None:
         """Handle the head's reply to `close_header`."""
         self.outbound.settle_untrusted(reply.get("half"))
+        if reply.get("disclose") is True:
+            self._open_ends.append(self.outbound)
 
     def closing_untrusted(self, header: Mapping[str, Any]) -> Header:
         """Handle the tail's `close`: returns the reply to it."""
         self.inbound.settle_untrusted(header.get("half"))
+        if header.get("disclose") is True:
+            self._open_ends.append(self.inbound)
         return {"half": self.inbound.half()}
 
     def collect_header(self) -> Header:
@@ -172,6 +180,15 @@ class RequesterRecord:
                 self.secrets.append(log.observed)
             body = edge_statement(self.opening, log)
             self._envelopes.append(self.author.issue(self.run, {"order": self.order.digest}, body))
+        self.disclosed += [log.observed for log in self._open_ends if log.observed is not None]
+        self.disclosed += self._fitting(_shown_untrusted(header.get("disclosed", [])))
+
+    def _fitting(self, shown: Sequence[Secret]) -> list[Secret]:
+        """Those whose digest a statement has in its place: any other would make the receipt one that is refused."""
+        bodies = [statement_untrusted(envelope).body for envelope in self._envelopes]
+        signed = {("uuid", body.hardware.uuid) for body in bodies if isinstance(body, Accept)}
+        signed |= {("address", body.observed) for body in bodies if isinstance(body, Edge)}
+        return [secret for secret in shown if (secret.name, secret.digest) in signed]
 
     def close(
         self,
@@ -248,14 +265,33 @@ class RequesterRecord:
         return tuple(served)
 
     def receipt(self, show: Collection[str] = PUBLIC, more: Sequence[Secret] = ()) -> bytes:
-        """The receipt file. `show` names what is disclosed in it; `more` are values that stages chose to disclose."""
+        """The receipt file. `show` names what is disclosed in it; `more` are further values.
+
+        What operators of nodes chose to disclose is in it in any case.
+        """
         if self._close is None:
             raise ReceiptError(Refusal.MISSING, "the run is not closed yet")
-        return document_bytes(self._envelopes, [*(s for s in self.secrets if s.name in show), *more])
+        return document_bytes(self._envelopes, [*(s for s in self.secrets if s.name in show), *self.disclosed, *more])
 
     def secrets_file(self) -> bytes:
         """What the requester keeps beside the receipt (mode 0600) in order to disclose or replay later."""
         return secrets_bytes(self.secrets)
+
+
+def _shown_untrusted(value: Any) -> list[Secret]:
+    """Values that stages disclose. Raises ReceiptError."""
+    if not isinstance(value, list | tuple) or len(value) > MAX_SHOWN:
+        raise ReceiptError(Refusal.SHAPE, "collect: disclosed is not a short list")
+    result = []
+    for item in value:
+        fields = item if isinstance(item, Mapping) else {}
+        name, salt, text = fields.get("name"), fields.get("salt"), fields.get("value")
+        if not isinstance(name, str) or not isinstance(salt, bytes) or not isinstance(text, str):
+            raise ReceiptError(Refusal.SHAPE, "collect: a disclosed value is malformed")
+        if len(salt) != 32 or len(text) > MAX_SHOWN_CHARS:
+            raise ReceiptError(Refusal.SHAPE, "collect: a disclosed value is malformed")
+        result.append(Secret(name, salt, text))
+    return result
 
 
 def _drawn_untrusted(value: Any) -> list[Drawn]:

@@ -102,6 +102,7 @@ class StageRecord:
 
     `inbound` and `outbound` are its edges, `tail` the log of drawn tokens (only at the last stage, else None).
     `earlier` is the record of the epoch before when this node took part in it; its END is signed with the last one's.
+    `disclose`: its operator lets receipts show the device's UUID and, on edges whose other end says so too, addresses.
     Raises ReceiptError when the order does not give this node a part, or names another manifest.
     """
 
@@ -115,6 +116,7 @@ class StageRecord:
         keep_inbound: Keep | None = None,
         keep_outbound: Keep | None = None,
         earlier: StageRecord | None = None,
+        disclose: bool = False,
     ) -> None:
         index = opening.part_of(author.id)
         if opening.order.model.manifest != manifest:
@@ -130,6 +132,8 @@ class StageRecord:
         self.outbound = opening.edge_log(index + 1, "sender", executor, keep_outbound)
         self.tail = TailLog() if index == len(opening.plan) - 1 else None
         self.secrets: list[Secret] = []
+        self.disclose = disclose
+        self._open_ends: list[EdgeLog] = []
         self._frames = 0
         self._rows = 0
         self._compute_us = 0
@@ -181,15 +185,19 @@ class StageRecord:
             raise ReceiptError(Refusal.SHAPE, "close: `until` is not a position")
         self._until = until
         self.inbound.settle_untrusted(header.get("half"))
-        return {"half": self.inbound.half()}
+        if header.get("disclose") is True:
+            self._open_ends.append(self.inbound)
+        return {"half": self.inbound.half(), "disclose": self.disclose}
 
     def close_header(self) -> Header:
         """The `close` header for the next stage (or, from the tail, for the requester)."""
-        return {"until": self._until, "half": self.outbound.half()}
+        return {"until": self._until, "half": self.outbound.half(), "disclose": self.disclose}
 
     def closed_untrusted(self, reply: Mapping[str, Any]) -> None:
         """Handle the reply to `close_header()`."""
         self.outbound.settle_untrusted(reply.get("half"))
+        if reply.get("disclose") is True:
+            self._open_ends.append(self.outbound)
 
     def collect(self, header: Mapping[str, Any]) -> Header:
         """Handle `collect`: append this stage's statements; the result goes on to the next stage or the requester."""
@@ -204,7 +212,15 @@ class StageRecord:
         signed += [self._issue(self._edge(self.inbound)), self._issue(self._edge(self.outbound))]
         signed += self._account(drawn, self._until, interrupted=False)
         envelopes = [*envelopes_of(header, "envelopes"), *(envelope.to_bytes() for envelope in signed)]
-        return dict(header) | {"envelopes": envelopes, "drawn": drawn}
+        shown = [*header.get("disclosed", []), *(secret_fields(secret) for secret in self._shown())]
+        return dict(header) | {"envelopes": envelopes, "drawn": drawn, "disclosed": shown}
+
+    def _shown(self) -> list[Secret]:
+        """What this node's operator lets everybody see; an address only where its owner does, too."""
+        if not self.disclose:
+            return []
+        seen = [log.observed for log in self._open_ends if log.observed is not None]
+        return [*(secret for secret in self.secrets if secret.name == "uuid"), *seen]
 
     def _account(self, drawn: list[Header], until: int, interrupted: bool) -> list[Envelope]:
         opening = self.opening
@@ -244,6 +260,11 @@ class StageRecord:
 
     def _issue(self, body: Accept | Edge | End | Tail) -> Envelope:
         return self.author.issue(self.run, {"order": self.opening.order_digest}, body)
+
+
+def secret_fields(secret: Secret) -> Header:
+    """A value behind a salted digest, for a header."""
+    return {"name": secret.name, "salt": secret.salt, "value": secret.value}
 
 
 def edge_statement(opening: Opening, log: EdgeLog) -> Edge:

@@ -56,11 +56,16 @@ class RingAuditor:
     def recompute(
         self, order: Order, stage: PlannedStage, inbound: Sequence[OpenedFrame], outbound: OpenedFrame
     ) -> Sequence[RowSample | TokenSample]:
-        """Samples of the rows of one outbound frame. Raises ReceiptError for frames that no honest stage passes."""
+        """Samples of the rows of one outbound frame. Raises ReceiptError for frames that no honest stage passes.
+
+        None where the run began from keys and values that another run left: what came in then is not all there is.
+        """
         frames = tuple(inbound)
         if self._done is None or self._done[0] != stage or self._done[1][: len(frames)] != frames:
             layers = Layers(self._checkpoint, stage.first, stage.last, self._group_bytes, report=self._report)
             self._done = (stage, frames, _Recomputed(order, layers, frames))
+        if not self._done[2].whole:
+            return []
         try:
             return self._done[2].samples(len(frames), outbound)
         except PeerError as error:
@@ -85,6 +90,9 @@ class _Recomputed:
                 check_untrusted(frame.rows, frame.commits, self._layout)
         except PeerError as error:
             raise ReceiptError(Refusal.OPENING, f"an opened frame is none: {error}") from error
+        self.whole = _whole(self._frames, self._layout)
+        if not self.whole:
+            return
         self._inputs = self._inputs_of(steps)
         self._outputs = list(layers.outputs(self._layout, steps))
         self._honest = self._emulated(order, steps)
@@ -192,6 +200,18 @@ def message_untrusted(kind: str, opened: OpenedFrame) -> Message:
     """The message whose header and body were hashed. Raises PeerError."""
     packed = b"\x94" + b"".join(bytes(msgpack.packb(part)) for part in (kind, 0, 0)) + opened.head
     return unpack_untrusted(packed, opened.body, Limits()).message
+
+
+def _whole(frames: Sequence[Frame], layout: Layout) -> bool:
+    """Whether every committed position that a row sees came in, or was committed, before it."""
+    written = np.zeros(layout.context + 1, bool)
+    for frame in frames:
+        rows = frame.rows
+        written[frame.commits.position] = True
+        written[rows.position[rows.slot >= layout.scratch]] = True
+        if not written[: int(rows.prefix.max())].all():
+            return False
+    return True
 
 
 def _layout_untrusted(order: Order, frames: Sequence[Frame]) -> Layout:

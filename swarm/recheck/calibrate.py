@@ -24,20 +24,17 @@ from swarm.net.wire import decode_tensor_untrusted, encode_tensor
 from swarm.recheck.walk import CPU, Step, run_block
 from swarm.ring.replay import certain_rows
 
-TEXT = """The sky is blue because molecules of air scatter short waves of light more than long ones. At sunset the light \
-has come a long way, and what is left of it is red.
+TEXT = """The sky is blue because molecules of air scatter short waves of light more than long ones. At sunset the \
+light has come a long way, and what is left of it is red.
 def mean(values):
     total = 0
     for value in values:
         total += value
     return total / len(values)
 1. Boil two eggs for six minutes. 2. Peel them under cold water. Der Zug nach Bern fährt um 7.42 Uhr von Gleis 3."""
-MOST_TOKENS = 96
+MOST_TOKENS = 64
 PROMPT_ROWS = 32
-SETTINGS = (
-    ("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"),
-    ("float32", "int8"), ("bfloat16", "int8"), ("float32", "fp8"), ("bfloat16", "fp8"),
-)  # fmt: skip
+SETTINGS = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"), ("bfloat16", "int8"))
 VARIANTS = ((1, 5), (2, 1))
 """(threads, rows of a frame) of honest stages."""
 
@@ -53,9 +50,9 @@ class Measured:
 
 
 def spans_of(layers: int) -> list[tuple[int, int]]:
-    """Stages as rings have them: halves, thirds, and short ones in the beginning, the middle and the end."""
+    """Stages as rings have them: halves, thirds, and short ones at both ends."""
     cuts = {(0, layers // 2), (layers // 2, layers - 1), (0, layers // 3), (layers // 3, 2 * layers // 3)}
-    cuts |= {(2 * layers // 3, layers - 1), (0, 2), (layers // 2, layers // 2 + 2), (layers - 3, layers - 1)}
+    cuts |= {(2 * layers // 3, layers - 1), (0, 2), (layers - 3, layers - 1)}
     return sorted((first, last) for first, last in cuts if 0 <= first < last < layers)
 
 
@@ -65,7 +62,7 @@ def measure_limits(
     settings: Sequence[tuple[str, str]] = SETTINGS,
     report: Report = silent,
 ) -> tuple[Limits, list[Measured]]:
-    """Limits of a model from the rows of these tokens (at most 96 are used). Raises ModelError."""
+    """Limits of a model from the rows of these tokens (at most 64 are used). Raises ModelError."""
     tokens = list(tokens)[:MOST_TOKENS]
     work = _Bench(checkpoint, tokens)
     found: list[Measured] = []
