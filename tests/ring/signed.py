@@ -129,6 +129,7 @@ async def signed_ring(
     blocks: dict[int, Block] | None = None,
     witnesses: int = 0,
     disclose: Sequence[int] = (),
+    decode: Callable[[Sequence[int]], str] = lambda ids: "".join(f" {i}" for i in ids),
 ) -> AsyncIterator[SignedRing]:
     """Nodes that hold `spans` in this order. twists: which of them lie; blocks: hosted instead of loading."""
     manifest = checkpoint.manifest
@@ -166,7 +167,7 @@ async def signed_ring(
 
         desk = Desk(
             board,
-            TargetFacts(manifest.digest, manifest.context, frozenset(), lambda ids: "".join(f" {i}" for i in ids)),
+            TargetFacts(manifest.digest, manifest.context, frozenset(), decode),
             planner,
             Suffixes(),
             lambda stages: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
