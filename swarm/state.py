@@ -10,6 +10,11 @@ from pathlib import Path
 
 from swarm.errors import UsageError
 
+
+class StateInUse(UsageError):
+    """Another process holds the folder."""
+
+
 LOCK = "lock"
 LAST_INVITE = "last.invite"
 MOST_REQUESTERS = 64
@@ -17,7 +22,8 @@ MOST_REQUESTERS = 64
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """Hold `folder` for this process. Raises UsageError when another holds it, or it cannot be written.
+    """Hold `folder` for this process. Raises StateInUse when another holds it, UsageError when it cannot be
+    written.
 
     The lock goes with the process, however that ends.
     """
@@ -31,7 +37,7 @@ def locked(folder: Path) -> Iterator[Path]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             owner = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise UsageError(
+            raise StateInUse(
                 f"the state folder {folder} is in use by process {owner}; give each process its own --state"
             ) from error
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its owner stays unnamed
@@ -45,16 +51,14 @@ def locked(folder: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def requester_folder(state: Path) -> Iterator[Path]:
     """A folder for one requester: its key must not be that of a node, nor of another requester at the same time."""
-    for number in range(1, MOST_REQUESTERS + 1):
-        lock = locked(state / ("requester" if number == 1 else f"requester-{number}"))
-        try:
-            folder = lock.__enter__()
-        except UsageError:
-            if number == MOST_REQUESTERS or not os.access(state if state.exists() else state.parent, os.W_OK):
-                raise
-            continue
-        try:
-            yield folder
-        finally:
-            lock.__exit__(None, None, None)
-        return
+    with contextlib.ExitStack() as held:
+        for number in range(1, MOST_REQUESTERS + 1):
+            name = "requester" if number == 1 else f"requester-{number}"
+            try:
+                folder = held.enter_context(locked(state / name))
+                break
+            except StateInUse:
+                continue
+        else:
+            raise UsageError(f"{MOST_REQUESTERS} requesters use {state} already; give this one its own --state")
+        yield folder

@@ -20,7 +20,8 @@ class StageLimits:
 
     row_budget     rows of one forward
     sessions       open sessions in all, and of one requester
-    queue_frames   frames of one session that may wait
+    queue_frames   frames of one session that may wait, and queue_rows their rows
+    kv_share       of the memory for sessions that one requester may hold
     sent_bytes     memory for the rows kept for replay, of one session
     """
 
@@ -28,6 +29,8 @@ class StageLimits:
     sessions: int = 64
     sessions_per_peer: int = 32
     queue_frames: int = 256
+    queue_rows: int = 16_384
+    kv_share: float = 0.75
     sent_bytes: int = 512 << 20
 
 
@@ -122,11 +125,23 @@ def _new(
     def mine() -> int:
         return sum(s.opening.requester == opening.requester for s in sessions.values())
 
-    while len(sessions) >= limits.sessions or mine() >= limits.sessions_per_peer or need > pool.free_bytes:
+    def held() -> int:
+        return sum(s.kv.nbytes for s in sessions.values() if s.opening.requester == opening.requester)
+
+    most = int(pool.budget_bytes * limits.kv_share)
+    while (
+        len(sessions) >= limits.sessions
+        or mine() >= limits.sessions_per_peer
+        or need > min(pool.free_bytes, most - held())
+    ):
         if not _let_one_go(sessions, opening):
             break
     if len(sessions) >= limits.sessions or mine() >= limits.sessions_per_peer:
         raise BusyError(f"busy: {len(sessions)} sessions are open, {mine()} of them yours; try later")
+    if need > most - held() and held():
+        raise BusyError(
+            f"busy: your sessions hold {held() >> 20} of {most >> 20} MiB that one requester may; try later"
+        )
     block = hosted.block.view(me.first, me.last)
     session = StageSession(opening, block, pool.open(layout, me.first, me.last), peer, time.monotonic())
     last = opening.index + 1 == len(opening.stages)

@@ -151,6 +151,11 @@ class StageSession:
         return self.opening.run
 
     @property
+    def queued_rows(self) -> int:
+        """Rows that wait to be computed."""
+        return sum(len(arrived.frame.rows) for arrived in self.queue)
+
+    @property
     def is_last(self) -> bool:
         """Whether this stage answers the requester."""
         return self.opening.index + 1 == len(self.opening.stages)

@@ -205,8 +205,9 @@ class StageServer:
         if not session.accept_untrusted(frame):
             return
         check_untrusted(frame.rows, frame.commits, session.opening.layout)
-        if len(session.queue) >= self.limits.queue_frames:
-            raise PeerError(f"expected at most {self.limits.queue_frames} frames in flight")
+        limits = self.limits
+        if len(session.queue) >= limits.queue_frames or session.queued_rows > limits.queue_rows:
+            raise PeerError(f"expected at most {limits.queue_frames} frames and {limits.queue_rows} rows in flight")
         if session.account is not None:
             session.account.took(frame.seq, message)
         session.heard = time.monotonic()
