@@ -20,13 +20,13 @@ def test_a_row_costs_more_where_bytes_are_dear_and_where_tokens_come_fast() -> N
     assert cheap.row_floor < dear.row_floor
     slow = cheap.row_floor
     for _ in range(50):
-        cheap.committed(3, 100.0)
+        cheap.committed(3, 100.0, 0.0)
     assert cheap.rate == pytest.approx(0.03, rel=0.1) and cheap.row_floor > 2 * slow
 
 
 def test_the_price_of_time_is_never_under_plain_decoding() -> None:
     control = passes(Controller(COSTS), 100.0)
-    control.committed(0, 10_000.0)
+    control.committed(0, 10_000.0, 0.0)
     assert control.rate == pytest.approx(0.01, rel=0.05)
 
 

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from swarm.errors import UsageError
 from swarm.ring.fleet import KnownRtts, Member, ModelShape, Speed, gaps, holders, say_layers
-from swarm.ring.plan_block import MOVE_EVERY_S, Block, Room, choose_block, fit, reconsider, throughput, usual_speed
+from swarm.ring.plan_block import (
+    FILL_EVERY_S,
+    MOVE_EVERY_S,
+    Block,
+    Room,
+    choose_block,
+    fit,
+    reconsider,
+    throughput,
+    usual_speed,
+)
 
 
 def shape(layers: int, head: int = 0, tail: int = 0, each: int = 100) -> ModelShape:
@@ -154,7 +164,9 @@ def test_a_move_fills_a_hole_or_gains_over_a_fifth_and_opens_none(
     others = [m for m in members if m is not me]
     move = reconsider(model, room, current, members, idle=True, since_move_s=MOVE_EVERY_S)
     assert reconsider(model, room, current, members, idle=False, since_move_s=1e9) is None
-    assert reconsider(model, room, current, members, idle=True, since_move_s=MOVE_EVERY_S - 1) is None
+    assert reconsider(model, room, current, members, idle=True, since_move_s=FILL_EVERY_S - 1) is None
+    sooner = reconsider(model, room, current, members, idle=True, since_move_s=MOVE_EVERY_S - 1)
+    assert sooner is None or sooner.reason.startswith("fills")
     if move is None:
         return
     usual = usual_speed(members)
