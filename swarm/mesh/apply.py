@@ -301,6 +301,7 @@ def _take_suspicion(state: State, said: Suspicion, peer: NodeId, now: float, act
     if count >= state.bounds.blames and said.reporter != state.node:
         return state
     actions.append(Changed(said.target))
+    uttered = {node: told for node, told in state.uttered.items() if now - told[1] <= 60}
     held = state.table.get(said.target)
     few = state.table.size <= state.bounds.links + 1
     if held is not None and few and said.reporter != state.node and held.record.node not in state.links:
@@ -310,7 +311,7 @@ def _take_suspicion(state: State, said: Suspicion, peer: NodeId, now: float, act
     return state.but(
         blamed={**state.blamed, said.target: (*state.blamed.get(said.target, ()), said)},
         rumours=(*state.rumours, (said, peer)),
-        uttered={**state.uttered, said.reporter: (count + 1, since)},
+        uttered={**uttered, said.reporter: (count + 1, since)},
     )
 
 

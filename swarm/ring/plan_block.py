@@ -22,6 +22,7 @@ from swarm.ring.fleet import Member, ModelShape, Rtts, Speed, gaps, say_layers, 
 
 MOVE_GAIN = 1.2
 MOVE_EVERY_S = 300.0
+FILL_EVERY_S = 20.0
 CLOSE = 0.05
 ROWS = 8
 
@@ -130,10 +131,10 @@ def reconsider(
     """A better block for a node that already serves one, or None to stay, which is the usual answer.
 
     `members` may or may not include the node itself. `idle`: no run uses it. `since_move_s`: seconds since it
-    took its present block. Announce the result as a claim, wait until the swarm had time to answer, ask again,
-    and move only when the answer is the same.
+    took its present block: FILL_EVERY_S at least to fill a hole, MOVE_EVERY_S for a gain. Announce the result as a
+    claim, wait until the swarm had time to answer, ask again, and move only when the answer is the same.
     """
-    if not idle or since_move_s < MOVE_EVERY_S:
+    if not idle or since_move_s < FILL_EVERY_S:
         return None
     others = settled(room.node, members)
     usual = usual_speed([*others, Member(room.node, speed=room.speed)])
@@ -149,6 +150,8 @@ def reconsider(
     if after < before and not np.any((now > 0) & (then == 0)):
         filled = gaps(np.where((now == 0) & (then > 0), 0, 1))
         return Block(best.first, best.last, best.overflow, f"fills {say_layers(filled)}, held by nobody")
+    if since_move_s < MOVE_EVERY_S:
+        return None
     if before == after == 0 and float(then.min()) > MOVE_GAIN * float(now.min()):
         gain = 100 * (float(then.min()) / float(now.min()) - 1)
         return Block(best.first, best.last, best.overflow, f"widens the narrowest layer by {gain:.0f}%")

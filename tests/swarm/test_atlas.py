@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -13,9 +14,10 @@ from swarm.atlas import member_of, members_of, rtts_of, speed_of, speed_us
 from swarm.errors import CoverageError
 from swarm.mesh.record import NOWHERE
 from swarm.mesh.view import MemberView
+from swarm.moving import Mover
 from swarm.net.nodeid import id_text
 from swarm.ring.fleet import ModelShape, Speed, gaps, holders
-from swarm.ring.plan import Ask, Room, choose_block, plan_route
+from swarm.ring.plan import Ask, Block, Room, choose_block, plan_route
 from swarm.scout import scout_ends, scout_hops
 from swarm.status import status_data
 from tests.swarm.mesh.field import MODEL, Field, Node, invite_of, kill, until
@@ -139,3 +141,32 @@ async def test_scouts_measure_the_hops_of_routes_and_status_shows_all(field_: Fi
     with pytest.raises(CoverageError, match="layers 20-29 are held by nobody; 2 nodes present"):
         rtts = rtts_of(guest.gossip, guest.board.id)
         plan_route(SHAPE, members_of(guest.gossip, MODEL), rtts, replace(Ask("x"), requester=guest.identity.text))
+
+
+async def test_of_two_spare_nodes_exactly_one_fills_the_hole_that_a_death_opens(field_: Field) -> None:
+    first = await field_.first()
+    nodes = [first] + [await field_.join(invite_of(first)) for _ in range(3)]
+    await until(lambda: all(len(n.up()) == 4 for n in nodes), *nodes)
+    blocks = [(0, 15), (15, 30), (0, 15), (0, 15)]
+    moves: list[tuple[bytes, tuple[int, int]]] = []
+    busy = {nodes[0].board.id}
+    for node, layers in zip(nodes, blocks, strict=True):
+        node.gossip.publish(layers=layers, model=MODEL, speed_us=(1000, 1000, 1000))
+
+        async def move(block: Block, node: Node = node) -> None:
+            moves.append((node.board.id, (block.first, block.last)))
+            node.gossip.publish(layers=(block.first, block.last), claim=None)
+
+        me = node.board.id
+        mover = Mover(
+            node.gossip, me, MODEL, SHAPE, Room(id_text(me), 15_000, speed=Speed(1, 1, 1)), Block(*layers, 0, ""),
+            idle=lambda me=me: me not in busy, move=move, clock=lambda: time.monotonic() * 1000,
+            look_s=0.3, settle_s=0.6,
+        )  # fmt: skip
+        node.gossip._spawn(mover.keep_looking())
+    await until(lambda: all(not missing(n) for n in nodes), *nodes)
+    kill(nodes[1])
+    rest = [nodes[0], *nodes[2:]]
+    await until(lambda: all(not missing(n) for n in rest) and bool(moves), *rest)
+    assert len(moves) == 1 and moves[0][1] == (15, 30) and moves[0][0] not in busy
+    assert all(node.gossip.member(moves[0][0]).record.claim is None for node in rest)
