@@ -6,7 +6,8 @@ ms costs x * rate tokens, so
 - a drafted row is worth sending when the chance that it is right exceeds the price of the time that it adds;
 - another draft step before a waiting send is worth it when the tokens it is expected to win exceed its time;
 - a drafter whose proposals are never right wins nothing, is not asked any more, and what remains is plain decoding;
-- when all of this still makes hardly more than plain passes would, both ways are tried and the better one is kept.
+- when frames still get in each other's way, or all of this makes hardly more than plain passes would, streaming,
+  waiting and plain rows are tried in turn and the best is kept.
 
 Frames are paced by what the slowest stage can sustain: guessed from `Costs` and corrected by the times that stages
 report. Where they report none, delay corrects it: when answers come later than an empty pipe would bring them, frames
@@ -26,6 +27,10 @@ _MOST_DELAY = 0.15
 _MOST_SLOW = 8.0
 _MOST_FRAME_FLOOR = 2.0
 _CALM_FLOOR = 0.5
+_CLEAR = 1.4
+_CROWDED = 1.7
+_NARROWING = 0.85
+_WAYS = {"plain": ("calm",), "chain": ("wait", "calm"), "tree": ("wait", "calm"), "stream": ("stream", "wait", "calm")}
 _HOPELESS = 0.06
 _PATIENCE = 12.0
 _RETRY = 24
@@ -51,10 +56,6 @@ class Setting:
     leaves: int = 8
     depth: int = 1
     fixed: bool = False
-
-    @property
-    def waits(self) -> bool:
-        return self.mode != "stream"
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,11 @@ class Controller:
         self._frame = Mean(1.0, 0.2)
         self._slow = 1.0
         self._draft = Mean(costs.draft_ms, 0.1)
+        self._quick = Floor(costs.draft_ms)
         self._row = Slope(costs.row_ms)
         self._rate = 1.0 / costs.pass_ms
-        self._trial = Trial()
+        self._ways = _WAYS[self.setting.mode]
+        self._trial = Trial(1 if self.setting.fixed else len(self._ways))
 
     # Measured
 
@@ -119,15 +122,38 @@ class Controller:
     def drafted(self, step_ms: float) -> None:
         """One draft step took `step_ms`."""
         self._draft.add(step_ms)
+        self._quick.add(step_ms, False)
 
-    def committed(self, tokens: int, elapsed_ms: float) -> None:
-        """`tokens` became certain in the `elapsed_ms` since the last time."""
+    def committed(self, tokens: int, elapsed_ms: float, coverage: float) -> None:
+        """`tokens` became certain in the `elapsed_ms` since the last time.
+
+        `coverage`: chance that the deferred drafter's proposals hold the next token; 0 without one.
+        """
         if elapsed_ms > 0:
             gain = min(1.0, elapsed_ms / (8.0 * self._base.value))
             self._rate += gain * (tokens / elapsed_ms - self._rate)
-            self._trial.committed(tokens, elapsed_ms, self._base.value)
+            other = self.waiting_rate(coverage) if self._ways[0] == "stream" else 0.0
+            clear = max(_CLEAR / self._base.value, other)
+            # A draft step that takes far longer than the quickest did is sharing its cores with the ring's stages.
+            crowded = self._draft.value > _CROWDED * self._quick.value
+            self._trial.committed(tokens, elapsed_ms, self._base.value, crowded or self._rate < clear)
+
+    def waiting_rate(self, coverage: float) -> float:
+        """Rough tokens per millisecond of a waiting tree of the best depth over a drafter of this coverage."""
+        best, tokens, chance = 0.0, 1.0, 1.0
+        for depth in range(1, 9):
+            chance *= coverage * (1.0 if depth == 1 else _NARROWING)
+            tokens += chance
+            rows = min(self.setting.rows, 8 + 16 * (depth - 1))
+            best = max(best, tokens / (self._base.value + depth * self._draft.value + rows * self.row_ms))
+        return best
 
     # Decided
+
+    @property
+    def measured(self) -> bool:
+        """Whether any pass was measured; before that the pace is a guess and a pipe is easily filled for seconds."""
+        return self._base.measured
 
     @property
     def pass_ms(self) -> float:
@@ -150,9 +176,19 @@ class Controller:
         return self._row.value
 
     @property
+    def way(self) -> str:
+        """ "stream", "wait" or "calm": how to run now. A stream waits where that makes more tokens."""
+        return self._ways[self._trial.way]
+
+    @property
     def calm(self) -> bool:
         """Speculation does not pay at present: only near certainties are sent, and the deferred drafter rests."""
-        return self._trial.calm and not self.setting.fixed
+        return self.way == "calm"
+
+    @property
+    def waits(self) -> bool:
+        """Whether to send nothing while an answer is due, and to gather drafts before that."""
+        return self.way != "stream"
 
     @property
     def row_floor(self) -> float:
@@ -171,11 +207,6 @@ class Controller:
         It delays others about as much as frames are seen to delay each other now: nothing in an idle pipe.
         """
         return 0.0 if self.setting.fixed else min(_MOST_FRAME_FLOOR, 2.0 * self.rate * self._queue.value)
-
-    @property
-    def gathers(self) -> bool:
-        """Whether a frame should wait for drafts: always when waiting, and where frames cost more than a draft step."""
-        return self.setting.waits or 2.0 * self._queue.value > self._draft.value
 
     def interval_ms(self, rows: int) -> float:
         """Time to leave after a frame of `rows` rows before the next one that is not urgent."""

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 @dataclass
 class Mean:
-    """Exponential mean that starts at a guess."""
+    """Exponential mean that starts at a guess; the first samples count more."""
 
     value: float
     gain: float = 0.15
+    samples: int = 0
 
     def add(self, sample: float) -> None:
-        self.value += self.gain * (sample - self.value)
+        self.samples += 1
+        self.value += max(self.gain, 1.0 / (1.0 + self.samples)) * (sample - self.value)
 
 
 @dataclass
@@ -64,52 +66,61 @@ class Slope:
 
 
 class Trial:
-    """Whether to speculate boldly or to stay calm, decided by trying both when boldness does not clearly pay.
+    """Which of several ways to run makes most tokens per time, found by trying, when the first one is in doubt.
 
     Costs that no model knows (drafter and stages on the same cores, a link that others load) show in one number only:
-    tokens per time. While that stays well over what plain passes would give, nothing is tried. Otherwise a few calm
-    passes are measured, the better way is kept, and the other one is tried again later, ever more rarely.
-    All lengths are in passes.
+    tokens per time. While the first way is beyond doubt, nothing else is tried. Otherwise a neighbouring way runs for
+    a few passes, the better one is kept, and the question comes back later, ever more rarely. Lengths are in passes.
     """
 
-    BOLD_FIRST, CALM_TEST, SKIP = 12.0, 5.0, 1.5
-    CLEAR = 1.4
+    FIRST, TEST, SKIP = 12.0, 6.0, 1.5
     AGAIN, MOST = 32.0, 256.0
+    MEMORY = 0.7
 
-    def __init__(self) -> None:
-        self.calm = False
-        self._keep = self.BOLD_FIRST
+    def __init__(self, ways: int) -> None:
+        self.way = 0
+        self._seen = [[0.0, 0.0] for _ in range(ways)]
+        self._home: int | None = None
+        self._down = True
+        self._keep = self.FIRST
         self._again = self.AGAIN
-        self._passes = 0.0
-        self._tokens = 0
-        self._ms = 0.0
-        self._other: float | None = None
+        self._passes = self._tokens = self._ms = 0.0
 
-    def committed(self, tokens: int, ms: float, pass_ms: float) -> None:
-        """`tokens` in `ms`, where one plain pass takes about `pass_ms`."""
+    def committed(self, tokens: int, ms: float, pass_ms: float, doubt: bool) -> None:
+        """`tokens` in `ms`, where a plain pass takes about `pass_ms`; `doubt`: the first way may not be the best."""
         self._passes += ms / pass_ms
         if self._passes > self.SKIP:  # what was in flight when the way changed still belongs to the old way
             self._tokens += tokens
             self._ms += ms
         if self._passes - self.SKIP < self._keep or self._ms <= 0.0:
             return
-        rate = self._tokens / self._ms
-        if self._other is not None:
-            worse = rate < self._other
-            self._settle(worse)
-            self._other = None
-        elif self.calm or rate * pass_ms < self.CLEAR:
-            self._other = rate
-            self._turn(self.BOLD_FIRST if self.calm else self.CALM_TEST)
+        seen = self._seen[self.way]
+        self._seen[self.way] = [seen[0] * self.MEMORY + self._tokens, seen[1] * self.MEMORY + self._ms]
+        if self._home is not None:
+            self._decide(self._home)
+        elif len(self._seen) > 1 and (doubt or self.way > 0):
+            self._try_neighbour()
         else:
-            self._turn(self.BOLD_FIRST, stay=True)
+            self._again = self.AGAIN
+            self._go(self.way, self.FIRST)
 
-    def _settle(self, worse: bool) -> None:
-        """Both ways were tried: stay with this one, or go back to the other when this one is `worse`."""
-        self._turn(self._again, stay=not worse)
+    def _rate(self, way: int) -> float:
+        tokens, ms = self._seen[way]
+        return tokens / ms if ms else 0.0
+
+    def _decide(self, home: int) -> None:
+        self._home = None
+        self._go(self.way if self._rate(self.way) > self._rate(home) else home, self._again)
         self._again = min(self.MOST, 2.0 * self._again)
 
-    def _turn(self, keep: float, stay: bool = False) -> None:
-        if not stay:
-            self.calm = not self.calm
-        self._keep, self._passes, self._tokens, self._ms = keep, self.SKIP if stay else 0.0, 0, 0.0
+    def _try_neighbour(self) -> None:
+        last = len(self._seen) - 1
+        if self.way in (0, last):
+            self._down = self.way == 0
+        self._home = self.way
+        self._go(self.way + (1 if self._down else -1), self.TEST)
+        self._down = not self._down
+
+    def _go(self, way: int, keep: float) -> None:
+        self._passes = self.SKIP if way == self.way else 0.0
+        self.way, self._keep, self._tokens, self._ms = way, keep, 0.0, 0.0

@@ -68,6 +68,11 @@ class Proposals:
             feed.drop(self._tree.dropped)
         self._tree.dropped.clear()
 
+    @property
+    def coverage(self) -> float:
+        """Chance that the deferred drafter's proposals hold the next token; 0 without one."""
+        return self._calibrations[DEFERRED].coverage if self.deferred else 0.0
+
     # The inline drafter
 
     def ask_inline(self) -> None:
@@ -129,7 +134,7 @@ class Proposals:
         if not worths:
             return False
         chances = self._tree.unsent(self._setting.rows, self._control.row_floor)
-        gain = sum(worths) * self._calibrations[DEFERRED].coverage
+        gain = sum(worths) * self.coverage
         return self._control.keep_drafting(chances, max(worths), gain, self.spent_ms)
 
     def _wanted(self) -> bool:

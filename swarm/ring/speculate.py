@@ -36,6 +36,8 @@ from swarm.model.rows import Commits, Layout, Rows
 from swarm.ring.control import Controller
 from swarm.ring.proposals import DEFERRED, INLINE, Proposals
 
+_UNMEASURED_FRAMES = 3
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -182,7 +184,7 @@ class Speculation:
         certain = len(self.tokens) - self._placed - len(self._moves)
         if certain == 0 and not self._may_speculate(now):
             return None
-        if certain > 0 and self._placed >= self._prompt - 1 and self._control.gathers and self._proposals.better_wait():
+        if certain > 0 and self._placed >= self._prompt - 1 and self._control.waits and self._proposals.better_wait():
             return None
         self._worth = None
         commits = self._take_moves()
@@ -194,12 +196,16 @@ class Speculation:
 
     def next_wakeup(self) -> float | None:
         """When `next_frame` may have something to send though nothing else happens; None: only after an event."""
-        if self.finished is not None or self._setting.waits or not self._worth_sending():
+        if self.finished is not None or self._pausing() or not self._worth_sending():
             return None
         return self._next_send
 
     def _may_speculate(self, now: float) -> bool:
-        return not self._setting.waits and now >= self._next_send and self._worth_sending()
+        return not self._pausing() and now >= self._next_send and self._worth_sending()
+
+    def _pausing(self) -> bool:
+        most = 0 if self._control.waits else _UNMEASURED_FRAMES if not self._control.measured else len(self._flights)
+        return len(self._flights) > most
 
     def _worth_sending(self) -> bool:
         if self._worth is None:
@@ -337,7 +343,7 @@ class Speculation:
                 break
         if tokens:
             if self._settled >= 0:
-                self._control.committed(len(tokens), (now - self._settled) * 1000.0)
+                self._control.committed(len(tokens), (now - self._settled) * 1000.0, self._proposals.coverage)
             self._settled = now
         self._proposals.settled()
         self._supply()
