@@ -55,7 +55,7 @@ def picture(shown: Sequence[tuple[str, str]], path: Path) -> None:
         console.print(Text.from_ansi(output.strip()))
         console.print()
     # Rich's own frame fetches its font from the web; a reader's monospace font does as well.
-    frame = re.sub(r"@font-face \{.*?\n {4}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.S)
+    frame = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.S)
     console.save_svg(str(path), title="wanswarm", code_format=frame.replace("Fira Code, ", ""))
 
 

@@ -54,4 +54,7 @@ class Backend(Protocol):
         """
 
     def view(self) -> dict[str, Any]:
-        """Who is there: the shape of `swarm.serve.mesh.mesh_status`."""
+        """Who is there: the shape of `swarm.serve.mesh.mesh_status`.
+
+        May hold "runs" besides: by run id, what is known of a run under way, such as {"rows_in_flight": 12}.
+        """

@@ -93,6 +93,7 @@ class StateCollector(Collector):
         yield _gauge("wanswarm_requests_waiting", "Requests in the queue", state.waiting)
         live = [run for run in state.runs if run["state"] in ("opening", "answering", "recovering")]
         yield _gauge("wanswarm_runs_active", "Runs on the ring", len(live))
+        yield _gauge("wanswarm_rows_in_flight", "Rows on their way", sum(run.get("rows_in_flight", 0) for run in live))
         yield from self._per_node(state)
         rtt = GaugeMetricFamily("wanswarm_edge_rtt_seconds", "Median round trip", labels=["a", "b", "kind"])
         for edge in state.edges:

@@ -22,8 +22,10 @@ def gateway_state(
     """The swarm as the requester sees it, with the gateway's own runs."""
     now = time.monotonic()
     notes = [*reversed(book.active.values()), *book.past][:SHOWN_RUNS]
-    runs = tuple(note.as_json(now) for note in notes)
-    return state_from(backend.view(), backend.manifest, "gateway", runs, queue.n_waiting, progress)
+    seen = backend.view()
+    live = seen.get("runs", {})
+    runs = tuple({**note.as_json(now), **live.get(note.run_id, {})} for note in notes)
+    return state_from(seen, backend.manifest, "gateway", runs, queue.n_waiting, progress)
 
 
 def state_from(

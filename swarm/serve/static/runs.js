@@ -63,7 +63,7 @@ function verdictView(verdict) {
   const groups = Object.keys(MARKS).map((standing) => [standing, verdict.claims.filter((claim) => claim.standing === standing)]);
   return h("div", { class: "verdict" },
     h("p", { class: `result ${refused ? "refused" : "held"}`, role: "status" },
-      h("strong", {}, refused ? "Refused" : `Level ${verdict.level}: ${verdict.level_name}`), h("span", {}, verdict.result)),
+      h("strong", {}, refused ? "Refused" : `Level ${verdict.level}: ${verdict.level_name}`), verdict.result.toLowerCase() === `level ${verdict.level}: ${verdict.level_name}` ? null : h("span", {}, verdict.result)),
     groups.filter(([, claims]) => claims.length).map(([standing, claims]) => h("section", { class: `standing ${standing.replace(" ", "-")}` },
       h("h3", {}, h("span", { class: "glyph", "aria-hidden": "true" }, MARKS[standing]), standing, h("span", { class: "sub" }, WORDS[standing])),
       h("ul", {}, claims.map((claim) => h("li", {}, h("span", { class: "subject" }, claim.subject), claim.about ? h("span", { class: "about mono" }, short(claim.about)) : null, h("span", { class: "claim" }, claim.text)))))));

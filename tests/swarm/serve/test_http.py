@@ -273,6 +273,19 @@ async def test_live_state_follows_a_run(served: Served) -> None:
     assert "hello" not in json.dumps(done)
 
 
+async def test_rows_in_flight_come_from_the_requester(served: Served) -> None:
+    served.backend.gate = asyncio.Event()
+    ask = served.openai.chat.completions.create(model=served.model, messages=HELLO, max_tokens=5)
+    task = asyncio.create_task(ask)
+    live = await served.state(lambda state: any(run["run_id"] for run in state["runs"]))
+    served.backend.state = {"runs": {live["runs"][0]["run_id"]: {"rows_in_flight": 12}}}
+    assert await served.state(lambda state: state["runs"][0].get("rows_in_flight") == 12)
+    async with served.http.get("/metrics") as answer:
+        assert "wanswarm_rows_in_flight 12.0" in await answer.text()
+    served.backend.gate.set()
+    await task
+
+
 async def test_every_page_has_a_policy(served: Served) -> None:
     for path in ("/", "/v1/models", "/nowhere"):
         async with served.http.get(path) as answer:
