@@ -32,10 +32,10 @@ def mean(values):
         total += value
     return total / len(values)
 1. Boil two eggs for six minutes. 2. Peel them under cold water. Der Zug nach Bern fährt um 7.42 Uhr von Gleis 3."""
-MOST_TOKENS = 64
+MOST_TOKENS = 96
 PROMPT_ROWS = 32
-SETTINGS = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"), ("bfloat16", "int8"))
-VARIANTS = ((1, 5), (2, 1))
+SETTINGS = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
+VARIANTS = ((1, 1), (1, 5), (2, 1), (2, 5))
 """(threads, rows of a frame) of honest stages."""
 
 
@@ -50,9 +50,9 @@ class Measured:
 
 
 def spans_of(layers: int) -> list[tuple[int, int]]:
-    """Stages as rings have them: halves, thirds, and short ones at both ends."""
+    """Stages as rings have them: halves, thirds, and short ones in the beginning, the middle and the end."""
     cuts = {(0, layers // 2), (layers // 2, layers - 1), (0, layers // 3), (layers // 3, 2 * layers // 3)}
-    cuts |= {(2 * layers // 3, layers - 1), (0, 2), (layers - 3, layers - 1)}
+    cuts |= {(2 * layers // 3, layers - 1), (0, 2), (layers // 2, layers // 2 + 2), (layers - 3, layers - 1)}
     return sorted((first, last) for first, last in cuts if 0 <= first < last < layers)
 
 
@@ -62,7 +62,7 @@ def measure_limits(
     settings: Sequence[tuple[str, str]] = SETTINGS,
     report: Report = silent,
 ) -> tuple[Limits, list[Measured]]:
-    """Limits of a model from the rows of these tokens (at most 64 are used). Raises ModelError."""
+    """Limits of a model from the rows of these tokens (at most 96 are used). Raises ModelError."""
     tokens = list(tokens)[:MOST_TOKENS]
     work = _Bench(checkpoint, tokens)
     found: list[Measured] = []
@@ -129,7 +129,8 @@ class _Bench:
             hidden = hidden if last == self._layers else _wired(hidden, wire)
         likely = wanted.topk(min(5, wanted.shape[-1]), dim=-1).indices
         off = (hidden - wanted).gather(1, likely)
-        return [float(torch.quantile(off.amax(1) - off.amin(1), 0.95))]
+        # `calibrate` doubles it; half as much again is enough for what is no pair of tokens but the extremes of five.
+        return [0.75 * float(torch.quantile(off.amax(1) - off.amin(1), 0.95))]
 
     def _inputs(self, exact: Block, first: int, wire: str) -> torch.Tensor:
         return self._embedded if first == 0 else _wired(self._through(exact, 0, first, self._embedded, 1), wire)

@@ -13,10 +13,12 @@ from receipts.errors import ReceiptError, Refusal
 from receipts.recompute import (
     Limit,
     Limits,
+    at_usual_noise,
     calibrate,
     default_limit,
     delta_error,
     judge_rows,
+    judge_scores,
     limits_bytes,
     limits_untrusted,
 )
@@ -108,3 +110,32 @@ def test_a_dtype_without_a_limit_is_named() -> None:
     with pytest.raises(ReceiptError) as caught:
         default_limit("int4", "float32")
     assert caught.value.refusal is Refusal.SHAPE and "int4" in str(caught.value)
+
+
+def test_errors_are_judged_by_the_noise_of_each_row() -> None:
+    """Rows differ by a hundred times in how much rounding disturbs them; honest stages must pass, int8 must not."""
+    chooser = random.Random(3)
+    limit = default_limit("bfloat16", "bfloat16")
+    noise = [0.008 * math.exp(chooser.gauss(0, 0.3)) for _ in range(40)] + [0.6, 0.0001]
+    honest = [own * math.exp(chooser.gauss(0, 0.1)) for own in noise]
+    assert not judge_rows(honest, limit).passed  # one row in forty loses most of its delta to rounding
+    assert judge_rows(at_usual_noise(honest, noise, limit), limit).passed
+    int8 = [1.8 * error for error in honest]
+    judgement = judge_rows(at_usual_noise(int8, noise, limit), limit)
+    assert not judgement.passed and judgement.median * 1e6 > limit.median_ppm
+    one = [*honest[:-1], 0.05]
+    assert not judge_rows(at_usual_noise(one, noise, limit), limit).passed
+    assert not judge_rows(at_usual_noise([math.inf], [0.01], limit), limit).passed
+
+
+def test_luck_of_the_recomputation_does_not_tighten_the_gate() -> None:
+    limit = default_limit("bfloat16", "bfloat16")
+    assert judge_rows(at_usual_noise([0.001] * 8, [0.0] * 8, limit), limit).passed
+    assert at_usual_noise([], [], limit) == []
+
+
+def test_scores_of_a_tail() -> None:
+    chooser = random.Random(9)
+    honest = [chooser.gauss(0, 1.1) for _ in range(64)]
+    assert judge_scores(honest)[0] and not judge_scores([2.1 * score for score in honest])[0]
+    assert not judge_scores([*honest, math.nan])[0] and not judge_scores([*honest, math.inf])[0]
