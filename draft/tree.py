@@ -25,6 +25,7 @@ class Node:
     """One token of the tree.
 
     slot     its scratch slot, -1 when it has none (unsent, or certain)
+    depth    how far below the root it was when it was sent
     covered  chance that one of its children is the true next token
     answer   the true next token once an answer named it, -1 before
     asked    bit per drafter: it was asked for children
@@ -36,6 +37,7 @@ class Node:
         "children",
         "claims",
         "covered",
+        "depth",
         "id",
         "live",
         "parent",
@@ -58,6 +60,7 @@ class Node:
         self.children: dict[int, Node] = {}
         self.claims: dict[int, float] = {}
         self.covered = 0.0
+        self.depth = 0
         self.proposals: dict[int, tuple[Child, ...]] = {}
         self.asked = 0
         self.slot = -1
@@ -202,6 +205,7 @@ class TokenTree:
             heapq.heappop(self._unsent)
             node.slot = heapq.heappop(self._free)
             node.sent = True
+            node.depth = node.position - self.root.position
             taken.append(node)
         return taken
 

@@ -23,8 +23,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,63 +31,14 @@ from draft.base import Drafter, DraftStep, Expansion
 from draft.calibrate import Calibration
 from draft.tree import Node, TokenTree
 from swarm.errors import PeerError, UsageError
-from swarm.model.rows import Commits, Layout, Rows
+from swarm.model.rows import Commits, Layout
 from swarm.ring.control import Controller
+from swarm.ring.planned import Committed, Counts, Ending, PlannedFrame, Token, lay_rows
 from swarm.ring.proposals import DEFERRED, INLINE, Proposals
 
+__all__ = ["Committed", "Counts", "Ending", "PlannedFrame", "Speculation", "Token"]
+
 _UNMEASURED_FRAMES = 3
-
-
-@dataclass(frozen=True)
-class Ending:
-    """When a run ends: after `max_tokens` new tokens exactly, or after a token of `stop` unless `ignore_stop`."""
-
-    max_tokens: int
-    stop: AbstractSet[int] = frozenset()
-    ignore_stop: bool = False
-
-
-@dataclass(frozen=True)
-class PlannedFrame:
-    """A frame to send now. Frames go to the head in order of `seq`; its answers come in order too."""
-
-    seq: int
-    commits: Commits
-    rows: Rows
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token that became certain. `drafted`: it had been sent before it was known, so it cost no pass of its own.
-
-    `answer` is the index of the tail's answer that named it, in the frame that was just answered.
-    """
-
-    token: int
-    position: int
-    drafted: bool
-    answer: int
-
-
-@dataclass(frozen=True)
-class Committed:
-    """What an answer settled. `finished` is "stop" or "length" when the run is over, else None."""
-
-    tokens: tuple[Token, ...] = ()
-    finished: str | None = None
-
-
-@dataclass
-class Counts:
-    """Sums over the run."""
-
-    frames: int = 0
-    rows: int = 0
-    prompt_rows: int = 0
-    drafted_rows: int = 0
-    accepted: int = 0
-    depth_sent: dict[int, int] = field(default_factory=dict)
-    depth_accepted: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -240,24 +190,10 @@ class Speculation:
         return rows
 
     def _frame(self, now: float, commits: Commits, certain: range, nodes: list[Node]) -> PlannedFrame:
-        scratch, n = self._layout.scratch, len(certain) + len(nodes)
-        root = self._tree.root
+        root, n = self._tree.root, len(certain) + len(nodes)
         ends = len(certain) > 0 and certain[-1] == len(self.tokens) - 1
-        sight: dict[int, int] = {root.id: 0}
-        bits = np.zeros((n, scratch // 8), np.uint8)
-        for i, node in enumerate(nodes, len(certain)):
-            seen = self._sight(node, sight)
-            bits[i] = np.frombuffer(seen.to_bytes(scratch // 8, "little"), np.uint8)
-        prefix = [p + 1 for p in certain] + [self._placed] * len(nodes)
         wanted = ([root] if ends else []) + nodes
-        rows = Rows(
-            slot=np.array([scratch + p for p in certain] + [node.slot for node in nodes], np.uint32),
-            position=np.array([*certain, *(node.position for node in nodes)], np.uint32),
-            prefix=np.array(prefix, np.uint32),
-            ancestors=bits,
-            token=np.array([*(self.tokens[p] for p in certain), *(node.token for node in nodes)], np.int32),
-            want=np.array([False] * (n - len(wanted)) + [True] * len(wanted), np.bool_),
-        )
+        rows = lay_rows(self._layout, self.tokens, certain, root, nodes, len(wanted))
         root.sent = root.sent or ends
         # The pass of a long prompt, and of what queues behind it, says nothing about passes of a few rows.
         long = len(certain) > 1
@@ -267,31 +203,10 @@ class Speculation:
         self._rows_in_flight += n
         self._seq += 1
         self._next_send = max(now, self._next_send) + self._control.interval_ms(n) / 1000.0
-        self._count(certain, nodes)
+        self.counts.add(
+            sum(1 for p in certain if p < self._prompt), n, [node.position - root.position for node in nodes]
+        )
         return PlannedFrame(flight.seq, commits, rows)
-
-    def _sight(self, node: Node, known: dict[int, int]) -> int:
-        """Bitmap of the scratch slots on the path down to `node`, as an integer; `known` is filled on the way."""
-        path = []
-        walk = node
-        while walk.id not in known:
-            path.append(walk)
-            assert walk.parent is not None
-            walk = walk.parent
-        seen = known[walk.id]
-        for step in reversed(path):
-            seen |= 1 << step.slot
-            known[step.id] = seen
-        return seen
-
-    def _count(self, certain: range, nodes: list[Node]) -> None:
-        self.counts.frames += 1
-        self.counts.rows += len(certain) + len(nodes)
-        self.counts.prompt_rows += sum(1 for p in certain if p < self._prompt)
-        self.counts.drafted_rows += len(nodes)
-        for node in nodes:
-            depth = node.position - self._tree.root.position
-            self.counts.depth_sent[depth] = self.counts.depth_sent.get(depth, 0) + 1
 
     # Answers
 
@@ -333,7 +248,7 @@ class Speculation:
             if new.slot >= 0:
                 self._moves.append((new.slot, new.position))
                 new.slot = -1
-                self.counts.accepted += 1
+                self.counts.accept(new.depth)
             tokens.append(Token(new.token, new.position, new.sent, index[old.id]))
             if new.token in self._ending.stop and not self._ending.ignore_stop:
                 self.finished = "stop"

@@ -243,7 +243,11 @@ def test_no_row_is_sent_that_max_tokens_makes_useless() -> None:
 def test_speculation_goes_on_in_few_slots() -> None:
     it = world(layout=Layout(8, 96), luck=0.9, ending=Ending(60), rows=64)
     assert it.run() == true_run([1, 2, 3], 60)
-    assert it.spec.counts.accepted > 10
+    counts = it.spec.counts
+    assert counts.accepted > 10
+    assert sum(counts.depth_accepted.values()) == counts.accepted <= counts.drafted_rows
+    assert all(counts.depth_accepted[depth] <= counts.depth_sent[depth] for depth in counts.depth_accepted)
+    assert counts.accepted == sum(token.drafted for token in it.tokens)
 
 
 def test_tokens_that_all_stages_hold_are_not_sent_again() -> None:

@@ -1,0 +1,115 @@
+"""What a run's core takes and gives, and how rows are laid into a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from draft.tree import Node
+from swarm.model.rows import Commits, Layout, Rows
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a run ends: after `max_tokens` new tokens exactly, or after a token of `stop` unless `ignore_stop`."""
+
+    max_tokens: int
+    stop: AbstractSet[int] = frozenset()
+    ignore_stop: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedFrame:
+    """A frame to send now. Frames go to the head in order of `seq`; its answers come in order too."""
+
+    seq: int
+    commits: Commits
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that became certain. `drafted`: it had been sent before it was known, so it cost no pass of its own.
+
+    `answer` is the index of the tail's answer that named it, in the frame that was just answered.
+    """
+
+    token: int
+    position: int
+    drafted: bool
+    answer: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What an answer settled. `finished` is "stop" or "length" when the run is over, else None."""
+
+    tokens: tuple[Token, ...] = ()
+    finished: str | None = None
+
+
+@dataclass
+class Counts:
+    """Sums over the run. Depths: how far below the last known token a row was when it was sent."""
+
+    frames: int = 0
+    rows: int = 0
+    prompt_rows: int = 0
+    drafted_rows: int = 0
+    accepted: int = 0
+    depth_sent: dict[int, int] = field(default_factory=dict)
+    depth_accepted: dict[int, int] = field(default_factory=dict)
+
+    def add(self, prompt_rows: int, rows: int, depths: Sequence[int]) -> None:
+        """A frame of `rows` rows was made; `depths` of its drafted ones below the root."""
+        self.frames += 1
+        self.rows += rows
+        self.prompt_rows += prompt_rows
+        self.drafted_rows += len(depths)
+        for depth in depths:
+            self.depth_sent[depth] = self.depth_sent.get(depth, 0) + 1
+
+    def accept(self, depth: int) -> None:
+        """A row that was drafted `depth` below the root turned out right."""
+        self.accepted += 1
+        self.depth_accepted[depth] = self.depth_accepted.get(depth, 0) + 1
+
+
+def lay_rows(
+    layout: Layout, tokens: Sequence[int], certain: range, root: Node, nodes: Sequence[Node], wanted: int
+) -> Rows:
+    """Rows of a frame: the `certain` positions of `tokens` first, then drafted `nodes`; the last `wanted` are answered.
+
+    Every node has a slot, and so has every node between it and `root`. All of `tokens` are placed once there are nodes.
+    """
+    scratch, n = layout.scratch, len(certain) + len(nodes)
+    bits = np.zeros((n, scratch // 8), np.uint8)
+    known = {root.id: 0}
+    for i, node in enumerate(nodes, len(certain)):
+        bits[i] = np.frombuffer(_sight(node, known).to_bytes(scratch // 8, "little"), np.uint8)
+    return Rows(
+        slot=np.array([scratch + p for p in certain] + [node.slot for node in nodes], np.uint32),
+        position=np.array([*certain, *(node.position for node in nodes)], np.uint32),
+        prefix=np.array([p + 1 for p in certain] + [len(tokens)] * len(nodes), np.uint32),
+        ancestors=bits,
+        token=np.array([*(tokens[p] for p in certain), *(node.token for node in nodes)], np.int32),
+        want=np.array([False] * (n - wanted) + [True] * wanted, np.bool_),
+    )
+
+
+def _sight(node: Node, known: dict[int, int]) -> int:
+    """Bitmap of the scratch slots on the path down to `node`, as an integer; `known` is filled on the way."""
+    path = []
+    walk = node
+    while walk.id not in known:
+        path.append(walk)
+        assert walk.parent is not None
+        walk = walk.parent
+    seen = known[walk.id]
+    for step in reversed(path):
+        seen |= 1 << step.slot
+        known[step.id] = seen
+    return seen
