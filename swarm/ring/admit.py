@@ -21,6 +21,7 @@ class StageLimits:
     row_budget     rows of one forward
     sessions       open sessions in all, and of one requester
     queue_frames   frames of one session that may wait, and queue_rows their rows
+    lease_s        longest silence of a requester before its session is freed, in seconds
     kv_share       of the memory for sessions that one requester may hold
     sent_bytes     memory for the rows kept for replay, of one session
     """
@@ -31,6 +32,7 @@ class StageLimits:
     queue_frames: int = 256
     queue_rows: int = 16_384
     kv_share: float = 0.75
+    lease_s: float = 45.0
     sent_bytes: int = 512 << 20
 
 

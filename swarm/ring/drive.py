@@ -84,6 +84,7 @@ class RunLoop:
         self._opening: asyncio.Task[StageRefused | None] | None = None
         self._in_flight: dict[int, float] = {}
         self._last_reason = ""
+        self._last_sent = time.monotonic()
 
     async def run(self) -> FinishReason:
         """Generate until the core is finished or the swarm is. Frees nothing: the desk closes the link."""
@@ -123,12 +124,15 @@ class RunLoop:
         try:
             while (planned := self.core.next_frame(time.monotonic())) is not None:
                 opening = link.opening
-                self._in_flight[planned.seq] = time.monotonic()
+                self._in_flight[planned.seq] = self._last_sent = time.monotonic()
                 self.tally.passes += 1
                 self.tally.rows += len(planned.rows)
                 await link.send(Frame(opening.run, opening.epoch, planned.seq, planned.commits, planned.rows))
         except StageRefused as error:
             return Loss(link.opening.epoch, 0, str(error))
+        if time.monotonic() - self._last_sent > KEEP_EVERY_S:
+            self._last_sent = time.monotonic()
+            await link.keep()
         self._draft()
         loss = await self._wait()
         while link.answers and loss is None:

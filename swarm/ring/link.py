@@ -188,7 +188,8 @@ class RingLink:
     async def keep(self) -> None:
         """Tell the stages that the run is alive though nothing is sent."""
         if self.head is not None and self.head.closed_reason is None:
-            await self.head.send(Message(DOWN, {"do": "keep", "run": self.opening.run}))
+            with contextlib.suppress(PeerError):
+                await self.head.send(Message(DOWN, {"do": "keep", "run": self.opening.run}))
 
     def take_end(self, header: Mapping[str, Any]) -> None:
         """The tail says that the run is closed at every stage, or brings what the stages signed."""

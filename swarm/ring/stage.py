@@ -50,7 +50,7 @@ from swarm.ring.session import Arrived, StageSession
 log = logging.getLogger(__name__)
 
 ATTACH_TIMEOUT_S = 10.0
-EXPIRE_EVERY_S = 2.0
+EXPIRE_EVERY_S = 1.0
 
 
 class StageServer:
@@ -336,7 +336,8 @@ class StageServer:
             await asyncio.sleep(EXPIRE_EVERY_S)
             now = time.monotonic()
             for session in list(self.sessions.values()):
-                until = session.kept_until or session.heard + session.opening.lease_s
+                lease_s = min(session.opening.lease_s, self.limits.lease_s)
+                until = session.kept_until or session.heard + lease_s
                 if now > until:
                     self._free(session)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
+from swarm.ring.admit import StageLimits
 from swarm.ring.run import Committed, Finished, Recovering, RunRequest, RunResult
 from tests.ring.conftest import VOCAB, TestRing, reference
 
@@ -59,3 +60,39 @@ async def test_without_a_replacement_the_run_ends_with_what_it_has(
         assert result.finish_reason == "swarm_incomplete"
         assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), len(result.token_ids))
         assert 5 <= len(result.token_ids) < 400
+
+
+async def test_a_requester_that_dies_leaves_nothing_behind(make_ring: Callable[..., Any]) -> None:
+    async with make_ring([(0, 3), (3, 6)], limits=StageLimits(lease_s=0.5)) as ring:
+        async with aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=400))) as events:
+            async for event in events:
+                if isinstance(event, Committed):
+                    break
+            for peer in ring.board.peers():
+                peer.drop("killed")
+            for stage in ring.stages:
+                await stage.server.drain(20)
+                assert not stage.server.sessions
+        assert [stage.server.hosted.pool.used_bytes for stage in ring.stages] == [0, 0]
+
+
+async def _trial(make_ring: Callable[..., Any], model: LlamaForCausalLM, seed: int) -> None:
+    rng = random.Random(seed)
+    prompt = tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 200)))
+    mode: Any = rng.choice(["plain", "chain", "tree", "stream"])
+    async with make_ring(SPARE) as ring:
+        request = RunRequest(prompt, max_tokens=48, speculation=mode, draft=rng.choice(["suffix", "lm"]))
+        result, _ = await disturbed(ring, request, [rng.randrange(3)], rng.randint(1, 40))
+        assert list(result.token_ids) == reference(model, prompt, 48), (seed, mode)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_few_random_losses(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, seed: int) -> None:
+    await _trial(make_ring, tiny_model, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+async def test_two_hundred_random_losses(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM) -> None:
+    for seed in range(100, 300):
+        await _trial(make_ring, tiny_model, seed)
