@@ -84,8 +84,10 @@ class Ending:
     async def _pass(self, session: StageSession, header: Mapping[str, Any], at_tail: str) -> None:
         """What walks the ring at its end goes on downstream, or from the tail to the requester."""
         if not session.is_last:
-            if session.downstream is not None:
+            if session.downstream is not None and session.downstream.closed_reason is None:
                 await post(session.downstream, Message(DOWN, header), session.run)
+            else:
+                self._lose(session, session.opening.index + 1, "the ring ends here; there is nobody to take leave of")
             return
         requester = self._switchboard.get(session.opening.requester)
         if requester is not None:
@@ -98,6 +100,17 @@ def _done(session: StageSession) -> None:
     if session.account is not None:
         session.account.finish()
     session.account = None
+
+
+def nobody_untrusted(header: Mapping[str, Any]) -> Message:
+    """The answer to the closing of a run that is not open here, so that nobody waits for its end.
+
+    Raises PeerError when the closing is malformed.
+    """
+    run, epoch = header.get("run"), header.get("epoch")
+    if not isinstance(run, bytes) or len(run) != 16 or type(epoch) is not int:
+        raise PeerError("expected the closing of a run, found something malformed")
+    return encode_word(Word("lost", run, epoch, stage=0, reason="that run is not open here"))
 
 
 def settle_untrusted(session: StageSession, record: Any) -> None:

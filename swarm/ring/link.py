@@ -28,6 +28,7 @@ from swarm.ring.replay import REPLAY_ROWS, certain_rows, leading_fresh
 log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 30.0
+GONE = "gone"
 CLOSE_TIMEOUT_S = 10.0
 
 
@@ -70,6 +71,7 @@ class RingLink:
     _word: asyncio.Future[Word] | None = None
     _ended: asyncio.Queue[Mapping[str, Any]] = field(default_factory=asyncio.Queue)
     _pings: list[asyncio.Task[None]] = field(default_factory=list)
+    _closing: bool = False
     _warmth: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     async def open(self, opening: OpenRun, told: Callable[[], None], tokens: Sequence[int]) -> None:
@@ -170,6 +172,9 @@ class RingLink:
         """News came up the ring; that of an older epoch is ignored."""
         if word.epoch != self.opening.epoch:
             return
+        if self._closing and word.do == "lost":
+            self._ended.put_nowait({"do": GONE})
+            return
         if word.do == "half":
             if self.account is not None:
                 self.account.record.closed_untrusted(word.record or {})
@@ -206,6 +211,7 @@ class RingLink:
         self.stop_pings()
         if self.head is None or self.tail is None:
             return
+        self._closing = True
         account = self.account if collect else None
         record = account.record.close_header(until) if account is not None else None
         header: dict[str, Any] = {
@@ -214,7 +220,7 @@ class RingLink:
             "commits": encode_commits(commits),
             "record": record,
         }
-        header["hold_ms"] = int(hold_s * 1000)
+        header |= {"epoch": self.opening.epoch, "hold_ms": int(hold_s * 1000)}
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.head.send(Message(DOWN, header), flow=self.opening.run)
@@ -236,6 +242,8 @@ class RingLink:
     async def _next_end(self, what: str) -> Mapping[str, Any]:
         while True:
             header = await self._ended.get()
+            if header.get("do") == GONE:
+                raise PeerError("a stage is gone")
             if header.get("do") == what:
                 return header
 

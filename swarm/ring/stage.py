@@ -23,7 +23,7 @@ from swarm.net.switchboard import Switchboard
 from swarm.ring.account import StageAccount, measure
 from swarm.ring.admit import HostedModel, StageLimits, admit
 from swarm.ring.compute import Computed
-from swarm.ring.ending import Ending, post, settle_untrusted
+from swarm.ring.ending import Ending, nobody_untrusted, post, settle_untrusted
 from swarm.ring.frame import (
     DOWN,
     Answer,
@@ -216,7 +216,10 @@ class StageServer:
 
     def _close(self, peer: Peer, message: Message) -> None:
         session = self._of_upstream(peer, message.header)
-        if session is None or session.closing:
+        if session is None:
+            self._spawn(post(peer, nobody_untrusted(message.header)))
+            return
+        if session.closing:
             return
         session.closing = True
         session.queue.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from contextlib import aclosing
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
+from swarm.errors import RunError
 from swarm.ring.admit import StageLimits
 from swarm.ring.run import Committed, Finished, Recovering, RunRequest, RunResult
 from tests.ring.conftest import VOCAB, TestRing, reference
@@ -96,3 +98,13 @@ async def test_a_few_random_losses(make_ring: Callable[..., Any], tiny_model: Ll
 async def test_two_hundred_random_losses(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM) -> None:
     for seed in range(100, 300):
         await _trial(make_ring, tiny_model, seed)
+
+
+async def test_a_full_stage_says_busy_at_once(make_ring: Callable[..., Any]) -> None:
+    async with make_ring([(0, 3), (3, 6)], kv_bytes=1000) as ring:
+        request = RunRequest((1, 2, 3), max_tokens=40, patience_s=0.2)
+        async with asyncio.timeout(8):
+            with pytest.raises(RunError, match="try later"):
+                async with aclosing(ring.desk.run(request)) as events:
+                    async for _ in events:
+                        pass
