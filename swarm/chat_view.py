@@ -13,6 +13,7 @@ from typing import TextIO
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.segment import Segment, Segments
 from rich.text import Text
 
 from swarm.chat_commands import COMMANDS, Talk, summary
@@ -82,7 +83,7 @@ class TerminalScreen:
         self._status = f"{self._count} tokens" + (f", {rate:.1f} tokens/s" if rate else "")
         whole = self._printed + settled(self._text[self._printed :])
         if whole > self._printed:
-            self._console.print(Markdown(self._text[self._printed : whole]))
+            self._print(self._text[self._printed : whole])
             self._console.print()
             self._printed = whole
         self._show()
@@ -97,10 +98,18 @@ class TerminalScreen:
             self._live = None
         rest = self._text[self._printed :]
         if rest.strip():
-            self._console.print(Markdown(rest))
+            self._print(rest)
         line = "stopped" if stopped else summary(talk.last) if talk.last else ""
         self._console.print(Text(line, style="dim"))
         self._console.print()
+
+    def _print(self, text: str) -> None:
+        """Markdown without the blank lines that some blocks bring along: blocks are printed one by one here."""
+        lines = self._console.render_lines(Markdown(text), pad=False)
+        written = [index for index, line in enumerate(lines) if any(piece.text.strip() for piece in line)]
+        if written:
+            kept = lines[written[0] : written[-1] + 1]
+            self._console.print(Segments([piece for line in kept for piece in [*line, Segment.line()]]), end="")
 
     def _show(self) -> None:
         if self._live is not None:
