@@ -277,3 +277,15 @@ async def test_operators_disclose_for_themselves(wide: Checkpoint, tmp_path: Pat
         assert f"{host}:{port}" in addresses
     async with signed_ring(wide, SPANS, tmp_path / "quiet") as ring:
         assert not verify((await receipt_of(ring, 8)).read_bytes()).disclosed.plain
+
+
+async def test_a_run_that_began_from_another_is_not_judged_by_halves(wide: Checkpoint, tmp_path: Path) -> None:
+    """Stages may keep the keys and values of a prompt for the next run with the same beginning."""
+    async with signed_ring(wide, SPANS, tmp_path) as ring:
+        await receipt_of(ring, 6)
+        path = await receipt_of(ring, 6, prompt=(*PROMPT, 3, 4, 5))
+        assert verify(path.read_bytes()).exit_code == 0
+        verdict = await audited(ring, path, wide)
+        assert verdict.refusal is None and verdict.exit_code in (0, 4), verdict.line
+        replayed = await asyncio.to_thread(verify, path.read_bytes(), replaying(path, wide))
+        assert (replayed.exit_code, replayed.level) == (0, Level.REPLAYED), replayed.line
