@@ -22,6 +22,8 @@ export function edgeBetween(state, a, b) {
 
 /** Facts of the edge that leads into piece `index` (or back to the requester, for the last one). */
 function edgeInto(state, parts, index) {
+  // A node's page speaks of requesters in general, and nobody measured the way to those.
+  if (state.role === "node" && (index === 0 || index === parts.length)) return { rtt: null, kind: "" };
   const before = index === 0 ? state.here : parts[index - 1].id;
   const after = index === parts.length ? state.here : parts[index].id;
   const known = before && after ? edgeBetween(state, before, after) : null;
@@ -44,7 +46,7 @@ export function ringPicture(state, hue) {
     parts.forEach((part, index) => shapes.push(...stageShapes(part, arcs[index], index, standing(part, byId, run), hue)));
     shapes.push(...requesterShapes(state));
   }
-  return s("svg", { class: "ring", viewBox: "-150 -134 300 272", role: "img", "aria-label": describe(state, parts, run) },
+  return s("svg", { class: "ring", viewBox: "-170 -136 340 276", role: "img", "aria-label": describe(state, parts, run) },
     ...shapes,
     s("g", { class: "pulses", "data-own": true, "aria-hidden": "true" }),
     ...centre(state, run));
@@ -79,7 +81,7 @@ function stageShapes(part, [from, to], index, state, hue) {
 function edgeShapes(edge, from, to, parts, index) {
   const open = parts[index]?.kind === "missing" || parts[index - 1]?.kind === "missing";
   const [x, y] = point(R + 19, (from + to) / 2);
-  const side = x > 12 ? "start" : x < -12 ? "end" : "middle";
+  const side = index === 0 || x > 12 ? "start" : index === parts.length || x < -12 ? "end" : "middle";
   const [ax, ay] = point(R, to - 1.5);
   const out = [s("path", { class: `edge ${open ? "open" : edge.kind}`, d: arc(R, from + 1, to - 2) })];
   if (!open) {
@@ -97,7 +99,7 @@ function edgeShapes(edge, from, to, parts, index) {
 function requesterShapes(state) {
   return [
     s("rect", { class: "requester", x: -7, y: -R - 7, width: 14, height: 14, transform: `rotate(45 0 ${-R})` }),
-    s("text", { class: "you", x: 0, y: -R - 17, "text-anchor": "middle" }, state.role === "gateway" ? "gateway" : "requesters"),
+    s("text", { class: "you", x: 0, y: -R + 25, "text-anchor": "middle" }, state.role === "gateway" ? "gateway" : "requesters"),
   ];
 }
 

@@ -16,8 +16,14 @@ export function advice(state) {
     const ranges = state.missing.map(layers).join(", ");
     const need = state.missing_bytes ? ` with about ${bytes(state.missing_bytes)} of memory` : "";
     const coming = state.nodes.filter((node) => node.state === "joining" && node.layers);
+    const taken = coming.map((node) => h("p", {}, `${nodeName(node)} is taking layers ${layers(node.layers)}.`));
+    const covered = (layer) => coming.some((node) => node.layers[0] <= layer && layer < node.layers[1]);
+    if (state.holders.every((count, layer) => count || covered(layer))) {
+      return h("div", { class: "advice" }, h("p", {}, h("strong", {}, `Layers ${ranges} are missing.`)), taken,
+        h("p", { class: "sub" }, "Then the ring is complete."));
+    }
     return h("div", { class: "advice" },
-      coming.map((node) => h("p", {}, `${nodeName(node)} is taking layers ${layers(node.layers)}.`)),
+      taken,
       h("p", {}, h("strong", {}, `Layers ${ranges} are missing.`), ` One more node${need} completes the ring:`),
       command("swarm join --swarm INVITE"),
       h("p", { class: "sub" }, "Every node printed the invite when it started."));
@@ -60,7 +66,7 @@ function nodeTable(state, hue) {
   if (!state.nodes.length) return null;
   const rows = state.nodes.map((node) => h("tr", { "data-key": `node-${node.id}`, class: node.state },
     h("td", { class: "who" }, h("span", { class: `dot ${hue(node.id)}` }), nodeName(node), node.here ? h("span", { class: "tag" }, "this node") : null,
-      h("span", { class: "sub mono" }, short(node.id), node.owner ? ` · ${node.owner}` : "")),
+      h("span", { class: "sub" }, [node.name ? short(node.id) : null, node.owner].filter(Boolean).join(" · "))),
     h("td", { "data-label": "state" }, h("span", { class: `status ${node.state}` }, node.state)),
     h("td", { "data-label": "device" }, node.device || "–"),
     h("td", { class: "n", "data-label": "layers" }, node.layers ? layers(node.layers) : "–"),

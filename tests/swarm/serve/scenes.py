@@ -43,7 +43,7 @@ def edges(*places: int) -> list[dict[str, Any]]:
 EMPTY: dict[str, Any] = {"node": GATEWAY, "nodes": [], "edges": []}
 FORMING = {
     "node": GATEWAY,
-    "nodes": [node(0, 0, 12), node(1, 12, 20), node(3, 20, 30, state="joining", sessions=0)],
+    "nodes": [node(0, 0, 12), node(1, 12, 20), node(3, 20, 26, state="joining", sessions=0)],
     "edges": edges(0, 1)[:2],
 }
 SERVING = {
