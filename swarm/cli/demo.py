@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from swarm.config import MemberConfig
     from swarm.ring.run import Draft
 
-PROMPT = "Explain in three sentences why the sky is blue."
+PROMPT = "Write a Python function that reverses a string."
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -100,6 +100,9 @@ def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, timi
         except ModelError as error:
             return Computed(session, arrived, error=str(error))
     wire = encode_tensor(output, session.opening.wire)
+    if session.opening.sampling.repetition_penalty == 1.0:
+        # Only a penalty at the tail needs token ids behind the head: nobody else is shown them.
+        frame = replace(frame, rows=replace(frame.rows, token=np.full(len(frame.rows), -1, np.int32)))
     if session.opening.index + 1 < len(session.opening.stages):
         return Computed(session, arrived, replace(frame, timings=timings, hidden=wire), timing[1])
     return Computed(session, arrived, replace(answer_of(frame, np.zeros(0), [], timings), hidden=wire), timing[1])

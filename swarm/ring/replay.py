@@ -51,6 +51,6 @@ def replay_frames(session: StageSession, last_stage: int) -> Iterator[Frame]:
         raise BusyError("busy: the rows of so long a run are not kept for replay; open the ring from the start")
     for seq, first in enumerate(range(0, opening.keep, REPLAY_ROWS)):
         last = min(first + REPLAY_ROWS, opening.keep)
-        rows = certain_rows(opening.layout, first, [-1] * (last - first))
+        rows = certain_rows(opening.layout, first, session.sent.tokens(first, last))
         hidden = encode_tensor(session.sent.committed(first, last), opening.wire)
         yield Frame(opening.run, opening.epoch, seq, no_commits(), rows, replay=last_stage, hidden=hidden)

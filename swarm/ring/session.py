@@ -29,6 +29,7 @@ class SentRows:
     def __init__(self, layout: Layout, hidden_size: int, dtype: torch.dtype) -> None:
         self._scratch = layout.scratch
         self._rows = torch.empty(layout.slots, hidden_size, dtype=dtype)
+        self._tokens = np.full(layout.slots, -1, np.int32)
 
     @staticmethod
     def size_bytes(layout: Layout, hidden_size: int, dtype: torch.dtype) -> int:
@@ -40,17 +41,24 @@ class SentRows:
         if len(commits):
             to = torch.from_numpy(commits.position.astype(np.int64)) + self._scratch
             self._rows[to] = self._rows[torch.from_numpy(commits.slot.astype(np.int64))]
+            self._tokens[commits.position.astype(np.int64) + self._scratch] = self._tokens[commits.slot]
 
     def write(self, rows: Rows, hidden: torch.Tensor) -> None:
         """Keep `hidden` [n, hidden] under the slots of `rows`."""
         self._rows[torch.from_numpy(rows.slot.astype(np.int64))] = hidden.to("cpu", self._rows.dtype)
+        self._tokens[rows.slot] = rows.token
 
     def committed(self, first: int, last: int) -> torch.Tensor:
         """Rows of the committed positions [first, last): [last - first, hidden]."""
         return self._rows[self._scratch + first : self._scratch + last]
 
+    def tokens(self, first: int, last: int) -> list[int]:
+        """Token ids of the committed positions [first, last); -1 where they do not travel."""
+        return [int(token) for token in self._tokens[self._scratch + first : self._scratch + last]]
+
     def copy_prefix(self, other: SentRows, keep: int) -> None:
         """Take over the first `keep` positions of another session."""
+        self._tokens[self._scratch : self._scratch + keep] = other.tokens(0, keep)
         self._rows[self._scratch : self._scratch + keep] = other.committed(0, keep).to(self._rows.dtype)
 
 

@@ -12,8 +12,11 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from swarm.errors import RunError
+from swarm.model.sampler import Sampling
 from swarm.ring.admit import StageLimits
+from swarm.ring.frame import parse_frame_untrusted
 from swarm.ring.run import Committed, Finished, Recovering, RunRequest, RunResult
+from swarm.ring.stage import StageServer
 from tests.ring.conftest import VOCAB, TestRing, reference
 
 SPARE = [(0, 2), (2, 4), (4, 6), (0, 2), (2, 4), (4, 6)]
@@ -108,3 +111,28 @@ async def test_a_full_stage_says_busy_at_once(make_ring: Callable[..., Any]) -> 
                 async with aclosing(ring.desk.run(request)) as events:
                     async for _ in events:
                         pass
+
+
+async def test_a_new_tail_knows_what_was_said(make_ring: Callable[..., Any]) -> None:
+    """A repetition penalty looks at tokens that the lost tail had seen."""
+    sampling = Sampling(temperature=0.8, seed=3, repetition_penalty=1.6)
+    request = RunRequest((1, 2, 3, 4, 5), max_tokens=40, sampling=sampling)
+    async with make_ring(SPARE) as ring:
+        result, _ = await disturbed(ring, request, [2], 15)
+    async with make_ring(SPARE) as ring:
+        undisturbed, _ = await disturbed(ring, request, [], 10**6)
+    assert result.recoveries >= 1 and result.token_ids == undisturbed.token_ids
+
+
+async def test_only_the_head_sees_token_ids(make_ring: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, set[int]] = {}
+    whole = StageServer._take_frame
+
+    def watched(self: StageServer, peer: Any, message: Any) -> None:
+        seen.setdefault(self.hosted.block.first, set()).update(map(int, parse_frame_untrusted(message).rows.token))
+        whole(self, peer, message)
+
+    monkeypatch.setattr(StageServer, "_take_frame", watched)
+    async with make_ring([(0, 3), (3, 6)]) as ring:
+        await disturbed(ring, RunRequest((1, 2, 3), max_tokens=8), [], 10**6)
+    assert seen[3] == {-1} and -1 not in seen[0]
