@@ -131,7 +131,7 @@ class Speculation:
         """The frame to send now, or None. Call again until None."""
         if self.finished is not None:
             return None
-        certain = len(self.tokens) - self._placed - len(self._moves)
+        certain = self._certain()
         if certain == 0 and not self._may_speculate(now):
             return None
         if certain > 0 and self._placed >= self._prompt - 1 and self._control.waits and self._proposals.better_wait():
@@ -145,10 +145,17 @@ class Speculation:
         return self._frame(now, commits, rows, nodes)
 
     def next_wakeup(self) -> float | None:
-        """When `next_frame` may have something to send though nothing else happens; None: only after an event."""
-        if self.finished is not None or self._pausing() or not self._worth_sending():
+        """When `next_frame` may have something to send though nothing else happens; None: only after an event.
+
+        Always later than the `now` for which `next_frame` gave None.
+        """
+        if self.finished is not None or self._certain() > 0 or self._pausing() or not self._worth_sending():
             return None
         return self._next_send
+
+    def _certain(self) -> int:
+        """Tokens known to be true that no frame placed yet and no commit will."""
+        return len(self.tokens) - self._placed - len(self._moves)
 
     def _may_speculate(self, now: float) -> bool:
         return not self._pausing() and now >= self._next_send and self._worth_sending()

@@ -293,7 +293,8 @@ class Simulation(_World):
             seconds = (self.draft.ms + self.draft.leaf_ms * (len(work.expand) - 1)) / 1000.0
             self.cores.serve(seconds, lambda: self.spec.drafted(self.drafter.step(work), self.now))
         wake = self.spec.next_wakeup()
-        if wake is not None and wake > self.now and wake != self.wake:
+        assert wake is None or wake > self.now, "the shell would go in circles"
+        if wake is not None and wake != self.wake:
             self.wake = wake
             self.after(wake - self.now, lambda: None)
 

@@ -72,6 +72,8 @@ class World:
     def send(self) -> None:
         frame = self.spec.next_frame(self.now)
         if frame is None:
+            wakeup = self.spec.next_wakeup()
+            assert wakeup is None or wakeup > self.now, "the shell would go in circles"
             return
         self.pipes[0].append(frame)
         self.most_in_flight = max(self.most_in_flight, sum(map(len, self.pipes)) + len(self.answers))
