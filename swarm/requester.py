@@ -220,7 +220,8 @@ class Requester:
 
     def view(self) -> dict[str, Any]:
         """The swarm as the dashboard shows it: no addresses, measured distances only."""
-        return mesh_status(self.gossip, self._board)
+        flights = {run: {"rows_in_flight": rows} for run, rows in self.desk.flights().items()}
+        return {**mesh_status(self.gossip, self._board), "runs": flights}
 
     # What the desk asks
 

@@ -8,7 +8,22 @@ import sys
 from collections.abc import Sequence
 
 from swarm import __version__
-from swarm.cli import bench, chat, demo, doctor, draft, generate, join, mesh, model, plan, serve, status, verify
+from swarm.cli import (
+    bench,
+    chat,
+    completion,
+    demo,
+    doctor,
+    draft,
+    generate,
+    join,
+    mesh,
+    model,
+    plan,
+    serve,
+    status,
+    verify,
+)
 from swarm.errors import SwarmError
 
 EXAMPLES = """\
@@ -31,7 +46,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"wanswarm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (join, generate, chat, serve, status, demo, verify, model, mesh, plan, doctor, draft, bench):
+    for module in (
+        join,
+        generate,
+        chat,
+        serve,
+        status,
+        demo,
+        verify,
+        model,
+        mesh,
+        plan,
+        doctor,
+        draft,
+        bench,
+        completion,
+    ):
         module.add(commands)
     return parser
 

@@ -110,6 +110,7 @@ class Desk:
         self._prefixes = PrefixCache()
         self._reach = reach or dialler(switchboard)
         self.links: dict[bytes, RingLink] = {}
+        self.loops: dict[bytes, RunLoop] = {}
         self.memory = Memory()
         self._group: asyncio.TaskGroup | None = None
         self._stack = contextlib.AsyncExitStack()
@@ -124,6 +125,10 @@ class Desk:
     def handlers(self) -> Mapping[str, Handler]:
         """What the switchboard calls for answers and bad news."""
         return {ANSWER: self._on_answer, UP: self._on_up, TAIL: self._on_tail}
+
+    def flights(self) -> dict[str, int]:
+        """Rows that are under way now, by run."""
+        return {run.hex(): loop.core.rows_in_flight for run, loop in self.loops.items()}
 
     async def _on_answer(self, peer: Peer, message: Message) -> None:
         answer = parse_answer_untrusted(message)
@@ -211,7 +216,7 @@ class Desk:
             patience_s=request.patience_s,
             order=self._ordering(request, opening),
         )
-        loop = RunLoop(parts)
+        loop = self.loops[opening.run] = RunLoop(parts)
         try:
             reason = await loop.run()
             loop.flush()
@@ -227,6 +232,7 @@ class Desk:
             raise
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
+            self.loops.pop(opening.run, None)
             if link.private is not None:
                 link.private.close()
             self._drafting.give_back(drafting)

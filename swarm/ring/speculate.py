@@ -179,6 +179,11 @@ class Speculation:
             return 0
         return max(0, min(self._setting.rows, self._setting.in_flight - self._rows_in_flight))
 
+    @property
+    def rows_in_flight(self) -> int:
+        """Rows that were sent and are not answered."""
+        return self._rows_in_flight
+
     def closing_commits(self) -> Commits:
         """What was accepted and no frame has committed: when the run is over, its closing carries it."""
         return self._take_moves()

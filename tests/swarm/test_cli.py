@@ -116,5 +116,5 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert end.value.code == 0
     out = capsys.readouterr().out
-    for command in ("join", "generate", "serve", "status", "demo", "verify", "model", "invite", "plan", "chat"):
+    for command in ("completion", "join", "generate", "serve", "status", "demo", "verify", "model", "invite", "plan", "chat"):
         assert command in out
