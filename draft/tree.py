@@ -98,7 +98,8 @@ class TokenTree:
         self._narrow = narrow
         self._ends = ends
         self._next_id = ROOT + 1
-        self._free = list(range(scratch))
+        # The highest slot first: stages read from the lowest slot in sight on, so a short tree costs them little.
+        self._free = [-slot for slot in reversed(range(scratch))]
         self._unsent: list[tuple[float, int, int]] = []
         self._leaves: dict[int, list[tuple[float, int, int]]] = {drafter: [] for drafter in drafters}
         self._offer_leaf(self.root)
@@ -203,7 +204,7 @@ class TokenTree:
         taken: list[Node] = []
         while len(taken) < count and self._free and (node := self._peek()) and self.chance(node) >= floor:
             heapq.heappop(self._unsent)
-            node.slot = heapq.heappop(self._free)
+            node.slot = -heapq.heappop(self._free)
             node.sent = True
             node.depth = node.position - self.root.position
             taken.append(node)
@@ -211,7 +212,7 @@ class TokenTree:
 
     def release(self, slot: int) -> None:
         """A scratch slot is free again: its node was committed and the commit is in a frame that goes before."""
-        heapq.heappush(self._free, slot)
+        heapq.heappush(self._free, -slot)
 
     # Truth
 
@@ -241,7 +242,7 @@ class TokenTree:
 
     def forget_sent(self) -> None:
         """Every row in flight is lost: all scratch slots are free and every drafted node is unsent again."""
-        self._free = list(range(self._scratch))
+        self._free = [-slot for slot in reversed(range(self._scratch))]
         self._unsent = []
         for node in self.live.values():
             node.slot, node.sent, node.answer = -1, False, -1
