@@ -314,4 +314,4 @@ class TokenTree:
             del self.live[node.id]
             self.dropped.append(node.id)
             if node.slot >= 0:
-                heapq.heappush(self._free, node.slot)
+                self.release(node.slot)
