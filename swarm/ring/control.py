@@ -28,7 +28,7 @@ _MOST_SLOW = 8.0
 _MOST_FRAME_FLOOR = 2.0
 _CALM_FLOOR = 0.5
 _CLEAR = 1.4
-_CROWDED = 1.7
+_LEAF_SHARE = 0.08
 _NARROWING = 0.85
 _WAYS = {"plain": ("calm",), "chain": ("wait", "calm"), "tree": ("wait", "calm"), "stream": ("stream", "wait", "calm")}
 _HOPELESS = 0.06
@@ -67,6 +67,7 @@ class Costs:
     frame_ms   shortest time between frames of one row that the slowest stage or link sustains
     frame_row_ms  what each further row adds to that
     draft_ms   one draft step
+    inside_ms  part of pass_ms that is spent in stages, not on the way; the default says nothing
     """
 
     pass_ms: float = 200.0
@@ -74,6 +75,7 @@ class Costs:
     frame_ms: float = 15.0
     frame_row_ms: float = 0.4
     draft_ms: float = 15.0
+    inside_ms: float = 1e9
 
 
 class Controller:
@@ -83,12 +85,13 @@ class Controller:
         self.costs = costs
         self.setting = setting or Setting()
         self._base = Floor(costs.pass_ms)
-        self._inside = Floor(0.0)
+        self._inside = Floor(costs.inside_ms)
         self._queue = Mean(0.0)
         self._frame = Mean(1.0, 0.2)
         self._slow = 1.0
         self._draft = Mean(costs.draft_ms, 0.1)
         self._quick = Floor(costs.draft_ms)
+        self._slowed = Mean(1.0, 0.1)
         self._row = Slope(costs.row_ms)
         self._rate = 1.0 / costs.pass_ms
         self._ways = _WAYS[self.setting.mode]
@@ -119,10 +122,12 @@ class Controller:
             congested = self._queue.value > _MOST_DELAY * self._base.value
             self._slow = min(_MOST_SLOW, self._slow * 1.02) if congested else max(1.0, self._slow * 0.97)
 
-    def drafted(self, step_ms: float) -> None:
-        """One draft step took `step_ms`."""
+    def drafted(self, step_ms: float, leaves: int) -> None:
+        """One draft step for `leaves` nodes took `step_ms`."""
         self._draft.add(step_ms)
-        self._quick.add(step_ms, False)
+        single = max(0.01, step_ms) / (1.0 + _LEAF_SHARE * (leaves - 1))
+        self._quick.add(single, False)
+        self._slowed.add(single / self._quick.value)
 
     def committed(self, tokens: int, elapsed_ms: float, coverage: float) -> None:
         """`tokens` became certain in the `elapsed_ms` since the last time.
@@ -134,9 +139,8 @@ class Controller:
             self._rate += gain * (tokens / elapsed_ms - self._rate)
             other = self.waiting_rate(coverage) if self._ways[0] == "stream" else 0.0
             clear = max(_CLEAR / self._base.value, other)
-            # A draft step that takes far longer than the quickest did is sharing its cores with the ring's stages.
-            crowded = self._draft.value > _CROWDED * self._quick.value
-            self._trial.committed(tokens, elapsed_ms, self._base.value, crowded or self._rate < clear)
+            doubt = self.crowding > 0.5 or self._rate < clear
+            self._trial.committed(tokens, elapsed_ms, self._base.value, doubt)
 
     def waiting_rate(self, coverage: float) -> float:
         """Rough tokens per millisecond of a waiting tree of the best depth over a drafter of this coverage."""
@@ -164,6 +168,14 @@ class Controller:
     def draft_ms(self) -> float:
         """Measured draft step."""
         return self._draft.value
+
+    @property
+    def crowding(self) -> float:
+        """0 where drafting has cores of its own, 1 where it clearly takes them from somebody, likely from stages.
+
+        A draft step that takes much longer than the quickest one did shares its cores.
+        """
+        return min(1.0, max(0.0, (self._slowed.value - 1.3) / 0.7))
 
     @property
     def rate(self) -> float:
@@ -221,6 +233,10 @@ class Controller:
             return False
         hopeless = calibration.observations >= _PATIENCE and calibration.coverage < _HOPELESS
         return not hopeless or self.setting.fixed or roots >= _RETRY
+
+    def worth_step(self, gain: float) -> bool:
+        """Whether a draft step that is expected to find `gain` right tokens is worth what it takes from the ring."""
+        return self.setting.fixed or gain > self.rate * self._draft.value * self.crowding
 
     def keep_drafting(self, chances: Sequence[float], best: float, gain: float, drafted_ms: float) -> bool:
         """A waiting send: is one more draft step, expected to win `gain` tokens, worth its time?

@@ -22,7 +22,8 @@ class Mean:
 class Floor:
     """The least of recent samples: what an idle pipe takes. Follows decreases quickly, increases slowly.
 
-    A sample taken `alone` has no queueing in it, so an increase that it shows is believed sooner.
+    A sample taken `alone` has no queueing in it, so an increase that it shows is believed sooner. The guess at the
+    start is believed down to half of the first sample: that one may have been taken in a crowd.
     """
 
     value: float
@@ -30,7 +31,7 @@ class Floor:
 
     def add(self, sample: float, alone: bool) -> None:
         if not self.measured:
-            self.value, self.measured = sample, True
+            self.value, self.measured = min(sample, max(self.value, 0.5 * sample)), True
         elif sample < self.value:
             self.value += 0.5 * (sample - self.value)
         else:

@@ -112,7 +112,7 @@ class Proposals:
         started, leaves = self._out
         self._out = None
         took = (now - started) * 1000.0
-        self._control.drafted(took)
+        self._control.drafted(took, len(leaves))
         self.spent_ms += took
         served = {expansion.id for expansion in expansions}
         self._adopt(expansions, DEFERRED)
@@ -141,7 +141,10 @@ class Proposals:
         return self.deferred and self._control.worth_asking(self._calibrations[DEFERRED], self._roots_unasked)
 
     def _leaves(self) -> list[tuple[Node, float]]:
-        return self._tree.leaves(DEFERRED, self._setting.leaves, max(_LEAST_CHANCE, self._control.row_floor))
+        """What the next step would expand, with what each is worth; nothing when the step is not worth its time."""
+        leaves = self._tree.leaves(DEFERRED, self._setting.leaves, max(_LEAST_CHANCE, self._control.row_floor))
+        gain = sum(worth for _, worth in leaves) * self.coverage
+        return leaves if self._control.worth_step(gain) else []
 
     def _adopt(self, expansions: Sequence[Expansion], drafter: int) -> None:
         calibration = self._calibrations[drafter]

@@ -71,6 +71,7 @@ class Ring:
             frame_ms=frame,
             frame_row_ms=max(row, self.link_row_ms),
             draft_ms=draft_ms,
+            inside_ms=stages * (self.stage_ms + self.row_ms),
         )
 
 

@@ -32,7 +32,10 @@ def test_a_slope_stays_within_reason(samples: list[tuple[int, float]]) -> None:
 def test_a_floor_falls_fast_and_rises_slowly_unless_alone() -> None:
     floor = Floor(999.0)
     floor.add(100.0, False)
-    assert floor.value == 100.0, "the first sample replaces the guess"
+    assert floor.value == 100.0, "the first sample replaces a higher guess"
+    low = Floor(60.0)
+    low.add(100.0, False)
+    assert low.value == 60.0, "a lower guess is believed: the sample may be from a crowd"
     for _ in range(10):
         floor.add(200.0, False)
     assert floor.value < 106.0
