@@ -116,5 +116,6 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert end.value.code == 0
     out = capsys.readouterr().out
-    for command in ("completion", "join", "generate", "serve", "status", "demo", "verify", "model", "invite", "plan", "chat"):
+    names = "join generate chat serve status demo verify model invite revoke plan doctor draft bench completion"
+    for command in names.split():
         assert command in out
