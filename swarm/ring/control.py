@@ -27,8 +27,8 @@ _MOST_DELAY = 0.15
 _MOST_SLOW = 8.0
 _MOST_FRAME_FLOOR = 2.0
 _CALM_FLOOR = 0.5
-_CLEAR = 1.4
 _LEAF_SHARE = 0.08
+_NOTHING = 0.3
 _NARROWING = 0.85
 _WAYS = {"plain": ("calm",), "chain": ("wait", "calm"), "tree": ("wait", "calm"), "stream": ("stream", "wait", "calm")}
 _HOPELESS = 0.06
@@ -124,10 +124,11 @@ class Controller:
 
     def drafted(self, step_ms: float, leaves: int) -> None:
         """One draft step for `leaves` nodes took `step_ms`."""
-        self._draft.add(step_ms)
         single = max(0.01, step_ms) / (1.0 + _LEAF_SHARE * (leaves - 1))
-        self._quick.add(single, False)
-        self._slowed.add(single / self._quick.value)
+        if single > _NOTHING * self._draft.value:  # else the drafter knew the answers and computed nothing
+            self._quick.add(single, False)
+            self._slowed.add(single / self._quick.value)
+        self._draft.add(step_ms)
 
     def committed(self, tokens: int, elapsed_ms: float, coverage: float) -> None:
         """`tokens` became certain in the `elapsed_ms` since the last time.
@@ -138,7 +139,8 @@ class Controller:
             gain = min(1.0, elapsed_ms / (8.0 * self._base.value))
             self._rate += gain * (tokens / elapsed_ms - self._rate)
             other = self.waiting_rate(coverage) if self._ways[0] == "stream" else 0.0
-            clear = max(_CLEAR / self._base.value, other)
+            # A plain pass makes one token; how long it takes is well known unless drafting slows the passes seen.
+            clear = max((1.1 + 0.3 * self.crowding) / self._base.value, other)
             doubt = self.crowding > 0.5 or self._rate < clear
             self._trial.committed(tokens, elapsed_ms, self._base.value, doubt)
 

@@ -94,3 +94,21 @@ def test_a_drafter_that_never_hits_is_asked_now_and_then_only() -> None:
         calibration.observe([Child(1, 0.9)], 2)
     assert not control.worth_asking(calibration, 3)
     assert control.worth_asking(calibration, 24)
+
+
+def test_steps_that_compute_nothing_do_not_make_the_others_look_slow() -> None:
+    control = Controller(COSTS)
+    for step in range(60):
+        control.drafted(0.2 if step % 3 == 0 else 10.0, 1)
+    assert control.crowding == 0.0
+    for _ in range(30):
+        control.drafted(30.0, 1)
+    assert control.crowding == 1.0
+    assert not control.worth_step(0.05) and control.worth_step(0.5)
+
+
+def test_more_leaves_are_not_mistaken_for_a_crowd() -> None:
+    control = Controller(COSTS)
+    for step in range(60):
+        control.drafted(6.8 if step % 2 else 11.0, 1 if step % 2 else 8)
+    assert control.crowding == 0.0
