@@ -141,13 +141,14 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
         kv_bytes: int = 64 << 20,
         keep_s: float = 0.0,
         bad_drafter: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> AsyncIterator[TestRing]:
         checkpoint = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
         manifest = checkpoint.manifest
         async with AsyncExitStack() as stack:
             stages: list[Stage] = []
             for first, last in blocks:
-                block = load_block(checkpoint, first, last, torch.device("cpu"), torch.float32)
+                block = load_block(checkpoint, first, last, torch.device("cpu"), dtype)
                 identity = Identity.generate()
                 holder: list[StageServer] = []
                 board = Switchboard(
@@ -194,7 +195,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                 Drafters(load_block(checkpoint, 0, manifest.n_layers, torch.device("cpu"), torch.float32), bad_drafter),
                 lambda stages: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
                 lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
-                lambda request, stages: "float32",
+                lambda request, stages: str(dtype).removeprefix("torch."),
                 private=private,
                 keep_s=keep_s,
             )

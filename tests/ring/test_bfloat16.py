@@ -1,0 +1,71 @@
+"""In bfloat16 a ring may differ from transformers, but only where two tokens were as good as equal.
+
+Rows per pass change rounding. The noise of one logit is measured as the largest difference between computing a text row
+by row and at once; a first difference must sit where the two best logits are closer than twice that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaForCausalLM
+
+from swarm.ring.run import RunRequest
+from tests.ring.test_ring import CUTS, generate, prompts
+
+TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def rounded(tiny_folder: Path) -> LlamaForCausalLM:
+    """The model whole, in bfloat16."""
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    return model.eval()
+
+
+@torch.inference_mode()
+def decode(model: LlamaForCausalLM, prompt: Sequence[int], count: int) -> tuple[list[int], torch.Tensor]:
+    """Greedy tokens row by row, and the logits [count, vocab] that chose them."""
+    cache = DynamicCache()
+    fed, tokens, rows = torch.tensor([list(prompt)]), [], []
+    for _ in range(count):
+        logits = model(fed, past_key_values=cache).logits[0, -1].float()
+        rows.append(logits)
+        tokens.append(int(logits.argmax()))
+        fed = torch.tensor([[tokens[-1]]])
+    return tokens, torch.stack(rows)
+
+
+@torch.inference_mode()
+def noise(model: LlamaForCausalLM, prompt: Sequence[int], tokens: Sequence[int], rows: torch.Tensor) -> float:
+    """Largest difference of a logit when the same text is computed at once."""
+    whole = model(torch.tensor([[*prompt, *tokens[:-1]]])).logits[0, len(prompt) - 1 :].float()
+    return float((whole - rows).abs().max())
+
+
+@pytest.mark.parametrize("speculation", ["plain", "chain"])
+async def test_a_first_difference_is_a_near_tie(
+    make_ring: Callable[..., Any], rounded: LlamaForCausalLM, speculation: Any
+) -> None:
+    asked = prompts(20, seed=31)
+    async with make_ring(CUTS[3], dtype=torch.bfloat16) as ring:
+        requests = (RunRequest(prompt, max_tokens=TOKENS, speculation=speculation) for prompt in asked)
+        results = await asyncio.gather(*(generate(ring, request) for request in requests))
+    truths = [decode(rounded, prompt, TOKENS) for prompt in asked]
+    limit = 2 * max(noise(rounded, p, tokens, rows) for p, (tokens, rows) in zip(asked, truths, strict=True))
+    equal = 0
+    for result, (tokens, rows) in zip(results, truths, strict=True):
+        at = next((i for i, (a, b) in enumerate(zip(result.token_ids, tokens, strict=True)) if a != b), None)
+        if at is None:
+            equal += 1
+            continue
+        gap = float(rows[at].max() - rows[at][result.token_ids[at]])
+        assert gap <= limit, (
+            f"token {at}: {result.token_ids[at]} lies {gap:.4f} under the best, noise is {limit / 2:.4f}"
+        )
+    assert equal > 0, "not one run agrees whole"
