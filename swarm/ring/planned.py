@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from draft.tree import Node
+from draft.node import Node
+from swarm.errors import UsageError
 from swarm.model.rows import Commits, Layout, Rows
 
 
@@ -76,6 +77,37 @@ class Counts:
         """A row that was drafted `depth` below the root turned out right."""
         self.accepted += 1
         self.depth_accepted[depth] = self.depth_accepted.get(depth, 0) + 1
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A frame on its way.
+
+    wanted  nodes that its answer is for, in order of rows
+    placed  leading tokens that are in committed slots once it is through
+    alone   nothing else was in flight when it was sent
+    long    carries several certain rows: a prompt, or what a restart sends again
+    timed   its latency says what passes cost
+    """
+
+    seq: int
+    sent: float
+    rows: int
+    wanted: tuple[Node, ...]
+    placed: int
+    alone: bool
+    long: bool
+    timed: bool
+
+
+def check_run(prompt: Sequence[int], layout: Layout, ending: Ending) -> None:
+    """Raises UsageError for an empty prompt, one that does not fit the context, or max_tokens under 1."""
+    if not prompt:
+        raise UsageError("a run needs at least one prompt token, found none; give a prompt")
+    if len(prompt) > layout.context:
+        raise UsageError(f"the prompt has {len(prompt)} tokens but the context holds {layout.context}; shorten it")
+    if ending.max_tokens < 1:
+        raise UsageError(f"max-tokens must be at least 1, found {ending.max_tokens}")
 
 
 def lay_rows(

@@ -23,34 +23,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from draft.base import Drafter, DraftStep, Expansion
 from draft.calibrate import Calibration
 from draft.tree import Node, TokenTree
-from swarm.errors import PeerError, UsageError
+from swarm.errors import PeerError
 from swarm.model.rows import Commits, Layout
 from swarm.ring.control import Controller
-from swarm.ring.planned import Committed, Counts, Ending, PlannedFrame, Token, lay_rows
+from swarm.ring.planned import Committed, Counts, Ending, Flight, PlannedFrame, Token, check_run, lay_rows
 from swarm.ring.proposals import DEFERRED, INLINE, Proposals
 
 __all__ = ["Committed", "Counts", "Ending", "PlannedFrame", "Speculation", "Token"]
 
 _UNMEASURED_FRAMES = 3
-
-
-@dataclass(frozen=True)
-class _Flight:
-    seq: int
-    sent: float
-    rows: int
-    wanted: tuple[Node, ...]
-    placed: int
-    alone: bool
-    long: bool
-    timed: bool
 
 
 class Speculation:
@@ -79,12 +66,7 @@ class Speculation:
 
         Raises UsageError for an empty prompt, one that does not fit the context, or max_tokens under 1.
         """
-        if not prompt:
-            raise UsageError("a run needs at least one prompt token, found none; give a prompt")
-        if len(prompt) > layout.context:
-            raise UsageError(f"the prompt has {len(prompt)} tokens but the context holds {layout.context}; shorten it")
-        if ending.max_tokens < 1:
-            raise UsageError(f"max-tokens must be at least 1, found {ending.max_tokens}")
+        check_run(prompt, layout, ending)
         self.tokens = list(prompt)
         self.counts = Counts()
         self.finished: str | None = None
@@ -116,7 +98,7 @@ class Speculation:
         self._placed = min(held, len(prompt) - 1)
         self._answered = self._placed
         self._moves: list[tuple[int, int]] = []
-        self._flights: deque[_Flight] = deque()
+        self._flights: deque[Flight] = deque()
         self._rows_in_flight = 0
         self._seq = 0
         self._next_send = 0.0
@@ -210,7 +192,7 @@ class Speculation:
         # The pass of a long prompt, and of what queues behind it, says nothing about passes of a few rows.
         long = len(certain) > 1
         timed = not long and not any(before.long for before in self._flights)
-        flight = _Flight(self._seq, now, n, tuple(wanted), self._placed, not self._flights, long, timed)
+        flight = Flight(self._seq, now, n, tuple(wanted), self._placed, not self._flights, long, timed)
         self._flights.append(flight)
         self._rows_in_flight += n
         self._seq += 1
