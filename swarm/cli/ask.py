@@ -41,9 +41,7 @@ class GenerateConfig:
     stream: bool
 
     @staticmethod
-    def from_arguments(
-        arguments: argparse.Namespace, member: MemberConfig, prompt: str, sampling: Sampling
-    ) -> GenerateConfig:
+    def from_arguments(arguments: argparse.Namespace, member: MemberConfig, prompt: str) -> GenerateConfig:
         """Built once, from the parsed command line. Raises UsageError."""
         mode: Speculation = arguments.speculation
         draft: Draft = arguments.draft
@@ -54,7 +52,14 @@ class GenerateConfig:
         request = RunRequest(
             prompt_ids=(0,),
             max_tokens=arguments.max_tokens,
-            sampling=sampling,
+            sampling=Sampling(
+                temperature=arguments.temperature,
+                top_p=arguments.top_p,
+                top_k=arguments.top_k,
+                min_p=arguments.min_p,
+                repetition_penalty=arguments.repetition_penalty,
+                seed=arguments.seed,
+            ),
             stop=tuple(arguments.stop),
             ignore_eos=arguments.ignore_eos,
             speculation=mode,

@@ -78,7 +78,6 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
     from swarm.config import DEFAULT_MODEL, MemberConfig
     from swarm.local import LocalSwarm, local_ring, split_layers
     from swarm.model.checkpoint import open_model
-    from swarm.model.sampler import Sampling
     from swarm.model.store import ModelStore
 
     models = models_dir(arguments)
@@ -98,15 +97,7 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
                 return 0
             say(f"\n> {arguments.prompt}\n")
             arguments.json = False
-            sampling = Sampling(
-                temperature=arguments.temperature,
-                top_p=arguments.top_p,
-                top_k=arguments.top_k,
-                min_p=arguments.min_p,
-                repetition_penalty=arguments.repetition_penalty,
-                seed=arguments.seed,
-            )
-            result = await ask(GenerateConfig.from_arguments(arguments, member, arguments.prompt, sampling), report)
+            result = await ask(GenerateConfig.from_arguments(arguments, member, arguments.prompt), report)
             say("\n" + draw_ring(result.ring))
             if result.receipt is None:
                 return 0

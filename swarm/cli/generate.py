@@ -149,18 +149,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not prompt.strip():
         raise UsageError("expected a prompt, found an empty one; give some text")
     from swarm.cli.ask import GenerateConfig, ask
-    from swarm.model.sampler import Sampling
     from swarm.progress import reporter
 
-    sampling = Sampling(
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
-        min_p=arguments.min_p,
-        repetition_penalty=arguments.repetition_penalty,
-        seed=arguments.seed,
-    )
-    config = GenerateConfig.from_arguments(arguments, member_config(arguments), prompt, sampling)
+    config = GenerateConfig.from_arguments(arguments, member_config(arguments), prompt)
     with reporter(json_lines=False, out=sys.stderr) as report:
         result = asyncio.run(ask(config, report))
     if arguments.json:
