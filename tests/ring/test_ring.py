@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import LlamaForCausalLM
 
 from swarm.errors import UsageError
 from swarm.model.sampler import Sampling
+from swarm.ring import pump
+from swarm.ring.compute import compute
 from swarm.ring.frame import parse_frame_untrusted
 from swarm.ring.run import Committed, Finished, Opened, RunRequest, RunResult
 from swarm.ring.stage import StageServer
@@ -151,6 +154,25 @@ async def test_a_private_run_answers_the_same_and_shows_no_token(
             assert list(result.token_ids) == reference(tiny_model, prompt, 24)
             assert [s.layers for s in result.ring] == [(1, 3), (3, 5)]
     assert set(seen) == {-1}
+
+
+async def test_the_loop_turns_while_a_stage_computes(
+    make_ring: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No forward goes on before the event loop has turned once: were it computed in the loop, it never would."""
+    loop = asyncio.get_running_loop()
+    turns: list[bool] = []
+
+    def held(batch: Any) -> Any:
+        turned = threading.Event()
+        loop.call_soon_threadsafe(turned.set)
+        turns.append(turned.wait(10))
+        return compute(batch)
+
+    monkeypatch.setattr(pump, "compute", held)
+    async with make_ring([(0, 3), (3, 6)]) as ring:
+        await generate(ring, RunRequest((1, 2, 3), max_tokens=8))
+    assert turns and all(turns)
 
 
 async def test_a_stop_string_ends_the_run(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM) -> None:
