@@ -55,7 +55,7 @@ class Loss:
 class RingLink:
     """One run's traffic with its ring. The desk feeds it; `wake` is set with whatever comes.
 
-    said      what the stages said of themselves when the ring opened
+    said      what the stages said of themselves when the ring opened; empty until all have
     """
 
     reach: Reach
@@ -71,6 +71,7 @@ class RingLink:
     _word: asyncio.Future[Word] | None = None
     _ended: asyncio.Queue[Mapping[str, Any]] = field(default_factory=asyncio.Queue)
     _pings: list[asyncio.Task[None]] = field(default_factory=list)
+    _watches: list[asyncio.Task[None]] = field(default_factory=list)
     _closing: bool = False
     _warmth: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -79,7 +80,7 @@ class RingLink:
 
         `tokens`: the committed tokens, for a head that must be replayed. Raises StageRefused.
         """
-        self.opening = opening
+        self.opening, self.said = opening, ()
         if self.private is not None:
             self.private.restart()
         self._word = asyncio.get_running_loop().create_future()
@@ -89,6 +90,7 @@ class RingLink:
                 self.head = await self.reach(head)
             with _naming(tail.node):
                 self.tail = await self.reach(tail)
+            self._watch()
             self._measure()
             with _naming(head.node):
                 await self.head.send(encode_open(opening), flow=opening.run)
@@ -123,6 +125,27 @@ class RingLink:
             rows = certain_rows(opening.layout, first, tokens[first:last])
             frame = Frame(opening.run, opening.epoch, seq, no_commits(), rows, replay=newcomers - 1, hidden=hidden)
             await self._give(frame)
+
+    def _watch(self) -> None:
+        """Hear at once when the head or the tail is gone; their neighbours tell of the other stages."""
+        for stage, peer in ((self.opening.stages[0], self.head), (self.opening.stages[-1], self.tail)):
+            assert peer is not None
+            self._watches.append(asyncio.create_task(self._gone(stage.node, peer)))
+
+    async def _gone(self, node: bytes, peer: Peer) -> None:
+        await peer.wait_closed()
+        if self._word is not None and not self._word.done():
+            reason = f"the connection was lost: {peer.closed_reason}"
+            opening = self.opening
+            self._word.set_result(Word("lost", opening.run, opening.epoch, refused=node, reason=reason))
+        if self._closing:
+            self._ended.put_nowait({"do": GONE})
+        self.wake.set()
+
+    def _end_watches(self) -> None:
+        for task in self._watches:
+            task.cancel()
+        self._watches.clear()
 
     def _measure(self) -> None:
         """Ping along the requester's two edges, and keep the first one warm, while this epoch lasts."""
@@ -229,6 +252,8 @@ class RingLink:
                     await self._collect(account, closed)
         except (PeerError, ReceiptError, TimeoutError) as error:
             log.info("the ring did not close in good order: %s", error)
+        finally:
+            self._end_watches()
 
     async def _collect(self, account: RunAccount, closed: Mapping[str, Any]) -> None:
         assert self.head is not None and self.tail is not None

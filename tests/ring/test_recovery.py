@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from swarm.errors import RunError
 from swarm.model.sampler import Sampling
+from swarm.ring import drive, link
 from swarm.ring.admit import StageLimits
 from swarm.ring.frame import parse_frame_untrusted
 from swarm.ring.run import Committed, Finished, Recovering, RunRequest, RunResult
@@ -54,6 +55,36 @@ async def test_output_is_that_of_an_undisturbed_run(
         assert result.recoveries >= 1 and news
         lost = {ring.stages[v].plan.node.hex() for v in victims}
         assert not lost & {s.node for s in result.ring}
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+async def test_a_lost_neighbour_of_the_requester_needs_no_deadline(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, victim: int
+) -> None:
+    monkeypatch.setattr(drive, "LEAST_DEADLINE_S", 10_000.0)
+    monkeypatch.setattr(drive, "KEEP_EVERY_S", 10_000.0)
+    async with make_ring(SPARE) as ring, asyncio.timeout(60):
+        result, _ = await disturbed(ring, RunRequest((1, 2, 3), max_tokens=30), [victim], 5)
+    assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)
+
+
+async def test_a_head_that_dies_while_the_ring_forms_again_needs_no_deadline(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "OPEN_TIMEOUT_S", 10_000.0)
+    monkeypatch.setattr(drive, "LEAST_DEADLINE_S", 10_000.0)
+    whole = StageServer._open
+    async with make_ring([*SPARE, (0, 2)]) as ring, asyncio.timeout(60):
+
+        def dying(self: StageServer, peer: Any, header: Any) -> None:
+            if self is ring.stages[3].server:
+                peer.drop("killed")
+            else:
+                whole(self, peer, header)
+
+        monkeypatch.setattr(StageServer, "_open", dying)
+        result, _ = await disturbed(ring, RunRequest((1, 2, 3), max_tokens=30), [0], 5)
+    assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)
 
 
 async def test_without_a_replacement_the_run_ends_with_what_it_has(
