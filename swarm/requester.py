@@ -276,7 +276,7 @@ class Requester:
         rtt = peer.rtt_ms if peer is not None and peer.rtt_ms is not None else (view.rtt_ms if view else None)
         return StageInfo(
             node=id_text(plan.node),
-            device=str(said.get("device", ""))[:80],
+            device=str(said.get("device") or (view.record.device if view else ""))[:80],
             layers=(plan.first, plan.last),
             compute_ms=round(compute_ms, 3),
             edge=peer.edge if peer is not None else "direct",

@@ -84,6 +84,7 @@ class RunLoop:
         self._opening: asyncio.Task[StageRefused | None] | None = None
         self._in_flight: dict[int, float] = {}
         self._last_reason = ""
+        self._announced = -1
         self._last_sent = time.monotonic()
 
     async def run(self) -> FinishReason:
@@ -225,6 +226,8 @@ class RunLoop:
                 break
         self.emitted += tokens
         if tokens:
+            if self._announced != self.link.opening.epoch:
+                self._announce()  # the answer comes straight home, the news that the ring stands by every stage
             self.parts.emit(Committed(tuple(tokens), "".join(added), tuple(drafted), tuple(logprobs)))
 
     # Forming and re-forming the ring
@@ -308,12 +311,16 @@ class RunLoop:
         return await self._form(link.next_epoch(keep=self.core.held))
 
     def _announce(self) -> None:
+        """Note what the stages said of themselves, and tell the reader once per ring who forms it."""
         infos = []
-        for index, (plan, said) in enumerate(zip(self.link.opening.stages, self.link.said, strict=True)):
+        stages = self.link.opening.stages
+        for index, (plan, said) in enumerate(zip(stages, self.link.said or ({},) * len(stages), strict=True)):
             spent = [us[index] / 1000.0 for us in self.tally.stage_us[-64:] if index < len(us)]
             infos.append(self.parts.describe(plan, said, statistics.median(spent) if spent else 0.0))
         self.ring = tuple(infos)
-        self.parts.emit(Opened(self.link.opening.run.hex(), self.ring))
+        if self._announced != self.link.opening.epoch:
+            self._announced = self.link.opening.epoch
+            self.parts.emit(Opened(self.link.opening.run.hex(), self.ring))
 
     def final_ring(self) -> tuple[StageInfo, ...]:
         """The ring with what each stage's compute took, in the median, ms per pass."""

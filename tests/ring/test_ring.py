@@ -17,6 +17,8 @@ from swarm.model.sampler import Sampling
 from swarm.ring import pump
 from swarm.ring.compute import compute
 from swarm.ring.frame import parse_frame_untrusted
+from swarm.ring.link import RingLink
+from swarm.ring.opening import Word
 from swarm.ring.run import Committed, Finished, Opened, RunRequest, RunResult
 from swarm.ring.stage import StageServer
 from tests.ring.conftest import VOCAB, TestRing, reference
@@ -127,6 +129,32 @@ async def test_the_opening_tells_the_ring(make_ring: Callable[..., Any]) -> None
         async with aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=4))) as events:
             opened = [event async for event in events if isinstance(event, Opened)]
         assert [s.layers for s in opened[0].ring] == [(0, 3), (3, 6)]
+
+
+async def test_the_opening_comes_before_the_answer_though_its_news_travels_longer(
+    make_ring: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames do not wait for the ring to stand, so the first answer may be home before the word that it does."""
+    answered = asyncio.Event()
+    take_answer, take_word = RingLink.take_answer, RingLink.take_word
+
+    def answer(link: RingLink, *parts: Any) -> None:
+        take_answer(link, *parts)
+        answered.set()
+
+    def word(link: RingLink, news: Word) -> None:
+        later = asyncio.get_running_loop().create_task(answered.wait())
+        later.add_done_callback(lambda _: take_word(link, news))
+        held.append(later)
+
+    held: list[asyncio.Task[Any]] = []
+    monkeypatch.setattr(RingLink, "take_answer", answer)
+    monkeypatch.setattr(RingLink, "take_word", word)
+    async with make_ring(CUTS[2]) as ring, aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=8))) as events:
+        seen = [event async for event in events]
+    assert [type(event) for event in seen].count(Opened) == 1
+    assert isinstance(seen[0], Opened) and [stage.layers for stage in seen[0].ring] == CUTS[2]
+    assert [stage.device for stage in seen[-1].result.ring] == ["cpu", "cpu"]
 
 
 async def test_a_prompt_over_the_context_is_refused(make_ring: Callable[..., Any]) -> None:
