@@ -291,6 +291,8 @@ class RunLoop:
     async def _recover(self, loss: Loss) -> bool:
         """Leave the lost stage out and go on from what every stage is known to hold."""
         link, stages = self.link, self.link.opening.stages
+        if loss.leaving and not self._can_do_without(stages[loss.stage].node):
+            return True  # it works until it goes, and then the run waits for another
         if self._opening is not None:
             self._opening.cancel()
             self._opening = None
@@ -300,15 +302,24 @@ class RunLoop:
             lost = await self.parts.unreachable(stages)
         self._last_reason = loss.reason
         for node in lost:
-            self._exclude(node, loss.busy)
+            self._exclude(node, loss.busy or loss.leaving)
         name = ", ".join(node.hex()[:8] for node in lost) or "no stage in particular"
         self.parts.emit(Recovering(name, loss.reason))
-        self.tally.recoveries += 1
+        self.tally.recoveries += not loss.leaving
         self.core.restart()
         self._in_flight.clear()
         link.answers.clear()
         link.losses.clear()
         return await self._form(link.next_epoch(keep=self.core.held))
+
+    def _can_do_without(self, node: bytes) -> bool:
+        now = time.monotonic()
+        excluded = {other for other, until in self._lost.items() if until > now}
+        try:
+            self.parts.planner(frozenset({node, *excluded}))
+        except CoverageError:
+            return False
+        return True
 
     def _announce(self) -> None:
         """Note what the stages said of themselves, and tell the reader once per ring who forms it."""

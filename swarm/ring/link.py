@@ -19,7 +19,7 @@ from swarm.net.peer import Peer
 from swarm.net.wire import encode_tensor
 from swarm.ring.account import measure
 from swarm.ring.frame import DOWN, Answer, Frame, encode_commits, encode_frame
-from swarm.ring.opening import OpenRun, Word, encode_open
+from swarm.ring.opening import OpenRun, Word, encode_open, encode_release
 from swarm.ring.private import PrivateEnds
 from swarm.ring.reach import Reach
 from swarm.ring.receipt import RunAccount
@@ -43,12 +43,13 @@ class StageRefused(RunError):
 
 @dataclass(frozen=True)
 class Loss:
-    """Stage number `stage` of epoch `epoch` is gone or failing."""
+    """Stage number `stage` of epoch `epoch` is gone or failing; where it is `leaving` it still works."""
 
     epoch: int
     stage: int
     reason: str
     busy: bool = False
+    leaving: bool = False
 
 
 @dataclass
@@ -80,7 +81,11 @@ class RingLink:
 
         `tokens`: the committed tokens, for a head that must be replayed. Raises StageRefused.
         """
-        self.opening, self.said = opening, ()
+        before, self.opening, self.said = self.opening, opening, ()
+        self._end_watches()
+        if self.head is not None and self.head.id not in {stage.node for stage in opening.stages}:
+            with contextlib.suppress(PeerError):
+                self.head.post(encode_release(before), flow=opening.run)
         if self.private is not None:
             self.private.restart()
         self._word = asyncio.get_running_loop().create_future()
@@ -208,7 +213,9 @@ class RingLink:
                 word = replace(word, refused=self.opening.stages[word.stage].node)
             else:
                 self.losses.append(Loss(word.epoch, word.stage, word.reason))
-        if awaited:
+        if word.do == "leave" and not awaited and 0 <= word.stage < len(self.opening.stages):
+            self.losses.append(Loss(word.epoch, word.stage, word.reason, leaving=True))
+        if awaited and word.do != "leave":
             assert self._word is not None
             self._word.set_result(word)
         self.wake.set()

@@ -92,6 +92,11 @@ def encode_open(opening: OpenRun) -> Message:
     return Message(DOWN, header)
 
 
+def encode_release(opening: OpenRun) -> Message:
+    """The message to a stage that the run's next epoch leaves out: its session is free to go."""
+    return Message(DOWN, {"do": "release", "run": opening.run, "epoch": opening.epoch})
+
+
 def parse_open_untrusted(header: Mapping[str, Any]) -> OpenRun:
     """An opening from a peer, every field checked for type and range. Raises PeerError."""
     try:
@@ -124,6 +129,7 @@ class Word:
     do      "opened": `said` has an entry for every stage from the sender on, or `refused` says who refused and why
             "half": what the next stage measured on the edge between
             "lost": stage number `stage` is gone or failing, for `reason`
+            "leave": stage number `stage` goes soon; until then it works on
     record  the receipt's part of the news
     """
 
@@ -138,7 +144,7 @@ class Word:
     record: Mapping[str, Any] | None = None
 
 
-WORDS = ("opened", "half", "lost")
+WORDS = ("opened", "half", "lost", "leave")
 
 
 def encode_word(word: Word) -> Message:

@@ -38,6 +38,7 @@ from swarm.ring.opening import (
     OpenRun,
     Word,
     encode_open,
+    encode_release,
     encode_word,
     parse_open_untrusted,
     parse_word_untrusted,
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 
 ATTACH_TIMEOUT_S = 10.0
 EXPIRE_EVERY_S = 1.0
+HAND_OVER_S = 3.0
+"""What a leaving stage keeps of its time for runs that have to move."""
 
 
 class StageServer:
@@ -102,13 +105,26 @@ class StageServer:
                 self._free(session)
 
     async def drain(self, grace_s: float) -> None:
-        """Take no new run and wait until the open ones are closed, `grace_s` seconds at most."""
+        """Take no new run and let the open ones end; hand those over that do not. At most `grace_s` seconds.
+
+        Handing over: the requester is told while this stage still works, and goes on over another.
+        """
         self.draining = True
+        hand_over_s = min(HAND_OVER_S, grace_s)
+        if await self._empty_within(grace_s - hand_over_s):
+            return
+        for session in self.sessions.values():
+            if not session.closing:
+                self._tell(session, "leave", session.opening.index, "this node is leaving")
+        await self._empty_within(hand_over_s)
+
+    async def _empty_within(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(grace_s):
+            async with asyncio.timeout(seconds):
                 await self._idle.wait()
         except TimeoutError:
-            return
+            return False
+        return True
 
     def peer_opened(self) -> None:
         """A peer connected: an answer may be waiting for it."""
@@ -134,6 +150,8 @@ class StageServer:
                 self._collect(peer, message)
             case "half":
                 self._half(peer, message)
+            case "release":
+                self._release(peer, message.header)
             case "keep":
                 session = self._of_upstream(peer, message.header)
                 if session is not None and session.downstream is not None:
@@ -146,6 +164,8 @@ class StageServer:
         try:
             if not self._admitted(peer.id):
                 raise PeerError("expected the opening of a ring from a member of the swarm, found a stranger's")
+            old = self.sessions.get(opening.run)
+            below, before = (old.downstream, old.opening) if old is not None else (None, opening)
             session, fresh = admit(self.sessions, self.hosted, self.limits, opening, peer, self.draining)
             opening = self._sign(session, opening)
         except (SwarmError, ReceiptError) as error:
@@ -153,6 +173,8 @@ class StageServer:
             word = Word("opened", opening.run, opening.epoch, (), self.hosted.node, busy, -1, str(error))
             self._spawn(post(peer, encode_word(word)))
             return
+        if below is not None and below.id not in {stage.node for stage in opening.stages}:
+            self._spawn(post(below, encode_release(before), opening.run))
         self.sessions[opening.run] = session
         session.fresh = fresh
         self._idle.clear()
@@ -226,6 +248,12 @@ class StageServer:
         session.stop_tasks()
         self._spawn(self._ending.close(session, message.header))
 
+    def _release(self, peer: Peer, header: Mapping[str, Any]) -> None:
+        """The run goes on without this stage."""
+        session = self._of_upstream(peer, header)
+        if session is not None and session.opening.epoch == header.get("epoch") and not session.closing:
+            self._free(session)
+
     def _collect(self, peer: Peer, message: Message) -> None:
         session = self._of_upstream(peer, message.header)
         if session is not None and session.closing and session.account is not None:
@@ -279,7 +307,10 @@ class StageServer:
 
     def _lose(self, session: StageSession, stage: int, reason: str) -> None:
         """Tell the requester, through the stages before this one, that stage number `stage` is gone or failing."""
-        word = Word("lost", session.run, session.opening.epoch, stage=stage, reason=reason)
+        self._tell(session, "lost", stage, reason)
+
+    def _tell(self, session: StageSession, do: str, stage: int, reason: str) -> None:
+        word = Word(do, session.run, session.opening.epoch, stage=stage, reason=reason)
         self._spawn(post(session.upstream, encode_word(word)))
 
     # Computing and sending
@@ -341,7 +372,7 @@ class StageServer:
             for session in list(self.sessions.values()):
                 lease_s = min(session.opening.lease_s, self.limits.lease_s)
                 until = session.kept_until or session.heard + lease_s
-                if now > until:
+                if now > until or (self.draining and session.kept_until and session.account is None):
                     self._free(session)
 
     def _free(self, session: StageSession) -> None:
