@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swarm.mesh.gossip import Gossip, MemberView
 from swarm.mesh.latency import DEFAULT_MS, Coordinate, RttTable, rtt_matrix
 from swarm.mesh.record import NodeRecord
 from swarm.net.nodeid import NodeId, id_text
 from swarm.ring.fleet import Matrix, Member, Speed
+
+FIRM_S = 1.2
+"""A claim that stood this long is being loaded: whoever chooses now chooses round it. Under the time that a chooser
+waits between two looks, so that a record signed anew in between cannot hide an old claim from both."""
 
 
 def speed_of(us: tuple[int, int, int]) -> Speed | None:
@@ -58,6 +62,19 @@ def members_of(gossip: Gossip, model: bytes = b"") -> list[Member]:
         for view in gossip.members()
         if view.standing in ("up", "suspect") and (not model or view.record.model == model)
     ]
+
+
+def expected_of(gossip: Gossip, model: bytes) -> list[Member]:
+    """Members for `choose_block` and `reconsider`: as they are, but where one is loading its claim, as it will be."""
+    found = []
+    for view in gossip.members():
+        if view.standing in ("up", "suspect") and view.record.model == model:
+            member = member_of(view)
+            if member.claim is not None and view.age_s > FIRM_S and member.state in ("joining", "serving"):
+                first, last = member.claim
+                member = replace(member, first=first, last=last, claim=None, state="serving", overflow=0)
+            found.append(member)
+    return found
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from swarm.atlas import members_of, rtts_of, speed_us
+from swarm.atlas import expected_of, rtts_of, speed_us
 from swarm.config import JoinConfig
 from swarm.errors import ModelError
 from swarm.events import Report
@@ -30,6 +30,7 @@ KV_SHARE = 0.4
 MOST_KV = 64 << 30
 CLAIM_WAIT_S = 1.0
 CLAIM_ROUNDS = 5
+PLANNED_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,72 @@ class Hosting:
     limits: StageLimits
     speed_us: tuple[int, int, int]
 
+    @property
+    def layers(self) -> tuple[int, int]:
+        """[first, last)."""
+        return self.hosted.block.first, self.hosted.block.last
 
-async def settle_block(
-    config: JoinConfig, gossip: Gossip, manifest: Manifest, device: torch.device, dtype: torch.dtype
-) -> tuple[int, int]:
+    @property
+    def speed(self) -> Speed:
+        """Milliseconds per layer."""
+        return Speed(*(value / 1000 for value in self.speed_us))
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a node computes with: `node` its id, `threads` of the CPU."""
+
+    config: JoinConfig
+    store: ModelStore
+    node: bytes
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    report: Report
+
+    def room(self, manifest: Manifest) -> Room:
+        """What this node can give now."""
+        return Room(
+            id_text(self.node),
+            memory_bytes=int(free_bytes(self.device) * MEMORY_SHARE),
+            context_tokens=min(PLANNED_CONTEXT, manifest.context),
+            max_layers=self.config.capacity,
+        )
+
+    def weight(self, manifest: Manifest, layers: tuple[int, int]) -> int:
+        """Bytes that the weights of layers [first, last) take here."""
+        shape = model_shape(manifest, self.dtype)
+        ends = shape.head_bytes * (layers[0] == 0) + shape.tail_bytes * (layers[1] == manifest.n_layers)
+        return sum(shape.layer_bytes[layers[0] : layers[1]]) + ends
+
+    def load(self, ref: str, layers: tuple[int, int]) -> Hosting:
+        """Load and measure a block. Runs in a thread. Raises ModelError when it does not fit."""
+        checkpoint = self.store.open(ref, layers, self.report)
+        manifest = checkpoint.manifest
+        need, free = self.weight(manifest, layers), free_bytes(self.device)
+        if need > free:
+            raise ModelError(
+                f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+                "take fewer with --layers A:B or --capacity LAYERS"
+            )
+        torch.set_num_threads(self.threads)
+        block = graphed(load_block(checkpoint, *layers, self.device, self.dtype, self.report), self.report)
+        budget = self.config.kv_bytes or min(MOST_KV, int(free_bytes(self.device) * KV_SHARE))
+        pool = KVPool(block, budget)
+        measured = probe(block, report=self.report)
+        speed = speed_us(Speed(*(measured.ms_per_layer[rows] for rows in (1, 8, 64))))
+        hosted = HostedModel(manifest.digest, block, pool, describe(self.device).name, self.node)
+        return Hosting(hosted, checkpoint, StageLimits(), speed)
+
+
+async def settle_block(host: Host, gossip: Gossip, manifest: Manifest, room: Room) -> tuple[int, int]:
     """Choose layers together with whoever else is choosing: claim, listen, choose again until it stays."""
-    shape = model_shape(manifest, dtype)
+    shape = model_shape(manifest, host.dtype)
     digest = bytes.fromhex(manifest.digest)
-    me = gossip.members()[0].record.node
-    room = Room(
-        id_text(me),
-        memory_bytes=int(free_bytes(device) * MEMORY_SHARE),
-        context_tokens=min(4096, manifest.context),
-        max_layers=config.capacity,
-    )
     claimed: tuple[int, int] | None = None
     for _ in range(CLAIM_ROUNDS):
-        others = [member for member in members_of(gossip, digest) if member.node != id_text(me)]
-        block = choose_block(shape, room, others, rtts_of(gossip, me))
+        others = [member for member in expected_of(gossip, digest) if member.node != room.node]
+        block = choose_block(shape, room, others, rtts_of(gossip, host.node))
         if (block.first, block.last) == claimed:
             break
         claimed = (block.first, block.last)
@@ -68,36 +117,3 @@ async def settle_block(
         await asyncio.sleep(CLAIM_WAIT_S)
     assert claimed is not None
     return claimed
-
-
-def load_hosting(
-    config: JoinConfig,
-    ref: str,
-    store: ModelStore,
-    layers: tuple[int, int],
-    device: torch.device,
-    dtype: torch.dtype,
-    node: bytes,
-    threads: int,
-    report: Report,
-) -> Hosting:
-    """Load and measure a block. Runs in a thread. Raises ModelError when it does not fit."""
-    checkpoint = store.open(ref, layers, report)
-    manifest = checkpoint.manifest
-    shape = model_shape(manifest, dtype)
-    need = sum(shape.layer_bytes[layers[0] : layers[1]])
-    need += shape.head_bytes * (layers[0] == 0) + shape.tail_bytes * (layers[1] == manifest.n_layers)
-    free = free_bytes(device)
-    if need > free:
-        raise ModelError(
-            f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "take fewer with --layers A:B or --capacity LAYERS"
-        )
-    torch.set_num_threads(threads)
-    block = graphed(load_block(checkpoint, layers[0], layers[1], device, dtype, report), report)
-    budget = config.kv_bytes or min(MOST_KV, int(free_bytes(device) * KV_SHARE))
-    pool = KVPool(block, budget)
-    measured = probe(block, report=report)
-    speed = speed_us(Speed(*(measured.ms_per_layer[rows] for rows in (1, 8, 64))))
-    hosted = HostedModel(manifest.digest, block, pool, describe(device).name, node)
-    return Hosting(hosted, checkpoint, StageLimits(), speed)

@@ -17,13 +17,11 @@ from swarm.entry import check_layers, enter_as_node
 from swarm.errors import PeerError, RunError, SwarmError
 from swarm.events import Notice, Report
 from swarm.greeting import greeting
-from swarm.hosting import Hosting, load_hosting, settle_block
+from swarm.hosting import Host, Hosting, settle_block
 from swarm.identity import Identity, write_private
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.lan import LanNode, announce
 from swarm.mesh.saved import Saved, save
-from swarm.mesh.weights import WeightsServer
-from swarm.model.blobs import BlobSource
 from swarm.model.device import choose_device, describe, usable_cores
 from swarm.model.dtype import choose_dtype, dtype_name
 from swarm.model.manifest import Manifest
@@ -43,7 +41,8 @@ from swarm.scout import keep_scouting
 from swarm.serve.mesh import mesh_status
 from swarm.serve.nodeview import node_view
 from swarm.state import LAST_INVITE, locked
-from swarm.supply import fetch_from_members, learn_manifest
+from swarm.supply import learn_manifest
+from swarm.tenant import Tenant
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +97,11 @@ class _Life:
         self.config, self.state, self.stop, self.report = config, state, stop, report
         self.device = choose_device(config.gpu)
         self.dtype = choose_dtype(config.dtype, self.device)
-        self.threads = config.threads or usable_cores()
         self.hardware = describe(self.device)
         self.identity = Identity.load_or_create(state)
         self.store = ModelStore(config.member.models)
+        threads = config.threads or usable_cores()
+        self.host = Host(config, self.store, self.identity.id, self.device, self.dtype, threads, report)
         self.server: StageServer | None = None
         self.fatal: str | None = None
 
@@ -118,14 +118,15 @@ class _Life:
             device, dtype = self.hardware.name, dtype_name(self.dtype)
             about = node_record(config, self.identity, reachable, saved.model, device, dtype)
             gossip = await stack.enter_async_context(
-                Gossip(board, self.identity.sign, saved, about, clashed=self._clashed, kept=self._keep)
+                Gossip(board, self.identity.sign, saved, about, clashed=self._end, kept=self._keep)
             )
             from_members = manifest is None
             if manifest is None:
                 manifest = await learn_manifest(gossip, board, saved)
                 check_layers(config, manifest)
             gossip.publish(n_layers=manifest.n_layers)
-            layers = config.layers or await settle_block(config, gossip, manifest, self.device, self.dtype)
+            room = self.host.room(manifest)
+            layers = config.layers or await settle_block(self.host, gossip, manifest, room)
             if config.member.punch:
                 Reach(
                     board,
@@ -138,20 +139,15 @@ class _Life:
             view = node_view(lambda: mesh_status(gossip, board), manifest, more=relayed)
             board.http = await stack.enter_async_context(view)
             ref = config.model or saved.ref
-            if from_members:
-                ref = await fetch_from_members(gossip, board, manifest, layers, self.store, self.report)
-            hosting = await self._load(ref, layers)
+            tenant = Tenant(self.host, board, gossip, manifest, ref, from_members, self.stop, self._end)
+            hosting = await tenant.load(layers)
             if hosting is None:
                 return
-            await self._serve(stack, board, gossip, manifest, hosting)
-            gossip.publish(
-                state="serving",
-                layers=layers,
-                claim=None,
-                speed_us=hosting.speed_us,
-                kv_capacity=hosting.hosted.pool.budget_bytes,
-                kv_free=hosting.hosted.pool.budget_bytes,
-            )
+            server = await self._serve(stack, board, gossip, manifest, hosting)
+            tenant.take(hosting)
+            if config.layers is None:
+                looking = tenant.mover(server, room).keep_looking()
+                stack.push_async_callback(_ended, asyncio.create_task(looking))
             if config.member.lan:
                 digest = bytes.fromhex(manifest.digest)
                 here = LanNode(saved.membership.swarm, self.identity.id, digest, saved.membership.open)
@@ -186,23 +182,9 @@ class _Life:
         self.report(Notice(f"the router forwards {format_address(mapping.outer)} to this node"))
         return [mapping.outer, *found]
 
-    async def _load(self, ref: str, layers: tuple[int, int]) -> Hosting | None:
-        """The loaded block; None when the node is told to stop first."""
-        ids = self.identity.id
-        work = asyncio.to_thread(
-            load_hosting, self.config, ref, self.store, layers, self.device, self.dtype, ids, self.threads, self.report
-        )
-        loading, stopping = asyncio.ensure_future(work), asyncio.create_task(self.stop.wait())
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not loading.done():
-            loading.cancel()
-            return None
-        return loading.result()
-
     async def _serve(
         self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, manifest: Manifest, hosting: Hosting
-    ) -> None:
+    ) -> StageServer:
         """Start the stage, and all that answers beside it."""
         notary = notary_of(self.config, self.state, self.identity, manifest, hosting, self.hardware)
         stack.callback(notary.close)
@@ -212,17 +194,17 @@ class _Life:
             hosting.limits,
             reach=greeting(board, gossip),
             admitted=gossip.admitted,
-            threads=self.threads,
+            threads=self.host.threads,
             notary=notary,
         )
         self.server = server
-        weights = WeightsServer(manifest, BlobSource(hosting.checkpoint), gossip.admitted)
-        services = (server, NotaryServer(notary, gossip.admitted), RateServer(gossip.admitted), weights)
+        services = (server, NotaryServer(notary, gossip.admitted), RateServer(gossip.admitted))
         for kind, handler in (pair for service in services for pair in service.handlers().items()):
             board.handle(kind, handler)
         scouting = keep_scouting(gossip, board.id, bytes.fromhex(manifest.digest), manifest.n_layers)
         for work in (server.run(), _publish(gossip, server), _tell_rates(gossip, board), scouting):
             stack.push_async_callback(_ended, asyncio.create_task(work))
+        return server
 
     async def _until_told(self, gossip: Gossip) -> None:
         """Serve; then let open runs finish."""
@@ -242,8 +224,8 @@ class _Life:
         if self.server is not None:
             self.server.peer_closed(peer)
 
-    def _clashed(self, text: str) -> None:
-        """Another process has this key: two cannot serve under one name."""
+    def _end(self, text: str) -> None:
+        """This life cannot go on: another process has this key, or no layers can be loaded any more."""
         self.fatal = text
         self.stop.set()
 
@@ -267,8 +249,8 @@ async def _publish(gossip: Gossip, server: StageServer) -> None:
     """Tell the swarm how busy this node is."""
     while True:
         await asyncio.sleep(PUBLISH_EVERY_S)
-        pool = server.hosted.pool
-        gossip.publish(sessions=len(server.sessions), kv_free=max(0, pool.budget_bytes - pool.used_bytes))
+        if server.hosted is not None:
+            gossip.publish(sessions=len(server.sessions), kv_free=server.hosted.pool.free_bytes)
 
 
 async def _tell_rates(gossip: Gossip, board: Switchboard) -> None:

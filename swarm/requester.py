@@ -43,6 +43,7 @@ from swarm.ring.receipt import ReceiptPlan
 from swarm.ring.request import Desk, TargetFacts
 from swarm.ring.run import Draft, RunEvent, RunRequest, StageInfo
 from swarm.ring.witness import WITNESS
+from swarm.scout import keep_scouting_ends, scout_first
 from swarm.serve.mesh import mesh_status
 from swarm.shape import model_shape
 from swarm.state import requester_folder
@@ -166,6 +167,10 @@ class Requester:
                 await gossip.link(member)
             if config.wait_covered:
                 await requester._wait_covered()
+            where = gossip, board.id, bytes.fromhex(manifest.digest), manifest.n_layers
+            await scout_first(*where)
+            scouting = asyncio.create_task(keep_scouting_ends(*where))
+            stack.push_async_callback(_ended, scouting)
             requester._stack = stack.pop_all()
             return requester
 
@@ -343,6 +348,11 @@ class Requester:
                         await self.gossip.wait_change()
         except TimeoutError:
             self._plan(frozenset())
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _require_model(saved: Saved, target: Target) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from swarm.atlas import members_of, rtts_of
 from swarm.mesh.gossip import Gossip
@@ -11,6 +12,8 @@ from swarm.ring.plan_probe import ends, next_hops
 
 SCOUT_S = 60.0
 FIRST_S = 5.0
+HURRY_S = 1.5
+MOST_ENDS = 8
 
 
 async def scout_hops(gossip: Gossip, own: NodeId, model: bytes, n_layers: int) -> None:
@@ -25,10 +28,26 @@ async def scout_hops(gossip: Gossip, own: NodeId, model: bytes, n_layers: int) -
         await gossip.measure([parse_id_untrusted(name) for name in names])
 
 
-async def scout_ends(gossip: Gossip, own: NodeId, model: bytes, n_layers: int, most: int = 8) -> None:
-    """A requester measures its likely heads and tails, `most` of each, before it plans its first route."""
+async def scout_ends(gossip: Gossip, own: NodeId, model: bytes, n_layers: int, most: int = MOST_ENDS) -> None:
+    """A requester measures its likely heads and tails, `most` of each."""
     names = ends(id_text(own), members_of(gossip, model), n_layers, rtts_of(gossip, own), most)
     await gossip.measure([parse_id_untrusted(name) for name in names])
+
+
+async def scout_first(gossip: Gossip, own: NodeId, model: bytes, n_layers: int) -> None:
+    """`scout_ends` before the first route is planned; what is slow to answer is left to its coordinate."""
+    if len(members_of(gossip, model)) <= 2:
+        return  # nothing to choose between
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(HURRY_S):
+            await scout_ends(gossip, own, model, n_layers)
+
+
+async def keep_scouting_ends(gossip: Gossip, own: NodeId, model: bytes, n_layers: int) -> None:
+    """`scout_ends` for ever; a task of a requester that stays."""
+    while True:
+        await asyncio.sleep(SCOUT_S)
+        await scout_ends(gossip, own, model, n_layers)
 
 
 async def keep_scouting(gossip: Gossip, own: NodeId, model: bytes, n_layers: int) -> None:

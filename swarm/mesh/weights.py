@@ -53,6 +53,11 @@ class WeightsServer:
         self._listing: dict[str, asyncio.Lock] = {}
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
 
+    def exchange(self, source: Source) -> None:
+        """Serve other blobs from now on."""
+        self._source = source
+        self._sizes = {blob.digest: blob.nbytes for blob in source.blobs()}
+
     def handlers(self) -> Mapping[str, Handler]:
         """What the node's switchboard calls for messages of peers."""
         return {MANIFEST: self._on_manifest, HAVE: self._on_have, LIST: self._on_list, GET: self._on_get}

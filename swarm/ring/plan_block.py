@@ -22,7 +22,7 @@ from swarm.ring.fleet import Member, ModelShape, Rtts, Speed, gaps, say_layers, 
 
 MOVE_GAIN = 1.2
 MOVE_EVERY_S = 300.0
-FILL_EVERY_S = 20.0
+FILL_EVERY_S = 10.0
 CLOSE = 0.05
 ROWS = 8
 
@@ -156,6 +156,16 @@ def reconsider(
         gain = 100 * (float(then.min()) / float(now.min()) - 1)
         return Block(best.first, best.last, best.overflow, f"widens the narrowest layer by {gain:.0f}%")
     return None
+
+
+def may_unload(model: ModelShape, node: str, members: Sequence[Member]) -> bool:
+    """Whether requests lose nothing while `node` holds nothing: others hold its layers, or none can pass anyway."""
+    others = throughput(settled(node, members), model.n_layers, usual_speed(members))
+    own = next((m for m in members if m.node == node), None)
+    if own is None:
+        return True
+    alone = (others == 0) & _inside(own.first, own.last, model.n_layers)
+    return not alone.any() or bool((others[~_inside(own.first, own.last, model.n_layers)] == 0).any())
 
 
 def settled(node: str, members: Sequence[Member]) -> list[Member]:

@@ -73,7 +73,7 @@ class StageServer:
         threads: int = 1,
         notary: Notary | None = None,
     ) -> None:
-        self.hosted = hosted
+        self.hosted: HostedModel | None = hosted
         self.limits = limits or StageLimits()
         self.sessions: dict[bytes, StageSession] = {}
         self.draining = False
@@ -126,6 +126,19 @@ class StageServer:
             return False
         return True
 
+    @property
+    def busy(self) -> bool:
+        """Whether a run uses this stage; sessions that are only kept for their beginning do not count."""
+        return any(not session.kept_until for session in self.sessions.values())
+
+    def exchange(self, hosted: HostedModel | None) -> None:
+        """Serve another block from now on; None: nothing, until the next exchange. Raises BusyError during a run."""
+        if self.busy:
+            raise BusyError("busy: a run uses the layers that were to be exchanged")
+        for session in list(self.sessions.values()):
+            self._free(session)
+        self.hosted = hosted
+
     def peer_opened(self) -> None:
         """A peer connected: an answer may be waiting for it."""
         self._arrival.set()
@@ -164,13 +177,15 @@ class StageServer:
         try:
             if not self._admitted(peer.id):
                 raise PeerError("expected the opening of a ring from a member of the swarm, found a stranger's")
+            if self.hosted is None:
+                raise BusyError("busy: this node is loading other layers; take another")
             old = self.sessions.get(opening.run)
             below, before = (old.downstream, old.opening) if old is not None else (None, opening)
             session, fresh = admit(self.sessions, self.hosted, self.limits, opening, peer, self.draining)
             opening = self._sign(session, opening)
         except (SwarmError, ReceiptError) as error:
             busy = isinstance(error, BusyError)
-            word = Word("opened", opening.run, opening.epoch, (), self.hosted.node, busy, -1, str(error))
+            word = Word("opened", opening.run, opening.epoch, (), self._switchboard.id, busy, -1, str(error))
             self._spawn(post(peer, encode_word(word)))
             return
         if below is not None and below.id not in {stage.node for stage in opening.stages}:
@@ -302,7 +317,8 @@ class StageServer:
             await post(session.upstream, encode_word(refusal))
             return
         session.ready.set()
-        me = {"device": self.hosted.device, "layers": [opening.me.first, opening.me.last], "fresh": session.fresh}
+        device = self.hosted.device if self.hosted is not None else ""
+        me = {"device": device, "layers": [opening.me.first, opening.me.last], "fresh": session.fresh}
         await post(session.upstream, encode_word(replace(word, said=(me, *word.said))))
 
     def _lose(self, session: StageSession, stage: int, reason: str) -> None:

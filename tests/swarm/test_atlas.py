@@ -153,9 +153,10 @@ async def test_of_two_spare_nodes_exactly_one_fills_the_hole_that_a_death_opens(
     for node, layers in zip(nodes, blocks, strict=True):
         node.gossip.publish(layers=layers, model=MODEL, speed_us=(1000, 1000, 1000))
 
-        async def move(block: Block, node: Node = node) -> None:
+        async def move(block: Block, node: Node = node) -> bool:
             moves.append((node.board.id, (block.first, block.last)))
             node.gossip.publish(layers=(block.first, block.last), claim=None)
+            return True
 
         me = node.board.id
         mover = Mover(
