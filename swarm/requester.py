@@ -43,6 +43,7 @@ from swarm.ring.receipt import ReceiptPlan
 from swarm.ring.request import Desk, TargetFacts
 from swarm.ring.run import Draft, RunEvent, RunRequest, StageInfo
 from swarm.ring.witness import WITNESS
+from swarm.rules import RouteRules
 from swarm.scout import keep_scouting_ends, scout_first
 from swarm.serve.mesh import mesh_status
 from swarm.shape import model_shape
@@ -58,6 +59,7 @@ class RequesterConfig:
 
     draft_model    None: the one that ships for the model
     keep_s         how long stages are asked to hold a closed run, for one that begins alike; 0: not at all
+    rules          whom requests may pass through
     wait_covered   connecting fails while layers are missing; without it, runs do
     """
 
@@ -67,6 +69,7 @@ class RequesterConfig:
     draft_gpu: int | None = None
     wait_covered: bool = True
     keep_s: float = 0.0
+    rules: RouteRules = RouteRules()
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,14 @@ class Requester:
         state: Path,
         notary: Notary,
         keep_s: float,
+        rules: RouteRules,
     ) -> None:
         self._stack = stack
         self._target, self._board, self.gossip = target, board, gossip
         self.receipts_dir = state / "receipts"
         self._spread = random.randrange(1 << 30)
         self._private: dict[int, PrivateBlocks] = {}
-        self._models = target.models
+        self._models, self._rules = target.models, rules
         self._shape = model_shape(self.manifest, torch.bfloat16)
         self.desk = Desk(
             board,
@@ -157,7 +161,7 @@ class Requester:
             author = kept.author(identity.sign)
             notary = Notary(author, kept, software(), manifest.digest, manifest.weights_digest)
             stack.callback(notary.close)
-            requester = cls(stack, target, board, gossip, config.member.state, notary, config.keep_s)
+            requester = cls(stack, target, board, gossip, config.member.state, notary, config.keep_s, config.rules)
             if config.member.punch:
                 Reach(board, relay=config.member.relay, admitted=gossip.admitted)
             for kind, handler in requester.desk.handlers().items():
@@ -234,16 +238,18 @@ class Requester:
         return members_of(self.gossip, bytes.fromhex(self.manifest.digest))
 
     def _plan(self, excluded: frozenset[bytes], private: int = 0) -> list[StagePlan]:
+        members = self._members()
         ask = Ask(
             id_text(self._board.id),
             rows=PLANNED_ROWS,
             context=min(2048, self.manifest.context),
-            exclude=frozenset(id_text(node) for node in excluded),
+            exclude=frozenset(id_text(node) for node in excluded) | self._rules.excluded(members),
+            min_owners=self._rules.owners,
             spread=self._spread,
             first=private,
             last=self.manifest.n_layers - private,
         )
-        route = plan_route(self._shape, self._members(), rtts_of(self.gossip, self._board.id), ask)
+        route = plan_route(self._shape, members, rtts_of(self.gossip, self._board.id), ask)
         stages = []
         for stage in route.stages:
             node = parse_id_untrusted(stage.node)
@@ -322,8 +328,10 @@ class Requester:
 
     def _witnesses(self, stages: Sequence[StagePlan], count: int | None) -> list[bytes]:
         """Members outside the ring, nearest first: as many as asked, else one when there is one."""
+        barred = self._rules.excluded(self._members())
         ring = {stage.node for stage in stages} | {self._board.id}
-        free = [v for v in self.gossip.members() if v.standing == "up" and v.record.node not in ring]
+        up = [v for v in self.gossip.members() if v.standing == "up" and v.record.node not in ring]
+        free = [v for v in up if id_text(v.record.node) not in barred]
         near = sorted(free, key=lambda view: (view.rtt_ms is None, view.rtt_ms or 0.0))
         return [view.record.node for view in near[: 1 if count is None else count]]
 

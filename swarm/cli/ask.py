@@ -15,6 +15,7 @@ from swarm.errors import RunError, UsageError
 from swarm.events import Report
 from swarm.model.sampler import Sampling
 from swarm.ring.run import Committed, Draft, Finished, Opened, Recovering, RunRequest, RunResult, Speculation, StageInfo
+from swarm.rules import RouteRules
 
 ACCEPTED = "\x1b[32m"
 CORRECTED = "\x1b[33m"
@@ -26,6 +27,7 @@ class GenerateConfig:
     """`swarm generate`, apart from the swarm that it asks.
 
     draft_model, draft_gpu   another drafter than the shipped one, and where it computes
+    rules                    whom the request may pass through
     color                    mark drafted and corrected tokens on stdout
     """
 
@@ -39,9 +41,12 @@ class GenerateConfig:
     receipt: Path | None
     color: bool
     stream: bool
+    rules: RouteRules = RouteRules()
 
     @staticmethod
-    def from_arguments(arguments: argparse.Namespace, member: MemberConfig, prompt: str) -> GenerateConfig:
+    def from_arguments(
+        arguments: argparse.Namespace, member: MemberConfig, prompt: str, rules: RouteRules
+    ) -> GenerateConfig:
         """Built once, from the parsed command line. Raises UsageError."""
         mode: Speculation = arguments.speculation
         draft: Draft = arguments.draft
@@ -82,6 +87,7 @@ class GenerateConfig:
             receipt=arguments.receipt,
             color=_wants_color(arguments.color, sys.stdout),
             stream=not arguments.json,
+            rules=rules,
         )
 
 
@@ -92,7 +98,11 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
     from swarm.requester import Requester, RequesterConfig
 
     member = RequesterConfig(
-        config.member, draft_model=config.draft_model, draft_gpu=config.draft_gpu, draft=config.request.draft
+        config.member,
+        draft_model=config.draft_model,
+        draft_gpu=config.draft_gpu,
+        draft=config.request.draft,
+        rules=config.rules,
     )
     async with await Requester.connect(member, report) as requester:
         if config.raw:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import sys
 
-from swarm.cli.common import add_member_options, member_config, number, state_dir
+from swarm.cli.common import add_member_options, add_route_options, member_config, number, route_rules, state_dir
 
 KEEP_S = 600.0
 """How long the stages are asked to hold what was said, so that an answer needs only the new words."""
@@ -22,6 +22,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.set_defaults(run=run)
     add_member_options(parser)
+    add_route_options(parser)
     text = parser.add_argument_group("text")
     text.add_argument("--system", metavar="TEXT", help="system message")
     text.add_argument(
@@ -80,6 +81,7 @@ async def _chat(arguments: argparse.Namespace) -> int:
         draft_model=arguments.draft_model,
         draft_gpu=arguments.draft_gpu,
         keep_s=KEEP_S,
+        rules=route_rules(arguments),
     )
     # The bars end before the conversation begins: both would draw on one terminal.
     with reporter(json_lines=False, out=sys.stderr) as loading:

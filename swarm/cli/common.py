@@ -6,9 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swarm.config import DEFAULT_MODEL, MemberConfig
 from swarm.errors import UsageError
+
+if TYPE_CHECKING:
+    from swarm.rules import RouteRules
 
 
 def add_member_options(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +31,39 @@ def add_member_options(parser: argparse.ArgumentParser) -> None:
         help="only dial advertised addresses: no dialling back, no hole punching, no relay",
     )
     add_folders(group)
+
+
+def add_route_options(parser: argparse.ArgumentParser) -> None:
+    """--exclude, --only, --owners: whom requests may pass through."""
+    group = parser.add_argument_group("whom requests pass through")
+    group.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="never this node (the first 8 digits of its id suffice) or this owner's (may be given several times)",
+    )
+    group.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="only these nodes: a full node id, or a file with one a line (may be given several times)",
+    )
+    group.add_argument(
+        "--owners",
+        type=number(int, 1, 64, "a number of owners"),
+        default=1,
+        metavar="K",
+        help="nodes of at least K different owners share each request (default: %(default)s)",
+    )
+
+
+def route_rules(arguments: argparse.Namespace) -> RouteRules:
+    """The constraints that `add_route_options` reads. Raises UsageError."""
+    from swarm.rules import read_rules
+
+    return read_rules(arguments.exclude, arguments.only, arguments.owners)
 
 
 def add_folders(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -106,10 +143,12 @@ __all__ = [
     "DEFAULT_MODEL",
     "add_folders",
     "add_member_options",
+    "add_route_options",
     "member_config",
     "models_dir",
     "number",
     "read_invite",
+    "route_rules",
     "say",
     "state_dir",
 ]

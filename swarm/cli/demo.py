@@ -79,6 +79,7 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
     from swarm.local import LocalSwarm, local_ring, split_layers
     from swarm.model.checkpoint import open_model
     from swarm.model.store import ModelStore
+    from swarm.rules import RouteRules
 
     models = models_dir(arguments)
     checkpoint = await asyncio.to_thread(
@@ -97,7 +98,7 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
                 return 0
             say(f"\n> {arguments.prompt}\n")
             arguments.json = False
-            result = await ask(GenerateConfig.from_arguments(arguments, member, arguments.prompt), report)
+            result = await ask(GenerateConfig.from_arguments(arguments, member, arguments.prompt, RouteRules()), report)
             say("\n" + draw_ring(result.ring))
             if result.receipt is None:
                 return 0

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from swarm.cli.common import add_member_options, member_config, number, say
+from swarm.cli.common import add_member_options, add_route_options, member_config, number, route_rules, say
 from swarm.errors import UsageError
 
 
@@ -26,6 +26,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     add_member_options(parser)
     add_run_options(parser)
+    add_route_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of streaming text"
@@ -151,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
     from swarm.cli.ask import GenerateConfig, ask
     from swarm.progress import reporter
 
-    config = GenerateConfig.from_arguments(arguments, member_config(arguments), prompt)
+    config = GenerateConfig.from_arguments(arguments, member_config(arguments), prompt, route_rules(arguments))
     with reporter(json_lines=False, out=sys.stderr) as report:
         result = asyncio.run(ask(config, report))
     if arguments.json:

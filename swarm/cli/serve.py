@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.cli.common import add_member_options, member_config, number, say
+from swarm.cli.common import add_member_options, add_route_options, member_config, number, route_rules, say
 
 if TYPE_CHECKING:
     from swarm.requester import RequesterConfig
@@ -29,6 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.set_defaults(run=run)
     add_member_options(parser)
+    add_route_options(parser)
     http = parser.add_argument_group("http")
     http.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (default: %(default)s)")
     http.add_argument(
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         draft_gpu=arguments.draft_gpu,
         wait_covered=False,
         keep_s=KEEP_S,
+        rules=route_rules(arguments),
     )
     if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         say(f"whoever reaches {arguments.host} port {arguments.port} may use the swarm; --api-key FILE asks for a key")

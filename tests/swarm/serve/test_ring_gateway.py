@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,11 @@ from openai import AsyncOpenAI
 
 from receipts.verify import verify
 from swarm.config import MemberConfig
+from swarm.errors import CoverageError
 from swarm.local import LocalRing, LocalSwarm, local_ring
 from swarm.requester import Requester, RequesterConfig
+from swarm.ring.run import RunRequest
+from swarm.rules import RouteRules
 from swarm.serve.config import GatewayConfig
 from swarm.serve.gateway import gateway
 from tests.swarm.serve.conftest import Served
@@ -141,6 +144,31 @@ async def test_the_next_turn_begins_where_the_last_one_ended(ring: LocalRing, tm
         assert second.choices[0].message.content == expected.choices[0].message.content
         assert second.usage is not None and second.usage.prompt_tokens_details is not None
         assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= len(served.backend.encode_chat(asked))
+
+
+async def test_a_request_that_may_pass_through_nobody_is_refused_in_words(ring: LocalRing, tmp_path: Path) -> None:
+    member = MemberConfig(tmp_path, tmp_path / "models", ring.invite, lan=False)
+    config = RequesterConfig(member, draft="none", rules=RouteRules(exclude=(ring.nodes[0].id[:8],)))
+    with pytest.raises(CoverageError, match="layer 0 is held only by nodes that this request"):
+        await Requester.connect(config)
+    for rules, says in (
+        (RouteRules(only=frozenset({ring.nodes[0].id})), "layer 1 is held only by nodes that this request"),
+        (RouteRules(owners=3), "no route passes through 3 different owners; the 2 usable nodes"),
+    ):
+        async with await Requester.connect(replace(config, rules=rules, wait_covered=False)) as requester:
+            while len(requester.gossip.members()) < 2:
+                await requester.gossip.wait_change()
+            with pytest.raises(CoverageError, match=says):
+                async with aclosing(requester.run(RunRequest((1, 2), 4))) as events:
+                    await anext(events)
+
+
+async def test_a_request_keeps_to_the_nodes_that_it_trusts(ring: LocalRing, tmp_path: Path) -> None:
+    member = MemberConfig(tmp_path, tmp_path / "models", ring.invite, lan=False)
+    rules = RouteRules(only=frozenset(node.id for node in ring.nodes), owners=2)
+    async with await Requester.connect(RequesterConfig(member, draft="none", rules=rules)) as requester:
+        async with aclosing(requester.run(RunRequest((1, 2), 4))) as events:
+            assert [event async for event in events][-1].result.new_tokens == 4
 
 
 async def test_a_swarm_that_lost_layers_is_503(served: Served, ring: LocalRing) -> None:
