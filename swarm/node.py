@@ -19,6 +19,7 @@ from swarm.events import Notice, Report
 from swarm.greeting import greeting
 from swarm.hosting import Host, Hosting, settle_block
 from swarm.identity import Identity, write_private
+from swarm.introduce import introducing
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.lan import LanNode, announce
 from swarm.mesh.saved import Saved, save
@@ -134,6 +135,7 @@ class _Life:
                     relay=config.member.relay,
                     offers_relay=lambda: config.offer_relay,
                     admitted=gossip.admitted,
+                    introduce=introducing(board, gossip),
                 )
             relayed = Relay(board, reachable, admitted=gossip.admitted).routes() if config.offer_relay else ()
             view = node_view(lambda: mesh_status(gossip, board), manifest, more=relayed)

@@ -94,6 +94,11 @@ class Channel(asyncio.BufferedProtocol):
         return self._leaving is not None
 
     @property
+    def finished(self) -> bool:
+        """Whether both sides said goodbye: all that was queued has crossed."""
+        return self._writer.bye_sent and self._bye_seen
+
+    @property
     def sent_bytes(self) -> int:
         return self._writer.sent_bytes
 
@@ -323,7 +328,7 @@ class Channel(asyncio.BufferedProtocol):
         self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if self._writer.bye_sent and self._bye_seen and self._leaving is not None:
+        if self.finished and self._leaving is not None:
             self._end(self._leaving, at_once=False)
 
     # -- time

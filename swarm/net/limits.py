@@ -43,3 +43,29 @@ class Limits:
     def partial_bytes(self) -> int:
         """Announced sizes of all messages of one peer that have begun and not ended (part of the protocol)."""
         return 2 * self.message_bytes
+
+
+@dataclass(frozen=True)
+class ReachLimits:
+    """Head starts and bounds, in seconds where nothing else is said."""
+
+    knock_after: float = 0.15
+    """Reverse dial and punch begin so long after the direct dial."""
+    relay_after: float = 1.2
+    """The relay joins the race so long after the direct dial; a direct path that can be had is had by then."""
+    punch: float = 2.5
+    """How long both sides try to open a connection at once."""
+    dial_back: float = 2.5
+    """How long the target dials the asker, and the asker waits for it."""
+    punch_retry: float = 0.02
+    """Pause after a refused attempt: the other NAT answered because its own side had not begun."""
+    introduce: float = 3.0
+    """For connecting to nodes that may know the one that is wanted."""
+    rendezvous: int = 8
+    """Peers that are asked whether they know the node."""
+    visits_per_minute: int = 60
+    """Knocks and relay calls that this node follows."""
+    upgrade_after: tuple[float, ...] = (10.0, 30.0, 120.0, 600.0, 1800.0)
+    """Pauses before each new search for a direct path to a node that was reached through a relay; then no more."""
+    upgrade_busy: float = 5.0
+    """A search that would fall into a run looks again so long after."""

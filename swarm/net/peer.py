@@ -59,6 +59,7 @@ class Peer:
         self._spawn = spawn
         self._channel = channel
         self._rival: Channel | None = None
+        self._moved = False
         self._rival_timer: asyncio.TimerHandle | None = None
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
@@ -222,6 +223,16 @@ class Peer:
 
     # -- connections
 
+    @property
+    def busy(self) -> bool:
+        """Whether a run keeps it warm, or something waits to be sent or answered here."""
+        return bool(self._warm or self._calls or self.queued_bytes)
+
+    def is_surpassed(self, channel: Channel, edge: str) -> bool:
+        """Whether `channel` leads to the same process without the relay that the current connection goes through."""
+        direct = self.edge == "relay" and edge != "relay"
+        return direct and channel.instance == self.instance and not self.leaving and self._rival is None
+
     def is_rival(self, channel: Channel) -> bool:
         """Whether `channel` and the current connection come from both nodes dialling each other at once."""
         current = self._channel
@@ -230,17 +241,18 @@ class Peer:
         return both_ways and recent and channel.instance == self.instance and self._rival is None
 
     def settle(self, channel: Channel, edge: str, own: NodeId) -> None:
-        """Keep one of two simultaneous connections: the one that the node with the lower id dialled.
+        """Keep one of two connections: the one without a relay, else the one that the node with the lower id dialled.
 
         Each side finishes the loser with a goodbye and reads the winner only after that, so nothing that was sent
         on either is lost or overtaken.
         """
-        if channel.dialled == (own < self.id):
+        newer = channel.dialled == (own < self.id) if (edge == "relay") == (self.edge == "relay") else edge != "relay"
+        if newer:
             winner, loser = channel, self._channel
-            self.edge = edge
+            self.edge, self._last_series = edge, None
         else:
             winner, loser = self._channel, channel
-        self._rival = loser
+        self._rival, self._moved = loser, newer
         self._use(winner)
         self._use(loser)
         self._channel = winner
@@ -264,7 +276,9 @@ class Peer:
             self._rival = None
             if self._rival_timer is not None:
                 self._rival_timer.cancel()
-            if self._channel.closed_reason is None:
+            if self._moved and not channel.finished:
+                self.drop("the connection that was given up broke before it had finished")
+            elif self._channel.closed_reason is None:
                 self._channel.start()
             return
         if channel is not self._channel or self.closed_reason is not None:

@@ -12,10 +12,14 @@ from swarm.net.switchboard import Switchboard
 
 
 class Race:
-    """One race for `node`: who may finish, and how it went."""
+    """One race for `node`: who may finish, and how it went.
 
-    def __init__(self, board: Switchboard, node: NodeId) -> None:
+    `over_relay`: a connection through a relay does not count as having reached it.
+    """
+
+    def __init__(self, board: Switchboard, node: NodeId, over_relay: bool = False) -> None:
         self._board = board
+        self._over_relay = over_relay
         self.node = node
         self._holder: str | None = None
 
@@ -23,7 +27,7 @@ class Race:
         """What `way` calls when it is about to finish. Raises PeerError then if another way was faster."""
 
         def claim() -> None:
-            if self._holder is not None or self._board.get(self.node) is not None:
+            if self._holder is not None or self._reached():
                 raise PeerError("another way was faster")
             self._holder = way
 
@@ -41,7 +45,7 @@ class Race:
         try:
             while pending != {arrival}:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                if self._board.get(self.node) is not None:
+                if self._reached():
                     return
                 for way, name in names.items():
                     if way in done:
@@ -53,6 +57,10 @@ class Race:
             for task in everything:
                 task.cancel()
             await asyncio.gather(*everything, return_exceptions=True)
+
+    def _reached(self) -> bool:
+        peer = self._board.get(self.node)
+        return peer is not None and not (self._over_relay and peer.edge == "relay")
 
     @staticmethod
     def _failure(task: asyncio.Future[None]) -> str:

@@ -297,7 +297,7 @@ class Switchboard:
             channel.leave(reason)
             asyncio.get_running_loop().call_later(1.0, channel.close, reason)
             raise PeerError(f"node {short_id(node)} was refused: {reason}")
-        if present is not None and present.is_rival(channel):
+        if present is not None and (present.is_surpassed(channel, edge) or present.is_rival(channel)):
             present.settle(channel, edge, self.id)
             return present
         if present is not None:

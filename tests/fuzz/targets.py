@@ -42,9 +42,9 @@ from swarm.net.limits import Limits
 from swarm.net.message import Envelope, Message, pack_header, unpack_untrusted
 from swarm.net.natpmp import parse_mapping_answer_untrusted
 from swarm.net.ping import PingRun
-from swarm.net.reach import dial_back_addresses
 from swarm.net.record import Sealer
 from swarm.net.rendezvous import Knock, parse_knock_untrusted
+from swarm.net.visits import dial_back_addresses
 from swarm.net.wire import decode_tensor_untrusted, encode_tensor
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_frame, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.opening import (

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from swarm.errors import BusyError, PeerError
 from swarm.identity import Identity
 from swarm.net.address import Address
+from swarm.net.limits import ReachLimits
 from swarm.net.message import Message
 from swarm.net.peer import Peer
-from swarm.net.reach import Reach, ReachLimits, dial_back_addresses
+from swarm.net.reach import Reach
 from swarm.net.relay import ASK, JOIN, PATH, Bucket, Relay, RelayLimits
 from swarm.net.rendezvous import (
     CHECK,
@@ -34,6 +35,7 @@ from swarm.net.rendezvous import (
     waits_ms,
 )
 from swarm.net.switchboard import Switchboard
+from swarm.net.visits import dial_back_addresses
 
 NO_PUNCH = ReachLimits(knock_after=0.0, relay_after=0.0, punch=0.0, dial_back=0.5)
 PUNCH = ReachLimits(knock_after=0.0, relay_after=0.0)
@@ -117,7 +119,7 @@ async def test_punched_both_open_at_once_from_the_port_they_use_already(monkeypa
         end.setblocking(False)
         return end
 
-    monkeypatch.setattr("swarm.net.reach.connect_one", cross)
+    monkeypatch.setattr("swarm.net.ways.connect_one", cross)
     async with three(PUNCH) as nodes:
         seen = {p.id: p.address for p in nodes.home.peers()}
         peer = await nodes.reach()
@@ -246,7 +248,7 @@ async def test_strangers_get_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
     async with three() as nodes:
         home, back = nodes.asker.get(nodes.home.id), nodes.home.get(nodes.target.id)
         assert home is not None and back is not None
-        for part in (nodes.reaches[0].rendezvous, nodes.relay, nodes.reaches[2]):
+        for part in (nodes.reaches[0].rendezvous, nodes.relay, nodes.reaches[2].visits):
             monkeypatch.setattr(part, "_admitted", lambda node: False)
         for kind in (KNOWS, KNOCK, CHECK, ASK):
             with pytest.raises(PeerError, match="is not a member of this swarm"):

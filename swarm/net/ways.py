@@ -1,0 +1,74 @@
+"""The single ways to open a connection to a node; `swarm.net.reach` races them, `swarm.net.visits` answers them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import socket
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from swarm.errors import PeerError
+from swarm.net.address import Address, format_address
+from swarm.net.dial import connect, connect_one
+from swarm.net.limits import ReachLimits
+from swarm.net.nodeid import NodeId
+from swarm.net.peer import Peer
+from swarm.net.rendezvous import parse_addresses_untrusted
+from swarm.net.switchboard import Switchboard
+from swarm.net.tunnel import join_room
+
+_NO_LINGER = struct.pack("ii", 1, 0)
+"""A punched connection ends with a reset: TIME_WAIT would keep the same two ports from being opened again."""
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,64}")
+
+
+async def dial(
+    board: Switchboard, node: NodeId, addresses: Sequence[Address], timeout: float, edge: str, claim: Callable[[], None]
+) -> None:
+    """Dial `addresses` and become the peer of `node` there. Raises PeerError."""
+    sock, _ = await connect(addresses, timeout)
+    await board.adopt(sock, initiator=True, expect=node, edge=edge, claim=claim)
+
+
+async def open_at_once(
+    board: Switchboard,
+    limits: ReachLimits,
+    via: Peer,
+    target: Address,
+    *,
+    initiator: bool,
+    node: NodeId,
+    claim: Callable[[], None] = lambda: None,
+) -> None:
+    """TCP simultaneous open with `target`, from the port that is in use towards `via`. Raises PeerError."""
+    source = via.local_address
+    if via.edge == "relay" or not source[1]:
+        raise PeerError("the connection to the rendezvous has no port to open")
+    try:
+        async with asyncio.timeout(limits.punch):
+            while True:
+                try:
+                    sock = await connect_one(target, source)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+                    break
+                except OSError as exc:
+                    if exc.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EINVAL):
+                        raise PeerError(f"cannot share local port {source[1]}: {exc.strerror}") from exc
+                await asyncio.sleep(limits.punch_retry)
+    except TimeoutError as exc:
+        raise PeerError(f"no simultaneous open with {format_address(target)}") from exc
+    await board.adopt(sock, initiator=initiator, expect=node, edge="punched", claim=claim)
+
+
+async def enter_room(board: Switchboard, via: Peer, header: Mapping[str, Any]) -> socket.socket:
+    """Join the room that `via` made; only that node's own host is dialled. Raises PeerError."""
+    token = header.get("token")
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise PeerError(f"expected the token of a relay room, found {str(token)[:40]!r}")
+    host = via.address[0]
+    listed = [a for a in parse_addresses_untrusted(header.get("addresses")) if a[0] == host]
+    addresses = [via.address, *listed] if via.dialled else listed
+    return await join_room(list(dict.fromkeys(addresses)), token, board.spawn, timeout=3.0)
