@@ -21,6 +21,7 @@ from swarm.errors import CoverageError, ModelError, PeerError, UsageError
 from swarm.events import Report, silent
 from swarm.greeting import greeting
 from swarm.identity import Identity
+from swarm.introduce import introducing
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.invite import parse_invite_untrusted
 from swarm.mesh.saved import Saved, save
@@ -37,6 +38,7 @@ from swarm.ring.control import Costs
 from swarm.ring.notary import Notary, open_log, software
 from swarm.ring.opening import StagePlan
 from swarm.ring.plan import Ask, Member, plan_route, usual_speed
+from swarm.ring.plan_wire import choose_wire, edge_rates
 from swarm.ring.private import PrivateBlocks
 from swarm.ring.reach import DIAL_TIMEOUT_S
 from swarm.ring.receipt import ReceiptPlan
@@ -163,7 +165,12 @@ class Requester:
             stack.callback(notary.close)
             requester = cls(stack, target, board, gossip, config.member.state, notary, config.keep_s, config.rules)
             if config.member.punch:
-                Reach(board, relay=config.member.relay, admitted=gossip.admitted)
+                Reach(
+                    board,
+                    relay=config.member.relay,
+                    admitted=gossip.admitted,
+                    introduce=introducing(board, gossip),
+                )
             for kind, handler in requester.desk.handlers().items():
                 board.handle(kind, handler)
             await stack.enter_async_context(requester.desk)
@@ -295,12 +302,22 @@ class Requester:
         )
 
     def _wire(self, request: RunRequest, stages: Sequence[StagePlan]) -> str:
-        """The format of hidden rows between stages: as asked, else never lossier than what the stages compute in."""
-        if request.wire != "auto":
+        """The format of hidden rows between stages: as asked; "model": what the stages compute in, never coarser."""
+        if request.wire not in ("model", "auto"):
             return request.wire
         views = [self.gossip.member(stage.node) for stage in stages]
         exact = all(view is not None and view.record.dtype == "float32" for view in views)
-        return "float32" if exact else "bfloat16"
+        own = "float32" if exact else "bfloat16"
+        if request.wire == "model":
+            return own
+        members = {member.node: member for member in self._members()}
+        ring = [members.get(id_text(stage.node)) for stage in stages]
+        if request.private:
+            ring = [None, *ring, None]  # hidden rows cross this machine's edges too, whose rate nobody measured
+        costs = self._costs(stages)
+        # A pass answers at least one token, so this is at least the share of the prompt that a pass carries.
+        rows = PLANNED_ROWS + len(request.prompt_ids) / request.max_tokens
+        return choose_wire(own, edge_rates(ring), self.manifest.hidden_size, rows, costs.pass_ms + rows * costs.row_ms)
 
     async def _private_blocks(self, count: int) -> PrivateBlocks:
         """The first and the last `count` layers on this machine, loaded once. Raises UsageError, ModelError."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from swarm.config import DEFAULT_MODEL, MemberConfig
 from swarm.errors import UsageError
 
+WIRES = ("model", "auto", "float32", "bfloat16", "int8", "fp8")
+"""What --wire takes."""
 if TYPE_CHECKING:
     from swarm.rules import RouteRules
 

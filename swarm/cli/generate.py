@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from swarm.cli.common import add_member_options, add_route_options, member_config, number, route_rules, say
+from swarm.cli.common import WIRES, add_member_options, add_route_options, member_config, number, route_rules, say
 from swarm.errors import UsageError
 
 
@@ -99,9 +99,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     run_group = parser.add_argument_group("the run")
     run_group.add_argument(
         "--wire",
-        choices=("auto", "float32", "bfloat16", "int8", "fp8"),
-        default="auto",
-        help="format of activations between nodes (default: the model's own)",
+        choices=WIRES,
+        default="model",
+        help="format of activations between nodes; auto takes a coarser one where bandwidth is short "
+        "(default: the model's own)",
     )
     run_group.add_argument(
         "--private",

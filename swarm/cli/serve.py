@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.cli.common import add_member_options, add_route_options, member_config, number, route_rules, say
+from swarm.cli.common import WIRES, add_member_options, add_route_options, member_config, number, route_rules, say
 
 if TYPE_CHECKING:
     from swarm.requester import RequesterConfig
@@ -52,7 +52,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     runs.add_argument(
         "--draft-gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="draft on CUDA device N"
     )
-    runs.add_argument("--wire", choices=("auto", "float32", "bfloat16", "int8", "fp8"), default="auto")
+    runs.add_argument(
+        "--wire",
+        choices=WIRES,
+        default="model",
+        help="format of activations between nodes; auto takes a coarser one where bandwidth is short "
+        "(default: the model's own)",
+    )
     runs.add_argument("--patience", type=number(float, 0, 86_400, "seconds"), default=30.0, metavar="S")
 
 

@@ -10,6 +10,7 @@ from swarm.errors import BusyError, PeerError
 from swarm.model.block import Block
 from swarm.model.kvcache import KVPool
 from swarm.net.peer import Peer
+from swarm.net.wire import WIRE_FORMATS
 from swarm.ring.opening import OpenRun
 from swarm.ring.session import SentRows, SlotTokens, StageSession
 
@@ -89,6 +90,8 @@ def _check_addressed_untrusted(hosted: HostedModel, opening: OpenRun, peer: Peer
         raise PeerError("expected the opening of a ring from the node before this one, found another's")
     if opening.model != hosted.model:
         raise PeerError(f"expected a ring for model {hosted.model[:16]}, found one for {opening.model[:16]}")
+    if opening.wire not in WIRE_FORMATS:
+        raise PeerError(f"expected a wire format of {', '.join(WIRE_FORMATS)}, found {opening.wire[:40]!r}")
     block, me = hosted.block, opening.me
     if not block.first <= me.first < me.last <= block.last:
         raise PeerError(

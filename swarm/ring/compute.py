@@ -74,6 +74,8 @@ def _job(session: StageSession, frame: Frame) -> Job:
         if frame.hidden is None:
             raise PeerError("expected hidden rows after the head of the ring, found token ids")
         header, data = frame.hidden
+        if header.get("wire") != session.opening.wire:
+            raise PeerError(f"expected hidden rows as {session.opening.wire}, found {str(header.get('wire'))[:40]!r}")
         hidden = decode_tensor_untrusted(header, data, block.dtype).to(block.device)
         if hidden.shape != (len(frame.rows), block.hidden_size):
             raise PeerError(f"expected hidden rows {len(frame.rows)} x {block.hidden_size}, found {list(hidden.shape)}")

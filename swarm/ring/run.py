@@ -25,6 +25,7 @@ class RunRequest:
     stop          strings that end the text; not part of it
     ignore_eos    keep going past end tokens (benchmarks)
     patience_s    how long to wait for a replacement when a stage is lost
+    wire          a format of hidden rows; "model": the model's own; "auto": by bandwidth, perhaps coarser
     private       layers run by the requester itself at either end; 0: none
     witnesses     nodes outside the ring asked to co-sign; None: one when there is one
     """
@@ -36,7 +37,7 @@ class RunRequest:
     ignore_eos: bool = False
     speculation: Speculation = "stream"
     draft: Draft = "auto"
-    wire: str = "auto"
+    wire: str = "model"
     patience_s: float = 30.0
     private: int = 0
     private_text: bool = False

@@ -50,7 +50,7 @@ class GatewayConfig:
     default_temperature: float = 1.0
     speculation: Speculation = "stream"
     draft: Draft = "auto"
-    wire: str = "auto"
+    wire: str = "model"
     patience_s: float = 30.0
     private: int = 0
     witnesses: int | None = None
