@@ -6,6 +6,7 @@ A ring uses `RequesterRecord`, `StageRecord` and `WitnessRecord`; a verifier use
 from receipts.edge import EdgeLog
 from receipts.errors import ReceiptError, Refusal
 from receipts.opening import Hardware, Model, PlannedStage, Sampler, Software
+from receipts.own import OwnLayers, OwnLog
 from receipts.requester import RequesterRecord
 from receipts.salt import Secret
 from receipts.stage import Opening, StageRecord, opening_untrusted
@@ -20,6 +21,8 @@ __all__ = [
     "Hardware",
     "Model",
     "Opening",
+    "OwnLayers",
+    "OwnLog",
     "PlannedStage",
     "ReceiptError",
     "Refusal",

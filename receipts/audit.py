@@ -6,13 +6,15 @@ with its own randomness: a choice derived from the run itself could be ground un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from receipts.checks import short
+from receipts.closing import End
 from receipts.errors import ReceiptError, Refusal
-from receipts.opened import MAX_LEAVES, Frame, Opened, OpeningRequest, opened_untrusted
+from receipts.opened import MAX_LEAVES, Frame, Opened, OpeningRequest, history_untrusted, opened_untrusted
 from receipts.opening import Order, PlannedStage
 from receipts.recompute import MILLION, Limit, at_usual_noise, delta_error, judge_rows, judge_scores
 from receipts.run import Epoch, Run
@@ -75,9 +77,12 @@ class Auditor(Protocol):
         ...
 
     def recompute(
-        self, order: Order, stage: PlannedStage, inbound: Sequence[Frame], outbound: Frame
+        self, order: Order, stage: PlannedStage, before: Sequence[Frame], inbound: Sequence[Frame], outbound: Frame
     ) -> Sequence[RowSample | TokenSample]:
-        """Samples of the rows of one outbound frame, from the inbound frames up to the one that it answers."""
+        """Samples of the rows of one outbound frame, from the inbound frames up to the one that it answers.
+
+        `before`: frames of earlier epochs or runs whose keys and values this epoch began from.
+        """
         ...
 
 
@@ -118,68 +123,137 @@ def check_replay(run: Run, disclosed: Disclosed, replayer: Replayer, limit: Limi
     return Outcome((Claim(Standing.PROVEN, "replay", text),), True)
 
 
-def choose_rows(epoch: Epoch, order_digest: str, count: int, below: Callable[[int], int]) -> list[OpeningRequest]:
-    """`count` outbound frames over the stages of an epoch, as even as can be: one request per stage, in ring order.
+@dataclass(frozen=True)
+class Part:
+    """What one stage did in one epoch, by its own END."""
 
-    The tail opens all it can: an answer is a hundred bytes, and says less of the computation than a row does.
+    epoch: Epoch
+    index: int
+    end: End
+
+    @property
+    def stage(self) -> PlannedStage:
+        return self.epoch.plan[self.index]
+
+
+def parts_of(run: Run) -> list[Part]:
+    """Every part that a node accounts for, those of the last epoch first."""
+    epochs = sorted(run.epochs, key=lambda epoch: -epoch.number)
+    return [
+        Part(epoch, index, epoch.ends[stage.node])
+        for epoch in epochs
+        for index, stage in enumerate(epoch.plan)
+        if stage.node in epoch.ends and (epoch.ends[stage.node].sent or epoch is run.last)
+    ]
+
+
+def choose_rows(run: Run, count: int, below: Callable[[int], int]) -> list[tuple[Part, OpeningRequest]]:
+    """`count` outbound frames over all parts, as even as can be, one request per part.
+
+    A tail opens all it can: an answer is a hundred bytes, and says less of the computation than a row does.
     `below(n)` is a random integer in [0, n) that the nodes cannot foresee (`secrets.randbelow`).
     """
+    parts = parts_of(run)
     requests = []
-    stages = len(epoch.plan)
-    for index in range(stages):
-        frames = epoch.edges[index + 1, "sender"].frames
-        share = min(max(1, count // stages + (index < count % stages)), frames, MAX_LEAVES)
-        if index == stages - 1:
+    for number, part in enumerate(parts):
+        frames = part.end.sent
+        share = min(max(1, count // len(parts) + (number < count % len(parts))), frames, MAX_LEAVES)
+        if part.stage.last == run.order.model.layers:
             share = min(frames, MAX_LEAVES)
         leaves: set[int] = set()
         while len(leaves) < share:
             leaves.add(1 + below(frames))
-        requests.append(OpeningRequest(order_digest, epoch.number, tuple(sorted(leaves))))
+        requests.append((part, OpeningRequest(run.order_digest, part.epoch.number, tuple(sorted(leaves)))))
     return requests
 
 
 def check_audit(run: Run, auditor: Auditor, limit: Limit, count: int, below: Callable[[int], int]) -> Outcome:
     """Have every stage open rows and recompute them. Raises ReceiptError(AUDIT, PROOF or OPENING) naming the node."""
-    epoch = run.last
-    if not epoch.closed:
+    if not run.last.closed:
         return Outcome((), False, "the last epoch was interrupted: its edges have no roots signed by both ends")
     claims: list[Claim] = []
     missing: list[str] = []
-    for index, request in enumerate(choose_rows(epoch, run.order_digest, count, below)):
-        stage = epoch.plan[index]
-        if any(stage.node in earlier.ends for earlier in run.epochs[:-1]):
-            missing.append(f"{short(stage.node)} kept rows of an earlier epoch, which no second party signed")
+    seen: dict[tuple[int, int], Opened] = {}
+    for part, request in choose_rows(run, count, below):
+        name, node = _name(run, part), part.stage.node
+        answer = auditor.fetch(node, request) if request.leaves else None
+        before = _history(run, part, auditor) if answer is not None else None
+        if answer is None or before is None:
+            missing.append(f"{name} did not open its rows")
             continue
-        answer = auditor.fetch(stage.node, request) if request.leaves else None
-        if answer is None:
-            missing.append(f"{short(stage.node)} did not open its rows")
-            continue
-        claim = _judge(run, stage, _opened(epoch, index, request, answer), auditor, limit)
+        opened = seen[part.epoch.number, part.index] = _opened(part, request, answer)
+        claim = _judge(run, part, before, opened, auditor, limit)
         claims.append(claim)
         if claim.standing is not Standing.PROVEN:
-            missing.append(f"{short(stage.node)}: {claim.text}")
-    return Outcome(tuple(claims), not missing, "; ".join(missing))
+            missing.append(f"{name}: {claim.text}")
+    _check_neighbours(run, seen)
+    return Outcome((*claims, *_silent(run)), not missing, "; ".join(missing))
 
 
-def _opened(epoch: Epoch, index: int, request: OpeningRequest, answer: bytes) -> Opened:
-    inbound, outbound = epoch.edges[index, "receiver"], epoch.edges[index + 1, "sender"]
+def _name(run: Run, part: Part) -> str:
+    return short(part.stage.node) + ("" if part.epoch is run.last else f" in epoch {part.epoch.number}")
+
+
+def _silent(run: Run) -> list[Claim]:
+    """Nodes that were lost: they signed no root, so there is nothing to hold against what they would open."""
+    return [
+        Claim(Standing.NOT_CHECKED, "audit", f"lost in epoch {epoch.number} and signed no root to open", stage.node)
+        for epoch in run.epochs
+        for stage in epoch.plan
+        if stage.node not in epoch.ends and epoch.accepts
+    ]
+
+
+def _history(run: Run, part: Part, auditor: Auditor) -> tuple[Frame, ...] | None:
+    """What filled the keys and values that the part began from, oldest first; None when it is not opened."""
+    frames: list[Frame] = []
+    for number, entry in enumerate(part.end.history, 1):
+        request = OpeningRequest(run.order_digest, part.epoch.number, (), number)
+        answer = auditor.fetch(part.stage.node, request)
+        if answer is None:
+            return None
+        with _naming(part):
+            frames += history_untrusted(answer, (entry.root, entry.frames))
+    return tuple(frames)
+
+
+def _opened(part: Part, request: OpeningRequest, answer: bytes) -> Opened:
+    """The roots are those of the END; where the epoch closed, they are those that both ends of its edges signed."""
+    end = part.end
+    with _naming(part):
+        return opened_untrusted(answer, request.leaves, (end.inbound, end.came), (end.outbound, end.sent))
+
+
+@contextmanager
+def _naming(part: Part) -> Iterator[None]:
     try:
-        return opened_untrusted(
-            answer, request.leaves, (inbound.root, inbound.frames), (outbound.root, outbound.frames)
-        )
+        yield
     except ReceiptError as exc:
         refusal = exc.refusal if exc.refusal is Refusal.PROOF else Refusal.OPENING
-        raise ReceiptError(refusal, f"rows opened by {short(epoch.plan[index].node)}: {exc.claim}") from exc
+        raise ReceiptError(refusal, f"rows opened by {short(part.stage.node)}: {exc.claim}") from exc
 
 
-def _judge(run: Run, stage: PlannedStage, opened: Opened, auditor: Auditor, limit: Limit) -> Claim:
+def _check_neighbours(run: Run, seen: Mapping[tuple[int, int], Opened]) -> None:
+    """What one stage opens as sent, the next opens as taken in; co-signed roots show it where an epoch was closed."""
+    for (number, index), opened in seen.items():
+        following = seen.get((number, index + 1))
+        for leaf, frame in opened.outbound if following is not None else ():
+            other = following.inbound[leaf - 1] if following is not None and leaf <= len(following.inbound) else frame
+            if other.seq == frame.seq and other != frame:
+                plan = run.epochs[number].plan
+                names = f"{short(plan[index].node)} and {short(plan[index + 1].node)}"
+                raise ReceiptError(Refusal.AUDIT, f"{names} open different bytes for frame {leaf} of epoch {number}")
+
+
+def _judge(run: Run, part: Part, before: tuple[Frame, ...], opened: Opened, auditor: Auditor, limit: Limit) -> Claim:
+    stage = part.stage
     errors: list[float] = []
     noise: list[float] = []
     gaps: list[float] = []
     scores: list[float] = []
     # The last first: it needs every inbound frame that the others need, so an auditor computes them once.
     for _, frame in reversed(opened.outbound):
-        for sample in auditor.recompute(run.order, stage, opened.upto(frame), frame):
+        for sample in auditor.recompute(run.order, stage, before, opened.upto(frame), frame):
             if isinstance(sample, TokenSample):
                 gaps.append(sample.gap)
                 scores += sample.scores
@@ -187,14 +261,13 @@ def _judge(run: Run, stage: PlannedStage, opened: Opened, auditor: Auditor, limi
                 errors.append(delta_error(sample.inputs, sample.outputs, sample.expected))
                 if sample.honest:
                     noise.append(delta_error(sample.inputs, sample.honest, sample.expected))
+    where = f"{_name(run, part)} layers [{stage.first}, {stage.last})"
     wrong = [gap for gap in gaps if not gap * MILLION <= limit.tie_ppm]
     if wrong:
         raise ReceiptError(
             Refusal.AUDIT,
-            f"{short(stage.node)} layers [{stage.first}, {stage.last}): {len(wrong)} of {len(gaps)} tokens it drew "
-            f"are not the best, by up to {max(wrong):.4f}",
+            f"{where}: {len(wrong)} of {len(gaps)} tokens it drew are not the best, by up to {max(wrong):.4f}",
         )
-    where = f"{short(stage.node)} layers [{stage.first}, {stage.last})"
     even, figures = judge_scores(scores) if scores else (True, "")
     if not even:
         raise ReceiptError(Refusal.AUDIT, f"{where}: {figures}")
@@ -202,12 +275,18 @@ def _judge(run: Run, stage: PlannedStage, opened: Opened, auditor: Auditor, limi
     if errors and not judgement.passed:
         raise ReceiptError(Refusal.AUDIT, f"{where}: {judgement.why}")
     if not errors and not gaps:
-        return Claim(
-            Standing.NOT_CHECKED,
-            "audit",
-            "no opened row can be recomputed (they begin from what another run left)",
-            stage.node,
-        )
+        text = "no opened row can be recomputed: what its keys and values began from is not opened"
+        return Claim(Standing.NOT_CHECKED, "audit", text, stage.node)
     figures = ", ".join(text for text in (judgement.why if errors else "", figures) if text)
     text = f"{len(errors) + len(gaps)} rows recomputed" + (f", {figures}" if figures else "")
-    return Claim(Standing.PROVEN, "audit", text, stage.node)
+    if part.epoch is not run.last:
+        text = f"epoch {part.epoch.number}: {text}"
+    return Claim(Standing.PROVEN, "audit", text + _own_word(part), stage.node)
+
+
+def _own_word(part: Part) -> str:
+    """Of which inputs nobody but the stage says that they came in."""
+    if not part.epoch.closed:
+        return "; what came in is its own word, the epoch was interrupted"
+    kept = max((entry.kept for entry in part.end.history), default=0)
+    return f"; what came in for positions 0-{kept - 1} before is its own word" if kept else ""

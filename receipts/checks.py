@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from receipts.closing import Close, Edge, RttSeries
+from receipts.closing import Close, Edge, Own, RttSeries
 from receipts.errors import ReceiptError, Refusal
 from receipts.opening import Order, PlannedStage, Replan
 from receipts.run import Epoch, Run
@@ -29,11 +29,13 @@ def edge_label(epoch: Epoch, index: int) -> str:
     return f"edge {index}" if epoch.number == 0 else f"epoch {epoch.number} edge {index}"
 
 
-def check_plan(plan: Sequence[PlannedStage], layers: int, label: str) -> None:
-    """Every layer once, in the order of the ring, no node twice."""
+def check_plan(plan: Sequence[PlannedStage], layers: int, label: str, own: int = 0) -> None:
+    """Every layer once, in the order of the ring, no node twice; `own` at either end are the requester's."""
     if len({stage.node for stage in plan}) != len(plan):
         raise ReceiptError(Refusal.PLAN, f"{label}: one node holds two stages")
-    reached = 0
+    reached, until = own, layers - own
+    if own and reached >= until:
+        raise ReceiptError(Refusal.LAYERS_OVERLAP, f"{label}: the requester keeps {own} at either end of {layers}")
     for stage in plan:
         span = f"[{stage.first}, {stage.last}) at {short(stage.node)}"
         if max(stage.first, stage.last) > layers:
@@ -43,17 +45,19 @@ def check_plan(plan: Sequence[PlannedStage], layers: int, label: str) -> None:
         if stage.first < reached:
             raise ReceiptError(Refusal.LAYERS_OVERLAP, f"{label}: layers {span} overlap those before, up to {reached}")
         reached = stage.last
-    if reached != layers:
-        raise ReceiptError(Refusal.LAYERS_MISSING, f"{label}: layers {reached} to {layers - 1} are missing")
+    if reached > until:
+        raise ReceiptError(Refusal.LAYERS_OVERLAP, f"{label}: the requester keeps the layers from {until} on")
+    if reached != until:
+        raise ReceiptError(Refusal.LAYERS_MISSING, f"{label}: layers {reached} to {until - 1} are missing")
 
 
 def check_layers(run: Run) -> list[Claim]:
     """Plans cover the model once, and every stage of an epoch that ran accepted its part."""
-    layers = run.order.model.layers
+    layers, own = run.order.model.layers, run.order.own_layers
     nonces: set[str] = set()
     for epoch in run.epochs:
         label = f"epoch {epoch.number}"
-        check_plan(epoch.plan, layers, label)
+        check_plan(epoch.plan, layers, label, own)
         absent = [stage.node for stage in epoch.plan if stage.node not in epoch.accepts]
         # A ring that never opened has no accepts at all, so it can have drawn no token.
         if absent and (epoch.accepts or epoch.ends or epoch.edges or epoch.tail or _drew(run, epoch)):
@@ -62,13 +66,23 @@ def check_layers(run: Run) -> list[Claim]:
             if accept.nonce in nonces:
                 raise ReceiptError(Refusal.DUPLICATED, f"{label}: two accepts share a nonce")
             nonces.add(accept.nonce)
-    text = f"layers 0-{layers - 1} covered once by {len(run.last.plan)} stages"
+    text = f"layers {own}-{layers - own - 1} covered once by {len(run.last.plan)} stages"
     opened = bool(run.last.accepts)
     standing = Standing.PROVEN if opened else Standing.CLAIMED
     claims = [Claim(standing, "layers", text if opened else f"{text}, none of which accepted")]
+    if own:
+        text = f"{own_spans(run.order)} computed by the requester itself, who alone accounts for them"
+        claims.append(Claim(Standing.CLAIMED, "own layers", text))
     if len(run.epochs) > 1:
         claims.append(Claim(Standing.CLAIMED, "recovery", "; ".join(_recovered(epoch) for epoch in run.epochs[1:])))
     return claims
+
+
+def own_spans(order: Order) -> str:
+    """The layers that the requester computes itself, in words."""
+    own, layers = order.own_layers, order.model.layers
+    head = f"0-{own - 1}" if own > 1 else "0"
+    return f"layers {head} and {f'{layers - own}-' if own > 1 else ''}{layers - 1}"
 
 
 def _drew(run: Run, epoch: Epoch) -> bool:
@@ -109,7 +123,7 @@ def _as_requester(run: Run, body: Body) -> bool:
     if isinstance(body, Edge):
         ends = {(0, "sender"), (len(run.epochs[body.epoch].plan), "receiver")}
         return (body.index, body.end) in ends
-    return isinstance(body, Order | Replan | Close)
+    return isinstance(body, Order | Replan | Own | Close)
 
 
 def check_edges(run: Run) -> list[Claim]:
@@ -122,16 +136,31 @@ def check_edges(run: Run) -> list[Claim]:
             end = epoch.ends.get(stage.node)
             inbound = epoch.edges.get((stage_index, "receiver"))
             outbound = epoch.edges.get((stage_index + 1, "sender"))
-            if end is not None and inbound is not None and end.inbound != inbound.root:
+            if end is None:
+                continue
+            if inbound is not None and (end.inbound, end.came) != (inbound.root, inbound.frames):
                 raise ReceiptError(Refusal.EDGE_ROOT, f"end of {short(stage.node)}: its inbound root is not its edge's")
-            if end is not None and outbound is not None and end.outbound != outbound.root:
+            if outbound is not None and (end.outbound, end.sent) != (outbound.root, outbound.frames):
                 raise ReceiptError(Refusal.EDGE_ROOT, f"end of {short(stage.node)}: outbound root is not its edge's")
+        _check_own(run, epoch)
     agreed = sum(claim.subject == "traffic" and claim.standing is Standing.COSIGNED for claim in claims)
     closed = sum(len(epoch.plan) + 1 for epoch in run.epochs if epoch.closed)
     open_ = sum(len(epoch.plan) + 1 for epoch in run.epochs) - closed
     text = f"{agreed}/{closed} edges agree" + (f", {open_} of interrupted epochs were not closed" if open_ else "")
     claims.append(Claim(Standing.PROVEN, "edges", text))
     return claims
+
+
+def _check_own(run: Run, epoch: Epoch) -> None:
+    """What the requester's own layers gave out and took in is what it signed of its edges."""
+    if epoch.own is None:
+        if epoch.closed and run.order.own_layers:
+            raise ReceiptError(Refusal.MISSING, f"the requester's account of its own layers in epoch {epoch.number}")
+        return
+    outbound, inbound = epoch.edges.get((0, "sender")), epoch.edges.get((len(epoch.plan), "receiver"))
+    for edge, root in ((outbound, epoch.own.outbound), (inbound, epoch.own.inbound)):
+        if edge is not None and edge.root != root:
+            raise ReceiptError(Refusal.EDGE_ROOT, f"own of epoch {epoch.number}: a root is not its edge's")
 
 
 def _check_edge(run: Run, epoch: Epoch, index: int) -> list[Claim]:
@@ -204,6 +233,9 @@ def check_served(run: Run) -> list[Claim]:
                 raise ReceiptError(Refusal.SERVED, f"{who}: the close and the stage's end differ on what it served")
             text = f"{end.rows} rows in {end.frames} frames, {ms(end.compute_us)} ms computing"
             claims.append(Claim(Standing.CLAIMED, "compute", text, stage.node))
-        if epoch.closed and epoch.tail is None:
+        if epoch.own is not None:
+            text = f"{epoch.own.rows} rows in {epoch.own.frames} frames, {ms(epoch.own.compute_us)} ms computing"
+            claims.append(Claim(Standing.CLAIMED, "compute", text, run.requester))
+        elif epoch.closed and epoch.tail is None:
             raise ReceiptError(Refusal.MISSING, f"tail of epoch {epoch.number} is not there")
     return claims

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from receipts.codec import Count, Digest, Key, Many, Micros, Name, Range, Text
-from receipts.opening import Epoch, Layer, Position
+from receipts.opening import Epoch, Layer, Position, Software
 
 MAX_SAMPLES = 64
 MAX_STATEMENTS = 4096
+MAX_HISTORY = 64
 EDGE_KINDS = ("direct", "reverse", "punched", "relay", "local")
 
 
@@ -63,6 +64,19 @@ class Span:
 
 
 @dataclass(frozen=True)
+class History:
+    """Where a stage's keys and values of positions [0, kept) came from: frames that came in before this epoch.
+
+    They are the first `frames` of an earlier epoch, or of another run of the same beginning; `root` is over them, with
+    that edge's salt as leaf 0. Whether the other end sent these frames, nobody else says here.
+    """
+
+    kept: Position
+    frames: Count
+    root: Digest
+
+
+@dataclass(frozen=True)
 class End:
     """A stage's account of one epoch. `inbound` and `outbound` are the roots of its two edges."""
 
@@ -73,6 +87,12 @@ class End:
     last: Layer
     inbound: Digest
     outbound: Digest
+    came: Count
+    """Frames under `inbound`, those that came too late to be computed included."""
+    sent: Count
+    """Frames under `outbound`."""
+    history: Annotated[tuple[History, ...], Many(0, MAX_HISTORY)]
+    """What its keys and values were before this epoch, oldest first; empty when it began with none."""
     frames: Count
     rows: Count
     positions: Span | None
@@ -97,6 +117,31 @@ class Tail:
     """All tokens drawn, rejected branches included."""
     span_us: Micros
     """From its first answer to its last, by its monotonic clock."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """The requester's account of the layers that it computed itself in one epoch: its word, co-signed by nobody."""
+
+    kind: ClassVar[str] = "own"
+    epoch: Epoch
+    plan: Digest
+    head: Layer
+    """It computed layers [0, head), and drew the tokens behind layers [tail, all)."""
+    tail: Layer
+    head_weights: Digest
+    tail_weights: Digest
+    software: Software
+    outbound: Digest
+    """Root of its edge to the first node, and `inbound` of the last node's edge to it."""
+    inbound: Digest
+    frames: Count
+    rows: Count
+    positions: Span | None
+    compute_us: Micros
+    answers: Count
+    """All tokens drawn, rejected branches included."""
+    interrupted: bool
 
 
 @dataclass(frozen=True)

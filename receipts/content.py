@@ -105,6 +105,10 @@ def check_tokens(run: Run, disclosed: Disclosed, token_salt: bytes | None) -> li
             if part.root(token_salt) != tail.root:
                 raise ReceiptError(Refusal.TOKENS, f"{label}: drew other tokens than the requester's list")
             checked += tail.count
+    if order.own_layers:
+        shown = "" if disclosed.tokens is not None else ", not disclosed"
+        text = f"{close.new_tokens} tokens{shown}, by the requester alone: it drew them behind its own layers"
+        return [Claim(Standing.CLAIMED, "tokens", text)]
     return [_token_claim(close.new_tokens, covered, checked, disclosed)]
 
 

@@ -2,6 +2,7 @@
 
 A row's output depends on every earlier row of its stage, so an opening holds all inbound frames up to the chosen one
 (proved as a prefix of the signed tree, RFC 9162 consistency) and the chosen outbound frames (RFC 9162 inclusion).
+What came in before the epoch began, and left its keys and values to it, is opened whole, under a root of its own.
 An answer is: the magic, the length of a JSON header (4 bytes, big-endian), the header, then head and body of every
 frame in the header's order.
 """
@@ -9,11 +10,12 @@ frame in the header's order.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from receipts.canonical import emit, parse_untrusted
+from receipts.closing import MAX_HISTORY
 from receipts.codec import Count, Digest, Many, Range, decode_untrusted, encode
 from receipts.edge import frame_leaf
 from receipts.errors import ReceiptError, Refusal
@@ -39,11 +41,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class OpeningRequest:
-    """What a verifier asks one node: outbound leaves (1 is the first frame) of one epoch of one run."""
+    """What a verifier asks one node: outbound leaves (1 is the first frame) of one epoch of one run.
+
+    Or, with no leaves, entry `history` (1 is the first) of what the node says in its END this epoch began from.
+    """
 
     order: Digest
     epoch: Annotated[int, Range(0, 255)]
-    leaves: Annotated[tuple[Annotated[int, Range(1)], ...], Many(1, MAX_LEAVES)]
+    leaves: Annotated[tuple[Annotated[int, Range(1)], ...], Many(0, MAX_LEAVES)] = ()
+    history: Annotated[int, Range(0, MAX_HISTORY)] = 0
 
     def to_bytes(self) -> bytes:
         return emit(encode(self))
@@ -51,7 +57,10 @@ class OpeningRequest:
 
 def request_untrusted(data: bytes) -> OpeningRequest:
     """Read a stranger's request. Raises ReceiptError."""
-    return decode_untrusted(OpeningRequest, parse_untrusted(data, 1 << 16, 4), "request")
+    request = decode_untrusted(OpeningRequest, parse_untrusted(data, 1 << 16, 4), "request")
+    if bool(request.leaves) == bool(request.history):
+        raise ReceiptError(Refusal.OPENING, "a request names either leaves or an entry of the history")
+    return request
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,12 @@ class Opened:
     outbound: tuple[tuple[int, Frame], ...]
 
     def upto(self, frame: Frame) -> tuple[Frame, ...]:
-        """Inbound frames in order of crossing, up to the last one with this outbound frame's number."""
-        last = max(index for index, inbound in enumerate(self.inbound) if inbound.seq == frame.seq)
-        return self.inbound[: last + 1]
+        """Inbound frames in order of crossing, up to the last one with this outbound frame's number.
+
+        All of them where there is none: a frame that fills the stages after this one answers nothing that came in.
+        """
+        fitting = [index for index, inbound in enumerate(self.inbound) if inbound.seq == frame.seq]
+        return self.inbound[: fitting[-1] + 1] if fitting else self.inbound
 
 
 @dataclass(frozen=True)
@@ -88,9 +100,9 @@ class _Chosen:
 class _Header:
     salt: Digest
     """Leaf 0 of the inbound tree."""
-    prefix: Annotated[tuple[_FrameEntry, ...], Many(1, 1 << 16)]
+    prefix: Annotated[tuple[_FrameEntry, ...], Many(0, 1 << 16)]
     prefix_path: _Path
-    chosen: Annotated[tuple[_Chosen, ...], Many(1, MAX_LEAVES)]
+    chosen: Annotated[tuple[_Chosen, ...], Many(0, MAX_LEAVES)]
 
 
 def opening_bytes(
@@ -103,7 +115,7 @@ def opening_bytes(
     if not all(0 < leaf <= len(outbound) for leaf in leaves):
         raise ReceiptError(Refusal.OPENING, f"asked for leaves {list(leaves)[:4]}, {len(outbound)} frames went out")
     by_seq = {frame.seq: index for index, frame in enumerate(inbound, 1)}
-    reached = max(by_seq.get(outbound[leaf - 1].seq, len(inbound)) for leaf in leaves)
+    reached = max((by_seq.get(outbound[leaf - 1].seq, len(inbound)) for leaf in leaves), default=len(inbound))
     in_leaves = [salts[0], *(frame.leaf for frame in inbound)]
     out_leaves = [salts[1], *(frame.leaf for frame in outbound)]
     prefix = inbound[:reached]
@@ -124,6 +136,19 @@ def opening_bytes(
     return b"".join(parts)
 
 
+def history_bytes(inbound: Sequence[Frame], salt: bytes) -> bytes:
+    """A node's answer about what an epoch began from: these frames, under leaf hash 0 `salt`, and nothing else."""
+    return opening_bytes(inbound, (), (salt, salt), ())
+
+
+def history_root(leaves: Iterable[bytes], salt: bytes) -> str:
+    """Hex root that the node signs over the leaves of such frames."""
+    tree = Accumulator()
+    for leaf in (salt, *leaves):
+        tree.add(leaf)
+    return tree.root().hex()
+
+
 def _entry(leaf: int, frame: Frame) -> _FrameEntry:
     return _FrameEntry(leaf, frame.seq, len(frame.head), len(frame.body))
 
@@ -135,6 +160,38 @@ def opened_untrusted(
 
     Raises ReceiptError: OPENING when malformed or not what was asked, PROOF when a frame is not under its root.
     """
+    header, frames = _parts_untrusted(data, max_bytes)
+    if not leaves or tuple(chosen.frame.leaf for chosen in header.chosen) != tuple(leaves):
+        raise ReceiptError(Refusal.OPENING, "other leaves were opened than asked for")
+    prefix, opened = frames[: len(header.prefix)], frames[len(header.prefix) :]
+    _check_prefix(header, prefix, inbound)
+    root, count = outbound
+    for chosen, frame in zip(header.chosen, opened, strict=True):
+        check_inclusion(frame.leaf, chosen.frame.leaf, count + 1, _path(chosen.path), bytes.fromhex(root))
+    return Opened(tuple(prefix), tuple(zip(leaves, opened, strict=True)))
+
+
+def history_untrusted(data: bytes, inbound: tuple[str, int], max_bytes: int = 1 << 28) -> tuple[Frame, ...]:
+    """Read and prove an answer about what an epoch began from. Raises ReceiptError as `opened_untrusted` does."""
+    header, frames = _parts_untrusted(data, max_bytes)
+    if header.chosen or len(header.prefix) != inbound[1]:
+        raise ReceiptError(Refusal.OPENING, f"{len(header.prefix)} frames were opened, {inbound[1]} were signed")
+    _check_prefix(header, frames, inbound)
+    return tuple(frames)
+
+
+def _check_prefix(header: _Header, frames: Sequence[Frame], inbound: tuple[str, int]) -> None:
+    if [entry.leaf for entry in header.prefix] != list(range(1, len(header.prefix) + 1)):
+        raise ReceiptError(Refusal.OPENING, "inbound frames are not a prefix")
+    tree = Accumulator()
+    tree.add(bytes.fromhex(header.salt))
+    for frame in frames:
+        tree.add(frame.leaf)
+    root, count = inbound
+    check_consistency(tree.size, tree.root(), count + 1, bytes.fromhex(root), _path(header.prefix_path))
+
+
+def _parts_untrusted(data: bytes, max_bytes: int) -> tuple[_Header, list[Frame]]:
     start = len(MAGIC) + 4
     if len(data) > max_bytes or len(data) < start or data[: len(MAGIC)] != MAGIC:
         raise ReceiptError(Refusal.OPENING, f"an answer of {len(data)} bytes is not an opening")
@@ -142,24 +199,8 @@ def opened_untrusted(
     if length > min(MAX_HEADER, len(data) - start):
         raise ReceiptError(Refusal.OPENING, f"a header of {length} bytes")
     header = decode_untrusted(_Header, parse_untrusted(data[start : start + length], MAX_HEADER, 8), "opening")
-    if tuple(chosen.frame.leaf for chosen in header.chosen) != tuple(leaves):
-        raise ReceiptError(Refusal.OPENING, "other leaves were opened than asked for")
-    if [entry.leaf for entry in header.prefix] != list(range(1, len(header.prefix) + 1)):
-        raise ReceiptError(Refusal.OPENING, "inbound frames are not a prefix")
-    frames = _frames_untrusted(data, start + length, [*header.prefix, *(chosen.frame for chosen in header.chosen)])
-    prefix, opened = frames[: len(header.prefix)], frames[len(header.prefix) :]
-    tree = Accumulator()
-    tree.add(bytes.fromhex(header.salt))
-    for frame in prefix:
-        tree.add(frame.leaf)
-    root, count = inbound
-    check_consistency(tree.size, tree.root(), count + 1, bytes.fromhex(root), _path(header.prefix_path))
-    root, count = outbound
-    for chosen, frame in zip(header.chosen, opened, strict=True):
-        check_inclusion(frame.leaf, chosen.frame.leaf, count + 1, _path(chosen.path), bytes.fromhex(root))
-        if all(inbound.seq != frame.seq for inbound in prefix):
-            raise ReceiptError(Refusal.OPENING, f"outbound frame {frame.seq} without the inbound frame it answers")
-    return Opened(tuple(prefix), tuple(zip(leaves, opened, strict=True)))
+    entries = [*header.prefix, *(chosen.frame for chosen in header.chosen)]
+    return header, _frames_untrusted(data, start + length, entries)
 
 
 def _path(path: Sequence[str]) -> list[bytes]:

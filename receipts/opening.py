@@ -65,6 +65,8 @@ class Order:
     """Salted digest of the list of prompt token ids."""
     prompt_tokens: Count
     max_tokens: Count
+    own_layers: Layer
+    """Layers that the requester computes itself at either end of the model; 0: none, the plan covers all."""
     plan: Plan
     previous_receipt: Digest | None
     """SHA-256 of the requester's previous receipt file."""

@@ -15,6 +15,7 @@ from receipts.document import document_bytes, secrets_bytes
 from receipts.edge import EdgeLog
 from receipts.errors import ReceiptError, Refusal
 from receipts.opening import Accept, Model, Order, PlannedStage, Replan, Sampler
+from receipts.own import OwnLayers, OwnLog
 from receipts.salt import Secret
 from receipts.sign import Envelope
 from receipts.stage import Header, Opening, checked, edge_statement, envelopes_of
@@ -46,13 +47,20 @@ class RequesterRecord:
         random: Callable[[int], bytes],
         previous_receipt: str | None = None,
         executor: Executor | None = None,
+        own: OwnLayers | None = None,
     ) -> None:
-        """Sign the ORDER. `random` gives n unpredictable bytes (`secrets.token_bytes`), `time_us` is Unix time."""
+        """Sign the ORDER. `random` gives n unpredictable bytes (`secrets.token_bytes`), `time_us` is Unix time.
+
+        `own`: the layers at either end that the requester computes itself; then `own_log` is told of every frame.
+        """
         self.author = author
         self.run = author.begin_run()
         self.prompt = Secret("prompt", random(32), list(prompt))
         self._executor = executor
         self._random = random
+        self._own = own
+        self._own_logs: list[OwnLog] = []
+        self._own_signed = 0
         order = Order(
             random(32).hex(),
             time_us,
@@ -63,6 +71,7 @@ class RequesterRecord:
             self.prompt.digest,
             len(prompt),
             max_tokens,
+            own.count if own is not None else 0,
             tuple(plan),
             previous_receipt,
         )
@@ -83,6 +92,10 @@ class RequesterRecord:
     def _open_edges(self) -> None:
         self.outbound: EdgeLog = self.opening.edge_log(0, "sender", self._executor, None)
         self.inbound: EdgeLog = self.opening.edge_log(len(self.opening.plan), "receiver", self._executor, None)
+        self.own_log: OwnLog | None = None
+        if self._own is not None:
+            self.own_log = OwnLog(self.opening, self.outbound, self.inbound)
+            self._own_logs.append(self.own_log)
 
     def open_header(self) -> Header:
         """The receipt part of the `open` message, for the head."""
@@ -180,8 +193,18 @@ class RequesterRecord:
                 self.secrets.append(log.observed)
             body = edge_statement(self.opening, log)
             self._envelopes.append(self.author.issue(self.run, {"order": self.order.digest}, body))
+        self._account_own(until_last=False)
         self.disclosed += [log.observed for log in self._open_ends if log.observed is not None]
         self.disclosed += self._fitting(_shown_untrusted(header.get("disclosed", [])))
+
+    def _account_own(self, until_last: bool) -> None:
+        """Sign, once each, what the requester computed in every epoch; `until_last`: the last one never closed."""
+        for number, log in enumerate(self._own_logs[self._own_signed :], self._own_signed):
+            assert self._own is not None
+            interrupted = until_last or number < len(self._own_logs) - 1
+            body = log.statement(self._own, interrupted)
+            self._envelopes.append(self.author.issue(self.run, {"order": self.order.digest}, body))
+        self._own_signed = len(self._own_logs)
 
     def _fitting(self, shown: Sequence[Secret]) -> list[Secret]:
         """Those whose digest a statement has in its place: any other would make the receipt one that is refused."""
@@ -211,6 +234,7 @@ class RequesterRecord:
         Times are microseconds since the order by the monotonic clock, `time_us` is Unix time. `draft` holds counts
         (passes, rows_sent, drafted, accepted, ...). `outcome` is "complete", "failed" or "cancelled".
         """
+        self._account_own(until_last=True)
         first = self.opening.order.prompt_tokens
         listed = Drawn(first, tuple(tokens), self._margins(first, tokens))
         secrets = (
@@ -245,9 +269,12 @@ class RequesterRecord:
 
     def _margins(self, first: int, tokens: Sequence[int]) -> tuple[int, ...]:
         """The tails' margins where they drew the same token; 0 where no tail accounts for it."""
+        starts = [log.opening.first_position for log in self._own_logs]
+        spans = zip(self._own_logs, starts, [*starts[1:], first + len(tokens)], strict=False)
+        own = [log.tail.drawn(start, stop) for log, start, stop in spans]
         known = {
             (drawn.first + index, token): margin
-            for drawn in self._drawn
+            for drawn in (*self._drawn, *own)
             for index, (token, margin) in enumerate(zip(drawn.tokens, drawn.margins_ppm, strict=True))
         }
         return tuple(known.get((first + index, token), 0) for index, token in enumerate(tokens))

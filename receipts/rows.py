@@ -11,18 +11,31 @@ import shutil
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+from receipts.closing import MAX_HISTORY, History
 from receipts.edge import Buffer
 from receipts.errors import ReceiptError, Refusal
-from receipts.opened import Frame, opening_bytes, request_untrusted
+from receipts.opened import Frame, history_bytes, history_root, opening_bytes, request_untrusted
 
 DAY_S = 24 * 3600
 MAX_KEPT_BYTES = 4 << 30
 _RECORD = struct.Struct(">QIII")
 _MAX_PART = 1 << 28
+
+
+@dataclass(frozen=True)
+class Before:
+    """The first `frames` inbound frames of another epoch, which filled positions [0, kept) of this one."""
+
+    order: str
+    epoch: int
+    frames: int
+    kept: int
 
 
 class RunRows:
@@ -118,17 +131,58 @@ class RowStore:
     def answer(self, request: bytes) -> bytes:
         """The opening that a verifier asked for. Reads the run: call it in a thread. Raises ReceiptError(OPENING)."""
         asked = request_untrusted(request)
-        name = f"-{asked.order}-{asked.epoch}"
-        run = next((run for run in self._runs() if run.name.endswith(name)), None)
-        if run is None or run in self._open:
-            raise ReceiptError(Refusal.OPENING, f"run {asked.order[:16]} epoch {asked.epoch} is not kept here")
-        if (run / "lost").exists():
-            raise ReceiptError(Refusal.OPENING, f"frames of run {asked.order[:16]} were lost")
-        salts = (run / "salts").read_bytes()
+        run = self._kept(asked.order, asked.epoch)
+        if asked.history:
+            return self._history(run, asked.history)
+        salts = _salts(run)
         frames = {part: list(_records(run / part)) for part in ("in", "out")}
-        if len(salts) != 64:
-            raise ReceiptError(Refusal.OPENING, f"frames of run {asked.order[:16]} are damaged")
-        return opening_bytes(frames["in"], frames["out"], (salts[:32], salts[32:]), asked.leaves)
+        return opening_bytes(frames["in"], frames["out"], salts, asked.leaves)
+
+    def link(self, order: str, epoch: int, before: Sequence[Before]) -> tuple[History, ...]:
+        """Note what an epoch began from, oldest first; gives what its END says of it: nothing when that is not kept.
+
+        Reads what is named: call it in the thread that hashes.
+        """
+        if len(before) > MAX_HISTORY:
+            return ()
+        try:
+            here = self._find(order, epoch)
+            found = []
+            for part in before:
+                there = self._kept(part.order, part.epoch)
+                leaves = [frame.leaf for frame in islice(_records(there / "in"), part.frames)]
+                if len(leaves) < part.frames:
+                    return ()
+                found.append(History(part.kept, part.frames, history_root(leaves, _salts(there)[0])))
+            named = [f"{part.order} {part.epoch} {part.frames}" for part in before]
+            (here / "before").write_text("\n".join(named), "ascii")
+        except (OSError, ReceiptError):
+            return ()
+        return tuple(found)
+
+    def _history(self, run: Path, entry: int) -> bytes:
+        lines = (run / "before").read_text("ascii").splitlines() if (run / "before").is_file() else []
+        if entry > len(lines):
+            raise ReceiptError(Refusal.OPENING, f"{len(lines)} earlier parts are known, number {entry} is not")
+        order, epoch, count = lines[entry - 1].split()
+        there = self._kept(order, int(epoch))
+        return history_bytes(list(islice(_records(there / "in"), int(count))), _salts(there)[0])
+
+    def _find(self, order: str, epoch: int) -> Path:
+        name = f"-{order}-{epoch}"
+        run = next((run for run in self._runs() if run.name.endswith(name)), None)
+        if run is None:
+            raise ReceiptError(Refusal.OPENING, f"run {order[:16]} epoch {epoch} is not kept here")
+        return run
+
+    def _kept(self, order: str, epoch: int) -> Path:
+        """The folder of a closed run whose frames are all there. Raises ReceiptError(OPENING)."""
+        run = self._find(order, epoch)
+        if run in self._open:
+            raise ReceiptError(Refusal.OPENING, f"run {order[:16]} epoch {epoch} is still open here")
+        if (run / "lost").exists():
+            raise ReceiptError(Refusal.OPENING, f"frames of run {order[:16]} were lost")
+        return run
 
     def _runs(self) -> list[Path]:
         """Oldest first: names begin with the time."""
@@ -139,6 +193,13 @@ class RowStore:
         shutil.rmtree(run, ignore_errors=True)
         with self._lock:
             self._bytes = max(0, self._bytes - size)
+
+
+def _salts(run: Path) -> tuple[bytes, bytes]:
+    salts = (run / "salts").read_bytes()
+    if len(salts) != 64:
+        raise ReceiptError(Refusal.OPENING, "kept frames are damaged")
+    return salts[:32], salts[32:]
 
 
 def _size(run: Path) -> int:

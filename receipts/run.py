@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from receipts.closing import Close, Edge, End, Tail, Witness
+from receipts.closing import Close, Edge, End, Own, Tail, Witness
 from receipts.errors import ReceiptError, Refusal
 from receipts.opening import Accept, Order, PlannedStage, Replan
 from receipts.statement import Body, Statement
@@ -34,6 +34,7 @@ class Epoch:
     ends: dict[str, End] = field(default_factory=dict)
     edges: dict[tuple[int, str], Edge] = field(default_factory=dict)
     tail: Tail | None = None
+    own: Own | None = None
 
     @property
     def closed(self) -> bool:
@@ -97,8 +98,8 @@ def assemble(statements: Sequence[Statement]) -> Run:
             _signed_by(statement, first.signer, "the requester")
         if isinstance(statement.body, Replan):
             epochs.append(_replanned(epochs[-1], statement, statement.body))
-        elif isinstance(statement.body, Accept | Edge | End | Tail):
-            _place(epochs, statement, statement.body, first.signer)
+        elif isinstance(statement.body, Accept | Edge | End | Tail | Own):
+            _place(epochs, statement, statement.body, first.body, first.signer)
     return Run(
         order=first.body,
         order_digest=first.digest,
@@ -172,7 +173,9 @@ def _replanned(before: Epoch, statement: Statement, body: Replan) -> Epoch:
     return Epoch(body.epoch, body.plan, statement.digest, body.position, body.lost, body.reason)
 
 
-def _place(epochs: list[Epoch], statement: Statement, body: Accept | Edge | End | Tail, requester: str) -> None:
+def _place(
+    epochs: list[Epoch], statement: Statement, body: Accept | Edge | End | Tail | Own, order: Order, requester: str
+) -> None:
     label = f"{body.kind} of {statement.signer[:16]} in epoch {body.epoch}"
     if body.epoch >= len(epochs):
         raise ReceiptError(Refusal.SEQUENCE, f"{label}: no plan of that epoch stands before it")
@@ -182,8 +185,11 @@ def _place(epochs: list[Epoch], statement: Statement, body: Accept | Edge | End 
     if isinstance(body, Edge):
         _place_edge(epoch, statement, body, requester)
         return
+    if isinstance(body, Own):
+        _place_own(epoch, statement, body, order, requester)
+        return
     part = next((stage for stage in epoch.plan if stage.node == statement.signer), None)
-    if part is None or (isinstance(body, Tail) and part is not epoch.plan[-1]):
+    if part is None or (isinstance(body, Tail) and (part is not epoch.plan[-1] or order.own_layers)):
         raise ReceiptError(Refusal.SIGNER, f"{label}: its signer has no such part in the plan")
     if isinstance(body, Tail):
         if epoch.tail is not None:
@@ -196,6 +202,19 @@ def _place(epochs: list[Epoch], statement: Statement, body: Accept | Edge | End 
         )
     kept: dict[str, Accept] | dict[str, End] = epoch.accepts if isinstance(body, Accept) else epoch.ends
     _put(kept, statement.signer, body, label)
+
+
+def _place_own(epoch: Epoch, statement: Statement, body: Own, order: Order, requester: str) -> None:
+    label = f"own of epoch {body.epoch}"
+    _signed_by(statement, requester, "the requester")
+    count, layers = order.own_layers, order.model.layers
+    if not count or (body.head, body.tail) != (count, layers - count):
+        raise ReceiptError(
+            Refusal.PLAN, f"{label}: layers [0, {body.head}) and [{body.tail}, {layers}); the order keeps {count}"
+        )
+    if epoch.own is not None:
+        raise ReceiptError(Refusal.DUPLICATED, f"{label}: a second one")
+    epoch.own = body
 
 
 def _place_edge(epoch: Epoch, statement: Statement, body: Edge, requester: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from receipts.closing import Edge, End, RttSeries, Span, Tail
+from receipts.closing import Edge, End, History, RttSeries, Span, Tail
 from receipts.edge import EdgeLog, Keep
 from receipts.errors import ReceiptError, Refusal
 from receipts.merkle import leaf_hash
@@ -130,8 +130,10 @@ class StageRecord:
         self.run: int = earlier.run if earlier is not None else author.begin_run()
         self.inbound = opening.edge_log(index, "receiver", executor, keep_inbound)
         self.outbound = opening.edge_log(index + 1, "sender", executor, keep_outbound)
-        self.tail = TailLog() if index == len(opening.plan) - 1 else None
+        self.tail = TailLog() if self.part.last == opening.order.model.layers else None
         self.secrets: list[Secret] = []
+        self.history: tuple[History, ...] = ()
+        """What the keys and values were before this epoch; set it before `collect`."""
         self.disclose = disclose
         self._open_ends: list[EdgeLog] = []
         self._frames = 0
@@ -231,6 +233,9 @@ class StageRecord:
             self.part.last,
             self.inbound.root(),
             self.outbound.root(),
+            self.inbound.frames,
+            self.outbound.frames,
+            self.history,
             self._frames,
             self._rows,
             Span(*self._positions) if self._positions is not None else None,

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from receipts.canonical import emit, parse_untrusted
-from receipts.closing import Close, Edge, End, Tail, Witness
+from receipts.closing import Close, Edge, End, Own, Tail, Witness
 from receipts.codec import Count, Digest, Text, decode_untrusted, encode
 from receipts.errors import ReceiptError, Refusal
 from receipts.opening import Accept, Order, Replan
 from receipts.sign import MAX_PAYLOAD, Envelope, Sign, envelope_untrusted, seal
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-Body = Order | Replan | Accept | Edge | End | Tail | Close | Witness
+Body = Order | Replan | Accept | Edge | End | Tail | Own | Close | Witness
 BODIES: Mapping[str, type[Body]] = {
-    body.kind: body for body in (Order, Replan, Accept, Edge, End, Tail, Close, Witness)
+    body.kind: body for body in (Order, Replan, Accept, Edge, End, Tail, Own, Close, Witness)
 }
 
 

@@ -197,6 +197,10 @@ def _check_model(run: Run, model: ModelFacts | None) -> list[Claim]:
             if accept.weights != model.weights_digest(accept.first, accept.last):
                 span = f"[{accept.first}, {accept.last})"
                 raise ReceiptError(Refusal.WEIGHTS, f"{checks.short(node)}: weights of layers {span} are others")
+        if epoch.own is not None:
+            head, tail = model.weights_digest(0, epoch.own.head), model.weights_digest(epoch.own.tail, model.n_layers)
+            if (epoch.own.head_weights, epoch.own.tail_weights) != (head, tail):
+                raise ReceiptError(Refusal.WEIGHTS, "the requester's weights of its own layers are others")
     return [
         Claim(Standing.PROVEN, "model", f"{run.order.model.name}: the manifest is the verifier's own"),
         Claim(Standing.CLAIMED, "weights", "every stage claims the manifest's weights"),
@@ -222,16 +226,20 @@ def _recompute(run: Run, disclosed: Disclosed, options: Options, progress: _Prog
         return
     if options.auditor is not None:
         outcome = audit.check_audit(run, options.auditor, limit, options.audit_rows, options.below)
-        _take(outcome, Level.SAMPLED, progress)
+        _take(outcome, Level.SAMPLED if not run.order.own_layers else Level.SIGNED, progress)
     if options.replayer is not None:
         outcome = audit.check_replay(run, disclosed, options.replayer, limit)
         _take(outcome, Level.REPLAYED, progress)
+    elif run.order.own_layers:
+        own = f"{checks.own_spans(run.order)} are the requester's own: no node opens them, only a replay covers them"
+        progress.claims.append(Claim(Standing.NOT_CHECKED, "audit", own))
+        progress.not_conclusive.append(own)
 
 
 def _take(outcome: audit.Outcome, level: Level, progress: _Progress) -> None:
     progress.claims += outcome.claims
     if outcome.conclusive:
-        progress.level = level
+        progress.level = max(level, progress.level or level)
     else:
         progress.not_conclusive.append(outcome.why)
 

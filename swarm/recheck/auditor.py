@@ -47,47 +47,50 @@ class RingAuditor:
     ) -> None:
         self._checkpoint, self._fetch = checkpoint, fetch
         self._group_bytes, self._report = group_bytes, report
-        self._done: tuple[PlannedStage, tuple[OpenedFrame, ...], _Recomputed] | None = None
+        self._done: tuple[PlannedStage, tuple[OpenedFrame, ...], tuple[OpenedFrame, ...], _Recomputed] | None = None
 
     def fetch(self, node: str, request: OpeningRequest) -> bytes | None:
         """The node's answer."""
         return self._fetch(node, request)
 
     def recompute(
-        self, order: Order, stage: PlannedStage, inbound: Sequence[OpenedFrame], outbound: OpenedFrame
+        self,
+        order: Order,
+        stage: PlannedStage,
+        before: Sequence[OpenedFrame],
+        inbound: Sequence[OpenedFrame],
+        outbound: OpenedFrame,
     ) -> Sequence[RowSample | TokenSample]:
         """Samples of the rows of one outbound frame. Raises ReceiptError for frames that no honest stage passes.
 
-        None where the run began from keys and values that another run left: what came in then is not all there is.
+        None where a row sees keys and values that no opened frame left: what came in then is not all there is.
         """
-        frames = tuple(inbound)
-        if self._done is None or self._done[0] != stage or self._done[1][: len(frames)] != frames:
+        early, frames = tuple(before), tuple(inbound)
+        done = self._done
+        if done is None or (done[0], done[1]) != (stage, early) or done[2][: len(frames)] != frames:
             layers = Layers(self._checkpoint, stage.first, stage.last, self._group_bytes, report=self._report)
-            self._done = (stage, frames, _Recomputed(order, layers, frames))
-        if not self._done[2].whole:
+            done = self._done = (stage, early, frames, _Recomputed(order, layers, early, frames))
+        if not done[3].whole:
             return []
         try:
-            return self._done[2].samples(len(frames), outbound)
+            return done[3].samples(len(early) + len(frames), outbound)
         except PeerError as error:
             raise ReceiptError(Refusal.AUDIT, f"stage {stage.node[:16]} sent what no stage sends: {error}") from error
 
 
 class _Recomputed:
-    """The outputs of a stage for all frames that came in, in order."""
+    """The outputs of a stage for all frames that came in, in order: those `before` its epoch, then those of it."""
 
-    def __init__(self, order: Order, layers: Layers, inbound: Sequence[OpenedFrame]) -> None:
+    def __init__(
+        self, order: Order, layers: Layers, before: Sequence[OpenedFrame], inbound: Sequence[OpenedFrame]
+    ) -> None:
         self._sampling, self._layers = sampling_of(order), layers
-        self._vocab = layers.checkpoint.manifest.vocab_size
-        self._frames: list[Frame] = []
-        steps: list[Step] = []
+        manifest = layers.checkpoint.manifest
+        self._vocab, self._began = manifest.vocab_size, len(before)
         try:
-            for opened in inbound:
-                frame = parse_frame_untrusted(message_untrusted(DOWN, opened))
-                steps.append(self._step_untrusted(frame))
-                self._frames.append(frame)
-            self._layout = _layout_untrusted(order, self._frames)
-            for frame in self._frames:
-                check_untrusted(frame.rows, frame.commits, self._layout)
+            found = [parse_frame_untrusted(message_untrusted(DOWN, opened)) for opened in (*before, *inbound)]
+            self._layout, self._frames = in_one_layout_untrusted(order, manifest.context, found, len(before))
+            steps = [self._step_untrusted(frame) for frame in self._frames]
         except PeerError as error:
             raise ReceiptError(Refusal.OPENING, f"an opened frame is none: {error}") from error
         self.whole = _whole(self._frames, self._layout)
@@ -145,7 +148,9 @@ class _Recomputed:
         out = parse_frame_untrusted(plain) if plain.header.get("do") == "frame" else None
         answer = parse_answer_untrusted(message_untrusted(ANSWER, opened)) if out is None else None
         wanted = (opened.seq, out.replay if out is not None else -1)
-        fitting = [i for i, frame in enumerate(self._frames[:upto]) if (frame.seq, frame.replay) == wanted]
+        fitting = [i for i in range(self._began, upto) if (self._frames[i].seq, self._frames[i].replay) == wanted]
+        if not fitting and out is not None and out.replay >= 0:
+            return self._again(out)
         if not fitting:
             raise PeerError(f"expected frame {opened.seq} to answer one that came in, found none")
         index = fitting[-1]
@@ -163,6 +168,34 @@ class _Recomputed:
         honest = self._honest[index].tolist() if self._honest else [()] * len(rows)
         parts = zip(rows.position, inputs.tolist(), sent.tolist(), expected.tolist(), honest, strict=True)
         return [RowSample(int(position), *row) for position, *row in parts]
+
+    def _again(self, out: Frame) -> list[RowSample | TokenSample]:
+        """Rows of committed positions from before, sent once more to fill the stages after this one."""
+        positions = [int(position) for position in out.rows.position]
+        places = self._committed()
+        if self._tail or not all(position in places for position in positions):
+            raise PeerError("rows sent again that were never computed")
+        sent = self._hidden_untrusted(out, len(positions)).tolist()
+        samples: list[RowSample | TokenSample] = []
+        for position, row in zip(positions, sent, strict=True):
+            step, place = places[position]
+            honest = self._honest[step][place].tolist() if self._honest else []
+            inputs, expected = self._inputs[step][place].tolist(), self._outputs[step][place].tolist()
+            samples.append(RowSample(position, inputs, row, expected, honest))
+        return samples
+
+    def _committed(self) -> dict[int, tuple[int, int]]:
+        """By position, the step and row that filled it before this epoch."""
+        scratch = self._layout.scratch
+        slots: dict[int, tuple[int, int]] = {}
+        places: dict[int, tuple[int, int]] = {}
+        for step, frame in enumerate(self._frames[: self._began]):
+            for slot, position in zip(frame.commits.slot.tolist(), frame.commits.position.tolist(), strict=True):
+                if slot in slots:
+                    places[position] = slots[slot]
+            for row, (slot, position) in enumerate(zip(frame.rows.slot, frame.rows.position, strict=True)):
+                (slots if slot < scratch else places)[int(slot if slot < scratch else position)] = (step, row)
+        return places
 
     def _tokens(self, index: int, answer: Answer) -> list[RowSample | TokenSample]:
         rows = self._frames[index].rows
@@ -214,18 +247,33 @@ def _whole(frames: Sequence[Frame], layout: Layout) -> bool:
     return True
 
 
-def _layout_untrusted(order: Order, frames: Sequence[Frame]) -> Layout:
-    """The slots of the session, as far as these frames use them. Raises PeerError beyond what the order allows."""
-    scratch = {frame.rows.ancestors.shape[1] * 8 for frame in frames}
-    if len(scratch) != 1:
+def in_one_layout_untrusted(order: Order, most: int, frames: Sequence[Frame], began: int) -> tuple[Layout, list[Frame]]:
+    """Frames of one stage as if all were of one session; the first `began` are of earlier ones, `most` positions long.
+
+    Sessions differ in how many scratch slots they have, and those come first: slots move up by the difference.
+    Raises PeerError for frames that fit no session, or reach beyond what the order allows.
+    """
+    if len({frame.rows.ancestors.shape[1] for frame in frames[began:]}) != 1:
         raise PeerError("frames of one session differ in their scratch slots")
-    context = 1 + max(
-        int(array.max())
-        for frame in frames
-        for array in (frame.rows.position, frame.rows.prefix, frame.commits.position)
-        if len(array)
-    )
-    allowed = order.prompt_tokens + order.max_tokens + CONTEXT_SLACK
-    if context > allowed:
+    allowed = min(most, order.prompt_tokens + order.max_tokens + CONTEXT_SLACK)
+    if (reach := _reach(frames[began:])) > allowed:
         raise PeerError(f"a position beyond the order's {allowed}")
-    return Layout(scratch.pop(), context)
+    context = max(reach, _reach(frames[:began]))
+    if context > most:
+        raise PeerError(f"a position beyond the model's {most}")
+    scratch = 8 * max(frame.rows.ancestors.shape[1] for frame in frames)
+    moved = []
+    for frame in frames:
+        rows, own = frame.rows, 8 * frame.rows.ancestors.shape[1]
+        check_untrusted(rows, frame.commits, Layout(own, context))
+        wide = np.zeros((len(rows), scratch // 8), np.uint8)
+        wide[:, : own // 8] = rows.ancestors
+        slot = np.where(rows.slot < own, rows.slot, rows.slot + np.uint32(scratch - own)).astype(rows.slot.dtype)
+        moved.append(replace(frame, rows=replace(rows, slot=slot, ancestors=wide)))
+    return Layout(scratch, context), moved
+
+
+def _reach(frames: Sequence[Frame]) -> int:
+    """How many positions frames use."""
+    arrays = [a for frame in frames for a in (frame.rows.position, frame.rows.prefix, frame.commits.position)]
+    return 1 + max((int(array.max()) for array in arrays if len(array)), default=0)

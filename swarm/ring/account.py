@@ -6,19 +6,21 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 
-from receipts import EdgeLog, ReceiptError, StageRecord, opening_untrusted
-from receipts.rows import RunRows
+from receipts import EdgeLog, ReceiptError, StageRecord, TailLog, opening_untrusted
+from receipts.rows import Before, RunRows
 from swarm.errors import PeerError
 from swarm.model.rows import Commits
 from swarm.net.address import format_address
 from swarm.net.message import Message
 from swarm.net.peer import Peer
-from swarm.ring.frame import Answer, Frame
+from swarm.ring.frame import Answer, Frame, filled
 from swarm.ring.notary import Notary, unix_us
 from swarm.ring.opening import OpenRun
 
@@ -43,14 +45,70 @@ async def measure(peer: Peer, log: EdgeLog) -> None:
                 await asyncio.sleep(PING_EVERY_S)
 
 
-class StageAccount:
-    """One epoch of one run at one stage. Raises ReceiptError where a peer's part does not fit the order."""
+def note_commits(tail: TailLog, commits: Commits) -> None:
+    """Scratch rows became committed positions, so what was drawn after them is kept."""
+    for slot, position in zip(commits.slot, commits.position, strict=True):
+        tail.committed(int(slot), int(position))
 
-    def __init__(self, notary: Notary, opening: OpenRun, earlier: StageAccount | None) -> None:
+
+def note_answer(tail: TailLog, frame: Frame, answer: Answer, scratch: int) -> None:
+    """What was drawn after the wanted rows of a frame."""
+    note_commits(tail, frame.commits)
+    rows, now_us = frame.rows, time.monotonic_ns() // 1000
+    drawn = {int(row): index for index, row in enumerate(answer.row)}
+    for row in range(len(rows)):
+        slot = int(rows.slot[row])
+        index = drawn.get(row)
+        if index is not None:
+            position = int(rows.position[row]) + 1
+            where = slot if slot < scratch else None
+            tail.answered(position, int(answer.token[index]), float(answer.margin[index]), where, now_us)
+        elif slot < scratch:
+            tail.unanswered(slot)
+
+
+@dataclass(frozen=True)
+class Past:
+    """Frames that came in during one epoch of one run, and what they filled.
+
+    reach   after each frame: committed positions [0, reach) are filled
+    begun   what that epoch itself began from
+    """
+
+    order: str
+    epoch: int
+    reach: Sequence[int]
+    begun: tuple[Before, ...]
+
+    def before(self, kept: int) -> tuple[Before, ...]:
+        """What filled positions [0, kept), oldest first; nothing when these frames do not reach that far."""
+        if self.begun and kept <= self.begun[-1].kept:
+            return self.begun
+        frames = bisect_left(self.reach, kept) + 1
+        here = () if frames > len(self.reach) else (Before(self.order, self.epoch, frames, kept),)
+        return (*self.begun, *here) if here else ()
+
+
+class StageAccount:
+    """One epoch of one run at one stage. Raises ReceiptError where a peer's part does not fit the order.
+
+    earlier  this stage's account of the epoch before
+    past     where its keys and values of positions [0, opening.keep) came from; None: it begins with none
+    """
+
+    def __init__(
+        self, notary: Notary, opening: OpenRun, earlier: StageAccount | None, past: Past | None = None
+    ) -> None:
         assert opening.record is not None and notary.hardware is not None
         opened = opening_untrusted(opening.record)
         self.notary = notary
+        self._earlier = earlier
         self.rows: RunRows | None = None
+        self._scratch = opening.layout.scratch
+        self._reach: list[int] = []
+        self._held = opening.keep if past is not None else 0
+        begun = past.before(opening.keep) if past is not None else ()
+        self.past = Past(opened.order_digest, opened.epoch, self._reach, begun)
         if earlier is not None:
             earlier.finish()
         if notary.rows is not None:
@@ -77,9 +135,11 @@ class StageAccount:
             secrets=notary.private,
         )
 
-    def took(self, seq: int, message: Message) -> None:
+    def took(self, frame: Frame, message: Message) -> None:
         """A frame came in."""
-        self.record.inbound.frame(seq, head_bytes(message), message.body)
+        self._held = filled(self._held, frame, self._scratch)
+        self._reach.append(self._held)
+        self.record.inbound.frame(frame.seq, head_bytes(message), message.body)
 
     def gave(self, seq: int, message: Message) -> None:
         """A frame or an answer goes out."""
@@ -89,27 +149,13 @@ class StageAccount:
         """A frame was computed; at the tail `out` says what was drawn after its wanted rows."""
         rows = frame.rows
         self.record.computed(len(rows), int(rows.position.min()), int(rows.position.max()) + 1, compute_us)
-        tail = self.record.tail
-        if tail is None or not isinstance(out, Answer):
-            return
-        self.commit(frame.commits)
-        now_us = time.monotonic_ns() // 1000
-        drawn = {int(row): index for index, row in enumerate(out.row)}
-        for row in range(len(rows)):
-            slot = int(rows.slot[row])
-            index = drawn.get(row)
-            if index is not None:
-                position = int(rows.position[row]) + 1
-                where = slot if slot < scratch else None
-                tail.answered(position, int(out.token[index]), float(out.margin[index]), where, now_us)
-            elif slot < scratch:
-                tail.unanswered(slot)
+        if self.record.tail is not None and isinstance(out, Answer):
+            note_answer(self.record.tail, frame, out, scratch)
 
     def commit(self, commits: Commits) -> None:
         """Commits that no frame carries any more come with the closing."""
         if self.record.tail is not None:
-            for slot, position in zip(commits.slot, commits.position, strict=True):
-                self.record.tail.committed(int(slot), int(position))
+            note_commits(self.record.tail, commits)
 
     def closing(self, header: Mapping[str, Any]) -> dict[str, Any]:
         """The run ends: this end's half of the inbound edge, for the stage before."""
@@ -124,20 +170,24 @@ class StageAccount:
         """Sign this stage's edges and end, once all that crossed is hashed."""
         async with asyncio.timeout(SETTLE_TIMEOUT_S):
             await self.settled.wait()
-        await asyncio.get_running_loop().run_in_executor(self.notary.hasher, _nothing)
+        # It runs after all that was submitted before it: by then everything is hashed and kept.
+        await asyncio.get_running_loop().run_in_executor(self.notary.hasher, self._begin)
         collected = self.record.collect(dict(header))
         self.finish()
         return collected
+
+    def _begin(self) -> None:
+        """In the hashing thread: say what each epoch began from, as far as it can be opened."""
+        if self._earlier is not None:
+            self._earlier._begin()
+        if self.notary.rows is not None and self.past.begun:
+            self.record.history = self.notary.rows.link(self.past.order, self.past.epoch, self.past.begun)
 
     def finish(self) -> None:
         """Nothing more is kept; kept rows can be opened from now on."""
         if self.rows is not None:
             self.notary.hasher.submit(self.rows.close)
             self.rows = None
-
-
-def _nothing() -> None:
-    """Runs after all that was submitted before it."""
 
 
 __all__ = ["ReceiptError", "StageAccount", "head_bytes", "measure"]

@@ -99,6 +99,7 @@ def _done(session: StageSession) -> None:
     """Nothing more is signed of this run; what was kept of it can be opened."""
     if session.account is not None:
         session.account.finish()
+        session.past = session.account.past
     session.account = None
 
 

@@ -76,6 +76,19 @@ class Answer:
     hidden: tuple[dict[str, Any], Body] | None = None
 
 
+def filled(held: int, frame: Frame, scratch: int) -> int:
+    """How many committed positions are filled, from the first on, once a frame is computed on top of `held`.
+
+    Requesters fill them in order; a gap counts for nothing.
+    """
+    certain = frame.rows.position[frame.rows.slot >= scratch]
+    for position in sorted({*map(int, frame.commits.position), *map(int, certain)}):
+        if position > held:
+            break
+        held = max(held, position + 1)
+    return held
+
+
 def encode_frame(frame: Frame) -> Message:
     """The message that carries a frame."""
     rows, commits = frame.rows, frame.commits

@@ -17,7 +17,7 @@ from swarm.model.rows import Commits, no_commits
 from swarm.net.message import Message
 from swarm.net.peer import Peer
 from swarm.net.wire import encode_tensor
-from swarm.ring.account import measure
+from swarm.ring.account import measure, note_commits
 from swarm.ring.frame import DOWN, Answer, Frame, encode_commits, encode_frame
 from swarm.ring.opening import OpenRun, Word, encode_open, encode_release
 from swarm.ring.private import PrivateEnds
@@ -88,6 +88,7 @@ class RingLink:
                 self.head.post(encode_release(before), flow=opening.run)
         if self.private is not None:
             self.private.restart()
+            self.private.log = self.account.record.own_log if self.account is not None else None
         self._word = asyncio.get_running_loop().create_future()
         head, tail = opening.stages[0], opening.stages[-1]
         try:
@@ -242,6 +243,8 @@ class RingLink:
         if self.head is None or self.tail is None:
             return
         self._closing = True
+        if self.private is not None and self.private.log is not None:
+            note_commits(self.private.log.tail, commits)
         account = self.account if collect else None
         record = account.record.close_header(until) if account is not None else None
         header: dict[str, Any] = {

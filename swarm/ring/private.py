@@ -7,25 +7,31 @@ ends are stages like any other, only that nobody has to dial them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar, TypeVarTuple
 
 import numpy as np
 import torch
 
+from receipts import OwnLog
 from swarm.errors import PeerError
 from swarm.model.block import Block, Job
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Layout
 from swarm.model.sampler import Sampling, pick
 from swarm.net.wire import decode_tensor_untrusted, encode_tensor
+from swarm.ring.account import note_answer
 from swarm.ring.compute import answer_of
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.session import SentRows, SlotTokens
 
 POOL_BYTES = 1 << 40
+Given = TypeVarTuple("Given")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,17 @@ class PrivateEnds:
         self._tokens = SlotTokens(layout)
         self._thread = ThreadPoolExecutor(1, "private")
         self._flying: deque[Frame] = deque()
+        self.log: OwnLog | None = None
+        """Where this epoch's work is counted for the receipt."""
 
     async def outward(self, frame: Frame) -> Frame:
         """The frame as nodes see it: hidden rows, and no token ids."""
         self._flying.append(frame)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._outward, frame)
+        log, rows = self.log, frame.rows
+        hidden, us = await asyncio.get_running_loop().run_in_executor(self._thread, _timed, self._outward, frame)
+        if log is not None:
+            log.computed(len(rows), int(rows.position.min()), int(rows.position.max()) + 1, us)
+        return hidden
 
     def homeward(self, answer: Answer, done: Callable[[Answer], None]) -> None:
         """Compute the last layers and draw; `done` gets the answer in the event loop."""
@@ -63,10 +75,20 @@ class PrivateEnds:
             self._flying.popleft()
         if not self._flying or self._flying[0].seq != answer.seq or answer.hidden is None:
             raise PeerError("expected the hidden rows of a frame in flight, found another answer")
-        frame = self._flying.popleft()
+        frame, log = self._flying.popleft(), self.log
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._thread, self._homeward, frame, answer)
-        future.add_done_callback(lambda drawn: None if drawn.cancelled() else done(drawn.result()))
+        future = loop.run_in_executor(self._thread, _timed, self._homeward, frame, answer)
+
+        def take(found: asyncio.Future[tuple[Answer, int]]) -> None:
+            if found.cancelled():
+                return
+            drawn, us = found.result()
+            if log is not None:
+                log.drew(us)
+                note_answer(log.tail, frame, drawn, self._layout.scratch)
+            done(drawn)
+
+        future.add_done_callback(take)
 
     def restart(self) -> None:
         """All in flight is lost."""
@@ -100,3 +122,10 @@ class PrivateEnds:
         contexts = self._tokens.contexts(frame.rows) if self._sampling.repetition_penalty != 1.0 else None
         picked = pick(logits, positions, self._sampling, contexts) if len(wanted) else []
         return replace(answer_of(frame, wanted, picked, answer.timings), epoch=answer.epoch)
+
+
+def _timed(work: Callable[[*Given], Found], *given: *Given) -> tuple[Found, int]:
+    """What a piece of work gives, and how long it took in microseconds."""
+    start = time.perf_counter_ns()
+    found = work(*given)
+    return found, (time.perf_counter_ns() - start) // 1000

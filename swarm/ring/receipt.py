@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from receipts import Model, PlannedStage, ReceiptError, RequesterRecord, Sampler
+from receipts import Model, OwnLayers, PlannedStage, ReceiptError, RequesterRecord, Sampler
 from receipts.requester import PUBLIC
 from receipts.sign import sha256
+from swarm.disk import write_whole
 from swarm.errors import PeerError, UsageError
-from swarm.identity import write_private
 from swarm.model.sampler import Sampling
 from swarm.net.message import Message
 from swarm.ring.account import head_bytes
@@ -76,6 +76,7 @@ class RunAccount:
             random=secrets.token_bytes,
             previous_receipt=previous.read_text("ascii").strip() if previous.is_file() else None,
             executor=plan.notary.hasher,
+            own=_own(plan, request.private),
         )
         self.header: dict[str, Any] = self.record.open_header()
 
@@ -160,12 +161,20 @@ class RunAccount:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_private(path, receipt)
-            write_private(path.with_suffix(".secrets.json"), self.record.secrets_file())
-            write_private(folder / PREVIOUS, hashlib.sha256(receipt).hexdigest().encode())
+            write_whole(path, receipt)
+            write_whole(path.with_suffix(".secrets.json"), self.record.secrets_file())
+            write_whole(folder / PREVIOUS, hashlib.sha256(receipt).hexdigest().encode())
         except OSError as error:
             raise UsageError(f"cannot write the receipt {path}: {error.strerror}; choose another --receipt") from error
         return path
+
+
+def _own(plan: ReceiptPlan, count: int) -> OwnLayers | None:
+    """What is said of the layers that this process computes itself, `count` at either end."""
+    if not count:
+        return None
+    notary, layers = plan.notary, plan.n_layers
+    return OwnLayers(count, notary.weights(0, count), notary.weights(layers - count, layers), notary.software)
 
 
 def _sampler(sampling: Sampling) -> Sampler:

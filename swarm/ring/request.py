@@ -264,7 +264,7 @@ class Desk:
 
     def _ordering(self, request: RunRequest, opening: OpenRun) -> Callable[[Sequence[StagePlan]], RunAccount] | None:
         plan = self._receipts
-        if plan is None or not request.receipt or request.private:
+        if plan is None or not request.receipt:
             return None
         return lambda stages: RunAccount(plan, request, stages, opening.wire, opening.run.hex())
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from swarm.errors import PeerError
-from swarm.model.block import Block
 from swarm.model.kvcache import SessionKV
+from swarm.model.overflow import AnyBlock
 from swarm.model.rows import Commits, Layout, Rows
 from swarm.net.peer import Peer
-from swarm.ring.account import StageAccount
-from swarm.ring.frame import Answer, Frame
+from swarm.ring.account import Past, StageAccount
+from swarm.ring.frame import Answer, Frame, filled
 from swarm.ring.opening import OpenRun
 
 
@@ -120,6 +120,7 @@ class StageSession:
     kept_until    monotonic time until which a closed session stays, for a run with the same beginning; 0: freed
     heard         monotonic time of the last sign of life from upstream
     account       what goes into the receipt; None when the run leaves none
+    past          of a run that is closed and held: where its keys and values came from
     tasks         its sender, and the pings along its edges
     warmth        keeps the outbound edge out of slow start while the run is open
     closing       the requester has ended it; only its account is still wanted
@@ -127,7 +128,7 @@ class StageSession:
     """
 
     opening: OpenRun
-    block: Block
+    block: AnyBlock
     kv: SessionKV
     upstream: Peer
     heard: float
@@ -135,6 +136,7 @@ class StageSession:
     tokens: SlotTokens | None = None
     downstream: Peer | None = None
     account: StageAccount | None = None
+    past: Past | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     warmth: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -184,11 +186,7 @@ class StageSession:
 
     def computed(self, frame: Frame) -> None:
         """Note which committed positions a frame filled. Requesters fill them in order; a gap counts for nothing."""
-        certain = frame.rows.position[frame.rows.slot >= self.opening.layout.scratch]
-        for position in sorted({*map(int, frame.commits.position), *map(int, certain)}):
-            if position > self.held:
-                return
-            self.held = max(self.held, position + 1)
+        self.held = filled(self.held, frame, self.opening.layout.scratch)
 
     def begin_from(self, base: StageSession, keep: int) -> bool:
         """Take over the first `keep` positions of another session over the same layers, if it has them."""

@@ -182,7 +182,7 @@ class StageServer:
             old = self.sessions.get(opening.run)
             below, before = (old.downstream, old.opening) if old is not None else (None, opening)
             session, fresh = admit(self.sessions, self.hosted, self.limits, opening, peer, self.draining)
-            opening = self._sign(session, opening)
+            opening = self._sign(session, opening, old, fresh)
         except (SwarmError, ReceiptError) as error:
             busy = isinstance(error, BusyError)
             word = Word("opened", opening.run, opening.epoch, (), self._switchboard.id, busy, -1, str(error))
@@ -202,11 +202,19 @@ class StageServer:
         else:
             self._spawn(self._open_next(session))
 
-    def _sign(self, session: StageSession, opening: OpenRun) -> OpenRun:
-        """Accept this node's part in writing; the opening that goes on says so."""
+    def _sign(self, session: StageSession, opening: OpenRun, old: StageSession | None, fresh: bool) -> OpenRun:
+        """Accept this node's part in writing; the opening that goes on says so.
+
+        `old` is this run's session of the epoch before, whether its layers are the same or not.
+        """
         if opening.record is None or self._notary is None:
             return opening
-        session.account = StageAccount(self._notary, opening, session.account)
+        earlier = old.account if old is not None else None
+        past = None
+        if opening.keep and not fresh:
+            base = self.sessions.get(opening.base)
+            past = earlier.past if earlier is not None else base.past if base is not None else None
+        session.account = StageAccount(self._notary, opening, earlier, past)
         part = session.account.record.part
         if (part.first, part.last) != (opening.me.first, opening.me.last):
             raise PeerError("expected the ring to follow the signed order, found other layers")
@@ -246,7 +254,7 @@ class StageServer:
         if len(session.queue) >= limits.queue_frames or session.queued_rows > limits.queue_rows:
             raise PeerError(f"expected at most {limits.queue_frames} frames and {limits.queue_rows} rows in flight")
         if session.account is not None:
-            session.account.took(frame.seq, message)
+            session.account.took(frame, message)
         session.heard = time.monotonic()
         session.queue.append(Arrived(frame, session.heard))
         self._pump.wake()

@@ -15,6 +15,7 @@ from receipts import (
     Author,
     Hardware,
     Model,
+    OwnLayers,
     PlannedStage,
     RequesterRecord,
     Sampler,
@@ -34,6 +35,7 @@ MANIFEST = "5a" * 32
 LAYERS = 30
 PROMPT = [11, 12, 13, 14]
 NOW = 1_790_000_000_000_000
+SOFTWARE = Software("wanswarm", "0.1.0", "11" * 32)
 ALL = ("prompt", "tokens", "text", "address", "uuid")
 
 
@@ -75,7 +77,10 @@ class Ring:
     witnesses: list[WitnessRecord]
     body_of: Callable[[int, int], bytes]
     traffic: dict[tuple[int, int], list[Frame]] = field(default_factory=dict)
-    """Frames by (epoch, edge)."""
+    """Frames by (epoch, edge), as their sender has them."""
+    heard: dict[tuple[int, int], list[Frame]] = field(default_factory=dict)
+    """The same as the receiver says that it has them."""
+    hear: Callable[[int, int, bytes], bytes] = lambda epoch, edge, body: body
 
 
 def run_ring(
@@ -94,10 +99,13 @@ def run_ring(
     spans: Sequence[tuple[int, int]] | None = None,
     addresses: bool = True,
     body_of: Callable[[int, int], bytes] = lambda position, edge: b"rows" * 16,
+    hear: Callable[[int, int, bytes], bytes] = lambda epoch, edge, body: body,
+    own: int = 0,
 ) -> Ring:
     """One run over the real recorders. `fail_at`: after so many tokens the middle node dies and another takes over.
 
-    `body_of(position, edge)` are the bytes of the frame's tensor on that edge.
+    `body_of(position, edge)` are the bytes of the frame's tensor on that edge, and `hear(epoch, edge, body)` what its
+    receiver makes of them. `own`: layers at either end that the requester computes itself.
     """
     random = Randomness(salt)
     parties: dict[str, Party] = {}
@@ -105,7 +113,7 @@ def run_ring(
     def party(name: str) -> Party:
         return parties.setdefault(name, (author_of or Party)(names + name))
 
-    cuts = [round(index * LAYERS / stages) for index in range(stages + 1)]
+    cuts = [own + round(index * (LAYERS - 2 * own) / stages) for index in range(stages + 1)]
     ranges = spans or list(zip(cuts, cuts[1:], strict=False))
     me, ring = party("requester"), [party(f"node {index}") for index in range(len(ranges))]
     plan = [PlannedStage(node.id, first, last) for node, (first, last) in zip(ring, ranges, strict=True)]
@@ -121,6 +129,7 @@ def run_ring(
         time_us=NOW,
         random=random,
         previous_receipt="ab" * 32,
+        own=OwnLayers(own, weights(0, own), weights(LAYERS - own, LAYERS), SOFTWARE) if own else None,
     )
     watching = [
         WitnessRecord(party(f"witness {index}").author, record.order.to_bytes(), NOW + 5, "192.0.2.1:7", random(32))
@@ -128,7 +137,7 @@ def run_ring(
     ]
     for witness in watching:
         record.witnessed_untrusted(witness.sign_order(), "order")
-    result = Ring(b"", record, parties, [], watching, body_of)
+    result = Ring(b"", record, parties, [], watching, body_of, hear=hear)
     records = _open(record, ring, {}, random, addresses)
     position = len(PROMPT)
     until = position + len(tokens)
@@ -184,7 +193,7 @@ def _open(
             nonce=random(32),
             time_us=NOW + 1000,
             weights=weights(stage.part.first, stage.part.last),
-            software=Software("wanswarm", "0.1.0", "11" * 32),
+            software=SOFTWARE,
             hardware=Hardware("Test CPU", "cpu", 8 << 30, "", "Test CPU", 2, uuid.digest, {"1": 900, "8": 1200}),
             secrets=[uuid],
         )
@@ -207,17 +216,23 @@ def _edges(record: RequesterRecord, stages: list[StageRecord]) -> list[tuple[Edg
 
 def _passes(ring: Ring, stages: list[StageRecord], positions: range, tokens: Sequence[int], tail_span_us: int) -> None:
     record = ring.record
-    tail = stages[-1].tail
+    epoch = record.opening.epoch
+    tail = record.own_log.tail if record.own_log is not None else stages[-1].tail
     assert tail is not None
     for position in positions:
         token = tokens[position - len(PROMPT)]
         for index, (upstream, downstream) in enumerate(_edges(record, stages)):
             frame = Frame(position, b"head %d %d" % (position, index), ring.body_of(position, index))
-            ring.traffic.setdefault((record.opening.epoch, index), []).append(frame)
+            heard = Frame(position, frame.head, ring.hear(epoch, index, frame.body))
+            ring.traffic.setdefault((epoch, index), []).append(frame)
+            ring.heard.setdefault((epoch, index), []).append(heard)
             upstream.frame(frame.seq, frame.head, frame.body)
-            downstream.frame(frame.seq, frame.head, frame.body)
+            downstream.frame(heard.seq, heard.head, heard.body)
         for stage in stages:
             stage.computed(2, position - 1, position, 12_000)
+        if record.own_log is not None:
+            record.own_log.computed(2, position - 1, position, 3_000)
+            record.own_log.drew(4_000)
         now = tail_span_us * (position - positions.start) // max(1, len(positions) - 1)
         # A drafted row in slot 3 that is kept, beside one in slot 4 that is not.
         tail.answered(position, token, 1.25, 3, now)
@@ -304,6 +319,8 @@ def _ring(name: str) -> Ring:
         return run_ring(fail_at=2, all_lost=True, salt=name)
     if name == "private":
         return run_ring(show=(), salt=name)
+    if name == "own":
+        return run_ring(own=2, fail_at=2, salt=name)
     if name == "open":
         return run_ring(show=ALL, salt=name)
     return run_ring(salt=name)
@@ -317,7 +334,7 @@ def ring() -> Ring:
 
 @pytest.fixture(scope="session")
 def rings() -> Callable[[str], Ring]:
-    """A run by name: plain, other, recovered, failed, private, open."""
+    """A run by name: plain, other, recovered, failed, private, own, open."""
     return _ring
 
 

@@ -61,18 +61,22 @@ class Nodes:
         self.places = {stage.author.id: index for index, stage in enumerate(ring.stages)}
         for index, stage in enumerate(ring.stages):
             store = self.stores[stage.author.id] = RowStore(folder / str(index))
-            opening = stage.opening
-            kept = store.begin(opening.order_digest, opening.epoch, opening.salt_leaves(stage.author.id), 1_000_000)
-            for frame in ring.traffic[opening.epoch, index]:
-                kept.inbound(frame.seq, frame.head, frame.body)
-            for frame in ring.traffic[opening.epoch, index + 1]:
-                kept.outbound(frame.seq, frame.head, frame.body)
-            kept.close()
+            record = stage
+            while record is not None:
+                opening, record = record.opening, record.earlier
+                kept = store.begin(opening.order_digest, opening.epoch, opening.salt_leaves(stage.author.id), 1_000_000)
+                for frame in ring.heard[opening.epoch, index]:
+                    kept.inbound(frame.seq, frame.head, frame.body)
+                for frame in ring.traffic[opening.epoch, index + 1]:
+                    kept.outbound(frame.seq, frame.head, frame.body)
+                kept.close()
 
     def fetch(self, node: str, request: OpeningRequest) -> bytes | None:
         return self.edit(self.stores[node].answer(request.to_bytes()))
 
-    def recompute(self, order: Any, stage: Any, inbound: Sequence[Frame], outbound: Frame) -> list[Any]:
+    def recompute(
+        self, order: Any, stage: Any, before: Sequence[Frame], inbound: Sequence[Frame], outbound: Frame
+    ) -> list[Any]:
         assert inbound[-1].seq == outbound.seq
         index = self.places[stage.node]
         if index == 2:
@@ -157,11 +161,27 @@ def test_opened_frames_without_a_row_prove_nothing(make_ring: Any, tmp_path: Pat
     assert verdict.standing_of("audit", ring.stages[0].author.id) is Standing.NOT_CHECKED
 
 
-def test_a_recovered_run_is_audited_where_roots_are_cosigned(make_ring: Any, tmp_path: Path) -> None:
+def test_every_epoch_of_a_recovered_run_is_audited(make_ring: Any, tmp_path: Path) -> None:
     ring = make_ring(body_of=bodies(), fail_at=2)
-    verdict = audit(ring, Nodes(ring, tmp_path))
-    assert (verdict.level, verdict.exit_code) == (Level.SIGNED, 4)
-    assert verdict.standing_of("audit", ring.parties["spare node"].id) is Standing.PROVEN
+    verdict = audit(ring, Nodes(ring, tmp_path), rows=20)
+    assert (verdict.level, verdict.exit_code) == (Level.SAMPLED, 0), verdict.line
+    audits = [(claim.about, claim.standing, claim.text) for claim in verdict.claims if claim.subject == "audit"]
+    assert [about for about, standing, _ in audits if standing is Standing.PROVEN] == [
+        *(stage.author.id for stage in ring.stages), ring.stages[0].author.id, ring.stages[2].author.id
+    ]  # fmt: skip
+    assert all("its own word" in text for _, standing, text in audits[3:] if standing is Standing.PROVEN)
+    (lost,) = [(about, text) for about, standing, text in audits if standing is Standing.NOT_CHECKED]
+    assert lost == (ring.parties["node 1"].id, "lost in epoch 0 and signed no root to open")
+
+
+def test_neighbours_who_open_different_bytes_of_an_interrupted_epoch(make_ring: Any, tmp_path: Path) -> None:
+    """Nobody but the two signed that edge, each for itself: what one opens as sent, the other opens as taken in."""
+    ring = make_ring(fail_at=2, stages=4, hear=lambda epoch, edge, body: body if (epoch, edge) != (0, 3) else body[1:])
+    nodes = Nodes(ring, tmp_path)
+    nodes.recompute = lambda *args: [TokenSample(0, 0.0)]  # type: ignore[method-assign]
+    verdict = audit(ring, nodes, rows=40)
+    assert verdict.refusal is Refusal.AUDIT and "different bytes for frame" in verdict.line
+    assert all(ring.stages[index].author.id[:8] in verdict.line for index in (2, 3))
 
 
 @pytest.mark.parametrize("position", [0, 20, 30, 200, -1])
@@ -195,17 +215,18 @@ def test_malformed_answers(make_ring: Any, tmp_path: Path) -> None:
 
 
 def test_rows_are_chosen_by_the_verifier(ring: Any) -> None:
-    epoch = verify(ring.receipt).run.last  # type: ignore[union-attr]
+    run = verify(ring.receipt).run
+    assert run is not None
     asked: list[int] = []
 
     def below(n: int) -> int:
         asked.append(n)
         return len(asked) % n
 
-    requests = choose_rows(epoch, "ab" * 32, 7, below)
+    requests = [request for _, request in choose_rows(run, 7, below)]
     assert [len(request.leaves) for request in requests] == [3, 2, 5] and asked  # the tail opens all
     assert all(1 <= leaf <= 5 for request in requests for leaf in request.leaves)
-    assert [len(request.leaves) for request in choose_rows(epoch, "ab" * 32, 10_000, below)] == [5, 5, 5]
+    assert [len(request.leaves) for _, request in choose_rows(run, 10_000, below)] == [5, 5, 5]
 
 
 class Replay:

@@ -10,8 +10,8 @@ import pytest
 from receipts.edge import EdgeLog
 from receipts.errors import ReceiptError, Refusal
 from receipts.merkle import leaf_hash
-from receipts.opened import OpeningRequest, opened_untrusted
-from receipts.rows import DAY_S, RowStore
+from receipts.opened import OpeningRequest, history_untrusted, opened_untrusted
+from receipts.rows import DAY_S, Before, RowStore
 
 NOW = 1_790_000_000
 SALT = b"\x01" * 32
@@ -149,3 +149,35 @@ def test_an_open_run_is_neither_opened_nor_expired(tmp_path: Path) -> None:
     rows.outbound(0, b"", b"")
     rows.close()
     assert ask(store, "aa")
+
+
+def test_what_an_epoch_began_from_is_opened_whole_and_no_further(tmp_path: Path) -> None:
+    store = RowStore(tmp_path)
+    fill(store, "aa", 9, NOW)
+    rows = store.begin("bb" * 32, 1, LEAVES, NOW + 1)
+    (entry,) = store.link("bb" * 32, 1, [Before("aa" * 32, 0, 4, 30)])
+    assert (entry.kept, entry.frames) == (30, 4)
+    request = OpeningRequest("bb" * 32, 1, (), 1)
+    with pytest.raises(ReceiptError, match="not kept|open"):
+        store.answer(request.to_bytes())
+    rows.close()
+    frames = history_untrusted(store.answer(request.to_bytes()), (entry.root, 4))
+    assert [frame.seq for frame in frames] == [0, 1, 2, 3]
+    for root, count in ((entry.root, 3), (entry.root, 5), ("00" * 32, 4)):
+        with pytest.raises(ReceiptError):
+            history_untrusted(store.answer(request.to_bytes()), (root, count))
+    with pytest.raises(ReceiptError, match="number 2"):
+        store.answer(OpeningRequest("bb" * 32, 1, (), 2).to_bytes())
+    with pytest.raises(ReceiptError):
+        history_untrusted(ask(store, "aa"), (entry.root, 1))
+
+
+def test_what_is_no_longer_kept_is_not_promised(tmp_path: Path) -> None:
+    store = RowStore(tmp_path)
+    fill(store, "aa", 3, NOW)
+    rows = store.begin("bb" * 32, 0, LEAVES, NOW + 1)
+    assert store.link("bb" * 32, 0, [Before("aa" * 32, 0, 4, 30)]) == ()
+    assert store.link("bb" * 32, 0, [Before("cc" * 32, 0, 1, 30)]) == ()
+    assert store.link("bb" * 32, 0, [Before("bb" * 32, 0, 0, 30)]) == ()  # still open
+    assert store.link("bb" * 32, 0, [Before("aa" * 32, 0, 1, 30)] * 65) == ()
+    rows.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from swarm.ring.admit import HostedModel
 from swarm.ring.control import Costs
 from swarm.ring.notary import Notary, open_log, salted
 from swarm.ring.opening import StagePlan
+from swarm.ring.private import PrivateBlocks
 from swarm.ring.receipt import ReceiptPlan
 from swarm.ring.request import Desk, Drafting, TargetFacts
 from swarm.ring.run import Committed, Finished, RunRequest, RunResult, StageInfo
@@ -130,6 +131,8 @@ async def signed_ring(
     witnesses: int = 0,
     disclose: Sequence[int] = (),
     decode: Callable[[Sequence[int]], str] = lambda ids: "".join(f" {i}" for i in ids),
+    eos: frozenset[int] = frozenset(),
+    keep_s: float = 0.0,
 ) -> AsyncIterator[SignedRing]:
     """Nodes that hold `spans` in this order. twists: which of them lie; blocks: hosted instead of loading."""
     manifest = checkpoint.manifest
@@ -152,13 +155,21 @@ async def signed_ring(
 
         def planner(excluded: frozenset[bytes], private: int = 0) -> list[StagePlan]:
             route: list[StagePlan] = []
-            while (at := route[-1].last if route else 0) < manifest.n_layers:
+            end = manifest.n_layers - private
+            while (at := route[-1].last if route else private) < end:
                 plans = [n.plan for n in nodes if n.plan is not None and n.plan.node not in excluded]
-                fit = [plan for plan in plans if plan.first == at]
+                fit = [plan for plan in plans if plan.first <= at < plan.last]
                 if not fit:
                     raise CoverageError(f"layer {at} is held by nobody")
-                route.append(fit[0])
+                route.append(replace(fit[0], first=at, last=min(fit[0].last, end)))
             return route
+
+        async def private(count: int) -> PrivateBlocks:
+            n = manifest.n_layers
+            head, tail = (
+                load_block(checkpoint, a, b, torch.device("cpu"), dtype) for a, b in ((0, count), (n - count, n))
+            )
+            return PrivateBlocks(head, tail)
 
         async def ask(node: bytes, header: dict[str, bytes | str]) -> bytes:
             there = next(n for n in watching if n.identity.id == node)
@@ -167,7 +178,7 @@ async def signed_ring(
 
         desk = Desk(
             board,
-            TargetFacts(manifest.digest, manifest.context, frozenset(), decode),
+            TargetFacts(manifest.digest, manifest.context, eos, decode),
             planner,
             Suffixes(),
             lambda stages: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
@@ -178,6 +189,8 @@ async def signed_ring(
                 folder / "receipts", notary, manifest.model, manifest.n_layers, lambda stages: name,
                 lambda stages, count: [n.identity.id for n in watching], ask,
             ),
+            private,
+            keep_s,
         )  # fmt: skip
         for kind, handler in desk.handlers().items():
             board.handle(kind, handler)
