@@ -106,7 +106,7 @@ def pick(
     if sampling.repetition_penalty != 1:
         if contexts is None:
             raise ValueError("a repetition penalty needs the contexts of the rows")
-        logits = _penalised(logits, contexts, sampling.repetition_penalty)
+        logits = penalised(logits, contexts, sampling.repetition_penalty)
     scores = logits if sampling.greedy else _perturbed(logits, positions, sampling)
     two = scores.topk(min(2, scores.shape[-1]), dim=-1).values
     chosen = scores.argmax(-1)
@@ -177,7 +177,8 @@ def _keep_largest(scaled: torch.Tensor, count: torch.Tensor, cut: torch.Tensor) 
     return scaled.masked_fill(drop, -math.inf)
 
 
-def _penalised(logits: torch.Tensor, contexts: Sequence[Iterable[int]], penalty: float) -> torch.Tensor:
+def penalised(logits: torch.Tensor, contexts: Sequence[Iterable[int]], penalty: float) -> torch.Tensor:
+    """Logits [n, vocab] with those of each row's context made less likely (Keskar et al., CTRL, 2019); a copy."""
     logits = logits.clone()
     for row, context in zip(logits, contexts, strict=True):
         seen = torch.tensor(sorted(set(context)), dtype=torch.long, device=logits.device)

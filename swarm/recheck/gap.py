@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from swarm.model.sampler import Sampling, _penalised, filtered, gumbel, pick
+from swarm.model.sampler import Sampling, filtered, gumbel, penalised, pick
 
 
 def token_gaps(
@@ -26,7 +26,7 @@ def token_gaps(
     best = [picked.token for picked in pick(logits, positions, sampling, contexts)]
     if sampling.repetition_penalty != 1:
         assert contexts is not None
-        logits = _penalised(logits, contexts, sampling.repetition_penalty)
+        logits = penalised(logits, contexts, sampling.repetition_penalty)
     gaps = [
         0.0 if token == drawn else _gap(row, int(position), token, sampling)
         for row, position, token, drawn in zip(logits, positions, tokens, best, strict=True)

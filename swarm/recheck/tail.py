@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from swarm.model.sampler import Sampling, _penalised, gumbel
+from swarm.model.sampler import Sampling, gumbel, penalised
 
 LIKELY = 64
 LEAST_ERROR = 1e-3
@@ -36,7 +36,7 @@ def scores_of(
     """
     if sampling.repetition_penalty != 1:
         assert contexts is not None
-        logits = _penalised(logits, contexts, sampling.repetition_penalty)
+        logits = penalised(logits, contexts, sampling.repetition_penalty)
     found = []
     for row, deviation, (position, token, margin, logprob) in zip(logits, disturbed, drawn, strict=True):
         unit = max(float(deviation), LEAST_ERROR)
