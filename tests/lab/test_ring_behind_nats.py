@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -48,6 +49,28 @@ def expected(folder: Path, ids: list[int]) -> list[int]:
     return [int(t) for t in out[0, len(ids) :]]
 
 
+DIRECT = {"direct", "reverse", "punched"}
+EDGES = (DIRECT, DIRECT, {"relay"}, {"relay"})
+"""Requester to head, head to middle: cone to cone. Middle to tail, tail to requester: a symmetric NAT at one end."""
+ATTEMPTS = 3
+"""It is a race: on a busy machine the relay may come in first, which is right, only slower; it is left later."""
+
+
+def edges(receipt: Path) -> list[set[str]]:
+    """The kinds of each edge of the ring, in order, as the nodes at its two ends signed them."""
+    found: dict[int, set[str]] = {}
+    for envelope in json.loads(receipt.read_text())["envelopes"]:
+        statement = json.loads(base64.b64decode(envelope["payload"]))
+        if statement["predicateType"].endswith(":edge:v1"):
+            edge = statement["predicate"]
+            found.setdefault(edge["index"], set()).add(edge["link"])
+    return [found[index] for index in sorted(found)]
+
+
+def as_expected(kinds: list[set[str]]) -> bool:
+    return len(kinds) == len(EDGES) and all(kind <= allowed for kind, allowed in zip(kinds, EDGES, strict=True))
+
+
 @pytest.mark.timeout(300)
 async def test_a_ring_of_nodes_that_cannot_be_dialled_generates_and_verifies(folder: Path, tmp_path: Path) -> None:
     async with lab(*HOSTS) as net:
@@ -62,15 +85,20 @@ async def test_a_ring_of_nodes_that_cannot_be_dialled_generates_and_verifies(fol
             await ring.add((0, 1), "--relay")
             for layers in ((0, 2), (2, 4), (4, 6)):
                 await ring.add(layers)
-            receipt = tmp_path / "receipt.json"
-            result = await ring.generate(
-                "over the hills", "--raw", "--ignore-eos", "--max-tokens", str(TOKENS), "--models",
-                str(tmp_path / "models"), "--receipt", str(receipt), "--no-lan", timeout=120,
-            )  # fmt: skip
-            assert [tuple(stage["layers"]) for stage in result["ring"]] == [(0, 2), (2, 4), (4, 6)]
-            assert result["token_ids"] == expected(folder, result["prompt_token_ids"])
-            verdict = verify(receipt.read_bytes())
-            assert verdict.refusal is None, verdict
-            (tmp_path / "result.json").write_text(json.dumps(result))
+            for _ in range(ATTEMPTS):
+                receipt = tmp_path / "receipt.json"
+                result = await ring.generate(
+                    "over the hills", "--raw", "--ignore-eos", "--max-tokens", str(TOKENS), "--models",
+                    str(tmp_path / "models"), "--receipt", str(receipt), "--no-lan", timeout=120,
+                )  # fmt: skip
+                assert [tuple(stage["layers"]) for stage in result["ring"]] == [(0, 2), (2, 4), (4, 6)]
+                assert result["token_ids"] == expected(folder, result["prompt_token_ids"])
+                verdict = verify(receipt.read_bytes())
+                assert verdict.refusal is None, verdict
+                if as_expected(kinds := edges(receipt)):
+                    break
+                receipt.unlink()
+            assert as_expected(kinds), kinds
+            assert {stage["edge"] for stage in result["ring"]} <= DIRECT | {"relay"}
         finally:
             await ring.stop()
