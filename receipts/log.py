@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
@@ -36,7 +37,7 @@ class StatementLog:
         self._max_bytes = max_bytes
         _drop_torn_line(self.path)
         self.head = self._read_head()
-        self._file = self.path.open("ab")
+        self._file = self._opened()
         self._size = self.path.stat().st_size
 
     def author(self, sign: Sign) -> Author:
@@ -44,15 +45,35 @@ class StatementLog:
         return Author(self._key, sign, self.head, self.append)
 
     def append(self, envelope: Envelope) -> None:
-        """Write one envelope through to the operating system; it survives the end of this process."""
+        """Write one envelope through to the operating system; it survives the end of this process.
+
+        Raises OSError with the log as it was before: what is not kept must not be sent.
+        """
         if self._size > self._max_bytes:
-            self._file.close()
-            os.replace(self.path, self.older)
-            self._file, self._size = self.path.open("ab"), 0
+            self._rotate()
         line = envelope.to_bytes() + b"\n"
-        self._file.write(line)
-        self._file.flush()
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError:
+            self._file.truncate(self._size)
+            raise
         self._size += len(line)
+
+    def _rotate(self) -> None:
+        os.replace(self.path, self.older)
+        try:
+            fresh = self._opened()
+        except OSError:
+            os.replace(self.older, self.path)
+            raise
+        self._file.close()
+        self._file, self._size = fresh, 0
+
+    def _opened(self) -> FileIO:
+        """Unbuffered, so that nothing of a line that failed can follow it later."""
+        return FileIO(self.path, "ab")
 
     def sync(self) -> None:
         """Write through to the disk, so that it survives a power cut. Blocks for milliseconds: call it in a thread."""

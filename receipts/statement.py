@@ -167,7 +167,7 @@ class Author:
         decode_untrusted(type(body), encode(body), body.kind)
         chain = Chain(run, self.head.statements, self.head.previous)
         envelope = seal(payload_type(body.kind), statement_payload(about, chain, body), self.key, self._sign)
-        self.head = ChainHead(self.head.runs, self.head.statements + 1, envelope.digest)
         if self._keep is not None:
-            self._keep(envelope)
+            self._keep(envelope)  # first: a statement that cannot be kept is as if it had never been made
+        self.head = ChainHead(self.head.runs, self.head.statements + 1, envelope.digest)
         return envelope

@@ -11,7 +11,7 @@ from pathlib import Path
 from swarm.config import DEFAULT_MODEL, JoinConfig, MemberConfig
 from swarm.errors import ModelError, PeerError, UsageError
 from swarm.events import Notice, Report
-from swarm.identity import Identity, write_private
+from swarm.identity import Identity
 from swarm.mesh.hello import Hello, enter, invited
 from swarm.mesh.invite import Invite, parse_invite_untrusted
 from swarm.mesh.lan import LanNode, find
@@ -21,7 +21,7 @@ from swarm.model.checkpoint import open_model
 from swarm.model.manifest import Manifest
 from swarm.model.store import ModelStore
 from swarm.net.switchboard import Switchboard
-from swarm.state import LAST_INVITE
+from swarm.state import LAST_INVITE, remember_invite
 
 LAN_SECONDS = 1.5
 
@@ -64,7 +64,7 @@ async def enter_as_guest(
     """
     if config.invite is not None:
         saved = await enter_by_invite(board, parse_invite_untrusted(config.invite), "guest")
-        write_private(config.state / LAST_INVITE, config.invite.encode())
+        remember_invite(config.state, config.invite)
         return saved
     if config.lan and (found := await find_on_lan(board, "guest", b"", report)) is not None:
         return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import stat
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from nacl.signing import SigningKey
 
+from swarm.disk import write_whole
 from swarm.errors import SwarmError, UsageError
 from swarm.net.nodeid import (
     NODE_ID_BYTES,
@@ -32,7 +32,6 @@ __all__ = [
     "parse_id_untrusted",
     "short_id",
     "verify",
-    "write_private",
 ]
 
 KEY_FILE = "identity.key"
@@ -87,7 +86,7 @@ class Identity:
             if not path.exists():
                 identity = cls.generate()
                 line = _HEADER + bytes(identity._key).hex() + "\n"
-                write_private(path, line.encode("ascii"), replace=False)
+                write_whole(path, line.encode("ascii"), replace=False)
             return cls.from_seed(_read_seed(path))
         except OSError as exc:
             reason = exc.strerror or str(exc)
@@ -109,29 +108,3 @@ def _read_seed(path: Path) -> bytes:
     if not text.startswith(_HEADER) or len(seed) != 32:
         raise IdentityError(f"expected a node key in {path}, found something else; move the file away to get a new key")
     return seed
-
-
-def write_private(path: Path, data: bytes, replace: bool = True) -> None:
-    """Write `data` to `path` with mode 0600 so that a crash at any moment leaves the old file or the whole new one.
-
-    With `replace` false a file that appeared meanwhile wins (two processes starting at once agree on one key).
-    Raises OSError; nothing is left behind then.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            os.replace(temporary, path)
-            return
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-        except OSError:  # a file system without hard links
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

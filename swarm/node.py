@@ -14,15 +14,15 @@ from typing import Any
 
 from swarm.config import JoinConfig
 from swarm.entry import check_layers, enter_as_node
-from swarm.errors import PeerError, RunError, SwarmError
+from swarm.errors import PeerError, RunError
 from swarm.events import Notice, Report
 from swarm.greeting import greeting
 from swarm.hosting import Host, Hosting, settle_block
-from swarm.identity import Identity, write_private
+from swarm.identity import Identity
 from swarm.introduce import introducing
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.lan import LanNode, announce
-from swarm.mesh.saved import Saved, save
+from swarm.mesh.saved import Saved
 from swarm.model.device import choose_device, describe, usable_cores
 from swarm.model.dtype import choose_dtype, dtype_name
 from swarm.model.manifest import Manifest
@@ -41,7 +41,7 @@ from swarm.ring.witness import NotaryServer
 from swarm.scout import keep_scouting
 from swarm.serve.mesh import mesh_status
 from swarm.serve.nodeview import node_view
-from swarm.state import LAST_INVITE, locked
+from swarm.state import locked, remember_invite, remember_swarm
 from swarm.supply import learn_manifest
 from swarm.tenant import Tenant
 
@@ -155,7 +155,7 @@ class _Life:
                 here = LanNode(saved.membership.swarm, self.identity.id, digest, saved.membership.open)
                 await stack.enter_async_context(announce(here, listening[1], [host for host, _ in reachable]))
             invite = own_invite(saved, self.identity, reachable, gossip).text()
-            _remember(self.state, invite)
+            remember_invite(self.state, invite)
             ready(
                 Ready(
                     node=id_text(self.identity.id),
@@ -232,19 +232,7 @@ class _Life:
         self.stop.set()
 
     def _keep(self, saved: Saved) -> None:
-        """A full disk must not end a node that serves."""
-        try:
-            save(self.state, saved)
-        except SwarmError as error:
-            log.warning("%s", error)
-
-
-def _remember(state: Path, invite: str) -> None:
-    """So that `swarm generate` on this machine needs no invite."""
-    try:
-        write_private(state / LAST_INVITE, invite.encode())
-    except OSError as error:
-        log.warning("the invite could not be kept in %s: %s", state, error)
+        remember_swarm(self.state, saved)
 
 
 async def _publish(gossip: Gossip, server: StageServer) -> None:

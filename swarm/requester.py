@@ -24,7 +24,7 @@ from swarm.identity import Identity
 from swarm.introduce import introducing
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.invite import parse_invite_untrusted
-from swarm.mesh.saved import Saved, save
+from swarm.mesh.saved import Saved
 from swarm.model.block import load_block
 from swarm.model.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
 from swarm.model.device import choose_device
@@ -49,7 +49,7 @@ from swarm.rules import RouteRules
 from swarm.scout import keep_scouting_ends, scout_first
 from swarm.serve.mesh import mesh_status
 from swarm.shape import model_shape
-from swarm.state import requester_folder
+from swarm.state import remember_swarm, requester_folder
 
 COVERAGE_WAIT_S = 4.0
 PLANNED_ROWS = 8
@@ -156,7 +156,7 @@ class Requester:
                 target = await asyncio.to_thread(load_target, config, saved.ref, report)
             _require_model(saved, target)
             gossip = await stack.enter_async_context(
-                Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what))
+                Gossip(board, identity.sign, saved, kept=lambda what: remember_swarm(folder, what))
             )
             manifest = target.checkpoint.manifest
             kept = open_log(folder / "log", identity.id)

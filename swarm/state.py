@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from swarm.errors import UsageError
+from swarm.disk import write_whole
+from swarm.errors import SwarmError, UsageError
+from swarm.mesh.saved import Saved, save
+
+log = logging.getLogger(__name__)
 
 
 class StateInUse(UsageError):
@@ -46,6 +51,22 @@ def locked(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         os.close(file)
+
+
+def remember_invite(state: Path, invite: str) -> None:
+    """So that the next command on this machine needs no invite. A full disk costs that and no more."""
+    try:
+        write_whole(state / LAST_INVITE, invite.encode())
+    except OSError as error:
+        log.warning("the invite could not be kept in %s: %s", state, error.strerror)
+
+
+def remember_swarm(state: Path, saved: Saved) -> None:
+    """Keep what this process knows of its swarm. A full disk must not end one that serves or asks."""
+    try:
+        save(state, saved)
+    except SwarmError as error:
+        log.warning("%s", error)
 
 
 @contextlib.contextmanager

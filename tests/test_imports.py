@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("swarm", "draft", "receipts")
 
-LEAVES = {"swarm.errors", "swarm.events"}
+LEAVES = {"swarm.errors", "swarm.events", "swarm.disk"}
 NET = {"swarm.net", "swarm.identity"} | LEAVES
 MODEL = {"swarm.model"} | LEAVES
 RING = {"swarm.ring", "receipts", "draft"} | MODEL | NET
@@ -26,9 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "draft": {"draft"} | MODEL,
     "swarm.errors": set(),
     "swarm.events": LEAVES,
+    "swarm.disk": set(),
     "swarm.model": MODEL,
     "swarm.net": {"swarm.net", "swarm.errors"},
-    "swarm.identity": {"swarm.net", "swarm.errors"},
+    "swarm.identity": {"swarm.net", "swarm.errors", "swarm.disk"},
     "swarm.ring": RING,
     "swarm.mesh": MESH,
     "swarm.serve": {"swarm.serve", "swarm.ring", "swarm.mesh"} | RING | MESH,

@@ -24,6 +24,7 @@ from swarm.cli import (
     status,
     verify,
 )
+from swarm.disk import DISK_ERRNOS
 from swarm.errors import SwarmError
 
 EXAMPLES = """\
@@ -78,22 +79,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except SwarmError as error:
-        print(f"swarm: {error}", file=sys.stderr)
-        return error.exit_code
+        return _told(error)
+    except OSError as error:
+        if error.errno not in DISK_ERRNOS:
+            raise
+        return _told(error)
     except BaseExceptionGroup as group:
-        first = _first_swarm_error(group)
+        first = _first_of_ours(group)
         if first is None:
             raise
-        print(f"swarm: {first}", file=sys.stderr)
-        return first.exit_code
+        return _told(first)
 
 
-def _first_swarm_error(group: BaseExceptionGroup[BaseException]) -> SwarmError | None:
+def _told(error: SwarmError | OSError) -> int:
+    """Say what went wrong in one line. Returns the exit code."""
+    if isinstance(error, SwarmError):
+        print(f"swarm: {error}", file=sys.stderr)
+        return error.exit_code
+    where = error.filename or "a file"
+    print(f"swarm: cannot write {where}: {error.strerror}; free space, or choose another folder", file=sys.stderr)
+    return 1
+
+
+def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> SwarmError | OSError | None:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
-            inner = _first_swarm_error(error)
+            inner = _first_of_ours(error)
             if inner is not None:
                 return inner
-        elif isinstance(error, SwarmError):
+        elif isinstance(error, SwarmError) or (isinstance(error, OSError) and error.errno in DISK_ERRNOS):
             return error
     return None

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swarm.disk import write_whole
 from swarm.errors import PeerError, UsageError
-from swarm.identity import write_private
 from swarm.mesh.membership import Ledger, Membership
 from swarm.mesh.record import PROOF_BYTES, SWARM_ID_BYTES
 from swarm.net.address import Address, format_address, parse_address_untrusted
@@ -59,7 +59,7 @@ def save(state_dir: Path, saved: Saved) -> None:
         "used": {token.hex(): [expires, id_text(node)] for token, (expires, node) in saved.ledger.used.items()},
     }
     try:
-        write_private(state_dir / PEERS_FILE, json.dumps(data, indent=1).encode())
+        write_whole(state_dir / PEERS_FILE, json.dumps(data, indent=1).encode())
     except OSError as exc:
         raise UsageError(
             f"cannot write {state_dir / PEERS_FILE}: {exc.strerror or exc}; free space or choose another --state"

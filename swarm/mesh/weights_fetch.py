@@ -207,7 +207,7 @@ class _Errand:
     async def _stream(self, promise: _Promise) -> bool:
         """Chunks in order into the sink, asked for ahead of time from all peers of the promise in turn."""
         blob = promise.blob
-        offset = self.sink.have(blob.digest)
+        offset = self.sink.resume(blob)
         pending: dict[int, asyncio.Task[bytes | None]] = {}
         turn = ahead = offset // CHUNK
         try:

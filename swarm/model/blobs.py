@@ -146,6 +146,15 @@ class TensorSink:
         done, part = self.path(digest), self._part(digest)
         return done.stat().st_size if done.is_file() else part.stat().st_size if part.is_file() else 0
 
+    def resume(self, blob: Blob) -> int:
+        """As `have`, with what a crash left of a chunk cut off."""
+        have = self.have(blob.digest)
+        torn = have % CHUNK
+        if torn and have != blob.nbytes:
+            os.truncate(self._part(blob.digest), have - torn)
+            return have - torn
+        return have
+
     def write(self, blob: Blob, offset: int, data: bytes, chunk_digests: Sequence[str]) -> None:
         """Append one chunk. `blob.nbytes` must be known; `chunk_digests` is the source's list for this blob.
 
@@ -158,8 +167,14 @@ class TensorSink:
             raise ModelError(f"a chunk of {len(data)} bytes at {offset} of a blob of {blob.nbytes}")
         if hashlib.sha256(data).hexdigest() != chunk_digests[offset // CHUNK]:
             raise ModelError(f"the chunk at {offset} of blob {blob.digest[:12]}... is not what its source listed")
-        with self._part(blob.digest).open("ab") as file:
-            file.write(data)
+        part = self._part(blob.digest)
+        try:
+            with part.open("ab", buffering=0) as file:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) or 0 :]
+        except OSError as exc:
+            raise ModelError(f"cannot write {part}: {exc.strerror}; free space or choose another --models") from exc
 
     def finish(self, blob: Blob, report: Report = silent) -> None:
         """Check the whole blob against its digest and keep it. Raises ModelError, and forgets a blob that fails."""
@@ -184,7 +199,7 @@ def keep_blobs(source: BlobSource, sink: TensorSink, wanted: Iterable[Wanted], r
         if item.digest not in sizes:
             raise ModelError(f"the source does not hold blob {item.digest[:12]}...")
         blob, digests = item.sized(sizes[item.digest].nbytes), source.chunk_digests(item.digest)
-        while (at := sink.have(blob.digest)) < blob.nbytes:
+        while (at := sink.resume(blob)) < blob.nbytes:
             sink.write(blob, at, source.read(blob.digest, at, min(CHUNK, blob.nbytes - at)), digests)
             report(Progress("download", blob.digest[:12], min(at + CHUNK, blob.nbytes), blob.nbytes))
         sink.finish(blob, report)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
+from swarm.disk import write_whole
 from swarm.errors import ModelError
 from swarm.events import Progress, Report, silent
 
@@ -25,17 +24,13 @@ def sha256_file(path: Path, report: Report = silent) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def keep(path: Path, data: bytes) -> None:
+    """Write a small file that others of this machine may read, whole or not at all. Raises ModelError."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data, 0o644)
+    except OSError as exc:
+        raise ModelError(f"cannot write {path}: {exc.strerror}; free space or choose another --models") from exc
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

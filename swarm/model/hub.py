@@ -20,7 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from swarm.errors import ModelError
 from swarm.events import Notice, Progress, Report
 from swarm.model import local, safetensors_file
-from swarm.model.files import inside, sha256_file, write_whole
+from swarm.model.files import inside, keep, sha256_file
 from swarm.model.manifest import Manifest, read_manifest
 from swarm.model.weights import FileCheckpoint
 
@@ -171,12 +171,12 @@ class HubModel:
         config = local.read_config(folder)
         manifest = local.safetensors_manifest(self.repo, config, headers, {n: d for n, (_, d) in shards.items()})
         pulled = Pulled(self.repo, commit, shards)
-        write_whole(self.kept / "manifest.json", manifest.to_bytes())
+        keep(self.kept / "manifest.json", manifest.to_bytes())
         self._keep(pulled)
         return pulled, manifest
 
     def _keep(self, pulled: Pulled) -> None:
-        write_whole(self.kept / "hub.json", json.dumps(asdict(pulled)).encode())
+        keep(self.kept / "hub.json", json.dumps(asdict(pulled)).encode())
 
     def _header(self, name: str, commit: str) -> dict[str, safetensors_file.Stored]:
         """A shard's header, from the file if it is here, else from the start of the file on the hub."""

@@ -6,6 +6,7 @@ keep their size and time of change.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from swarm.errors import ModelError
 from swarm.events import Progress, Report, silent
 from swarm.model import gguf_file, gguf_map, safetensors_file
-from swarm.model.files import inside, read_bounded, sha256_file, write_whole
+from swarm.model.files import inside, keep, read_bounded, sha256_file
 from swarm.model.manifest import Manifest, TensorEntry, architecture, canonical_json, parse_manifest
 from swarm.model.weights import FileCheckpoint, Place
 
@@ -164,4 +165,5 @@ def _recall(kept: Path, paths: Sequence[Path], name: str) -> Manifest | None:
 
 
 def _keep(kept: Path, paths: Sequence[Path], manifest: Manifest) -> None:
-    write_whole(kept / f"{_stamp(paths)}.json", manifest.to_bytes())
+    with contextlib.suppress(ModelError):  # then it is made again next time
+        keep(kept / f"{_stamp(paths)}.json", manifest.to_bytes())

@@ -22,7 +22,7 @@ from swarm.errors import ModelError
 from swarm.events import Report, silent
 from swarm.model import local
 from swarm.model.blobs import open_blobs
-from swarm.model.files import write_whole
+from swarm.model.files import keep
 from swarm.model.hub import HubModel
 from swarm.model.manifest import Manifest, read_manifest
 from swarm.model.weights import FileCheckpoint
@@ -96,7 +96,7 @@ class ModelStore:
         reference "sha256:<manifest digest>"."""
         folder = self.root / "peers" / manifest.digest
         if not (folder / "manifest.json").is_file():
-            write_whole(folder / "manifest.json", manifest.to_bytes())
+            keep(folder / "manifest.json", manifest.to_bytes())
         return folder
 
     def _open_peers(self, digest: str) -> FileCheckpoint:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from receipts.errors import ReceiptError
 from receipts.recompute import Limit, Limits, default_limit, limits_bytes, limits_untrusted
+from swarm.disk import write_whole
 from swarm.errors import UsageError
 
 MIXED = "mixed"
@@ -25,7 +26,7 @@ def save_limits(models: Path, limits: Limits) -> Path:
     path = limits_path(models, limits.manifest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(limits_bytes(limits))
+        write_whole(path, limits_bytes(limits), 0o644)
     except OSError as error:
         raise UsageError(f"cannot keep limits in {path}: {error.strerror}; choose another --models") from error
     return path

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from receipts import ReceiptError
-from swarm.errors import PeerError
+from swarm.errors import PeerError, SwarmError
 from swarm.net.message import Message
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
@@ -57,7 +57,7 @@ class Ending:
             try:
                 session.account.commit(parse_commits_untrusted(header.get("commits"), session.opening.layout))
                 half = session.account.closing(record)
-            except (PeerError, ReceiptError) as error:
+            except (SwarmError, ReceiptError) as error:
                 self._lose(session, session.opening.index, str(error))
                 return
             await post(session.upstream, encode_word(Word("half", session.run, session.opening.epoch, record=half)))
@@ -69,7 +69,7 @@ class Ending:
         assert session.account is not None
         try:
             record = await session.account.collect(header.get("record") or {})
-        except (ReceiptError, TimeoutError) as error:
+        except (SwarmError, ReceiptError, TimeoutError) as error:
             self._lose(session, session.opening.index, f"the account of this stage cannot be closed: {error}")
         else:
             await self._pass(session, {**header, "record": record}, "collected")

@@ -16,7 +16,8 @@ import swarm
 from receipts import Author, Hardware, Secret, Software
 from receipts.log import StatementLog
 from receipts.rows import RowStore
-from swarm.errors import UsageError
+from receipts.sign import Envelope
+from swarm.errors import BusyError, UsageError
 
 
 @dataclass
@@ -46,10 +47,23 @@ class Notary:
         self.log.close()
 
 
-def open_log(folder: Path, key: bytes) -> StatementLog:
+class KeptLog(StatementLog):
+    """A log whose owner signs nothing while its disk is full."""
+
+    def append(self, envelope: Envelope) -> None:
+        """As in `StatementLog`. Raises BusyError where that raises OSError: another node or a later try may do."""
+        try:
+            super().append(envelope)
+        except OSError as error:
+            raise BusyError(
+                f"busy: cannot keep what is signed in {self.path}: {error.strerror}; free space there"
+            ) from error
+
+
+def open_log(folder: Path, key: bytes) -> KeptLog:
     """The statements of this identity. Raises UsageError when they cannot be kept."""
     try:
-        return StatementLog(folder, key)
+        return KeptLog(folder, key)
     except OSError as error:
         raise UsageError(f"cannot keep statements in {folder}: {error.strerror}; choose another --state") from error
     except receipts.ReceiptError as error:

@@ -182,7 +182,11 @@ class StageServer:
             old = self.sessions.get(opening.run)
             below, before = (old.downstream, old.opening) if old is not None else (None, opening)
             session, fresh = admit(self.sessions, self.hosted, self.limits, opening, peer, self.draining)
-            opening = self._sign(session, opening, old, fresh)
+            try:
+                opening = self._sign(session, opening, old, fresh)
+            except BaseException:
+                self._free(session)
+                raise
         except (SwarmError, ReceiptError) as error:
             busy = isinstance(error, BusyError)
             word = Word("opened", opening.run, opening.epoch, (), self._switchboard.id, busy, -1, str(error))

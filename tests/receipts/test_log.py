@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+from io import FileIO
 from pathlib import Path
 
 import pytest
 from nacl.signing import SigningKey
 
+from receipts import log as log_module
 from receipts.closing import Witness
+from receipts.edge import Buffer
 from receipts.errors import ReceiptError, Refusal
 from receipts.log import StatementLog
 from receipts.statement import Author
@@ -96,3 +100,51 @@ def test_the_log_is_bounded_and_its_chain_spans_both_parts(tmp_path: Path) -> No
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3 * 4000
     with StatementLog(tmp_path, PUBLIC, max_bytes=4000) as log:
         assert log.head.statements == 40
+
+
+class Tight(FileIO):
+    """A file on a disk that is full when `room` is used up."""
+
+    room = 10**9
+
+    def write(self, data: Buffer) -> int:
+        part = bytes(data)[: type(self).room]
+        if not part:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        type(self).room -= len(part)
+        return super().write(part) or 0
+
+
+@pytest.mark.parametrize("room", [0, 1, 200])
+def test_what_a_full_disk_refused_is_as_if_it_had_never_been_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(log_module, "FileIO", Tight)
+    with StatementLog(tmp_path, PUBLIC) as log:
+        author = log.author(sign)
+        write(author, 2)
+        before = author.head.statements
+        monkeypatch.setattr(Tight, "room", room)
+        with pytest.raises(OSError, match="No space left"):
+            write(author, 1)
+        monkeypatch.setattr(Tight, "room", 10**9)
+        assert author.head.statements == before
+        write(author, 2)
+        assert [statement.chain.sequence for statement in log.statements()] == [0, 1, 2, 3]
+    with StatementLog(tmp_path, PUBLIC) as log:
+        assert log.head == author.head
+
+
+def test_a_log_that_cannot_begin_another_part_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, mode: str) -> FileIO:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with StatementLog(tmp_path, PUBLIC, max_bytes=1) as log:
+        author = log.author(sign)
+        write(author, 2)
+        with monkeypatch.context() as patched:
+            patched.setattr(log_module, "FileIO", full)
+            with pytest.raises(OSError, match="No space left"):
+                write(author, 1)
+        write(author, 1)
+        assert [statement.chain.sequence for statement in log.statements()] == [1, 2]

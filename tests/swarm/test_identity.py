@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm import identity as module
+from swarm import disk
 from swarm.errors import PeerError, SwarmError
 from swarm.identity import KEY_FILE, Identity, IdentityError, id_text, parse_id_untrusted, short_id, verify
 
@@ -78,8 +78,8 @@ def test_a_full_disk_at_any_step_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     if step == "link":
-        monkeypatch.setattr(module.os, "replace", full)
-    monkeypatch.setattr(module.os, step, full)
+        monkeypatch.setattr(disk.os, "replace", full)
+    monkeypatch.setattr(disk.os, step, full)
     with pytest.raises(SwarmError, match="No space left"):
         Identity.load_or_create(tmp_path)
     monkeypatch.undo()

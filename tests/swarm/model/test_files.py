@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from swarm.errors import ModelError
 from swarm.model import gguf_file, safetensors_file
-from swarm.model.files import inside, read_bounded, write_whole
+from swarm.model.files import inside, keep, read_bounded
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_names_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
 
 def test_small_files_are_small(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.json"
-    write_whole(path, b"12345")
+    keep(path, b"12345")
     assert read_bounded(path, 5) == b"12345"
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
     with pytest.raises(ModelError, match="over 4 bytes"):
