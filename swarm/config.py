@@ -46,6 +46,7 @@ class JoinConfig:
     open_swarm, owner, disclose   as the command line's help says
     offer_relay  forward (encrypted) traffic of members that cannot reach each other
     weights    "hub" (or this machine's files), "peers", or "auto": peers where the model is not to be had otherwise
+    overflow_bytes  main memory for layers that the GPU has no room for; None: they are not taken
     map_port   ask the router for a port (UPnP, NAT-PMP)
     """
 
@@ -66,6 +67,7 @@ class JoinConfig:
     map_port: bool = False
     weights: str = "auto"
     disclose: bool = False
+    overflow_bytes: int | None = None
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from swarm.atlas import expected_of, rtts_of, speed_us
 from swarm.config import JoinConfig
 from swarm.errors import ModelError
-from swarm.events import Report
+from swarm.events import Notice, Report
 from swarm.mesh.gossip import Gossip
-from swarm.model.block import load_block
+from swarm.model.block import Block, load_block
 from swarm.model.device import describe, free_bytes
 from swarm.model.graphs import graphed
 from swarm.model.kvcache import KVPool
 from swarm.model.manifest import Manifest
+from swarm.model.overflow import SplitBlock, SplitPool
 from swarm.model.probe import probe
 from swarm.model.store import ModelStore
 from swarm.model.weights import FileCheckpoint
 from swarm.net.nodeid import id_text
 from swarm.ring.admit import HostedModel, StageLimits
 from swarm.ring.plan import Room, Speed, choose_block
+from swarm.ring.plan_block import fit
 from swarm.shape import model_shape
 
 MEMORY_SHARE = 0.8
@@ -35,27 +38,30 @@ PLANNED_CONTEXT = 4096
 
 @dataclass(frozen=True)
 class Hosting:
-    """A loaded block with its limits; `speed_us` microseconds per layer for 1, 8 and 64 rows."""
+    """A loaded block with its limits; `speed_us` microseconds per layer for 1, 8 and 64 rows.
+
+    The last `overflow` layers lie in spare RAM and take `overflow_us` each.
+    """
 
     hosted: HostedModel
     checkpoint: FileCheckpoint
     limits: StageLimits
     speed_us: tuple[int, int, int]
+    overflow: int = 0
+    overflow_us: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def layers(self) -> tuple[int, int]:
         """[first, last)."""
         return self.hosted.block.first, self.hosted.block.last
 
-    @property
-    def speed(self) -> Speed:
-        """Milliseconds per layer."""
-        return Speed(*(value / 1000 for value in self.speed_us))
-
 
 @dataclass(frozen=True)
 class Host:
-    """What a node computes with: `node` its id, `threads` of the CPU."""
+    """What a node computes with: `node` its id, `threads` of the CPU.
+
+    `spare`: where layers go that `device` has no room for; None: nowhere. `free`: bytes that a device can still take.
+    """
 
     config: JoinConfig
     store: ModelStore
@@ -64,40 +70,76 @@ class Host:
     dtype: torch.dtype
     threads: int
     report: Report
+    spare: torch.device | None = None
+    free: Callable[[torch.device], int] = free_bytes
 
     def room(self, manifest: Manifest) -> Room:
         """What this node can give now."""
+        spare = 0
+        if self.spare is not None:
+            spare = min(self.config.overflow_bytes or 1 << 62, int(self.free(self.spare) * MEMORY_SHARE))
         return Room(
             id_text(self.node),
-            memory_bytes=int(free_bytes(self.device) * MEMORY_SHARE),
+            memory_bytes=int(self.free(self.device) * MEMORY_SHARE),
             context_tokens=min(PLANNED_CONTEXT, manifest.context),
             max_layers=self.config.capacity,
+            overflow_bytes=spare,
         )
 
-    def weight(self, manifest: Manifest, layers: tuple[int, int]) -> int:
-        """Bytes that the weights of layers [first, last) take here."""
-        shape = model_shape(manifest, self.dtype)
-        ends = shape.head_bytes * (layers[0] == 0) + shape.tail_bytes * (layers[1] == manifest.n_layers)
-        return sum(shape.layer_bytes[layers[0] : layers[1]]) + ends
+    def fits(self, manifest: Manifest, layers: tuple[int, int]) -> bool:
+        """Whether layers [first, last) fit beside what is loaded now."""
+        return self._split(manifest, layers)[0] == layers[1] - layers[0]
 
     def load(self, ref: str, layers: tuple[int, int]) -> Hosting:
         """Load and measure a block. Runs in a thread. Raises ModelError when it does not fit."""
         checkpoint = self.store.open(ref, layers, self.report)
         manifest = checkpoint.manifest
-        need, free = self.weight(manifest, layers), free_bytes(self.device)
-        if need > free:
-            raise ModelError(
-                f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-                "take fewer with --layers A:B or --capacity LAYERS"
-            )
+        overflow = self._overflow(manifest, layers)
         torch.set_num_threads(self.threads)
-        block = graphed(load_block(checkpoint, *layers, self.device, self.dtype, self.report), self.report)
-        budget = self.config.kv_bytes or min(MOST_KV, int(free_bytes(self.device) * KV_SHARE))
-        pool = KVPool(block, budget)
+        cut = layers[1] - overflow
+        front, pool, speed = self._load_part(checkpoint, layers[0], cut, self.device, layers)
+        name, about = describe(self.device).name, StageLimits()
+        if self.spare is None or not overflow:
+            return Hosting(HostedModel(manifest.digest, front, pool, name, self.node), checkpoint, about, speed)
+        back, back_pool, back_speed = self._load_part(checkpoint, cut, layers[1], self.spare, layers)
+        self.report(Notice(f"{overflow} of {layers[1] - layers[0]} layers are in main memory: {name} has no room"))
+        block, both = SplitBlock(front, back), SplitPool(pool, back_pool)
+        hosted = HostedModel(manifest.digest, block, both, name, self.node)
+        return Hosting(hosted, checkpoint, about, speed, overflow, back_speed)
+
+    def _load_part(
+        self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device, whole: tuple[int, int]
+    ) -> tuple[Block, KVPool, tuple[int, int, int]]:
+        block = graphed(load_block(checkpoint, first, last, device, self.dtype, self.report), self.report)
+        budget = min(MOST_KV, int(self.free(device) * KV_SHARE))
+        if self.config.kv_bytes is not None:
+            budget = self.config.kv_bytes * (last - first) // (whole[1] - whole[0])
         measured = probe(block, report=self.report)
-        speed = speed_us(Speed(*(measured.ms_per_layer[rows] for rows in (1, 8, 64))))
-        hosted = HostedModel(manifest.digest, block, pool, describe(self.device).name, self.node)
-        return Hosting(hosted, checkpoint, StageLimits(), speed)
+        return block, KVPool(block, budget), speed_us(Speed(*(measured.ms_per_layer[rows] for rows in (1, 8, 64))))
+
+    def _split(self, manifest: Manifest, layers: tuple[int, int]) -> tuple[int, int]:
+        """How many of these layers fit, and how many of those in spare RAM."""
+        room = replace(self.room(manifest), max_layers=layers[1] - layers[0])
+        return fit(model_shape(manifest, self.dtype), room, layers[0])
+
+    def _overflow(self, manifest: Manifest, layers: tuple[int, int]) -> int:
+        """How many of the layers go to spare RAM. Raises ModelError when they do not all fit."""
+        shape, count = model_shape(manifest, self.dtype), layers[1] - layers[0]
+        need = sum(shape.layer_bytes[layers[0] : layers[1]])
+        need += shape.head_bytes * (layers[0] == 0) + shape.tail_bytes * (layers[1] == manifest.n_layers)
+        free = self.free(self.device)
+        if self.spare is None and need <= free:
+            return 0
+        taken, overflow = self._split(manifest, layers) if self.spare is not None else (0, 0)
+        if taken == count and overflow < count:
+            return overflow
+        beside = f" and {self.free(self.spare) / 1e9:.1f} GB beside" if self.spare is not None else ""
+        if taken == count:
+            raise ModelError(f"not one layer fits the device, with {free / 1e9:.1f} GB free{beside}; use --cpu")
+        raise ModelError(
+            f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free{beside}; "
+            "take fewer with --layers A:B or --capacity LAYERS"
+        )
 
 
 async def settle_block(host: Host, gossip: Gossip, manifest: Manifest, room: Room) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from swarm.config import JoinConfig
 from swarm.entry import check_layers, enter_as_node
 from swarm.errors import PeerError, RunError
@@ -102,7 +104,8 @@ class _Life:
         self.identity = Identity.load_or_create(state)
         self.store = ModelStore(config.member.models)
         threads = config.threads or usable_cores()
-        self.host = Host(config, self.store, self.identity.id, self.device, self.dtype, threads, report)
+        spare = torch.device("cpu") if config.overflow_bytes is not None else None
+        self.host = Host(config, self.store, self.identity.id, self.device, self.dtype, threads, report, spare)
         self.server: StageServer | None = None
         self.fatal: str | None = None
 

@@ -9,14 +9,13 @@ from dataclasses import replace
 
 import torch
 
-from swarm.atlas import members_of
+from swarm.atlas import members_of, speed_of
 from swarm.errors import RunError, SwarmError
 from swarm.events import Notice
-from swarm.hosting import MEMORY_SHARE, Host, Hosting
+from swarm.hosting import Host, Hosting
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.weights import WeightsServer
 from swarm.model.blobs import BlobSource
-from swarm.model.device import free_bytes
 from swarm.model.manifest import Manifest
 from swarm.moving import Mover
 from swarm.net.nodeid import id_text
@@ -87,6 +86,8 @@ class Tenant:
             layers=hosting.layers,
             claim=None,
             speed_us=hosting.speed_us,
+            overflow=hosting.overflow,
+            overflow_us=hosting.overflow_us,
             kv_capacity=pool.budget_bytes,
             kv_free=pool.budget_bytes,
         )
@@ -99,8 +100,8 @@ class Tenant:
             self._host.node,
             bytes.fromhex(self._manifest.digest),
             model_shape(self._manifest, self._host.dtype),
-            replace(room, speed=self.hosting.speed),
-            Block(*self.hosting.layers, 0, ""),
+            replace(room, speed=speed_of(self.hosting.speed_us), overflow_speed=speed_of(self.hosting.overflow_us)),
+            Block(*self.hosting.layers, self.hosting.overflow, ""),
             idle=lambda: not server.busy and not server.draining,
             move=lambda block: self.move(server, block),
         )
@@ -113,7 +114,7 @@ class Tenant:
         """
         layers = (block.first, block.last)
         assert self.hosting is not None
-        beside = self._host.weight(self._manifest, layers) <= free_bytes(self._host.device) * MEMORY_SHARE
+        beside = self._host.fits(self._manifest, layers)
         if not beside and not self._may_unload():
             return False
         self._host.report(Notice(f"moving from {_say(self.hosting.layers)} to {_say(layers)}: {block.reason}"))

@@ -9,6 +9,9 @@ import sys
 
 from swarm.cli.common import DEFAULT_MODEL, add_member_options, member_config, number, say
 from swarm.config import JoinConfig, parse_address, parse_layers
+from swarm.errors import UsageError
+
+MOST_OVERFLOW_GB = 65_536.0
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,6 +50,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=number(int, 1, 10_000, "a number of layers"),
         metavar="LAYERS",
         help="host at most this many layers, chosen by need",
+    )
+    parser.add_argument(
+        "--overflow",
+        nargs="?",
+        const=MOST_OVERFLOW_GB,
+        type=number(float, 0.001, MOST_OVERFLOW_GB, "gigabytes"),
+        metavar="GB",
+        help="with --gpu: layers that it has no room for are computed by the CPU, from main memory (GB of it at most)",
     )
     parser.add_argument(
         "--listen",
@@ -98,6 +109,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def join_config(arguments: argparse.Namespace) -> JoinConfig:
     """Configuration of a node from its options. Raises UsageError."""
+    if arguments.overflow is not None and arguments.gpu is None:
+        raise UsageError("expected --gpu N with --overflow, found none: on the CPU all layers are in main memory")
     return JoinConfig(
         member=member_config(arguments),
         model=arguments.model,
@@ -116,6 +129,7 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
         map_port=arguments.map_port,
         weights=arguments.weights,
         disclose=arguments.disclose,
+        overflow_bytes=int(arguments.overflow * 1e9) if arguments.overflow else None,
     )
 
 

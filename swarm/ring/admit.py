@@ -7,8 +7,7 @@ import time
 from dataclasses import dataclass
 
 from swarm.errors import BusyError, PeerError
-from swarm.model.block import Block
-from swarm.model.kvcache import KVPool
+from swarm.model.overflow import AnyBlock, AnyPool
 from swarm.net.peer import Peer
 from swarm.net.wire import WIRE_FORMATS
 from swarm.ring.opening import OpenRun
@@ -42,8 +41,8 @@ class HostedModel:
     """What this node serves: manifest digest, block, memory for sessions, and the device in words."""
 
     model: str
-    block: Block
-    pool: KVPool
+    block: AnyBlock
+    pool: AnyPool
     device: str
     node: bytes
 

@@ -45,6 +45,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (["join", "--layers", "x"], "--layers A:B"),
         (["join", "--layers", "0:2", "--capacity", "2"], "not allowed with"),
         (["join", "--gpu", "0", "--cpu"], "not allowed with"),
+        (["join", "--overflow"], "expected --gpu N with --overflow"),
+        (["join", "--cpu", "--overflow", "8"], "expected --gpu N with --overflow"),
         (["join", "--listen", "here"], "expected HOST:PORT"),
         (["join", "--advertise", "host:99999"], "expected HOST:PORT"),
         (["join", "--dtype", "int4"], "invalid choice"),

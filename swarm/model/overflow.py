@@ -1,0 +1,132 @@
+"""A block on two devices: the first layers where it is fast, the last ones where there is room.
+
+A GPU that holds most of a range can leave the rest of it to spare RAM beside it, for the price of the CPU's speed on
+those layers. `SplitBlock` and `SplitPool` look like a `Block` and a `KVPool` to a stage: keys and values lie with their
+layers, hidden rows cross once per forward, and what a view covers of one device alone is an ordinary block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from swarm.model.block import Block, Job
+from swarm.model.kvcache import KVPool, KVShape, SessionKV
+from swarm.model.rows import Commits, Layout
+
+
+class SplitKV(SessionKV):
+    """Keys and values of one session on both devices: `front` and `back` are ordinary ones."""
+
+    def __init__(self, front: SessionKV, back: SessionKV) -> None:
+        self.front, self.back = front, back
+        self.layout, self.position = front.layout, front.position
+        self.first, self.last = front.first, back.last
+        self.nbytes = front.nbytes + back.nbytes
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return (self.front if layer < self.front.last else self.back).layer(layer)
+
+    def commit(self, commits: Commits) -> None:
+        self.front.commit(commits)
+        self.back.commit(commits)
+
+    def close(self) -> None:
+        self.front.close()
+        self.back.close()
+
+    @property
+    def closed(self) -> bool:
+        return self.front.closed
+
+
+class SplitPool:
+    """The key/value memory of a split block: each device has its own budget, and a session needs room in both."""
+
+    def __init__(self, front: KVPool, back: KVPool) -> None:
+        self.front, self.back = front, back
+        self._cut = front.block.last
+
+    @property
+    def budget_bytes(self) -> int:
+        """Of both devices."""
+        return self.front.budget_bytes + self.back.budget_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Of both devices."""
+        return self.front.used_bytes + self.back.used_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What sessions over the whole block may still take: the narrower device bounds them."""
+        front, back = (pool.block.last - pool.block.first for pool in (self.front, self.back))
+        whole = front + back
+        return min(self.front.free_bytes * whole // front, self.back.free_bytes * whole // back)
+
+    def session_bytes(self, layout: Layout, first: int, last: int) -> int:
+        """Bytes that a session over layers [first, last) takes."""
+        return sum(pool.session_bytes(layout, a, b) for pool, a, b in self._parts(first, last))
+
+    def open(self, layout: Layout, first: int, last: int) -> SessionKV:
+        """A session over layers [first, last). Raises BusyError when a device has no room for its part."""
+        opened: list[SessionKV] = []
+        try:
+            for pool, a, b in self._parts(first, last):
+                opened.append(pool.open(layout, a, b))
+        except BaseException:
+            for kv in opened:
+                kv.close()
+            raise
+        return opened[0] if len(opened) == 1 else SplitKV(opened[0], opened[1])
+
+    def _parts(self, first: int, last: int) -> list[tuple[KVPool, int, int]]:
+        parts = [(self.front, first, min(last, self._cut)), (self.back, max(first, self._cut), last)]
+        return [(pool, a, b) for pool, a, b in parts if a < b]
+
+
+class SplitBlock:
+    """Layers [front.first, back.last): `front` computes, then `back` goes on where it ended. Same dtype, same model."""
+
+    def __init__(self, front: Block, back: Block) -> None:
+        if front.last != back.first or front.dtype != back.dtype:
+            raise ValueError(f"{front.last} and {back.first}, {front.dtype} and {back.dtype} do not join")
+        self.front, self.back = front, back
+        self.first, self.last, self.n_layers = front.first, back.last, front.n_layers
+        self.head, self.tail = front.head, back.tail
+        self.hidden_size, self.vocab_size = front.hidden_size, back.vocab_size
+        self.device, self.dtype = front.device, front.dtype
+
+    @property
+    def kv_shapes(self) -> Sequence[KVShape]:
+        """Of all layers, in order."""
+        return [*self.front.kv_shapes, *self.back.kv_shapes]
+
+    def view(self, first: int, last: int) -> Block | SplitBlock:
+        """Layers [first, last), sharing weights. Raises ValueError if the block does not hold them."""
+        cut = self.front.last
+        if last <= cut:
+            return self.front.view(first, last)
+        if first >= cut:
+            return self.back.view(first, last)
+        return SplitBlock(self.front.view(first, cut), self.back.view(cut, last))
+
+    def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
+        """As `Block.forward`, for sessions of a `SplitPool`."""
+        halves = [_halves(job) for job in jobs]
+        hidden = self.front.forward([front for front, _ in halves])
+        return self.back.forward(
+            [Job(back.kv, back.commits, back.rows, rows) for (_, back), rows in zip(halves, hidden, strict=True)]
+        )
+
+
+AnyBlock = Block | SplitBlock
+AnyPool = KVPool | SplitPool
+
+
+def _halves(job: Job) -> tuple[Job, Job]:
+    kv = job.kv
+    if not isinstance(kv, SplitKV):
+        raise ValueError("a block on two devices needs sessions of its own pool")
+    return Job(kv.front, job.commits, job.rows, job.hidden), Job(kv.back, job.commits, job.rows, None)
