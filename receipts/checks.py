@@ -231,11 +231,16 @@ def check_served(run: Run) -> list[Claim]:
                 continue
             if served.outcome != "ended" or served.positions != end.positions:
                 raise ReceiptError(Refusal.SERVED, f"{who}: the close and the stage's end differ on what it served")
-            text = f"{end.rows} rows in {end.frames} frames, {ms(end.compute_us)} ms computing"
+            text = f"{end.rows} rows in {end.frames} frames, {ms(end.compute_us)} ms computing{_when(run, epoch)}"
             claims.append(Claim(Standing.CLAIMED, "compute", text, stage.node))
         if epoch.own is not None:
-            text = f"{epoch.own.rows} rows in {epoch.own.frames} frames, {ms(epoch.own.compute_us)} ms computing"
+            own = epoch.own
+            text = f"{own.rows} rows in {own.frames} frames, {ms(own.compute_us)} ms computing{_when(run, epoch)}"
             claims.append(Claim(Standing.CLAIMED, "compute", text, run.requester))
         elif epoch.closed and epoch.tail is None:
             raise ReceiptError(Refusal.MISSING, f"tail of epoch {epoch.number} is not there")
     return claims
+
+
+def _when(run: Run, epoch: Epoch) -> str:
+    return f" in epoch {epoch.number}" if len(run.epochs) > 1 else ""

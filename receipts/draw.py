@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from html import escape
 
-from receipts.checks import edge_label, short
+from receipts.checks import edge_label, own_spans, short
 from receipts.errors import printable
 from receipts.report import edge_rtt
 from receipts.run import Run
@@ -26,7 +26,10 @@ BOX = (178, 66)
 PANEL = 430
 LINE = 17
 WRAP = 56
-_SHOWN = ("signatures", "layers", "edges", "replay", "audit", "tokens", "speed", "output", "rtt", "witness", "hardware")
+_SHOWN = (
+    "signatures", "layers", "own layers", "edges", "replay", "audit", "tokens", "speed", "output", "rtt", "witness",
+    "hardware",
+)  # fmt: skip
 
 
 def svg_report(verdict: Verdict) -> str:
@@ -76,7 +79,8 @@ def _ring(verdict: Verdict, run: Run, x: float, y: float, radius: int) -> list[s
     parts: list[str] = []
     for index, angle in enumerate(angles):
         parts += _edge(verdict, run, index, x, y, radius, angle, angle + 2 * math.pi / count)
-    boxes = [(run.requester, "requester", f"{run.close.new_tokens} tokens, {run.close.outcome}", Standing.PROVEN)]
+    said = own_spans(run.order) if run.order.own_layers else f"{run.close.new_tokens} tokens, {run.close.outcome}"
+    boxes = [(run.requester, "requester", said, Standing.PROVEN if not run.order.own_layers else Standing.CLAIMED)]
     for stage in epoch.plan:
         accept = epoch.accepts.get(stage.node)
         device = accept.hardware.device if accept is not None else "did not accept"
@@ -164,7 +168,7 @@ def _lines(claims: Sequence[Claim]) -> list[str]:
             items.append(f"{subject} of {count} edge{'s' * (count != 1)}")
             continue
         texts = dict.fromkeys(claim.text for claim in claims if claim.subject == subject)
-        named = "" if subject in ("signatures", "layers", "edges", "tokens", "output") else f"{subject}: "
+        named = "" if subject in ("signatures", "layers", "own layers", "edges", "tokens", "output") else f"{subject}: "
         shown = list(texts)[:6]
         more = f" and {len(texts) - 6} more" if len(texts) > 6 else ""
         items += textwrap.wrap(printable(named + "; ".join(shown) + more), WRAP, subsequent_indent="  ")

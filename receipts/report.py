@@ -5,13 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from receipts.checks import ms, short
+from receipts.checks import ms, own_spans, short
 from receipts.errors import printable
 from receipts.run import Epoch, Run
 from receipts.verdict import Claim, Standing, Verdict
 
 LABEL = 13
-NARROW = 56
+NARROW = 72
 """Below this width the label stands on a line of its own."""
 
 _HEADS = {
@@ -23,7 +23,7 @@ _HEADS = {
 }
 _OWN_SECTION = ("replay", "audit")
 _PER_EDGE = {"rtt": "RTT", "traffic": "traffic", "link": "link"}
-_SELF_NAMED = ("signatures", "layers", "edges", "output", "tokens", "recompute")
+_SELF_NAMED = ("signatures", "layers", "own layers", "edges", "output", "tokens", "recompute")
 TIE = "\u00a0"
 """A space at which no line is broken."""
 RTT_REMARK = "(an upper bound on distance, not a location)"
@@ -34,7 +34,7 @@ def text_report(verdict: Verdict, width: int = 100) -> str:
     width = max(width, 24)
     sections: list[tuple[str, list[str]]] = []
     if verdict.run is not None:
-        sections.append(("RING", _ring(verdict.run, width < NARROW)))
+        sections.append(("RING", _ring(verdict.run, width - (2 if width < NARROW else LABEL))))
     for standing in Standing:
         claims = [c for c in verdict.claims if c.standing is standing and c.subject not in _OWN_SECTION]
         if claims:
@@ -92,17 +92,21 @@ def _named(claim: Claim) -> str:
     return printable(f"{short(claim.about)}: {claim.text}" if claim.about else claim.text)
 
 
-def _ring(run: Run, narrow: bool) -> list[str]:
-    """The ring of the last epoch as a table: part, key, device, and the round trip from the one before."""
+def _ring(run: Run, room: int) -> list[str]:
+    """The ring of the last epoch as a table: part, key, device, and the round trip from the one before.
+
+    Columns stand under each other where the table has room, in columns of text.
+    """
     epoch = run.last
-    rows = [("requester", short(run.requester), "", f"{edge_rtt(epoch, len(epoch.plan))} from the tail")]
+    own = f"{own_spans(run.order)} (claimed)" if run.order.own_layers else ""
+    rows = [("requester", short(run.requester), own, f"{edge_rtt(epoch, len(epoch.plan))} from the tail")]
     for index, stage in enumerate(epoch.plan):
         accept = epoch.accepts.get(stage.node)
         device = f"{printable(accept.hardware.device)[:32]} (claimed)" if accept is not None else "did not accept"
         rows.append((f"layers {stage.first}-{stage.last - 1}", short(stage.node), device, edge_rtt(epoch, index)))
-    if narrow:
-        return [" ".join(cell for cell in row if cell) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    if sum(widths) + 6 + max(len(row[3]) for row in rows) > room:
+        return [" ".join(cell for cell in row if cell) for row in rows]
     return [
         "  ".join(cell.ljust(size) for cell, size in zip(row, (*widths, 0), strict=True))
         .rstrip()

@@ -14,7 +14,7 @@ from receipts.report import RTT_REMARK, text_report
 from receipts.verdict import Level, Standing
 from receipts.verify import Options, verify
 
-NAMES = ["plain", "recovered", "failed", "private", "open"]
+NAMES = ["plain", "recovered", "failed", "private", "own", "open"]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
