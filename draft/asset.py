@@ -154,10 +154,11 @@ def load_drafter(
             raise UsageError(f"no draft model at {ref}: expected a folder that exists, or a hub id such as org/name")
         check_vocabulary(ref, load_tokenizer(ref, store, report, offline), target.manifest.model, tokenizer)
         checkpoint = open_model(ref, store, None, report, offline)
-    block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report)
+    int8 = made is not None and can_pack(device, dtype)
+    block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report, blocked=not int8)
     if tokens is not None:
         block.narrow_head(tokens)
-    if made is not None and can_pack(device, dtype):
+    if int8:
         pack_linears(block.loaded.model)
     context = min(context, checkpoint.manifest.context)
     if device.type != "cuda":

@@ -17,6 +17,7 @@ from torch import nn
 
 from swarm.events import Report, silent
 from swarm.model.attention import JobPlan, Plan
+from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.checkpoint import Checkpoint
 from swarm.model.kvcache import SessionKV
 from swarm.model.load import Loaded, load_layers
@@ -115,10 +116,12 @@ class Block:
     def narrow_head(self, tokens: torch.Tensor) -> None:
         """From now on score these token ids only (int64 [v]), in this order. Changes `vocab_size`; for drafters, whose
         head would cost as much as their layers."""
-        whole = self._model.get_output_embeddings().weight  # type: ignore[operator]
+        before = self._model.get_output_embeddings()  # type: ignore[operator]
+        whole = before.weight
         head = nn.Linear(whole.shape[1], len(tokens), bias=False, device="meta")
         head.weight = nn.Parameter(whole[tokens.to(whole.device)].clone(), requires_grad=False)
-        self._model.set_output_embeddings(head)  # type: ignore[operator]
+        again = BlockedLinear(head) if isinstance(before, BlockedLinear) else head
+        self._model.set_output_embeddings(again)  # type: ignore[operator]
         self.vocab_size = len(tokens)
 
     def _logits(self, rows: Sequence[Rows], inputs: dict[str, object]) -> list[torch.Tensor]:
@@ -161,13 +164,20 @@ def load_block(
     device: torch.device,
     dtype: torch.dtype,
     report: Report = silent,
+    *,
+    blocked: bool = True,
 ) -> Block:
     """Layers [first, last) of a model, ready to compute. Reads only their tensors; reports "load" in layers.
+
+    blocked: on a CPU, keep matrices in the order that its kernels read fastest; without it they are plain parameters.
 
     Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
     missing, of another shape than the config says, or not finite (by name).
     """
-    return Block(load_layers(checkpoint, first, last, device, dtype, report), device, dtype)
+    loaded = load_layers(checkpoint, first, last, device, dtype, report)
+    if blocked and can_block(device, dtype):
+        block_linears(loaded.model)
+    return Block(loaded, device, dtype)
 
 
 def _twin(model: nn.Module) -> nn.Module:

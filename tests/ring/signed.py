@@ -140,8 +140,11 @@ async def signed_ring(
     async with AsyncExitStack() as stack:
         nodes: list[Node] = []
         for index, span in enumerate(spans):
-            block = (blocks or {}).get(index) or load_block(checkpoint, *span, torch.device("cpu"), dtype)
-            if twists and index in twists:
+            lies = twists is not None and index in twists
+            block = (blocks or {}).get(index) or load_block(
+                checkpoint, *span, torch.device("cpu"), dtype, blocked=not lies
+            )
+            if twists and lies:
                 twists[index](block)
             nodes.append(await _node(stack, checkpoint, folder / f"node-{index}", block, threads, index in disclose))
         watching = [
