@@ -130,3 +130,20 @@ def test_sockets_are_tuned_before_they_connect_or_listen() -> None:
     local.close()
     _.close()
     assert sockets.remote_address(local) == ("local", 0)
+
+
+async def test_an_outgoing_connection_is_tuned_before_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned: list[bytes] = []
+    loop = asyncio.get_running_loop()
+    whole = loop.sock_connect
+
+    async def watched(sock: socket.socket, address: Address) -> None:
+        tuned.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).split(b"\0")[0])
+        await whole(sock, address)
+
+    monkeypatch.setattr(loop, "sock_connect", watched)
+    monkeypatch.setattr(sockets, "CONGESTION", ("reno",))
+    with listening_socket("127.0.0.1", 0) as listener:
+        sock = await dial.connect_one(listener.getsockname()[:2])
+        assert tuned == [b"reno"]
+        sock.close()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType, WSServerHandshakeError, web
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ from swarm.net.limits import ReachLimits
 from swarm.net.message import Message
 from swarm.net.peer import Peer
 from swarm.net.reach import Reach
-from swarm.net.relay import ASK, JOIN, PATH, Bucket, Relay, RelayLimits
+from swarm.net.relay import ASK, JOIN, Relay, RelayLimits
 from swarm.net.rendezvous import (
     CHECK,
     KNOCK,
@@ -129,37 +129,6 @@ async def test_punched_both_open_at_once_from_the_port_they_use_already(monkeypa
         assert len(calls) == 4 and set(calls) == {(target, asker), (asker, target)}
 
 
-async def test_relay_carries_ciphertext_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    carried = bytearray()
-    real = web.WebSocketResponse.send_bytes
-
-    async def spy(self: web.WebSocketResponse, data: bytes, compress: int | None = None) -> None:
-        carried.extend(data)
-        await real(self, data, compress)
-
-    monkeypatch.setattr(web.WebSocketResponse, "send_bytes", spy)
-    async with three(relay=(True, True)) as nodes:
-        peer = await nodes.reach()
-        assert peer.edge == nodes.other_end().edge == "relay"
-        secret = b"the quick brown fox jumps over the lazy dog"
-        await peer.call(Message("echo", {"s": "attack at dawn"}, secret), timeout=5)
-        assert secret not in carried and b"attack" not in carried and b"echo" not in carried
-        assert nodes.asker.id not in carried and nodes.target.id not in carried
-        assert nodes.relay.carried_bytes == len(carried) > 100_000 and nodes.relay.rooms == 1
-        await peer.close("done")
-        async with asyncio.timeout(5):
-            while nodes.relay.rooms:  # noqa: ASYNC110 - the room has no event for tests
-                await asyncio.sleep(0.005)
-
-
-@pytest.mark.parametrize("relay", [(False, True), (True, False)])
-async def test_either_side_can_refuse_relays(relay: tuple[bool, bool]) -> None:
-    async with three(relay=relay, relay_limits=RelayLimits(join_seconds=0.1)) as nodes:
-        with pytest.raises(PeerError, match="was not reached"):
-            await nodes.reach()
-        assert nodes.relay.carried_bytes == 0
-
-
 async def test_an_introduction_finds_a_mutual_peer() -> None:
     async with three(listens=True) as nodes:
         stranger = Switchboard(Identity.generate())
@@ -256,63 +225,6 @@ async def test_strangers_get_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
         for kind in (KNOCKED, JOIN):
             with pytest.raises(PeerError, match="is not a member of this swarm"):
                 await back.call(Message(kind, HEADER), 5)
-
-
-async def test_a_relay_bounds_its_rooms_and_each_token_opens_once() -> None:
-    async with three(relay_limits=RelayLimits(rooms=2, rooms_per_user=1, join_seconds=0.5)) as nodes:
-        home = nodes.asker.get(nodes.home.id)
-        assert home is not None
-        with pytest.raises(PeerError, match="is not connected"):
-            await home.call(Message(ASK, {"node": Identity.generate().id}), 5)
-        room = await home.call(Message(ASK, {"node": nodes.target.id}), 5)
-        with pytest.raises(BusyError, match="1 rooms on this relay already"):
-            await home.call(Message(ASK, {"node": nodes.target.id}), 5)
-        url = f"http://{nodes.home_address[0]}:{nodes.home_address[1]}{PATH}"
-        async with ClientSession() as session:
-            with pytest.raises(WSServerHandshakeError, match="404"):
-                await session.ws_connect(url + "x" * 32)
-            socket = await session.ws_connect(url + room.header["token"])
-            with pytest.raises(WSServerHandshakeError, match="404"):
-                await session.ws_connect(url + room.header["token"])
-            assert (await socket.receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSED)  # nobody joined
-        async with asyncio.timeout(5):
-            while nodes.relay.rooms:  # noqa: ASYNC110 - the room has no event for tests
-                await asyncio.sleep(0.005)
-        assert nodes.relay._users == {} and nodes.relay._tokens == {}
-
-
-async def test_an_idle_room_is_closed() -> None:
-    tokens: asyncio.Queue[str] = asyncio.Queue()
-
-    async def on_join(peer: Peer, message: Message) -> None:
-        tokens.put_nowait(message.header["token"])
-
-    async with three(relay_limits=RelayLimits(idle_seconds=0.1)) as nodes:
-        nodes.target._handlers[JOIN] = on_join
-        home = nodes.asker.get(nodes.home.id)
-        assert home is not None
-        room = await home.call(Message(ASK, {"node": nodes.target.id}), 5)
-        url = f"http://{nodes.home_address[0]}:{nodes.home_address[1]}{PATH}"
-        async with ClientSession() as session:
-            left: ClientWebSocketResponse[Any] = await session.ws_connect(url + room.header["token"])
-            right: ClientWebSocketResponse[Any] = await session.ws_connect(url + await tokens.get())
-            await left.send_bytes(b"x" * 40_000)
-            got = b""
-            while len(got) < 40_000:
-                got += (await right.receive()).data
-            assert got == b"x" * 40_000
-            async with asyncio.timeout(5):
-                assert (await right.receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSED)
-
-
-@given(st.lists(st.tuples(st.integers(0, 5000), st.floats(0, 2)), max_size=50))
-def test_a_bucket_never_lets_more_through_than_rate_and_burst(steps: list[tuple[int, float]]) -> None:
-    bucket = Bucket(rate=1000.0, burst=3000.0)
-    now = through = 0.0
-    for count, pause in steps:
-        now += pause + bucket.take(count, now + pause)  # the caller waits as told
-        through += count
-        assert through <= 3000.0 + 1000.0 * now + count * 1e-6 + 1e-3
 
 
 @given(st.lists(st.floats(0, 100), max_size=60))
