@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from draft.base import Drafter, DraftStep, Expansion
+from draft.base import Drafter
 from swarm.errors import CoverageError, RunError
+from swarm.ring.absent import Absent
+from swarm.ring.drafting import Drafting
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.link import Loss, RingLink, StageRefused
 from swarm.ring.opening import OpenRun, StagePlan
+from swarm.ring.outcome import Tally
 from swarm.ring.receipt import RunAccount
 from swarm.ring.run import Committed, FinishReason, Opened, Recovering, RunEvent, StageInfo
 from swarm.ring.speculate import Speculation
@@ -25,26 +27,8 @@ Planner = Callable[[frozenset[bytes]], Sequence[StagePlan]]
 
 KEEP_EVERY_S = 10.0
 REPLAN_EVERY_S = 0.5
-BUSY_FORGET_S = 3.0
-LOST_FORGET_S = 4.0
-"""How long a stage that was lost is left out: doubled each time, so that one behind a short outage comes back."""
 LEAST_DEADLINE_S = 4.0
 DEADLINE_PASSES = 8.0
-
-
-@dataclass
-class Tally:
-    """What was measured on the way."""
-
-    started: float
-    first_token: float | None = None
-    ended: float = 0.0
-    passes: int = 0
-    rows: int = 0
-    recoveries: int = 0
-    lone_pass_ms: list[float] = field(default_factory=list)
-    pass_ms: list[float] = field(default_factory=list)
-    stage_us: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,10 +61,8 @@ class RunLoop:
         self.ring: tuple[StageInfo, ...] = ()
         self.prompt_tokens = len(parts.core.tokens)
         self.emitted: list[int] = []
-        self._lost: dict[bytes, float] = {}
-        self._strikes: dict[bytes, int] = {}
-        self._step: asyncio.Future[list[Expansion]] | None = None
-        self._begun: asyncio.Future[None] | None = None
+        self._absent = Absent()
+        self._drafting: Drafting | None = None
         self._opening: asyncio.Task[StageRefused | None] | None = None
         self._in_flight: dict[int, float] = {}
         self._last_reason = ""
@@ -89,14 +71,12 @@ class RunLoop:
 
     async def run(self) -> FinishReason:
         """Generate until the core is finished or the swarm is. Frees nothing: the desk closes the link."""
-        loop = asyncio.get_running_loop()
-        if self.parts.begin_drafter is not None:
-            self._begun = loop.run_in_executor(self.parts.draft_thread, self.parts.begin_drafter)
-            self._begun.add_done_callback(lambda _: self.link.wake.set())
+        parts = self.parts
+        self._drafting = Drafting(self.core, parts.drafter, parts.draft_thread, parts.begin_drafter, self.link.wake.set)
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                if not await self._form(self.parts.opening):
+                if not await self._form(parts.opening):
                     return "swarm_incomplete"
                 reason = await self._generate()
                 if self._opening is not None:
@@ -104,7 +84,7 @@ class RunLoop:
                 return reason
         finally:
             self.tally.ended = time.monotonic()
-            await self._settle_draft()
+            await self._drafting.settle()
 
     def flush(self) -> None:
         """Give out the text that was held back for a stop string that did not come."""
@@ -134,7 +114,8 @@ class RunLoop:
         if time.monotonic() - self._last_sent > KEEP_EVERY_S:
             self._last_sent = time.monotonic()
             await link.keep()
-        self._draft()
+        if self._drafting is not None:
+            self._drafting.go_on()
         loss = await self._wait()
         while link.answers and loss is None:
             self._take(*link.answers.popleft())
@@ -174,33 +155,6 @@ class RunLoop:
         usual = max(self.tally.pass_ms[-16:], default=2000.0) / 1000.0
         return LEAST_DEADLINE_S + DEADLINE_PASSES * usual
 
-    def _draft(self) -> None:
-        drafter = self.parts.drafter
-        if drafter is None or self._step is not None or (self._begun is not None and not self._begun.done()):
-            return
-        if self._begun is not None and self._begun.exception() is not None:
-            self.core.drafter_failed()
-            return
-        step = self.core.draft_work(time.monotonic())
-        if step is None:
-            return
-        self._step = asyncio.get_running_loop().run_in_executor(self.parts.draft_thread, _stepped, drafter, step)
-        self._step.add_done_callback(self._drafted)
-
-    def _drafted(self, step: asyncio.Future[list[Expansion]]) -> None:
-        self._step = None
-        if step.cancelled() or step.exception() is not None:
-            self.core.drafter_failed()
-        else:
-            self.core.drafted(step.result(), time.monotonic())
-        self.link.wake.set()
-
-    async def _settle_draft(self) -> None:
-        """Let the draft thread finish its step: nobody reads it, but the drafter must be whole for the next run."""
-        pending = [future for future in (self._step, self._begun) if future is not None and not future.done()]
-        if pending:
-            await asyncio.wait(pending)
-
     def _take(self, answer: Answer, at: float) -> None:
         sent = self._in_flight.pop(answer.seq, None)
         for seq in [s for s in self._in_flight if s < answer.seq]:
@@ -237,11 +191,10 @@ class RunLoop:
         deadline = time.monotonic() + self.parts.patience_s
         while True:
             now = time.monotonic()
-            excluded = frozenset(node for node, until in self._lost.items() if until > now)
             try:
-                stages = tuple(self.parts.planner(excluded))
+                stages = tuple(self.parts.planner(self._absent.now(now)))
             except CoverageError:
-                if not self._lost:
+                if not self._absent:
                     raise
                 if now > deadline:
                     if self.tally.first_token is None:
@@ -262,7 +215,7 @@ class RunLoop:
             refusal, self._opening = self._opening.result(), None
             assert refusal is not None
             self._last_reason = str(refusal)
-            self._exclude(refusal.node, refusal.busy)
+            self._absent.leave_out(refusal.node, time.monotonic(), briefly=refusal.busy)
             opening = replace(opening, epoch=opening.epoch + 1)
 
     def _signed(self, stages: Sequence[StagePlan]) -> Mapping[str, Any] | None:
@@ -274,14 +227,9 @@ class RunLoop:
             account = self.link.account = self.parts.order(stages)
             self._group.create_task(account.witness_order(stages))
         else:
-            lost = [node for node in self._lost if node in {stage.node for stage in self.link.opening.stages}]
+            lost = self._absent.ever(stage.node for stage in self.link.opening.stages)
             account.replan(stages, len(self.core.tokens), lost, self._last_reason)
         return account.header
-
-    def _exclude(self, node: bytes, busy: bool = False) -> None:
-        strikes = self._strikes[node] = self._strikes.get(node, -1) + (not busy)
-        wait = BUSY_FORGET_S if busy else LOST_FORGET_S * 2 ** min(strikes, 8)
-        self._lost[node] = time.monotonic() + wait
 
     def _loss_of(self, refusal: StageRefused) -> Loss:
         nodes = [stage.node for stage in self.link.opening.stages]
@@ -302,7 +250,7 @@ class RunLoop:
             lost = await self.parts.unreachable(stages)
         self._last_reason = loss.reason
         for node in lost:
-            self._exclude(node, loss.busy or loss.leaving)
+            self._absent.leave_out(node, time.monotonic(), briefly=loss.busy or loss.leaving)
         name = ", ".join(node.hex()[:8] for node in lost) or "no stage in particular"
         self.parts.emit(Recovering(name, loss.reason))
         self.tally.recoveries += not loss.leaving
@@ -313,10 +261,8 @@ class RunLoop:
         return await self._form(link.next_epoch(keep=self.core.held))
 
     def _can_do_without(self, node: bytes) -> bool:
-        now = time.monotonic()
-        excluded = {other for other, until in self._lost.items() if until > now}
         try:
-            self.parts.planner(frozenset({node, *excluded}))
+            self.parts.planner(self._absent.now(time.monotonic()) | {node})
         except CoverageError:
             return False
         return True
@@ -326,28 +272,11 @@ class RunLoop:
         infos = []
         stages = self.link.opening.stages
         for index, (plan, said) in enumerate(zip(stages, self.link.said or ({},) * len(stages), strict=True)):
-            spent = [us[index] / 1000.0 for us in self.tally.stage_us[-64:] if index < len(us)]
-            infos.append(self.parts.describe(plan, said, statistics.median(spent) if spent else 0.0))
+            infos.append(self.parts.describe(plan, said, self.tally.compute_ms(index, last=64) or 0.0))
         self.ring = tuple(infos)
         if self._announced != self.link.opening.epoch:
             self._announced = self.link.opening.epoch
             self.parts.emit(Opened(self.link.opening.run.hex(), self.ring))
-
-    def final_ring(self) -> tuple[StageInfo, ...]:
-        """The ring with what each stage's compute took, in the median, ms per pass."""
-        return tuple(
-            replace(
-                info,
-                compute_ms=round(statistics.median(us[i] / 1000.0 for us in self.tally.stage_us if i < len(us)), 3),
-            )
-            if any(i < len(us) for us in self.tally.stage_us)
-            else info
-            for i, info in enumerate(self.ring)
-        )
-
-
-def _stepped(drafter: Drafter, step: DraftStep) -> list[Expansion]:
-    return drafter.step(step)
 
 
 async def _refusal(opening: Awaitable[None]) -> StageRefused | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
+from swarm.errors import PeerError
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.opening import StagePlan
@@ -12,6 +14,7 @@ Reach = Callable[[StagePlan], Awaitable[Peer]]
 """Gives the connected peer of a stage. Raises PeerError."""
 
 DIAL_TIMEOUT_S = 8.0
+PING_TIMEOUT_S = 1.5
 
 
 def dialler(switchboard: Switchboard) -> Reach:
@@ -21,3 +24,19 @@ def dialler(switchboard: Switchboard) -> Reach:
         return await switchboard.peer(plan.node, plan.addresses, DIAL_TIMEOUT_S)
 
     return reach
+
+
+async def unreachable(reach: Reach, stages: Sequence[StagePlan]) -> frozenset[bytes]:
+    """Which of the stages do not answer a ping now."""
+
+    async def reached(stage: StagePlan) -> bool:
+        try:
+            async with asyncio.timeout(PING_TIMEOUT_S):
+                peer = await reach(stage)
+                await peer.ping(1)
+        except (TimeoutError, PeerError):
+            return False
+        return True
+
+    found = await asyncio.gather(*(reached(stage) for stage in stages))
+    return frozenset(stage.node for stage, ok in zip(stages, found, strict=True) if not ok)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import statistics
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
-from draft.base import Drafter
-from draft.calibrate import Calibration
 from receipts import ReceiptError
 from swarm.errors import PeerError, SwarmError, UsageError
 from swarm.model.rows import Layout
@@ -23,63 +19,21 @@ from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.control import Controller, Costs, Setting
 from swarm.ring.drive import RunLoop, RunParts
+from swarm.ring.facts import Drafting, DraftingSource, Memory, RoutePlanner, TargetFacts
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.link import RingLink
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
+from swarm.ring.outcome import for_receipt, summed_up
 from swarm.ring.prefix import KeptRun, PrefixCache
 from swarm.ring.private import PrivateBlocks, PrivateEnds
-from swarm.ring.reach import Reach, dialler
+from swarm.ring.reach import Reach, dialler, unreachable
 from swarm.ring.receipt import ReceiptPlan, RunAccount, exact
 from swarm.ring.run import Finished, FinishReason, RunEvent, RunRequest, RunResult, StageInfo
 from swarm.ring.speculate import Ending, Speculation
-from swarm.ring.text import Decode, TextStream
+from swarm.ring.text import TextStream
 
 SCRATCH: Mapping[str, int] = {"plain": 0, "chain": 64, "tree": 128, "stream": 192}
 CONTEXT_STEP = 64
-REACH_TIMEOUT_S = 1.5
-
-
-@dataclass(frozen=True)
-class TargetFacts:
-    """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text."""
-
-    model: str
-    context: int
-    eos: frozenset[int]
-    decode: Decode
-
-
-@dataclass(frozen=True)
-class Drafting:
-    """The drafters of one run. `inline` answers on the spot, `deferred` in the draft thread; both may be absent."""
-
-    name: str
-    inline: Drafter | None = None
-    deferred: Drafter | None = None
-
-
-RoutePlanner = Callable[[frozenset[bytes], int], Sequence[StagePlan]]
-"""The best route without the nodes named, leaving out that many layers at either end. Raises CoverageError."""
-
-
-class DraftingSource(Protocol):
-    """Where runs get their drafters."""
-
-    def make(self, request: RunRequest) -> Drafting:
-        """Drafters for one run."""
-
-    def give_back(self, drafting: Drafting) -> None:
-        """The run is over and its draft thread idle."""
-
-
-@dataclass
-class Memory:
-    """What runs over one ring learn for the next: measured costs, and how far each drafter is to be trusted."""
-
-    controllers: dict[tuple[object, ...], Controller] = field(default_factory=dict)
-    calibrations: tuple[Calibration, Calibration] = field(
-        default_factory=lambda: (Calibration(trust=0.9), Calibration())
-    )
 
 
 class Desk:
@@ -212,7 +166,7 @@ class Desk:
             begin_drafter=(lambda: deferred.begin(request.prompt_ids, request.sampling)) if deferred else None,
             emit=emit,
             describe=self._describe,
-            unreachable=self._unreachable,
+            unreachable=lambda stages: unreachable(self._reach, stages),
             patience_s=request.patience_s,
             order=self._ordering(request, opening),
         )
@@ -223,7 +177,7 @@ class Desk:
             await self._close(link, loop, collect=reason != "swarm_incomplete")
             result = self._result(request, loop, drafting.name, reason)
             if link.account is not None:
-                path = await link.account.write(result, _counts(loop), where)
+                path = await link.account.write(result, for_receipt(loop.tally, loop.core.counts), where)
                 result = replace(result, receipt=str(path))
             emit(Finished(result))
         except BaseException as error:
@@ -247,7 +201,9 @@ class Desk:
             return
         await self._close(link, loop, collect=reason == "cancelled")
         with contextlib.suppress(SwarmError, ReceiptError):
-            await link.account.write(self._result(request, loop, drafter, reason), _counts(loop), where)
+            await link.account.write(
+                self._result(request, loop, drafter, reason), for_receipt(loop.tally, loop.core.counts), where
+            )
 
     async def _close(self, link: RingLink, loop: RunLoop, collect: bool) -> None:
         """Once: every stage frees the run's memory before its reader hears that it is over."""
@@ -306,70 +262,23 @@ class Desk:
             held=opening.keep,
         )
 
-    async def _unreachable(self, stages: Sequence[StagePlan]) -> frozenset[bytes]:
-        """Which of the stages do not answer a ping of ours now."""
-
-        async def reached(stage: StagePlan) -> bool:
-            try:
-                async with asyncio.timeout(REACH_TIMEOUT_S):
-                    peer = await self._reach(stage)
-                    await peer.ping(1)
-            except (TimeoutError, PeerError):
-                return False
-            return True
-
-        found = await asyncio.gather(*(reached(stage) for stage in stages))
-        return frozenset(stage.node for stage, ok in zip(stages, found, strict=True) if not ok)
-
     def _result(self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason) -> RunResult:
-        tally, core = loop.tally, loop.core
-        text = loop.parts.text
-        new = tuple(loop.emitted)
-        seconds = tally.ended - tally.started
-        first = tally.first_token if tally.first_token is not None else tally.ended
-        decoding = tally.ended - first
-        speed = (len(new) - 1) / decoding if len(new) > 1 and decoding > 0 else len(new) / max(seconds, 1e-9)
-        pass_ms = statistics.median(tally.lone_pass_ms[1:] or tally.pass_ms[1:] or tally.pass_ms or [0.0])
-        sent = core.counts.drafted_rows
-        return RunResult(
-            text=text.text,
-            token_ids=new,
-            prompt_token_ids=request.prompt_ids,
-            new_tokens=len(new),
-            seconds=round(seconds, 6),
-            ttft_seconds=round(first - tally.started, 6),
-            tokens_per_second=round(speed, 3),
-            passes=tally.passes,
-            tokens_per_pass=round(len(new) / max(1, tally.passes), 3),
-            rows_sent=tally.rows,
-            acceptance=round(core.counts.accepted / sent, 4) if sent else 0.0,
+        return summed_up(
+            request,
+            loop.tally,
+            loop.core.counts,
+            reason,
+            text=loop.parts.text.text,
+            tokens=loop.emitted,
+            ring=loop.ring,
             drafter=drafter,
-            speculation=request.speculation,
-            ring=loop.final_ring(),
-            finish_reason=reason,
-            receipt=None,
             run_id=loop.link.opening.run.hex(),
-            pass_ms=round(pass_ms, 3),
-            plain_estimate_tokens_per_second=round(1000.0 / pass_ms, 3) if pass_ms else 0.0,
-            cached_prompt_tokens=loop.parts.opening.keep,
-            recoveries=tally.recoveries,
+            cached=loop.parts.opening.keep,
         )
 
 
 def _route(stages: Sequence[StagePlan]) -> tuple[tuple[bytes, int, int], ...]:
     return tuple((stage.node, stage.first, stage.last) for stage in stages)
-
-
-def _counts(loop: RunLoop) -> dict[str, int]:
-    """Draft statistics for the receipt."""
-    counts = loop.core.counts
-    return {
-        "passes": loop.tally.passes,
-        "rows_sent": loop.tally.rows,
-        "drafted": counts.drafted_rows,
-        "accepted": counts.accepted,
-        "recoveries": loop.tally.recoveries,
-    }
 
 
 def _single(error: BaseException) -> BaseException:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from typing import Any
 
 from receipts import ReceiptError
@@ -20,24 +19,19 @@ from swarm.model.rows import check_untrusted
 from swarm.net.message import Message
 from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
-from swarm.ring.account import StageAccount, measure
+from swarm.ring.account import measure
 from swarm.ring.admit import HostedModel, StageLimits, admit
 from swarm.ring.compute import Computed
 from swarm.ring.ending import Ending, nobody_untrusted, post, settle_untrusted
+from swarm.ring.forming import Forming
 from swarm.ring.frame import (
     DOWN,
-    Answer,
-    Frame,
-    encode_answer,
-    encode_frame,
     parse_frame_untrusted,
 )
 from swarm.ring.notary import Notary
 from swarm.ring.opening import (
     UP,
-    OpenRun,
     Word,
-    encode_open,
     encode_release,
     encode_word,
     parse_open_untrusted,
@@ -45,12 +39,11 @@ from swarm.ring.opening import (
 )
 from swarm.ring.pump import Pump
 from swarm.ring.reach import Reach, dialler
-from swarm.ring.replay import leading_fresh, replay_frames
+from swarm.ring.sender import Sender
 from swarm.ring.session import Arrived, StageSession
 
 log = logging.getLogger(__name__)
 
-ATTACH_TIMEOUT_S = 10.0
 EXPIRE_EVERY_S = 1.0
 HAND_OVER_S = 3.0
 """What a leaving stage keeps of its time for runs that have to move."""
@@ -78,15 +71,19 @@ class StageServer:
         self.sessions: dict[bytes, StageSession] = {}
         self.draining = False
         self._switchboard = switchboard
-        self._reach = reach or dialler(switchboard)
         self._admitted = admitted
-        self._notary = notary
         self._pump = Pump(self.sessions, self.limits.row_budget, threads, self._dispatch)
+        self._sender = Sender(switchboard, self._lose, self._spawn)
+        self._forming = Forming(
+            self.sessions, reach or dialler(switchboard), notary, self._sender, self._device, self._spawn
+        )
         self._ending = Ending(switchboard, self._free, self._lose)
         self._idle = asyncio.Event()
         self._idle.set()
-        self._arrival = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
+
+    def _device(self) -> str:
+        return self.hosted.device if self.hosted is not None else ""
 
     def handlers(self) -> Mapping[str, Handler]:
         """What the node's switchboard calls for messages of peers."""
@@ -141,7 +138,7 @@ class StageServer:
 
     def peer_opened(self) -> None:
         """A peer connected: an answer may be waiting for it."""
-        self._arrival.set()
+        self._sender.peer_opened()
 
     def peer_closed(self, peer: Peer) -> None:
         """A peer is gone: runs that pass frames to it lose a stage."""
@@ -183,7 +180,7 @@ class StageServer:
             below, before = (old.downstream, old.opening) if old is not None else (None, opening)
             session, fresh = admit(self.sessions, self.hosted, self.limits, opening, peer, self.draining)
             try:
-                opening = self._sign(session, opening, old, fresh)
+                opening = self._forming.sign(session, opening, old, fresh)
             except BaseException:
                 self._free(session)
                 raise
@@ -198,51 +195,10 @@ class StageServer:
         session.fresh = fresh
         self._idle.clear()
         session.stop_tasks()
-        session.tasks.append(self._spawn(self._send(session)))
+        session.tasks.append(self._spawn(self._sender.run(session)))
         if session.account is not None:
             session.tasks.append(self._spawn(measure(peer, session.account.record.inbound)))
-        if session.is_last:
-            self._spawn(self._tell_opened(session, Word("opened", opening.run, opening.epoch, record=opening.record)))
-        else:
-            self._spawn(self._open_next(session))
-
-    def _sign(self, session: StageSession, opening: OpenRun, old: StageSession | None, fresh: bool) -> OpenRun:
-        """Accept this node's part in writing; the opening that goes on says so.
-
-        `old` is this run's session of the epoch before, whether its layers are the same or not.
-        """
-        if opening.record is None or self._notary is None:
-            return opening
-        earlier = old.account if old is not None else None
-        past = None
-        if opening.keep and not fresh:
-            base = self.sessions.get(opening.base)
-            past = earlier.past if earlier is not None else base.past if base is not None else None
-        session.account = StageAccount(self._notary, opening, earlier, past)
-        part = session.account.record.part
-        if (part.first, part.last) != (opening.me.first, opening.me.last):
-            raise PeerError("expected the ring to follow the signed order, found other layers")
-        session.opening = replace(opening, record=session.account.accepted)
-        return session.opening
-
-    async def _open_next(self, session: StageSession) -> None:
-        """Dial the next stage and tell it of the run. Frames follow at once, unless it may have to be replayed."""
-        opening = session.opening
-        following = opening.following()
-        try:
-            peer = await self._reach(following.me)
-            await peer.send(encode_open(following), flow=session.run)
-        except PeerError as error:
-            word = Word("opened", opening.run, opening.epoch, (), following.me.node, False, -1, str(error))
-            await post(session.upstream, encode_word(word))
-            return
-        if session.opening is opening:
-            session.downstream = peer
-            session.warmth.enter_context(peer.warm())
-            if session.account is not None:
-                session.tasks.append(self._spawn(measure(peer, session.account.record.outbound)))
-            if not opening.keep:
-                session.ready.set()
+        self._spawn(self._forming.go_on(session, session.opening))
 
     def _take_frame(self, peer: Peer, message: Message) -> None:
         frame = parse_frame_untrusted(message)
@@ -309,29 +265,11 @@ class StageServer:
             return
         match word.do:
             case "opened" if not word.refused:
-                self._spawn(self._tell_opened(session, word))
+                self._spawn(self._forming.stands(session, word))
             case "half":
                 settle_untrusted(session, word.record)
             case _:
                 await post(session.upstream, message)
-
-    async def _tell_opened(self, session: StageSession, word: Word) -> None:
-        """All stages below stand: replay to those that are new, then let frames through and say so upstream."""
-        opening = session.opening
-        newcomers = leading_fresh(word.said)
-        try:
-            if opening.keep and newcomers and not session.fresh and session.downstream is not None:
-                for frame in replay_frames(session, opening.index + newcomers):
-                    await self._give(session, session.downstream, frame.seq, encode_frame(frame))
-        except SwarmError as error:
-            node = opening.stages[opening.index + 1].node
-            refusal = Word("opened", opening.run, opening.epoch, (), node, False, -1, str(error))
-            await post(session.upstream, encode_word(refusal))
-            return
-        session.ready.set()
-        device = self.hosted.device if self.hosted is not None else ""
-        me = {"device": device, "layers": [opening.me.first, opening.me.last], "fresh": session.fresh}
-        await post(session.upstream, encode_word(replace(word, said=(me, *word.said))))
 
     def _lose(self, session: StageSession, stage: int, reason: str) -> None:
         """Tell the requester, through the stages before this one, that stage number `stage` is gone or failing."""
@@ -341,7 +279,7 @@ class StageServer:
         word = Word(do, session.run, session.opening.epoch, stage=stage, reason=reason)
         self._spawn(post(session.upstream, encode_word(word)))
 
-    # Computing and sending
+    # Computing
 
     def _dispatch(self, done: Computed) -> None:
         session, frame = done.session, done.arrived.frame
@@ -356,39 +294,6 @@ class StageServer:
             self._lose(session, session.opening.index, done.error)
         elif done.out is not None:
             session.outbox.put_nowait(done.out)
-
-    async def _send(self, session: StageSession) -> None:
-        """Send what the pump leaves in the outbox, in order: frames downstream, answers to the requester."""
-        outbox, ready = session.outbox, session.ready
-        try:
-            while True:
-                out = await outbox.get()
-                if isinstance(out, Frame):
-                    await ready.wait()
-                    assert session.downstream is not None
-                    await self._give(session, session.downstream, out.seq, encode_frame(out))
-                else:
-                    await self._answer(session, out)
-        except PeerError as error:
-            self._lose(session, session.opening.index + 1, str(error))
-
-    async def _answer(self, session: StageSession, answer: Answer) -> None:
-        """To the requester, over the connection that it made; it may come a moment after the first answer."""
-        async with asyncio.timeout(ATTACH_TIMEOUT_S):
-            while (requester := self._switchboard.get(session.opening.requester)) is None:
-                self._arrival.clear()
-                await self._arrival.wait()
-        if not session.measured_back:
-            session.measured_back = True
-            session.warmth.enter_context(requester.warm())
-            if session.account is not None:
-                session.tasks.append(self._spawn(measure(requester, session.account.record.outbound)))
-        await self._give(session, requester, answer.seq, encode_answer(answer))
-
-    async def _give(self, session: StageSession, peer: Peer, seq: int, message: Message) -> None:
-        if session.account is not None:
-            session.account.gave(seq, message)
-        await peer.send(message, flow=session.run)
 
     # Ending
 

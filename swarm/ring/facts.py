@@ -1,0 +1,57 @@
+"""What the runs of one requester share: the model, where routes and drafters come from, what earlier runs learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from draft.base import Drafter
+from draft.calibrate import Calibration
+from swarm.ring.control import Controller
+from swarm.ring.opening import StagePlan
+from swarm.ring.run import RunRequest
+from swarm.ring.text import Decode
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text."""
+
+    model: str
+    context: int
+    eos: frozenset[int]
+    decode: Decode
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """The drafters of one run. `inline` answers on the spot, `deferred` in the draft thread; both may be absent."""
+
+    name: str
+    inline: Drafter | None = None
+    deferred: Drafter | None = None
+
+
+RoutePlanner = Callable[[frozenset[bytes], int], Sequence[StagePlan]]
+"""The best route without the nodes named, leaving out that many layers at either end. Raises CoverageError."""
+
+
+class DraftingSource(Protocol):
+    """Where runs get their drafters."""
+
+    def make(self, request: RunRequest) -> Drafting:
+        """Drafters for one run."""
+
+    def give_back(self, drafting: Drafting) -> None:
+        """The run is over and its draft thread idle."""
+
+
+@dataclass
+class Memory:
+    """What runs over one ring learn for the next: measured costs, and how far each drafter is to be trusted."""
+
+    controllers: dict[tuple[object, ...], Controller] = field(default_factory=dict)
+    calibrations: tuple[Calibration, Calibration] = field(
+        default_factory=lambda: (Calibration(trust=0.9), Calibration())
+    )

@@ -1,0 +1,53 @@
+"""What comes late, from a ring that was given up, changes nothing at either end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from swarm.model.rows import Layout, no_commits
+from swarm.model.sampler import Sampling
+from swarm.net.message import Message
+from swarm.ring.frame import Answer, Frame
+from swarm.ring.link import RingLink
+from swarm.ring.opening import OpenRun, StagePlan, Word
+from swarm.ring.replay import certain_rows
+from swarm.ring.session import StageSession
+
+RUN = bytes(16)
+
+
+def opening(epoch: int) -> OpenRun:
+    stages = (StagePlan(b"a" * 32, (), 0, 3), StagePlan(b"b" * 32, (), 3, 6))
+    return OpenRun(RUN, epoch, b"r" * 32, "m", "float32", Layout(8, 64), Sampling(), stages)
+
+
+def answer(epoch: int) -> Answer:
+    none: Any = np.zeros(0, np.int32)
+    return Answer(RUN, epoch, 0, none, none, none, none, none, none)
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+async def test_an_answer_of_another_epoch_is_ignored(epoch: int) -> None:
+    async def nobody(plan: StagePlan) -> Any:
+        raise AssertionError("nobody is dialled")
+
+    link = RingLink(nobody, opening(1))
+    link.take_answer(answer(epoch), Message("ring.answer", {}))
+    for do in ("lost", "leave", "opened"):
+        link.take_word(Word(do, RUN, epoch, stage=1, reason="late"))
+    link.take_end({"epoch": epoch, "do": "closed"})
+    assert not link.answers and not link.losses and not link.wake.is_set()
+    link.take_answer(answer(1), Message("ring.answer", {}))
+    assert len(link.answers) == 1 and link.wake.is_set()
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_frame_of_another_epoch_is_ignored(epoch: int) -> None:
+    session = StageSession(opening(1), None, None, None, 0.0)  # type: ignore[arg-type]
+    rows = certain_rows(Layout(8, 64), 0, [1, 2])
+    assert not session.accept_untrusted(Frame(RUN, epoch, 7, no_commits(), rows))
+    assert session.last_seq == -1
+    assert session.accept_untrusted(Frame(RUN, 1, 0, no_commits(), rows))
