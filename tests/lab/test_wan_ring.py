@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from swarm.local import LocalRing, LocalSwarm, local_ring
 from tests.lab.lab import HostSpec, Lab, lab
-from tests.ring.test_processes import LAYERS, expected, folder
+from tests.ring.test_processes import LAYERS, busy, expected, folder
 
 __all__ = ["folder"]  # a fixture, used by name
 
@@ -22,13 +23,15 @@ BAD = HostSpec(delay_ms=10.0, loss_percent=1.0, jitter_ms=5.0)
 
 
 @asynccontextmanager
-async def wan(folder: Path, state: Path, host: HostSpec) -> AsyncIterator[tuple[Lab, LocalRing]]:
-    """Three nodes and a requester, each on a host of this kind."""
+async def wan(
+    folder: Path, state: Path, host: HostSpec, layers: list[tuple[int, int]] = LAYERS
+) -> AsyncIterator[tuple[Lab, LocalRing]]:
+    """A node for each of `layers` and a requester, each on a host of this kind; the requester's is the last."""
     words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(state / "models"))
-    async with lab(*(host,) * 4, single_packets=True) as net:
+    async with lab(*(host,) * (len(layers) + 1), single_packets=True) as net:
         *places, asker = (net.place(name) for name in net.hosts)
         swarm = LocalSwarm(state, str(folder), arguments=words, places=tuple(places), requester=asker)
-        async with local_ring(swarm, LAYERS) as ring:
+        async with local_ring(swarm, layers) as ring:
             yield net, ring
 
 
@@ -54,6 +57,36 @@ async def test_a_lossy_jittery_path_and_a_partition_change_no_token(folder: Path
         result = await asking
         assert result["token_ids"] == expected(folder, result["prompt_token_ids"], 150)
         assert result["finish_reason"] == "length"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seconds", [30, 120])
+async def test_a_long_partition_is_routed_around_and_heals(folder: Path, tmp_path: Path, seconds: int) -> None:
+    """The host of a stage is cut off from everybody, in silence; the run ends over another while it still is."""
+    common = ("--ignore-eos", "--models", str(tmp_path / "models"), "--speculation", "plain")
+    async with wan(folder, tmp_path, HostSpec(delay_ms=12.5), [*LAYERS, (2, 4)]) as (net, ring):
+        asking = asyncio.create_task(ring.generate("Once upon", "--max-tokens", "300", *common))
+        twins = [node for node in ring.nodes if node.layers == (2, 4)]
+        victim = await busy(ring, twins)
+        host = next(name for name in net.hosts if str(victim.ready["listen"]).startswith(net.address(name) + ":"))
+        net.link(host, "down")
+        begun = asyncio.get_running_loop().time()
+        result = await asking
+        assert asyncio.get_running_loop().time() - begun < seconds, "the run waited for the partition to end"
+        assert result["recoveries"] >= 1
+        assert result["token_ids"] == expected(folder, result["prompt_token_ids"], 300)
+        await asyncio.sleep(max(0.0, begun + seconds - asyncio.get_running_loop().time()))
+        net.link(host, "up")
+        async with asyncio.timeout(120):
+            while {node["standing"] for node in (await status(ring))["nodes"]} != {"up"}:
+                pass  # to ask takes its time
+        again = await ring.generate("Once upon", "--max-tokens", "40", *common)
+        assert again["token_ids"] == result["token_ids"][:40] and again["recoveries"] == 0
+
+
+async def status(ring: LocalRing) -> dict[str, Any]:
+    return await ring.run("status", "--swarm", ring.invite, "--state", str(ring.swarm.state / "looker"))
 
 
 @pytest.mark.soak

@@ -132,13 +132,14 @@ class Confused:
 
 @pytest.fixture
 def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
-    """`async with make_ring([(0, 3), (3, 6)]) as ring`."""
+    """`async with make_ring([(0, 3), (3, 6)]) as ring`. `full`: numbers of the stages without room for a session."""
 
     @asynccontextmanager
     async def make(
         blocks: Sequence[tuple[int, int]],
         limits: StageLimits | None = None,
         kv_bytes: int = 64 << 20,
+        full: Sequence[int] = (),
         keep_s: float = 0.0,
         bad_drafter: bool = False,
         dtype: torch.dtype = torch.float32,
@@ -147,7 +148,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
         manifest = checkpoint.manifest
         async with AsyncExitStack() as stack:
             stages: list[Stage] = []
-            for first, last in blocks:
+            for index, (first, last) in enumerate(blocks):
                 block = load_block(checkpoint, first, last, torch.device("cpu"), dtype)
                 identity = Identity.generate()
                 holder: list[StageServer] = []
@@ -156,7 +157,9 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                     opened=lambda peer, h=holder: h[0].peer_opened(),
                     closed=lambda peer, h=holder: h[0].peer_closed(peer),
                 )
-                hosted = HostedModel(manifest.digest, block, KVPool(block, kv_bytes), "cpu", identity.id)
+                hosted = HostedModel(
+                    manifest.digest, block, KVPool(block, 1000 if index in full else kv_bytes), "cpu", identity.id
+                )
                 server = StageServer(hosted, board, limits)
                 holder.append(server)
                 for kind, handler in server.handlers().items():

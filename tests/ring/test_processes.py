@@ -85,7 +85,7 @@ async def test_a_run_survives_kill_minus_nine(folder: Path, tmp_path: Path) -> N
         asking = asyncio.create_task(ring.generate("Once upon", "--max-tokens", "200", *common))
         async with asyncio.timeout(60):
             twins = [node for node in ring.nodes if node.layers == (2, 4)]
-            victim = await _busy(ring, twins)
+            victim = await busy(ring, twins)
         victim.send_signal(signal.SIGKILL)
         result = await asking
         assert result["recoveries"] == 1
@@ -97,7 +97,7 @@ async def test_a_run_survives_kill_minus_nine(folder: Path, tmp_path: Path) -> N
         assert {twin.id for twin in twins} <= served
 
 
-async def _busy(ring: LocalRing, among: list[LocalNode]) -> LocalNode:
+async def busy(ring: LocalRing, among: list[LocalNode]) -> LocalNode:
     """Which of these nodes has a session open now."""
     while True:
         status = await ring.run("status", "--swarm", ring.invite, "--state", str(ring.swarm.state / "looker"))

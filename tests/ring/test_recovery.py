@@ -9,9 +9,11 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
 from swarm.errors import RunError
+from swarm.model.block import Block
 from swarm.model.sampler import Sampling
 from swarm.ring import drive, link
 from swarm.ring.admit import StageLimits
@@ -167,3 +169,39 @@ async def test_only_the_head_sees_token_ids(make_ring: Callable[..., Any], monke
     async with make_ring([(0, 3), (3, 6)]) as ring:
         await disturbed(ring, RunRequest((1, 2, 3), max_tokens=8), [], 10**6)
     assert seen[3] == {-1} and -1 not in seen[0]
+
+
+async def test_a_full_stage_is_left_out(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM) -> None:
+    async with make_ring(SPARE, full=[0, 1]) as ring:
+        result, _ = await disturbed(ring, RunRequest((1, 2, 3), max_tokens=30), [], 10**6)
+        assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)
+        assert {s.node for s in result.ring}.isdisjoint(ring.stages[i].plan.node.hex() for i in (0, 1))
+
+
+async def test_a_full_stage_is_no_replacement(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM) -> None:
+    async with make_ring([*SPARE, (2, 4)], full=[4]) as ring:
+        result, _ = await disturbed(ring, RunRequest((1, 2, 3), max_tokens=30), [1], 5)
+        assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)
+        assert ring.stages[6].plan.node.hex() in {s.node for s in result.ring}
+
+
+async def test_a_stage_that_cannot_compute_is_left_out_and_lives(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is out of memory, say: the run goes elsewhere, and the node serves the next one."""
+    whole, failed = Block.forward, []
+    async with make_ring(SPARE) as ring:
+
+        def forward(self: Block, jobs: Any) -> Any:
+            if self.first == 2 and len(failed) < 1 and jobs[0].rows.position[0] > 5:
+                failed.append(self)
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(self, jobs)
+
+        monkeypatch.setattr(Block, "forward", forward)
+        result, news = await disturbed(ring, RunRequest((1, 2, 3), max_tokens=30), [], 10**6)
+        assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)
+        assert failed and len(news) == 1 and "out of memory" in news[0].reason
+        again, _ = await disturbed(ring, RunRequest((1, 2, 3), max_tokens=30), [], 10**6)
+        assert again.token_ids == result.token_ids and again.recoveries == 0
+        assert ring.stages[1].plan.node.hex() in {s.node for s in again.ring}

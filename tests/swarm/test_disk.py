@@ -162,6 +162,7 @@ MAY_WRITE = {
     "swarm/bench.py": "results of benchmarks",
     "swarm/chat_commands.py": "a file that the user asked for, never over another",
     "swarm/chat_view.py": "the lines typed, kept by prompt_toolkit",
+    "swarm/cli/main.py": "nowhere: what is said to a reader that left",
     "swarm/cli/docs.py": "a page of this repository",
     "swarm/cli/verify.py": "a drawing that the user asked for",
     "draft/card.py": "a drafter in a folder of its own",
