@@ -41,11 +41,13 @@ class Before:
 class RunRows:
     """The frames of one stage in one epoch; `inbound` and `outbound` are what `StageRecord` keeps them with."""
 
-    def __init__(self, store: RowStore, folder: Path) -> None:
+    def __init__(self, store: RowStore, folder: Path, lost: str = "") -> None:
         self._store = store
         self._folder = folder
-        self._files: dict[str, BinaryIO] = {name: (folder / name).open("ab") for name in ("in", "out")}
-        self.lost = ""
+        self._files: dict[str, BinaryIO] = {}
+        if not lost:
+            self._files = {name: (folder / name).open("ab") for name in ("in", "out")}
+        self.lost = lost
         """Why frames are missing; empty while all are kept."""
 
     def inbound(self, seq: int, head: Buffer, body: Buffer) -> None:
@@ -78,7 +80,10 @@ class RunRows:
 
     def _lose(self, why: str) -> None:
         self.lost = why
-        (self._folder / "lost").touch()
+        try:
+            (self._folder / "lost").touch()
+        except OSError:  # no room to say so: then nothing of it is kept
+            self._store.forget(self._folder)
 
 
 class RowStore:
@@ -98,14 +103,27 @@ class RowStore:
         return self._bytes
 
     def begin(self, order: str, epoch: int, salt_leaves: tuple[bytes, bytes], now_s: int) -> RunRows:
-        """Keep the frames of a stage of the run with this order digest; `salt_leaves` as from `Opening.salt_leaves`."""
+        """Keep the frames of a stage of the run with this order digest; `salt_leaves` as from `Opening.salt_leaves`.
+
+        Where that cannot be begun, for a full disk say, they are lost from the start.
+        """
         self.expire(now_s)
         run = self._folder / f"{now_s:012d}-{order}-{epoch}"
-        run.mkdir(exist_ok=True)
-        (run / "salts").write_bytes(salt_leaves[0] + salt_leaves[1])
+        try:
+            run.mkdir(exist_ok=True)
+            (run / "salts").write_bytes(salt_leaves[0] + salt_leaves[1])
+            rows = RunRows(self, run)
+        except OSError as exc:
+            self.forget(run)
+            return RunRows(self, run, str(exc))
         with self._lock:
             self._open.add(run)
-        return RunRows(self, run)
+        return rows
+
+    def forget(self, run: Path) -> None:
+        """Keep nothing of a run."""
+        if run.is_dir():
+            self._remove(run)
 
     def closed(self, run: Path) -> None:
         with self._lock:

@@ -31,6 +31,7 @@ from swarm.ring.frame import (
 from swarm.ring.notary import Notary
 from swarm.ring.opening import (
     UP,
+    OpenRun,
     Word,
     encode_release,
     encode_word,
@@ -185,9 +186,11 @@ class StageServer:
                 self._free(session)
                 raise
         except (SwarmError, ReceiptError) as error:
-            busy = isinstance(error, BusyError)
-            word = Word("opened", opening.run, opening.epoch, (), self._switchboard.id, busy, -1, str(error))
-            self._spawn(post(peer, encode_word(word)))
+            self._refuse(peer, opening, str(error), isinstance(error, BusyError))
+            return
+        except Exception:
+            log.exception("a session could not be opened")
+            self._refuse(peer, opening, "that node failed inside while it opened a session", False)
             return
         if below is not None and below.id not in {stage.node for stage in opening.stages}:
             self._spawn(post(below, encode_release(before), opening.run))
@@ -199,6 +202,10 @@ class StageServer:
         if session.account is not None:
             session.tasks.append(self._spawn(measure(peer, session.account.record.inbound)))
         self._spawn(self._forming.go_on(session, session.opening))
+
+    def _refuse(self, peer: Peer, opening: OpenRun, why: str, busy: bool) -> None:
+        word = Word("opened", opening.run, opening.epoch, (), self._switchboard.id, busy, -1, why)
+        self._spawn(post(peer, encode_word(word)))
 
     def _take_frame(self, peer: Peer, message: Message) -> None:
         frame = parse_frame_untrusted(message)

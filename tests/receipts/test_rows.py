@@ -181,3 +181,37 @@ def test_what_is_no_longer_kept_is_not_promised(tmp_path: Path) -> None:
     assert store.link("bb" * 32, 0, [Before("bb" * 32, 0, 0, 30)]) == ()  # still open
     assert store.link("bb" * 32, 0, [Before("aa" * 32, 0, 1, 30)] * 65) == ()
     rows.close()
+
+
+@pytest.mark.parametrize("step", ["mkdir", "write_bytes"])
+def test_a_disk_that_is_full_from_the_start_loses_the_rows_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = RowStore(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, step, full)
+        rows = store.begin("aa" * 32, 0, LEAVES, NOW)
+    rows.inbound(0, b"head", b"body")
+    rows.close()
+    assert "No space" in rows.lost
+    with pytest.raises(ReceiptError, match="not kept here"):
+        ask(store, "aa")
+    assert list(tmp_path.iterdir()) == [] and store.used_bytes == 0
+
+
+def test_where_not_even_the_loss_can_be_noted_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = RowStore(tmp_path, max_bytes=10)
+    rows = store.begin("aa" * 32, 0, LEAVES, NOW)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "touch", full)
+        rows.inbound(0, b"head", b"body")
+    rows.outbound(0, b"head", b"body")
+    rows.close()
+    with pytest.raises(ReceiptError, match="not kept here"):
+        ask(store, "aa")
