@@ -19,8 +19,8 @@ from swarm.net.limits import Limits
 from swarm.net.message import Envelope, pack_header, unpack_untrusted
 from swarm.net.nodeid import short_id
 from swarm.net.pace import Road, read_road
-from swarm.net.ping import PingRun, PingSeries
-from swarm.net.record import LENGTH_BYTES, MAX_CIPHERTEXT, TAG_BYTES, Opener
+from swarm.net.ping import Pings, PingSeries
+from swarm.net.record import RecordReader
 from swarm.net.writer import CHUNK_BYTES, Writer
 
 READ_BYTES = 128 * 1024
@@ -54,21 +54,17 @@ class Channel(asyncio.BufferedProtocol):
         self.closed_reason: str | None = None
         self.on_message: Callable[[Envelope, int], None] = lambda envelope, size: None
         self.on_closed: Callable[[], None] = lambda: None
-        self.seen_ping: PingSeries | None = None
         self.received_bytes = 0
         self._limits = limits
         self._remote_message_bytes = established.message_bytes
-        self._opener = Opener(established.receive_key)
+        self._reader = RecordReader(established.receive_key, READ_BYTES)
         self._writer = Writer(established.send_key, Outbox(2 * established.message_bytes), self._on_wrote)
         self._inbox = Inbox(limits)
-        self._read_buffer = bytearray(READ_BYTES)
-        self._filled = 0
+        self._pings = Pings(Chunk.PROBE)
         self._transport: asyncio.Transport | None = None
         self._read_paused = False
         self._leaving: str | None = None
         self._bye_seen = False
-        self._ping: tuple[PingRun, asyncio.Future[PingSeries]] | None = None
-        self._seen_run: PingRun | None = None
         self._room = asyncio.Event()
         self._closed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -134,12 +130,16 @@ class Channel(asyncio.BufferedProtocol):
     async def ping(self, count: int) -> PingSeries:
         """Run one ping-pong-ping series; a second caller joins the one under way. Raises PeerError when closed."""
         self._check_open()
-        if self._ping is None:
-            run = PingRun(Chunk.PROBE)
-            self._ping = (run, asyncio.get_running_loop().create_future())
-            self._writer.control(run.start(count, _now_us()))
+        waiting, first = self._pings.begin(count, _now_us())
+        if first is not None:
+            self._writer.control(first)
             self._writer.pump()
-        return await asyncio.shield(self._ping[1])
+        return await asyncio.shield(waiting)
+
+    @property
+    def seen_ping(self) -> PingSeries | None:
+        """The latest series that the other side began."""
+        return self._pings.seen
 
     def warm(self, burst_bytes: int) -> Callable[[], None]:
         """Keep the congestion window open with padding while nothing else is sent; call the result to end it."""
@@ -205,10 +205,7 @@ class Channel(asyncio.BufferedProtocol):
                 self._transport.abort()
             else:
                 self._transport.close()
-        if self._ping is not None:
-            self._ping[1].set_exception(PeerError(reason))
-            self._ping[1].exception()  # seen, also where nobody waits any more
-            self._ping = None
+        self._pings.end(reason)
         self._room.set()
         self._closed.set()
         self.on_closed()
@@ -246,34 +243,18 @@ class Channel(asyncio.BufferedProtocol):
         self._writer.resume()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return memoryview(self._read_buffer)[self._filled :]
+        return self._reader.space
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._filled += nbytes
         self.received_bytes += nbytes
         self._last_heard = time.monotonic()
         try:
-            self._read_records()
+            for record in self._reader.take_untrusted(nbytes):
+                self._take_record_untrusted(record)
+                if self.closed_reason is not None:
+                    return
         except PeerError as exc:
             self.close(str(exc))
-
-    def _read_records(self) -> None:
-        """Open every whole record in the buffer and move the rest to its front."""
-        start = 0
-        with memoryview(self._read_buffer) as view:
-            while self._filled - start >= LENGTH_BYTES and self.closed_reason is None:
-                length = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
-                if not TAG_BYTES < length <= MAX_CIPHERTEXT:
-                    raise PeerError(f"expected a record of {TAG_BYTES + 1} to {MAX_CIPHERTEXT} bytes, found {length}")
-                end = start + LENGTH_BYTES + length
-                if end > self._filled:
-                    break
-                self._take_record_untrusted(self._opener.open_untrusted(view[start + LENGTH_BYTES : end]))
-                start = end
-            rest = self._filled - start
-            if start and rest:
-                view[:rest] = view[start : self._filled]
-        self._filled = rest
 
     def _take_record_untrusted(self, record: bytes) -> None:
         kind = record[0]
@@ -285,7 +266,10 @@ class Channel(asyncio.BufferedProtocol):
         if self._bye_seen:
             raise PeerError("expected nothing after a goodbye, found a record")
         if kind == Chunk.PROBE:
-            self._take_probe_untrusted(record)
+            answer = self._pings.take_untrusted(record, _now_us())
+            if answer is not None:
+                self._writer.control(answer)
+                self._writer.pump()
             return
         complete = self._inbox.take_untrusted(record)
         if complete is not None:
@@ -303,25 +287,6 @@ class Channel(asyncio.BufferedProtocol):
         text = record[2 : 2 + 4 * MAX_REASON_CHARS].decode("utf-8", "replace")
         self.leave("".join(c for c in text if c.isprintable()) or "the other side left")
         self._end_if_done()
-
-    def _take_probe_untrusted(self, record: bytes) -> None:
-        now = _now_us()
-        if self._ping is not None and record[1:9] == self._ping[0].id:
-            run, waiting = self._ping
-            answer = run.take_untrusted(record, now)
-            if run.result is not None:
-                self._ping = None
-                waiting.set_result(run.result)
-        else:
-            if self._seen_run is None:
-                self._seen_run = PingRun(Chunk.PROBE)
-            run = self._seen_run
-            answer = run.take_untrusted(record, now)
-            if run.result is not None:
-                self.seen_ping, self._seen_run = run.result, None
-        if answer is not None:
-            self._writer.control(answer)
-            self._writer.pump()
 
     def _on_wrote(self) -> None:
         self._room.set()

@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import logging
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
-from swarm.errors import BusyError, CoverageError, ModelError, PeerError, RunError, SwarmError
+from swarm.errors import PeerError
 from swarm.net.address import Address
 from swarm.net.channel import RIVAL_SECONDS, Bye, Channel
+from swarm.net.exchange import Exchange, Handler, Spawn
 from swarm.net.limits import Limits
-from swarm.net.message import MAX_CALL, Envelope, Message, Mode
+from swarm.net.message import Envelope, Message
 from swarm.net.nodeid import NodeId, short_id
 from swarm.net.ping import PingSeries
 
-log = logging.getLogger(__name__)
+__all__ = ["Handler", "Peer"]
 
-Handler: TypeAlias = "Callable[[Peer, Message], Awaitable[Message | None]]"
-"""Gets every message of one kind, in the order in which its peer's flow sent them; an answer returned goes to a call.
-
-Messages of one peer and kind wait for each other, so a handler hands long work on. SwarmErrors go back to a caller.
-"""
-Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
-
-ERRORS: Mapping[str, type[SwarmError]] = {
-    "busy": BusyError,
-    "coverage": CoverageError,
-    "model": ModelError,
-    "run": RunError,
-    "peer": PeerError,
-}
-"""What an error answer may say, so that "busy, try later" stays distinguishable; anything else becomes PeerError."""
-MAX_ERROR_CHARS = 500
-MESSAGE_OVERHEAD_BYTES = 512
-"""Counted for each message that waits to be handled, on top of its own bytes."""
 WARM_BYTES = 1200
 
 
@@ -54,19 +34,15 @@ class Peer:
         self.edge = edge
         self.closed_reason: str | None = None
         self.on_closed: Callable[[Peer], None] = lambda peer: None
-        self._handlers = handlers
         self._limits = limits
-        self._spawn = spawn
         self._channel = channel
         self._rival: Channel | None = None
         self._moved = False
         self._rival_timer: asyncio.TimerHandle | None = None
-        self._numbers = itertools.count(1)
-        self._calls: dict[int, asyncio.Future[Message]] = {}
-        self._serving = 0
-        self._queues: dict[str, asyncio.Queue[tuple[Envelope, int] | None]] = {}
+        self._exchange = Exchange(
+            self, handlers, limits, spawn, channel=lambda: self._channel, may_read=lambda: self._rival is None
+        )
         self._warm: dict[object, tuple[int, Callable[[], None]]] = {}
-        self._inbox_bytes = 0
         self._closed = asyncio.Event()
         self._last_series: PingSeries | None = None
         self._use(channel)
@@ -134,20 +110,7 @@ class Peer:
         Raises what the other side's handler raised (BusyError, ModelError, CoverageError, RunError), else
         PeerError: no answer in time, closed, or refused.
         """
-        if len(self._calls) >= self._limits.calls:
-            raise BusyError(f"{len(self._calls)} calls to node {short_id(self.id)} wait already; try later")
-        number = next(self._numbers) % MAX_CALL + 1
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._calls[number] = answer
-        try:
-            async with asyncio.timeout(timeout):
-                envelope = Envelope(message, Mode.CALL, number)
-                self._channel.post(envelope, priority, message.kind if flow is None else flow)
-                return await answer
-        except TimeoutError as exc:
-            raise PeerError(f"node {short_id(self.id)} did not answer {message.kind!r} within {timeout:g} s") from exc
-        finally:
-            del self._calls[number]
+        return await self._exchange.call(message, timeout, priority, flow)
 
     async def ping(self, count: int = 5, timeout: float = 10.0) -> PingSeries:
         """Measure the round trip `count` times in one ping-pong-ping series; both ends learn both figures.
@@ -226,7 +189,7 @@ class Peer:
     @property
     def busy(self) -> bool:
         """Whether a run keeps it warm, or something waits to be sent or answered here."""
-        return bool(self._warm or self._calls or self.queued_bytes)
+        return bool(self._warm or self._exchange.calling or self.queued_bytes)
 
     def is_surpassed(self, channel: Channel, edge: str) -> bool:
         """Whether `channel` leads to the same process without the relay that the current connection goes through."""
@@ -268,7 +231,7 @@ class Peer:
             self._on_channel_closed(loser)
 
     def _use(self, channel: Channel) -> None:
-        channel.on_message = self._take
+        channel.on_message = self._exchange.take
         channel.on_closed = lambda: self._on_channel_closed(channel)
 
     def _on_channel_closed(self, channel: Channel) -> None:
@@ -284,89 +247,6 @@ class Peer:
         if channel is not self._channel or self.closed_reason is not None:
             return
         self.closed_reason = channel.closed_reason or "closed"
-        for answer in self._calls.values():
-            if not answer.done():
-                answer.set_exception(PeerError(f"node {short_id(self.id)} is gone: {self.closed_reason}"))
-        for queue in self._queues.values():
-            queue.put_nowait(None)  # what arrived before is handled first
+        self._exchange.end(self.closed_reason)
         self._closed.set()
         self.on_closed(self)
-
-    # -- what arrives
-
-    def _take(self, envelope: Envelope, size: int) -> None:
-        if envelope.mode in (Mode.ANSWER, Mode.ERROR):
-            self._take_answer(envelope)
-            return
-        kind = envelope.message.kind
-        if kind not in self._handlers:
-            log.info("node %s sent a message of unknown kind %r", short_id(self.id), kind[:40])
-            self._answer_error(envelope, PeerError(f"this node does not know messages of kind {kind!r}"))
-            return
-        if envelope.mode is Mode.CALL:
-            if self._serving >= self._limits.calls:
-                raise PeerError(f"expected at most {self._limits.calls} calls at once, found more")
-            self._serving += 1
-        queue = self._queues.get(kind)
-        if queue is None:
-            queue = self._queues[kind] = asyncio.Queue()
-            self._spawn(self._serve(kind, queue))
-        size += MESSAGE_OVERHEAD_BYTES
-        self._inbox_bytes += size
-        if self._inbox_bytes > self._limits.inbox_bytes:
-            self._channel.pause_reading()
-        queue.put_nowait((envelope, size))
-
-    def _take_answer(self, envelope: Envelope) -> None:
-        answer = self._calls.get(envelope.call)
-        if answer is None or answer.done():
-            return  # late: its caller has stopped waiting
-        if envelope.mode is Mode.ANSWER:
-            answer.set_result(envelope.message)
-            return
-        header = envelope.message.header
-        text = str(header.get("text", ""))[:MAX_ERROR_CHARS]
-        text = "".join(c for c in text if c.isprintable())
-        error = ERRORS.get(str(header.get("error")), PeerError)
-        answer.set_exception(error(text or f"node {short_id(self.id)} refused the call"))
-
-    async def _serve(self, kind: str, queue: asyncio.Queue[tuple[Envelope, int] | None]) -> None:
-        while (item := await queue.get()) is not None:
-            envelope, size = item
-            if envelope.mode is Mode.CALL and self._channel.queued_bytes > self._limits.queue_bytes:
-                with contextlib.suppress(PeerError):  # a caller that does not read its answers waits with them
-                    await self._channel.room()
-            try:
-                answer = await self._handlers[kind](self, envelope.message)
-                if envelope.mode is Mode.CALL:
-                    self._answer(envelope, answer or Message(kind))
-            except SwarmError as exc:
-                if envelope.mode is not Mode.CALL:
-                    log.info("message %r of node %s was refused: %s", kind, short_id(self.id), exc)
-                self._answer_error(envelope, exc)
-            except Exception:
-                log.exception("the handler of %r failed", kind)
-                self._answer_error(envelope, PeerError("that node failed inside while it answered"))
-            finally:
-                self._done(envelope, size)
-
-    def _done(self, envelope: Envelope, size: int) -> None:
-        if envelope.mode is Mode.CALL:
-            self._serving -= 1
-        before, self._inbox_bytes = self._inbox_bytes, self._inbox_bytes - size
-        if before > self._limits.inbox_bytes >= self._inbox_bytes and self._rival is None:
-            self._channel.resume_reading()
-
-    def _answer(self, envelope: Envelope, answer: Message) -> None:
-        level = 1 if memoryview(answer.body).nbytes < 65536 else 2
-        with contextlib.suppress(PeerError):  # gone meanwhile: nobody waits
-            self._channel.post(Envelope(answer, Mode.ANSWER, envelope.call), level, ("answer", envelope.call))
-
-    def _answer_error(self, envelope: Envelope, error: SwarmError) -> None:
-        if envelope.mode is not Mode.CALL:
-            return
-        code = next((code for code, kind in ERRORS.items() if isinstance(error, kind)), "peer")
-        header = {"error": code, "text": str(error)[:MAX_ERROR_CHARS]}
-        with contextlib.suppress(PeerError):
-            message = Message("error", header)
-            self._channel.post(Envelope(message, Mode.ERROR, envelope.call), 1, ("answer", envelope.call))

@@ -7,6 +7,7 @@ of each side carries that side's finished figures.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import statistics
 import struct
@@ -87,3 +88,44 @@ class PingRun:
         if not self._samples:
             return 0, 0
         return min(self._samples), int(statistics.median(self._samples))
+
+
+class Pings:
+    """The series of one connection, at most one of each side at a time. `seen`: the latest that the other began."""
+
+    def __init__(self, kind: int) -> None:
+        self.seen: PingSeries | None = None
+        self._kind = kind
+        self._own: tuple[PingRun, asyncio.Future[PingSeries]] | None = None
+        self._others: PingRun | None = None
+
+    def begin(self, count: int, now_us: int) -> tuple[asyncio.Future[PingSeries], bytes | None]:
+        """Where the result of this side's series will be, and the message to send; None where one is under way."""
+        if self._own is not None:
+            return self._own[1], None
+        run = PingRun(self._kind)
+        self._own = (run, asyncio.get_running_loop().create_future())
+        return self._own[1], run.start(count, now_us)
+
+    def take_untrusted(self, record: bytes, now_us: int) -> bytes | None:
+        """A message of either side's series; returns what to send. Raises PeerError for one that fits neither."""
+        if self._own is not None and record[1:9] == self._own[0].id:
+            run, waiting = self._own
+            answer = run.take_untrusted(record, now_us)
+            if run.result is not None:
+                self._own = None
+                waiting.set_result(run.result)
+            return answer
+        if self._others is None:
+            self._others = PingRun(self._kind)
+        answer = self._others.take_untrusted(record, now_us)
+        if self._others.result is not None:
+            self.seen, self._others = self._others.result, None
+        return answer
+
+    def end(self, reason: str) -> None:
+        """The connection is closed."""
+        if self._own is not None:
+            self._own[1].set_exception(PeerError(reason))
+            self._own[1].exception()  # seen, also where nobody waits any more
+            self._own = None

@@ -9,6 +9,7 @@ library's own transport.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -58,3 +59,39 @@ class Opener:
             raise PeerError("a record was changed, replayed or reordered on the way; the connection is closed") from exc
         self._nonce += 1
         return plaintext
+
+
+class RecordReader:
+    """Cuts what arrives into records: the kernel writes into `space`, `take_untrusted` opens them."""
+
+    def __init__(self, key: bytes, buffer_bytes: int) -> None:
+        self._opener = Opener(key)
+        self._buffer = bytearray(buffer_bytes)
+        self._filled = 0
+
+    @property
+    def space(self) -> memoryview:
+        """Where the next bytes go."""
+        return memoryview(self._buffer)[self._filled :]
+
+    def take_untrusted(self, count: int) -> Iterator[bytes]:
+        """Every whole record after `count` more bytes; what is left of them waits at the buffer's front.
+
+        The caller may stop early only when it closes. Raises PeerError.
+        """
+        self._filled += count
+        start = 0
+        with memoryview(self._buffer) as view:
+            while self._filled - start >= LENGTH_BYTES:
+                length = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
+                if not TAG_BYTES < length <= MAX_CIPHERTEXT:
+                    raise PeerError(f"expected a record of {TAG_BYTES + 1} to {MAX_CIPHERTEXT} bytes, found {length}")
+                end = start + LENGTH_BYTES + length
+                if end > self._filled:
+                    break
+                yield self._opener.open_untrusted(view[start + LENGTH_BYTES : end])
+                start = end
+            rest = self._filled - start
+            if start and rest:
+                view[:rest] = view[start : self._filled]
+        self._filled = rest

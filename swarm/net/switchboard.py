@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -14,21 +13,17 @@ from swarm.errors import PeerError, UsageError
 from swarm.net.address import Address
 from swarm.net.channel import Channel
 from swarm.net.dial import connect
-from swarm.net.handshake import MAGIC, ChannelKeys, Signer
+from swarm.net.door import Door, Http
+from swarm.net.handshake import ChannelKeys, Signer
 from swarm.net.limits import Limits
 from swarm.net.nodeid import NodeId, short_id
 from swarm.net.opening import open_channel
 from swarm.net.peer import Handler, Peer
-from swarm.net.sockets import listening_socket, read_exactly, remote_address
 
 log = logging.getLogger(__name__)
 
 Connector: TypeAlias = Callable[[NodeId, Sequence[Address], float], Awaitable[None]]
 """Given a node, its addresses and seconds: make it a peer of the switchboard, or raise PeerError."""
-
-_VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC", b"PRI ")
-_SNIFF_BYTES = 4
-_FULL_PAUSE_SECONDS = 0.1
 
 
 class Switchboard:
@@ -45,27 +40,24 @@ class Switchboard:
         handlers: Mapping[str, Handler] | None = None,
         limits: Limits | None = None,
         *,
-        http: Callable[[], asyncio.Protocol] | None = None,
+        http: Http | None = None,
         refuse: Callable[[NodeId], str | None] = lambda node: None,
         opened: Callable[[Peer], None] = lambda peer: None,
         closed: Callable[[Peer], None] = lambda peer: None,
     ) -> None:
         self.id: NodeId = identity.id
         self.limits = limits or Limits()
-        self.http = http
         self.connector: Connector = self.dial
         """How `peer` connects to a node that is not connected; `swarm.net.reach` puts its own here."""
         self.inbound_edges: dict[NodeId, str] = {}
         """What to call the connection that a node makes to this one, where that is not "direct"."""
         self._handlers: dict[str, Handler] = dict(handlers or {})
         self._keys = ChannelKeys.make(identity, self.limits.message_bytes)
+        self._door = Door(self._keys, self.limits, self.spawn, self._enter, http)
         self._refuse, self._opened, self._closed = refuse, opened, closed
         self._peers: dict[NodeId, Peer] = {}
         self._arrivals: dict[NodeId, asyncio.Future[Peer]] = {}
         self._dials: dict[NodeId, asyncio.Task[None]] = {}
-        self._listeners: list[socket.socket] = []
-        self._pending: dict[asyncio.Task[None], str] = {}
-        self._pending_hosts: Counter[str] = Counter()
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False
@@ -91,9 +83,16 @@ class Switchboard:
         await asyncio.gather(*(peer.close(reason) for peer in self.peers()))
         for task in list(self._tasks):
             task.cancel()
-        for sock in self._listeners:
-            sock.close()
-        self._listeners.clear()
+        self._door.close()
+
+    @property
+    def http(self) -> Http | None:
+        """Makes the protocol of connections that begin like HTTP; may be set while the node listens."""
+        return self._door.http
+
+    @http.setter
+    def http(self, make: Http | None) -> None:
+        self._door.http = make
 
     def handle(self, kind: str, handler: Handler) -> None:
         """Add the handler of one kind. Raises UsageError if there is one already."""
@@ -112,16 +111,12 @@ class Switchboard:
 
     async def listen(self, host: str, port: int) -> Address:
         """Listen on host:port (port 0: any); returns what was bound. Raises UsageError when it cannot be had."""
-        sock = listening_socket(host, port)
-        self._listeners.append(sock)
-        self.spawn(self._accept(sock))
-        name = sock.getsockname()
-        return name[0], name[1]
+        return self._door.open(host, port)
 
     @property
     def listening(self) -> list[Address]:
         """What this node listens on, as bound."""
-        return [sock.getsockname()[:2] for sock in self._listeners]
+        return self._door.addresses
 
     async def peer(self, node: NodeId, addresses: Sequence[Address], timeout: float = 10.0) -> Peer:
         """The connected peer `node`, dialled at `addresses` if it is not connected. Raises PeerError.
@@ -212,76 +207,14 @@ class Switchboard:
             arrival.set_exception(failure)
             arrival.exception()  # seen, also where every caller has stopped waiting
 
-    # -- accepting
+    # -- admitting
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except OSError as exc:  # out of descriptors: wait for some to be given back
-                log.warning("cannot accept a connection: %s", exc.strerror or exc)
-                await asyncio.sleep(_FULL_PAUSE_SECONDS)
-                continue
-            host = remote_address(sock)[0]
-            self._make_room(host)
-            task = self.spawn(self._welcome(sock))
-            self._pending[task] = host
-            self._pending_hosts[host] += 1
-            task.add_done_callback(self._forget_pending)
-
-    def _make_room(self, host: str) -> None:
-        """Close the oldest unauthenticated connection of `host`, or of all, when there is one too many."""
-        if self._pending_hosts[host] >= self.limits.pending_per_host:
-            next(task for task, other in self._pending.items() if other == host).cancel()
-        elif len(self._pending) >= self.limits.pending:
-            next(iter(self._pending)).cancel()
-
-    def _forget_pending(self, task: asyncio.Task[None]) -> None:
-        host = self._pending.pop(task)
-        self._pending_hosts[host] -= 1
-        if not self._pending_hosts[host]:
-            del self._pending_hosts[host]
-
-    async def _welcome(self, sock: socket.socket) -> None:
-        """From an accepted socket to a peer, or to the HTTP server, within the handshake deadline."""
-        try:
-            async with asyncio.timeout(self.limits.handshake_seconds):
-                head = await read_exactly(sock, _SNIFF_BYTES)
-                if head in _VERBS and self.http is not None:
-                    await self._hand_to_http(sock, head)
-                    return
-                if not MAGIC.startswith(head):
-                    raise PeerError("expected a wanswarm node or HTTP, found another protocol")
-                channel = await open_channel(sock, self._keys, self.limits, initiator=False, head=head)
-        except (PeerError, TimeoutError) as exc:
-            log.debug("a connection was closed before it was set up: %s", exc)
-            sock.close()
-            return
-        except BaseException:
-            sock.close()
-            raise
+    def _enter(self, channel: Channel) -> None:
+        """Somebody dialled this node and proved who it is."""
         try:
             self._admit(channel, self.inbound_edges.get(channel.remote, "direct"))
         except PeerError as exc:
             log.info("%s", exc)
-
-    async def _hand_to_http(self, sock: socket.socket, head: bytes) -> None:
-        """Read the whole request head here, where the deadline and the size bound hold, then hand over."""
-        assert self.http is not None
-        loop = asyncio.get_running_loop()
-        while b"\r\n\r\n" not in head:
-            if len(head) > self.limits.idle_http_header_bytes:
-                raise PeerError("the head of an HTTP request is too long")
-            try:
-                piece = await loop.sock_recv(sock, 4096)
-            except OSError as exc:
-                raise PeerError("the connection broke") from exc
-            if not piece:
-                raise PeerError("the connection ended within an HTTP request")
-            head += piece
-        inner = self.http()
-        await loop.connect_accepted_socket(lambda: _HeadFirst(inner, head), sock)
 
     def _admit(self, channel: Channel, edge: str) -> Peer:
         """Make a peer of an authenticated channel, or refuse it with a goodbye. Raises PeerError then."""
@@ -322,19 +255,6 @@ class Switchboard:
 
 class _Enough(Exception):
     """Ends a handshake whose purpose is reached."""
-
-
-class _HeadFirst(asyncio.Protocol):
-    """Gives `inner` the connection and, before anything else, the bytes that were read already."""
-
-    def __init__(self, inner: asyncio.Protocol, head: bytes) -> None:
-        self._inner, self._head = inner, head
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_protocol(self._inner)
-        self._inner.connection_made(transport)
-        self._inner.data_received(self._head)
 
 
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:

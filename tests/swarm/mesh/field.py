@@ -105,7 +105,7 @@ def kill_tasks(node: Node) -> None:
 def kill(node: Node) -> None:
     """End a node without a goodbye, as kill -9 does."""
     kill_tasks(node)
-    for sock in node.board._listeners:
+    for sock in node.board._door._sockets:
         sock.close()
     for peer in node.board.peers():
         peer.drop("killed")

@@ -208,8 +208,8 @@ async def test_a_peer_that_pings_and_does_not_read_is_closed() -> None:
     right.transport.room = 1
     right.channel.post(envelope(1, 10), 0, "a")
     for _ in range(MAX_CONTROL + 2):
-        right.channel._seen_run = None
-        left.channel._ping = None
+        right.channel._pings._others = None
+        left.channel._pings._own = None
         waiting = asyncio.create_task(left.channel.ping(1))
         await asyncio.sleep(0)
         waiting.cancel()
