@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from swarm.ring.compute import Computed, compute
-from swarm.ring.schedule import Waiting, pick
+from swarm.ring.schedule import Waiting, linger_until, pick
 from swarm.ring.session import Arrived, StageSession
+
+_FORWARD_GAIN = 0.2
 
 
 class Pump:
@@ -31,11 +34,14 @@ class Pump:
         # The number of threads of one operator is a property of the thread that runs it.
         self._thread = ThreadPoolExecutor(1, "compute", torch.set_num_threads, (threads,))
         self._work = asyncio.Event()
+        self._came = asyncio.Event()
         self._forwards = 0
+        self._forward_s = 0.0
 
     def wake(self) -> None:
         """A frame waits."""
         self._work.set()
+        self._came.set()
 
     async def run(self) -> None:
         """Compute until cancelled."""
@@ -43,15 +49,18 @@ class Pump:
         try:
             while True:
                 await self._work.wait()
+                await self._gather()
                 batch = self._choose()
                 if not batch:
                     self._work.clear()
                     continue
                 for session, _ in batch:
                     session.idle.clear()
+                started = time.monotonic()
                 try:
                     done = await loop.run_in_executor(self._thread, compute, batch)
                 finally:
+                    self._forward_s += _FORWARD_GAIN * (time.monotonic() - started - self._forward_s)
                     for session, _ in batch:
                         if session.closed:
                             session.release()
@@ -61,14 +70,30 @@ class Pump:
         finally:
             self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _choose(self) -> list[tuple[StageSession, Arrived]]:
-        waiting = [
+    async def _gather(self) -> None:
+        """Give the sessions that shared a forward a moment to share the next one."""
+        while True:
+            self._came.clear()
+            absent = [s.last_served for s in self._sessions.values() if not (s.queue or s.closing or s.kept_until)]
+            left = linger_until(self._waiting(), absent, self._forward_s) - time.monotonic()
+            if left <= 0.0:
+                return
+            try:
+                async with asyncio.timeout(left):
+                    await self._came.wait()
+            except TimeoutError:
+                return
+
+    def _waiting(self) -> list[Waiting]:
+        return [
             Waiting(s.run, len(s.queue[0].frame.rows), s.last_served, s.queue[0].since)
             for s in self._sessions.values()
             if s.queue
         ]
+
+    def _choose(self) -> list[tuple[StageSession, Arrived]]:
         self._forwards += 1
-        chosen = [self._sessions[key] for key in pick(waiting, self._row_budget)]
+        chosen = [self._sessions[key] for key in pick(self._waiting(), self._row_budget)]
         for session in chosen:
             session.last_served = self._forwards
         return [(session, session.queue.popleft()) for session in chosen]

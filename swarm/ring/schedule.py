@@ -1,12 +1,16 @@
-"""Which waiting frames a node computes next: a pure choice, fair between sessions."""
+"""Which waiting frames a node computes next, and how long it waits for more: pure choices, fair between sessions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 BULK_ROWS = 64
 """A frame of more rows than this is bulk (a chunk of a prompt)."""
+LINGER_SHARE = 0.25
+"""Longest wait for companions, as a share of the time that a forward takes."""
+LINGER_GAP_S = 0.003
+"""Companions that do not come within this after the last one are not on their way now."""
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,21 @@ def pick(waiting: Sequence[Waiting], row_budget: int) -> list[bytes]:
         rows += frame.rows
         bulk_taken = bulk_taken or bulk
     return chosen
+
+
+def linger_until(waiting: Sequence[Waiting], absent: Collection[int], forward_s: float) -> float:
+    """Until when to leave the device idle for frames that likely come in a moment; 0.0 for not at all.
+
+    absent     per open session without a waiting frame, the number of the forward that served it last
+    forward_s  what a forward takes, in seconds
+
+    Sessions that shared a forward come back together, milliseconds apart: each was answered by the same forward of
+    the tail. A forward of few rows costs nearly as much as one of many, so the first of them waits for the rest, a
+    fraction of a forward at most. Who shared with nobody waits for nobody, and who did not come back in time is not
+    waited for again.
+    """
+    together = {w.last_served for w in waiting} - {0}
+    if not any(forward in together for forward in absent):
+        return 0.0
+    most = LINGER_SHARE * forward_s
+    return min(max(w.since for w in waiting) + min(LINGER_GAP_S, most), min(w.since for w in waiting) + most)

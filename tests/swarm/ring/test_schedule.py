@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.ring.schedule import BULK_ROWS, Waiting, pick
+from swarm.ring.schedule import BULK_ROWS, LINGER_GAP_S, LINGER_SHARE, Waiting, linger_until, pick
 
 
 @st.composite
@@ -39,3 +39,20 @@ def test_nobody_starves(sizes: list[int], budget: int) -> None:
 
 def test_small_frames_of_all_sessions_share_a_forward() -> None:
     assert len(pick([Waiting(bytes([i]), 4, 0, 0.0) for i in range(8)], 512)) == 8
+
+
+def test_who_shared_a_forward_is_waited_for() -> None:
+    one = [Waiting(b"a", 1, 7, 10.0)]
+    assert linger_until(one, [7], 1.0) == 10.0 + LINGER_GAP_S
+    assert linger_until(one, [6, 8, 0], 1.0) == 0.0
+    assert linger_until([Waiting(b"a", 1, 0, 10.0)], [0, 0], 1.0) == 0.0  # newcomers never shared anything
+    assert linger_until([], [7], 1.0) == 0.0
+
+
+@given(queues(), st.lists(st.integers(0, 9)), st.floats(0, 1))
+def test_nobody_waits_longer_than_a_share_of_a_forward(
+    waiting: list[Waiting], absent: list[int], forward_s: float
+) -> None:
+    until = linger_until(waiting, absent, forward_s)
+    assert until <= min((w.since for w in waiting), default=0.0) + LINGER_SHARE * forward_s
+    assert until == 0.0 or until <= max(w.since for w in waiting) + LINGER_GAP_S
