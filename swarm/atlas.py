@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from swarm.mesh.gossip import Gossip, MemberView
@@ -12,9 +12,9 @@ from swarm.mesh.record import NodeRecord
 from swarm.net.nodeid import NodeId, id_text
 from swarm.ring.fleet import Matrix, Member, Speed
 
-FIRM_S = 1.2
-"""A claim that stood this long is being loaded: whoever chooses now chooses round it. Under the time that a chooser
-waits between two looks, so that a record signed anew in between cannot hide an old claim from both."""
+FIRM_S = 2.0
+"""A claim that stood this long has been decided on and is being loaded. Over what any chooser waits between two looks:
+before that it may still give way to ours, and both would give way to each other."""
 
 
 def speed_of(us: tuple[int, int, int]) -> Speed | None:
@@ -64,17 +64,36 @@ def members_of(gossip: Gossip, model: bytes = b"") -> list[Member]:
     ]
 
 
-def expected_of(gossip: Gossip, model: bytes) -> list[Member]:
-    """Members for `choose_block` and `reconsider`: as they are, but where one is loading its claim, as it will be."""
-    found = []
-    for view in gossip.members():
-        if view.standing in ("up", "suspect") and view.record.model == model:
+class Outlook:
+    """Members for `choose_block` and `reconsider`: as they are, but where one is loading its claim, as it will be.
+
+    Made once per choice that takes several looks: a record that is signed anew does not make its claim a new one.
+    """
+
+    def __init__(self, gossip: Gossip, model: bytes, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gossip, self._model, self._clock = gossip, model, clock
+        self._claims: dict[NodeId, tuple[tuple[int, int], float]] = {}
+
+    def members(self) -> list[Member]:
+        """As known now."""
+        now = self._clock()
+        claims: dict[NodeId, tuple[tuple[int, int], float]] = {}
+        found = []
+        for view in self._gossip.members():
+            record = view.record
+            if view.standing not in ("up", "suspect") or record.model != self._model:
+                continue
             member = member_of(view)
-            if member.claim is not None and view.age_s > FIRM_S and member.state in ("joining", "serving"):
-                first, last = member.claim
-                member = replace(member, first=first, last=last, claim=None, state="serving", overflow=0)
+            if record.claim is not None and member.state in ("joining", "serving", "suspect"):
+                before = self._claims.get(record.node)
+                since = before[1] if before is not None and before[0] == record.claim else now - view.age_s
+                claims[record.node] = record.claim, since
+                if now - since > FIRM_S:
+                    first, last = record.claim
+                    member = replace(member, first=first, last=last, claim=None, state="serving", overflow=0)
             found.append(member)
-    return found
+        self._claims = claims
+        return found
 
 
 @dataclass(frozen=True)

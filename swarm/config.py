@@ -47,6 +47,7 @@ class JoinConfig:
     offer_relay  forward (encrypted) traffic of members that cannot reach each other
     weights    "hub" (or this machine's files), "peers", or "auto": peers where the model is not to be had otherwise
     overflow_bytes  main memory for layers that the GPU has no room for; None: they are not taken
+    probe      measure this machine though it was measured before
     map_port   ask the router for a port (UPnP, NAT-PMP)
     """
 
@@ -68,6 +69,7 @@ class JoinConfig:
     weights: str = "auto"
     disclose: bool = False
     overflow_bytes: int | None = None
+    probe: bool = False
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -24,11 +24,12 @@ from swarm.model.block import load_block
 from swarm.model.checkpoint import open_model
 from swarm.model.device import choose_device, describe, free_bytes
 from swarm.model.dtype import choose_dtype, computes_bfloat16, dtype_name
-from swarm.model.probe import probe
+from swarm.model.probe import ROWS, probe
 from swarm.model.store import ModelStore
 from swarm.net.rendezvous import check_port
 from swarm.net.switchboard import Switchboard
-from swarm.rates import measure_rates
+from swarm.probed import ProbeCache
+from swarm.rates import Rates, measure_rates
 from swarm.state import requester_folder
 
 SLOW_LAYER_MS = 30.0
@@ -36,6 +37,7 @@ LITTLE_MEMORY = 2 << 30
 LITTLE_DISK = 1 << 30
 BUSY_CPU = 0.7
 SKEW_S = 60.0
+THIN_KBPS = 5000
 LINK_WAIT_S = 2.0
 
 
@@ -101,6 +103,39 @@ def look_at_speed(config: MemberConfig, ref: str, gpu: int | None, report: Repor
     )
 
 
+def look_at_kept(config: MemberConfig, now_wall: float) -> list[Finding]:
+    """What the node of this state folder measured when it began to serve."""
+    kept = ProbeCache(config.state)
+    findings = []
+    for found in kept.all():
+        beside = f"{found.free_bytes / 1e9:.1f} GB free beside it, CPU {found.cpu_load:.0%} busy"
+        spent = ", ".join(f"{rows} rows {ms:.2f} ms" for rows, ms in zip(ROWS, found.ms, strict=True))
+        where = f"{found.device.partition(' ')[2]}" + (f", {found.threads} threads" if found.threads else "")
+        findings.append(
+            judge(
+                "node's speed",
+                found.ms[0] <= SLOW_LAYER_MS,
+                f"one layer of {found.name or found.model[:12]} in {found.dtype} on {where}: {spent}; "
+                f"{beside}, {_ago(now_wall, found.at)}",
+                "slow: hold few layers; measured while something else ran? swarm join --probe measures again",
+            )
+        )
+    rates = kept.rates()
+    if rates is not None:
+        findings.append(_bandwidth("node's bandwidth", rates))
+    return findings
+
+
+def _ago(now_wall: float, at: float) -> str:
+    hours = max(0.0, now_wall - at) / 3600
+    return f"{hours / 24:.0f} days ago" if hours >= 48 else f"{hours:.0f} h ago" if hours >= 1 else "lately"
+
+
+def _bandwidth(what: str, rates: Rates) -> Finding:
+    found = f"up {rates.up_kbps / 1000:.0f}, down {rates.down_kbps / 1000:.0f} Mbit/s"
+    return judge(what, rates.up_kbps == 0 or rates.up_kbps > THIN_KBPS, found, "thin: prompts will be slow")
+
+
 def judge_clock(views: Sequence[MemberView], now_wall: float) -> Finding:
     """This clock against those of the members: the age of a record is counted without any clock's help."""
     skews = sorted(view.record.issued + view.age_s - now_wall for view in views)
@@ -132,11 +167,7 @@ async def look_at_swarm(config: MemberConfig, port: int | None) -> list[Finding]
                         await gossip.wait_change()
                 others = [view for view in gossip.members() if view.record.node != board.id]
                 findings = [judge_clock(others, time.time()), _distances(others)]
-                rates = await measure_rates(gossip, board)
-                found = f"up {rates.up_kbps / 1000:.0f}, down {rates.down_kbps / 1000:.0f} Mbit/s"
-                findings.append(
-                    judge("bandwidth", rates.up_kbps == 0 or rates.up_kbps > 5000, found, "thin: prompts will be slow")
-                )
+                findings.append(_bandwidth("bandwidth", await measure_rates(gossip, board)))
                 if port is not None:
                     findings.append(await _reachable(board, others, port))
                 return findings

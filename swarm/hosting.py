@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from swarm.atlas import expected_of, rtts_of, speed_us
+from swarm.atlas import Outlook, rtts_of, speed_us
 from swarm.config import JoinConfig
 from swarm.errors import ModelError
 from swarm.events import Notice, Report
@@ -19,10 +19,11 @@ from swarm.model.graphs import graphed
 from swarm.model.kvcache import KVPool
 from swarm.model.manifest import Manifest
 from swarm.model.overflow import SplitBlock, SplitPool
-from swarm.model.probe import probe
+from swarm.model.probe import ROWS, probe
 from swarm.model.store import ModelStore
 from swarm.model.weights import FileCheckpoint
 from swarm.net.nodeid import id_text
+from swarm.probed import ProbeCache
 from swarm.ring.admit import HostedModel, StageLimits
 from swarm.ring.plan import Room, Speed, choose_block
 from swarm.ring.plan_block import fit
@@ -60,7 +61,8 @@ class Hosting:
 class Host:
     """What a node computes with: `node` its id, `threads` of the CPU.
 
-    `spare`: where layers go that `device` has no room for; None: nowhere. `free`: bytes that a device can still take.
+    `kept`: what was measured before; None: nothing is kept. `spare`: where layers go that `device` has no room for;
+    None: nowhere. `free`: bytes that a device can still take.
     """
 
     config: JoinConfig
@@ -70,6 +72,7 @@ class Host:
     dtype: torch.dtype
     threads: int
     report: Report
+    kept: ProbeCache | None = None
     spare: torch.device | None = None
     free: Callable[[torch.device], int] = free_bytes
 
@@ -83,7 +86,9 @@ class Host:
             memory_bytes=int(self.free(self.device) * MEMORY_SHARE),
             context_tokens=min(PLANNED_CONTEXT, manifest.context),
             max_layers=self.config.capacity,
+            speed=self._known(self.device, manifest),
             overflow_bytes=spare,
+            overflow_speed=self._known(self.spare, manifest),
         )
 
     def fits(self, manifest: Manifest, layers: tuple[int, int]) -> bool:
@@ -114,8 +119,23 @@ class Host:
         budget = min(MOST_KV, int(self.free(device) * KV_SHARE))
         if self.config.kv_bytes is not None:
             budget = self.config.kv_bytes * (last - first) // (whole[1] - whole[0])
+        speed = self._known(device, checkpoint.manifest)
+        if speed is None or self.config.probe:
+            speed = self._measure(block, checkpoint.manifest)
+        return block, KVPool(block, budget), speed_us(speed)
+
+    def _measure(self, block: Block, manifest: Manifest) -> Speed:
         measured = probe(block, report=self.report)
-        return block, KVPool(block, budget), speed_us(Speed(*(measured.ms_per_layer[rows] for rows in (1, 8, 64))))
+        if self.kept is not None:
+            self.kept.keep(block.device, self.dtype, self.threads, manifest, measured)
+        return Speed(*(measured.ms_per_layer[rows] for rows in ROWS))
+
+    def _known(self, device: torch.device | None, manifest: Manifest) -> Speed | None:
+        """Milliseconds per layer as measured before."""
+        if device is None or self.kept is None:
+            return None
+        found = self.kept.find(device, self.dtype, self.threads, manifest.digest)
+        return None if found is None else found.speed
 
     def _split(self, manifest: Manifest, layers: tuple[int, int]) -> tuple[int, int]:
         """How many of these layers fit, and how many of those in spare RAM."""
@@ -145,10 +165,10 @@ class Host:
 async def settle_block(host: Host, gossip: Gossip, manifest: Manifest, room: Room) -> tuple[int, int]:
     """Choose layers together with whoever else is choosing: claim, listen, choose again until it stays."""
     shape = model_shape(manifest, host.dtype)
-    digest = bytes.fromhex(manifest.digest)
+    outlook = Outlook(gossip, bytes.fromhex(manifest.digest))
     claimed: tuple[int, int] | None = None
     for _ in range(CLAIM_ROUNDS):
-        others = [member for member in expected_of(gossip, digest) if member.node != room.node]
+        others = [member for member in outlook.members() if member.node != room.node]
         block = choose_block(shape, room, others, rtts_of(gossip, host.node))
         if (block.first, block.last) == claimed:
             break

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from swarm.atlas import expected_of, rtts_of
+from swarm.atlas import Outlook, rtts_of
 from swarm.errors import SwarmError
 from swarm.mesh.gossip import Gossip
 from swarm.net.nodeid import NodeId
@@ -50,6 +50,7 @@ class Mover:
     def __post_init__(self) -> None:
         self._since = self.clock()
         self._spent_s = 0.0
+        self._outlook = Outlook(self.gossip, self.model)
 
     async def keep_looking(self) -> None:
         """For ever: look, say it, wait for others, look again, move."""
@@ -90,7 +91,7 @@ class Mover:
             self.shape,
             self.room,
             self.block,
-            expected_of(self.gossip, self.model),
+            self._outlook.members(),
             idle=self.idle(),
             since_move_s=self.clock() - self._since,
             rtts=rtts_of(self.gossip, self.own),

@@ -37,7 +37,9 @@ from swarm.net.reach import Reach
 from swarm.net.relay import Relay
 from swarm.net.switchboard import Switchboard
 from swarm.portrait import node_record, notary_of, own_addresses, own_invite
+from swarm.probed import ProbeCache
 from swarm.rates import RateServer, measure_rates
+from swarm.reachable import keep_judging
 from swarm.ring.stage import StageServer
 from swarm.ring.witness import NotaryServer
 from swarm.scout import keep_scouting
@@ -105,7 +107,10 @@ class _Life:
         self.store = ModelStore(config.member.models)
         threads = config.threads or usable_cores()
         spare = torch.device("cpu") if config.overflow_bytes is not None else None
-        self.host = Host(config, self.store, self.identity.id, self.device, self.dtype, threads, report, spare)
+        self.kept = ProbeCache(state)
+        self.host = Host(
+            config, self.store, self.identity.id, self.device, self.dtype, threads, report, self.kept, spare
+        )
         self.server: StageServer | None = None
         self.fatal: str | None = None
 
@@ -128,7 +133,9 @@ class _Life:
             if manifest is None:
                 manifest = await learn_manifest(gossip, board, saved)
                 check_layers(config, manifest)
-            gossip.publish(n_layers=manifest.n_layers)
+            known = None if config.probe else self.kept.rates()
+            rates = {} if known is None else {"up_kbps": known.up_kbps, "down_kbps": known.down_kbps}
+            gossip.publish(n_layers=manifest.n_layers, **rates)
             room = self.host.room(manifest)
             layers = config.layers or await settle_block(self.host, gossip, manifest, room)
             if config.member.punch:
@@ -207,7 +214,7 @@ class _Life:
         for kind, handler in (pair for service in services for pair in service.handlers().items()):
             board.handle(kind, handler)
         scouting = keep_scouting(gossip, board.id, bytes.fromhex(manifest.digest), manifest.n_layers)
-        for work in (server.run(), _publish(gossip, server), _tell_rates(gossip, board), scouting):
+        for work in (server.run(), _publish(gossip, server), _tell_rates(gossip, board, self.kept), scouting):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         return server
 
@@ -246,7 +253,7 @@ async def _publish(gossip: Gossip, server: StageServer) -> None:
             gossip.publish(sessions=len(server.sessions), kv_free=server.hosted.pool.free_bytes)
 
 
-async def _tell_rates(gossip: Gossip, board: Switchboard) -> None:
+async def _tell_rates(gossip: Gossip, board: Switchboard, kept: ProbeCache) -> None:
     """Measure the way to two neighbours, once there are any."""
     while True:
         await asyncio.sleep(RATES_AFTER_S)
@@ -261,3 +268,4 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("a task of the node failed: %r", error)
+            kept.keep_rates(rates)

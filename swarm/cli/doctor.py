@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import sys
+import time
 from dataclasses import asdict
 
 from swarm.cli.common import DEFAULT_MODEL, add_member_options, member_config, number
@@ -23,6 +24,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="REF", help="measure with it (default: %(default)s)")
+    parser.add_argument(
+        "--probe", action="store_true", help="measure the speed though this machine's node measured it before"
+    )
     parser.add_argument("--no-speed", action="store_true", help="load nothing")
     parser.add_argument("--gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="look at CUDA device N")
     parser.add_argument("--port", type=number(int, 1, 65535, "a port"), metavar="PORT", help="can others dial it?")
@@ -33,13 +37,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Look, print, advise."""
     config = member_config(arguments)
-    from swarm.doctor import Finding, look_at_machine, look_at_speed, look_at_swarm
+    from swarm.doctor import Finding, look_at_kept, look_at_machine, look_at_speed, look_at_swarm
     from swarm.errors import SwarmError
     from swarm.progress import reporter
 
-    findings = look_at_machine(config, arguments.gpu)
+    kept = look_at_kept(config, time.time())
+    findings = [*look_at_machine(config, arguments.gpu), *kept]
     with reporter(json_lines=arguments.json, out=sys.stderr) as report:
-        if not arguments.no_speed:
+        if arguments.probe or not (kept or arguments.no_speed):
             try:
                 findings.append(look_at_speed(config, arguments.model, arguments.gpu, report))
             except SwarmError as error:

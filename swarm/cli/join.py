@@ -75,6 +75,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="memory for sessions (default: a share of what is free)",
     )
     parser.add_argument(
+        "--probe", action="store_true", help="measure this machine's speed though it was measured before"
+    )
+    parser.add_argument(
         "--weights",
         choices=("auto", "hub", "peers"),
         default="auto",
@@ -129,6 +132,7 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
         map_port=arguments.map_port,
         weights=arguments.weights,
         disclose=arguments.disclose,
+        probe=arguments.probe,
         overflow_bytes=int(arguments.overflow * 1e9) if arguments.overflow else None,
     )
 

@@ -28,7 +28,7 @@ def host_of(tmp_path: Path, layers_that_fit: float, spare: bool = True, **change
         return 1 << 30 if device.index is not None else int(layers_that_fit)
 
     beside = BESIDE if spare else None
-    return Host(config, ModelStore(tmp_path / "models"), b"n" * 32, FAST, torch.float32, 1, silent, beside, free)
+    return Host(config, ModelStore(tmp_path / "models"), b"n" * 32, FAST, torch.float32, 1, silent, None, beside, free)
 
 
 def bytes_of(host: Host, folder: Path, layers: int) -> float:
