@@ -26,12 +26,32 @@ from swarm.state import LAST_INVITE, remember_invite
 LAN_SECONDS = 1.5
 
 
-async def enter_by_invite(board: Switchboard, invite: Invite, role: str, model: bytes = b"") -> Saved:
-    """Knock at the invite's members. Raises InviteError when refused, PeerError when nobody is reached."""
-    invite.require_fresh(time.time())
-    welcome, by = await enter(board, invited(invite, role, model), invite.members)
-    members = sorted(invite.members, key=lambda member: member[0] != by)
-    return Saved(welcome.membership, welcome.model, welcome.ref, tuple(members))
+async def enter_by_invite(
+    board: Switchboard, invite: Invite, role: str, model: bytes = b"", known: Saved | None = None
+) -> Saved:
+    """Knock at the invite's members, then at those that this machine knew: `known`, if it is of the same swarm.
+
+    Who was admitted before needs no fresh invite. Raises InviteError when refused, PeerError when nobody is reached.
+    """
+    before = known if known is not None and known.membership.swarm == invite.swarm else None
+    if before is None:
+        invite.require_fresh(time.time())
+    named = {node for node, _ in invite.members}
+    peers = [peer for peer in (before.peers if before is not None else ()) if peer[0] not in named]
+    proof = before.membership.proof if before is not None else None
+    welcome, by = await enter(board, invited(invite, role, model, proof), [*invite.members, *peers])
+    members = tuple(sorted([*invite.members, *peers], key=lambda member: member[0] != by))
+    if before is not None:
+        return replace(before, membership=welcome.membership, model=welcome.model, ref=welcome.ref, peers=members)
+    return Saved(welcome.membership, welcome.model, welcome.ref, members)
+
+
+def _remembered(folder: Path, identity: Identity) -> Saved | None:
+    """What the folder knows of a swarm; beside an invite a damaged file is no reason to stop."""
+    try:
+        return load(folder, identity.id)
+    except UsageError:
+        return None
 
 
 async def find_on_lan(board: Switchboard, role: str, model: bytes, report: Report) -> Saved | None:
@@ -63,7 +83,8 @@ async def enter_as_guest(
     Raises UsageError when there is none.
     """
     if config.invite is not None:
-        saved = await enter_by_invite(board, parse_invite_untrusted(config.invite), "guest")
+        invite = parse_invite_untrusted(config.invite)
+        saved = await enter_by_invite(board, invite, "guest", known=_remembered(folder, identity))
         remember_invite(config.state, config.invite)
         return saved
     if config.lan and (found := await find_on_lan(board, "guest", b"", report)) is not None:
@@ -93,7 +114,14 @@ async def enter_as_node(
         if manifest is not None:
             invite.require_model(bytes.fromhex(manifest.digest), config.model or invite.ref)
         digest = bytes.fromhex(manifest.digest) if manifest is not None else b""
-        return await enter_by_invite(board, invite, "node", digest), manifest
+        before = _remembered(state, identity)
+        try:
+            return await enter_by_invite(board, invite, "node", digest, before), manifest
+        except PeerError as error:
+            if before is None or before.membership.swarm != invite.swarm or not before.peers:
+                raise
+            report(Notice(f"{error}; this node is a member already and waits for the others", "warning"))
+            return before, manifest
     known = load(state, identity.id)
     if known is not None:
         manifest = await _if_here(config, known.ref, store, report)

@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 PUBLISH_EVERY_S = 2.0
 LEAVE_SECONDS = 15.0
 RATES_AFTER_S = 10.0
+ANY_HOST = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,9 @@ class _Life:
                     admitted=gossip.admitted,
                     introduce=introducing(board, gossip),
                 )
+                self._judge_addresses(stack, gossip, board, reachable)
             relayed = Relay(board, reachable, admitted=gossip.admitted).routes() if config.offer_relay else ()
-            view = node_view(lambda: mesh_status(gossip, board), manifest, more=relayed)
+            view = node_view(lambda: mesh_status(gossip, board), manifest, more=relayed, stage=lambda: self.server)
             board.http = await stack.enter_async_context(view)
             ref = config.model or saved.ref
             tenant = Tenant(self.host, board, gossip, manifest, ref, from_members, self.stop, self._end)
@@ -193,6 +195,14 @@ class _Life:
             return found
         self.report(Notice(f"the router forwards {format_address(mapping.outer)} to this node"))
         return [mapping.outer, *found]
+
+    def _judge_addresses(
+        self, stack: AsyncExitStack, gossip: Gossip, board: Switchboard, reachable: list[Address]
+    ) -> None:
+        """Tell only of addresses that members can dial, unless the user said which to listen on or to tell."""
+        if self.config.advertise is None and self.config.listen[0] in ANY_HOST:
+            judging = keep_judging(gossip, board, reachable, lambda told: gossip.publish(addresses=told), self.report)
+            stack.push_async_callback(_ended, asyncio.create_task(judging))
 
     async def _serve(
         self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, manifest: Manifest, hosting: Hosting
@@ -260,6 +270,7 @@ async def _tell_rates(gossip: Gossip, board: Switchboard, kept: ProbeCache) -> N
         rates = await measure_rates(gossip, board)
         if rates.up_kbps or rates.down_kbps:
             gossip.publish(up_kbps=rates.up_kbps, down_kbps=rates.down_kbps)
+            kept.keep_rates(rates)
             return
 
 
@@ -268,4 +279,3 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("a task of the node failed: %r", error)
-            kept.keep_rates(rates)
