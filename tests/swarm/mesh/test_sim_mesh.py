@@ -7,7 +7,10 @@ import pytest
 from swarm.mesh.messages import HINTS, delta_message, names_message, sign_suspicion
 from swarm.mesh.state import SendDelta
 from swarm.mesh.table import Held
-from tests.bench.sim_mesh import RECORD_BYTES, SUSPICION_BYTES, Earth, coverage, membership, routes
+from tests.bench.sim_earth import Earth
+from tests.bench.sim_measures import coverage, membership
+from tests.bench.sim_routes import routes
+from tests.bench.sim_world import RECORD_BYTES, SUSPICION_BYTES
 from tests.swarm.mesh.make import ANN, MEMBERSHIP, signed
 
 
