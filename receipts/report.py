@@ -23,7 +23,17 @@ _HEADS = {
 }
 _OWN_SECTION = ("replay", "audit")
 _PER_EDGE = {"rtt": "RTT", "traffic": "traffic", "link": "link"}
-_SELF_NAMED = ("signatures", "layers", "own layers", "edges", "output", "tokens", "recompute")
+_SELF_NAMED = (
+    "signatures",
+    "layers",
+    "own layers",
+    "edges",
+    "output",
+    "tokens",
+    "recompute",
+    "counters",
+    "previous receipt",
+)
 TIE = "\u00a0"
 """A space at which no line is broken."""
 RTT_REMARK = "(an upper bound on distance, not a location)"

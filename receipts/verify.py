@@ -12,11 +12,13 @@ from secrets import randbelow
 from typing import Protocol
 
 from receipts import audit, checks, content
+from receipts.beside import check_beside, other_untrusted
 from receipts.document import Document, document_untrusted
 from receipts.errors import ReceiptError, Refusal
 from receipts.recompute import Limit, default_limit
 from receipts.run import Run, assemble
 from receipts.salt import Secret
+from receipts.sign import sha256
 from receipts.statement import statement_untrusted
 from receipts.verdict import (
     EXIT_BELOW_LEVEL,
@@ -51,7 +53,8 @@ class Options:
 
     `trust`: hex keys; when given, every party of the run must be among them, and only such witnesses raise the level.
     `model`: compare manifest and weights digests. `replayer`, `auditor`: recompute, `audit_rows` frames in all.
-    `secrets`: the requester's file, as if disclosed. `limit`: gates measured for this model; None: the built-in ones.
+    `secrets`: the requester's file, as if disclosed. `beside`: other receipts, whose signers' counters must fit.
+    `limit`: gates measured for this model; None: the built-in ones.
     """
 
     required: Level = Level.SIGNED
@@ -61,6 +64,7 @@ class Options:
     auditor: audit.Auditor | None = None
     audit_rows: int = 32
     secrets: tuple[Secret, ...] = ()
+    beside: tuple[bytes, ...] = ()
     limit: Callable[[str, str], Limit] = default_limit
     below: Callable[[int], int] = randbelow
 
@@ -141,8 +145,11 @@ def _steps(data: bytes, options: Options, progress: _Progress) -> None:
     # 5. Plans cover the model once; every stage accepted its part.
     progress.claims += checks.check_layers(run)
 
-    # 6. Counters and hash chains.
+    # 6. Counters and hash chains, in this receipt and through all that lie beside it.
     checks.check_counters(run)
+    if options.beside:
+        others = [other_untrusted(other) for other in options.beside]
+        progress.claims += check_beside(run, sha256(data), others)
 
     # 7. Both ends of every edge agree.
     progress.claims += checks.check_edges(run)

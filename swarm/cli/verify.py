@@ -58,6 +58,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     more.add_argument("--model", metavar="REF", help="your copy of the model (default: the one that comes along)")
     more.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="another receipt, or a folder of them: refuse a key whose counters go back between them (repeatable)",
+    )
+    more.add_argument(
         "--secrets",
         type=Path,
         metavar="FILE",
@@ -124,6 +132,7 @@ def _verdict(arguments: argparse.Namespace, data: bytes) -> Verdict:
             required=Level(arguments.require_level),
             trust=read_trust(arguments.trust),
             secrets=read_secrets(arguments, data),
+            beside=read_beside(arguments.beside),
         )
         return verify(data, options)
     from swarm.progress import reporter
@@ -142,6 +151,7 @@ def _config(arguments: argparse.Namespace, data: bytes) -> CheckConfig:
         required=Level(arguments.require_level),
         trust=read_trust(arguments.trust),
         secrets=read_secrets(arguments, data),
+        beside=read_beside(arguments.beside),
         model=arguments.model,
         replay=arguments.replay,
         audit=arguments.audit,
@@ -158,6 +168,15 @@ def read_trust(path: Path | None) -> frozenset[str] | None:
         return trust_untrusted(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, ReceiptError) as error:
         raise UsageError(f"cannot use the trust file {path}: {error}") from error
+
+
+def read_beside(paths: list[Path]) -> tuple[bytes, ...]:
+    """The receipts of these files and folders. Raises UsageError."""
+    found = []
+    for path in paths:
+        inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        found += [read_receipt(file) for file in inside if not file.name.endswith(SECRETS)]
+    return tuple(found)
 
 
 def read_secrets(arguments: argparse.Namespace, data: bytes) -> tuple[Secret, ...]:

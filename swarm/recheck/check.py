@@ -36,6 +36,7 @@ class CheckConfig:
     required: Level = Level.SIGNED
     trust: frozenset[str] | None = None
     secrets: tuple[Secret, ...] = ()
+    beside: tuple[bytes, ...] = ()
     model: str | None = None
     replay: bool = False
     audit: int = 0
@@ -44,7 +45,7 @@ class CheckConfig:
 
     @property
     def options(self) -> Options:
-        return Options(required=self.required, trust=self.trust, secrets=self.secrets)
+        return Options(required=self.required, trust=self.trust, secrets=self.secrets, beside=self.beside)
 
 
 async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Verdict:

@@ -101,6 +101,7 @@ def run_ring(
     body_of: Callable[[int, int], bytes] = lambda position, edge: b"rows" * 16,
     hear: Callable[[int, int, bytes], bytes] = lambda epoch, edge, body: body,
     own: int = 0,
+    previous_receipt: str = "ab" * 32,
 ) -> Ring:
     """One run over the real recorders. `fail_at`: after so many tokens the middle node dies and another takes over.
 
@@ -128,7 +129,7 @@ def run_ring(
         plan=plan,
         time_us=NOW,
         random=random,
-        previous_receipt="ab" * 32,
+        previous_receipt=previous_receipt,
         own=OwnLayers(own, weights(0, own), weights(LAYERS - own, LAYERS), SOFTWARE) if own else None,
     )
     watching = [

@@ -165,3 +165,16 @@ def test_limits_are_measured_kept_and_used(place: Place, tmp_path: Path) -> None
     save_limits(tmp_path, limits)
     assert load_limits(tmp_path, digest) == limits
     assert limit_of(limits)("mixed", "bfloat16") == limits.limits["bfloat16_bfloat16"]
+
+
+def test_other_receipts_beside(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "receipts"
+    folder.mkdir()
+    for path in (place.receipt, place.lying):
+        (folder / path.name).write_bytes(path.read_bytes())
+        (folder / f"{path.stem}.secrets.json").write_bytes(b"not a receipt")
+    assert place.verify(place.receipt, "--beside", folder) == 0
+    assert "keys sign in more than one of 2 receipts" in " ".join(capsys.readouterr().out.split())
+    (folder / "broken.json").write_bytes(b"{}")
+    assert place.verify(place.receipt, "--beside", folder) == 15
+    assert place.verify(place.receipt, "--beside", tmp_path / "absent") == 2
