@@ -161,6 +161,7 @@ class RunLoop:
             del self._in_flight[seq]
         if sent is not None and len(answer.token):
             self.tally.pass_ms.append((at - sent) * 1000.0)
+            self.tally.took((at - sent) * 1000.0, answer.timings)
             if not self._in_flight:
                 self.tally.lone_pass_ms.append((at - sent) * 1000.0)
         self.tally.stage_us.append([computed for _, computed in answer.timings])

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from swarm.ring.planned import Counts
 from swarm.ring.run import FinishReason, RunRequest, RunResult, StageInfo
 
+PARTS = ("queue", "compute", "network")
+"""Of a pass: waiting at stages, being computed by them, and everything else, which is the way."""
+
 
 @dataclass
 class Tally:
@@ -23,6 +26,15 @@ class Tally:
     lone_pass_ms: list[float] = field(default_factory=list)
     pass_ms: list[float] = field(default_factory=list)
     stage_us: list[list[int]] = field(default_factory=list)
+    answered: int = 0
+    parts_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    def took(self, pass_ms: float, stages: Sequence[tuple[int, int]]) -> None:
+        """A pass was answered after `pass_ms`; `stages`: (queued, computed) microseconds at each."""
+        queued, computed = (sum(us) / 1000.0 for us in zip(*stages, strict=True)) if stages else (0.0, 0.0)
+        self.answered += 1
+        for part, ms in zip(PARTS, (queued, computed, max(0.0, pass_ms - queued - computed)), strict=True):
+            self.parts_ms[part] += ms
 
     def compute_ms(self, stage: int, last: int | None = None) -> float | None:
         """Median of what the compute of stage number `stage` took, over the `last` passes; None before the first."""
@@ -81,6 +93,8 @@ def summed_up(
         plain_estimate_tokens_per_second=round(1000.0 / pass_ms, 3) if pass_ms else 0.0,
         cached_prompt_tokens=cached,
         recoveries=tally.recoveries,
+        drafted_rows=counts.drafted_rows,
+        parts_ms={part: round(ms / max(1, tally.answered), 3) for part, ms in tally.parts_ms.items()},
     )
 
 

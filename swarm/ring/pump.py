@@ -17,7 +17,8 @@ _FORWARD_GAIN = 0.2
 
 
 class Pump:
-    """Forward after forward over whatever waits in `sessions`; `done` gets each outcome, in the event loop.
+    """Forward after forward over whatever waits in `sessions`; `done` gets each outcome, in the event loop, and `took`
+    before them the seconds of the forward.
 
     threads     of one operator
     row_budget  rows of one forward
@@ -29,8 +30,9 @@ class Pump:
         row_budget: int,
         threads: int,
         done: Callable[[Computed], None],
+        took: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        self._sessions, self._row_budget, self._done = sessions, row_budget, done
+        self._sessions, self._row_budget, self._done, self._took = sessions, row_budget, done, took
         # The number of threads of one operator is a property of the thread that runs it.
         self._thread = ThreadPoolExecutor(1, "compute", torch.set_num_threads, (threads,))
         self._work = asyncio.Event()
@@ -60,11 +62,13 @@ class Pump:
                 try:
                     done = await loop.run_in_executor(self._thread, compute, batch)
                 finally:
-                    self._forward_s += _FORWARD_GAIN * (time.monotonic() - started - self._forward_s)
+                    spent = time.monotonic() - started
+                    self._forward_s += _FORWARD_GAIN * (spent - self._forward_s)
                     for session, _ in batch:
                         if session.closed:
                             session.release()
                         session.idle.set()
+                self._took(spent)
                 for outcome in done:
                     self._done(outcome)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -123,6 +124,9 @@ class RunResult:
     plain_estimate_tokens_per_second: float = 0.0
     cached_prompt_tokens: int = 0
     recoveries: int = 0
+    drafted_rows: int = 0
+    parts_ms: Mapping[str, float] = field(default_factory=dict)
+    """Mean ms of a pass that it queued at stages, was computed by them, and was on its way: queue, compute, network."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

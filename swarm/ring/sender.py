@@ -11,6 +11,7 @@ from swarm.net.message import Message
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.account import measure
+from swarm.ring.counts import StageCounts
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_frame
 from swarm.ring.session import StageSession
 
@@ -25,8 +26,9 @@ class Sender:
         switchboard: Switchboard,
         lose: Callable[[StageSession, int, str], None],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        counts: StageCounts,
     ) -> None:
-        self._switchboard, self._lose, self._spawn = switchboard, lose, spawn
+        self._switchboard, self._lose, self._spawn, self._counts = switchboard, lose, spawn, counts
         self._arrival = asyncio.Event()
 
     def peer_opened(self) -> None:
@@ -65,4 +67,5 @@ class Sender:
         """One message of a session to one peer, into the account as well."""
         if session.account is not None:
             session.account.gave(seq, message)
+        self._counts.sent(peer.rtt_ms)
         await peer.send(message, flow=session.run)

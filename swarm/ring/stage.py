@@ -22,6 +22,7 @@ from swarm.net.switchboard import Switchboard
 from swarm.ring.account import measure
 from swarm.ring.admit import HostedModel, StageLimits, admit
 from swarm.ring.compute import Computed
+from swarm.ring.counts import StageCounts
 from swarm.ring.ending import Ending, nobody_untrusted, post, settle_untrusted
 from swarm.ring.forming import Forming
 from swarm.ring.frame import (
@@ -73,8 +74,9 @@ class StageServer:
         self.draining = False
         self._switchboard = switchboard
         self._admitted = admitted
-        self._pump = Pump(self.sessions, self.limits.row_budget, threads, self._dispatch)
-        self._sender = Sender(switchboard, self._lose, self._spawn)
+        self.counts = StageCounts()
+        self._pump = Pump(self.sessions, self.limits.row_budget, threads, self._dispatch, self.counts.forward)
+        self._sender = Sender(switchboard, self._lose, self._spawn, self.counts)
         self._forming = Forming(
             self.sessions, reach or dialler(switchboard), notary, self._sender, self._device, self._spawn
         )
@@ -170,6 +172,11 @@ class StageServer:
             case other:
                 raise PeerError(f"expected a word that rings know, found {other!r:.40}")
 
+    @property
+    def rows_waiting(self) -> int:
+        """Rows of all sessions that wait to be computed."""
+        return sum(session.queued_rows for session in self.sessions.values())
+
     def _open(self, peer: Peer, header: Mapping[str, Any]) -> None:
         opening = parse_open_untrusted(header)
         try:
@@ -194,6 +201,7 @@ class StageServer:
             return
         if below is not None and below.id not in {stage.node for stage in opening.stages}:
             self._spawn(post(below, encode_release(before), opening.run))
+        self.counts.opened(opening.epoch)
         self.sessions[opening.run] = session
         session.fresh = fresh
         self._idle.clear()
@@ -290,6 +298,7 @@ class StageServer:
 
     def _dispatch(self, done: Computed) -> None:
         session, frame = done.session, done.arrived.frame
+        self.counts.computed(done)
         if session.closed or session.closing or frame.epoch != session.opening.epoch:
             return
         session.frames += 1

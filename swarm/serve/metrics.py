@@ -1,13 +1,15 @@
-"""Prometheus metrics of the gateway, in a registry of their own."""
+"""Prometheus metrics of gateways and nodes, in registries of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from swarm.ring.counts import StageCounts
+from swarm.ring.outcome import PARTS
 from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent
 from swarm.serve.book import RunNote
 from swarm.serve.state import DashboardState, NodeState
@@ -44,6 +46,9 @@ class GatewayMetrics:
         self._tokens = Counter("wanswarm_tokens", "Tokens by kind", ["kind"], registry=registry)
         self._passes = Counter("wanswarm_passes", "Trips round the ring", registry=registry)
         self._rows = Counter("wanswarm_rows_sent", "Rows sent round the ring", registry=registry)
+        self._drafted = Counter(
+            "wanswarm_drafted_rows", "Drafted rows by what came of them", ["outcome"], registry=registry
+        )
         self._recoveries = Counter("wanswarm_recoveries", "Stages lost during runs", registry=registry)
         self._ttft = Histogram(
             "wanswarm_first_token_seconds", "Time to first token", buckets=_SECONDS, registry=registry
@@ -70,13 +75,44 @@ class GatewayMetrics:
                 self._rows.inc(result.rows_sent)
                 self._ttft.observe(result.ttft_seconds)
                 self._pass.observe(result.pass_ms / 1000)
-                compute = sum(stage.compute_ms for stage in result.ring)
-                self._parts.labels("compute").inc(result.passes * compute / 1000)
-                self._parts.labels("network_and_queue").inc(result.passes * max(0.0, result.pass_ms - compute) / 1000)
+                accepted = round(result.acceptance * result.drafted_rows)
+                self._drafted.labels("accepted").inc(accepted)
+                self._drafted.labels("rejected").inc(result.drafted_rows - accepted)
+                for part, ms in result.parts_ms.items():
+                    self._parts.labels(part).inc(result.passes * ms / 1000)
                 self._rate.observe(result.tokens_per_second)
 
     def ended(self, note: RunNote) -> None:
         self._runs.labels(note.result.finish_reason if note.result else note.state).inc()
+
+
+class StageCollector(Collector):
+    """What a node computed, read from its stage at scrape time. `counts` gives None while it loads its layers;
+    `waiting`: rows in its queues."""
+
+    def __init__(self, counts: Callable[[], StageCounts | None], waiting: Callable[[], int]) -> None:
+        self._counts, self._waiting = counts, waiting
+
+    def collect(self) -> Iterable[Metric]:
+        counts = self._counts() or StageCounts()
+        for name, text, value in (
+            ("runs", "Runs that opened here", counts.runs),
+            ("recoveries", "Runs that came again in a ring formed anew", counts.recoveries),
+            ("forwards", "Forwards of the block", counts.forwards),
+            ("passes", "Frames computed; several share a forward", counts.passes),
+            ("rows", "Rows computed: prompts, tokens and drafts", counts.rows),
+            ("tokens", "Tokens drawn here, as the tail of runs", counts.tokens),
+        ):
+            family = CounterMetricFamily(f"wanswarm_stage_{name}", text)
+            family.add_metric([], value)
+            yield family
+        parts = CounterMetricFamily(
+            "wanswarm_stage_part_seconds", "Time by part: queue, compute, network", labels=["part"]
+        )
+        for part, seconds in zip(PARTS, (counts.queue_s, counts.compute_s, counts.network_s), strict=True):
+            parts.add_metric([part], seconds)
+        yield parts
+        yield _gauge("wanswarm_stage_rows_waiting", "Rows that wait to be computed", self._waiting())
 
 
 class StateCollector(Collector):

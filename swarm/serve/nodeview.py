@@ -10,11 +10,13 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from swarm.ring.counts import StageCounts
+from swarm.ring.stage import StageServer
 from swarm.serve.backend import ModelFacts
 from swarm.serve.config import GatewayConfig
 from swarm.serve.hub import Hub
 from swarm.serve.listen import protocol_factory, runner_of
-from swarm.serve.metrics import RequestMetrics, StateCollector
+from swarm.serve.metrics import RequestMetrics, StageCollector, StateCollector
 from swarm.serve.snapshot import Progress, state_from
 from swarm.serve.state import DashboardState
 from swarm.serve.views import Views, state_registry
@@ -29,16 +31,26 @@ def make_view(
     manifest: ModelFacts,
     progress: Progress = dict,
     more: Sequence[web.RouteDef] = (),
+    stage: Callable[[], StageServer | None] = lambda: None,
 ) -> web.Application:
     """The application. `status`: as `mesh_status` tells it; `progress`: as `swarm.progress.EventLog.as_json` does.
 
-    `more`: what else the port serves, such as a relay.
+    `more`: what else the port serves, such as a relay. `stage`: the node's stage once it has one, for its metrics.
     """
 
     def state() -> DashboardState:
         return state_from(status(), manifest, "node", progress=progress())
 
+    def counts() -> StageCounts | None:
+        server = stage()
+        return None if server is None else server.counts
+
+    def waiting() -> int:
+        server = stage()
+        return 0 if server is None else server.rows_waiting
+
     registry = CollectorRegistry()
+    registry.register(StageCollector(counts, waiting))
     hub = Hub(state)
     views = Views(hub, VIEW_CONFIG, (registry, state_registry(StateCollector(state))))
     app = web.Application(middlewares=[frame(VIEW_CONFIG, observer(RequestMetrics(registry)))])
@@ -55,7 +67,8 @@ async def node_view(
     manifest: ModelFacts,
     progress: Progress = dict,
     more: Sequence[web.RouteDef] = (),
+    stage: Callable[[], StageServer | None] = lambda: None,
 ) -> AsyncIterator[Callable[[], asyncio.Protocol]]:
     """Yields what `Switchboard.http` wants: a maker of protocols for connections that begin like HTTP."""
-    async with runner_of(make_view(status, manifest, progress, more), VIEW_CONFIG) as server:
+    async with runner_of(make_view(status, manifest, progress, more, stage), VIEW_CONFIG) as server:
         yield lambda: protocol_factory(server, VIEW_CONFIG.max_connections)

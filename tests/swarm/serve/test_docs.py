@@ -6,7 +6,10 @@ import json
 import re
 from pathlib import Path
 
+from aiohttp.test_utils import TestClient, TestServer
+
 from swarm.serve.config import GatewayConfig
+from swarm.serve.nodeview import make_view
 from swarm.serve.openapi import describe
 from tests.swarm.serve import scenes
 from tests.swarm.serve.conftest import Served
@@ -15,16 +18,23 @@ DOCS = Path(__file__).parents[3] / "docs"
 SUFFIXES = re.compile(r"_(bucket|count|sum)$")
 
 
+def named(text: str) -> set[str]:
+    names = re.findall(r"^(wanswarm_\w+)", text, re.M)
+    return {SUFFIXES.sub("", name) for name in names if not name.endswith("_created")}
+
+
 async def exposed(served: Served) -> set[str]:
-    """Names of all metrics once every part of the gateway has something to tell."""
+    """Names of all metrics once every part of a gateway and of a node has something to tell."""
+    view = make_view(lambda: {**scenes.SERVING, "node": scenes.IDS[0]}, scenes.MANIFEST)
+    async with TestClient(TestServer(view)) as client:
+        node = await (await client.get("/metrics")).text()
     served.backend.state = scenes.SERVING
     await served.openai.chat.completions.create(
         model=served.model, messages=[{"role": "user", "content": "x"}], max_tokens=2
     )
     async with served.http.get("/metrics") as answer:
         text = await answer.text()
-    names = re.findall(r"^(wanswarm_\w+)", text, re.M)
-    return {SUFFIXES.sub("", name) for name in names if not name.endswith("_created")}
+    return named(text) | named(node)
 
 
 async def test_metrics_are_written_down(served: Served) -> None:

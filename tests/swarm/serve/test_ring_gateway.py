@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
+from prometheus_client.parser import text_string_to_metric_families
 
 from receipts.verify import verify
 from swarm.config import MemberConfig
@@ -130,6 +131,50 @@ async def test_every_node_shows_the_swarm_on_its_own_port(served: Served, ring: 
             async with http.get(f"http://{node.ready['listen']}/api/state") as answer:
                 state = await answer.json()
                 assert state["role"] == "node" and state["here"] == node.id and state["phase"] == "serving"
+
+
+async def scrape(http: aiohttp.ClientSession, url: str) -> dict[str, float]:
+    """Every sample of a real scrape, by name and labels."""
+    async with http.get(f"{url}/metrics") as answer:
+        assert answer.status == 200 and answer.content_type == "text/plain"
+        families = text_string_to_metric_families(await answer.text())
+    found: dict[str, float] = {}
+    for sample in (sample for family in families for sample in family.samples):
+        labels = ",".join(sample.labels[key] for key in sorted(sample.labels))
+        found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+async def test_gateway_and_nodes_count_the_same_run(served: Served, ring: LocalRing) -> None:
+    urls = [f"http://{node.ready['listen']}" for node in ring.nodes]
+    before = [await scrape(served.http, url) for url in (served.url, *urls)]
+    raw = await served.openai.chat.completions.create(
+        model=served.model, messages=HELLO, max_tokens=9, extra_body={"ignore_eos": True}
+    )
+    after = [await scrape(served.http, url) for url in (served.url, *urls)]
+    gateway, head, tail = (
+        {name: now - then.get(name, 0.0) for name, now in new.items()} for new, then in zip(after, before, strict=True)
+    )
+    assert raw.usage is not None
+    assert gateway["wanswarm_tokens_total{generated}"] == 9
+    assert gateway["wanswarm_tokens_total{prompt}"] == raw.usage.prompt_tokens
+    assert gateway["wanswarm_runs_total{length}"] == 1 and gateway["wanswarm_recoveries_total"] == 0
+    passes, rows = gateway["wanswarm_passes_total"], gateway["wanswarm_rows_sent_total"]
+    # Frames that were still under way when the answer was complete are not computed everywhere.
+    for node in (head, tail):
+        assert node["wanswarm_stage_runs_total"] == 1 and node["wanswarm_stage_recoveries_total"] == 0
+        assert 0 < node["wanswarm_stage_passes_total"] <= passes
+        assert raw.usage.prompt_tokens <= node["wanswarm_stage_rows_total"] <= rows
+        assert 0 < node["wanswarm_stage_forwards_total"] <= node["wanswarm_stage_passes_total"]
+        assert node["wanswarm_stage_part_seconds_total{compute}"] > 0
+    assert head["wanswarm_stage_tokens_total"] == 0 and tail["wanswarm_stage_tokens_total"] >= 9
+    parts = {name: gateway[f"wanswarm_pass_part_seconds_total{{{name}}}"] for name in ("queue", "compute", "network")}
+    assert parts["compute"] > 0 and parts["network"] > 0
+    for seen in after:
+        assert {name.split("{")[0] for name in seen} >= {
+            "wanswarm_node_kv_used_bytes", "wanswarm_node_kv_budget_bytes", "wanswarm_node_sessions",
+            "wanswarm_edge_rtt_seconds", "wanswarm_rows_in_flight", "wanswarm_node_layer_seconds",
+        }  # fmt: skip
 
 
 async def test_the_next_turn_begins_where_the_last_one_ended(ring: LocalRing, tmp_path: Path) -> None:

@@ -230,4 +230,6 @@ class TinyBackend:
             receipt=receipt,
             run_id=run_id,
             pass_ms=2.0,
+            drafted_rows=2,
+            parts_ms={"queue": 0.5, "compute": 1.0, "network": 0.5},
         )
