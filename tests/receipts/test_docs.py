@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from receipts.canonical import emit
 from receipts.errors import Refusal
 from receipts.recompute import default_limit
@@ -75,6 +77,18 @@ def test_all_of_them_are_published() -> None:
 def test_published_receipts_verify_forever() -> None:
     for path in published():
         check_published(path, path.read_bytes())
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_every_flipped_byte_of_a_real_receipt_is_refused(name: str) -> None:
+    data = (DOCS / "receipts" / name).read_bytes()
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= 1 << position % 7
+        verdict = verify(bytes(changed))
+        assert verdict.refusal is not None and verdict.exit_code not in (0, 3, 4), position
 
 
 def check_published(path: Path, data: bytes) -> None:
