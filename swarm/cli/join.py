@@ -99,7 +99,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=number(float, 0, 3600, "seconds"),
         default=10.0,
         metavar="S",
-        help="how long sessions may finish when leaving (default: %(default)s)",
+        help="how long runs may take to end when leaving, and those that do not to move (default: %(default)s)",
     )
     parser.add_argument(
         "--disclose",
