@@ -101,6 +101,8 @@ class StageAccount:
     ) -> None:
         assert opening.record is not None and notary.hardware is not None
         opened = opening_untrusted(opening.record)
+        if opened.order.wire != opening.wire:
+            raise PeerError(f"the signed order says {opened.order.wire} rows, the ring was opened for {opening.wire}")
         self.notary = notary
         self._earlier = earlier
         self.rows: RunRows | None = None

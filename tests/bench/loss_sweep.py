@@ -3,7 +3,7 @@
     python -m tests.bench.loss_sweep [--rtt 50] [--loss 0 0.5 2] [--jitter 0 10 30] [--prompts 2] [--max-tokens 40]
 
 --loss is the percentage of packets that get lost one way between two hosts, --jitter by how much one is late at most,
-evenly spread, in order. Kernel TCP repairs it. Nodes and requester stay, only the links change; the first run of each mode
+evenly spread, in order. Kernel TCP repairs it. Nodes and requester stay, only links change; the first run of each mode
 is not counted. Prints one JSON object: per cell and mode medians of tokens per second and of the longest wait.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,15 @@ import torch
 from transformers import LlamaForCausalLM
 
 from swarm.errors import RunError
+from swarm.model.checkpoint import open_model
+from swarm.model.store import ModelStore
 from swarm.net.wire import WIRE_FORMATS, encode_tensor
 from swarm.ring.frame import parse_frame_untrusted
+from swarm.ring.receipt import RunAccount
 from swarm.ring.run import Finished, RunRequest, RunResult
 from swarm.ring.stage import StageServer
 from tests.ring.conftest import TestRing, reference
+from tests.ring.signed import signed_ring
 
 BLOCKS = [(0, 2), (2, 4), (4, 6)]
 
@@ -67,3 +72,18 @@ async def test_a_stage_that_sends_coarser_rows_than_agreed_is_found_out(
     async with make_ring(BLOCKS) as ring:
         with pytest.raises(RunError, match="expected hidden rows as float32, found 'int8'"):
             await generate(ring, "float32")
+
+
+async def test_stages_accept_no_order_for_another_format_than_the_rings(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a receipt would promise finer rows than those that crossed."""
+
+    def promising(plan: Any, request: Any, stages: Any, wire: str, run: str) -> RunAccount:
+        return RunAccount(plan, request, stages, "float32", run)
+
+    monkeypatch.setattr("swarm.ring.request.RunAccount", promising)
+    checkpoint = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
+    async with signed_ring(checkpoint, BLOCKS, tmp_path, wire="int8") as ring:
+        with pytest.raises(RunError, match="the signed order says float32 rows, the ring was opened for int8"):
+            await ring.generate(RunRequest((1, 2, 3, 4), max_tokens=8, patience_s=0.2))
