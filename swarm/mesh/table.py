@@ -1,6 +1,6 @@
 """All records that a node knows, as an immutable table that is cheap to change and cheap to compare.
 
-256 buckets by the first byte of the node id: one change copies one small tuple and the list of buckets. The same
+256 buckets by the first byte of the node id: one change copies one small tuple and the lists of buckets. The same
 buckets are what anti-entropy compares: two nodes exchange one 8-byte mark per bucket and then talk only about
 those that differ.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from swarm.mesh.record import NodeRecord, Signed
@@ -44,48 +44,54 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Records by key. `marks`: the exclusive or of each bucket's record marks. `size` counts all, graves included."""
+    """Records by key. `marks`: the exclusive or of each bucket's record marks. `size` counts all, graves included.
 
-    buckets: tuple[tuple[Held, ...], ...] = ((),) * BUCKETS
-    marks: tuple[int, ...] = (0,) * BUCKETS
+    `keys` are those of the records in `buckets`, in the same order: looking a number up in a tuple of numbers is what
+    makes tables of ten thousand quick. A record that is replaced leaves the keys of its bucket as they are.
+    """
+
+    buckets: Sequence[tuple[Held, ...]] = ((),) * BUCKETS
+    keys: Sequence[tuple[int, ...]] = ((),) * BUCKETS
+    marks: Sequence[int] = (0,) * BUCKETS
     size: int = 0
 
     def get(self, key: int) -> Held | None:
         """The record whose node id begins with these 8 bytes."""
-        for held in self.buckets[key >> 56]:
-            if held.key == key:
-                return held
-        return None
+        keys = self.keys[key >> 56]
+        return self.buckets[key >> 56][keys.index(key)] if key in keys else None
 
     def put(self, held: Held) -> Table:
         """With `held` in place of what had its key."""
-        return self._changed((held,), keep=True)
+        return self.put_all((held,))
 
     def put_all(self, many: Iterable[Held]) -> Table:
         """With each of `many` in place of what had its key."""
-        return self._changed(many, keep=True)
+        buckets, keys, marks, size = list(self.buckets), list(self.keys), list(self.marks), self.size
+        for held in many:
+            at = held.key >> 56
+            bucket = buckets[at]
+            if held.key in keys[at]:
+                i = keys[at].index(held.key)
+                marks[at] ^= bucket[i].mark ^ held.mark
+                buckets[at] = (*bucket[:i], held, *bucket[i + 1 :])
+            else:
+                size += 1
+                marks[at] ^= held.mark
+                buckets[at], keys[at] = (*bucket, held), (*keys[at], held.key)
+        return Table(buckets, keys, marks, size)
 
     def without(self, gone: Iterable[Held]) -> Table:
         """Without the records that have the keys of these."""
-        return self._changed(gone, keep=False)
-
-    def _changed(self, many: Iterable[Held], keep: bool) -> Table:
-        buckets, marks, size = list(self.buckets), list(self.marks), self.size
-        for held in many:
+        buckets, keys, marks, size = list(self.buckets), list(self.keys), list(self.marks), self.size
+        for held in gone:
             at = held.key >> 56
-            rest = []
-            for other in buckets[at]:
-                if other.key == held.key:
-                    marks[at] ^= other.mark
-                    size -= 1
-                else:
-                    rest.append(other)
-            if keep:
-                rest.append(held)
-                marks[at] ^= held.mark
-                size += 1
-            buckets[at] = tuple(rest)
-        return Table(tuple(buckets), tuple(marks), size)
+            if held.key in keys[at]:
+                i = keys[at].index(held.key)
+                size -= 1
+                marks[at] ^= buckets[at][i].mark
+                buckets[at] = (*buckets[at][:i], *buckets[at][i + 1 :])
+                keys[at] = (*keys[at][:i], *keys[at][i + 1 :])
+        return Table(buckets, keys, marks, size)
 
     def __iter__(self) -> Iterator[Held]:
         for bucket in self.buckets:
