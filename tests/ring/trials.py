@@ -74,6 +74,7 @@ class Blows:
     async def run(self) -> Trial:
         """Let it run to its end."""
         self.struck, self.at, self.victim, self.held = False, 0.0, None, 0
+        timer: asyncio.TimerHandle | None = None
         marks: dict[str, float] = {}
         reasons: list[str] = []
         seen, link, last = 0, None, 0.0
@@ -94,8 +95,10 @@ class Blows:
                     seen += len(event.tokens)
                     if seen >= self.after and not self.struck:
                         self.struck, self.held = True, len(self.request.prompt_ids) + seen
-                        asyncio.get_running_loop().call_later(self.wait_s, self._strike, link)
+                        timer = asyncio.get_running_loop().call_later(self.wait_s, self._strike, link)
                 if isinstance(event, Finished):
+                    if timer is not None:
+                        timer.cancel()
                     return self._trial(event.result, marks, reasons)
         raise AssertionError("the run had no end")
 
