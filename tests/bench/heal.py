@@ -15,7 +15,7 @@ import json
 import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,11 +43,13 @@ Blocks = Mapping[str, tuple[int, int]]
 class Healed:
     """What one round saw. `moved`: node -> (layers before, layers after) of survivors that hold others now.
 
-    join_s: until both that joined at once served. heal_s: from the kill until every layer was held again, as the
-    requester saw it. answers: short requests that were answered meanwhile. long: the answer that was under way.
+    join_s: until both that joined at once served. From the kill, as the requester saw it: down_s until the node was
+    known to be gone, heal_s until every layer was held again. answers: short requests that were answered meanwhile.
+    long: the answer that was under way.
     """
 
     join_s: float
+    down_s: float
     heal_s: float
     hole: int
     moved: dict[str, tuple[tuple[int, int], tuple[int, int]]]
@@ -105,11 +107,12 @@ class Watch:
         found = members_of(self.requester.gossip, bytes.fromhex(self.requester.manifest.digest))
         return {m.node: (m.first, m.last) for m in found if m.state == "serving"}
 
-    async def until_covered(self, without: str) -> None:
-        """Until `without` is out of the table and all layers are held."""
+    async def until(self, reached: Callable[[Blocks], bool]) -> float:
+        """Until what is known of the swarm is as asked; the monotonic second."""
         async with asyncio.timeout(WAIT_S):
-            while without in (now := self.blocks()) or holes(now):
+            while not reached(self.blocks()):
                 await self.requester.gossip.wait_change()
+        return time.monotonic()
 
     async def ask(self, tokens: int, begun: asyncio.Event | None = None) -> RunResult:
         """One plain greedy run; `begun` is set once KILL_AFTER tokens are there."""
@@ -146,9 +149,7 @@ async def heal(model: Path, state: Path, capacities: Sequence[int], settle_s: fl
 
 async def _losses(watch: Watch, ring: LocalRing, join_s: float, settle_s: float) -> Healed:
     by_id: dict[str, LocalNode] = {node.id: node for node in ring.nodes}
-    async with asyncio.timeout(WAIT_S):
-        while set(watch.blocks()) != set(by_id):
-            await watch.requester.gossip.wait_change()
+    await watch.until(lambda blocks: set(blocks) == set(by_id))
     before = dict(watch.blocks())
     assert before == {node.id: node.layers for node in ring.nodes}, "a node holds other layers than it said"
     short = await watch.ask(6)
@@ -162,16 +163,15 @@ async def _losses(watch: Watch, ring: LocalRing, join_s: float, settle_s: float)
     await begun.wait()
     killed = time.monotonic()
     by_id[victim].send_signal(signal.SIGKILL)
-    await watch.until_covered(victim)
-    heal_s = time.monotonic() - killed
+    down_s = await watch.until(lambda blocks: victim not in blocks) - killed
+    heal_s = await watch.until(lambda blocks: not holes(blocks)) - killed
     result = await long
     answers.append(await watch.ask(6))
     assert all(answer.token_ids == short.token_ids for answer in answers)
     after = watch.blocks()
     moved = {node: (block, after[node]) for node, block in left.items() if after.get(node) != block}
-    return Healed(
-        round(join_s, 1), round(heal_s, 1), len(holes(left)), moved, len(answers), result.recoveries, result, short
-    )
+    times = [round(value, 1) for value in (join_s, down_s, heal_s)]
+    return Healed(*times, len(holes(left)), moved, len(answers), result.recoveries, result, short)
 
 
 async def main(nodes: int, rounds: int) -> None:
@@ -184,9 +184,9 @@ async def main(nodes: int, rounds: int) -> None:
             healed = await heal(make_model(Path(folder) / "model"), state, CAPACITIES[nodes], settle_s=12.0)
         moves = ", ".join(f"{node[:8]} {a[0]}-{a[1] - 1} to {b[0]}-{b[1] - 1}" for node, (a, b) in healed.moved.items())
         print(
-            f"round {number + 1}: two joined at once in {healed.join_s} s; {healed.hole} layers lost; all held again "
-            f"after {healed.heal_s} s; moved: {moves or 'nobody'}; {healed.answers} short answers and one under way, "
-            f"{healed.recoveries} recoveries",
+            f"round {number + 1}: two joined at once in {healed.join_s} s; {healed.hole} layers lost; known after "
+            f"{healed.down_s} s, all held again after {healed.heal_s} s; moved: {moves or 'nobody'}; "
+            f"{healed.answers} short answers and one under way, {healed.recoveries} recoveries",
             flush=True,
         )
         found.append({k: v for k, v in asdict(healed).items() if k not in ("long", "short")})
