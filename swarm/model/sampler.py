@@ -108,14 +108,32 @@ def pick(
             raise ValueError("a repetition penalty needs the contexts of the rows")
         logits = penalised(logits, contexts, sampling.repetition_penalty)
     scores = logits if sampling.greedy else _perturbed(logits, positions, sampling)
-    two = scores.topk(min(2, scores.shape[-1]), dim=-1).values
-    chosen = scores.argmax(-1)
+    tokens, margins = _best(scores)
     norm = torch.logsumexp(logits, -1)
-    tokens = chosen.tolist()
-    margins = (two[:, 0] - two[:, -1]).clamp(max=MAX_MARGIN).tolist()
+    chosen = torch.tensor(tokens, device=logits.device)
     logprobs = (logits.gather(1, chosen[:, None])[:, 0] - norm).tolist()
     tops = _tops(logits, norm, sampling.logprobs)
     return [Picked(*item) for item in zip(tokens, margins, logprobs, tops, strict=True)]
+
+
+def _best(scores: torch.Tensor) -> tuple[list[int], list[float]]:
+    """The largest score of each row, the smaller id among equals, and how far it is ahead of the next one.
+
+    On a CPU by numpy: a search of a few dozen rows takes it a twentieth of the time, and a tail does one in every pass.
+    """
+    if scores.device.type != "cpu":
+        two = scores.topk(min(2, scores.shape[-1]), dim=-1).values
+        return scores.argmax(-1).tolist(), (two[:, 0] - two[:, -1]).clamp(max=MAX_MARGIN).tolist()
+    table = scores.numpy()
+    tokens = table.argmax(-1).tolist()
+    margins = [_lead(row, token) for row, token in zip(table, tokens, strict=True)]
+    return tokens, margins
+
+
+def _lead(row: NDArray[np.float32], token: int) -> float:
+    """How far `token` is ahead of the best of the others, at most MAX_MARGIN."""
+    others = [float(part.max()) for part in (row[:token], row[token + 1 :]) if len(part)]
+    return min(MAX_MARGIN, float(row[token] - np.float32(max(others)))) if others else 0.0
 
 
 def _perturbed(logits: torch.Tensor, positions: Sequence[int], sampling: Sampling) -> torch.Tensor:
