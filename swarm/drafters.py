@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -31,10 +33,12 @@ class Drafters:
     """Makes the drafters of each run. Runs at once need one model drafter each; they share the weights.
 
     step_ms   measured milliseconds of one draft step of the model drafter
+    threads   compute threads of a draft step, on a CPU
     """
 
     lm: LmDrafter | None = None
     step_ms: float = GUESSED_STEP_MS
+    threads: int = 1
     _idle: list[LmDrafter] = field(default_factory=list)
 
     def make(self, request: RunRequest) -> Drafting:
@@ -48,7 +52,7 @@ class Drafters:
         if choice in ("lm", "auto") and request.speculation != "plain":
             deferred = self._take()
         names = [name for name, used in (("suffix", inline), ("lm", deferred)) if used is not None]
-        return Drafting("+".join(names) or "none", inline, deferred)
+        return Drafting("+".join(names) or "none", inline, deferred, self.threads)
 
     def give_back(self, drafting: Drafting) -> None:
         """The run is over: its model drafter may serve the next."""
@@ -82,7 +86,18 @@ def load_drafters(
                 "one: swarm draft distill"
             )
         return Drafters()
-    return Drafters(lm, _measured(lm), [lm])
+    threads = draft_threads()
+    with ThreadPoolExecutor(1, "draft", torch.set_num_threads, (threads,)) as thread:
+        step_ms = thread.submit(_measured, lm).result()
+    return Drafters(lm, step_ms, threads, [lm])
+
+
+def draft_threads() -> int:
+    """Half of the cores: drafting runs beside the ring's traffic, and often beside a stage on the same machine.
+
+    Threads of one step wait for each other, so one core that is taken makes the whole step late.
+    """
+    return max(1, (psutil.cpu_count(logical=False) or 2) // 2)
 
 
 def _measured(lm: LmDrafter, tokens: Sequence[int] = WARM_UP_PROMPT) -> float:

@@ -38,6 +38,7 @@ from swarm.ring.control import Costs
 from swarm.ring.notary import Notary, open_log, software
 from swarm.ring.opening import StagePlan
 from swarm.ring.plan import Ask, Member, plan_route, usual_speed
+from swarm.ring.plan_costs import StageCost, expected_costs
 from swarm.ring.plan_wire import choose_wire, edge_rates
 from swarm.ring.private import PrivateBlocks
 from swarm.ring.reach import DIAL_TIMEOUT_S
@@ -265,27 +266,27 @@ class Requester:
             stages.append(StagePlan(node, tuple(addresses), stage.first, stage.last))
         return stages
 
-    def _costs(self, stages: Sequence[StagePlan]) -> Costs:
-        """First guesses from what the nodes measured of themselves and from round trips known here."""
+    def _costs(self, stages: Sequence[StagePlan], wire: str | None = None) -> Costs:
+        """First guesses from what the nodes measured of themselves and from round trips known here.
+
+        `wire`: the format of hidden rows; None leaves their bytes out.
+        """
         by_name = {member.node: member for member in self._members()}
         usual = usual_speed(by_name.values())
-        one, row = [], []
-        for stage in stages:
-            member = by_name.get(id_text(stage.node))
-            speed = (member.speed if member is not None else None) or usual
-            layers = stage.last - stage.first
-            one.append(speed.ms_1 * layers)
-            row.append((speed.ms_64 - speed.ms_1) / 63.0 * layers)
+        members = [by_name.get(id_text(stage.node)) for stage in stages]
         names = [id_text(self._board.id), *(id_text(stage.node) for stage in stages)]
         rtt = rtts_of(self.gossip, self._board.id)(names)
         ring = [*range(len(names)), 0]
-        way = sum(float(rtt[a, b]) / 2.0 for a, b in zip(ring, ring[1:], strict=False))
-        return Costs(
-            pass_ms=way + sum(one) + 1.0,
-            row_ms=max(0.01, sum(row)),
-            frame_ms=max(0.5, *one),
-            frame_row_ms=max(0.01, *row),
+        return expected_costs(
+            [
+                StageCost((member.speed if member is not None else None) or usual, stage.last - stage.first)
+                for member, stage in zip(members, stages, strict=True)
+            ],
+            way_ms=sum(float(rtt[a, b]) / 2.0 for a, b in zip(ring, ring[1:], strict=False)),
             draft_ms=self._target.drafters.step_ms,
+            wire=wire,
+            hidden=self.manifest.hidden_size,
+            rates_mbps=edge_rates(members),
         )
 
     def _describe(self, plan: StagePlan, said: Mapping[str, object], compute_ms: float) -> StageInfo:

@@ -26,11 +26,15 @@ class TargetFacts:
 
 @dataclass(frozen=True)
 class Drafting:
-    """The drafters of one run. `inline` answers on the spot, `deferred` in the draft thread; both may be absent."""
+    """The drafters of one run. `inline` answers on the spot, `deferred` in the draft thread; both may be absent.
+
+    threads   compute threads of `deferred`, on a CPU
+    """
 
     name: str
     inline: Drafter | None = None
     deferred: Drafter | None = None
+    threads: int = 1
 
 
 RoutePlanner = Callable[[frozenset[bytes], int], Sequence[StagePlan]]

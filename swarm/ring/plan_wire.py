@@ -15,13 +15,14 @@ from swarm.ring.fleet import Member
 FINEST_FIRST = ("float32", "bfloat16", "fp8")
 NEARLY = 1.1
 """A finer format may make the pass this much longer."""
-CODING_NS = {"float32": 0.0, "bfloat16": 0.3, "fp8": 8.0}
+CODING_NS = {"float32": 0.0, "bfloat16": 0.3, "float16": 0.3, "int8": 3.5, "fp8": 8.0}
 """Encoding and decoding one value on one core, over what the finest format costs (tests/bench/hop_overhead.py)."""
 
 
 def row_bytes(wire: str, hidden: int) -> int:
-    """Bytes of one row of `hidden` values on the wire; the scaled format carries its scale."""
-    return {"float32": 4 * hidden, "bfloat16": 2 * hidden, "fp8": hidden + 4}[wire]
+    """Bytes of one row of `hidden` values on the wire; the scaled formats carry their scale."""
+    halves = {"bfloat16": 2 * hidden, "float16": 2 * hidden}
+    return (halves | {"float32": 4 * hidden, "int8": hidden + 4, "fp8": hidden + 4})[wire]
 
 
 def choose_wire(own: str, rates_mbps: Sequence[float | None], hidden: int, rows: float, pass_ms: float) -> str:

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from receipts import ReceiptError
 from swarm.errors import PeerError, SwarmError, UsageError
 from swarm.model.rows import Layout
@@ -39,7 +41,7 @@ CONTEXT_STEP = 64
 class Desk:
     """Starts runs and hands their answers to them. Use as an async context; leaving it cancels what is open.
 
-    `drafting` makes the drafters of a run from its request; `costs` guesses what a route will cost.
+    `drafting` makes the drafters of a run from its request; `costs` guesses what a route costs over a wire format.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Desk:
         target: TargetFacts,
         planner: RoutePlanner,
         drafting: DraftingSource,
-        costs: Callable[[Sequence[StagePlan]], Costs],
+        costs: Callable[[Sequence[StagePlan], str], Costs],
         describe: Callable[[StagePlan, Mapping[str, object], float], StageInfo],
         wire: Callable[[RunRequest, Sequence[StagePlan]], str],
         reach: Reach | None = None,
@@ -153,7 +155,7 @@ class Desk:
             blocks = await self._private(request.private)
             link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire)
         self.links[opening.run] = link
-        thread = ThreadPoolExecutor(1, thread_name_prefix="draft")
+        thread = ThreadPoolExecutor(1, "draft", torch.set_num_threads, (drafting.threads,))
         deferred = drafting.deferred
         parts = RunParts(
             link=link,
@@ -245,11 +247,11 @@ class Desk:
         )
 
     def _core(self, request: RunRequest, opening: OpenRun, drafting: Drafting) -> Speculation:
-        key = (request.speculation, drafting.name, *(s.node for s in opening.stages))
+        key = (request.speculation, drafting.name, opening.wire, *(s.node for s in opening.stages))
         controller = self.memory.controllers.get(key)
         if controller is None:
             setting = Setting(mode=request.speculation)
-            controller = Controller(self._costs(opening.stages), setting)
+            controller = Controller(self._costs(opening.stages, opening.wire), setting)
             self.memory.controllers[key] = controller
         return Speculation(
             request.prompt_ids,
