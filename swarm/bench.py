@@ -15,8 +15,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,7 +85,8 @@ class Cell:
     """Medians over the prompts of one class in one setting at one distance.
 
     `over_plain`: speed-up. `busy`: share of the time that the busiest stage computed. Bytes are those of all links.
-    `different`: runs whose tokens were not those of the plain run.
+    `different`: runs whose tokens were not those of the plain run. `by_depth`: share of the drafted rows that were
+    accepted, by how far below the last known token they were when sent (one below comes first), over all runs.
     """
 
     rtt_ms: float
@@ -101,6 +103,7 @@ class Cell:
     pass_ms: float
     busy: float
     different: int
+    by_depth: list[float] = field(default_factory=list)
 
 
 class Asker(Protocol):
@@ -238,7 +241,16 @@ def _cell(runs: Sequence[Run], by_key: Mapping[tuple[float, str, int, str, str],
         pass_ms=median(run.result.get("pass_ms", 0.0) for run in runs),
         busy=median(_busy(run) for run in runs),
         different=sum(run.result["token_ids"] != plain.result["token_ids"] for run, plain in known),
+        by_depth=_by_depth(runs),
     )
+
+
+def _by_depth(runs: Sequence[Run]) -> list[float]:
+    sums = [
+        [sum(level) for level in zip_longest(*(run.result.get(name, ()) for run in runs), fillvalue=0)]
+        for name in ("depth_sent", "depth_accepted")
+    ]
+    return [round(right / sent, 4) if sent else 0.0 for sent, right in zip(*sums, strict=True)]
 
 
 def _rows(run: Run) -> int:

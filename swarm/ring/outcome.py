@@ -71,6 +71,7 @@ def summed_up(
     speed = (len(new) - 1) / decoding if len(new) > 1 and decoding > 0 else len(new) / max(seconds, 1e-9)
     pass_ms = statistics.median(tally.lone_pass_ms[1:] or tally.pass_ms[1:] or tally.pass_ms or [0.0])
     sent = counts.drafted_rows
+    depth_sent, depth_accepted = counts.by_depth()
     return RunResult(
         text=text,
         token_ids=new,
@@ -94,6 +95,8 @@ def summed_up(
         cached_prompt_tokens=cached,
         recoveries=tally.recoveries,
         drafted_rows=counts.drafted_rows,
+        depth_sent=depth_sent,
+        depth_accepted=depth_accepted,
         parts_ms={part: round(ms / max(1, tally.answered), 3) for part, ms in tally.parts_ms.items()},
     )
 

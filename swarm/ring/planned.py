@@ -73,6 +73,12 @@ class Counts:
         for depth in depths:
             self.depth_sent[depth] = self.depth_sent.get(depth, 0) + 1
 
+    def by_depth(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Rows sent and rows accepted, each for depths 1, 2, ..."""
+        depths = range(1, max(self.depth_sent, default=0) + 1)
+        sent, accepted = (tuple(of.get(d, 0) for d in depths) for of in (self.depth_sent, self.depth_accepted))
+        return sent, accepted
+
     def accept(self, depth: int) -> None:
         """A row that was drafted `depth` below the root turned out right."""
         self.accepted += 1

@@ -125,6 +125,9 @@ class RunResult:
     cached_prompt_tokens: int = 0
     recoveries: int = 0
     drafted_rows: int = 0
+    depth_sent: tuple[int, ...] = ()
+    """Drafted rows by how far below the last known token they were when they were sent: one below comes first."""
+    depth_accepted: tuple[int, ...] = ()
     parts_ms: Mapping[str, float] = field(default_factory=dict)
     """Mean ms of a pass that it queued at stages, was computed by them, and was on its way: queue, compute, network."""
 

@@ -109,6 +109,13 @@ def test_speed_up_compares_each_prompt_with_its_own_plain_run() -> None:
     assert stream.bytes_per_token == 400.0  # 200 a row, two rows a token
 
 
+def test_acceptance_by_depth_is_over_all_rows_of_a_cell() -> None:
+    short = result(4.0) | {"depth_sent": (8, 4), "depth_accepted": (4, 1)}
+    long = result(4.0) | {"depth_sent": (2, 4, 5), "depth_accepted": (2, 1, 0)}
+    runs = [Run(50.0, "chat", i, "stream", "lm", one) for i, one in enumerate((short, long))]
+    assert summarise(runs)[0].by_depth == [0.6, 0.25, 0.0]
+
+
 def test_bytes_and_compute_come_from_the_receipt_of_a_run(tmp_path: Path) -> None:
     receipt = tmp_path / "receipt.json"
     receipt.write_bytes(run_ring(stages=2, tokens=(5, 6)).receipt)
@@ -126,5 +133,7 @@ async def test_the_summary_becomes_a_table_and_pictures(tmp_path: Path) -> None:
     assert "| 50 | copy | stream | lm | 6.0 | 3.00 |" in table(summary)
     pytest.importorskip("matplotlib")
     pictures = plot(summary, tmp_path)
-    assert [path.name for path in pictures] == ["speedup-rtt20.png", "speedup-rtt50.png"]
+    assert [path.name for path in pictures] == [
+        f"{what}-rtt{rtt}.png" for rtt in (20, 50) for what in ("speedup", "depth")
+    ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
