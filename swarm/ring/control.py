@@ -208,12 +208,11 @@ class Controller:
     def row_floor(self) -> float:
         """Least chance at which a drafted row is worth the time that it adds.
 
-        Half of that time: the other rows of its frame wait for it, the rows of other frames hardly do. Where cores are
-        short everything waits for it, and drafting for it came out of the same cores.
+        Where cores are short everything waits for it, and drafting for it came out of the same cores.
         """
         if self.setting.fixed:
             return 0.0
-        return _CALM_FLOOR if self.calm else min(_CALM_FLOOR, (0.5 + 1.5 * self.crowding) * self.rate * self.row_ms)
+        return _CALM_FLOOR if self.calm else min(_CALM_FLOOR, (1.0 + 1.5 * self.crowding) * self.rate * self.row_ms)
 
     @property
     def frame_floor(self) -> float:
