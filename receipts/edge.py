@@ -1,7 +1,8 @@
 """What one end of an edge keeps during a run: a Merkle tree over what crossed, and its own round-trip times.
 
-Hashing is off the critical path: small frames are hashed at once (SHA-256 runs at more than 1 GB/s), large ones and
-those that are also stored go to a thread in order. The lists never grow with the run: the tree keeps O(log n) hashes.
+Hashing is off the critical path: a thread does it, in order. Large frames go there at once, beside the compute; small
+ones wait for each other, since waking a thread for each of them costs a pass more than the hashing itself does. The
+lists never grow with the run: the tree keeps O(log n) hashes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ Buffer = bytes | bytearray | memoryview
 Keep = Callable[[int, Buffer, Buffer], None]
 """Store frame `seq` (head, body): called in order, in the hashing thread."""
 
-INLINE_BYTES = 32 << 10
+LARGE_BYTES = 32 << 10
+BATCH_FRAMES = 64
+"""Small frames that wait before the thread is woken; with fewer bytes each than a large one, so 2 MiB at most."""
 HASHING_TIMEOUT_S = 30.0
 
 
@@ -52,7 +55,7 @@ class EdgeLog:
 
     Call `frame` for every frame as it crosses, in order, with the same head and body bytes at both ends; buffers must
     not be changed afterwards. Call `ping` with each measured round trip. Not thread-safe: one event loop calls it.
-    `executor` hashes large frames beside the compute; without one everything is hashed at once.
+    `executor` hashes beside the compute; without one everything is hashed at once. `flush` hands it what waits.
     """
 
     def __init__(
@@ -89,18 +92,23 @@ class EdgeLog:
         size = len(head) + len(body)
         self.frames += 1
         self.bytes += size
-        executor = self._executor
-        if executor is None or (size <= INLINE_BYTES and self._keep is None and not self._draining):
+        if self._executor is None:
             self._add(seq, head, body)
             return
+        self._pending.append((seq, head, body))
+        if size > LARGE_BYTES or len(self._pending) >= BATCH_FRAMES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have everything hashed and kept that crossed so far: the thread starts on it now."""
         with self._changed:
-            self._pending.append((seq, head, body))
-            start, self._draining = not self._draining, True
-        if start:
-            try:
-                executor.submit(self._drain)
-            except RuntimeError:  # the executor was shut down: the process is ending, and nothing waits for this loop
-                self._drain()
+            if self._draining or not self._pending or self._executor is None:
+                return
+            self._draining = True
+        try:
+            self._executor.submit(self._drain)
+        except RuntimeError:  # the executor was shut down: the process is ending, and nothing waits for this loop
+            self._drain()
 
     def ping(self, rtt_us: int) -> None:
         """One round trip that this end measured (its own nonce came back), in microseconds."""
@@ -115,6 +123,10 @@ class EdgeLog:
 
         Raises ReceiptError(EDGE_ROOT) when that does not finish within 30 s: its executor was shut down too early.
         """
+        with self._changed:
+            here = not self._draining
+        if here:  # a few small frames at most: not worth a thread
+            self._drain()
         with self._changed:
             if not self._changed.wait_for(lambda: not self._draining, HASHING_TIMEOUT_S):
                 raise ReceiptError(Refusal.EDGE_ROOT, f"edge {self.index}: frames are still not hashed")
@@ -143,17 +155,15 @@ class EdgeLog:
             self._keep(seq, head, body)
 
     def _drain(self) -> None:
-        try:
-            while True:
-                with self._changed:
-                    if not self._pending:
-                        return
-                    entry = self._pending.popleft()
-                self._add(*entry)
-        finally:
+        while True:
             with self._changed:
-                self._draining = False
-                self._changed.notify_all()
+                if not self._pending:
+                    # In one step with finding nothing: a frame that comes now starts the thread again.
+                    self._draining = False
+                    self._changed.notify_all()
+                    return
+                entry = self._pending.popleft()
+            self._add(*entry)
 
 
 def _with_lists(half: Mapping[Any, Any]) -> dict[Any, Any]:

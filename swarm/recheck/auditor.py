@@ -23,7 +23,7 @@ from swarm.net.message import Message, unpack_untrusted
 from swarm.net.wire import decode_tensor_untrusted, encode_tensor
 from swarm.recheck.gap import token_gaps
 from swarm.recheck.replayer import sampling_of
-from swarm.recheck.tail import rounding, scores_of
+from swarm.recheck.tail import at_least_usual, rounding, scores_of
 from swarm.recheck.walk import Layers, Step
 from swarm.ring.frame import ANSWER, DOWN, Answer, Frame, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.session import SlotTokens
@@ -136,7 +136,7 @@ class _Recomputed:
             if dtype == torch.float32:
                 return [torch.zeros(len(exact)) for exact in self._outputs]
             honest = replace(self._layers, dtype=dtype).outputs(self._layout, steps)
-            return [rounding(exact, rows) for exact, rows in zip(self._outputs, honest, strict=True)]
+            return at_least_usual([rounding(exact, rows) for exact, rows in zip(self._outputs, honest, strict=True)])
         if dtype == torch.float32 and order.wire == "float32":
             return []
         honest = replace(self._layers, dtype=dtype).outputs(self._layout, steps)

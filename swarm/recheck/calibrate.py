@@ -34,7 +34,15 @@ def mean(values):
 1. Boil two eggs for six minutes. 2. Peel them under cold water. Der Zug nach Bern fährt um 7.42 Uhr von Gleis 3."""
 MOST_TOKENS = 96
 PROMPT_ROWS = 32
-SETTINGS = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
+SETTINGS = (
+    ("float32", "float32"),
+    ("float32", "bfloat16"),
+    ("float32", "int8"),
+    ("float32", "fp8"),
+    ("bfloat16", "bfloat16"),
+    ("bfloat16", "int8"),
+    ("bfloat16", "fp8"),
+)
 VARIANTS = ((1, 1), (1, 5), (2, 1), (2, 5))
 """(threads, rows of a frame) of honest stages."""
 

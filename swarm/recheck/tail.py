@@ -22,6 +22,15 @@ def rounding(exact: torch.Tensor, honest: torch.Tensor) -> torch.Tensor:
     return (honest - exact).gather(1, likely).std(-1)
 
 
+def at_least_usual(disturbed: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Rounding by row, of several frames: each row is taken to be at least as disturbed as half of them are.
+
+    One computation that happens to round a row well says nothing about how well another should.
+    """
+    rows = torch.cat(list(disturbed)) if disturbed else torch.zeros(0)
+    return [frame.clamp(min=float(rows.median())) for frame in disturbed] if len(rows) else list(disturbed)
+
+
 def scores_of(
     logits: torch.Tensor,
     disturbed: torch.Tensor,

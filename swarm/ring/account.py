@@ -172,7 +172,8 @@ class StageAccount:
         """Sign this stage's edges and end, once all that crossed is hashed."""
         async with asyncio.timeout(SETTLE_TIMEOUT_S):
             await self.settled.wait()
-        # It runs after all that was submitted before it: by then everything is hashed and kept.
+        # It runs after all that was handed over before it: by then everything is hashed and kept.
+        self._flush()
         await asyncio.get_running_loop().run_in_executor(self.notary.hasher, self._begin)
         collected = self.record.collect(dict(header))
         self.finish()
@@ -185,8 +186,13 @@ class StageAccount:
         if self.notary.rows is not None and self.past.begun:
             self.record.history = self.notary.rows.link(self.past.order, self.past.epoch, self.past.begun)
 
+    def _flush(self) -> None:
+        self.record.inbound.flush()
+        self.record.outbound.flush()
+
     def finish(self) -> None:
         """Nothing more is kept; kept rows can be opened from now on."""
+        self._flush()
         if self.rows is not None:
             self.notary.hasher.submit(self.rows.close)
             self.rows = None

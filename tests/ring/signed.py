@@ -184,7 +184,7 @@ async def signed_ring(
             TargetFacts(manifest.digest, manifest.context, eos, decode),
             planner,
             Suffixes(),
-            lambda stages: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
+            lambda stages, wire: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
             lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
             lambda request, stages: wire or name,
             None,

@@ -134,7 +134,7 @@ async def test_a_lying_stage_is_caught(
     wide: Checkpoint, tmp_path: Path, dtype: torch.dtype, stage: int, lie: str
 ) -> None:
     async with signed_ring(wide, SPANS, tmp_path, dtype=dtype, twists={stage: LIES[lie]}) as ring:
-        verdict = await audited(ring, await receipt_of(ring, 64 if stage == 2 else 24), wide)
+        verdict = await audited(ring, await receipt_of(ring, 160 if stage == 2 else 24), wide)
         assert verdict.refusal is Refusal.AUDIT, verdict.line
         assert ring.nodes[stage].identity.id.hex()[:8] in verdict.line
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from receipts.recompute import default_limit, limits_untrusted
 from swarm.model.store import DEFAULT_MODEL
+from swarm.recheck.calibrate import SETTINGS
 from swarm.recheck.limits import limit_of, load_limits
 
 
@@ -18,6 +19,8 @@ def test_the_default_model_has_limits_for_what_its_rings_compute_in(tmp_path: Pa
     assert fine.samples > 1000 and coarse.samples > 1000
     assert fine.median_ppm < coarse.median_ppm and fine.tie_ppm < coarse.tie_ppm
     assert limit_of(limits)("mixed", "bfloat16") == coarse
+    for dtype, wire in SETTINGS:
+        assert limits.get(dtype, wire).samples > 1000, (dtype, wire)
 
 
 def test_other_models_get_the_built_in_ones(tmp_path: Path) -> None:
