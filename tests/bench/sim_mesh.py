@@ -1,7 +1,7 @@
 """Membership and planning of large swarms in simulated time.
 
 python -m tests.bench.sim_mesh                         # small tables, a minute
-python -m tests.bench.sim_mesh --nodes 10000 --seconds 60 --json OUT    # the large one: long, 4 GB
+python -m tests.bench.sim_mesh --nodes 10000 --seconds 20 --only membership    # the large one: ten minutes, 4 GB
 """
 
 from __future__ import annotations
