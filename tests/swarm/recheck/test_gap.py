@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from swarm.model.sampler import Sampling, pick
 from swarm.recheck.gap import token_gaps
-from swarm.recheck.tail import rounding, scores_of
+from swarm.recheck.tail import at_least_usual, rounding, scores_of
 
 SAMPLINGS = st.builds(
     Sampling,
@@ -94,3 +94,9 @@ def test_margins_are_left_out_where_filters_decide_them() -> None:
     (drawn,) = pick(logits, [3], sampling)
     found = scores_of(logits, torch.zeros(1), [(3, drawn.token, drawn.margin, drawn.logprob)], sampling)
     assert len(found[0]) == 1 and abs(found[0][0]) < 0.1
+
+
+def test_a_row_that_was_rounded_well_by_luck_counts_as_a_usual_one() -> None:
+    frames = [torch.tensor([0.1, 2.0]), torch.tensor([1.0]), torch.tensor([0.0, 3.0])]
+    assert [frame.tolist() for frame in at_least_usual(frames)] == [[1.0, 2.0], [1.0], [1.0, 3.0]]
+    assert at_least_usual([]) == [] and at_least_usual([torch.zeros(0)])[0].tolist() == []
