@@ -45,6 +45,7 @@ class JoinConfig:
     grace_s    how long a leaving node lets its sessions finish, in seconds
     open_swarm, owner, disclose   as the command line's help says
     offer_relay  forward (encrypted) traffic of members that cannot reach each other
+    relay_at   (host, port) of a proxy in front of the relay; None: there is none
     weights    "hub" (or this machine's files), "peers", or "auto": peers where the model is not to be had otherwise
     overflow_bytes  main memory for layers that the GPU has no room for; None: they are not taken
     probe      measure this machine though it was measured before
@@ -65,6 +66,7 @@ class JoinConfig:
     open_swarm: bool = False
     owner: str = ""
     offer_relay: bool = False
+    relay_at: tuple[str, int] | None = None
     map_port: bool = False
     weights: str = "auto"
     disclose: bool = False

@@ -149,7 +149,8 @@ class _Life:
                     introduce=introducing(board, gossip),
                 )
                 self._judge_addresses(stack, gossip, board, reachable)
-            relayed = Relay(board, reachable, admitted=gossip.admitted).routes() if config.offer_relay else ()
+            doors = [*reachable, *([config.relay_at] if config.relay_at else [])]
+            relayed = Relay(board, doors, admitted=gossip.admitted).routes() if config.offer_relay else ()
             view = node_view(lambda: mesh_status(gossip, board), manifest, more=relayed, stage=lambda: self.server)
             board.http = await stack.enter_async_context(view)
             ref = config.model or saved.ref

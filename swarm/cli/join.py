@@ -87,6 +87,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--relay", action="store_true", help="forward (encrypted) traffic of members that cannot reach each other"
     )
+    parser.add_argument(
+        "--relay-at",
+        metavar="HOST:PORT",
+        help="where else the relay is reached: a proxy on this node's address; HTTPS is spoken to port 443",
+    )
     parser.add_argument("--map-port", action="store_true", help="ask the router for a port (UPnP, NAT-PMP)")
     parser.add_argument(
         "--open", action="store_true", help="when starting a swarm: let anybody in who knows its address"
@@ -114,6 +119,8 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
     """Configuration of a node from its options. Raises UsageError."""
     if arguments.overflow is not None and arguments.gpu is None:
         raise UsageError("expected --gpu N with --overflow, found none: on the CPU all layers are in main memory")
+    if arguments.relay_at and not arguments.relay:
+        raise UsageError("expected --relay with --relay-at, found no relay to put a proxy in front of")
     return JoinConfig(
         member=member_config(arguments),
         model=arguments.model,
@@ -129,6 +136,7 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
         open_swarm=arguments.open,
         owner=arguments.owner,
         offer_relay=arguments.relay,
+        relay_at=parse_address(arguments.relay_at) if arguments.relay_at else None,
         map_port=arguments.map_port,
         weights=arguments.weights,
         disclose=arguments.disclose,

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType, WSServerHandshakeError, web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -147,8 +155,22 @@ async def test_a_users_bandwidth_is_bounded_over_all_its_rooms_and_both_directio
         assert nodes.relay.carried_bytes == 4 * 32_000
 
 
+def certificate(folder: Path) -> ssl.SSLContext:
+    """A server's context with a certificate that nobody signed but itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "relay")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    (folder / "cert.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(secret)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
 @asynccontextmanager
-async def http_proxy(behind: Address) -> AsyncIterator[tuple[Address, list[str]]]:
+async def http_proxy(behind: Address, tls: ssl.SSLContext | None) -> AsyncIterator[tuple[Address, list[str]]]:
     """A reverse proxy that knows HTTP and its upgrade to a WebSocket alone; and what it was asked for."""
     asked: list[str] = []
 
@@ -171,15 +193,20 @@ async def http_proxy(behind: Address) -> AsyncIterator[tuple[Address, list[str]]
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=0.5)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
         await site.start()
         yield ("127.0.0.1", runner.addresses[0][1]), asked
     finally:
         await runner.cleanup()
 
 
-async def test_it_passes_a_proxy_that_speaks_http_alone() -> None:
-    async with three() as nodes, http_proxy(nodes.home_address) as (proxy, asked):
+@pytest.mark.parametrize("tls", [False, True])
+async def test_it_passes_a_proxy_that_speaks_http_alone(
+    tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = certificate(tmp_path) if tls else None
+    async with three() as nodes, http_proxy(nodes.home_address, context) as (proxy, asked):
+        monkeypatch.setattr("swarm.net.tunnel.HTTPS_PORTS", (proxy[1],) if tls else (443,))
         tokens = await room_of_two(nodes)
         socks = [await join_room([proxy], token, nodes.asker.spawn, 5) for token in tokens]
         mine = nodes.asker.adopt(socks[0], initiator=True, expect=nodes.target.id, edge="relay")
