@@ -43,6 +43,11 @@ async def look_at(config: MemberConfig) -> AsyncIterator[Callable[[], Awaitable[
 
         async def snapshot() -> dict[str, Any]:
             await asyncio.sleep(SETTLE_S)  # the neighbour's records come in a few messages
-            return status_data(gossip, board.id, saved.model, saved.ref)
+
+            def edge_of(node: bytes) -> str | None:
+                peer = board.get(node)
+                return None if peer is None else peer.edge
+
+            return status_data(gossip, board.id, saved.model, saved.ref, edge_of=edge_of)
 
         yield snapshot

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -25,8 +25,18 @@ MAX_RTTS = 12
 STYLES = {"serving": "green", "joining": "yellow", "draining": "yellow", "suspect": "yellow", "down": "red"}
 
 
-def status_data(gossip: Gossip, own: NodeId, model: bytes, ref: str, shape: ModelShape | None = None) -> dict[str, Any]:
-    """The swarm as this node sees it now. `shape` None: sizes unknown, the sample ring is priced by layers alone."""
+def status_data(
+    gossip: Gossip,
+    own: NodeId,
+    model: bytes,
+    ref: str,
+    shape: ModelShape | None = None,
+    edge_of: Callable[[NodeId], str | None] = lambda node: None,
+) -> dict[str, Any]:
+    """The swarm as this node sees it now. `shape` None: sizes unknown, the sample ring is priced by layers alone.
+
+    `edge_of`: how this process is connected to a node ("direct", "reverse", "punched", "relay"); None where it is not.
+    """
     views = [view for view in gossip.members() if view.standing in ("up", "suspect", "down")]
     n_layers = max((view.record.n_layers for view in views), default=0)
     members = [member_of(view) for view in views]
@@ -43,7 +53,7 @@ def status_data(gossip: Gossip, own: NodeId, model: bytes, ref: str, shape: Mode
         "covered": bool(n_layers) and not missing,
         "missing": say_layers(missing) if missing else None,
         "held": held,
-        "nodes": [_node(view, own) for view in views],
+        "nodes": [_node(view, own, edge_of(view.record.node)) for view in views],
         "rtts_ms": [[round(float(ms), 2) for ms in row] for row in rtts(shown)] if shown else [],
         "ring": ring,
     }
@@ -71,7 +81,7 @@ def _ring(shape: ModelShape, members: Sequence[Any], rtts: Any, own: str) -> dic
     return {"stages": stages, "return_ms": round(route.return_ms, 2), "pass_ms": round(route.pass_ms, 2)}
 
 
-def _node(view: MemberView, own: NodeId) -> dict[str, Any]:
+def _node(view: MemberView, own: NodeId, edge: str | None) -> dict[str, Any]:
     r = view.record
     return {
         "node": id_text(r.node),
@@ -89,6 +99,7 @@ def _node(view: MemberView, own: NodeId) -> dict[str, Any]:
         "sessions": r.sessions,
         "queue_ms": r.queue_us / 1000,
         "rtt_ms": None if view.rtt_ms is None else round(view.rtt_ms, 2),
+        "edge": edge,
         "owner": r.owner,
         "addresses": [format_address(a) for a in r.addresses],
         "relay": r.relay,
@@ -119,8 +130,9 @@ def _table(nodes: Sequence[Mapping[str, Any]], width: int) -> Table:
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("runs", justify="right", no_wrap=True)
     wide = width >= 100
-    table.add_column("device", overflow="ellipsis", no_wrap=True, max_width=max(8, width - (80 if wide else 50)))
+    table.add_column("device", overflow="ellipsis", no_wrap=True, max_width=max(8, width - (88 if wide else 50)))
     if wide:
+        table.add_column("edge", no_wrap=True)
         table.add_column("address", overflow="ellipsis", no_wrap=True, max_width=30)
     for node in nodes:
         state = node["state"] if node["standing"] == "up" else node["standing"]
@@ -135,7 +147,7 @@ def _table(nodes: Sequence[Mapping[str, Any]], width: int) -> Table:
             str(node["sessions"]),
             node["device"] or "-",
         ]
-        table.add_row(*cells, *([", ".join(node["addresses"][:2]) or "-"] if wide else []))
+        table.add_row(*cells, *([node["edge"] or "-", ", ".join(node["addresses"][:2]) or "-"] if wide else []))
     return table
 
 

@@ -41,6 +41,7 @@ def node(name: str, first: int, last: int, **changes: Any) -> dict[str, Any]:
         "sessions": 2,
         "queue_ms": 0.0,
         "rtt_ms": 41.3,
+        "edge": None,
         "owner": "",
         "addresses": ["203.0.113.7:4242"],
         "relay": False,
@@ -79,6 +80,14 @@ def test_a_covered_swarm_reads_well_in_60_columns() -> None:
     assert "abcdefgh*" in text and "0-14" in text and "0-9?" in text
     assert "you -(20 ms)-> abcdefgh [0-14] -(20 ms)-> ijklmnop [15-29]" in text.replace("\n    ", " ")
     assert "\x1b" not in text  # a pipe gets plain text
+
+
+def test_a_wide_terminal_shows_how_nodes_are_reached() -> None:
+    nodes = [node("abcdefgh", 0, 4, edge="punched"), node("ijklmnop", 4, 8, edge="relay"), node("qrstuvwx", 0, 8)]
+    lines = drawn(render_status(snapshot([1] * 8, None, nodes), 120), 120).splitlines()
+    shown = {line.split()[0]: line for line in lines if line.strip()}
+    assert "punched" in shown["abcdefgh"] and "relay" in shown["ijklmnop"] and "relay" not in shown["qrstuvwx"]
+    assert max(map(len, lines)) <= 120
 
 
 def test_holes_and_lost_nodes_are_shown() -> None:
