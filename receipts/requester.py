@@ -84,6 +84,7 @@ class RequesterRecord:
         self._replan: Envelope | None = None
         self._envelopes: list[Envelope] = [self.order]
         self._epochs: list[Opening] = [self.opening]
+        self._stood: set[int] = set()
         self._ends: dict[tuple[str, int], End] = {}
         self._drawn: list[Drawn] = []
         self._close: Envelope | None = None
@@ -118,6 +119,7 @@ class RequesterRecord:
             if accept.plan != self.opening.plan_digest or accept.epoch != self.opening.epoch:
                 raise ReceiptError(Refusal.PLAN, f"{stage.node[:16]} accepted another plan")
             taken.append((envelope, accept))
+        self._stood.add(self.opening.epoch)
         self._envelopes += [envelope for envelope, _ in taken]
         return tuple(accept for _, accept in taken)
 
@@ -184,6 +186,8 @@ class RequesterRecord:
         for envelope, statement in found:
             if not isinstance(statement.body, Edge | End | Tail):
                 raise ReceiptError(Refusal.PAYLOAD_TYPE, f"collect: a {statement.body.kind} has no place here")
+            if statement.body.epoch not in self._stood:
+                continue  # that ring broke before its acceptances had come home: nothing of it is accounted for
             if isinstance(statement.body, End):
                 self._ends[statement.signer, statement.body.epoch] = statement.body
             self._envelopes.append(envelope)

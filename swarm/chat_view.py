@@ -89,7 +89,7 @@ class TerminalScreen:
         self._show()
 
     def recovering(self, event: Recovering) -> None:
-        self._status = f"{event.lost[:8]} is lost, looking for another way"
+        self._status = f"{event.lost[:8]} {'is leaving' if event.leaving else 'is lost'}, looking for another way"
         self._show()
 
     def closed(self, talk: Talk, stopped: bool) -> None:
@@ -144,7 +144,7 @@ class PlainScreen:
         self._out.flush()
 
     def recovering(self, event: Recovering) -> None:
-        self.say(f"{event.lost[:8]} is lost, looking for another way")
+        self.say(f"{event.lost[:8]} {'is leaving' if event.leaving else 'is lost'}, looking for another way")
 
     def closed(self, talk: Talk, stopped: bool) -> None:
         self._out.write("\n")

@@ -132,7 +132,8 @@ def _show(event: Opened | Committed | Recovering, config: GenerateConfig) -> Non
             if config.stream:
                 say(ring_line(event.ring))
         case Recovering():
-            say(f"stage {event.lost} is lost ({event.reason}); looking for another route")
+            what = "is leaving" if event.leaving else f"is lost ({event.reason})"
+            say(f"stage {event.lost} {what}; looking for another route")
         case Committed():
             if config.stream:
                 sys.stdout.write(coloured(event) if config.color else event.text)

@@ -127,15 +127,19 @@ class StageAccount:
             disclose=notary.disclose,
         )
         self.settled = asyncio.Event()
-        self.accepted = self.record.accept(
-            dict(opening.record),
-            nonce=secrets.token_bytes(32),
-            time_us=unix_us(),
-            weights=notary.weights(self.record.part.first, self.record.part.last),
-            software=notary.software,
-            hardware=notary.hardware,
-            secrets=notary.private,
-        )
+        try:
+            self.accepted = self.record.accept(
+                dict(opening.record),
+                nonce=secrets.token_bytes(32),
+                time_us=unix_us(),
+                weights=notary.weights(self.record.part.first, self.record.part.last),
+                software=notary.software,
+                hardware=notary.hardware,
+                secrets=notary.private,
+            )
+        except BaseException:
+            self.finish()  # what was opened for keeping rows
+            raise
 
     def took(self, frame: Frame, message: Message) -> None:
         """A frame came in."""

@@ -140,8 +140,10 @@ class RunLoop:
             if refusal is not None:
                 return self._loss_of(refusal)
             self._announce()
-        if link.losses:
-            return link.losses.popleft()
+        while link.losses:
+            loss = link.losses.popleft()
+            if loss.epoch == link.opening.epoch:  # of an older one it may name a newcomer's place
+                return loss
         if link.head is not None and link.head.closed_reason is not None:
             return Loss(link.opening.epoch, 0, "the connection to the head was lost")
         if link.tail is not None and link.tail.closed_reason is not None:
@@ -253,7 +255,7 @@ class RunLoop:
         for node in lost:
             self._absent.leave_out(node, time.monotonic(), briefly=loss.busy or loss.leaving)
         name = ", ".join(node.hex()[:8] for node in lost) or "no stage in particular"
-        self.parts.emit(Recovering(name, loss.reason))
+        self.parts.emit(Recovering(name, loss.reason, loss.leaving))
         self.tally.recoveries += not loss.leaving
         self.core.restart()
         self._in_flight.clear()

@@ -18,6 +18,8 @@ from swarm.ring.replay import leading_fresh, replay_frames
 from swarm.ring.sender import Sender
 from swarm.ring.session import StageSession
 
+MOST_LEFT = 64
+"""Accounts of runs that left this stage out; they hold no rows."""
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
@@ -35,6 +37,14 @@ class Forming:
     ) -> None:
         self._sessions, self._reach, self._notary = sessions, reach, notary
         self._sender, self._device, self._spawn = sender, device, spawn
+        self._left: dict[bytes, StageAccount] = {}
+
+    def remember(self, session: StageSession) -> None:
+        """The run goes on without this stage, and may come back: its account is then gone on with."""
+        if session.account is not None:
+            self._left[session.run] = session.account
+            while len(self._left) > MOST_LEFT:
+                del self._left[next(iter(self._left))]
 
     def sign(self, session: StageSession, opening: OpenRun, old: StageSession | None, fresh: bool) -> OpenRun:
         """Accept this node's part in writing; the opening that goes on says so.
@@ -43,7 +53,7 @@ class Forming:
         """
         if opening.record is None or self._notary is None:
             return opening
-        earlier = old.account if old is not None else None
+        earlier = old.account if old is not None else self._left.pop(opening.run, None)
         past = None
         if opening.keep and not fresh:
             base = self._sessions.get(opening.base)

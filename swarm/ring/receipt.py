@@ -15,7 +15,7 @@ from receipts import Model, OwnLayers, PlannedStage, ReceiptError, RequesterReco
 from receipts.requester import PUBLIC
 from receipts.sign import sha256
 from swarm.disk import write_whole
-from swarm.errors import PeerError, UsageError
+from swarm.errors import PeerError, SwarmError, UsageError
 from swarm.model.sampler import Sampling
 from swarm.net.message import Message
 from swarm.ring.account import head_bytes
@@ -112,7 +112,7 @@ class RunAccount:
                     signed = await self._plan.ask(node, {"order": self.record.order.to_bytes()})
                 self.record.witnessed_untrusted(signed, "order")
                 self._witnesses.append(node)
-            except (PeerError, ReceiptError, TimeoutError):
+            except (SwarmError, ReceiptError, TimeoutError):
                 continue
 
     async def write(self, result: RunResult, rows: Mapping[str, int], where: Path | None) -> Path:
@@ -151,7 +151,7 @@ class RunAccount:
                 async with asyncio.timeout(WITNESS_TIMEOUT_S):
                     about = sha256(self.record.order.to_bytes())
                     signed.append(await self._plan.ask(node, {"close": close, "about": about}))
-            except (PeerError, TimeoutError):
+            except (SwarmError, TimeoutError):
                 self._witnesses.remove(node)
         return signed
 

@@ -93,10 +93,11 @@ class Committed:
 
 @dataclass(frozen=True)
 class Recovering:
-    """A stage is lost; the run looks for another route."""
+    """A stage is lost, or is leaving and works until it goes; the run looks for another route."""
 
     lost: str
     reason: str
+    leaving: bool = False
 
 
 @dataclass(frozen=True)

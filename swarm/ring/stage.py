@@ -250,6 +250,7 @@ class StageServer:
         """The run goes on without this stage."""
         session = self._of_upstream(peer, header)
         if session is not None and session.opening.epoch == header.get("epoch") and not session.closing:
+            self._forming.remember(session)
             self._free(session)
 
     def _collect(self, peer: Peer, message: Message) -> None:

@@ -119,9 +119,9 @@ class RunBook:
                 note.tokens += len(tokens)
                 note.drafted += sum(drafted)
                 note.recent.append((now, len(tokens)))
-            case Recovering(lost, _):
+            case Recovering(lost, _, leaving):
                 note.state, note.lost = "recovering", lost
-                note.recoveries += 1
+                note.recoveries += not leaving
             case Finished(result):
                 note.result, note.ring = result, result.ring
                 note.run_id = result.run_id or note.run_id

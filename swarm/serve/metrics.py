@@ -66,8 +66,8 @@ class GatewayMetrics:
             case Committed(tokens, _, drafted):
                 self._tokens.labels("generated").inc(len(tokens))
                 self._tokens.labels("foreseen").inc(sum(drafted))
-            case Recovering():
-                self._recoveries.inc()
+            case Recovering(_, _, leaving):
+                self._recoveries.inc(not leaving)
             case Finished(result):
                 self._tokens.labels("prompt").inc(len(result.prompt_token_ids))
                 self._tokens.labels("prompt_cached").inc(result.cached_prompt_tokens)

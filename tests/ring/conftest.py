@@ -196,7 +196,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                 TargetFacts(manifest.digest, 512, frozenset(), lambda ids: " ".join(map(str, ids)) + " "),
                 planner,
                 Drafters(load_block(checkpoint, 0, manifest.n_layers, torch.device("cpu"), torch.float32), bad_drafter),
-                lambda stages: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
+                lambda stages, wire: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
                 lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
                 lambda request, stages: str(dtype).removeprefix("torch."),
                 private=private,

@@ -59,6 +59,7 @@ async def test_a_run_that_does_not_end_in_time_is_handed_over(
         result, news = await leaving(ring, ring.stages[victim], request, 60.0)
         assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), TOKENS)
         assert result.recoveries == 0 and [item.reason for item in news] == ["this node is leaving"]
+        assert [item.leaving for item in news] == [True]
         assert ring.stages[victim].plan.node.hex() not in {s.node for s in result.ring}
 
 

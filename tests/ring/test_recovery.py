@@ -18,6 +18,7 @@ from swarm.model.sampler import Sampling
 from swarm.ring import drive, link
 from swarm.ring.admit import StageLimits
 from swarm.ring.frame import parse_frame_untrusted
+from swarm.ring.opening import Word
 from swarm.ring.run import Committed, Finished, Recovering, RunRequest, RunResult
 from swarm.ring.stage import StageServer
 from tests.ring.conftest import VOCAB, TestRing, reference
@@ -87,6 +88,24 @@ async def test_a_head_that_dies_while_the_ring_forms_again_needs_no_deadline(
         monkeypatch.setattr(StageServer, "_open", dying)
         result, _ = await disturbed(ring, RunRequest((1, 2, 3), max_tokens=30), [0], 5)
     assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)
+
+
+async def test_late_news_of_the_ring_that_was_lost_harms_nobody_in_the_new_one(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between the choice of another route and its opening, and names a place that a newcomer has now."""
+    whole = link.RingLink.open
+
+    async def late(self: link.RingLink, opening: Any, *more: Any) -> None:
+        if opening.epoch:
+            self.take_word(Word("lost", opening.run, opening.epoch - 1, stage=1, reason="late"))
+        await whole(self, opening, *more)
+
+    monkeypatch.setattr(link.RingLink, "open", late)
+    async with make_ring(SPARE) as ring:
+        result, news = await disturbed(ring, RunRequest((1, 2, 3), max_tokens=30), [1], 5)
+        assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)
+        assert result.recoveries == 1 and [item.reason for item in news if item.reason == "late"] == []
 
 
 async def test_without_a_replacement_the_run_ends_with_what_it_has(
