@@ -15,9 +15,10 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["receipts"]):
+    from receipts.beside import other_untrusted
     from receipts.document import secrets_untrusted
     from receipts.errors import ReceiptError
-    from receipts.opened import opened_untrusted, request_untrusted
+    from receipts.opened import history_untrusted, opened_untrusted, request_untrusted
     from receipts.recompute import limits_untrusted
     from receipts.report import text_report
     from receipts.sign import envelope_untrusted
@@ -26,7 +27,7 @@ with atheris.instrument_imports(include=["receipts"]):
     from tests.receipts.conftest import resigned, run_ring
 
 
-RINGS = [run_ring(), run_ring(fail_at=2)]
+RINGS = [run_ring(), run_ring(fail_at=2), run_ring(fail_at=2, own=2)]
 
 
 def _read_raw(data: bytes) -> None:
@@ -36,6 +37,8 @@ def _read_raw(data: bytes) -> None:
         request_untrusted,
         limits_untrusted,
         lambda raw: opened_untrusted(raw, [1], ("00" * 32, 1), ("00" * 32, 1)),
+        lambda raw: history_untrusted(raw, ("00" * 32, 1)),
+        other_untrusted,
         lambda raw: opening_untrusted({"secret": bytes(32), "order": raw, "replan": raw}),
     )
     for reader in readers:
@@ -70,7 +73,7 @@ def _value(provider: Any, old: Any) -> Any:
 
 
 def _resign_mutated(provider: Any) -> None:
-    ring = RINGS[provider.ConsumeIntInRange(0, 1)]
+    ring = RINGS[provider.ConsumeIntInRange(0, len(RINGS) - 1)]
 
     def change(items: list[dict[str, Any]]) -> None:
         for _ in range(provider.ConsumeIntInRange(1, 3)):

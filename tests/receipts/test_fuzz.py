@@ -9,10 +9,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from receipts.beside import other_untrusted
 from receipts.canonical import emit
 from receipts.document import document_bytes, document_untrusted, secrets_untrusted
 from receipts.errors import ReceiptError, Refusal
-from receipts.opened import opened_untrusted, request_untrusted
+from receipts.opened import history_untrusted, opened_untrusted, request_untrusted
 from receipts.recompute import limits_untrusted
 from receipts.sign import Envelope, envelope_untrusted
 from receipts.stage import opening_untrusted
@@ -26,6 +27,8 @@ READERS = [
     request_untrusted,
     limits_untrusted,
     lambda data: opened_untrusted(data, [1], ("00" * 32, 1), ("00" * 32, 1)),
+    lambda data: history_untrusted(data, ("00" * 32, 1)),
+    other_untrusted,
     lambda data: opening_untrusted({"secret": bytes(32), "order": data, "replan": data}),
     lambda data: trust_untrusted(data.decode("latin-1")),
 ]
