@@ -94,6 +94,8 @@ def _node(view: MemberView, own: NodeId, edge: str | None) -> dict[str, Any]:
         "device": r.device,
         "dtype": r.dtype,
         "ms_per_layer": None if r.speed_us == (0, 0, 0) else [us / 1000 for us in r.speed_us],
+        "overflow": r.overflow,
+        "overflow_ms_per_layer": None if r.overflow_us == (0, 0, 0) else [us / 1000 for us in r.overflow_us],
         "kv_free": r.kv_free,
         "kv_capacity": r.kv_capacity,
         "sessions": r.sessions,

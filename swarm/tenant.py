@@ -125,7 +125,7 @@ class Tenant:
 
     async def _load_beside(self, server: StageServer, layers: Layers) -> bool:
         new = await self.load(layers)
-        if new is None or not await _quiet(server):
+        if new is None or not await _quiet(server) or self._stopping.is_set():
             return False
         server.exchange(new.hosted)
         self.take(new)
@@ -144,10 +144,11 @@ class Tenant:
         except SwarmError as why:
             await self._restore(server, before, why)
             raise
-        if new is not None:
-            server.exchange(new.hosted)
-            self.take(new)
-        return new is not None
+        if new is None or self._stopping.is_set():
+            return False
+        server.exchange(new.hosted)
+        self.take(new)
+        return True
 
     def _may_unload(self) -> bool:
         members = members_of(self._gossip, bytes.fromhex(self._manifest.digest))
