@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from draft.asset import load_drafter
-from draft.base import ROOT, DraftStep
+from draft.base import ROOT, DraftNode, DraftStep
 from draft.lm import LmDrafter
 from draft.suffix import SuffixDrafter
 from swarm.errors import UsageError
@@ -26,18 +25,23 @@ from swarm.ring.run import Draft, RunRequest
 
 GUESSED_STEP_MS = 15.0
 WARM_UP_PROMPT = (0,)
+LEAVES = (4, 8)
+WIDE = 1.3
+"""Eight leaves are worth this many times the time of four: the second four are far less likely to matter."""
 
 
 @dataclass
 class Drafters:
     """Makes the drafters of each run. Runs at once need one model drafter each; they share the weights.
 
-    step_ms   measured milliseconds of one draft step of the model drafter
+    step_ms   measured milliseconds of a draft step of the model drafter for one leaf
+    leaves    most leaves of a step
     threads   compute threads of a draft step, on a CPU
     """
 
     lm: LmDrafter | None = None
     step_ms: float = GUESSED_STEP_MS
+    leaves: int = LEAVES[-1]
     threads: int = 1
     _idle: list[LmDrafter] = field(default_factory=list)
 
@@ -52,7 +56,7 @@ class Drafters:
         if choice in ("lm", "auto") and request.speculation != "plain":
             deferred = self._take()
         names = [name for name, used in (("suffix", inline), ("lm", deferred)) if used is not None]
-        return Drafting("+".join(names) or "none", inline, deferred, self.threads)
+        return Drafting("+".join(names) or "none", inline, deferred, self.leaves, self.threads)
 
     def give_back(self, drafting: Drafting) -> None:
         """The run is over: its model drafter may serve the next."""
@@ -88,8 +92,8 @@ def load_drafters(
         return Drafters()
     threads = draft_threads()
     with ThreadPoolExecutor(1, "draft", torch.set_num_threads, (threads,)) as thread:
-        step_ms = thread.submit(_measured, lm).result()
-    return Drafters(lm, step_ms, threads, [lm])
+        step_ms, leaves = thread.submit(_measured, lm).result()
+    return Drafters(lm, step_ms, leaves, threads, [lm])
 
 
 def draft_threads() -> int:
@@ -100,14 +104,21 @@ def draft_threads() -> int:
     return max(1, (psutil.cpu_count(logical=False) or 2) // 2)
 
 
-def _measured(lm: LmDrafter, tokens: Sequence[int] = WARM_UP_PROMPT) -> float:
-    """Milliseconds of one draft step, after one to warm up."""
-    spent = 0.0
-    lm.begin(tokens, Sampling())
-    for _ in range(2):
-        lm.begin(tokens, Sampling())
-        start = time.perf_counter()
-        with torch.inference_mode():
-            lm.step(DraftStep(expand=(ROOT,), depth=2))  # the first level is known since begin
-        spent = (time.perf_counter() - start) * 1000.0
-    return max(0.5, spent)
+def _measured(lm: LmDrafter) -> tuple[float, int]:
+    """Milliseconds of a draft step for one leaf, and how many leaves a step should have.
+
+    The quickest of a few: what else runs on the machine while it loads makes a step slower, never quicker.
+    """
+    took = {count: min(_step_ms(lm, count) for _ in range(4)) for count in (1, *LEAVES)}
+    few, many = LEAVES
+    return max(0.5, took[1]), many if took[many] < WIDE * took[few] else few
+
+
+def _step_ms(lm: LmDrafter, leaves: int) -> float:
+    """One step for so many leaves, all of them children of the root."""
+    lm.begin(WARM_UP_PROMPT, Sampling())
+    nodes = tuple(DraftNode(i + 1, ROOT, i, len(WARM_UP_PROMPT)) for i in range(leaves))
+    start = time.perf_counter()
+    with torch.inference_mode():
+        lm.step(DraftStep(nodes=nodes, expand=tuple(node.id for node in nodes)))
+    return (time.perf_counter() - start) * 1000.0

@@ -28,12 +28,14 @@ class TargetFacts:
 class Drafting:
     """The drafters of one run. `inline` answers on the spot, `deferred` in the draft thread; both may be absent.
 
+    leaves    most nodes that a step of `deferred` expands
     threads   compute threads of `deferred`, on a CPU
     """
 
     name: str
     inline: Drafter | None = None
     deferred: Drafter | None = None
+    leaves: int = 8
     threads: int = 1
 
 

@@ -250,7 +250,7 @@ class Desk:
         key = (request.speculation, drafting.name, opening.wire, *(s.node for s in opening.stages))
         controller = self.memory.controllers.get(key)
         if controller is None:
-            setting = Setting(mode=request.speculation)
+            setting = Setting(mode=request.speculation, leaves=drafting.leaves)
             controller = Controller(self._costs(opening.stages, opening.wire), setting)
             self.memory.controllers[key] = controller
         return Speculation(
