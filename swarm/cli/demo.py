@@ -107,11 +107,11 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
 
 async def _dashboard(arguments: argparse.Namespace, member: MemberConfig) -> None:
     """The swarm behind a gateway, for a browser."""
-    from swarm.cli.serve import serve_until_stopped
+    from swarm.cli.serve import KEEP_S, serve_until_stopped
     from swarm.requester import RequesterConfig
     from swarm.serve.config import GatewayConfig
 
     draft: Draft = "none" if arguments.speculation == "plain" else arguments.draft
     config = GatewayConfig(speculation=arguments.speculation, draft=draft, wire=arguments.wire)
-    asked = RequesterConfig(member, draft, arguments.draft_model, arguments.draft_gpu)
+    asked = RequesterConfig(member, draft, arguments.draft_model, arguments.draft_gpu, keep_s=KEEP_S)
     await serve_until_stopped(asked, config, "127.0.0.1", arguments.dashboard)

@@ -45,6 +45,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="runs on the ring at once; others wait their turn (default: %(default)s)",
     )
+    http.add_argument(
+        "--prefix-cache",
+        choices=("off", "user", "shared"),
+        default="user",
+        help="whose earlier requests may save a request the part that they share: nobody's, those of the same API key "
+        "(or address, without keys), or everybody's, which lets users guess what others asked (default: %(default)s)",
+    )
     runs = parser.add_argument_group("runs")
     runs.add_argument("--speculation", choices=("plain", "chain", "tree", "stream"), default="stream")
     runs.add_argument("--draft", choices=("none", "suffix", "lm", "auto"), default="auto")
@@ -78,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         draft="none" if arguments.speculation == "plain" else arguments.draft,
         wire=arguments.wire,
         patience_s=arguments.patience,
+        prefix_cache=arguments.prefix_cache,
     )
     asked = RequesterConfig(
         member,
@@ -85,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         draft_model=arguments.draft_model,
         draft_gpu=arguments.draft_gpu,
         wait_covered=False,
-        keep_s=KEEP_S,
+        keep_s=0.0 if config.prefix_cache == "off" else KEEP_S,
         rules=route_rules(arguments),
     )
     if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):

@@ -14,13 +14,15 @@ MOST_KEPT = 16
 class KeptRun:
     """A run whose stages still hold the keys and values of `tokens`, until `until` (seconds, monotonic).
 
-    `route`: (node, first, last) of its stages; only the same route can take it over.
+    `route`: (node, first, last) of its stages; only the same route can take it over. `name`: as the run's request
+    has it; only requests of the same name may.
     """
 
     run: bytes
     route: tuple[tuple[bytes, int, int], ...]
     tokens: tuple[int, ...]
     until: float
+    name: str = ""
 
 
 @dataclass
@@ -29,15 +31,17 @@ class PrefixCache:
 
     kept: list[KeptRun] = field(default_factory=list)
 
-    def best(self, prompt: Sequence[int], route: tuple[tuple[bytes, int, int], ...], now: float) -> tuple[bytes, int]:
-        """The run that shares most with `prompt`, and how many tokens may be taken over: (b"", 0) for none.
+    def best(
+        self, prompt: Sequence[int], route: tuple[tuple[bytes, int, int], ...], now: float, name: str = ""
+    ) -> tuple[bytes, int]:
+        """The run of that name that shares most with `prompt`, and how many tokens may be taken over; (b"", 0): none.
 
         The last prompt token is always computed, since its answer begins the run.
         """
         self.kept = [run for run in self.kept if run.until > now]
         found, most = b"", LEAST_SHARED - 1
         for run in self.kept:
-            if run.route == route and (shared := common(run.tokens, prompt)) > most:
+            if run.route == route and run.name == name and (shared := common(run.tokens, prompt)) > most:
                 found, most = run.run, shared
         return (found, min(most, len(prompt) - 1)) if found else (b"", 0)
 

@@ -176,7 +176,7 @@ class Desk:
         try:
             reason = await loop.run()
             loop.flush()
-            await self._close(link, loop, collect=reason != "swarm_incomplete")
+            await self._close(request, link, loop, collect=reason != "swarm_incomplete")
             result = self._result(request, loop, drafting.name, reason)
             if link.account is not None:
                 path = await link.account.write(result, for_receipt(loop.tally, loop.core.counts), where)
@@ -192,7 +192,7 @@ class Desk:
             if link.private is not None:
                 link.private.close()
             self._drafting.give_back(drafting)
-            await self._close(link, loop, collect=False)
+            await self._close(request, link, loop, collect=False)
 
     async def _account_for(
         self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason, where: Path | None
@@ -201,23 +201,25 @@ class Desk:
         link = loop.link
         if link.account is None or link.opening.run not in self.links:
             return
-        await self._close(link, loop, collect=reason == "cancelled")
+        await self._close(request, link, loop, collect=reason == "cancelled")
         with contextlib.suppress(SwarmError, ReceiptError):
             await link.account.write(
                 self._result(request, loop, drafter, reason), for_receipt(loop.tally, loop.core.counts), where
             )
 
-    async def _close(self, link: RingLink, loop: RunLoop, collect: bool) -> None:
+    async def _close(self, request: RunRequest, link: RingLink, loop: RunLoop, collect: bool) -> None:
         """Once: every stage frees the run's memory before its reader hears that it is over."""
         if link.opening.run in self.links:
             until = loop.prompt_tokens + len(loop.emitted)
             commits = loop.core.closing_commits()
-            hold_s = self._keep_s if loop.core.finished and not link.private else 0.0
+            holds = loop.core.finished and not link.private and request.prefix is not None
+            hold_s = self._keep_s if holds else 0.0
             await link.close(until, commits, collect, hold_s)
             if hold_s:
                 held = tuple(loop.core.tokens[: loop.core.held])
                 route = _route(link.opening.stages)
-                self._prefixes.add(KeptRun(link.opening.run, route, held, time.monotonic() + hold_s))
+                until_s = time.monotonic() + hold_s
+                self._prefixes.add(KeptRun(link.opening.run, route, held, until_s, request.prefix or ""))
             self.links.pop(link.opening.run, None)
 
     def _ordering(self, request: RunRequest, opening: OpenRun) -> Callable[[Sequence[StagePlan]], RunAccount] | None:
@@ -231,8 +233,8 @@ class Desk:
         want = len(request.prompt_ids) + request.max_tokens
         context = min(-(-want // CONTEXT_STEP) * CONTEXT_STEP, self.target.context)
         base, keep = b"", 0
-        if self._keep_s and not request.private:
-            base, keep = self._prefixes.best(request.prompt_ids, _route(stages), time.monotonic())
+        if self._keep_s and not request.private and request.prefix is not None:
+            base, keep = self._prefixes.best(request.prompt_ids, _route(stages), time.monotonic(), request.prefix)
         return OpenRun(
             run=secrets.token_bytes(16),
             epoch=0,

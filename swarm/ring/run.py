@@ -29,6 +29,8 @@ class RunRequest:
     wire          a format of hidden rows; "model": the model's own; "auto": by bandwidth, perhaps coarser
     private       layers run by the requester itself at either end; 0: none
     witnesses     nodes outside the ring asked to co-sign; None: one when there is one
+    prefix        runs of the same name may begin from what stages hold of each other, where that is kept at all;
+                  None: this one neither begins so nor is held
     """
 
     prompt_ids: tuple[int, ...]
@@ -44,6 +46,7 @@ class RunRequest:
     private_text: bool = False
     receipt: bool = True
     witnesses: int | None = None
+    prefix: str | None = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

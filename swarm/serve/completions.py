@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, cast
 
 from aiohttp import web
@@ -167,6 +168,7 @@ class Completions:
             raise _first(errors) from None
 
     async def _one(self, user: str, index: int, run: RunRequest, on_event: OnEvent) -> None:
+        run = replace(run, prefix={"off": None, "user": user, "shared": ""}[self._config.prefix_cache])
         note = self._book.begin(user, len(run.prompt_ids), run.max_tokens, time.time())
         error = None
         try:

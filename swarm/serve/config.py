@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from swarm.ring.run import Draft, Speculation
+
+PrefixSharing = Literal["off", "user", "shared"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class GatewayConfig:
     max_choices           upper bound of `n`
     default_max_tokens    for a chat that names none (and the context allows)
     default_temperature   for API calls that name none; OpenAI's is 1.0
+    prefix_cache          whose earlier runs a run may begin from: nobody's, those of the same user, or everybody's,
+                          who then can tell by time and by `cached_tokens` what others asked
     """
 
     api_keys: tuple[tuple[str, bytes], ...] = ()
@@ -54,3 +59,4 @@ class GatewayConfig:
     patience_s: float = 30.0
     private: int = 0
     witnesses: int | None = None
+    prefix_cache: PrefixSharing = "user"

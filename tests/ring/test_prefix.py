@@ -36,6 +36,25 @@ def test_only_the_same_route_and_a_living_run_is_taken_over() -> None:
     assert cache.best([*tokens, 99], ROUTE, now=11.0) == (b"", 0)
 
 
+def test_only_a_run_of_the_same_name_is_taken_over() -> None:
+    cache = PrefixCache()
+    tokens = tuple(range(50))
+    cache.add(KeptRun(b"r", ROUTE, tokens, until=10.0, name="ann"))
+    assert cache.best([*tokens, 99], ROUTE, 1.0, "ann") == (b"r", 50)
+    assert cache.best([*tokens, 99], ROUTE, 1.0, "bob") == (b"", 0)
+    assert cache.best([*tokens, 99], ROUTE, 1.0) == (b"", 0)
+
+
+async def test_a_run_without_a_name_leaves_nothing_and_takes_nothing(make_ring: Callable[..., Any]) -> None:
+    prompt = tuple(random.Random(9).randrange(VOCAB) for _ in range(80))
+    async with make_ring([(0, 3), (3, 6)], keep_s=60.0) as ring:
+        for prefix, cached in ((None, 0), ("", 0), (None, 0), ("ann", 0), ("", 79), ("ann", 79)):
+            run = await generate(ring, RunRequest(prompt, max_tokens=4, prefix=prefix))
+            assert run.cached_prompt_tokens == cached
+            held = [len(stage.server.sessions) for stage in ring.stages]
+        assert held == [4, 4]
+
+
 async def test_a_conversation_goes_on_from_what_is_held(
     make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM
 ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -42,9 +44,9 @@ async def ring(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalR
 
 
 @asynccontextmanager
-async def asking(ring: LocalRing, state: Path, keep_s: float = 0.0) -> AsyncIterator[Served]:
+async def asking(ring: LocalRing, state: Path, keep_s: float = 0.0, **options: Any) -> AsyncIterator[Served]:
     member = MemberConfig(state, state / "models", ring.invite, lan=False)
-    config = replace(GatewayConfig(default_temperature=0.0), patience_s=5.0)
+    config = replace(GatewayConfig(default_temperature=0.0), patience_s=5.0, **options)
     async with (
         await Requester.connect(RequesterConfig(member, draft="suffix", keep_s=keep_s)) as requester,
         gateway(requester, config, lambda data: verify(data).as_json(), "127.0.0.1", 0) as (host, port),
@@ -175,6 +177,24 @@ async def test_gateway_and_nodes_count_the_same_run(served: Served, ring: LocalR
             "wanswarm_node_kv_used_bytes", "wanswarm_node_kv_budget_bytes", "wanswarm_node_sessions",
             "wanswarm_edge_rtt_seconds", "wanswarm_rows_in_flight", "wanswarm_node_layer_seconds",
         }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sharing", "other", "again"), [("off", False, False), ("user", False, True), ("shared", True, True)]
+)
+async def test_what_one_user_asked_shows_to_another_only_when_shared(
+    ring: LocalRing, tmp_path: Path, sharing: str, other: bool, again: bool
+) -> None:
+    keys = tuple((name, hashlib.sha256(name.encode()).digest()) for name in ("ann", "bob"))
+    async with asking(ring, tmp_path, keep_s=60.0, api_keys=keys, prefix_cache=sharing) as served:
+        asked = [{"role": "user", "content": "what shall we do about the thing that nobody knows of"}]
+        cached = []
+        for name in ("ann", "bob", "ann"):
+            client = served.openai.with_options(api_key=name)
+            answer = await client.chat.completions.create(model=served.model, messages=asked, max_tokens=2)
+            assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+            cached.append(answer.usage.prompt_tokens_details.cached_tokens or 0)
+    assert [bool(count) for count in cached] == [False, other, again]
 
 
 async def test_the_next_turn_begins_where_the_last_one_ended(ring: LocalRing, tmp_path: Path) -> None:
