@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,15 +22,72 @@ _FULL_BODY = (
     b'"code": "too_many_connections"}}'
 )
 _SPARE_DESCRIPTORS = 256
+_LEAST_SHARE = 16
 
 
-class _Refuse(asyncio.Protocol):
-    """Says 503 and hangs up."""
+class Entrance:
+    """Makes the protocols of new connections: at most `limit` at once, and from one address half of them at most, so
+    that nobody fills the house alone. Whoever is too many hears 503."""
+
+    def __init__(self, server: web.Server, limit: int) -> None:
+        self._server, self._limit = server, limit
+        self._share = max(_LEAST_SHARE, limit // 2)
+        self._inside: Counter[str] = Counter()
+
+    def __call__(self) -> asyncio.Protocol:
+        return _Guest(self)
+
+    def enter(self, host: str) -> asyncio.Protocol | None:
+        """The protocol for a connection from `host`, which then must `leave`; None when it is too many."""
+        if self._inside.total() >= self._limit or self._inside[host] >= self._share:
+            return None
+        self._inside[host] += 1
+        return self._server()
+
+    def leave(self, host: str) -> None:
+        """A connection that entered is gone."""
+        self._inside[host] -= 1
+        if not self._inside[host]:
+            del self._inside[host]
+
+
+class _Guest(asyncio.Protocol):
+    """One connection: whose it is shows only once it is there, so aiohttp's protocol is behind this one."""
+
+    def __init__(self, entrance: Entrance) -> None:
+        self._entrance = entrance
+        self._host = ""
+        self._inner: asyncio.Protocol | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        transport.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
-        transport.close()
+        self._host = (transport.get_extra_info("peername") or ("",))[0]
+        self._inner = self._entrance.enter(self._host)
+        if self._inner is None:
+            transport.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
+            transport.close()
+        else:
+            self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return None if self._inner is None else self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._inner is not None:
+            self._entrance.leave(self._host)
+            self._inner.connection_lost(exc)
 
 
 @asynccontextmanager
@@ -53,13 +111,6 @@ async def runner_of(app: web.Application, config: GatewayConfig) -> AsyncIterato
         await runner.cleanup()
 
 
-def protocol_factory(server: web.Server, limit: int) -> asyncio.Protocol:
-    """A protocol for a new connection; over `limit` connections it only refuses."""
-    if len(server.connections) >= limit:
-        return _Refuse()
-    return server()
-
-
 @asynccontextmanager
 async def listening(
     app: web.Application, config: GatewayConfig, host: str, port: int
@@ -69,7 +120,7 @@ async def listening(
     async with runner_of(app, config) as server:
         loop = asyncio.get_running_loop()
         try:
-            sockets = await loop.create_server(lambda: protocol_factory(server, limit), host, port, backlog=1024)
+            sockets = await loop.create_server(Entrance(server, limit), host, port, backlog=1024)
         except OSError as exc:
             raise UsageError(
                 f"cannot listen on {host} port {port}: {exc.strerror or exc}; choose another with --host and --port"

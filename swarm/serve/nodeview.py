@@ -15,7 +15,7 @@ from swarm.ring.stage import StageServer
 from swarm.serve.backend import ModelFacts
 from swarm.serve.config import GatewayConfig
 from swarm.serve.hub import Hub
-from swarm.serve.listen import protocol_factory, runner_of
+from swarm.serve.listen import Entrance, runner_of
 from swarm.serve.metrics import RequestMetrics, StageCollector, StateCollector
 from swarm.serve.snapshot import Progress, state_from
 from swarm.serve.state import DashboardState
@@ -71,4 +71,4 @@ async def node_view(
 ) -> AsyncIterator[Callable[[], asyncio.Protocol]]:
     """Yields what `Switchboard.http` wants: a maker of protocols for connections that begin like HTTP."""
     async with runner_of(make_view(status, manifest, progress, more, stage), VIEW_CONFIG) as server:
-        yield lambda: protocol_factory(server, VIEW_CONFIG.max_connections)
+        yield Entrance(server, VIEW_CONFIG.max_connections)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from urllib.parse import urlsplit
@@ -17,9 +18,12 @@ EACH = 40
 
 
 @asynccontextmanager
-async def dial(served: Served) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def dial(
+    served: Served, host: str = "127.0.0.1"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection from an address of this machine."""
     where = urlsplit(served.url)
-    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port, local_addr=(host, 0))
     try:
         yield reader, writer
     finally:
@@ -107,10 +111,44 @@ async def test_a_normal_user_is_answered_rightly_among_200_bad_connections(serve
         assert not [run for run in after["runs"] if run["state"] in ("queued", "opening", "answering")]
 
 
-async def test_a_thousand_idle_connections_cost_little(serve: Serve) -> None:
-    async with serve(max_connections=1500) as served:
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
+async def test_thousands_of_idle_connections_cost_little(serve: Serve) -> None:
+    async with serve(max_connections=2500) as served:
         async with AsyncExitStack() as quiet:
-            for _ in range(1000):
-                await quiet.enter_async_context(dial(served))
+            for host in ("127.0.0.2", "127.0.0.3"):
+                for _ in range(1000):
+                    await quiet.enter_async_context(dial(served, host))
             answer = await served.openai.chat.completions.create(model=served.model, messages=HELLO, max_tokens=4)
             assert answer.usage is not None and answer.usage.completion_tokens == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
+async def test_one_address_cannot_take_every_place(serve: Serve) -> None:
+    async with serve(max_connections=200) as served, AsyncExitStack() as flood:
+        held = [await flood.enter_async_context(dial(served, "127.0.0.2")) for _ in range(250)]
+        refused = await asyncio.gather(*(reader.read() for reader, _ in held[100:]))
+        assert all(b" 503 " in text and b"too_many_connections" in text for text in refused)
+        answer = await served.openai.chat.completions.create(model=served.model, messages=HELLO, max_tokens=4)
+        assert answer.usage is not None
+        held[0][1].write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert b" 200 " in await held[0][0].read()
+        async with dial(served, "127.0.0.2") as (reader, writer):  # the place that has come free
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert b" 200 " in await reader.read()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
+async def test_slow_readers_delay_nobody(serve: Serve) -> None:
+    """Clients that ask for streams and take nothing of them, as many as may run; the next user is answered."""
+    async with serve(max_running=8, write_timeout_s=1.0, max_waiting_per_user=64) as served:
+        served.backend.flood = 200_000
+        async with AsyncExitStack() as slow:
+            for _ in range(8):
+                _, writer = await slow.enter_async_context(dial(served, "127.0.0.2"))
+                writer.transport.pause_reading()  # type: ignore[attr-defined]
+                writer.write(post(json.dumps({"messages": HELLO, "stream": True, "max_tokens": 100}).encode()))
+            await served.backend.until(runs=8)
+            served.backend.flood = 0
+            answer = await served.openai.chat.completions.create(model=served.model, messages=HELLO, max_tokens=4)
+            assert answer.usage is not None and answer.usage.completion_tokens == 4
+        await served.backend.until(runs=0)
