@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent, RunResult, StageInfo
 
-RunState = Literal["queued", "opening", "answering", "recovering", "done", "failed", "cancelled"]
+RunState = Literal["queued", "opening", "answering", "recovering", "done", "failed", "cancelled", "refused"]
 KEPT = 200
 _WINDOW_S = 3.0
 
@@ -64,6 +64,7 @@ class RunNote:
             "passes": result.passes if result else None,
             "tokens_per_pass": round(result.tokens_per_pass, 3) if result else None,
             "pass_ms": round(result.pass_ms, 2) if result else None,
+            "parts_ms": dict(result.parts_ms) if result else {},
             "speculation": result.speculation if result else None,
             "drafter": result.drafter if result else None,
             "seconds": round(result.seconds, 3) if result else None,
@@ -130,12 +131,14 @@ class RunBook:
         self._changed()
 
     def end(self, note: RunNote, error: str | None = None) -> None:
-        """The run is over, however it ended."""
+        """The run is over, however it ended. One that was refused a turn never was a run, and is forgotten."""
         if note.result is None:
-            note.state = "failed" if error else "cancelled"
+            refused = note.state == "queued"
+            note.state = ("refused" if refused else "failed") if error else "cancelled"
             note.error = error
         self.active.pop(note.key, None)
-        self.past.appendleft(note)
+        if note.state != "refused":
+            self.past.appendleft(note)
         self._changed()
 
     def find(self, run_id: str) -> RunNote | None:

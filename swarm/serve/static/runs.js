@@ -37,9 +37,15 @@ function runItem(run, hue) {
 
 function facts(run) {
   const all = [["prompt", plural(run.prompt_tokens, "token")], ["passes", run.passes], ["tokens per pass", run.tokens_per_pass?.toFixed(2)],
-    ["pass", run.pass_ms ? ms(run.pass_ms) : null], ["rows accepted", run.acceptance === null ? null : percent(run.acceptance)], ["speculation", run.speculation], ["drafter", run.drafter], ["time", run.seconds ? `${run.seconds.toFixed(2)} s` : null],
+    ["pass", run.pass_ms ? ms(run.pass_ms) : null], ["of it", partsOf(run)], ["rows accepted", run.acceptance === null ? null : percent(run.acceptance)], ["speculation", run.speculation], ["drafter", run.drafter], ["time", run.seconds ? `${run.seconds.toFixed(2)} s` : null],
     ["ended by", run.finish_reason], ["recoveries", run.recoveries || null]];
   return h("dl", { class: "facts" }, all.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+}
+
+/** Where a pass spent its time, in words; null while nothing was measured. */
+function partsOf(run) {
+  const { queue, compute, network } = run.parts_ms ?? {};
+  return compute === undefined ? null : `${ms(compute)} computing, ${ms(network)} on the way, ${ms(queue)} waiting`;
 }
 
 const stages = (run, hue) => run.ring.length ? h("p", { class: "route" }, run.ring.map((stage, index) => [

@@ -260,6 +260,10 @@ async def test_a_full_queue_is_429_and_503(serve: Serve) -> None:
         served.backend.gate.set()
         assert (await first).choices[0].message.content == (await second).choices[0].message.content
         assert served.backend.most_open == 1
+        runs = (await served.state(lambda state: not state["waiting"]))["runs"]
+        assert [run["state"] for run in runs] == ["done", "done"]  # who was refused a turn had no run
+        async with served.http.get("/metrics") as answer:
+            assert 'wanswarm_runs_total{outcome="refused"} 1.0' in await answer.text()
 
 
 async def test_waiting_too_long_is_503(serve: Serve) -> None:

@@ -139,6 +139,23 @@ async def test_an_answer_streams_and_can_be_stopped(chromium: Browser, serve: Se
 
 @needs_chromium
 @on_one_loop
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+async def test_a_long_answer_scrolls_and_leaves_the_box_to_type_in(
+    chromium: Browser, serve: Serve, backend: TinyBackend, size: dict[str, int]
+) -> None:
+    backend.script = "x\n" * 120
+    async with serve() as served, look(chromium, served, "chat", size) as page:
+        await page.fill("#say", "Go on and on.")
+        await page.press("#say", "Enter")
+        await page.locator(".answer.done").wait_for()
+        box = await page.locator("#send").bounding_box()
+        assert box is not None and box["y"] + box["height"] <= size["height"]
+        assert await page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+        assert await page.evaluate("log.scrollHeight > log.clientHeight")
+
+
+@needs_chromium
+@on_one_loop
 async def test_a_run_that_loses_a_stage_is_seen_rerouting(
     chromium: Browser, serve: Serve, backend: TinyBackend
 ) -> None:
@@ -206,6 +223,7 @@ async def test_a_receipt_is_verified_claim_by_claim(
         await page.get_by_text("No answer has been asked for").wait_for()
         await served.openai.chat.completions.create(model=served.model, messages=[{"role": "user", "content": "x"}])
         await page.click(".run summary")
+        assert "computing, " in await page.locator(".run .facts").inner_text()
         await page.click("text=Verify receipt")
         await page.locator(".result", has_text="Level 1: signed and consistent").wait_for()
         assert "4 of 4 hold" in await page.locator(".standing.proven").inner_text()
