@@ -85,7 +85,7 @@ def test_a_covered_swarm_reads_well_in_60_columns() -> None:
 def test_a_wide_terminal_shows_how_nodes_are_reached() -> None:
     nodes = [node("abcdefgh", 0, 4, edge="punched"), node("ijklmnop", 4, 8, edge="relay"), node("qrstuvwx", 0, 8)]
     lines = drawn(render_status(snapshot([1] * 8, None, nodes), 120), 120).splitlines()
-    shown = {line.split()[0]: line for line in lines if line.strip()}
+    shown = {line.split()[0]: line for line in reversed(lines) if line.strip()}  # the first table that names a node
     assert "punched" in shown["abcdefgh"] and "relay" in shown["ijklmnop"] and "relay" not in shown["qrstuvwx"]
     assert max(map(len, lines)) <= 120
 
