@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from receipts.closing import Own, Span
+from receipts.closing import Own
 from receipts.edge import EdgeLog
 from receipts.opening import Software
 from receipts.stage import Opening
 from receipts.tail import TailLog
+from receipts.work import Work
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,15 @@ class OwnLog:
     def __init__(self, opening: Opening, outbound: EdgeLog, inbound: EdgeLog) -> None:
         self.opening, self._outbound, self._inbound = opening, outbound, inbound
         self.tail = TailLog()
-        self._frames = self._rows = self._compute_us = 0
-        self._positions: tuple[int, int] | None = None
+        self._work = Work()
 
     def computed(self, rows: int, first: int, last: int, compute_us: int) -> None:
         """One frame of `rows` rows at positions [first, last); `compute_us` microseconds, spent at the first end."""
-        self._frames += 1
-        self._rows += rows
-        self._compute_us += compute_us
-        low, high = self._positions or (first, last)
-        self._positions = (min(low, first), max(high, last))
+        self._work.add(rows, first, last, compute_us)
 
     def drew(self, compute_us: int) -> None:
         """More time, spent at the other end."""
-        self._compute_us += compute_us
+        self._work.compute_us += compute_us
 
     def statement(self, layers: OwnLayers, interrupted: bool) -> Own:
         """What the requester signs of this epoch. Waits for the hashing thread."""
@@ -54,10 +50,10 @@ class OwnLog:
             layers.software,
             self._outbound.root(),
             self._inbound.root(),
-            self._frames,
-            self._rows,
-            Span(*self._positions) if self._positions is not None else None,
-            self._compute_us,
+            self._work.frames,
+            self._work.rows,
+            self._work.span,
+            self._work.compute_us,
             self.tail.answers,
             interrupted,
         )

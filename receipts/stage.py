@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from receipts.closing import Edge, End, History, RttSeries, Span, Tail
+from receipts.closing import Edge, End, History, RttSeries, Tail
 from receipts.edge import EdgeLog, Keep
 from receipts.errors import ReceiptError, Refusal
 from receipts.merkle import leaf_hash
@@ -21,6 +21,7 @@ from receipts.salt import Secret, derive
 from receipts.sign import Envelope
 from receipts.statement import Author, Statement, signed_statement_untrusted
 from receipts.tail import TailLog
+from receipts.work import Work
 
 Header = dict[str, Any]
 MAX_RING = 128
@@ -136,10 +137,7 @@ class StageRecord:
         """What the keys and values were before this epoch; set it before `collect`."""
         self.disclose = disclose
         self._open_ends: list[EdgeLog] = []
-        self._frames = 0
-        self._rows = 0
-        self._compute_us = 0
-        self._positions: tuple[int, int] | None = None
+        self._work = Work()
         self._until = 0
 
     def accept(
@@ -174,11 +172,7 @@ class StageRecord:
 
     def computed(self, rows: int, first: int, last: int, compute_us: int) -> None:
         """One frame was computed: `rows` rows at positions [first, last), in `compute_us` microseconds."""
-        self._frames += 1
-        self._rows += rows
-        self._compute_us += compute_us
-        low, high = self._positions or (first, last)
-        self._positions = (min(low, first), max(high, last))
+        self._work.add(rows, first, last, compute_us)
 
     def closing_untrusted(self, header: Mapping[str, Any]) -> Header:
         """Handle `close` from upstream: returns the reply to it. Then send `close_header()` downstream."""
@@ -236,10 +230,10 @@ class StageRecord:
             self.inbound.frames,
             self.outbound.frames,
             self.history,
-            self._frames,
-            self._rows,
-            Span(*self._positions) if self._positions is not None else None,
-            self._compute_us,
+            self._work.frames,
+            self._work.rows,
+            self._work.span,
+            self._work.compute_us,
             interrupted,
         )
         signed = [self._issue(end)]
