@@ -11,7 +11,7 @@ from draft.base import Drafter, DraftStep, Expansion
 from swarm.ring.speculate import Speculation
 
 
-class Drafting:
+class DraftSteps:
     """Runs the steps that the core asks for. `begin` prepares the drafter; `wake` is called with whatever ends."""
 
     def __init__(

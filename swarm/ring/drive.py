@@ -12,7 +12,7 @@ from typing import Any
 from draft.base import Drafter
 from swarm.errors import CoverageError, RunError
 from swarm.ring.absent import Absent
-from swarm.ring.drafting import Drafting
+from swarm.ring.drafting import DraftSteps
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.link import Loss, RingLink, StageRefused
 from swarm.ring.opening import OpenRun, StagePlan
@@ -62,7 +62,7 @@ class RunLoop:
         self.prompt_tokens = len(parts.core.tokens)
         self.emitted: list[int] = []
         self._absent = Absent()
-        self._drafting: Drafting | None = None
+        self._drafting: DraftSteps | None = None
         self._opening: asyncio.Task[StageRefused | None] | None = None
         self._in_flight: dict[int, float] = {}
         self._last_reason = ""
@@ -72,7 +72,9 @@ class RunLoop:
     async def run(self) -> FinishReason:
         """Generate until the core is finished or the swarm is. Frees nothing: the desk closes the link."""
         parts = self.parts
-        self._drafting = Drafting(self.core, parts.drafter, parts.draft_thread, parts.begin_drafter, self.link.wake.set)
+        self._drafting = DraftSteps(
+            self.core, parts.drafter, parts.draft_thread, parts.begin_drafter, self.link.wake.set
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
