@@ -12,7 +12,6 @@ from swarm.net.nodeid import SHORT_CHARS, TEXT_CHARS
 from swarm.ring.fleet import Member
 
 MOST_TRUSTED = 10_000
-MOST_OWNERS = 64
 
 
 @dataclass(frozen=True)

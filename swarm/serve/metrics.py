@@ -75,7 +75,7 @@ class GatewayMetrics:
                 self._rows.inc(result.rows_sent)
                 self._ttft.observe(result.ttft_seconds)
                 self._pass.observe(result.pass_ms / 1000)
-                accepted = round(result.acceptance * result.drafted_rows)
+                accepted = sum(result.depth_accepted)
                 self._drafted.labels("accepted").inc(accepted)
                 self._drafted.labels("rejected").inc(result.drafted_rows - accepted)
                 for part, ms in result.parts_ms.items():

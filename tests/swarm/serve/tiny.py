@@ -231,5 +231,7 @@ class TinyBackend:
             run_id=run_id,
             pass_ms=2.0,
             drafted_rows=2,
+            depth_sent=(2,),
+            depth_accepted=(1,),
             parts_ms={"queue": 0.5, "compute": 1.0, "network": 0.5},
         )
