@@ -11,8 +11,11 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 import types
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 
@@ -23,17 +26,17 @@ NAMES = sorted(targets())
 
 
 def hang(number: int, frame: types.FrameType | None) -> None:
-    raise TimeoutError("over a second in a parser")
+    raise TimeoutError("computed over a second in a parser")
 
 
 def batter(target: Target, count: int, seed: int) -> int:
     """So many mutations; returns how many were taken. Fails on any other error than the target's own."""
     rng, taken = random.Random(seed), 0
-    before = signal.signal(signal.SIGALRM, hang)
+    before = signal.signal(signal.SIGPROF, hang)
     try:
         for _ in range(count):
             data = mutate(target.seeds, rng)
-            signal.setitimer(signal.ITIMER_REAL, 1.0)
+            signal.setitimer(signal.ITIMER_PROF, 1.0)
             try:
                 target.run(data)
                 taken += 1
@@ -42,10 +45,24 @@ def batter(target: Target, count: int, seed: int) -> int:
             except Exception as exc:
                 raise AssertionError(f"{type(exc).__name__}: {exc}; input {data!r}") from exc
             finally:
-                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                signal.setitimer(signal.ITIMER_PROF, 0.0)
     finally:
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, before)
     return taken
+
+
+def spin(data: bytes) -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(("run", "found"), [(spin, True), (lambda data: time.sleep(1.2), False)])
+def test_what_computes_for_long_is_found_and_what_a_busy_machine_delays_is_not(
+    run: Callable[[bytes], None], found: bool
+) -> None:
+    target = Target(run, ValueError, (b"x",))
+    with pytest.raises(AssertionError, match="over a second") if found else nullcontext():
+        batter(target, 1, seed=1)
 
 
 @pytest.mark.parametrize("name", NAMES)
