@@ -69,6 +69,8 @@ async def test_a_ring_of_processes_answers_exactly_and_leaves_a_receipt(folder: 
         assert [stage["layers"] for stage in first["ring"]] == [list(pair) for pair in LAYERS]
         again = await ring.generate("Hello there", "--max-tokens", "20", "--draft", "suffix", *common)
         assert again["token_ids"] == first["token_ids"]
+        private = await ring.generate("Hello there", "--max-tokens", "20", "--private", "1", *common)
+        assert private["token_ids"] == first["token_ids"]
         receipt = Path(first["receipt"])
         assert await asyncio.to_thread(main, ["verify", str(receipt)]) == 0
         changed = tmp_path / "changed.json"

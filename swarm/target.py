@@ -1,0 +1,105 @@
+"""The model that a swarm serves, as far as a requester has it on its own machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from swarm.drafters import Drafters, load_drafters
+from swarm.errors import ModelError, UsageError
+from swarm.events import Report, silent
+from swarm.mesh.saved import Saved
+from swarm.model.block import load_block
+from swarm.model.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
+from swarm.model.device import choose_device
+from swarm.model.manifest import Manifest
+from swarm.model.store import ModelStore
+from swarm.ring.private import PrivateBlocks
+from swarm.ring.run import Draft
+
+
+@dataclass(frozen=True)
+class Target:
+    """Tokenizer, end tokens and drafters of a model, and its checkpoint for more of it.
+
+    ref      what the swarm calls the model
+    models   folder of the model store
+    """
+
+    ref: str
+    checkpoint: Checkpoint
+    tokenizer: PreTrainedTokenizerBase
+    eos: frozenset[int]
+    drafters: Drafters
+    models: Path
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model's content identity."""
+        return self.checkpoint.manifest
+
+    @property
+    def digest(self) -> bytes:
+        """Of the manifest, 32 bytes."""
+        return bytes.fromhex(self.manifest.digest)
+
+    def require_served(self, saved: Saved) -> None:
+        """Raises ModelError when the swarm serves another model than this copy."""
+        if saved.model != self.digest:
+            raise ModelError(
+                f"the swarm serves {saved.ref} with digest {saved.model.hex()[:16]}, but the copy on this machine has "
+                f"{self.digest.hex()[:16]}; remove it and pull it again: swarm model pull {saved.ref}"
+            )
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of raw text."""
+        return tuple(int(t) for t in self.tokenizer(text)["input_ids"])
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation by the model's chat template. Raises ModelError when it has none."""
+        if not self.tokenizer.chat_template:
+            raise ModelError(f"{self.ref} has no chat template; use --raw")
+        ids = self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages],
+            tools=[dict(t) for t in tools] if tools else None,
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        return tuple(int(t) for t in ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def require_private(self, count: int) -> None:
+        """Raises UsageError when `count` layers at either end leave none between them."""
+        n = self.manifest.n_layers
+        if 2 * count >= n:
+            raise UsageError(f"expected --private under {(n + 1) // 2} for a model of {n} layers, found {count}")
+
+    def private_blocks(self, count: int, dtype: torch.dtype) -> PrivateBlocks:
+        """The first and the last `count` layers, loaded. Raises ModelError."""
+        n, device = self.manifest.n_layers, choose_device(None)
+        store = ModelStore(self.models)
+        head, tail = (
+            load_block(open_model(self.ref, store, span), *span, device, dtype) for span in ((0, count), (n - count, n))
+        )
+        return PrivateBlocks(head, tail)
+
+
+def load_target(
+    ref: str, models: Path, draft: Draft, draft_model: str | None, draft_gpu: int | None, report: Report = silent
+) -> Target:
+    """Tokenizer, embedding and drafter of a model. Raises UsageError for a drafter that does not fit."""
+    store = ModelStore(models)
+    checkpoint = open_model(ref, store, (0, 1), report)
+    tokenizer = load_tokenizer(ref, store, report)
+    drafters = load_drafters(draft, draft_model, draft_gpu, checkpoint, tokenizer, store, report)
+    return Target(ref, checkpoint, tokenizer, end_tokens(checkpoint, store, ref), drafters, models)
