@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from receipts.closing import Close, Edge, Own, RttSeries
+from receipts.closing import Close, Edge, End, Own, RttSeries, Tail
 from receipts.errors import ReceiptError, Refusal
-from receipts.opening import Order, PlannedStage, Replan
+from receipts.opening import Accept, Order, PlannedStage, Replan
 from receipts.run import Epoch, Run
 from receipts.statement import Body, Statement
 from receipts.verdict import Claim, Standing
@@ -98,9 +99,13 @@ def _recovered(epoch: Epoch) -> str:
 
 
 def check_counters(run: Run) -> None:
-    """Per signer, sequence numbers rise and the hash chain links; per signer and part, one run number."""
+    """Per signer, sequence numbers rise and the hash chain links; per signer and part, one run number.
+
+    A node that came back as a new process knows nothing of its part before: it counts another run. So the number of a
+    stage may rise where it accepts a later epoch, and from there on it accounts for no earlier one.
+    """
     last: dict[str, Statement] = {}
-    runs: dict[tuple[str, bool], int] = {}
+    runs: dict[tuple[str, bool], _Count] = {}
     for statement in run.statements:
         chain, who = statement.chain, f"{statement.body.kind} of {short(statement.signer)}"
         if (chain.sequence == 0) != (chain.previous is None):
@@ -114,8 +119,28 @@ def check_counters(run: Run) -> None:
             if chain.sequence == before.chain.sequence + 1 and chain.previous != before.digest:
                 raise ReceiptError(Refusal.CHAIN, f"{who}: does not continue its signer's statement before")
         last[statement.signer] = statement
-        if runs.setdefault((statement.signer, _as_requester(run, statement.body)), chain.run) != chain.run:
-            raise ReceiptError(Refusal.COUNTER, f"{who}: run counter {chain.run} differs within one run")
+        _count_run(runs, run, statement, who)
+
+
+@dataclass(frozen=True)
+class _Count:
+    """A run number, and the first epoch that was accepted under it."""
+
+    run: int
+    since: int
+
+
+def _count_run(runs: dict[tuple[str, bool], _Count], run: Run, statement: Statement, who: str) -> None:
+    body, number = statement.body, statement.chain.run
+    part = (statement.signer, _as_requester(run, body))
+    epoch = body.epoch if isinstance(body, Accept | Edge | End | Tail) else 0
+    known = runs.setdefault(part, _Count(number, epoch))
+    if isinstance(body, Accept) and number > known.run and epoch > known.since:
+        runs[part] = _Count(number, epoch)
+    elif number != known.run:
+        raise ReceiptError(Refusal.COUNTER, f"{who}: run counter {number} differs within one run")
+    elif epoch < known.since:
+        raise ReceiptError(Refusal.COUNTER, f"{who}: epoch {epoch} was accepted under an earlier run counter")
 
 
 def _as_requester(run: Run, body: Body) -> bool:

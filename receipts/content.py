@@ -98,7 +98,9 @@ def check_tokens(run: Run, disclosed: Disclosed, token_salt: bytes | None) -> li
         if following is None and epoch.closed and tail.first + tail.count != until:
             raise ReceiptError(Refusal.TOKENS, f"{label}: accounts for {tail.count} tokens up to {until}")
         if tail.first + tail.count > stop:
-            continue  # it did not learn where the next epoch began; its root is over tokens that were not kept
+            raise ReceiptError(
+                Refusal.TOKENS, f"{label}: claims positions up to {tail.first + tail.count}, the next begins at {stop}"
+            )
         covered += tail.count
         if disclosed.tokens is not None and token_salt is not None:
             part = disclosed.tokens.between(tail.first, tail.first + tail.count)

@@ -177,8 +177,11 @@ class RequesterRecord:
         return {"half": self.inbound.half()}
 
     def collect_header(self) -> Header:
-        """The `collect` header for the head, sent when the tail's `close` has arrived."""
-        return {"envelopes": [], "drawn": []}
+        """The `collect` header for the head, sent when the tail's `close` has arrived.
+
+        `starts`: where each epoch began to draw, for a stage that was left out of the next one and came back later.
+        """
+        return {"envelopes": [], "drawn": [], "starts": [opening.first_position for opening in self._epochs]}
 
     def collected_untrusted(self, header: Mapping[str, Any]) -> None:
         """Take the statements that came round the ring, and sign the requester's own two edges."""

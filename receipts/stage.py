@@ -25,6 +25,7 @@ from receipts.work import Work
 
 Header = dict[str, Any]
 MAX_RING = 128
+MAX_EPOCHS = 256
 
 
 @dataclass(frozen=True)
@@ -199,12 +200,15 @@ class StageRecord:
         """Handle `collect`: append this stage's statements; the result goes on to the next stage or the requester."""
         signed: list[Envelope] = []
         drawn: list[Header] = list(header.get("drawn", []))
+        starts = _starts_untrusted(header)
         epochs: list[StageRecord] = [self]
         while (past := epochs[0].earlier) is not None:
             epochs.insert(0, past)
         for past, newer in pairwise(epochs):
-            # What a failed epoch drew beyond the next plan's start was never kept.
-            signed += past._account(drawn, min(newer.opening.first_position, self._until), interrupted=True)
+            # What a failed epoch drew beyond the next plan's start was never kept; the next may be another's.
+            following = starts.get(past.opening.epoch + 1, newer.opening.first_position)
+            until = min(following, newer.opening.first_position, self._until)
+            signed += past._account(drawn, until, interrupted=True)
         signed += [self._issue(self._edge(self.inbound)), self._issue(self._edge(self.outbound))]
         signed += self._account(drawn, self._until, interrupted=False)
         envelopes = [*envelopes_of(header, "envelopes"), *(envelope.to_bytes() for envelope in signed)]
@@ -259,6 +263,16 @@ class StageRecord:
 
     def _issue(self, body: Accept | Edge | End | Tail) -> Envelope:
         return self.author.issue(self.run, {"order": self.opening.order_digest}, body)
+
+
+def _starts_untrusted(header: Mapping[str, Any]) -> dict[int, int]:
+    """Where epochs began to draw, by number. Raises ReceiptError."""
+    starts = header.get("starts", [])
+    if not isinstance(starts, list | tuple) or len(starts) > MAX_EPOCHS:
+        raise ReceiptError(Refusal.SHAPE, "collect: `starts` is not a list of positions")
+    if not all(type(start) is int and 0 <= start < 2**32 for start in starts):
+        raise ReceiptError(Refusal.SHAPE, "collect: an epoch starts at no position")
+    return dict(enumerate(starts))
 
 
 def secret_fields(secret: Secret) -> Header:
