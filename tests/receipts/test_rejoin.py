@@ -89,7 +89,6 @@ def test_a_node_that_comes_back_into_its_run(place: int, restarts: bool) -> None
     assert (len(set(counts)) > 1) == restarts
 
 
-
 def counting(kind: str, epoch: int, by: int) -> Change:
     def change(items: list[dict[str, Any]]) -> None:
         node = next(i["signer"] for i in items if i["kind"] == "accept" and i["body"]["epoch"] == 0)
