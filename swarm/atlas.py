@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from swarm.mesh.gossip import Gossip, MemberView
+from swarm.mesh.gossip import Gossip
 from swarm.mesh.latency import DEFAULT_MS, Coordinate, RttTable, rtt_matrix
 from swarm.mesh.record import NodeRecord
+from swarm.mesh.view import MemberView
 from swarm.net.nodeid import NodeId, id_text
 from swarm.ring.fleet import Matrix, Member, Speed
 

@@ -19,7 +19,8 @@ from swarm.entry import enter_as_guest
 from swarm.errors import PeerError, SwarmError
 from swarm.events import Report, silent
 from swarm.identity import Identity
-from swarm.mesh.gossip import Gossip, MemberView
+from swarm.mesh.gossip import Gossip
+from swarm.mesh.view import MemberView
 from swarm.model.block import load_block
 from swarm.model.checkpoint import open_model
 from swarm.model.device import choose_device, describe, free_bytes

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from swarm.atlas import member_of, rtts_of
 from swarm.errors import CoverageError
-from swarm.mesh.gossip import Gossip, MemberView
+from swarm.mesh.gossip import Gossip
+from swarm.mesh.view import MemberView
 from swarm.net.address import format_address
 from swarm.net.nodeid import NodeId, id_text, short_id
 from swarm.ring.fleet import ModelShape, gaps, holders, say_layers

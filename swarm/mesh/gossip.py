@@ -16,12 +16,13 @@ from dataclasses import replace
 from typing import Any, Self
 
 from swarm.errors import PeerError
-from swarm.mesh import hello, messages
+from swarm.mesh import messages
 from swarm.mesh.apply import apply, expel
 from swarm.mesh.distances import Distances
 from swarm.mesh.inbox import read_untrusted
 from swarm.mesh.latency import Coordinate, RttTable, unpack_coordinate, updated
-from swarm.mesh.membership import InviteError, Membership, Token
+from swarm.mesh.membership import Membership, Token
+from swarm.mesh.neighbours import Neighbours
 from swarm.mesh.own import OwnRecord
 from swarm.mesh.record import NodeRecord
 from swarm.mesh.saved import Saved
@@ -35,11 +36,9 @@ from swarm.mesh.state import (
     Clash,
     DeltaHeard,
     Dial,
-    DialFailed,
     Event,
     Expel,
     Leave,
-    Linked,
     Moved,
     Published,
     Refresh,
@@ -54,24 +53,15 @@ from swarm.mesh.state import (
     round_s,
 )
 from swarm.mesh.view import MemberView, held_of, say_clash, view_of, worth_keeping
-from swarm.net.address import Address
 from swarm.net.message import Message
-from swarm.net.nodeid import NodeId, short_id
+from swarm.net.nodeid import NodeId
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 
 log = logging.getLogger(__name__)
 
-DIAL_S = 5.0
-CHECK_S = 2.0
-DIALS_AT_ONCE = 8
 KEEP_S = 20.0
-BACKLOG_BYTES = 8 * 1024 * 1024
 LONELY_S = 5.0
-PUBLISH_S = 0.5
-
-
-__all__ = ["Gossip", "MemberView"]
 
 
 class Gossip:
@@ -103,13 +93,20 @@ class Gossip:
         self._clock, self._wall = clock, wall
         self._distances = Distances(board, clock, self._measured)
         self._own = OwnRecord(board.id, sign, saved.membership, about, saved.version, wall())
-        self._ledger = saved.ledger
-        self._seen: dict[NodeId, Peer] = {}
-        self._dialling: set[NodeId] = set()
+        self._neighbours = Neighbours(
+            board,
+            saved,
+            "guest" if about is None else "node",
+            happen=self._happen,
+            linked=lambda node: node in self.state.links,
+            banned=lambda node: self.state.banned.get(node, 0.0) > clock(),
+            ping=self._distances.ping,
+            spawn=self._spawn,
+            wall=wall,
+        )
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stir = asyncio.Event()
-        self._leaving = False
 
     # -- life
 
@@ -127,7 +124,7 @@ class Gossip:
         await self._group.__aenter__()
         self._refresh()
         self._spawn(self._tick_forever())
-        self._spawn(self._distances.keep_measuring(self._seen.values, self._somebody))
+        self._spawn(self._distances.keep_measuring(self._neighbours.connected, self._somebody))
         self._spawn(self._keep_forever())
         return self
 
@@ -140,16 +137,11 @@ class Gossip:
 
     async def leave(self) -> None:
         """Tell the neighbours that this node left; they pass it on. Idempotent."""
-        if self._leaving:
+        if self._neighbours.leaving:
             return
-        self._leaving = True
+        self._neighbours.leaving = True
         self._own.change({"state": "left", "claim": None}, self._refresh)
-        for node in list(self.state.links):
-            self._post(node, Message(messages.BYE))
-        peers = [peer for node in self.state.links if (peer := self._board.get(node)) is not None]
-        with contextlib.suppress(PeerError, TimeoutError):
-            async with asyncio.timeout(1.0):
-                await asyncio.gather(*(peer.flush() for peer in peers), return_exceptions=True)
+        await self._neighbours.farewell(list(self.state.links))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._group.create_task(work)
@@ -171,7 +163,7 @@ class Gossip:
 
     def admitted(self, node: NodeId) -> bool:
         """Whether `node` said a valid hello on a connection that lives, or is a member by its record."""
-        if node in self._seen or node == self._board.id:
+        if self._neighbours.knows(node) or node == self._board.id:
             return True
         held = held_of(self.state, node)
         return held is not None and held.alive(self._clock())
@@ -191,7 +183,7 @@ class Gossip:
 
         What changes within half a second goes out as one record; state, layers, claim and addresses go out at once.
         """
-        if not self._leaving:
+        if not self._neighbours.leaving:
             self._own.change(changes, self._refresh)
 
     async def wait_change(self) -> None:
@@ -202,7 +194,7 @@ class Gossip:
     async def link(self, node: NodeId) -> None:
         """Say hello to a connected or known member, so that both may talk. Raises InviteError or PeerError."""
         held = held_of(self.state, node)
-        await self._greet(node, held.record.addresses if held is not None else (), DIAL_S)
+        await self._neighbours.greet(node, held.record.addresses if held is not None else ())
 
     async def measure(self, nodes: Sequence[NodeId]) -> None:
         """Measure the round trips to these members where none is fresh, and tell of them in this node's record.
@@ -216,13 +208,13 @@ class Gossip:
         """End an invite everywhere. Raises InviteError for a guest."""
         notice = self.membership.revoke(token)
         self._happen(Revoked(notice))
-        self._ledger = self._ledger.revoking(notice, self._wall())
+        self._neighbours.revoked(notice)
         self._kept(self.saved())
 
     def saved(self) -> Saved:
         """What to keep for a cold start."""
         peers = worth_keeping(self.state, self._saved.peers, self._clock())
-        return replace(self._saved, peers=peers, ledger=self._ledger, version=self._own.version)
+        return replace(self._saved, peers=peers, ledger=self._neighbours.ledger, version=self._own.version)
 
     # -- events and actions
 
@@ -234,20 +226,14 @@ class Gossip:
     def _act(self, action: Action) -> None:
         match action:
             case SendHints() | SendWant() | SendDelta() | SendDigest():
-                self._post(action.peer, messages.message_of(action, self._clock()))
+                self._neighbours.post(action.peer, messages.message_of(action, self._clock()))
             case Dial(record, check):
-                room = len(self._dialling) < DIALS_AT_ONCE + 64 * check
-                if room and not self._leaving and record.node not in self._dialling:
-                    self._dialling.add(record.node)
-                    self._spawn(self._dial(record, CHECK_S if check else DIAL_S))
+                self._neighbours.dial(record, check)
             case Leave(peer):
-                self._post(peer, Message(messages.BYE))
+                self._neighbours.post(peer, Message(messages.BYE))
                 self._happen(Unlinked(peer, polite=True))
             case Expel(peer, why):
-                log.warning("node %s is turned away: %s", short_id(peer), why)
-                found = self._board.get(peer)
-                if found is not None:
-                    found.drop(why)
+                self._neighbours.turn_away(peer, why)
             case Accuse(target, version):
                 said = messages.sign_suspicion(target, version, self._board.id, self.membership.swarm, self._sign)
                 self._happen(Accused(said))
@@ -273,59 +259,14 @@ class Gossip:
         if held is not None:
             self._happen(Published(held))
 
-    def _post(self, node: NodeId, message: Message) -> None:
-        peer = self._board.get(node)
-        if peer is None:
-            return
-        if peer.queued_bytes > BACKLOG_BYTES:
-            log.info("node %s is slow; a %s was not sent, the next digest repairs it", short_id(node), message.kind)
-            return
-        with contextlib.suppress(PeerError):
-            peer.post(message, priority=2, flow="mesh")
-
     # -- messages
 
     async def _on_hello(self, peer: Peer, message: Message) -> Message:
-        try:
-            if self._leaving or self.state.banned.get(peer.id, 0.0) > self._clock():
-                why = "is leaving" if self._leaving else "turns this one away for a while: it broke the rules"
-                raise InviteError(f"node {short_id(self._board.id)} {why}")
-            asked = hello.parse_hello_untrusted(message.header)
-            answer, self._ledger = hello.answer_hello(
-                asked,
-                peer.id,
-                self._board.id,
-                self.membership,
-                self._ledger,
-                self._saved.model,
-                self._saved.ref,
-                self._wall(),
-            )
-        except InviteError as error:
-            return Message(messages.HELLO, {"refused": str(error)})
-        if asked.token is not None and asked.token.once:
+        before = self._neighbours.ledger
+        answer = self._neighbours.answer_untrusted(peer, message)
+        if self._neighbours.ledger is not before:
             self._kept(self.saved())
-        # After the answer, so that the caller has its membership before the first delta arrives.
-        asyncio.get_running_loop().call_soon(self._welcome, peer)
         return answer
-
-    def _welcome(self, peer: Peer) -> None:
-        """`peer` and this node may talk."""
-        if self._leaving or peer.closed_reason is not None:
-            return
-        if self._seen.get(peer.id) is not peer:
-            self._seen[peer.id] = peer
-            self._spawn(self._watch(peer))
-        if peer.id not in self.state.links:
-            self._happen(Linked(peer.id))
-
-    async def _watch(self, peer: Peer) -> None:
-        with contextlib.suppress(PeerError):
-            await self._distances.ping(peer)
-        await peer.wait_closed()
-        if self._seen.get(peer.id) is peer:
-            del self._seen[peer.id]
-            self._happen(Unlinked(peer.id, polite=False))
 
     async def _on_bye(self, peer: Peer, message: Message) -> None:
         self._happen(Unlinked(peer.id, polite=True))
@@ -343,7 +284,7 @@ class Gossip:
             return
         self._happen(event)
         for notice in event.revocations if isinstance(event, DeltaHeard) else ():
-            self._ledger = self._ledger.revoking(notice, self._wall())
+            self._neighbours.revoked(notice)
 
     # -- tasks
 
@@ -372,27 +313,7 @@ class Gossip:
                 if self.state.links:
                     break
                 with contextlib.suppress(PeerError):
-                    await self._greet(node, addresses, DIAL_S)
+                    await self._neighbours.greet(node, addresses)
             self._happen(Aged(self._wall()))
             self._kept(self.saved())
             await asyncio.sleep(KEEP_S if self.state.links else LONELY_S)
-
-    async def _dial(self, record: NodeRecord, timeout: float) -> None:
-        try:
-            await self._greet(record.node, record.addresses, timeout)
-        except PeerError as error:
-            log.debug("node %s was not reached: %s", short_id(record.node), error)
-            self._happen(DialFailed(record.node))
-        finally:
-            self._dialling.discard(record.node)
-
-    async def _greet(self, node: NodeId, addresses: Sequence[Address], timeout: float) -> None:
-        """Say hello to `node` unless it is a neighbour. Raises InviteError when refused, PeerError when not reached."""
-        if node == self._board.id or node in self.state.links:
-            return
-        peer = await self._board.peer(node, addresses, timeout)
-        role = "guest" if self._own.about is None else "node"
-        asked = hello.Hello(self.membership.swarm, self._saved.model, role, self.membership.proof, None)
-        answer = await peer.call(hello.hello_message(asked), timeout)
-        hello.parse_welcome_untrusted(answer.header, self.membership.swarm, self._board.id, node)
-        self._welcome(peer)

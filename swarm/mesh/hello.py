@@ -1,4 +1,4 @@
-"""The hello between two nodes: the door of the swarm. Pure checks; `swarm.mesh.gossip` and `knock` carry them.
+"""The hello between two nodes: the door of the swarm. Pure checks; `swarm.mesh.neighbours` and `knock` carry them.
 
 Header of the call: {"swarm", "model", "role", "proof", "token"}. The answer is {"refused": why} or
 {"secret", "proof", "open", "model", "ref", "welcome"}: the secret goes to nodes, not to guests; `welcome` is the

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from swarm.mesh.gossip import Gossip, MemberView
+from swarm.mesh.gossip import Gossip
+from swarm.mesh.view import MemberView
 from swarm.net.nodeid import NodeId, id_text
 from swarm.net.switchboard import Switchboard
 

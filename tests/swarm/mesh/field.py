@@ -45,11 +45,11 @@ class Field:
         board = await self.stack.enter_async_context(Switchboard(identity))
         return board, await board.listen("127.0.0.1", 0)
 
-    async def first(self, open_swarm: bool = False) -> Node:
+    async def first(self, open_swarm: bool = False, wall: Callable[[], float] = time.time) -> Node:
         identity = Identity.generate()
         board, address = await self.board(identity)
         saved = Saved(Membership.found(identity.id, open_swarm), MODEL, REF)
-        return await self.start(board, address, identity, saved)
+        return await self.start(board, address, identity, saved, wall=wall)
 
     async def join(self, invite: str, role: str = "node", identity: Identity | None = None) -> Node:
         identity = identity or Identity.generate()
@@ -97,7 +97,7 @@ async def until(check: Callable[[], bool], *nodes: Node, timeout: float = 20.0) 
 
 def kill_tasks(node: Node) -> None:
     """From now on the node does nothing by itself."""
-    node.gossip._leaving = True
+    node.gossip._neighbours.leaving = True
     for task in list(node.gossip._tasks):
         task.cancel()
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from swarm.mesh.gossip import MemberView
 from swarm.mesh.record import NodeRecord
+from swarm.mesh.view import MemberView
 from swarm.net.nodeid import id_text
 from swarm.serve.mesh import status_of
 from swarm.serve.snapshot import state_from

@@ -1,0 +1,171 @@
+"""Connections to members: who said a valid hello here, whom this node says one to, and when such a connection ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from typing import Any
+
+from swarm.errors import PeerError
+from swarm.mesh import hello
+from swarm.mesh.membership import InviteError, Revocation
+from swarm.mesh.messages import BYE, HELLO
+from swarm.mesh.record import NodeRecord
+from swarm.mesh.saved import Saved
+from swarm.mesh.state import DialFailed, Linked, Unlinked
+from swarm.net.address import Address
+from swarm.net.message import Message
+from swarm.net.nodeid import NodeId, short_id
+from swarm.net.peer import Peer
+from swarm.net.switchboard import Switchboard
+
+log = logging.getLogger(__name__)
+
+DIAL_S = 5.0
+CHECK_S = 2.0
+DIALS_AT_ONCE = 8
+CHECKS_AT_ONCE = 64
+"""On top of the other dials."""
+BACKLOG_BYTES = 8 * 1024 * 1024
+FAREWELL_S = 1.0
+
+
+class Neighbours:
+    """Hellos of one node, in both directions, and a watch over what they opened.
+
+    role      what this node says it is: "node" or "guest"
+    happen    is told of links that begin and end, and of dials that failed
+    linked    whether the state counts a node as a neighbour; `banned`: whether it is turned away
+    ping      measures a new connection once; may raise PeerError
+    spawn     runs a watch or a dial for as long as this node takes part
+    wall      Unix seconds, for invites
+    leaving   from when it is set nobody is admitted and nobody dialled
+    """
+
+    def __init__(
+        self,
+        board: Switchboard,
+        saved: Saved,
+        role: str,
+        *,
+        happen: Callable[[Linked | Unlinked | DialFailed], None],
+        linked: Callable[[NodeId], bool],
+        banned: Callable[[NodeId], bool],
+        ping: Callable[[Peer], Awaitable[None]],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        wall: Callable[[], float],
+    ) -> None:
+        self.ledger = saved.ledger
+        self.leaving = False
+        self._board, self._saved, self._membership = board, saved, saved.membership
+        self._happen, self._linked, self._banned = happen, linked, banned
+        self._ping, self._spawn, self._wall = ping, spawn, wall
+        self._asked = hello.Hello(self._membership.swarm, saved.model, role, self._membership.proof, None)
+        self._seen: dict[NodeId, Peer] = {}
+        self._dialling: set[NodeId] = set()
+
+    def connected(self) -> Collection[Peer]:
+        """Whoever said a valid hello on a connection that lives."""
+        return self._seen.values()
+
+    def knows(self, node: NodeId) -> bool:
+        """Whether `node` is among them."""
+        return node in self._seen
+
+    def post(self, node: NodeId, message: Message) -> None:
+        """Send to a node that is connected; who does not keep up is spared, since digests repair what it missed."""
+        peer = self._board.get(node)
+        if peer is None:
+            return
+        if peer.queued_bytes > BACKLOG_BYTES:
+            log.info("node %s is slow; a %s was not sent, the next digest repairs it", short_id(node), message.kind)
+            return
+        with contextlib.suppress(PeerError):
+            peer.post(message, priority=2, flow="mesh")
+
+    async def farewell(self, nodes: Collection[NodeId]) -> None:
+        """Say goodbye to these and wait a second at most until it is sent."""
+        for node in nodes:
+            self.post(node, Message(BYE))
+        peers = [peer for node in nodes if (peer := self._board.get(node)) is not None]
+        with contextlib.suppress(PeerError, TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await asyncio.gather(*(peer.flush() for peer in peers), return_exceptions=True)
+
+    def turn_away(self, node: NodeId, why: str) -> None:
+        """Close the connection to a node that broke the rules."""
+        log.warning("node %s is turned away: %s", short_id(node), why)
+        peer = self._board.get(node)
+        if peer is not None:
+            peer.drop(why)
+
+    def revoked(self, notice: Revocation) -> None:
+        """An invite is of no use any more."""
+        self.ledger = self.ledger.revoking(notice, self._wall())
+
+    def answer_untrusted(self, peer: Peer, message: Message) -> Message:
+        """The answer to a hello: a welcome, or why not. Raises PeerError for what is no hello."""
+        try:
+            if self.leaving or self._banned(peer.id):
+                why = "is leaving" if self.leaving else "turns this one away for a while: it broke the rules"
+                raise InviteError(f"node {short_id(self._board.id)} {why}")
+            answer, self.ledger = hello.answer_hello(
+                hello.parse_hello_untrusted(message.header),
+                peer.id,
+                self._board.id,
+                self._membership,
+                self.ledger,
+                self._saved.model,
+                self._saved.ref,
+                self._wall(),
+            )
+        except InviteError as error:
+            return Message(HELLO, {"refused": str(error)})
+        # After the answer, so that the caller has its membership before the first delta arrives.
+        asyncio.get_running_loop().call_soon(self._welcome, peer)
+        return answer
+
+    async def greet(self, node: NodeId, addresses: Sequence[Address], timeout: float = DIAL_S) -> None:
+        """Say hello to `node` unless it is a neighbour. Raises InviteError when refused, PeerError when not reached."""
+        if node == self._board.id or self._linked(node):
+            return
+        peer = await self._board.peer(node, addresses, timeout)
+        answer = await peer.call(hello.hello_message(self._asked), timeout)
+        hello.parse_welcome_untrusted(answer.header, self._membership.swarm, self._board.id, node)
+        self._welcome(peer)
+
+    def dial(self, record: NodeRecord, check: bool) -> None:
+        """Greet the node of `record` beside everything else, if there is room; `check`: to see whether it lives."""
+        room = len(self._dialling) < DIALS_AT_ONCE + CHECKS_AT_ONCE * check
+        if room and not self.leaving and record.node not in self._dialling:
+            self._dialling.add(record.node)
+            self._spawn(self._dial(record, CHECK_S if check else DIAL_S))
+
+    async def _dial(self, record: NodeRecord, timeout: float) -> None:
+        try:
+            await self.greet(record.node, record.addresses, timeout)
+        except PeerError as error:
+            log.debug("node %s was not reached: %s", short_id(record.node), error)
+            self._happen(DialFailed(record.node))
+        finally:
+            self._dialling.discard(record.node)
+
+    def _welcome(self, peer: Peer) -> None:
+        """`peer` and this node may talk."""
+        if self.leaving or peer.closed_reason is not None:
+            return
+        if self._seen.get(peer.id) is not peer:
+            self._seen[peer.id] = peer
+            self._spawn(self._watch(peer))
+        if not self._linked(peer.id):
+            self._happen(Linked(peer.id))
+
+    async def _watch(self, peer: Peer) -> None:
+        with contextlib.suppress(PeerError):
+            await self._ping(peer)
+        await peer.wait_closed()
+        if self._seen.get(peer.id) is peer:
+            del self._seen[peer.id]
+            self._happen(Unlinked(peer.id, polite=False))
