@@ -13,39 +13,36 @@ from collections.abc import Mapping
 from typing import assert_never
 
 from swarm.mesh import overlay
-from swarm.mesh.state import (
+from swarm.mesh.action import (
     Accuse,
-    Accused,
     Action,
-    Aged,
-    Blame,
     Changed,
     Clash,
-    DeltaHeard,
     Dial,
-    DialFailed,
-    DigestHeard,
-    Event,
     Expel,
-    Hint,
-    HintsHeard,
-    Linked,
-    Moved,
-    Neighbour,
-    Published,
     Refresh,
-    Revoked,
     SendDelta,
     SendDigest,
     SendHints,
     SendWant,
-    State,
-    Suspicion,
+)
+from swarm.mesh.event import (
+    Accused,
+    Aged,
+    DeltaHeard,
+    DialFailed,
+    DigestHeard,
+    Event,
+    HintsHeard,
+    Linked,
+    Moved,
+    Published,
+    Revoked,
     Tick,
     Unlinked,
     WantHeard,
-    round_s,
 )
+from swarm.mesh.state import Blame, Hint, Neighbour, State, Suspicion, round_s
 from swarm.mesh.table import BUCKETS, Held
 from swarm.net.nodeid import NodeId
 

@@ -36,7 +36,7 @@ class Distances:
         return self.table.for_record(self._clock(), self._useful)
 
     def observe(self, node: NodeId, rtt_ms: float) -> None:
-        """A round trip to `node` was measured, here or by a run."""
+        """A round trip to `node` was measured."""
         self.table = self.table.add(node, rtt_ms, self._clock())
         self._measured(node, rtt_ms)
 

@@ -11,14 +11,29 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
 from swarm.errors import PeerError
 from swarm.mesh import messages
+from swarm.mesh.action import (
+    Accuse,
+    Action,
+    Changed,
+    Clash,
+    Dial,
+    Expel,
+    Leave,
+    Refresh,
+    SendDelta,
+    SendDigest,
+    SendHints,
+    SendWant,
+)
 from swarm.mesh.apply import apply, expel
 from swarm.mesh.distances import Distances
+from swarm.mesh.event import Accused, Aged, DeltaHeard, Event, Moved, Published, Revoked, Tick, Unlinked
 from swarm.mesh.inbox import read_untrusted
 from swarm.mesh.latency import Coordinate, RttTable, unpack_coordinate, updated
 from swarm.mesh.membership import Membership, Token
@@ -26,32 +41,7 @@ from swarm.mesh.neighbours import Neighbours
 from swarm.mesh.own import OwnRecord
 from swarm.mesh.record import NodeRecord
 from swarm.mesh.saved import Saved
-from swarm.mesh.state import (
-    Accuse,
-    Accused,
-    Action,
-    Aged,
-    Bounds,
-    Changed,
-    Clash,
-    DeltaHeard,
-    Dial,
-    Event,
-    Expel,
-    Leave,
-    Moved,
-    Published,
-    Refresh,
-    Revoked,
-    SendDelta,
-    SendDigest,
-    SendHints,
-    SendWant,
-    State,
-    Tick,
-    Unlinked,
-    round_s,
-)
+from swarm.mesh.state import Bounds, State, round_s
 from swarm.mesh.view import MemberView, held_of, say_clash, view_of, worth_keeping
 from swarm.net.message import Message
 from swarm.net.nodeid import NodeId
@@ -111,16 +101,10 @@ class Gossip:
     # -- life
 
     async def __aenter__(self) -> Self:
-        handlers: Mapping[str, Callable[[Peer, Message], Awaitable[Message | None]]] = {
-            messages.HELLO: self._on_hello,
-            messages.BYE: self._on_bye,
-            messages.HINTS: self._on_news,
-            messages.WANT: self._on_news,
-            messages.DELTA: self._on_news,
-            messages.DIGEST: self._on_news,
-        }
-        for kind, handler in handlers.items():
-            self._board.handle(kind, handler)
+        self._board.handle(messages.HELLO, self._on_hello)
+        self._board.handle(messages.BYE, self._on_bye)
+        for kind in (messages.HINTS, messages.WANT, messages.DELTA, messages.DIGEST):
+            self._board.handle(kind, self._on_news)
         await self._group.__aenter__()
         self._refresh()
         self._spawn(self._tick_forever())
@@ -296,10 +280,6 @@ class Gossip:
     def _somebody(self, draw: random.Random) -> NodeRecord | None:
         held = self.state.table.sample(draw)
         return held.record if held is not None and held.alive(self._clock()) else None
-
-    def observe_rtt(self, node: NodeId, rtt_ms: float) -> None:
-        """A round trip to `node` was measured by somebody else, a run for instance."""
-        self._distances.observe(node, rtt_ms)
 
     def _measured(self, node: NodeId, rtt_ms: float) -> None:
         held = held_of(self.state, node)

@@ -7,9 +7,10 @@ import logging
 
 from swarm.errors import PeerError
 from swarm.mesh import messages
+from swarm.mesh.event import DeltaHeard, DigestHeard, Event, HintsHeard, WantHeard
 from swarm.mesh.membership import Membership
 from swarm.mesh.record import ClockError, parse_record_untrusted, peek_record_untrusted
-from swarm.mesh.state import DeltaHeard, DigestHeard, Event, HintsHeard, State, WantHeard
+from swarm.mesh.state import State
 from swarm.mesh.table import Held
 from swarm.net.message import Message
 from swarm.net.nodeid import NodeId, short_id

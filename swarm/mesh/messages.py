@@ -10,9 +10,10 @@ from typing import Any, assert_never
 import msgpack
 
 from swarm.errors import PeerError
+from swarm.mesh.action import SendDelta, SendDigest, SendHints, SendWant
 from swarm.mesh.membership import MAC_BYTES, TOKEN_ID_BYTES, Membership, Revocation
 from swarm.mesh.record import MAX_RECORD_BYTES
-from swarm.mesh.state import Blame, Hint, SendDelta, SendDigest, SendHints, SendWant, Suspicion
+from swarm.mesh.state import Blame, Hint, Suspicion
 from swarm.mesh.table import DIGEST_BYTES
 from swarm.net.message import Body, Message
 from swarm.net.nodeid import SIGNATURE_BYTES, NodeId, check_id_untrusted, verify

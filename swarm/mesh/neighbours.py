@@ -10,11 +10,11 @@ from typing import Any
 
 from swarm.errors import PeerError
 from swarm.mesh import hello
+from swarm.mesh.event import DialFailed, Linked, Unlinked
 from swarm.mesh.membership import InviteError, Revocation
 from swarm.mesh.messages import BYE, HELLO
 from swarm.mesh.record import NodeRecord
 from swarm.mesh.saved import Saved
-from swarm.mesh.state import DialFailed, Linked, Unlinked
 from swarm.net.address import Address
 from swarm.net.message import Message
 from swarm.net.nodeid import NodeId, short_id

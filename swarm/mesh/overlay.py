@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
+from swarm.mesh.action import Action, Dial, Leave
 from swarm.mesh.latency import unpack_coordinate
-from swarm.mesh.state import Action, Dial, Leave, State
+from swarm.mesh.state import State
 from swarm.mesh.table import Held
 
 TRIES = 12

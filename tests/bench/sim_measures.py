@@ -14,13 +14,9 @@ from typing import Any
 import numpy as np
 
 from swarm.mesh.apply import standing
+from swarm.mesh.event import Published
 from swarm.mesh.record import Signed
-from swarm.mesh.state import (
-    Neighbour,
-    Published,
-    refresh_s,
-    ttl_s,
-)
+from swarm.mesh.state import Neighbour, refresh_s, ttl_s
 from swarm.mesh.table import Held, Table
 from tests.bench.sim_earth import node_id, settle_coordinates
 from tests.bench.sim_world import LOAD_S, MODEL, SimNode, World

@@ -16,38 +16,37 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from swarm.atlas import FIRM_S
-from swarm.mesh.apply import apply, standing
-from swarm.mesh.latency import Coordinate, unpack_coordinate, updated
-from swarm.mesh.record import NodeRecord, Signed
-from swarm.mesh.state import (
+from swarm.mesh.action import (
     Accuse,
-    Accused,
     Action,
     Changed,
-    DeltaHeard,
     Dial,
-    DialFailed,
-    DigestHeard,
-    Event,
     Expel,
-    HintsHeard,
     Leave,
-    Linked,
-    Moved,
-    Published,
     Refresh,
     SendDelta,
     SendDigest,
     SendHints,
     SendWant,
-    State,
-    Suspicion,
+)
+from swarm.mesh.apply import apply, standing
+from swarm.mesh.event import (
+    Accused,
+    DeltaHeard,
+    DialFailed,
+    DigestHeard,
+    Event,
+    HintsHeard,
+    Linked,
+    Moved,
+    Published,
     Tick,
     Unlinked,
     WantHeard,
-    round_s,
-    ttl_s,
 )
+from swarm.mesh.latency import Coordinate, unpack_coordinate, updated
+from swarm.mesh.record import NodeRecord, Signed
+from swarm.mesh.state import State, Suspicion, round_s, ttl_s
 from swarm.mesh.table import DIGEST_BYTES, Held
 from swarm.ring.fleet import Member, ModelShape, Speed, holders
 from swarm.ring.plan_block import Block, Room, choose_block, reconsider

@@ -20,6 +20,7 @@ from receipts.errors import ReceiptError
 from receipts.verify import verify as verify_receipt
 from swarm.errors import PeerError
 from swarm.identity import Identity
+from swarm.mesh.action import SendDelta
 from swarm.mesh.hello import Hello, hello_message, parse_hello_untrusted, parse_welcome_untrusted
 from swarm.mesh.invite import make_invite, parse_invite_untrusted
 from swarm.mesh.membership import Membership
@@ -32,7 +33,6 @@ from swarm.mesh.messages import (
     parse_want_untrusted,
 )
 from swarm.mesh.record import NodeRecord, parse_record_untrusted, peek_record_untrusted, sign_record
-from swarm.mesh.state import SendDelta
 from swarm.model.rows import Commits, Layout, Rows, check_untrusted
 from swarm.model.sampler import Sampling
 from swarm.net.address import parse_address_untrusted

@@ -6,35 +6,22 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from swarm.mesh.action import Accuse, Action, Dial, Expel, Leave, Refresh, SendDelta, SendDigest, SendHints, SendWant
 from swarm.mesh.apply import apply, standing
-from swarm.mesh.state import (
-    Accuse,
+from swarm.mesh.event import (
     Accused,
-    Action,
-    Bounds,
     DeltaHeard,
-    Dial,
     DialFailed,
     DigestHeard,
     Event,
-    Expel,
     HintsHeard,
-    Leave,
     Linked,
     Published,
-    Refresh,
-    SendDelta,
-    SendDigest,
-    SendHints,
-    SendWant,
-    State,
-    Suspicion,
     Tick,
     Unlinked,
     WantHeard,
-    round_s,
-    ttl_s,
 )
+from swarm.mesh.state import Bounds, State, Suspicion, round_s, ttl_s
 from tests.swarm.mesh.make import held
 
 NAMES = [bytes([16 * n]) * 32 for n in range(16)]

@@ -7,15 +7,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swarm.mesh.action import SendDelta
 from swarm.mesh.apply import apply, standing
-from swarm.mesh.state import (
-    Accused,
-    Bounds,
-    DeltaHeard,
-    SendDelta,
-    Suspicion,
-    ttl_s,
-)
+from swarm.mesh.event import Accused, DeltaHeard
+from swarm.mesh.state import Bounds, Suspicion, ttl_s
 from tests.swarm.mesh.make import held
 from tests.swarm.mesh.net import NAMES, Net, joined, key
 

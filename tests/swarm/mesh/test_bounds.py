@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
+from swarm.mesh.action import Action, Changed, Clash, Expel, Refresh, SendDelta, SendDigest, SendHints, SendWant
 from swarm.mesh.apply import MAX_DELTA, apply, expel, standing
-from swarm.mesh.membership import Revocation
-from swarm.mesh.state import (
-    Action,
+from swarm.mesh.event import (
     Aged,
-    Bounds,
-    Changed,
-    Clash,
     DeltaHeard,
     DigestHeard,
-    Expel,
     HintsHeard,
     Linked,
     Published,
-    Refresh,
     Revoked,
-    SendDelta,
-    SendDigest,
-    SendHints,
-    SendWant,
-    State,
     Tick,
     Unlinked,
     WantHeard,
-    refresh_s,
-    round_s,
-    ttl_s,
 )
+from swarm.mesh.membership import Revocation
+from swarm.mesh.state import Bounds, State, refresh_s, round_s, ttl_s
 from swarm.mesh.table import Held
 from tests.swarm.mesh.make import held
 from tests.swarm.mesh.net import NAMES, joined, key

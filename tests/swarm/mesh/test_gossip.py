@@ -12,13 +12,13 @@ import pytest
 
 from swarm.errors import PeerError
 from swarm.identity import Identity
+from swarm.mesh.action import SendDelta
 from swarm.mesh.hello import Hello, enter, invited
 from swarm.mesh.invite import parse_invite_untrusted
 from swarm.mesh.membership import InviteError
 from swarm.mesh.messages import delta_message
 from swarm.mesh.record import NodeRecord, sign_record
 from swarm.mesh.saved import Saved
-from swarm.mesh.state import SendDelta
 from swarm.mesh.table import Held
 from swarm.net.message import Message
 from swarm.net.switchboard import Switchboard

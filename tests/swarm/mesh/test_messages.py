@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.errors import PeerError
+from swarm.mesh.action import SendDelta
 from swarm.mesh.messages import (
     DELTA,
     DIGEST,
@@ -23,7 +24,7 @@ from swarm.mesh.messages import (
     parse_want_untrusted,
     sign_suspicion,
 )
-from swarm.mesh.state import SendDelta, Suspicion
+from swarm.mesh.state import Suspicion
 from swarm.mesh.table import DIGEST_BYTES, Held
 from swarm.net.message import Message
 from tests.swarm.mesh.make import ANN, BOB, MEMBERSHIP, NOW, signed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from swarm.mesh.action import SendDelta
 from swarm.mesh.messages import HINTS, delta_message, names_message, sign_suspicion
-from swarm.mesh.state import SendDelta
 from swarm.mesh.table import Held
 from tests.bench.sim_earth import Earth
 from tests.bench.sim_measures import coverage, membership
