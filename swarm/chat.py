@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 from swarm.chat_commands import Quit, Talk, act
 from swarm.errors import SwarmError, UsageError
 from swarm.model.sampler import Sampling
-from swarm.ring.run import Committed, Finished, Opened, Recovering, RunRequest
+from swarm.ring.run import Committed, Finished, Opened, Recovering, RunRequest, Waiting
 from swarm.serve.backend import Backend
 
 
@@ -36,6 +36,8 @@ class Screen(Protocol):
 
     def opening(self) -> None:
         """An answer is awaited."""
+
+    def waiting(self, event: Waiting) -> None: ...
 
     def opened(self, event: Opened) -> None: ...
 
@@ -114,6 +116,8 @@ async def _answer(talk: Talk, backend: Backend, screen: Screen) -> None:
     async with aclosing(cast(Any, backend.run(request))) as events:
         async for event in cast(AsyncIterator[Any], events):
             match event:
+                case Waiting():
+                    screen.waiting(event)
                 case Opened():
                     talk.ring = event.ring
                     screen.opened(event)

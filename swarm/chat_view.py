@@ -17,7 +17,7 @@ from rich.segment import Segment, Segments
 from rich.text import Text
 
 from swarm.chat_commands import COMMANDS, Talk, summary
-from swarm.ring.run import Committed, Opened, Recovering, StageInfo
+from swarm.ring.run import Committed, Opened, Recovering, StageInfo, Waiting
 
 _FENCE = re.compile(r"^\s{0,3}(```|~~~)", re.M)
 _RATE_WINDOW_S = 3.0
@@ -67,6 +67,10 @@ class TerminalScreen:
         self._console.print()
         self._live = Live(self._draw(), console=self._console, refresh_per_second=12, transient=True)
         self._live.start()
+
+    def waiting(self, event: Waiting) -> None:
+        self._status = f"waiting for coverage: {event.reason}"
+        self._show()
 
     def opened(self, event: Opened) -> None:
         self._status, self._ring = "reading the prompt", ring_line(event.ring)
@@ -135,6 +139,9 @@ class PlainScreen:
 
     def opening(self) -> None:
         pass
+
+    def waiting(self, event: Waiting) -> None:
+        self.say(f"waiting for coverage: {event.reason}")
 
     def opened(self, event: Opened) -> None:
         pass

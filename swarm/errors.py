@@ -25,7 +25,11 @@ class ModelError(SwarmError):
 
 
 class CoverageError(SwarmError):
-    """The swarm does not hold every layer of the model."""
+    """The swarm does not hold every layer of the model. `need`: what would fill the holes, in words, or ""."""
+
+    def __init__(self, text: str, need: str = "") -> None:
+        super().__init__(text)
+        self.need = need
 
 
 class BusyError(SwarmError):

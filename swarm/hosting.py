@@ -27,14 +27,13 @@ from swarm.probed import ProbeCache
 from swarm.ring.admit import HostedModel, StageLimits
 from swarm.ring.plan import Room, Speed, choose_block
 from swarm.ring.plan_block import fit
+from swarm.ring.plan_need import MEMORY_SHARE, PLANNED_CONTEXT
 from swarm.shape import model_shape
 
-MEMORY_SHARE = 0.8
 KV_SHARE = 0.4
 MOST_KV = 64 << 30
 CLAIM_WAIT_S = 1.0
 CLAIM_ROUNDS = 5
-PLANNED_CONTEXT = 4096
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,14 @@ class RequesterConfig:
     draft_model    None: the one that ships for the model
     keep_s         how long stages are asked to hold a closed run, for one that begins alike; 0: not at all
     rules          whom requests may pass through
-    wait_covered   connecting fails while layers are missing; without it, runs do
+    await_news     connecting waits a moment until every layer is known to be held; runs wait for what is missing
     """
 
     member: MemberConfig
     draft: Draft = "auto"
     draft_model: str | None = None
     draft_gpu: int | None = None
-    wait_covered: bool = True
+    await_news: bool = True
     keep_s: float = 0.0
     rules: RouteRules = RouteRules()
 
@@ -136,8 +136,8 @@ class Requester:
             await stack.enter_async_context(requester.desk)
             for member, _ in saved.peers[:1]:
                 await gossip.link(member)
-            if config.wait_covered:
-                await requester._routes.wait_covered()
+            if config.await_news:
+                await requester._routes.await_news()
             where = gossip, board.id, target.digest, manifest.n_layers
             await scout_first(*where)
             scouting = asyncio.create_task(keep_scouting_ends(*where))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +29,7 @@ from swarm.ring.witness import WITNESS
 from swarm.rules import RouteRules
 from swarm.shape import model_shape
 
-COVERAGE_WAIT_S = 4.0
+NEWS_WAIT_S = 2.0
 PLANNED_ROWS = 8
 
 
@@ -66,18 +67,16 @@ class Routes:
             for node, stage in zip(nodes, route.stages, strict=True)
         ]
 
-    async def wait_covered(self) -> None:
-        """News of the members comes a moment after the hello. Raises CoverageError naming the layers that miss."""
-        try:
-            async with asyncio.timeout(COVERAGE_WAIT_S):
+    async def await_news(self) -> None:
+        """News of the members comes a moment after the hello: until then nobody is told that layers are missing."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NEWS_WAIT_S):
                 while True:
                     try:
                         self.plan(frozenset())
                         return
                     except CoverageError:
                         await self._gossip.wait_change()
-        except TimeoutError:
-            self.plan(frozenset())
 
     def costs(self, stages: Sequence[StagePlan], wire: str | None = None) -> Costs:
         """First guesses from what the nodes measured of themselves and from round trips known here.

@@ -14,7 +14,18 @@ from swarm.config import MemberConfig
 from swarm.errors import RunError, UsageError
 from swarm.events import Report
 from swarm.model.sampler import Sampling
-from swarm.ring.run import Committed, Draft, Finished, Opened, Recovering, RunRequest, RunResult, Speculation, StageInfo
+from swarm.ring.run import (
+    Committed,
+    Draft,
+    Finished,
+    Opened,
+    Recovering,
+    RunRequest,
+    RunResult,
+    Speculation,
+    StageInfo,
+    Waiting,
+)
 from swarm.rules import RouteRules
 
 ACCEPTED = "\x1b[32m"
@@ -126,8 +137,10 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
     return result
 
 
-def _show(event: Opened | Committed | Recovering, config: GenerateConfig) -> None:
+def _show(event: Waiting | Opened | Committed | Recovering, config: GenerateConfig) -> None:
     match event:
+        case Waiting():
+            say(f"waiting for coverage: {event.reason}")
         case Opened():
             if config.stream:
                 say(ring_line(event.ring))

@@ -6,7 +6,15 @@ import argparse
 import asyncio
 import sys
 
-from swarm.cli.common import add_member_options, add_route_options, member_config, number, route_rules, state_dir
+from swarm.cli.common import (
+    add_member_options,
+    add_patience,
+    add_route_options,
+    member_config,
+    number,
+    route_rules,
+    state_dir,
+)
 
 KEEP_S = 600.0
 """How long the stages are asked to hold what was said, so that an answer needs only the new words."""
@@ -49,6 +57,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     runs.add_argument(
         "--draft-gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="draft on CUDA device N"
     )
+    add_patience(runs)
     runs.add_argument("--no-receipt", action="store_true", help="leave no receipts")
     runs.add_argument("--no-history", action="store_true", help="do not keep the lines typed for the next chat")
 
@@ -73,6 +82,7 @@ async def _chat(arguments: argparse.Namespace) -> int:
         sampling=Sampling(temperature=arguments.temperature, top_p=arguments.top_p, seed=arguments.seed),
         speculation=arguments.speculation,
         draft=draft,
+        patience_s=arguments.patience,
         receipt=not arguments.no_receipt,
     )
     asked = RequesterConfig(

@@ -61,6 +61,18 @@ def add_route_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_patience(group: argparse._ArgumentGroup) -> None:
+    """--patience."""
+    group.add_argument(
+        "--patience",
+        type=number(float, 0, 86_400, "seconds"),
+        default=30.0,
+        metavar="S",
+        help="how long to wait for nodes while layers are missing, and for a replacement when a stage is lost "
+        "(default: %(default)s)",
+    )
+
+
 def route_rules(arguments: argparse.Namespace) -> RouteRules:
     """The constraints that `add_route_options` reads. Raises UsageError."""
     from swarm.rules import read_rules
@@ -145,6 +157,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "add_folders",
     "add_member_options",
+    "add_patience",
     "add_route_options",
     "member_config",
     "models_dir",

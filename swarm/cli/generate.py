@@ -8,7 +8,16 @@ import json
 import sys
 from pathlib import Path
 
-from swarm.cli.common import WIRES, add_member_options, add_route_options, member_config, number, route_rules, say
+from swarm.cli.common import (
+    WIRES,
+    add_member_options,
+    add_patience,
+    add_route_options,
+    member_config,
+    number,
+    route_rules,
+    say,
+)
 from swarm.errors import UsageError
 
 
@@ -111,13 +120,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="run the first and the last K layers here: no node sees token ids",
     )
-    run_group.add_argument(
-        "--patience",
-        type=number(float, 0, 86_400, "seconds"),
-        default=30.0,
-        metavar="S",
-        help="how long to wait for a replacement when a stage is lost (default: %(default)s)",
-    )
+    add_patience(run_group)
     receipt = parser.add_argument_group("receipt")
     receipt.add_argument("--receipt", type=Path, metavar="PATH", help="where to write it (default: the state folder)")
     receipt.add_argument("--no-receipt", action="store_true", help="leave none")

@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.cli.common import WIRES, add_member_options, add_route_options, member_config, number, route_rules, say
+from swarm.cli.common import (
+    WIRES,
+    add_member_options,
+    add_patience,
+    add_route_options,
+    member_config,
+    number,
+    route_rules,
+    say,
+)
 
 if TYPE_CHECKING:
     from swarm.requester import RequesterConfig
@@ -66,7 +75,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="format of activations between nodes; auto takes a coarser one where bandwidth is short "
         "(default: the model's own)",
     )
-    runs.add_argument("--patience", type=number(float, 0, 86_400, "seconds"), default=30.0, metavar="S")
+    add_patience(runs)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -92,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         draft=config.draft,
         draft_model=arguments.draft_model,
         draft_gpu=arguments.draft_gpu,
-        wait_covered=False,
+        await_news=False,
         keep_s=0.0 if config.prefix_cache == "off" else KEEP_S,
         rules=route_rules(arguments),
     )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from swarm.errors import CoverageError
 from swarm.ring.fleet import Matrix, Member, ModelShape, Rtts, Speed, gaps, holders, say_layers, usual_speed
+from swarm.ring.plan_need import need
 from swarm.ring.plan_search import Costs, cost_to_go, search
 
 HOP_MS = 1.0
@@ -122,7 +123,7 @@ def _check_coverage(
     holes = gaps(_held(members, model.n_layers)[ask.first : last])
     if holes:
         shifted = [(a + ask.first, b + ask.first) for a, b in holes]
-        raise CoverageError(f"{_are(shifted)} held by nobody; {count}")
+        raise CoverageError(f"{_are(shifted)} held by nobody; {count}", need(model, shifted))
     holes = gaps(_held(usable, model.n_layers)[ask.first : last])
     shifted = [(a + ask.first, b + ask.first) for a, b in holes]
     raise CoverageError(

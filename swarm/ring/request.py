@@ -26,6 +26,7 @@ from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.link import RingLink
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
 from swarm.ring.outcome import for_receipt, summed_up
+from swarm.ring.patience import patiently
 from swarm.ring.prefix import KeptRun, PrefixCache
 from swarm.ring.private import PrivateBlocks, PrivateEnds
 from swarm.ring.reach import Reach, dialler, unreachable
@@ -146,7 +147,7 @@ class Desk:
             events.put_nowait(_single(error))
 
     async def _drive(self, request: RunRequest, where: Path | None, emit: Callable[[RunEvent], None]) -> None:
-        opening = self._opening(request)
+        opening = await patiently(lambda: self._opening(request), request.patience_s, emit)
         drafting = self._drafting.make(request)
         text = TextStream(self.target.decode, request.stop)
         core = self._core(request, opening, drafting)

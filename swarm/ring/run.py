@@ -25,7 +25,7 @@ class RunRequest:
     max_tokens    exact, unless a stop or end token comes first
     stop          strings that end the text; not part of it
     ignore_eos    keep going past end tokens (benchmarks)
-    patience_s    how long to wait for a replacement when a stage is lost
+    patience_s    how long to wait for nodes: while layers are missing, and for a replacement when a stage is lost
     wire          a format of hidden rows; "model": the model's own; "auto": by bandwidth, perhaps coarser
     private       layers run by the requester itself at either end; 0: none
     witnesses     nodes outside the ring asked to co-sign; None: one when there is one
@@ -69,6 +69,14 @@ class StageInfo:
     compute_ms: float
     edge: str = "direct"
     rtt_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """No route yet: the run waits for other nodes, `patience_s` in all. Told again when `reason` changes."""
+
+    reason: str
+    patience_s: float
 
 
 @dataclass(frozen=True)
@@ -146,4 +154,4 @@ class Finished:
     result: RunResult
 
 
-RunEvent = Opened | Committed | Recovering | Finished
+RunEvent = Waiting | Opened | Committed | Recovering | Finished

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent, RunResult, StageInfo
+from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent, RunResult, StageInfo, Waiting
 
-RunState = Literal["queued", "opening", "answering", "recovering", "done", "failed", "cancelled", "refused"]
+RunState = Literal["queued", "opening", "waiting", "answering", "recovering", "done", "failed", "cancelled", "refused"]
 KEPT = 200
 _WINDOW_S = 3.0
 
@@ -18,7 +18,8 @@ _WINDOW_S = 3.0
 class RunNote:
     """One run. Times are Unix seconds for `started`, seconds of the monotonic clock for the rest.
 
-    `user` asked for it and alone may have its receipt, which tells what was said.
+    `user` asked for it and alone may have its receipt, which tells what was said. `awaited`: what it waits or waited
+    for before there was a route.
     """
 
     key: int
@@ -31,6 +32,7 @@ class RunNote:
     tokens: int = 0
     drafted: int = 0
     ring: tuple[StageInfo, ...] = ()
+    awaited: str | None = None
     lost: str | None = None
     recoveries: int = 0
     error: str | None = None
@@ -70,6 +72,7 @@ class RunNote:
             "seconds": round(result.seconds, 3) if result else None,
             "finish_reason": result.finish_reason if result else None,
             "recoveries": self.recoveries,
+            "awaited": self.awaited,
             "lost": self.lost,
             "error": self.error,
             "receipt": result is not None and result.receipt is not None,
@@ -113,6 +116,8 @@ class RunBook:
 
     def apply(self, note: RunNote, event: RunEvent, now: float) -> None:
         match event:
+            case Waiting(reason):
+                note.state, note.awaited = "waiting", reason
             case Opened(run_id, ring):
                 note.run_id, note.ring, note.state = run_id, ring, "answering"
             case Committed(tokens, _, drafted):

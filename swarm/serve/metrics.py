@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from swarm.ring.counts import StageCounts
 from swarm.ring.outcome import PARTS
-from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent
+from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent, Waiting
 from swarm.serve.book import RunNote
 from swarm.serve.state import DashboardState, NodeState
 
@@ -61,7 +61,7 @@ class GatewayMetrics:
 
     def event(self, event: RunEvent) -> None:
         match event:
-            case Opened():
+            case Waiting() | Opened():
                 pass
             case Committed(tokens, _, drafted):
                 self._tokens.labels("generated").inc(len(tokens))

@@ -112,7 +112,7 @@ async def busy(ring: LocalRing, among: list[LocalNode]) -> LocalNode:
 async def test_missing_layers_are_named(folder: Path, tmp_path: Path) -> None:
     async with ring_of(folder, tmp_path, [(0, 2), (4, 6)]) as ring:
         with pytest.raises(RunError, match=r"layers 2-3 are held by nobody; 2 nodes present"):
-            await ring.generate("Hi", "--max-tokens", "2", "--models", str(tmp_path / "models"))
+            await ring.generate("Hi", "--max-tokens", "2", "--patience", "0", "--models", str(tmp_path / "models"))
 
 
 async def test_a_node_without_the_model_takes_its_layers_from_members(folder: Path, tmp_path: Path) -> None:

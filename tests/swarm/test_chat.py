@@ -23,7 +23,7 @@ from swarm.chat_commands import COMMANDS, Quit, Talk, act
 from swarm.chat_view import PlainScreen, TerminalScreen, line_reader, prompt_reader, settled
 from swarm.errors import RunError, UsageError
 from swarm.model.sampler import Sampling
-from swarm.ring.run import RunRequest
+from swarm.ring.run import RunRequest, Waiting
 from tests.swarm.serve.tiny import TinyBackend
 
 
@@ -72,6 +72,18 @@ async def test_two_slashes_begin_a_message(backend: TinyBackend) -> None:
     await talk_plainly(backend, "//help me")
     assert "/help me" in backend.decode(backend.requests[0].prompt_ids)
     assert "//help" not in backend.decode(backend.requests[0].prompt_ids)
+
+
+def test_a_wait_for_nodes_is_shown() -> None:
+    event = Waiting("layers 2-3 are held by nobody; need one more node with about 0.1 GB", 30.0)
+    out, err, drawn = io.StringIO(), io.StringIO(), io.StringIO()
+    PlainScreen(out, err).waiting(event)
+    screen = TerminalScreen(Console(file=drawn, force_terminal=True, width=100))
+    screen.opening()
+    screen.waiting(event)
+    screen.closed(talk(), stopped=True)
+    assert err.getvalue() == f"waiting for coverage: {event.reason}\n" and not out.getvalue()
+    assert "waiting for coverage: layers 2-3" in drawn.getvalue()
 
 
 async def test_a_question_that_failed_can_be_asked_again(backend: TinyBackend) -> None:

@@ -32,7 +32,8 @@ function runItem(run, hue) {
       h("span", { class: "when" }, ago(run.started)),
       h("span", { class: "figures" }, figures.filter(Boolean).join(" · ")),
       h("span", { class: "strip", "aria-hidden": "true" }, run.ring.map((stage) => h("i", { class: hue(stage.node) })))),
-    h("div", { class: "body" }, facts(run), run.error ? h("p", { class: "bad" }, run.error) : null, stages(run, hue), receipt(run))));
+    h("div", { class: "body" }, facts(run), run.error ? h("p", { class: "bad" }, run.error) : null,
+      run.state === "waiting" ? h("p", { class: "sub" }, run.awaited) : null, stages(run, hue), receipt(run))));
 }
 
 function facts(run) {
