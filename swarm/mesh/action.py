@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from swarm.mesh.membership import Revocation
 from swarm.mesh.record import NodeRecord
-from swarm.mesh.state import Blame, Hint, Suspicion
+from swarm.mesh.state import Blame, Hint, State, Suspicion
 from swarm.mesh.table import Held
 from swarm.net.nodeid import NodeId
 
@@ -101,3 +101,6 @@ class Clash:
 
 
 Action = SendHints | SendWant | SendDelta | SendDigest | Dial | Leave | Expel | Accuse | Refresh | Changed | Clash
+
+Step = tuple[State, list[Action]]
+"""The next state and what to do."""

@@ -31,7 +31,7 @@ from swarm.mesh.action import (
     SendHints,
     SendWant,
 )
-from swarm.mesh.apply import apply, expel
+from swarm.mesh.apply import apply
 from swarm.mesh.distances import Distances
 from swarm.mesh.event import Accused, Aged, DeltaHeard, Event, Moved, Published, Revoked, Tick, Unlinked
 from swarm.mesh.inbox import read_untrusted
@@ -41,6 +41,7 @@ from swarm.mesh.neighbours import Neighbours
 from swarm.mesh.own import OwnRecord
 from swarm.mesh.record import NodeRecord
 from swarm.mesh.saved import Saved
+from swarm.mesh.spread import expel
 from swarm.mesh.state import Bounds, State, round_s
 from swarm.mesh.view import MemberView, held_of, say_clash, view_of, worth_keeping
 from swarm.net.message import Message

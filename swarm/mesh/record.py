@@ -41,6 +41,11 @@ class ClockError(PeerError):
     """A record's time cannot be right by this clock; whoever passed it on need not be at fault."""
 
 
+def key_of(node: NodeId) -> int:
+    """The first 8 bytes of a node id as a number: how gossip names the node's record."""
+    return int.from_bytes(node[:KEY_BYTES], "big")
+
+
 @dataclass(frozen=True)
 class NodeRecord:
     """One node as it described itself. Immutable; a change is a new record with a higher `version`.
@@ -92,8 +97,8 @@ class NodeRecord:
 
     @property
     def key(self) -> int:
-        """The first 8 bytes of the node id as a number: how gossip names a record."""
-        return int.from_bytes(self.node[:KEY_BYTES], "big")
+        """How gossip names it."""
+        return key_of(self.node)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from swarm.mesh.latency import Coordinate
 from swarm.mesh.membership import Revocation
-from swarm.mesh.record import KEY_BYTES
+from swarm.mesh.record import key_of
 from swarm.mesh.table import Held, Table
 from swarm.net.nodeid import NodeId
 
@@ -76,7 +76,7 @@ class Suspicion:
     @cached_property
     def name(self) -> tuple[int, int, int]:
         """How gossip names it: target, version, first 8 bytes of the reporter."""
-        return self.target, self.version, int.from_bytes(self.reporter[:KEY_BYTES], "big")
+        return self.target, self.version, key_of(self.reporter)
 
 
 Hint = tuple[int, int]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swarm.mesh.apply import standing
 from swarm.mesh.latency import RttTable
-from swarm.mesh.record import NodeRecord
+from swarm.mesh.record import NodeRecord, key_of
 from swarm.mesh.saved import MAX_PEERS
 from swarm.mesh.state import State
+from swarm.mesh.suspicion import standing
 from swarm.mesh.table import Held
 from swarm.net.address import Address, format_address
 from swarm.net.nodeid import NodeId, short_id
@@ -31,7 +31,7 @@ class MemberView:
 
 def held_of(state: State, node: NodeId) -> Held | None:
     """The record of `node`, if this node has one."""
-    held = state.table.get(int.from_bytes(node[:8], "big"))
+    held = state.table.get(key_of(node))
     return held if held is not None and held.record.node == node else None
 
 

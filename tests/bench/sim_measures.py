@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from swarm.mesh.apply import standing
 from swarm.mesh.event import Published
-from swarm.mesh.record import Signed
+from swarm.mesh.record import Signed, key_of
 from swarm.mesh.state import Neighbour, refresh_s, ttl_s
+from swarm.mesh.suspicion import standing
 from swarm.mesh.table import Held, Table
 from tests.bench.sim_earth import node_id, settle_coordinates
 from tests.bench.sim_world import LOAD_S, MODEL, SimNode, World
@@ -85,7 +85,7 @@ def spread(world: World, kind: str, settle: float) -> dict[str, float] | None:
         if watch.kind != kind or world.now - watch.at < settle:
             continue
         judges = [n for n in world.nodes.values() if n.alive and n.born <= watch.at - 30]
-        judges = [n for n in judges if int.from_bytes(n.state.node[:8], "big") != watch.key]
+        judges = [n for n in judges if key_of(n.state.node) != watch.key]
         times = sorted(watch.known[n.number] for n in judges if n.number in watch.known)
         known += len(times)
         possible += len(judges)
@@ -131,7 +131,7 @@ def membership(nodes: int, seconds: float, per_minute: float = 0.1, seed: int = 
     old = [n for n in world.nodes.values() if n.alive and n.number in before]
     rates = sorted((n.sent - before[n.number]) / (seconds - warm) for n in old)
     links = [len(n.state.links) for n in old]
-    alive = {int.from_bytes(n.state.node[:8], "big") for n in world.nodes.values() if n.alive}
+    alive = {key_of(n.state.node) for n in world.nodes.values() if n.alive}
     views = world.draw.sample(old, min(50, len(old)))
     wrong = []
     for viewer in views:

@@ -29,7 +29,7 @@ from swarm.mesh.action import (
     SendHints,
     SendWant,
 )
-from swarm.mesh.apply import apply, standing
+from swarm.mesh.apply import apply
 from swarm.mesh.event import (
     Accused,
     DeltaHeard,
@@ -45,8 +45,9 @@ from swarm.mesh.event import (
     WantHeard,
 )
 from swarm.mesh.latency import Coordinate, unpack_coordinate, updated
-from swarm.mesh.record import NodeRecord, Signed
+from swarm.mesh.record import NodeRecord, Signed, key_of
 from swarm.mesh.state import State, Suspicion, round_s, ttl_s
+from swarm.mesh.suspicion import standing
 from swarm.mesh.table import DIGEST_BYTES, Held
 from swarm.ring.fleet import Member, ModelShape, Speed, holders
 from swarm.ring.plan_block import Block, Room, choose_block, reconsider
@@ -203,7 +204,7 @@ class World:
             self.at(PING_S, self._measure, node)
 
     def _observe(self, node: SimNode, other: SimNode) -> None:
-        held = node.state.table.get(int.from_bytes(other.state.node[:8], "big"))
+        held = node.state.table.get(key_of(other.state.node))
         place = None if held is None else unpack_coordinate(held.record.coordinate)
         rtt = self.earth.rtt_ms(node.number, other.number)
         node.sent += 6 * 80
@@ -330,7 +331,7 @@ class World:
 
     def track(self, kind: str, node: SimNode) -> Tracked:
         """Note from now on who learns of this node's join or end."""
-        key = int.from_bytes(node.state.node[:8], "big")
+        key = key_of(node.state.node)
         watch = Tracked(kind, key, self.now)
         self.tracked.setdefault(key, []).append(watch)
         return watch

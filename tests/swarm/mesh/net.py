@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from swarm.mesh.action import Accuse, Action, Dial, Expel, Leave, Refresh, SendDelta, SendDigest, SendHints, SendWant
-from swarm.mesh.apply import apply, standing
+from swarm.mesh.apply import apply
 from swarm.mesh.event import (
     Accused,
     DeltaHeard,
@@ -22,6 +22,7 @@ from swarm.mesh.event import (
     WantHeard,
 )
 from swarm.mesh.state import Bounds, State, Suspicion, round_s, ttl_s
+from swarm.mesh.suspicion import standing
 from tests.swarm.mesh.make import held
 
 NAMES = [bytes([16 * n]) * 32 for n in range(16)]
@@ -132,10 +133,6 @@ class Net:
         """Whether all of `names` show the same nodes, at the same versions, with the same standings."""
         views = [self.view(name) for name in names or self.live()]
         return all(view == views[0] for view in views)
-
-
-def key(name: bytes) -> int:
-    return int.from_bytes(name[:8], "big")
 
 
 def joined(count: int, bounds: Bounds | None = None, seed: int = 0) -> Net:

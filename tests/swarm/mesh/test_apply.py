@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.mesh.action import SendDelta
-from swarm.mesh.apply import apply, standing
+from swarm.mesh.apply import apply
 from swarm.mesh.event import Accused, DeltaHeard
+from swarm.mesh.record import key_of
 from swarm.mesh.state import Bounds, Suspicion, ttl_s
+from swarm.mesh.suspicion import standing
 from tests.swarm.mesh.make import held
-from tests.swarm.mesh.net import NAMES, Net, joined, key
+from tests.swarm.mesh.net import NAMES, Net, joined
 
 
 def test_everybody_learns_of_everybody() -> None:
@@ -30,55 +32,55 @@ def test_news_crosses_the_swarm_once_per_node_or_little_more() -> None:
     version = net.versions[NAMES[3]]
     net.flow()
     net.pass_time(1)
-    sent = sum(h.key == key(NAMES[3]) for _, a in net.seen if isinstance(a, SendDelta) for h in a.records)
-    assert all(view.table.get(key(NAMES[3])).record.version == version for view in net.states.values())
+    sent = sum(h.key == key_of(NAMES[3]) for _, a in net.seen if isinstance(a, SendDelta) for h in a.records)
+    assert all(view.table.get(key_of(NAMES[3])).record.version == version for view in net.states.values())
     assert sent <= 2 * len(net.states[NAMES[3]].links) + 16
 
 
 def test_a_goodbye_is_heard_and_the_grave_keeps_old_records_out() -> None:
     net = joined(6)
-    old = net.states[NAMES[0]].table.get(key(NAMES[2]))
+    old = net.states[NAMES[0]].table.get(key_of(NAMES[2]))
     net.publish(NAMES[2], state="left")
     net.flow()
     net.dead.add(NAMES[2])
     net.pass_time(1)
-    assert all(net.view(name)[key(NAMES[2])][1] == "left" for name in net.live())
+    assert all(net.view(name)[key_of(NAMES[2])][1] == "left" for name in net.live())
     net.happen(NAMES[0], DeltaHeard(NAMES[1], (old,)))
-    assert net.view(NAMES[0])[key(NAMES[2])][1] == "left"
+    assert net.view(NAMES[0])[key_of(NAMES[2])][1] == "left"
 
 
 def test_a_dead_node_is_down_for_all_and_forgotten_in_the_end() -> None:
     net = joined(8, Bounds(grave=60.0))
     net.kill(NAMES[4])
     net.pass_time(2)
-    assert {net.view(name)[key(NAMES[4])][1] for name in net.live()} == {"down"}
+    assert {net.view(name)[key_of(NAMES[4])][1] for name in net.live()} == {"down"}
     net.pass_time(ttl_s(8) + 60 + 10)
-    assert all(key(NAMES[4]) not in net.view(name) for name in net.live())
+    assert all(key_of(NAMES[4]) not in net.view(name) for name in net.live())
 
 
 def test_a_swarm_of_two_notices_too() -> None:
     net = joined(2)
     net.kill(NAMES[1])
     net.pass_time(1)
-    assert net.view(NAMES[0])[key(NAMES[1])][1] == "down"
+    assert net.view(NAMES[0])[key_of(NAMES[1])][1] == "down"
 
 
 def test_a_living_node_refutes_what_is_said_of_it() -> None:
     net = joined(6)
-    accused = net.states[NAMES[1]].table.get(key(NAMES[2]))
+    accused = net.states[NAMES[1]].table.get(key_of(NAMES[2]))
     for liar in (NAMES[3], NAMES[4]):
         said = Suspicion(accused.key, accused.record.version, liar)
         net.happen(liar, Accused(said))
         for name in net.states:
             net.happen(name, DeltaHeard(next(iter(net.states[name].links)), (), (said,)))
     net.pass_time(1)
-    assert {net.view(name)[key(NAMES[2])][1] for name in net.states} == {"up"}
+    assert {net.view(name)[key_of(NAMES[2])][1] for name in net.states} == {"up"}
     assert net.versions[NAMES[2]] > accused.record.version
 
 
 def test_strangers_and_repeats_count_for_nothing() -> None:
     net = joined(5)
-    target = net.states[NAMES[0]].table.get(key(NAMES[1]))
+    target = net.states[NAMES[0]].table.get(key_of(NAMES[1]))
     stranger = Suspicion(target.key, target.record.version, b"\xee" * 32)
     older = Suspicion(target.key, target.record.version - 1, NAMES[3])
     once = Suspicion(target.key, target.record.version, NAMES[3])
@@ -133,14 +135,15 @@ def test_a_swarm_that_loses_messages_and_splits_agrees_when_it_heals(
     for name in net.live():
         state = net.states[name]
         for other in net.live():
-            assert state.table.get(key(other)).record.layers == net.layers[other]
+            assert state.table.get(key_of(other)).record.layers == net.layers[other]
         assert not {h.record.node for h in state.table if standing(state, h, net.now) == "up"} & net.dead
 
 
 def standings(net: Net) -> dict[bytes, str]:
     """How each living node stands with all the living; mixed views show as several words."""
     return {
-        n: "/".join(sorted({net.view(v)[key(n)][1] for v in net.live() if key(n) in net.view(v)})) for n in net.live()
+        n: "/".join(sorted({net.view(v)[key_of(n)][1] for v in net.live() if key_of(n) in net.view(v)}))
+        for n in net.live()
     }
 
 
@@ -148,7 +151,7 @@ def test_a_long_split_heals_without_a_new_invite() -> None:
     net = joined(8)
     net.split({name: i % 2 for i, name in enumerate(net.states)})
     net.pass_time(120)
-    assert "up" not in {net.view(NAMES[0])[key(n)][1] for n in NAMES[1:8:2]}
+    assert "up" not in {net.view(NAMES[0])[key_of(n)][1] for n in NAMES[1:8:2]}
     net.split(dict.fromkeys(net.states, 0))
     net.pass_time(20)
     assert {how for _, how in net.view(NAMES[0]).values()} == {"up"} and net.agreed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swarm.mesh.action import Action, Changed, Clash, Expel, Refresh, SendDelta, SendDigest, SendHints, SendWant
-from swarm.mesh.apply import MAX_DELTA, apply, expel, standing
+from swarm.mesh.apply import apply
 from swarm.mesh.event import (
     Aged,
     DeltaHeard,
@@ -17,10 +17,13 @@ from swarm.mesh.event import (
     WantHeard,
 )
 from swarm.mesh.membership import Revocation
+from swarm.mesh.record import key_of
+from swarm.mesh.spread import MAX_DELTA, expel
 from swarm.mesh.state import Bounds, State, refresh_s, round_s, ttl_s
+from swarm.mesh.suspicion import standing
 from swarm.mesh.table import Held
 from tests.swarm.mesh.make import held
-from tests.swarm.mesh.net import NAMES, joined, key
+from tests.swarm.mesh.net import NAMES, joined
 
 
 def fresh(me: bytes = NAMES[0], bounds: Bounds | None = None) -> State:
@@ -69,7 +72,7 @@ def test_messages_of_strangers_change_nothing() -> None:
     record = held(NAMES[5])
     for event in (
         HintsHeard(stranger, ((1, 1),)),
-        WantHeard(stranger, (key(NAMES[0]),)),
+        WantHeard(stranger, (key_of(NAMES[0]),)),
         DeltaHeard(stranger, (record,)),
         DigestHeard(stranger, bytes(2048)),
         Unlinked(stranger, polite=False),
@@ -81,17 +84,17 @@ def test_versions_never_go_back() -> None:
     state = fresh()
     for version, expected in ((3, 3), (2, 3), (3, 3), (7, 7), (1, 7)):
         state, _ = apply(state, DeltaHeard(NAMES[1], (held(NAMES[5], version),)), 0.0)
-        assert state.table.get(key(NAMES[5])).record.version == expected
+        assert state.table.get(key_of(NAMES[5])).record.version == expected
 
 
 def test_expired_records_are_neither_taken_nor_passed_on() -> None:
     state = fresh()
     state, _ = apply(state, DeltaHeard(NAMES[1], (held(NAMES[5], born=-100.0),)), 0.0)
-    assert state.table.get(key(NAMES[5])) is None
+    assert state.table.get(key_of(NAMES[5])) is None
     state, _ = apply(state, DeltaHeard(NAMES[1], (held(NAMES[5], born=-50.0),)), 0.0)
-    assert apply(state, WantHeard(NAMES[1], (key(NAMES[5]),)), 1.0)[1] != []
-    assert apply(state, WantHeard(NAMES[1], (key(NAMES[5]),)), 20.0)[1] == []
-    assert standing(state, state.table.get(key(NAMES[5])), 20.0) == "expired"
+    assert apply(state, WantHeard(NAMES[1], (key_of(NAMES[5]),)), 1.0)[1] != []
+    assert apply(state, WantHeard(NAMES[1], (key_of(NAMES[5]),)), 20.0)[1] == []
+    assert standing(state, state.table.get(key_of(NAMES[5])), 20.0) == "expired"
 
 
 def test_large_answers_are_cut_into_pieces() -> None:
@@ -172,7 +175,7 @@ def test_a_guest_listens_and_passes_nothing_on() -> None:
     state, actions = apply(state, Linked(NAMES[1]), 0.0)
     assert [type(a) for a in actions] == [SendDelta, SendDigest]
     state, actions = apply(state, DeltaHeard(NAMES[1], (held(NAMES[5]),)), 0.0)
-    assert actions == [Changed(key(NAMES[5]))]
+    assert actions == [Changed(key_of(NAMES[5]))]
     state, _ = apply(state, Linked(NAMES[2]), 0.0)
     _, actions = apply(state, Tick(), 0.0)
     assert not any(isinstance(a, SendHints) for a in actions)
