@@ -116,6 +116,8 @@ def parse_invite_untrusted(text: object) -> Invite:
     packed, check = data[:-CHECK_BYTES], data[-CHECK_BYTES:]
     if _check(packed) != check:
         raise InviteError("the invite was damaged on the way (checksum); copy it again, whole")
+    if base64.b32encode(data).decode("ascii").rstrip("=") != body:  # the last character has bits that no byte needs
+        raise InviteError("the invite was damaged on the way (characters); copy it again, whole")
     try:
         return _read(msgpack.unpackb(packed, raw=False))
     except InviteError:

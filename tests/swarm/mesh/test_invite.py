@@ -61,6 +61,13 @@ def test_a_changed_character_is_found(where: int, letter: str) -> None:
         parse_invite_untrusted(damaged)
 
 
+def test_a_changed_last_character_is_found_where_it_holds_spare_bits() -> None:
+    text = invite().text()
+    for letter in "abcdefghijklmnopqrstuvwxyz234567".replace(text[-1], ""):
+        with pytest.raises(InviteError, match="damaged on the way"):
+            parse_invite_untrusted(text[:-1] + letter)
+
+
 @given(st.text(max_size=80) | st.binary(max_size=80).map(lambda b: "swarm1" + b.hex()))
 def test_garbage_is_refused_in_words(text: str) -> None:
     with pytest.raises(InviteError, match="invite"):
