@@ -102,7 +102,7 @@ class Tenant:
             model_shape(self._manifest, self._host.dtype),
             replace(room, speed=speed_of(self.hosting.speed_us), overflow_speed=speed_of(self.hosting.overflow_us)),
             Block(*self.hosting.layers, self.hosting.overflow, ""),
-            idle=lambda: not server.busy and not server.draining,
+            idle=lambda: not server.sessions.busy and not server.draining,
             move=lambda block: self.move(server, block),
         )
 
@@ -170,7 +170,7 @@ class Tenant:
 async def _quiet(server: StageServer) -> bool:
     """Whether the stage is without a run within QUIET_WAIT_S: nothing is exchanged under a run."""
     for _ in range(int(QUIET_WAIT_S / QUIET_LOOK_S)):
-        if not server.busy:
+        if not server.sessions.busy:
             return True
         await asyncio.sleep(QUIET_LOOK_S)
     return False

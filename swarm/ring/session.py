@@ -151,9 +151,6 @@ class StageSession:
     closed: bool = False
     fresh: bool = True
     measured_back: bool = False
-    frames: int = 0
-    rows: int = 0
-    compute_us: int = 0
 
     @property
     def run(self) -> bytes:

@@ -25,10 +25,7 @@ from swarm.ring.compute import Computed
 from swarm.ring.counts import StageCounts
 from swarm.ring.ending import Ending, nobody_untrusted, post, settle_untrusted
 from swarm.ring.forming import Forming
-from swarm.ring.frame import (
-    DOWN,
-    parse_frame_untrusted,
-)
+from swarm.ring.frame import DOWN, parse_frame_untrusted
 from swarm.ring.notary import Notary
 from swarm.ring.opening import (
     UP,
@@ -41,6 +38,7 @@ from swarm.ring.opening import (
 )
 from swarm.ring.pump import Pump
 from swarm.ring.reach import Reach, dialler
+from swarm.ring.register import Register
 from swarm.ring.sender import Sender
 from swarm.ring.session import Arrived, StageSession
 
@@ -70,7 +68,7 @@ class StageServer:
     ) -> None:
         self.hosted: HostedModel | None = hosted
         self.limits = limits or StageLimits()
-        self.sessions: dict[bytes, StageSession] = {}
+        self.sessions = Register()
         self.draining = False
         self._switchboard = switchboard
         self._admitted = admitted
@@ -80,9 +78,7 @@ class StageServer:
         self._forming = Forming(
             self.sessions, reach or dialler(switchboard), notary, self._sender, self._device, self._spawn
         )
-        self._ending = Ending(switchboard, self._free, self._lose)
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._ending = Ending(switchboard, self.sessions.free, self._lose)
         self._group: asyncio.TaskGroup | None = None
 
     def _device(self) -> str:
@@ -101,8 +97,7 @@ class StageServer:
                 group.create_task(self._expire())
         finally:
             self._group = None
-            for session in list(self.sessions.values()):
-                self._free(session)
+            self.sessions.free_all()
 
     async def drain(self, grace_s: float) -> None:
         """Take no new run and let the open ones end; hand those over that do not. At most `grace_s` seconds.
@@ -111,32 +106,18 @@ class StageServer:
         """
         self.draining = True
         hand_over_s = min(HAND_OVER_S, grace_s)
-        if await self._empty_within(grace_s - hand_over_s):
+        if await self.sessions.empty_within(grace_s - hand_over_s):
             return
         for session in self.sessions.values():
             if not session.closing:
                 self._tell(session, "leave", session.opening.index, "this node is leaving")
-        await self._empty_within(hand_over_s)
-
-    async def _empty_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    @property
-    def busy(self) -> bool:
-        """Whether a run uses this stage; sessions that are only kept for their beginning do not count."""
-        return any(not session.kept_until for session in self.sessions.values())
+        await self.sessions.empty_within(hand_over_s)
 
     def exchange(self, hosted: HostedModel | None) -> None:
         """Serve another block from now on; None: nothing, until the next exchange. Raises BusyError during a run."""
-        if self.busy:
+        if self.sessions.busy:
             raise BusyError("busy: a run uses the layers that were to be exchanged")
-        for session in list(self.sessions.values()):
-            self._free(session)
+        self.sessions.free_all()
         self.hosted = hosted
 
     def peer_opened(self) -> None:
@@ -166,16 +147,11 @@ class StageServer:
             case "release":
                 self._release(peer, message.header)
             case "keep":
-                session = self._of_upstream(peer, message.header)
+                session = self.sessions.of_upstream(peer, message.header)
                 if session is not None and session.downstream is not None:
                     await post(session.downstream, message)
             case other:
                 raise PeerError(f"expected a word that rings know, found {other!r:.40}")
-
-    @property
-    def rows_waiting(self) -> int:
-        """Rows of all sessions that wait to be computed."""
-        return sum(session.queued_rows for session in self.sessions.values())
 
     def _open(self, peer: Peer, header: Mapping[str, Any]) -> None:
         opening = parse_open_untrusted(header)
@@ -190,7 +166,7 @@ class StageServer:
             try:
                 opening = self._forming.sign(session, opening, old, fresh)
             except BaseException:
-                self._free(session)
+                self.sessions.free(session)
                 raise
         except (SwarmError, ReceiptError) as error:
             self._refuse(peer, opening, str(error), isinstance(error, BusyError))
@@ -202,9 +178,8 @@ class StageServer:
         if below is not None and below.id not in {stage.node for stage in opening.stages}:
             self._spawn(post(below, encode_release(before), opening.run))
         self.counts.opened(opening.epoch)
-        self.sessions[opening.run] = session
+        self.sessions.enter(session)
         session.fresh = fresh
-        self._idle.clear()
         session.stop_tasks()
         session.tasks.append(self._spawn(self._sender.run(session)))
         if session.account is not None:
@@ -235,7 +210,7 @@ class StageServer:
         self._pump.wake()
 
     def _close(self, peer: Peer, message: Message) -> None:
-        session = self._of_upstream(peer, message.header)
+        session = self.sessions.of_upstream(peer, message.header)
         if session is None:
             self._spawn(post(peer, nobody_untrusted(message.header)))
             return
@@ -248,13 +223,13 @@ class StageServer:
 
     def _release(self, peer: Peer, header: Mapping[str, Any]) -> None:
         """The run goes on without this stage."""
-        session = self._of_upstream(peer, header)
+        session = self.sessions.of_upstream(peer, header)
         if session is not None and session.opening.epoch == header.get("epoch") and not session.closing:
             self._forming.remember(session)
-            self._free(session)
+            self.sessions.free(session)
 
     def _collect(self, peer: Peer, message: Message) -> None:
-        session = self._of_upstream(peer, message.header)
+        session = self.sessions.of_upstream(peer, message.header)
         if session is not None and session.closing and session.account is not None:
             self._spawn(self._ending.collect(session, message.header))
 
@@ -263,14 +238,6 @@ class StageServer:
         session = self.sessions.get(message.header.get("run", b""))
         if session is not None and session.is_last and peer.id == session.opening.requester:
             settle_untrusted(session, message.header.get("record"))
-
-    def _of_upstream(self, peer: Peer, header: Mapping[str, Any]) -> StageSession | None:
-        session = self.sessions.get(header.get("run", b""))
-        if session is not None and session.upstream.id != peer.id:
-            raise PeerError("expected word of a run from the node before this one, found another's")
-        if session is not None:
-            session.heard = time.monotonic()
-        return session
 
     # What walks up the ring
 
@@ -302,9 +269,6 @@ class StageServer:
         self.counts.computed(done)
         if session.closed or session.closing or frame.epoch != session.opening.epoch:
             return
-        session.frames += 1
-        session.rows += len(frame.rows)
-        session.compute_us += done.compute_us
         if session.account is not None and done.error is None:
             session.account.computed(frame, done.out, session.opening.layout.scratch, done.compute_us)
         if done.error is not None:
@@ -318,25 +282,7 @@ class StageServer:
         """Free sessions whose requester has been silent for longer than its lease."""
         while True:
             await asyncio.sleep(EXPIRE_EVERY_S)
-            now = time.monotonic()
-            for session in list(self.sessions.values()):
-                lease_s = min(session.opening.lease_s, self.limits.lease_s)
-                until = session.kept_until or session.heard + lease_s
-                if now > until or (self.draining and session.kept_until and session.account is None):
-                    self._free(session)
-
-    def _free(self, session: StageSession) -> None:
-        if self.sessions.get(session.run) is session:
-            del self.sessions[session.run]
-        session.closed = True
-        session.queue.clear()
-        session.stop_tasks()
-        if session.idle.is_set():
-            session.release()
-        if session.account is not None:
-            session.account.finish()
-        if not self.sessions:
-            self._idle.set()
+            self.sessions.free_outlived(time.monotonic(), self.limits.lease_s, self.draining)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         assert self._group is not None, "the stage is not running"

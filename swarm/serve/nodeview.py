@@ -47,7 +47,7 @@ def make_view(
 
     def waiting() -> int:
         server = stage()
-        return 0 if server is None else server.rows_waiting
+        return 0 if server is None else server.sessions.rows_waiting
 
     registry = CollectorRegistry()
     registry.register(StageCollector(counts, waiting))

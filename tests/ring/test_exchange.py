@@ -66,11 +66,11 @@ async def test_nothing_is_exchanged_under_a_run(make_ring: Callable[..., Any], t
                 if isinstance(event, Committed):
                     tokens += event.tokens
                     if not isinstance(event, Finished) and len(tokens) < 50:
-                        assert server.busy
+                        assert server.sessions.busy
                         with pytest.raises(BusyError, match="a run uses the layers"):
                             server.exchange(None)
         assert tokens == reference(tiny_model, PROMPT, 60)
-        assert not server.busy
+        assert not server.sessions.busy
 
 
 async def test_a_stage_that_holds_nothing_says_so_and_serves_again(

@@ -79,7 +79,7 @@ async def test_a_stage_that_let_go_is_filled_again(make_ring: Callable[..., Any]
             await generate(ring, RunRequest(prompt, max_tokens=4))
             server = ring.stages[victim].server
             for session in list(server.sessions.values()):
-                server._free(session)
+                server.sessions.free(session)
             again = await generate(ring, RunRequest((*prompt, 3), max_tokens=8))
             assert list(again.token_ids) == reference(tiny_model, (*prompt, 3), 8)
 
