@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from receipts.closing import Own
 from receipts.edge import EdgeLog
 from receipts.opening import Software
 from receipts.stage import Opening
-from receipts.tail import TailLog
+from receipts.tail import Drawn, TailLog
 from receipts.work import Work
 
 
@@ -57,3 +58,32 @@ class OwnLog:
             self.tail.answers,
             interrupted,
         )
+
+
+class OwnEpochs:
+    """All epochs of one run. `layers`: None when the requester computes none; then there is nothing to log."""
+
+    def __init__(self, layers: OwnLayers | None) -> None:
+        self._layers = layers
+        self._logs: list[OwnLog] = []
+        self._signed = 0
+
+    def begin(self, opening: Opening, outbound: EdgeLog, inbound: EdgeLog) -> OwnLog | None:
+        """The log of a new epoch."""
+        if self._layers is None:
+            return None
+        self._logs.append(OwnLog(opening, outbound, inbound))
+        return self._logs[-1]
+
+    def statements(self, until_last: bool) -> Iterator[Own]:
+        """What is to be signed of the epochs that were not yet; `until_last`: the last one never closed."""
+        for number, log in enumerate(self._logs[self._signed :], self._signed):
+            assert self._layers is not None
+            yield log.statement(self._layers, interrupted=until_last or number < len(self._logs) - 1)
+        self._signed = len(self._logs)
+
+    def drawn(self, until: int) -> list[Drawn]:
+        """The tokens that each epoch drew up to where the next begins, or before position `until`."""
+        starts = [log.opening.first_position for log in self._logs]
+        stops = [*starts[1:], until]
+        return [log.tail.drawn(start, stop) for log, start, stop in zip(self._logs, starts, stops, strict=False)]

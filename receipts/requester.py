@@ -14,17 +14,15 @@ from receipts.closing import Close, Edge, End, Served, Span, Tail, Witness
 from receipts.document import document_bytes, secrets_bytes
 from receipts.edge import EdgeLog
 from receipts.errors import ReceiptError, Refusal
+from receipts.headers import Header, drawn_untrusted, envelopes_untrusted, shown_untrusted
 from receipts.opening import Accept, Model, Order, PlannedStage, Replan, Sampler
-from receipts.own import OwnLayers, OwnLog
+from receipts.own import OwnEpochs, OwnLayers, OwnLog
 from receipts.salt import Secret
 from receipts.sign import Envelope
-from receipts.stage import Header, Opening, checked, edge_statement, envelopes_of
+from receipts.stage import Opening, checked_untrusted, edge_statement
 from receipts.statement import Author, statement_untrusted
 from receipts.tail import Drawn
 
-MAX_DRAWN = 1 << 20
-MAX_SHOWN = 512
-MAX_SHOWN_CHARS = 200
 PUBLIC = frozenset({"tokens", "text"})
 """What a receipt shows unless told otherwise; `--private-text` shows nothing, a shared prompt adds "prompt"."""
 
@@ -58,9 +56,7 @@ class RequesterRecord:
         self.prompt = Secret("prompt", random(32), list(prompt))
         self._executor = executor
         self._random = random
-        self._own = own
-        self._own_logs: list[OwnLog] = []
-        self._own_signed = 0
+        self._own = OwnEpochs(own)
         order = Order(
             random(32).hex(),
             time_us,
@@ -93,10 +89,7 @@ class RequesterRecord:
     def _open_edges(self) -> None:
         self.outbound: EdgeLog = self.opening.edge_log(0, "sender", self._executor, None)
         self.inbound: EdgeLog = self.opening.edge_log(len(self.opening.plan), "receiver", self._executor, None)
-        self.own_log: OwnLog | None = None
-        if self._own is not None:
-            self.own_log = OwnLog(self.opening, self.outbound, self.inbound)
-            self._own_logs.append(self.own_log)
+        self.own_log: OwnLog | None = self._own.begin(self.opening, self.outbound, self.inbound)
 
     def open_header(self) -> Header:
         """The receipt part of the `open` message, for the head."""
@@ -105,12 +98,12 @@ class RequesterRecord:
 
     def opened_untrusted(self, header: Mapping[str, Any]) -> tuple[Accept, ...]:
         """Take the ACCEPTs that the tail returned, one per stage in ring order. Raises ReceiptError."""
-        envelopes = envelopes_of(header, "accepts")
+        envelopes = envelopes_untrusted(header, "accepts")
         if len(envelopes) != len(self.opening.plan):
             raise ReceiptError(Refusal.MISSING, f"{len(envelopes)} accepts for {len(self.opening.plan)} stages")
         taken: list[tuple[Envelope, Accept]] = []
         for data, stage in zip(envelopes, self.opening.plan, strict=True):
-            envelope, statement = checked(data, self.opening)
+            envelope, statement = checked_untrusted(data, self.opening)
             accept = statement.body
             if not isinstance(accept, Accept) or statement.signer != stage.node:
                 raise ReceiptError(Refusal.SIGNER, f"expected the accept of {stage.node[:16]}")
@@ -125,7 +118,7 @@ class RequesterRecord:
 
     def witnessed_untrusted(self, data: bytes, phase: str) -> str:
         """Take a witness's envelope for phase "order" (any time before `close`) or "close". Returns its key."""
-        envelope, statement = checked(data, self.opening)
+        envelope, statement = checked_untrusted(data, self.opening)
         if not isinstance(statement.body, Witness) or statement.body.phase != phase:
             raise ReceiptError(Refusal.WITNESS, f"expected a witness of the {phase}")
         if phase == "close" and (self._close is None or statement.about.get("close") != self._close.digest):
@@ -185,7 +178,7 @@ class RequesterRecord:
 
     def collected_untrusted(self, header: Mapping[str, Any]) -> None:
         """Take the statements that came round the ring, and sign the requester's own two edges."""
-        found = [checked(data, self.opening) for data in envelopes_of(header, "envelopes")]
+        found = [checked_untrusted(data, self.opening) for data in envelopes_untrusted(header, "envelopes")]
         for envelope, statement in found:
             if not isinstance(statement.body, Edge | End | Tail):
                 raise ReceiptError(Refusal.PAYLOAD_TYPE, f"collect: a {statement.body.kind} has no place here")
@@ -194,7 +187,7 @@ class RequesterRecord:
             if isinstance(statement.body, End):
                 self._ends[statement.signer, statement.body.epoch] = statement.body
             self._envelopes.append(envelope)
-        self._drawn += _drawn_untrusted(header.get("drawn", []))
+        self._drawn += drawn_untrusted(header.get("drawn", []))
         for log in (self.outbound, self.inbound):
             if log.observed is not None:
                 self.secrets.append(log.observed)
@@ -202,16 +195,12 @@ class RequesterRecord:
             self._envelopes.append(self.author.issue(self.run, {"order": self.order.digest}, body))
         self._account_own(until_last=False)
         self.disclosed += [log.observed for log in self._open_ends if log.observed is not None]
-        self.disclosed += self._fitting(_shown_untrusted(header.get("disclosed", [])))
+        self.disclosed += self._fitting(shown_untrusted(header.get("disclosed", [])))
 
     def _account_own(self, until_last: bool) -> None:
         """Sign, once each, what the requester computed in every epoch; `until_last`: the last one never closed."""
-        for number, log in enumerate(self._own_logs[self._own_signed :], self._own_signed):
-            assert self._own is not None
-            interrupted = until_last or number < len(self._own_logs) - 1
-            body = log.statement(self._own, interrupted)
+        for body in self._own.statements(until_last):
             self._envelopes.append(self.author.issue(self.run, {"order": self.order.digest}, body))
-        self._own_signed = len(self._own_logs)
 
     def _fitting(self, shown: Sequence[Secret]) -> list[Secret]:
         """Those whose digest a statement has in its place: any other would make the receipt one that is refused."""
@@ -276,9 +265,7 @@ class RequesterRecord:
 
     def _margins(self, first: int, tokens: Sequence[int]) -> tuple[int, ...]:
         """The tails' margins where they drew the same token; 0 where no tail accounts for it."""
-        starts = [log.opening.first_position for log in self._own_logs]
-        spans = zip(self._own_logs, starts, [*starts[1:], first + len(tokens)], strict=False)
-        own = [log.tail.drawn(start, stop) for log, start, stop in spans]
+        own = self._own.drawn(first + len(tokens))
         known = {
             (drawn.first + index, token): margin
             for drawn in (*self._drawn, *own)
@@ -310,36 +297,3 @@ class RequesterRecord:
     def secrets_file(self) -> bytes:
         """What the requester keeps beside the receipt (mode 0600) in order to disclose or replay later."""
         return secrets_bytes(self.secrets)
-
-
-def _shown_untrusted(value: Any) -> list[Secret]:
-    """Values that stages disclose. Raises ReceiptError."""
-    if not isinstance(value, list | tuple) or len(value) > MAX_SHOWN:
-        raise ReceiptError(Refusal.SHAPE, "collect: disclosed is not a short list")
-    result = []
-    for item in value:
-        fields = item if isinstance(item, Mapping) else {}
-        name, salt, text = fields.get("name"), fields.get("salt"), fields.get("value")
-        if not isinstance(name, str) or not isinstance(salt, bytes) or not isinstance(text, str):
-            raise ReceiptError(Refusal.SHAPE, "collect: a disclosed value is malformed")
-        if len(salt) != 32 or len(text) > MAX_SHOWN_CHARS:
-            raise ReceiptError(Refusal.SHAPE, "collect: a disclosed value is malformed")
-        result.append(Secret(name, salt, text))
-    return result
-
-
-def _drawn_untrusted(value: Any) -> list[Drawn]:
-    if not isinstance(value, list | tuple) or len(value) > 256:
-        raise ReceiptError(Refusal.SHAPE, "collect: drawn is not a short list")
-    result = []
-    for item in value:
-        fields = item if isinstance(item, Mapping) else {}
-        first, tokens, margins = fields.get("first"), fields.get("tokens"), fields.get("margins_ppm")
-        if type(first) is not int or not isinstance(tokens, list | tuple) or not isinstance(margins, list | tuple):
-            raise ReceiptError(Refusal.SHAPE, "collect: drawn tokens are malformed")
-        if len(tokens) != len(margins) or len(tokens) > MAX_DRAWN:
-            raise ReceiptError(Refusal.SHAPE, "collect: tokens and margins differ in number")
-        if not all(type(number) is int and 0 <= number < 2**53 for number in (first, *tokens, *margins)):
-            raise ReceiptError(Refusal.SHAPE, "collect: drawn tokens are malformed")
-        result.append(Drawn(first, tuple(tokens), tuple(margins)))
-    return result

@@ -15,6 +15,7 @@ from typing import Any
 from receipts.closing import Edge, End, History, RttSeries, Tail
 from receipts.edge import EdgeLog, Keep
 from receipts.errors import ReceiptError, Refusal
+from receipts.headers import Header, envelopes_untrusted, secret_fields
 from receipts.merkle import leaf_hash
 from receipts.opening import Accept, Hardware, Order, PlannedStage, Replan, Software
 from receipts.salt import Secret, derive
@@ -23,8 +24,6 @@ from receipts.statement import Author, Statement, signed_statement_untrusted
 from receipts.tail import TailLog
 from receipts.work import Work
 
-Header = dict[str, Any]
-MAX_RING = 128
 MAX_EPOCHS = 256
 
 
@@ -169,7 +168,7 @@ class StageRecord:
             software,
             hardware,
         )
-        return header | {"accepts": [*envelopes_of(header, "accepts"), self._issue(body).to_bytes()]}
+        return header | {"accepts": [*envelopes_untrusted(header, "accepts"), self._issue(body).to_bytes()]}
 
     def computed(self, rows: int, first: int, last: int, compute_us: int) -> None:
         """One frame was computed: `rows` rows at positions [first, last), in `compute_us` microseconds."""
@@ -211,7 +210,7 @@ class StageRecord:
             signed += past._account(drawn, until, interrupted=True)
         signed += [self._issue(self._edge(self.inbound)), self._issue(self._edge(self.outbound))]
         signed += self._account(drawn, self._until, interrupted=False)
-        envelopes = [*envelopes_of(header, "envelopes"), *(envelope.to_bytes() for envelope in signed)]
+        envelopes = [*envelopes_untrusted(header, "envelopes"), *(envelope.to_bytes() for envelope in signed)]
         shown = [*header.get("disclosed", []), *(secret_fields(secret) for secret in self._shown())]
         return dict(header) | {"envelopes": envelopes, "drawn": drawn, "disclosed": shown}
 
@@ -275,11 +274,6 @@ def _starts_untrusted(header: Mapping[str, Any]) -> dict[int, int]:
     return dict(enumerate(starts))
 
 
-def secret_fields(secret: Secret) -> Header:
-    """A value behind a salted digest, for a header."""
-    return {"name": secret.name, "salt": secret.salt, "value": secret.value}
-
-
 def edge_statement(opening: Opening, log: EdgeLog) -> Edge:
     """This end's EDGE. Raises ReceiptError(MISSING) when the other end's half never came."""
     if log.other_rtt is None:
@@ -303,17 +297,7 @@ def edge_statement(opening: Opening, log: EdgeLog) -> Edge:
     )
 
 
-def envelopes_of(header: Mapping[str, Any], name: str) -> list[bytes]:
-    """The list of envelopes in a peer's header, bounded. Raises ReceiptError."""
-    value = header.get(name, [])
-    if not isinstance(value, list | tuple) or len(value) > MAX_RING * 16:
-        raise ReceiptError(Refusal.SHAPE, f"{name}: not a list of envelopes")
-    if not all(isinstance(item, bytes) for item in value):
-        raise ReceiptError(Refusal.SHAPE, f"{name}: an envelope is not bytes")
-    return list(value)
-
-
-def checked(data: Any, opening: Opening) -> tuple[Envelope, Statement]:
+def checked_untrusted(data: Any, opening: Opening) -> tuple[Envelope, Statement]:
     """One envelope of this run from a peer: signature and order checked. Raises ReceiptError."""
     envelope, statement = signed_statement_untrusted(data)
     if statement.about.get("order") != opening.order_digest:
