@@ -4,12 +4,13 @@ A ring uses `RequesterRecord`, `StageRecord` and `WitnessRecord`; a verifier use
 """
 
 from receipts.edge import EdgeLog
+from receipts.epoch import Opening, opening_untrusted
 from receipts.errors import ReceiptError, Refusal
 from receipts.opening import Hardware, Model, PlannedStage, Sampler, Software
 from receipts.own import OwnLayers, OwnLog
 from receipts.requester import RequesterRecord
 from receipts.salt import Secret
-from receipts.stage import Opening, StageRecord, opening_untrusted
+from receipts.stage import StageRecord
 from receipts.statement import Author, ChainHead
 from receipts.tail import TailLog
 from receipts.witness import WitnessRecord

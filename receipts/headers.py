@@ -13,7 +13,7 @@ Header = dict[str, Any]
 """Bytes, integers, strings and lists, as a message of the ring carries them."""
 
 MAX_ENVELOPES = 2048
-MAX_SECTIONS = 256
+MAX_EPOCHS = 256
 MAX_DRAWN = 1 << 20
 MAX_SHOWN = 512
 MAX_SHOWN_CHARS = 200
@@ -52,7 +52,7 @@ def shown_untrusted(value: Any) -> list[Secret]:
 
 def drawn_untrusted(value: Any) -> list[Drawn]:
     """Tokens that tails drew, as `Drawn.as_json` gives them. Raises ReceiptError."""
-    if not isinstance(value, list | tuple) or len(value) > MAX_SECTIONS:
+    if not isinstance(value, list | tuple) or len(value) > MAX_EPOCHS:
         raise ReceiptError(Refusal.SHAPE, "collect: drawn is not a short list")
     result = []
     for item in value:
@@ -66,3 +66,13 @@ def drawn_untrusted(value: Any) -> list[Drawn]:
             raise ReceiptError(Refusal.SHAPE, "collect: drawn tokens are malformed")
         result.append(Drawn(first, tuple(tokens), tuple(margins)))
     return result
+
+
+def starts_untrusted(header: Mapping[str, Any]) -> dict[int, int]:
+    """Where epochs began to draw, by number. Raises ReceiptError."""
+    starts = header.get("starts", [])
+    if not isinstance(starts, list | tuple) or len(starts) > MAX_EPOCHS:
+        raise ReceiptError(Refusal.SHAPE, "collect: `starts` is not a list of positions")
+    if not all(type(start) is int and 0 <= start < 2**32 for start in starts):
+        raise ReceiptError(Refusal.SHAPE, "collect: an epoch starts at no position")
+    return dict(enumerate(starts))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from receipts.closing import Own
 from receipts.edge import EdgeLog
+from receipts.epoch import Opening
 from receipts.opening import Software
-from receipts.stage import Opening
 from receipts.tail import Drawn, TailLog
 from receipts.work import Work
 

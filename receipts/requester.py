@@ -13,13 +13,13 @@ from typing import Any
 from receipts.closing import Close, Edge, End, Served, Span, Tail, Witness
 from receipts.document import document_bytes, secrets_bytes
 from receipts.edge import EdgeLog
+from receipts.epoch import Opening
 from receipts.errors import ReceiptError, Refusal
 from receipts.headers import Header, drawn_untrusted, envelopes_untrusted, shown_untrusted
 from receipts.opening import Accept, Model, Order, PlannedStage, Replan, Sampler
 from receipts.own import OwnEpochs, OwnLayers, OwnLog
 from receipts.salt import Secret
 from receipts.sign import Envelope
-from receipts.stage import Opening, checked_untrusted, edge_statement
 from receipts.statement import Author, statement_untrusted
 from receipts.tail import Drawn
 
@@ -103,7 +103,7 @@ class RequesterRecord:
             raise ReceiptError(Refusal.MISSING, f"{len(envelopes)} accepts for {len(self.opening.plan)} stages")
         taken: list[tuple[Envelope, Accept]] = []
         for data, stage in zip(envelopes, self.opening.plan, strict=True):
-            envelope, statement = checked_untrusted(data, self.opening)
+            envelope, statement = self.opening.checked_untrusted(data)
             accept = statement.body
             if not isinstance(accept, Accept) or statement.signer != stage.node:
                 raise ReceiptError(Refusal.SIGNER, f"expected the accept of {stage.node[:16]}")
@@ -118,7 +118,7 @@ class RequesterRecord:
 
     def witnessed_untrusted(self, data: bytes, phase: str) -> str:
         """Take a witness's envelope for phase "order" (any time before `close`) or "close". Returns its key."""
-        envelope, statement = checked_untrusted(data, self.opening)
+        envelope, statement = self.opening.checked_untrusted(data)
         if not isinstance(statement.body, Witness) or statement.body.phase != phase:
             raise ReceiptError(Refusal.WITNESS, f"expected a witness of the {phase}")
         if phase == "close" and (self._close is None or statement.about.get("close") != self._close.digest):
@@ -178,7 +178,7 @@ class RequesterRecord:
 
     def collected_untrusted(self, header: Mapping[str, Any]) -> None:
         """Take the statements that came round the ring, and sign the requester's own two edges."""
-        found = [checked_untrusted(data, self.opening) for data in envelopes_untrusted(header, "envelopes")]
+        found = [self.opening.checked_untrusted(data) for data in envelopes_untrusted(header, "envelopes")]
         for envelope, statement in found:
             if not isinstance(statement.body, Edge | End | Tail):
                 raise ReceiptError(Refusal.PAYLOAD_TYPE, f"collect: a {statement.body.kind} has no place here")
@@ -191,7 +191,7 @@ class RequesterRecord:
         for log in (self.outbound, self.inbound):
             if log.observed is not None:
                 self.secrets.append(log.observed)
-            body = edge_statement(self.opening, log)
+            body = self.opening.edge_statement(log)
             self._envelopes.append(self.author.issue(self.run, {"order": self.order.digest}, body))
         self._account_own(until_last=False)
         self.disclosed += [log.observed for log in self._open_ends if log.observed is not None]

@@ -8,94 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from receipts.closing import Edge, End, History, RttSeries, Tail
+from receipts.closing import Edge, End, History, Tail
 from receipts.edge import EdgeLog, Keep
+from receipts.epoch import Opening
 from receipts.errors import ReceiptError, Refusal
-from receipts.headers import Header, envelopes_untrusted, secret_fields
-from receipts.merkle import leaf_hash
-from receipts.opening import Accept, Hardware, Order, PlannedStage, Replan, Software
-from receipts.salt import Secret, derive
+from receipts.headers import Header, envelopes_untrusted, secret_fields, starts_untrusted
+from receipts.opening import Accept, Hardware, Software
+from receipts.salt import Secret
 from receipts.sign import Envelope
-from receipts.statement import Author, Statement, signed_statement_untrusted
+from receipts.statement import Author
 from receipts.tail import TailLog
 from receipts.work import Work
-
-MAX_EPOCHS = 256
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What the `open` message says: the order, this epoch's plan, and the run's secret (32 bytes, never signed)."""
-
-    order: Order
-    order_digest: str
-    requester: str
-    epoch: int
-    plan_digest: str
-    plan: tuple[PlannedStage, ...]
-    first_position: int
-    """Position of the first token that this epoch draws."""
-    secret: bytes
-
-    def edge_ends(self, index: int) -> tuple[str, str]:
-        """Keys of sender and receiver of edge `index` (0: requester to head, len(plan): tail to requester)."""
-        keys = [self.requester, *(stage.node for stage in self.plan), self.requester]
-        return keys[index], keys[index + 1]
-
-    def edge_log(self, index: int, end: str, executor: Executor | None, keep: Keep | None) -> EdgeLog:
-        sender, receiver = self.edge_ends(index)
-        return EdgeLog(index, end, sender, receiver, self._edge_salt(index), executor, keep)
-
-    def _edge_salt(self, index: int) -> bytes:
-        return derive(self.secret, "edge", self.epoch, index)
-
-    def salt_leaves(self, key: str) -> tuple[bytes, bytes]:
-        """Leaf hashes 0 of a stage's inbound and outbound edge: what `receipts.rows` needs to open rows later."""
-        index = self.part_of(key)
-        return leaf_hash(self._edge_salt(index)), leaf_hash(self._edge_salt(index + 1))
-
-    def token_salt(self) -> bytes:
-        return derive(self.secret, "tokens")
-
-    def part_of(self, key: str) -> int:
-        """Index in the plan of the stage with this key. Raises ReceiptError(PLAN)."""
-        for index, stage in enumerate(self.plan):
-            if stage.node == key:
-                return index
-        raise ReceiptError(Refusal.PLAN, f"node {key[:16]} has no part in the plan of epoch {self.epoch}")
-
-
-def opening_untrusted(header: Mapping[str, Any]) -> Opening:
-    """Read the receipt part of an `open` message; signatures checked. Raises ReceiptError."""
-    secret = header.get("secret")
-    if not isinstance(secret, bytes) or len(secret) != 32:
-        raise ReceiptError(Refusal.SHAPE, "open: the run's secret is not 32 bytes")
-    _, statement = signed_statement_untrusted(header.get("order"))
-    order = statement.body
-    if not isinstance(order, Order):
-        raise ReceiptError(Refusal.PAYLOAD_TYPE, f"open: expected an order, found {order.kind}")
-    opening = Opening(
-        order, statement.digest, statement.signer, 0, statement.digest, order.plan, order.prompt_tokens, secret
-    )
-    if header.get("replan") is None:
-        return opening
-    _, again = signed_statement_untrusted(header["replan"])
-    replan = again.body
-    if not isinstance(replan, Replan):
-        raise ReceiptError(Refusal.PAYLOAD_TYPE, f"open: expected a replan, found {replan.kind}")
-    if again.signer != opening.requester or again.about["order"] != opening.order_digest:
-        raise ReceiptError(Refusal.FOREIGN, "open: the replan belongs to another order")
-    return replace(
-        opening,
-        epoch=replan.epoch,
-        plan_digest=again.digest,
-        plan=replan.plan,
-        first_position=replan.position,
-    )
 
 
 class StageRecord:
@@ -199,7 +125,7 @@ class StageRecord:
         """Handle `collect`: append this stage's statements; the result goes on to the next stage or the requester."""
         signed: list[Envelope] = []
         drawn: list[Header] = list(header.get("drawn", []))
-        starts = _starts_untrusted(header)
+        starts = starts_untrusted(header)
         epochs: list[StageRecord] = [self]
         while (past := epochs[0].earlier) is not None:
             epochs.insert(0, past)
@@ -258,48 +184,7 @@ class StageRecord:
     def _edge(self, log: EdgeLog) -> Edge:
         if log.observed is not None:
             self.secrets.append(log.observed)
-        return edge_statement(self.opening, log)
+        return self.opening.edge_statement(log)
 
     def _issue(self, body: Accept | Edge | End | Tail) -> Envelope:
         return self.author.issue(self.run, {"order": self.opening.order_digest}, body)
-
-
-def _starts_untrusted(header: Mapping[str, Any]) -> dict[int, int]:
-    """Where epochs began to draw, by number. Raises ReceiptError."""
-    starts = header.get("starts", [])
-    if not isinstance(starts, list | tuple) or len(starts) > MAX_EPOCHS:
-        raise ReceiptError(Refusal.SHAPE, "collect: `starts` is not a list of positions")
-    if not all(type(start) is int and 0 <= start < 2**32 for start in starts):
-        raise ReceiptError(Refusal.SHAPE, "collect: an epoch starts at no position")
-    return dict(enumerate(starts))
-
-
-def edge_statement(opening: Opening, log: EdgeLog) -> Edge:
-    """This end's EDGE. Raises ReceiptError(MISSING) when the other end's half never came."""
-    if log.other_rtt is None:
-        raise ReceiptError(Refusal.MISSING, f"edge {log.index}: the other end sent no round-trip times")
-    ends: tuple[RttSeries, RttSeries] = (log.own_rtt(), log.other_rtt)
-    sender_rtt, receiver_rtt = ends if log.end == "sender" else ends[::-1]
-    return Edge(
-        opening.epoch,
-        opening.plan_digest,
-        log.index,
-        log.end,
-        log.sender,
-        log.receiver,
-        log.link,
-        sender_rtt,
-        receiver_rtt,
-        log.frames,
-        log.bytes,
-        log.root(),
-        log.observed.digest if log.observed is not None else None,
-    )
-
-
-def checked_untrusted(data: Any, opening: Opening) -> tuple[Envelope, Statement]:
-    """One envelope of this run from a peer: signature and order checked. Raises ReceiptError."""
-    envelope, statement = signed_statement_untrusted(data)
-    if statement.about.get("order") != opening.order_digest:
-        raise ReceiptError(Refusal.FOREIGN, f"{statement.body.kind} of {statement.signer[:16]} is of another run")
-    return envelope, statement

@@ -17,12 +17,12 @@ import atheris
 with atheris.instrument_imports(include=["receipts"]):
     from receipts.beside import other_untrusted
     from receipts.document import secrets_untrusted
+    from receipts.epoch import opening_untrusted
     from receipts.errors import ReceiptError
     from receipts.opened import history_untrusted, opened_untrusted, request_untrusted
     from receipts.recompute import limits_untrusted
     from receipts.report import text_report
     from receipts.sign import envelope_untrusted
-    from receipts.stage import opening_untrusted
     from receipts.verify import verify
     from tests.receipts.conftest import resigned, run_ring
 

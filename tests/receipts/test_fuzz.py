@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from receipts.beside import other_untrusted
 from receipts.canonical import emit
 from receipts.document import document_bytes, document_untrusted, secrets_untrusted
+from receipts.epoch import opening_untrusted
 from receipts.errors import ReceiptError, Refusal
 from receipts.opened import history_untrusted, opened_untrusted, request_untrusted
 from receipts.recompute import limits_untrusted
 from receipts.sign import Envelope, envelope_untrusted
-from receipts.stage import opening_untrusted
 from receipts.statement import statement_untrusted
 from receipts.verify import trust_untrusted, verify
 
