@@ -20,12 +20,11 @@ from swarm.net.message import Envelope, pack_header, unpack_untrusted
 from swarm.net.nodeid import short_id
 from swarm.net.pace import Road, read_road
 from swarm.net.ping import Pings, PingSeries
+from swarm.net.pulse import Pulse
 from swarm.net.record import RecordReader
-from swarm.net.writer import CHUNK_BYTES, Writer
+from swarm.net.writer import Writer
 
 READ_BYTES = 128 * 1024
-WARM_SECONDS = 0.1
-"""Below the shortest retransmission timeout (200 ms), after which Linux forgets an idle window (RFC 2861)."""
 MAX_REASON_CHARS = 200
 RIVAL_SECONDS = 2.0
 """How long the losing connection of a simultaneous dial may take to finish."""
@@ -59,25 +58,21 @@ class Channel(asyncio.BufferedProtocol):
         self._remote_message_bytes = established.message_bytes
         self._reader = RecordReader(established.receive_key, READ_BYTES)
         self._writer = Writer(established.send_key, Outbox(2 * established.message_bytes), self._on_wrote)
+        self._pulse = Pulse(self._writer, limits, self.close)
         self._inbox = Inbox(limits)
         self._pings = Pings(Chunk.PROBE)
         self._transport: asyncio.Transport | None = None
-        self._read_paused = False
         self._leaving: str | None = None
         self._bye_seen = False
         self._room = asyncio.Event()
         self._closed = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._last_heard = time.monotonic()
-        self._warm_bytes: list[int] = []
 
     # -- for the owner
 
     def start(self) -> None:
         """Begin to read; `on_message` is called from now on."""
-        self._last_heard = time.monotonic()
         self.resume_reading()
-        self._tick()
+        self._pulse.beat()
 
     @property
     def queued_bytes(self) -> int:
@@ -143,17 +138,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def warm(self, burst_bytes: int) -> Callable[[], None]:
         """Keep the congestion window open with padding while nothing else is sent; call the result to end it."""
-        self._warm_bytes.append(burst_bytes)
-        self._tick()
-        done = False
-
-        def release() -> None:
-            nonlocal done
-            if not done:
-                done = True
-                self._warm_bytes.remove(burst_bytes)
-
-        return release
+        return self._pulse.warm(burst_bytes)
 
     @property
     def road(self) -> Road | None:
@@ -163,7 +148,7 @@ class Channel(asyncio.BufferedProtocol):
 
     async def measure_rate(self, burst_bytes: int) -> float | None:
         """Send a burst of padding and return the best delivery rate seen meanwhile, in bytes per second."""
-        self._pad(burst_bytes)
+        self._writer.pad(burst_bytes)
         best = 0
         for _ in range(4):
             await self.ping(2)
@@ -172,13 +157,13 @@ class Channel(asyncio.BufferedProtocol):
 
     def pause_reading(self) -> None:
         """Stop reading: the peer's messages wait in the kernel, then on its side."""
-        self._read_paused = True
+        self._pulse.deaf = True
         if self._transport is not None and self.closed_reason is None:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        self._read_paused = False
-        self._last_heard = time.monotonic()
+        self._pulse.deaf = False
+        self._pulse.heard()
         if self._transport is not None and self.closed_reason is None:
             self._transport.resume_reading()
 
@@ -197,8 +182,7 @@ class Channel(asyncio.BufferedProtocol):
         if self.closed_reason is not None:
             return
         self.closed_reason = reason
-        if self._timer is not None:
-            self._timer.cancel()
+        self._pulse.stop()
         self._writer.stop()
         if self._transport is not None:
             if at_once:
@@ -247,7 +231,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received_bytes += nbytes
-        self._last_heard = time.monotonic()
+        self._pulse.heard()
         try:
             for record in self._reader.take_untrusted(nbytes):
                 self._take_record_untrusted(record)
@@ -295,30 +279,6 @@ class Channel(asyncio.BufferedProtocol):
     def _end_if_done(self) -> None:
         if self.finished and self._leaving is not None:
             self._end(self._leaving, at_once=False)
-
-    # -- time
-
-    def _tick(self) -> None:
-        """Heartbeat, keep-warm padding and the silence deadline."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self.closed_reason is not None:
-            return
-        now = time.monotonic()
-        if now - self._last_heard > self._limits.silence_seconds and not self._read_paused:
-            self.close(f"nothing was heard for {self._limits.silence_seconds:g} s")
-            return
-        interval = WARM_SECONDS if self._warm_bytes else self._limits.heartbeat_seconds
-        if self._writer.idle and not self._writer.bye_sent and now - self._writer.sent_at >= interval * 0.9:
-            self._pad(max(self._warm_bytes, default=1))
-        self._timer = asyncio.get_running_loop().call_later(interval, self._tick)
-
-    def _pad(self, count: int) -> None:
-        while count > 0:
-            size = min(count, CHUNK_BYTES)
-            self._writer.control(bytes(size))  # Chunk.PAD is zero
-            count -= size
-        self._writer.pump()
 
 
 def _now_us() -> int:

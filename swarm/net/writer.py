@@ -74,6 +74,14 @@ class Writer:
             raise PeerError(f"expected a peer that reads, found {MAX_CONTROL} records waiting for it")
         self._control.append(record)
 
+    def pad(self, count: int) -> None:
+        """Send `count` bytes of padding at once. Raises PeerError as `control` does."""
+        while count > 0:
+            size = min(count, CHUNK_BYTES)
+            self.control(bytes(size))  # Chunk.PAD is zero
+            count -= size
+        self.pump()
+
     def pump(self) -> None:
         """Seal and write while the kernel takes it, at most TURN_BYTES in one turn of the event loop."""
         if self._due or self._transport is None:

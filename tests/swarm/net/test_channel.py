@@ -171,7 +171,7 @@ async def test_messages_over_the_peers_limit_are_refused_here() -> None:
 
 async def test_padding_and_pings_pass_between_chunks_and_bring_no_message() -> None:
     left, right = joined()
-    left.channel._pad(100_000)
+    left.channel._writer.pad(100_000)
     waiting = asyncio.create_task(left.channel.ping(2))
     for _ in range(10):
         await asyncio.sleep(0)
@@ -185,19 +185,19 @@ async def test_warm_pads_while_held(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = joined()
     release = left.channel.warm(5000)
     left.channel._writer.sent_at -= 10
-    left.channel._tick()
+    left.channel._pulse.beat()
     assert len(left.transport.take()) > 5000
     release()
     release()
     left.channel._writer.sent_at -= 10
-    left.channel._tick()
+    left.channel._pulse.beat()
     assert 0 < len(left.transport.take()) < 50  # only the heartbeat
 
 
 async def test_silence_closes() -> None:
     left, _ = joined()
-    left.channel._last_heard -= 100
-    left.channel._tick()
+    left.channel._pulse._heard_at -= 100
+    left.channel._pulse.beat()
     assert left.channel.closed_reason == "nothing was heard for 4 s"
     with pytest.raises(PeerError, match="nothing was heard"):
         await left.channel.flush()
