@@ -13,6 +13,7 @@ class Node:
     slot     its scratch slot, -1 when it has none (unsent, or certain)
     depth    how far below the root it was when it was sent
     covered  chance that one of its children is the true next token
+    claims   share of the next token by drafter and token
     answer   the true next token once an answer named it, -1 before
     asked    bit per drafter: it was asked for children
     """
@@ -44,7 +45,7 @@ class Node:
         self.share = share
         self.score: float = (parent.score if parent else 0.0) + math.log(share)
         self.children: dict[int, Node] = {}
-        self.claims: dict[int, float] = {}
+        self.claims: dict[int, dict[int, float]] = {}
         self.covered = 0.0
         self.depth = 0
         self.proposals: dict[int, tuple[Child, ...]] = {}

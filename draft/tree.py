@@ -30,6 +30,7 @@ class TokenTree:
 
     Nodes at a position beyond `horizon` are of no use and are never made; one with a token of `ends` is known but never
     sent or expanded, because nothing follows it. With `narrow` a node keeps its first child only: the tree is a chain.
+    `refiner`: a drafter that knows what the others proposed when it proposes.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class TokenTree:
         horizon: int = 1 << 30,
         narrow: bool = False,
         ends: AbstractSet[int] = frozenset(),
+        refiner: int = -1,
     ) -> None:
         self.root = Node(ROOT, None, token, position, 1.0)
         self.live: dict[int, Node] = {ROOT: self.root}
@@ -49,6 +51,7 @@ class TokenTree:
         self._scratch = scratch
         self._horizon = horizon
         self._narrow = narrow
+        self._refiner = refiner
         self._ends = ends
         self._next_id = ROOT + 1
         # The highest slot first: stages read from the lowest slot in sight on, so a short tree costs them little.
@@ -82,26 +85,35 @@ class TokenTree:
     ) -> None:
         """Take a drafter's children of `node`: `raw` as it gave them (kept for calibration), `shares` calibrated.
 
-        Where drafters name the same token the larger share holds; shares of one node never sum to more than 1.
-        Children of a share under `least` are not made.
+        They take the place of what it gave before. Where drafters name the same token the larger share holds, but
+        the word of the refiner stands and what others say shares the rest; shares of one node never sum to more
+        than 1. Children of a share under `least` are not made.
         """
         node.proposals[drafter] = tuple(raw)
         if not node.live or not self._fertile(node) or (self._narrow and node.children):
             return
-        for child, share in zip(raw[:1] if self._narrow else raw, shares, strict=False):
-            if share >= least:
-                node.claims[child.token] = max(node.claims.get(child.token, _LEAST_SHARE), share)
-        scale = 1.0 / max(1.0, sum(node.claims.values()))
-        node.covered = 0.0
-        for token, claim in node.claims.items():
-            share = min(1.0, max(_LEAST_SHARE, claim * scale))
-            node.covered += share
+        pairs = zip(raw[:1] if self._narrow else raw, shares, strict=False)
+        node.claims[drafter] = {child.token: share for child, share in pairs if share >= least}
+        word = _refined(self.claimed(node), node.claims.get(self._refiner, {}))
+        merged = {token: max(_LEAST_SHARE, word.get(token, 0.0)) for token in (*word, *node.children)}
+        scale = 1.0 / max(1.0, sum(merged.values()))
+        node.covered = sum(share * scale for share in merged.values())
+        for token, share in merged.items():
             known = node.children.get(token)
             if known is None:
-                self._grow(node, token, share)
-            elif known.share != share:
-                self._reweigh(known, share)
+                self._grow(node, token, share * scale)
+            elif known.share != share * scale:
+                self._reweigh(known, share * scale)
         self._offer_leaf(node)
+
+    def claimed(self, node: Node) -> dict[int, float]:
+        """Shares of tokens after `node` by all drafters but the refiner; empty when none proposed any."""
+        merged: dict[int, float] = {}
+        for drafter, claims in node.claims.items():
+            if drafter != self._refiner:
+                for token, share in claims.items():
+                    merged[token] = max(share, merged.get(token, 0.0))
+        return merged
 
     def retire(self, drafter: int) -> None:
         """Nobody will ask for leaves of `drafter` any more."""
@@ -268,3 +280,11 @@ class TokenTree:
             self.dropped.append(node.id)
             if node.slot >= 0:
                 self.release(node.slot)
+
+
+def _refined(claims: dict[int, float], word: dict[int, float]) -> dict[int, float]:
+    """Shares when a drafter that knows `claims` gives `word` for some tokens: the others keep their proportions."""
+    if not word:
+        return claims
+    rest = max(0.0, 1.0 - sum(word.values())) / max(_LEAST_SHARE, 1.0 - sum(claims.get(token, 0.0) for token in word))
+    return {token: share * rest for token, share in claims.items() if token not in word} | word

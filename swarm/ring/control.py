@@ -47,6 +47,7 @@ class Setting:
     leaves    most nodes expanded in one draft step
     depth     levels asked for in one draft step
     fixed     send exactly by `rows` and do not weigh costs: for comparisons such as "chain of 8"
+    echo      propose what the target said on branches that lost (`draft.echo`)
     """
 
     mode: str = "stream"
@@ -56,6 +57,7 @@ class Setting:
     leaves: int = 8
     depth: int = 1
     fixed: bool = False
+    echo: bool = True
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from draft.base import Drafter
-from draft.calibrate import Calibration
 from swarm.ring.control import Controller
 from swarm.ring.opening import StagePlan
+from swarm.ring.proposals import Calibrations, fresh_calibrations
 from swarm.ring.run import RunRequest
 from swarm.ring.text import Decode
 
@@ -58,6 +58,4 @@ class Memory:
     """What runs over one ring learn for the next: measured costs, and how far each drafter is to be trusted."""
 
     controllers: dict[tuple[object, ...], Controller] = field(default_factory=dict)
-    calibrations: tuple[Calibration, Calibration] = field(
-        default_factory=lambda: (Calibration(trust=0.9), Calibration())
-    )
+    calibrations: Calibrations = field(default_factory=fresh_calibrations)

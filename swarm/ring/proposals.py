@@ -1,7 +1,8 @@
 """From drafters to the tree: who is asked for what, what they are told, and what their word is worth.
 
 Two drafters at most. The inline one is cheap and asked on the spot; the deferred one works elsewhere, one step at a
-time. Both feed the same tree through a calibration of their own.
+time. Both feed the same tree through a calibration of their own. What lost branches teach is beside them
+(`swarm.ring.echoing`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,19 @@ from draft.calibrate import Calibration
 from draft.tree import Node, TokenTree
 from swarm.ring.control import Controller
 
-INLINE, DEFERRED = 0, 1
+INLINE, DEFERRED, ECHO = 0, 1, 2
 _INLINE_ROUNDS = 8
 _INLINE_LEAVES = 32
 _INLINE_WIDTH = 2
 _LEAST_CHANCE = 1e-4
+
+Calibrations = tuple[Calibration, Calibration, Calibration]
+"""Of the inline drafter, of the deferred one and of echoes: by their numbers."""
+
+
+def fresh_calibrations() -> Calibrations:
+    """Before anything was observed."""
+    return Calibration(trust=0.9), Calibration(), Calibration(trust=1.0)
 
 
 class Proposals:
@@ -27,7 +36,7 @@ class Proposals:
         self,
         tree: TokenTree,
         control: Controller,
-        calibrations: Sequence[Calibration],
+        calibrations: Calibrations,
         inline: Drafter | None,
         deferred: bool,
     ) -> None:

@@ -27,13 +27,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from draft.base import Drafter, DraftStep, Expansion
-from draft.calibrate import Calibration
 from draft.tree import Node, TokenTree
 from swarm.errors import PeerError
 from swarm.model.rows import Commits, Layout
 from swarm.ring.control import Controller
+from swarm.ring.echoing import Echoing
 from swarm.ring.planned import Committed, Counts, Ending, Flight, PlannedFrame, Token, check_run, lay_rows
-from swarm.ring.proposals import DEFERRED, INLINE, Proposals
+from swarm.ring.proposals import DEFERRED, ECHO, INLINE, Calibrations, Proposals, fresh_calibrations
 
 __all__ = ["Committed", "Counts", "Ending", "PlannedFrame", "Speculation", "Token"]
 
@@ -58,7 +58,7 @@ class Speculation:
         *,
         inline: Drafter | None = None,
         deferred: bool = False,
-        calibrations: Sequence[Calibration] | None = None,
+        calibrations: Calibrations | None = None,
         chunk: int = 256,
         held: int = 0,
     ) -> None:
@@ -86,15 +86,15 @@ class Speculation:
             horizon=self._end - 2,
             ends=frozenset() if ending.ignore_stop else ending.stop,
             narrow=self._setting.mode == "chain",
+            refiner=ECHO,
         )
         plain = self._setting.mode == "plain"
+        calibrations = calibrations or fresh_calibrations()
         self._proposals = Proposals(
-            self._tree,
-            controller,
-            calibrations or (Calibration(trust=0.9), Calibration()),
-            None if plain else inline,
-            deferred and not plain,
+            self._tree, controller, calibrations, None if plain else inline, deferred and not plain
         )
+        drafts = deferred or inline is not None
+        self._echoing = Echoing(self._tree, self.tokens, controller, calibrations[ECHO], drafts)
         self._placed = min(held, len(prompt) - 1)
         self._answered = self._placed
         self._moves: list[tuple[int, int]] = []
@@ -232,6 +232,7 @@ class Speculation:
         for i, (node, token) in enumerate(zip(flight.wanted, answers, strict=True)):
             node.answer = token
             index[node.id] = i
+            self._echoing.heard(node, token)
         return self._settle(index, now)
 
     def _settle(self, index: dict[int, int], now: float) -> Committed:
@@ -280,6 +281,7 @@ class Speculation:
     def _supply(self) -> None:
         self._worth = None
         if self.finished is None:
+            self._echoing.propose()
             self._proposals.ask_inline()
 
     # Recovery

@@ -23,10 +23,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from draft.calibrate import Calibration
 from draft.suffix import SuffixDrafter
 from swarm.model.rows import Layout
 from swarm.ring.control import Controller, Costs, Setting
+from swarm.ring.proposals import Calibrations
 from swarm.ring.speculate import Ending, PlannedFrame, Speculation
 from tests.bench.sim_drafters import Draft, SyntheticDrafter, TraceDrafter
 
@@ -148,7 +148,7 @@ class Simulation(_World):
         draft: Draft | None = None,
         suffix: bool = False,
         scratch: int = 256,
-        calibrations: Sequence[Calibration] | None = None,
+        calibrations: Calibrations | None = None,
         control: Controller | None = None,
     ) -> None:
         super().__init__()
@@ -217,8 +217,12 @@ class Simulation(_World):
                 node = by_slot.get(int(slot))
                 path = tree.path(node) if node else []
                 right = all(step.token == self.truth(step.position) for step in path)
-                found.append(self.truth(int(position) + 1) if right else 999_999_999)
+                found.append(self.truth(int(position) + 1) if right else self.lost(int(position)))
         return found
+
+    def lost(self, position: int) -> int:
+        """The answer to a row of a branch that is wrong already: here nothing that is of use elsewhere."""
+        return 999_999_999
 
     def hop(self, index: int, frame: PlannedFrame, answers: list[int], times: Times) -> None:
         rows, ring = len(frame.rows), self.ring

@@ -41,11 +41,16 @@ def check(tree: TokenTree, scratch: int, held: int) -> None:
 @given(st.integers(0, 2**32), st.sampled_from([8, 16, 64]), st.booleans())
 def test_slots_parents_and_chances_hold_through_any_life(seed: int, scratch: int, narrow: bool) -> None:
     rng = random.Random(seed)
-    tree = TokenTree(1, 0, scratch, drafters=(0, 1), horizon=30, narrow=narrow, ends=frozenset({4}))
+    tree = TokenTree(1, 0, scratch, drafters=(0, 1), horizon=30, narrow=narrow, ends=frozenset({4}), refiner=2)
     held: list[int] = []
     ever: set[int] = set()
     for _ in range(60):
-        match rng.randrange(4):
+        match rng.randrange(5):
+            case 4:
+                node = rng.choice(list(tree.live.values()))
+                tokens = rng.sample(range(6), rng.randint(1, 3))
+                share = rng.random() / len(tokens)
+                tree.propose(node, 2, children(*((token, share) for token in tokens)), [share] * len(tokens))
             case 0:
                 drafter = rng.randrange(2)
                 for node, _ in tree.leaves(drafter, rng.randint(1, 4), 0.0):
@@ -148,3 +153,27 @@ def test_a_node_that_was_not_served_is_offered_again() -> None:
     assert tree.leaves(0, 8, 0.0) == []
     tree.unask(tree.root, 0)
     assert [node for node, _ in tree.leaves(0, 8, 0.0)] == [tree.root]
+
+
+def test_the_refiner_has_the_last_word_and_others_share_the_rest() -> None:
+    tree = TokenTree(0, 0, 8, drafters=(0, 1), refiner=2)
+    grow(tree, tree.root, (1, 0.6), (2, 0.2), drafter=0)
+    grow(tree, tree.root, (2, 0.3), drafter=1)
+    assert tree.claimed(tree.root) == {1: 0.6, 2: 0.3}
+    grow(tree, tree.root, (2, 0.65), (3, 0.0), drafter=2)
+    shares = {token: node.share for token, node in tree.root.children.items()}
+    assert math.isclose(shares[2], 0.65)
+    assert math.isclose(shares[1], 0.6 * 0.35 / 0.7), "what is left, in the old proportion"
+    assert tree.claimed(tree.root) == {1: 0.6, 2: 0.3}
+    grow(tree, tree.root, (3, 0.5), drafter=2)
+    shares = {token: node.share for token, node in tree.root.children.items()}
+    assert math.isclose(shares[3], 0.5) and math.isclose(shares[1], 0.3) and math.isclose(shares[2], 0.15)
+
+
+def test_a_drafter_that_takes_back_a_token_leaves_it_without_a_chance() -> None:
+    tree = TokenTree(0, 0, 8)
+    one, two = grow(tree, tree.root, (1, 0.5), (2, 0.4))
+    (below,) = grow(tree, one, (3, 0.5))
+    tree.propose(tree.root, 0, children((2, 0.9)), [0.9])
+    assert tree.chance(below) < 1e-5 and math.isclose(tree.chance(two), 0.9)
+    assert tree.take(8, 0.1) == [two]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from draft.base import Child
 from swarm.ring.control import Setting
 from tests.bench.sim_speculation import (
     DRAFTS,
@@ -88,6 +90,32 @@ def test_jitter_and_silent_stages_leave_the_stream_ahead() -> None:
     draft = DRAFTS["0.65; 0.90"]
     for ring in (replace(NEAR, jitter_ms=5.0), replace(NEAR, jitter_ms=5.0, tells=False), replace(SHARED, tells=False)):
         assert speed("stream", ring, draft) > speed("tree", ring, draft)
+
+
+class Stumbling(SyntheticDrafter):
+    """Right but for every sixth position, where it is sure of something else; goes on as before after its errors."""
+
+    def proposals(self, position: int, right: bool, rng: random.Random) -> tuple[Child, ...]:
+        return (Child(position if position % 6 else 1_000_000 + position, 0.9),)
+
+
+class Resuming(Simulation):
+    """After a wrong token the target goes on as after the right one."""
+
+    def lost(self, position: int) -> int:
+        return position + 1
+
+
+@pytest.mark.parametrize("mode", ["tree", "stream"])
+def test_what_the_target_said_on_lost_branches_saves_passes(mode: str) -> None:
+    draft = Draft()
+
+    def run(ring: type[Simulation], echo: bool) -> float:
+        setting = Setting(mode, echo=echo)
+        return ring(NEAR, setting, int, range(8), TOKENS, Stumbling(draft, 1), draft).run().per_pass
+
+    assert run(Resuming, echo=True) > 1.15 * run(Resuming, echo=False)
+    assert run(Simulation, echo=True) > 0.97 * run(Simulation, echo=False), "nothing to learn, nothing lost"
 
 
 def test_a_thin_link_sends_fewer_rows() -> None:
