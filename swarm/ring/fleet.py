@@ -17,6 +17,16 @@ Rtts = Callable[[Sequence[str]], Matrix]
 """Round-trip times: names [n] -> milliseconds [n, n], symmetric, 0 on the diagonal, inf where unreachable."""
 
 
+def lay_known(matrix: Matrix, names: Sequence[str], known: Mapping[tuple[str, str], float]) -> Matrix:
+    """Write round trips that are known over guessed ones, both ways, and 0 on the diagonal. Changes `matrix` [n, n]."""
+    here = {name: i for i, name in enumerate(names)}
+    for (a, b), ms in known.items():
+        if a in here and b in here:
+            matrix[here[a], here[b]] = matrix[here[b], here[a]] = ms
+    np.fill_diagonal(matrix, 0.0)
+    return matrix
+
+
 @dataclass(frozen=True)
 class Speed:
     """Milliseconds that one layer takes for a frame of 1, 8 and 64 rows."""

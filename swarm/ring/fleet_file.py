@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from swarm.errors import UsageError
-from swarm.ring.fleet import Matrix, ModelShape, Speed
+from swarm.ring.fleet import Matrix, ModelShape, Speed, lay_known
 from swarm.ring.plan_block import Room
 
 GB = 1e9
@@ -62,13 +62,7 @@ class FleetRtts:
         between = np.array([[self._between(a, b) for b in kinds] for a in kinds]).reshape(len(kinds), len(kinds))
         at = np.array([place[region] for region in regions], np.int64)
         mile = np.array([self.last_mile.get(name, 0.0) for name in names])
-        matrix: Matrix = between[np.ix_(at, at)] + mile[:, None] + mile[None, :]
-        here = {name: i for i, name in enumerate(names)}
-        for (a, b), ms in self.pairs.items():
-            if a in here and b in here:
-                matrix[here[a], here[b]] = matrix[here[b], here[a]] = ms
-        np.fill_diagonal(matrix, 0.0)
-        return matrix
+        return lay_known(between[np.ix_(at, at)] + mile[:, None] + mile[None, :], names, self.pairs)
 
     def _between(self, a: str, b: str) -> float:
         if (a, b) in self.regions or (b, a) in self.regions:

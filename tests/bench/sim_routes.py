@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from swarm.mesh.latency import Coordinate
-from swarm.ring.fleet import Matrix, Member, Speed
+from swarm.ring.fleet import Matrix, Member, Speed, lay_known
 from swarm.ring.forecast import reprice
 from swarm.ring.plan_block import Room, choose_block
 from swarm.ring.plan_probe import PROBES, ends, next_hops
@@ -103,14 +103,8 @@ class _Errand:
         at = np.array([self.places[int(name)].at for name in names])
         height = np.array([self.places[int(name)].height for name in names])
         length = (at**2).sum(axis=1)
-        matrix: Matrix = np.sqrt(np.maximum(0.0, length[:, None] + length[None, :] - 2 * at @ at.T))
-        matrix = matrix + height[:, None] + height[None, :]
-        here = {name: i for i, name in enumerate(names)}
-        for (a, b), ms in self.known.items():
-            if a in here and b in here:
-                matrix[here[a], here[b]] = matrix[here[b], here[a]] = ms
-        np.fill_diagonal(matrix, 0.0)
-        return matrix
+        flat: Matrix = np.sqrt(np.maximum(0.0, length[:, None] + length[None, :] - 2 * at @ at.T))
+        return lay_known(flat + height[:, None] + height[None, :], names, self.known)
 
     def ask(self, number: int, ratios: list[list[float]], spent: list[float]) -> None:
         """Plan, open, plan again; each plan's true price over the optimum."""
