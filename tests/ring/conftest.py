@@ -23,9 +23,12 @@ from swarm.model.checkpoint import open_model
 from swarm.model.kvcache import KVPool
 from swarm.model.sampler import Sampling
 from swarm.model.store import ModelStore
+from swarm.net.message import Message
+from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.admit import HostedModel, StageLimits
 from swarm.ring.control import Costs
+from swarm.ring.frame import Frame, parse_frame_untrusted
 from swarm.ring.opening import StagePlan
 from swarm.ring.private import PrivateBlocks
 from swarm.ring.request import Desk, Drafting, TargetFacts
@@ -33,6 +36,21 @@ from swarm.ring.run import RunRequest, StageInfo
 from swarm.ring.stage import StageServer
 
 VOCAB = 97
+
+
+@pytest.fixture
+def frames_taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Frame]]:
+    """Every frame that a stage takes in from now on, beside the first layer of the stage's block."""
+    taken: list[tuple[int, Frame]] = []
+    whole = StageServer._take_frame
+
+    def watched(self: StageServer, peer: Peer, message: Message) -> None:
+        assert self.hosted is not None
+        taken.append((self.hosted.block.first, parse_frame_untrusted(message)))
+        whole(self, peer, message)
+
+    monkeypatch.setattr(StageServer, "_take_frame", watched)
+    return taken
 
 
 @pytest.fixture(scope="session")

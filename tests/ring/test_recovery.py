@@ -17,7 +17,7 @@ from swarm.model.block import Block
 from swarm.model.sampler import Sampling
 from swarm.ring import drive, link
 from swarm.ring.admit import StageLimits
-from swarm.ring.frame import parse_frame_untrusted
+from swarm.ring.frame import Frame
 from swarm.ring.opening import Word
 from swarm.ring.run import Committed, Finished, Recovering, RunRequest, RunResult
 from swarm.ring.stage import StageServer
@@ -176,17 +176,12 @@ async def test_a_new_tail_knows_what_was_said(make_ring: Callable[..., Any]) -> 
     assert result.recoveries >= 1 and result.token_ids == undisturbed.token_ids
 
 
-async def test_only_the_head_sees_token_ids(make_ring: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[int, set[int]] = {}
-    whole = StageServer._take_frame
-
-    def watched(self: StageServer, peer: Any, message: Any) -> None:
-        seen.setdefault(self.hosted.block.first, set()).update(map(int, parse_frame_untrusted(message).rows.token))
-        whole(self, peer, message)
-
-    monkeypatch.setattr(StageServer, "_take_frame", watched)
+async def test_only_the_head_sees_token_ids(
+    make_ring: Callable[..., Any], frames_taken: list[tuple[int, Frame]]
+) -> None:
     async with make_ring([(0, 3), (3, 6)]) as ring:
         await disturbed(ring, RunRequest((1, 2, 3), max_tokens=8), [], 10**6)
+    seen = {first: {int(t) for f, frame in frames_taken if f == first for t in frame.rows.token} for first in (0, 3)}
     assert seen[3] == {-1} and -1 not in seen[0]
 
 

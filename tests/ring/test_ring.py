@@ -16,11 +16,10 @@ from swarm.errors import UsageError
 from swarm.model.sampler import Sampling
 from swarm.ring import pump
 from swarm.ring.compute import compute
-from swarm.ring.frame import parse_frame_untrusted
+from swarm.ring.frame import Frame
 from swarm.ring.link import RingLink
 from swarm.ring.opening import Word
 from swarm.ring.run import Committed, Finished, Opened, RunRequest, RunResult
-from swarm.ring.stage import StageServer
 from tests.ring.conftest import VOCAB, TestRing, reference
 
 
@@ -165,23 +164,18 @@ async def test_a_prompt_over_the_context_is_refused(make_ring: Callable[..., Any
 
 @pytest.mark.parametrize("speculation", ["plain", "chain", "stream"])
 async def test_a_private_run_answers_the_same_and_shows_no_token(
-    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, speculation: Any, monkeypatch: pytest.MonkeyPatch
+    make_ring: Callable[..., Any],
+    tiny_model: LlamaForCausalLM,
+    speculation: Any,
+    frames_taken: list[tuple[int, Frame]],
 ) -> None:
-    seen: list[int] = []
-    whole = StageServer._take_frame
-
-    def watched(self: StageServer, peer: Any, message: Any) -> None:
-        seen.extend(int(t) for t in parse_frame_untrusted(message).rows.token)
-        whole(self, peer, message)
-
-    monkeypatch.setattr(StageServer, "_take_frame", watched)
     async with make_ring([(0, 3), (3, 6)]) as ring:
         for prompt in prompts(2, seed=8):
             request = RunRequest(prompt, max_tokens=24, speculation=speculation, private=1)
             result = await generate(ring, request)
             assert list(result.token_ids) == reference(tiny_model, prompt, 24)
             assert [s.layers for s in result.ring] == [(1, 3), (3, 5)]
-    assert set(seen) == {-1}
+    assert {int(token) for _, frame in frames_taken for token in frame.rows.token} == {-1}
 
 
 async def test_the_loop_turns_while_a_stage_computes(

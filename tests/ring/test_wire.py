@@ -15,10 +15,9 @@ from swarm.errors import RunError
 from swarm.model.checkpoint import open_model
 from swarm.model.store import ModelStore
 from swarm.net.wire import WIRE_FORMATS, encode_tensor
-from swarm.ring.frame import parse_frame_untrusted
+from swarm.ring.frame import Frame
 from swarm.ring.receipt import RunAccount
 from swarm.ring.run import Finished, RunRequest, RunResult
-from swarm.ring.stage import StageServer
 from tests.ring.conftest import TestRing, reference
 from tests.ring.signed import signed_ring
 
@@ -37,20 +36,12 @@ async def generate(ring: TestRing, wire: str, tokens: int = 24) -> RunResult:
 
 @pytest.mark.parametrize("wire", WIRE_FORMATS)
 async def test_stages_send_each_other_what_the_opening_says(
-    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, wire: str, monkeypatch: pytest.MonkeyPatch
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, wire: str, frames_taken: list[tuple[int, Frame]]
 ) -> None:
-    seen: list[Any] = []
-    whole = StageServer._take_frame
-
-    def watched(self: StageServer, peer: Any, message: Any) -> None:
-        frame = parse_frame_untrusted(message)
-        seen.append(frame.hidden[0]["wire"] if frame.hidden is not None else None)
-        whole(self, peer, message)
-
-    monkeypatch.setattr(StageServer, "_take_frame", watched)
     async with make_ring(BLOCKS) as ring:
         result = await generate(ring, wire)
-    assert set(seen) == {None, wire}  # token ids to the head
+    wires = {None if frame.hidden is None else frame.hidden[0]["wire"] for _, frame in frames_taken}
+    assert wires == {None, wire}  # token ids to the head
     assert result.new_tokens == 24
     if wire == "float32":
         assert list(result.token_ids) == reference(tiny_model, (1, 2, 3, 4), 24)
