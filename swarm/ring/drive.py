@@ -11,6 +11,7 @@ from typing import Any
 
 from draft.base import Drafter
 from swarm.errors import CoverageError, RunError
+from swarm.net.nodeid import short_id
 from swarm.ring.absent import Absent
 from swarm.ring.drafting import DraftSteps
 from swarm.ring.frame import Answer, Frame
@@ -256,7 +257,7 @@ class RunLoop:
         self._last_reason = loss.reason
         for node in lost:
             self._absent.leave_out(node, time.monotonic(), briefly=loss.busy or loss.leaving)
-        name = ", ".join(node.hex()[:8] for node in lost) or "no stage in particular"
+        name = ", ".join(short_id(node) for node in lost) or "no stage in particular"
         self.parts.emit(Recovering(name, loss.reason, loss.leaving))
         self.tally.recoveries += not loss.leaving
         self.core.restart()
