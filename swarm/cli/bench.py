@@ -8,7 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from swarm.cli.common import DEFAULT_MODEL, add_folders, models_dir, number, say, state_dir
+from swarm.cli.common import GPU, THREADS, add_draft_model, add_folders, models_dir, number, say, state_dir
+from swarm.config import DEFAULT_MODEL
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,17 +81,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="suffix, lm, auto (default: all)",
     )
     one.add_argument("--model", metavar="REF", help=f"the target (default: {DEFAULT_MODEL})")
-    one.add_argument("--draft-model", metavar="REF", help="the drafter (default: the one shipped for the model)")
-    one.add_argument("--draft-gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="draft on CUDA device N")
+    add_draft_model(one, "the drafter (default: the one shipped for the model)")
     one.add_argument(
         "--gpu",
-        type=number(int, 0, 64, "a GPU number"),
+        type=GPU,
         metavar="N",
         help="every node computes on CUDA device N (default: the CPU)",
     )
     one.add_argument(
         "--threads",
-        type=number(int, 1, 1024, "a number of threads"),
+        type=THREADS,
         default=1,
         metavar="N",
         help="compute threads of each node (default: %(default)s)",

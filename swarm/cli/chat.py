@@ -7,9 +7,11 @@ import asyncio
 import sys
 
 from swarm.cli.common import (
+    add_draft_model,
     add_member_options,
     add_patience,
     add_route_options,
+    add_speculation,
     member_config,
     number,
     route_rules,
@@ -44,19 +46,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the likeliest tokens up to this mass")
     text.add_argument("--seed", type=int, default=0, metavar="S", help="of the first answer (default: %(default)s)")
     runs = parser.add_argument_group("runs")
-    runs.add_argument(
-        "--speculation",
-        choices=("plain", "chain", "tree", "stream"),
-        default="stream",
-        help="how drafts travel (default: %(default)s)",
-    )
-    runs.add_argument(
-        "--draft", choices=("none", "suffix", "lm", "auto"), default="auto", help="what drafts (default: %(default)s)"
-    )
-    runs.add_argument("--draft-model", metavar="REF", help="a small model with the same tokenizer")
-    runs.add_argument(
-        "--draft-gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="draft on CUDA device N"
-    )
+    add_speculation(runs)
+    add_draft_model(runs, "a small model with the same tokenizer")
     add_patience(runs)
     runs.add_argument("--no-receipt", action="store_true", help="leave no receipts")
     runs.add_argument("--no-history", action="store_true", help="do not keep the lines typed for the next chat")

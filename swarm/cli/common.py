@@ -8,13 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.config import DEFAULT_MODEL, MemberConfig
+from swarm.config import MemberConfig
 from swarm.errors import UsageError
 
-WIRES = ("model", "auto", "float32", "bfloat16", "int8", "fp8")
-"""What --wire takes."""
 if TYPE_CHECKING:
     from swarm.rules import RouteRules
+
+
+def number(kind: Callable[[str], int | float], low: float, high: float, what: str) -> Callable[[str], int | float]:
+    """An argparse type: a number in [low, high], refused in words."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {what}, found {text!r}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected {what}, found {text!r}")
+        return value
+
+    return parse
+
+
+GPU = number(int, 0, 64, "a GPU number")
+THREADS = number(int, 1, 1024, "a number of threads")
+PORT = number(int, 0, 65535, "a port")
 
 
 def add_member_options(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +88,36 @@ def add_patience(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="how long to wait for nodes while layers are missing, and for a replacement when a stage is lost "
         "(default: %(default)s)",
+    )
+
+
+def add_speculation(group: argparse._ArgumentGroup) -> None:
+    """--speculation and --draft."""
+    group.add_argument(
+        "--speculation",
+        choices=("plain", "chain", "tree", "stream"),
+        default="stream",
+        help="how drafts travel (default: %(default)s)",
+    )
+    group.add_argument(
+        "--draft", choices=("none", "suffix", "lm", "auto"), default="auto", help="what drafts (default: %(default)s)"
+    )
+
+
+def add_draft_model(group: argparse.ArgumentParser | argparse._ArgumentGroup, model_help: str) -> None:
+    """--draft-model and --draft-gpu."""
+    group.add_argument("--draft-model", metavar="REF", help=model_help)
+    group.add_argument("--draft-gpu", type=GPU, metavar="N", help="draft on CUDA device N")
+
+
+def add_wire(group: argparse._ArgumentGroup) -> None:
+    """--wire."""
+    group.add_argument(
+        "--wire",
+        choices=("model", "auto", "float32", "bfloat16", "int8", "fp8"),
+        default="model",
+        help="format of activations between nodes; auto takes a coarser one where bandwidth is short "
+        "(default: the model's own)",
     )
 
 
@@ -133,37 +181,6 @@ def read_invite(value: str | None) -> str | None:
     return value.strip()
 
 
-def number(kind: Callable[[str], int | float], low: float, high: float, what: str) -> Callable[[str], int | float]:
-    """An argparse type: a number in [low, high], refused in words."""
-
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {what}, found {text!r}") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"expected {what}, found {text!r}")
-        return value
-
-    return parse
-
-
 def say(text: str) -> None:
     """A line of status, apart from output."""
     print(text, file=sys.stderr, flush=True)
-
-
-__all__ = [
-    "DEFAULT_MODEL",
-    "add_folders",
-    "add_member_options",
-    "add_patience",
-    "add_route_options",
-    "member_config",
-    "models_dir",
-    "number",
-    "read_invite",
-    "route_rules",
-    "say",
-    "state_dir",
-]

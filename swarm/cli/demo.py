@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.cli.common import add_folders, models_dir, number, say, state_dir
+from swarm.cli.common import PORT, THREADS, add_folders, models_dir, number, say, state_dir
 from swarm.cli.draw import draw_ring
 from swarm.cli.generate import add_run_options
 from swarm.events import Report
@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--dashboard",
-        type=number(int, 0, 65535, "a port"),
+        type=PORT,
         nargs="?",
         const=8080,
         metavar="PORT",
@@ -53,9 +53,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="what nodes compute in"
     )
-    parser.add_argument(
-        "--threads", type=number(int, 1, 1024, "a number of threads"), default=1, metavar="N", help="of each node"
-    )
+    parser.add_argument("--threads", type=THREADS, default=1, metavar="N", help="of each node")
     parser.add_argument(
         "--color", choices=("auto", "always", "never"), default="auto", help="colour drafted and corrected tokens"
     )

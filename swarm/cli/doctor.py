@@ -9,7 +9,8 @@ import sys
 import time
 from dataclasses import asdict
 
-from swarm.cli.common import DEFAULT_MODEL, add_member_options, member_config, number
+from swarm.cli.common import GPU, add_member_options, member_config, number
+from swarm.config import DEFAULT_MODEL
 
 MARKS = {"ok": "ok", "warning": "!!", "wrong": "XX"}
 
@@ -28,7 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--probe", action="store_true", help="measure the speed though this machine's node measured it before"
     )
     parser.add_argument("--no-speed", action="store_true", help="load nothing")
-    parser.add_argument("--gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="look at CUDA device N")
+    parser.add_argument("--gpu", type=GPU, metavar="N", help="look at CUDA device N")
     parser.add_argument("--port", type=number(int, 1, 65535, "a port"), metavar="PORT", help="can others dial it?")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_member_options(parser)

@@ -7,7 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from swarm.cli.common import DEFAULT_MODEL, add_folders, models_dir, number, say
+from swarm.cli.common import GPU, add_folders, models_dir, number, say
+from swarm.config import DEFAULT_MODEL
 from swarm.errors import UsageError
 
 
@@ -30,7 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     distill.add_argument(
         "--minutes", type=number(float, 0.01, 100_000, "minutes"), default=60.0, metavar="M", help="(default: 60)"
     )
-    distill.add_argument("--gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="on CUDA device N")
+    distill.add_argument("--gpu", type=GPU, metavar="N", help="on CUDA device N")
     distill.add_argument("--device", metavar="DEVICE", help="cpu, or cuda:N (another way to say --gpu N)")
     distill.add_argument("--dtype", choices=("int8", "bfloat16"), default="int8", help="of the weights written")
     add_folders(distill)

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 from swarm.cli.common import (
-    WIRES,
+    add_draft_model,
     add_member_options,
     add_patience,
     add_route_options,
+    add_speculation,
+    add_wire,
     member_config,
     number,
     route_rules,
@@ -88,31 +90,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="S", help="same seed, same output (default: %(default)s)"
     )
     speculation = parser.add_argument_group("speculation")
-    speculation.add_argument(
-        "--speculation",
-        choices=("plain", "chain", "tree", "stream"),
-        default="stream",
-        help="how drafts travel (default: %(default)s)",
-    )
-    speculation.add_argument(
-        "--draft", choices=("none", "suffix", "lm", "auto"), default="auto", help="what drafts (default: %(default)s)"
-    )
-    speculation.add_argument(
-        "--draft-model",
-        metavar="REF",
-        help="a small model with the same tokenizer: folder or hub id (default: the one shipped for the model)",
-    )
-    speculation.add_argument(
-        "--draft-gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="draft on CUDA device N"
+    add_speculation(speculation)
+    add_draft_model(
+        speculation, "a small model with the same tokenizer: folder or hub id (default: the one shipped for the model)"
     )
     run_group = parser.add_argument_group("the run")
-    run_group.add_argument(
-        "--wire",
-        choices=WIRES,
-        default="model",
-        help="format of activations between nodes; auto takes a coarser one where bandwidth is short "
-        "(default: the model's own)",
-    )
+    add_wire(run_group)
     run_group.add_argument(
         "--private",
         type=number(int, 0, 1000, "a number of layers"),

@@ -7,8 +7,8 @@ import asyncio
 import json
 import sys
 
-from swarm.cli.common import DEFAULT_MODEL, add_member_options, member_config, number, say
-from swarm.config import JoinConfig, parse_address, parse_layers
+from swarm.cli.common import GPU, THREADS, add_member_options, member_config, number, say
+from swarm.config import DEFAULT_MODEL, JoinConfig, parse_address, parse_layers
 from swarm.errors import UsageError
 
 MOST_OVERFLOW_GB = 65_536.0
@@ -29,11 +29,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help=f"model: {DEFAULT_MODEL}, a folder, a .gguf file or a hub id (default: the swarm's, or {DEFAULT_MODEL})",
     )
     device = parser.add_mutually_exclusive_group()
-    device.add_argument("--gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="compute on CUDA device N")
+    device.add_argument("--gpu", type=GPU, metavar="N", help="compute on CUDA device N")
     device.add_argument("--cpu", action="store_true", help="compute on the CPU (default)")
     parser.add_argument(
         "--threads",
-        type=number(int, 1, 1024, "a number of threads"),
+        type=THREADS,
         metavar="N",
         help="compute threads (default: physical cores)",
     )

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swarm.cli.common import (
-    WIRES,
+    PORT,
+    add_draft_model,
     add_member_options,
     add_patience,
     add_route_options,
+    add_wire,
     member_config,
     number,
     route_rules,
@@ -41,9 +43,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_route_options(parser)
     http = parser.add_argument_group("http")
     http.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (default: %(default)s)")
-    http.add_argument(
-        "--port", type=number(int, 0, 65535, "a port"), default=8080, metavar="PORT", help="(default: %(default)s)"
-    )
+    http.add_argument("--port", type=PORT, default=8080, metavar="PORT", help="(default: %(default)s)")
     http.add_argument("--api-key", type=Path, metavar="FILE", help="keys that clients must show, one a line")
     http.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help="web origin that may call")
     http.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="DNS name of this gateway")
@@ -64,17 +64,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     runs = parser.add_argument_group("runs")
     runs.add_argument("--speculation", choices=("plain", "chain", "tree", "stream"), default="stream")
     runs.add_argument("--draft", choices=("none", "suffix", "lm", "auto"), default="auto")
-    runs.add_argument("--draft-model", metavar="REF", help="a small model with the same tokenizer")
-    runs.add_argument(
-        "--draft-gpu", type=number(int, 0, 64, "a GPU number"), metavar="N", help="draft on CUDA device N"
-    )
-    runs.add_argument(
-        "--wire",
-        choices=WIRES,
-        default="model",
-        help="format of activations between nodes; auto takes a coarser one where bandwidth is short "
-        "(default: the model's own)",
-    )
+    add_draft_model(runs, "a small model with the same tokenizer")
+    add_wire(runs)
     add_patience(runs)
 
 
