@@ -12,7 +12,7 @@ from receipts.opening import Epoch, Layer, Position, Software
 MAX_SAMPLES = 64
 MAX_STATEMENTS = 4096
 MAX_HISTORY = 64
-EDGE_KINDS = ("direct", "reverse", "punched", "relay", "local")
+EDGE_KINDS = ("direct", "reverse", "punched", "http", "relay", "local")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class MemberConfig:
     lan        announce and look for swarms on the local network
     relay      go through a relay where no direct path is found
     punch      find other paths than dialling the advertised address (dial back, hole punching, relay)
+    http_proxy "http://host:port" of the HTTP proxy to go through where TCP leads nowhere; None: none
     """
 
     state: Path
@@ -28,6 +29,7 @@ class MemberConfig:
     lan: bool = True
     relay: bool = True
     punch: bool = True
+    http_proxy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class JoinConfig:
     grace_s    how long a leaving node lets its sessions finish, in seconds
     open_swarm, owner, disclose   as the command line's help says
     offer_relay  forward (encrypted) traffic of members that cannot reach each other
-    relay_at   (host, port) of a proxy in front of the relay; None: there is none
+    relay_at   (host, port) of a proxy in front of the relay and of the node's door for HTTP; None: there is none
     weights    "hub" (or this machine's files), "peers", or "auto": peers where the model is not to be had otherwise
     overflow_bytes  main memory for layers that the GPU has no room for; None: they are not taken
     probe      measure this machine though it was measured before
@@ -80,6 +82,15 @@ def parse_address(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
         raise UsageError(f"expected HOST:PORT with a port from 0 to 65535, found {text!r}")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def parse_proxy(text: str) -> str:
+    """http://HOST:PORT, with or without user:password@ before the host. Raises UsageError."""
+    scheme, slashes, rest = text.partition("://")
+    port = parse_address(rest.rpartition("@")[2].removesuffix("/"))[1] if slashes else 0
+    if scheme != "http" or not port:
+        raise UsageError(f"expected a proxy as http://HOST:PORT, found {text!r}")
+    return text
 
 
 def parse_layers(text: str) -> tuple[int, int]:

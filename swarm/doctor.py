@@ -155,7 +155,7 @@ async def look_at_swarm(config: MemberConfig, port: int | None) -> list[Finding]
     """Distances, rates, clock, and whether others can dial this machine at `port`. Raises SwarmError."""
     with requester_folder(config.state) as folder:
         identity = Identity.load_or_create(folder)
-        async with Switchboard(identity) as board:
+        async with Switchboard(identity, proxy=config.http_proxy) as board:
             if port is not None:
                 await board.listen("0.0.0.0", port)
             saved = await enter_as_guest(board, config, folder, identity, silent)

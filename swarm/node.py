@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from swarm.identity import Identity
 from swarm.introduce import introducing
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.lan import LanNode, announce
+from swarm.mesh.record import MAX_ADDRESSES
 from swarm.mesh.saved import Saved
 from swarm.model.device import choose_device, describe, usable_cores
 from swarm.model.dtype import choose_dtype, dtype_name
@@ -36,6 +37,7 @@ from swarm.net.portmap import kept_port
 from swarm.net.reach import Reach
 from swarm.net.relay import Relay
 from swarm.net.switchboard import Switchboard
+from swarm.net.webdoor import door_routes
 from swarm.portrait import node_record, notary_of, own_addresses, own_invite
 from swarm.probed import ProbeCache
 from swarm.rates import RateServer, measure_rates
@@ -120,7 +122,7 @@ class _Life:
         config = self.config
         async with AsyncExitStack() as stack:
             board = await stack.enter_async_context(
-                Switchboard(self.identity, opened=self._opened, closed=self._closed)
+                Switchboard(self.identity, opened=self._opened, closed=self._closed, proxy=config.member.http_proxy)
             )
             listening = await board.listen(*config.listen)
             reachable = await self._addresses(stack, listening)
@@ -149,9 +151,9 @@ class _Life:
                     introduce=introducing(board, gossip),
                 )
                 self._judge_addresses(stack, gossip, board, reachable)
-            doors = [*reachable, *([config.relay_at] if config.relay_at else [])]
-            relayed = Relay(board, doors, admitted=gossip.admitted).routes() if config.offer_relay else ()
-            view = node_view(lambda: mesh_status(gossip, board), manifest, more=relayed, stage=lambda: self.server)
+            relayed = Relay(board, reachable, admitted=gossip.admitted).routes() if config.offer_relay else ()
+            more = [*door_routes(board), *relayed]
+            view = node_view(lambda: mesh_status(gossip, board), manifest, more=more, stage=lambda: self.server)
             board.http = await stack.enter_async_context(view)
             ref = config.model or saved.ref
             tenant = Tenant(self.host, board, gossip, manifest, ref, from_members, self.stop, self._end)
@@ -166,7 +168,9 @@ class _Life:
             if config.member.lan:
                 digest = bytes.fromhex(manifest.digest)
                 here = LanNode(saved.membership.swarm, self.identity.id, digest, saved.membership.open)
-                await stack.enter_async_context(announce(here, listening[1], [host for host, _ in reachable]))
+                await stack.enter_async_context(
+                    announce(here, listening[1], [address[0] for address in reachable if address != config.relay_at])
+                )
             invite = own_invite(saved, self.identity, reachable, gossip).text()
             remember_invite(self.state, invite)
             ready(
@@ -184,25 +188,35 @@ class _Life:
             await self._until_told(gossip)
 
     async def _addresses(self, stack: AsyncExitStack, listening: Address) -> list[Address]:
-        """Where others may dial this node, best first."""
-        found = own_addresses(self.config, listening)
-        if not self.config.map_port:
-            return found
-        inner = next((a for a in found if ":" not in a[0]), found[0])
-        try:
-            mapping = await stack.enter_async_context(kept_port(inner, lambda fresh: None))
-        except PeerError as error:
-            self.report(Notice(f"the router maps no port ({error}); forward one yourself and say so with --advertise"))
-            return found
-        self.report(Notice(f"the router forwards {format_address(mapping.outer)} to this node"))
-        return [mapping.outer, *found]
+        """Where others may dial this node, best first; last the proxy in front of it, for those who need HTTP."""
+        own = own_addresses(self.config, listening)
+        if self.config.map_port:
+            inner = next((a for a in own if ":" not in a[0]), own[0])
+            try:
+                mapping = await stack.enter_async_context(kept_port(inner, lambda fresh: None))
+            except PeerError as error:
+                self.report(
+                    Notice(f"the router maps no port ({error}); forward one yourself and say so with --advertise")
+                )
+            else:
+                self.report(Notice(f"the router forwards {format_address(mapping.outer)} to this node"))
+                own = [mapping.outer, *own]
+        return self._with_proxy(own)
+
+    def _with_proxy(self, own: Sequence[Address]) -> list[Address]:
+        behind = [self.config.relay_at] if self.config.relay_at is not None else []
+        return list(dict.fromkeys([*own[: MAX_ADDRESSES - len(behind)], *behind]))
 
     def _judge_addresses(
         self, stack: AsyncExitStack, gossip: Gossip, board: Switchboard, reachable: list[Address]
     ) -> None:
         """Tell only of addresses that members can dial, unless the user said which to listen on or to tell."""
         if self.config.advertise is None and self.config.listen[0] in ANY_HOST:
-            judging = keep_judging(gossip, board, reachable, lambda told: gossip.publish(addresses=told), self.report)
+
+            def tell(told: tuple[Address, ...]) -> None:
+                gossip.publish(addresses=tuple(self._with_proxy(told)))
+
+            judging = keep_judging(gossip, board, reachable, tell, self.report)
             stack.push_async_callback(_ended, asyncio.create_task(judging))
 
     async def _serve(

@@ -27,7 +27,7 @@ async def look_at(config: MemberConfig) -> AsyncIterator[Callable[[], Awaitable[
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(requester_folder(config.state))
         identity = Identity.load_or_create(folder)
-        board = await stack.enter_async_context(Switchboard(identity))
+        board = await stack.enter_async_context(Switchboard(identity, proxy=config.http_proxy))
         saved = await enter_as_guest(board, config, folder, identity, silent)
         gossip = await stack.enter_async_context(
             Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what))

@@ -110,7 +110,7 @@ class Requester:
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(requester_folder(config.member.state))
             identity = Identity.load_or_create(folder)
-            board = await stack.enter_async_context(Switchboard(identity))
+            board = await stack.enter_async_context(Switchboard(identity, proxy=config.member.http_proxy))
             saved = await enter_as_guest(board, config.member, folder, identity, report)
             if target is None:
                 target = await asyncio.to_thread(config.load, saved.ref, report)

@@ -36,7 +36,7 @@ def status_data(
 ) -> dict[str, Any]:
     """The swarm as this node sees it now. `shape` None: sizes unknown, the sample ring is priced by layers alone.
 
-    `edge_of`: how this process is connected to a node ("direct", "reverse", "punched", "relay"); None where it is not.
+    `edge_of`: how this process is connected to a node (see `swarm.net.peer`); None where it is not.
     """
     views = [view for view in gossip.members() if view.standing in ("up", "suspect", "down")]
     n_layers = max((view.record.n_layers for view in views), default=0)

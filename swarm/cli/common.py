@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.config import MemberConfig
+from swarm.config import MemberConfig, parse_proxy
 from swarm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ def add_member_options(parser: argparse.ArgumentParser) -> None:
         "--no-punch",
         action="store_true",
         help="only dial advertised addresses: no dialling back, no hole punching, no relay",
+    )
+    group.add_argument(
+        "--http-proxy",
+        metavar="URL",
+        help="HTTP proxy (http://HOST:PORT) to go through where TCP leads nowhere; without one HTTP is tried too",
     )
     add_folders(group)
 
@@ -166,6 +171,7 @@ def member_config(arguments: argparse.Namespace) -> MemberConfig:
         lan=not arguments.no_lan,
         relay=not arguments.no_relay,
         punch=not arguments.no_punch,
+        http_proxy=parse_proxy(arguments.http_proxy) if arguments.http_proxy else None,
     )
 
 

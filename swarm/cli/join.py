@@ -90,7 +90,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--relay-at",
         metavar="HOST:PORT",
-        help="where else the relay is reached: a proxy on this node's address; HTTPS is spoken to port 443",
+        help="where else the relay is reached, and this node by those who can only speak HTTP: a proxy on its address; "
+        "HTTPS is spoken to port 443",
     )
     parser.add_argument("--map-port", action="store_true", help="ask the router for a port (UPnP, NAT-PMP)")
     parser.add_argument(

@@ -9,7 +9,7 @@ import re
 import time
 from dataclasses import replace
 
-from swarm.cli.common import add_folders, add_member_options, say, state_dir
+from swarm.cli.common import add_folders, add_member_options, member_config, say, state_dir
 from swarm.config import parse_address
 from swarm.errors import SwarmError, UsageError
 
@@ -110,7 +110,7 @@ async def _revoke(arguments: argparse.Namespace) -> int:
         saved.membership.prove(guest.id),
     )
     told = 0
-    async with Switchboard(guest) as board:
+    async with Switchboard(guest, proxy=member_config(arguments).http_proxy) as board:
         async with Gossip(board, guest.sign, replace(saved, membership=member)) as gossip:
             gossip.revoke(invite.token)
             for node, addresses in [*invite.members, *saved.peers]:

@@ -31,9 +31,9 @@ _FULL_PAUSE_SECONDS = 0.1
 
 
 class Door:
-    """The listening sockets of one node. `entered` gets each channel whose other side has proved who it is.
+    """The listening sockets of one node. `spawn` owns the tasks.
 
-    `spawn` owns the tasks.
+    `entered` gets each channel whose other side has proved who it is, and its edge.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Door:
         keys: ChannelKeys,
         limits: Limits,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
-        entered: Callable[[Channel], None],
+        entered: Callable[[Channel, str], None],
         http: Http | None,
     ) -> None:
         self.http = http
@@ -83,12 +83,15 @@ class Door:
                 log.warning("cannot accept a connection: %s", exc.strerror or exc)
                 await asyncio.sleep(_FULL_PAUSE_SECONDS)
                 continue
-            host = remote_address(sock)[0]
-            self._make_room(host)
-            task = self._spawn(self._welcome(sock))
-            self._pending[task] = host
-            self._pending_hosts[host] += 1
-            task.add_done_callback(self._forget_pending)
+            self.receive(sock, remote_address(sock)[0], "direct", None)
+
+    def receive(self, sock: socket.socket, host: str, edge: str, address: Address | None) -> None:
+        """Begin with a connection from `host`. `address`: of the other end, where the socket does not tell it."""
+        self._make_room(host)
+        task = self._spawn(self._welcome(sock, edge, address))
+        self._pending[task] = host
+        self._pending_hosts[host] += 1
+        task.add_done_callback(self._forget_pending)
 
     def _make_room(self, host: str) -> None:
         """Close the oldest unauthenticated connection of `host`, or of all, when there is one too many."""
@@ -103,17 +106,19 @@ class Door:
         if not self._pending_hosts[host]:
             del self._pending_hosts[host]
 
-    async def _welcome(self, sock: socket.socket) -> None:
+    async def _welcome(self, sock: socket.socket, edge: str, address: Address | None) -> None:
         """From an accepted socket to a peer, or to the HTTP server, within the handshake deadline."""
         try:
             async with asyncio.timeout(self._limits.handshake_seconds):
                 head = await read_exactly(sock, _SNIFF_BYTES)
-                if head in _VERBS and self.http is not None:
+                if head in _VERBS and self.http is not None and address is None:
                     await self._hand_over(sock, head)
                     return
                 if not MAGIC.startswith(head):
                     raise PeerError("expected a wanswarm node or HTTP, found another protocol")
-                channel = await open_channel(sock, self._keys, self._limits, initiator=False, head=head)
+                channel = await open_channel(
+                    sock, self._keys, self._limits, initiator=False, head=head, address=address
+                )
         except (PeerError, TimeoutError) as exc:
             log.debug("a connection was closed before it was set up: %s", exc)
             sock.close()
@@ -121,7 +126,7 @@ class Door:
         except BaseException:
             sock.close()
             raise
-        self._entered(channel)
+        self._entered(channel, edge)
 
     async def _hand_over(self, sock: socket.socket, head: bytes) -> None:
         """Read the whole request head here, where the deadline and the size bound hold, then hand over."""

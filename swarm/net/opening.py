@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 from swarm.errors import PeerError
+from swarm.net.address import Address
 from swarm.net.channel import Channel
 from swarm.net.handshake import MAGIC, PREAMBLE, VERSION, ChannelKeys, Handshake, check_preamble_untrusted
 from swarm.net.limits import Limits
@@ -23,20 +24,21 @@ async def open_channel(
     expect: NodeId | None = None,
     head: bytes = b"",
     claim: Callable[[], None] = lambda: None,
+    address: Address | None = None,
 ) -> Channel:
     """Shake hands over a connected, non-blocking socket and return the channel; it owns the socket from then on.
 
     `head` holds the bytes that were read already (the responder's, at most the preamble). `claim` is called when the
     initiator is about to send its last message, after which the other side counts it as connected; of several ways to
-    the same node it lets one through and raises PeerError for the others. Raises PeerError within
-    `limits.handshake_seconds`, with the socket closed.
+    the same node it lets one through and raises PeerError for the others. `address` is told as the other end's,
+    where the socket is that of a tunnel. Raises PeerError within `limits.handshake_seconds`, with the socket closed.
     """
     try:
         async with asyncio.timeout(limits.handshake_seconds):
             handshake = Handshake(keys, initiator, expect)
             await (_initiate(sock, handshake, claim) if initiator else _respond(sock, handshake, head))
         assert handshake.established is not None
-        channel = Channel(handshake.established, limits, dialled=initiator, address=remote_address(sock))
+        channel = Channel(handshake.established, limits, dialled=initiator, address=address or remote_address(sock))
         await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
         channel.pause_reading()
     except TimeoutError as exc:

@@ -24,7 +24,7 @@ class Peer:
     """One authenticated other node.
 
     `id` its node id; `address` where the connection goes; `dialled` whether this side made it; `edge` "direct",
-    "reverse", "punched" or "relay"; `instance` 8 bytes that change when the other process restarts;
+    "reverse", "punched", "http" or "relay"; `instance` 8 bytes that change when the other process restarts;
     `closed_reason` None while it lives. A closed peer stays closed: ask the switchboard for a new one.
     """
 
@@ -63,6 +63,11 @@ class Peer:
     @property
     def dialled(self) -> bool:
         return self._channel.dialled
+
+    @property
+    def tunnelled(self) -> bool:
+        """Whether it goes through a WebSocket: this side's port and the other's say nothing of a way for TCP then."""
+        return self.edge in ("relay", "http")
 
     @property
     def leaving(self) -> bool:

@@ -1,6 +1,6 @@
 """Reaching a node behind whatever it is behind: several ways are raced, the first that works is kept.
 
-    direct    dial the addresses in the node's record
+    direct    dial the addresses in the node's record, in HTTP where TCP alone does not lead there ("http")
     reverse   ask it, through a peer that both have, to dial this node
     punched   TCP simultaneous open, arranged by that peer
     relay     a WebSocket through a public peer, carrying ciphertext
@@ -31,7 +31,7 @@ from swarm.net.relay import ASK
 from swarm.net.rendezvous import KNOCK, KNOWS, MAX_ADDRESSES, Rendezvous, parse_knock_untrusted
 from swarm.net.switchboard import Switchboard
 from swarm.net.visits import Visits
-from swarm.net.ways import dial, enter_room, open_at_once
+from swarm.net.ways import enter_room, open_at_once
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Reach:
         mutual = asyncio.create_task(self._mutual(node, delay))
         ways = {"punched": self._punched(race, mutual)}
         if addresses:
-            ways["direct"] = dial(self._board, node, addresses, timeout, "direct", race.claim("direct"))
+            ways["direct"] = self._board.dial(node, addresses, timeout, "direct", race.claim("direct"))
         if relay:
             ways["relay"] = self._relayed(race, mutual, time.monotonic() + self.limits.relay_after)
         self._board.inbound_edges[node] = "reverse"
@@ -172,6 +172,8 @@ class Reach:
             await asyncio.sleep(knock.wait_ms / 1000)
             claim = race.claim("punched")
             try:
+                if knock.seen is None:
+                    raise PeerError("it is connected by HTTP alone and did not dial back")
                 await open_at_once(
                     self._board, self.limits, via, knock.seen, initiator=True, node=race.node, claim=claim
                 )

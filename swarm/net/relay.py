@@ -22,10 +22,10 @@ from swarm.net.nodeid import NodeId, check_id_untrusted, short_id
 from swarm.net.peer import Peer
 from swarm.net.rendezvous import require_admitted
 from swarm.net.switchboard import Switchboard
+from swarm.net.tunnel import MAX_FRAME_BYTES
 
 ASK, JOIN = "relay.ask", "relay.join"
 PATH = "/swarm/relay/"
-MAX_FRAME_BYTES = 64 * 1024
 _SLICE_BYTES = 16 * 1024
 
 

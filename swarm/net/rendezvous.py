@@ -36,12 +36,13 @@ KNOCKS_PER_MINUTE = 120
 class Knock:
     """What one side learns of the other from the rendezvous.
 
-    `node` the other side; `seen` where the rendezvous sees it; `self_seen` where it sees this side; `addresses` where
-    the other side listens, as it says; `wait_ms` when to begin, counted from the arrival of this message.
+    `node` the other side; `seen` where the rendezvous sees it, None where it is seen through HTTP; `self_seen` where it
+    sees this side; `addresses` where the other side listens, as it says; `wait_ms` when to begin, counted from the
+    arrival of this message.
     """
 
     node: NodeId
-    seen: Address
+    seen: Address | None
     self_seen: Address
     addresses: tuple[Address, ...]
     wait_ms: float
@@ -49,7 +50,7 @@ class Knock:
     def header(self) -> dict[str, Any]:
         return {
             "node": self.node,
-            "seen": format_address(self.seen),
+            "seen": None if self.seen is None else format_address(self.seen),
             "self": format_address(self.self_seen),
             "addresses": [format_address(a) for a in self.addresses],
             "wait_ms": self.wait_ms,
@@ -58,12 +59,12 @@ class Knock:
 
 def parse_knock_untrusted(header: Mapping[str, Any]) -> Knock:
     """Read `Knock.header`. Raises PeerError."""
-    wait = header.get("wait_ms")
+    wait, seen = header.get("wait_ms"), header.get("seen")
     if not isinstance(wait, int | float) or not 0 <= wait <= MAX_WAIT_MS:
         raise PeerError(f"expected a wait of 0 to {MAX_WAIT_MS} ms, found {str(wait)[:20]}")
     return Knock(
         check_id_untrusted(header.get("node")),
-        parse_address_untrusted(header.get("seen")),
+        None if seen is None else parse_address_untrusted(seen),
         parse_address_untrusted(header.get("self")),
         parse_addresses_untrusted(header.get("addresses")),
         float(wait),
@@ -126,12 +127,13 @@ class Rendezvous:
         target = self._board.get(node)
         if target is None or target is asker:
             raise PeerError(f"node {short_id(self._board.id)} is not connected to node {short_id(node)}")
-        if "relay" in (asker.edge, target.edge):
-            raise PeerError("a connection that is relayed itself shows no address to open")
+        if asker.tunnelled or target.edge == "relay":
+            raise PeerError("a connection that goes through HTTP itself shows no address to open")
         wait_asker, wait_target = waits_ms(await _rtt_ms(asker), await _rtt_ms(target))
         knocked = Knock(asker.id, asker.address, target.address, addresses, wait_target)
         await target.send(Message(KNOCKED, knocked.header()))
-        return Message(KNOCK, Knock(node, target.address, asker.address, (), wait_asker).header())
+        seen = None if target.tunnelled else target.address  # it can only come by itself then
+        return Message(KNOCK, Knock(node, seen, asker.address, (), wait_asker).header())
 
     async def _on_check(self, asker: Peer, message: Message) -> Message:
         """Dial the asker's own host at the port that it names, and nothing else."""

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from swarm.errors import PeerError, UsageError
 from swarm.net.address import Address
 from swarm.net.channel import Channel
+from swarm.net.contact import Contact
 from swarm.net.dial import connect
 from swarm.net.door import Door, Http
 from swarm.net.handshake import ChannelKeys, Signer
@@ -31,7 +33,7 @@ class Switchboard:
 
     `handlers`: what to do with each kind of message. `http`: makes the asyncio protocol that takes over a connection
     which begins like HTTP (an aiohttp `web.Server`). `refuse`: given a node id, the reason to turn it away, or None.
-    `opened` and `closed` are told of each peer.
+    `opened` and `closed` are told of each peer. `proxy`: see `open_tunnel`.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Switchboard:
         refuse: Callable[[NodeId], str | None] = lambda node: None,
         opened: Callable[[Peer], None] = lambda peer: None,
         closed: Callable[[Peer], None] = lambda peer: None,
+        proxy: str | None = None,
     ) -> None:
         self.id: NodeId = identity.id
         self.limits = limits or Limits()
@@ -53,6 +56,7 @@ class Switchboard:
         """What to call the connection that a node makes to this one, where that is not "direct"."""
         self._handlers: dict[str, Handler] = dict(handlers or {})
         self._keys = ChannelKeys.make(identity, self.limits.message_bytes)
+        self._contact = Contact(self.spawn, proxy)
         self._door = Door(self._keys, self.limits, self.spawn, self._enter, http)
         self._refuse, self._opened, self._closed = refuse, opened, closed
         self._peers: dict[NodeId, Peer] = {}
@@ -172,10 +176,30 @@ class Switchboard:
             arrival.add_done_callback(lambda future: self._arrivals.pop(node, None))
         return arrival
 
-    async def dial(self, node: NodeId, addresses: Sequence[Address], timeout: float) -> None:
-        """Connect to `node` by dialling `addresses`; the plain way to reach a node. Raises PeerError."""
-        sock, _ = await connect(addresses, timeout)
-        await self.adopt(sock, initiator=True, expect=node, edge="direct")
+    async def dial(
+        self,
+        node: NodeId,
+        addresses: Sequence[Address],
+        timeout: float,
+        edge: str = "direct",
+        claim: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Connect to `node` by dialling `addresses`; the plain way to reach a node. Raises PeerError.
+
+        `edge`: what the connection is called, unless HTTP led there. `claim`: see `open_channel`.
+        """
+        opens = partial(open_channel, keys=self._keys, limits=self.limits, initiator=True, expect=node)
+        channel, edge = await self._contact.dial(addresses, timeout, opens, edge, claim)
+        self._admit(channel, edge)
+
+    def welcome(self, sock: socket.socket, address: Address) -> None:
+        """Take in a connection that came through the HTTP server, from `address`, as if it had been accepted here."""
+        self._door.receive(sock, address[0], "http", address)
+
+    @property
+    def proxy(self) -> str | None:
+        """The HTTP proxy that this process goes through, if any."""
+        return self._contact.proxy
 
     async def proves(self, node: NodeId, address: Address, timeout: float) -> bool:
         """Whether `node` answers at `address`: a handshake up to the proof of its identity, and no further."""
@@ -209,10 +233,10 @@ class Switchboard:
 
     # -- admitting
 
-    def _enter(self, channel: Channel) -> None:
+    def _enter(self, channel: Channel, edge: str) -> None:
         """Somebody dialled this node and proved who it is."""
         try:
-            self._admit(channel, self.inbound_edges.get(channel.remote, "direct"))
+            self._admit(channel, self.inbound_edges.get(channel.remote, edge) if edge == "direct" else edge)
         except PeerError as exc:
             log.info("%s", exc)
 

@@ -1,4 +1,4 @@
-"""A WebSocket to a relay, seen from the channel as an ordinary connected socket.
+"""A WebSocket seen from the channel as an ordinary connected socket: to a relay, or to a node's door for HTTP.
 
 The channel gets one end of a local socket pair; two loops move bytes between the other end and the WebSocket. It costs
 a copy and keeps the channel free of a second kind of transport.
@@ -8,58 +8,61 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
 
-from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, ClientWSTimeout, TCPConnector, WSMsgType
+from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, ClientWSTimeout, TCPConnector, WSMsgType, web
 
 from swarm.errors import PeerError
 from swarm.net.address import Address, format_address
-from swarm.net.relay import MAX_FRAME_BYTES, PATH
 from swarm.net.sockets import tune
 
 HTTPS_PORTS = (443,)
-"""Where a relay is spoken to in HTTPS: a proxy that ends TLS is in front of it, for networks that let out no HTTP."""
+"""Where HTTPS is spoken: a proxy that ends TLS is in front of the node, for networks that let out no HTTP."""
+MAX_FRAME_BYTES = 64 * 1024
 _QUEUE_BYTES = 64 * 1024
 """Kernel buffer of the socket pair: small, so that urgent records do not queue in it."""
 
+Socket: TypeAlias = ClientWebSocketResponse[bool] | web.WebSocketResponse
+Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], object]
 
-async def join_room(
-    addresses: Sequence[Address], token: str, spawn: Callable[[Coroutine[Any, Any, None]], object], timeout: float
-) -> socket.socket:
-    """A connected socket that leads through the relay's room. Raises PeerError.
 
-    `addresses`: where the relay may listen, tried in turn. `spawn` owns the loops that move the bytes; they end with
-    the socket.
+async def open_tunnel(address: Address, path: str, spawn: Spawn, timeout: float, proxy: str | None) -> socket.socket:
+    """A connected socket that leads through a WebSocket at `address` and `path`. Raises PeerError.
+
+    `spawn` owns the loops that move the bytes; they end with the socket. `proxy`: "http://host:port" of an HTTP proxy
+    to go through, with CONNECT where HTTPS is spoken; None: straight there.
     """
-    failure = "it gave no address"
-    for address in addresses:
-        session = ClientSession(connector=TCPConnector(socket_factory=_tuned, force_close=True))
-        try:
-            scheme = "https" if address[1] in HTTPS_PORTS else "http"
-            url = f"{scheme}://{format_address(address)}{PATH}{token}"
-            async with asyncio.timeout(timeout):
-                web = await session.ws_connect(
-                    url,
-                    compress=0,
-                    max_msg_size=MAX_FRAME_BYTES,
-                    timeout=ClientWSTimeout(ws_close=2.0),
-                    ssl=False,  # no certificate is asked for: the channel inside proves who is at its end
-                )
-        except (ClientError, OSError, TimeoutError, ValueError) as exc:
-            failure = str(exc) or type(exc).__name__
-            await session.close()
-            continue
-        except BaseException:
-            await session.close()
-            raise
-        near, far = socket.socketpair()
-        for end in (near, far):
-            end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _QUEUE_BYTES)
-        spawn(_move(session, web, far))
-        return near
-    raise PeerError(f"the relay was not reached: {failure}")
+    session = ClientSession(connector=TCPConnector(socket_factory=_tuned, force_close=True))
+    try:
+        scheme = "https" if address[1] in HTTPS_PORTS else "http"
+        async with asyncio.timeout(timeout):
+            ws = await session.ws_connect(
+                f"{scheme}://{format_address(address)}{path}",
+                compress=0,
+                max_msg_size=MAX_FRAME_BYTES,
+                timeout=ClientWSTimeout(ws_close=2.0),
+                ssl=False,  # no certificate is asked for: the channel inside proves who is at its end
+                proxy=proxy,
+            )
+    except (ClientError, OSError, TimeoutError, ValueError) as exc:
+        await session.close()
+        raise PeerError(str(exc) or f"no answer within {timeout:g} s") from exc
+    except BaseException:
+        await session.close()
+        raise
+    near, far = socket_pair()
+    spawn(_move(session, ws, far))
+    return near
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected local sockets that hold little."""
+    near, far = socket.socketpair()
+    for end in (near, far):
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _QUEUE_BYTES)
+    return near, far
 
 
 def _tuned(info: tuple[Any, ...]) -> socket.socket:
@@ -68,28 +71,37 @@ def _tuned(info: tuple[Any, ...]) -> socket.socket:
     return sock
 
 
-async def _move(session: ClientSession, web: ClientWebSocketResponse[bool], sock: socket.socket) -> None:
-    tasks = [asyncio.create_task(_outwards(web, sock)), asyncio.create_task(_inwards(web, sock))]
+async def _move(session: ClientSession, ws: Socket, sock: socket.socket) -> None:
+    try:
+        await carry(ws, sock)
+    finally:
+        await session.close()
+
+
+async def carry(ws: Socket, sock: socket.socket) -> None:
+    """Move bytes between the two until either ends, then close both."""
+    tasks = [asyncio.create_task(_outwards(ws, sock)), asyncio.create_task(_inwards(ws, sock))]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        sock.close()
-        await web.close()
-        await session.close()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:  # cancelled once more, as when the process ends
+            sock.close()
+            await ws.close()
 
 
-async def _outwards(web: ClientWebSocketResponse[bool], sock: socket.socket) -> None:
+async def _outwards(ws: Socket, sock: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     while data := await loop.sock_recv(sock, MAX_FRAME_BYTES // 2):
-        await web.send_bytes(data)
+        await ws.send_bytes(data)
 
 
-async def _inwards(web: ClientWebSocketResponse[bool], sock: socket.socket) -> None:
+async def _inwards(ws: Socket, sock: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    async for message in web:
+    async for message in ws:
         if message.type is not WSMsgType.BINARY:
             return
         await loop.sock_sendall(sock, message.data)

@@ -19,7 +19,7 @@ from swarm.net.race import Race
 from swarm.net.relay import JOIN
 from swarm.net.rendezvous import KNOCKED, Knock, Quota, parse_knock_untrusted, require_admitted
 from swarm.net.switchboard import Switchboard
-from swarm.net.ways import dial, enter_room, open_at_once
+from swarm.net.ways import enter_room, open_at_once
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,13 @@ class Visits:
         """Dial the asker back and open a connection at once with it, whichever works."""
         await asyncio.sleep(knock.wait_ms / 1000)
         race = Race(self._board, knock.node, over_relay=True)
-        at_once = open_at_once(self._board, self._limits, via, knock.seen, initiator=False, node=knock.node)
-        ways = [asyncio.ensure_future(at_once)]
+        ways: list[asyncio.Future[None]] = []
+        if knock.seen is not None:
+            at_once = open_at_once(self._board, self._limits, via, knock.seen, initiator=False, node=knock.node)
+            ways.append(asyncio.ensure_future(at_once))
         if back := dial_back_addresses(knock):
             claim = race.claim("reverse")
-            dialled = dial(self._board, knock.node, back, self._limits.dial_back, "reverse", claim)
+            dialled = self._board.dial(knock.node, back, self._limits.dial_back, "reverse", claim)
             ways.append(asyncio.ensure_future(dialled))
         for result in await asyncio.gather(*ways, return_exceptions=True):
             if isinstance(result, BaseException) and not isinstance(result, PeerError):
@@ -81,6 +83,8 @@ def dial_back_addresses(knock: Knock) -> list[Address]:
     Those on the host that the rendezvous saw the asker at ("0.0.0.0" and "::" stand for it); private ones too when
     both sides come from one host, that is, when they sit behind one NAT.
     """
+    if knock.seen is None:
+        return []
     seen = knock.seen[0]
     addresses = [(seen if host in ("0.0.0.0", "::") else host, port) for host, port in knock.addresses]
     behind_one_nat = seen == knock.self_seen[0]

@@ -12,25 +12,18 @@ from typing import Any
 
 from swarm.errors import PeerError
 from swarm.net.address import Address, format_address
-from swarm.net.dial import connect, connect_one
+from swarm.net.dial import connect_one
 from swarm.net.limits import ReachLimits
 from swarm.net.nodeid import NodeId
 from swarm.net.peer import Peer
+from swarm.net.relay import PATH
 from swarm.net.rendezvous import parse_addresses_untrusted
 from swarm.net.switchboard import Switchboard
-from swarm.net.tunnel import join_room
+from swarm.net.tunnel import open_tunnel
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 """A punched connection ends with a reset: TIME_WAIT would keep the same two ports from being opened again."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,64}")
-
-
-async def dial(
-    board: Switchboard, node: NodeId, addresses: Sequence[Address], timeout: float, edge: str, claim: Callable[[], None]
-) -> None:
-    """Dial `addresses` and become the peer of `node` there. Raises PeerError."""
-    sock, _ = await connect(addresses, timeout)
-    await board.adopt(sock, initiator=True, expect=node, edge=edge, claim=claim)
 
 
 async def open_at_once(
@@ -45,7 +38,7 @@ async def open_at_once(
 ) -> None:
     """TCP simultaneous open with `target`, from the port that is in use towards `via`. Raises PeerError."""
     source = via.local_address
-    if via.edge == "relay" or not source[1]:
+    if via.tunnelled or not source[1]:
         raise PeerError("the connection to the rendezvous has no port to open")
     try:
         async with asyncio.timeout(limits.punch):
@@ -71,4 +64,18 @@ async def enter_room(board: Switchboard, via: Peer, header: Mapping[str, Any]) -
     host = via.address[0]
     listed = [a for a in parse_addresses_untrusted(header.get("addresses")) if a[0] == host]
     addresses = [via.address, *listed] if via.dialled else listed
-    return await join_room(list(dict.fromkeys(addresses)), token, board.spawn, timeout=3.0)
+    return await join_room(board, list(dict.fromkeys(addresses)), token, timeout=3.0)
+
+
+async def join_room(board: Switchboard, addresses: Sequence[Address], token: str, timeout: float) -> socket.socket:
+    """A connected socket that leads through the relay's room. `addresses`: where the relay may listen, tried in turn.
+
+    Raises PeerError.
+    """
+    failure = "it gave no address"
+    for address in addresses:
+        try:
+            return await open_tunnel(address, PATH + token, board.spawn, timeout, board.proxy)
+        except PeerError as exc:
+            failure = str(exc)
+    raise PeerError(f"the relay was not reached: {failure}")

@@ -41,7 +41,8 @@ async def opener(
     async with AsyncExitStack() as stack:
         unknown = [node for node in nodes if not addresses.get(node)]
         if member is None or not unknown:
-            board = await stack.enter_async_context(Switchboard(Identity.generate()))
+            proxy = None if member is None else member.http_proxy
+            board = await stack.enter_async_context(Switchboard(Identity.generate(), proxy=proxy))
             known = dict(addresses)
         else:
             board, found = await _look(stack, member, unknown, report)
@@ -61,7 +62,7 @@ async def _look(
     """Enter the swarm as a guest and wait a moment for news of these nodes. Raises SwarmError."""
     folder = stack.enter_context(requester_folder(member.state))
     identity = Identity.load_or_create(folder)
-    board = await stack.enter_async_context(Switchboard(identity))
+    board = await stack.enter_async_context(Switchboard(identity, proxy=member.http_proxy))
     saved = await enter_as_guest(board, member, folder, identity, report)
     gossip = await stack.enter_async_context(Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what)))
     for node, _ in saved.peers[:1]:

@@ -28,7 +28,7 @@ from swarm.net.address import Address
 from swarm.net.message import Message
 from swarm.net.peer import Peer
 from swarm.net.relay import ASK, JOIN, PATH, Bucket, RelayLimits
-from swarm.net.tunnel import join_room
+from swarm.net.ways import join_room
 from tests.swarm.net.test_reach import Three, three
 
 
@@ -208,7 +208,7 @@ async def test_it_passes_a_proxy_that_speaks_http_alone(
     async with three() as nodes, http_proxy(nodes.home_address, context) as (proxy, asked):
         monkeypatch.setattr("swarm.net.tunnel.HTTPS_PORTS", (proxy[1],) if tls else (443,))
         tokens = await room_of_two(nodes)
-        socks = [await join_room([proxy], token, nodes.asker.spawn, 5) for token in tokens]
+        socks = [await join_room(nodes.asker, [proxy], token, 5) for token in tokens]
         mine = nodes.asker.adopt(socks[0], initiator=True, expect=nodes.target.id, edge="relay")
         theirs = nodes.target.adopt(socks[1], initiator=False, expect=nodes.asker.id, edge="relay")
         peer, other = await asyncio.gather(mine, theirs)
