@@ -202,7 +202,7 @@ class LocalRing:
         if process.returncode != 0:
             words = errors.decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise RunError(f"swarm {arguments[0]} ended with code {process.returncode}: {words[-1]}")
-        result: dict[str, Any] = json.loads(out.decode().strip().splitlines()[-1])
+        result: dict[str, Any] = json.loads(out.strip().rsplit(b"\n", 1)[-1])  # other line ends may stand in its text
         return result
 
     async def generate(self, prompt: str, *arguments: str, timeout: float = 600.0) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def main() -> int:
         print("no model named absent", file=sys.stderr)
         return 1
     if args.command == "generate":
-        print(json.dumps({"text": args.prompt, "swarm": args.swarm, "state": args.state}))
+        print(json.dumps({"text": args.prompt, "swarm": args.swarm, "state": args.state}, ensure_ascii=False))
         return 0
     if args.model == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

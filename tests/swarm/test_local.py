@@ -57,6 +57,8 @@ async def test_nodes_start_in_order_and_leave_cleanly(swarm: LocalSwarm) -> None
         assert ring.invite == f"swarm:{ring.nodes[0].ready['advertise']}"
         said = await ring.generate("hi", "--threads", "1")
         assert said == {"text": "hi", "swarm": ring.invite, "state": str(ring.requester_state)}
+        odd = "one\u2028line\u0085of text\x0b"
+        assert (await ring.generate(odd))["text"] == odd, "only a line feed ends a line of JSON"
         children = [node.child for node in ring.nodes]
     assert [child.process.returncode for child in children] == [0, 0, 0]
 
