@@ -97,7 +97,7 @@ class RequesterRecord:
         return {"order": self.order.to_bytes(), "replan": replan, "secret": self.opening.secret, "accepts": []}
 
     def opened_untrusted(self, header: Mapping[str, Any]) -> tuple[Accept, ...]:
-        """Take the ACCEPTs that the tail returned, one per stage in ring order. Raises ReceiptError."""
+        """Take the ACCEPTs that the tail returned, one per stage in ring order, once. Raises ReceiptError."""
         envelopes = envelopes_untrusted(header, "accepts")
         if len(envelopes) != len(self.opening.plan):
             raise ReceiptError(Refusal.MISSING, f"{len(envelopes)} accepts for {len(self.opening.plan)} stages")
@@ -112,8 +112,9 @@ class RequesterRecord:
             if accept.plan != self.opening.plan_digest or accept.epoch != self.opening.epoch:
                 raise ReceiptError(Refusal.PLAN, f"{stage.node[:16]} accepted another plan")
             taken.append((envelope, accept))
-        self._stood.add(self.opening.epoch)
-        self._envelopes += [envelope for envelope, _ in taken]
+        if self.opening.epoch not in self._stood:
+            self._stood.add(self.opening.epoch)
+            self._envelopes += [envelope for envelope, _ in taken]
         return tuple(accept for _, accept in taken)
 
     def witnessed_untrusted(self, data: bytes, phase: str) -> str:

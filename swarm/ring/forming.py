@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from swarm.errors import PeerError, SwarmError
+from swarm.net.message import Message
+from swarm.net.peer import Peer
 from swarm.ring.account import StageAccount, measure
 from swarm.ring.ending import post
 from swarm.ring.frame import encode_frame
 from swarm.ring.notary import Notary
-from swarm.ring.opening import OpenRun, Word, encode_open, encode_word
+from swarm.ring.opening import TAIL, OpenRun, Word, encode_open, encode_word
 from swarm.ring.reach import Reach
 from swarm.ring.replay import leading_fresh, replay_frames
 from swarm.ring.sender import Sender
@@ -24,7 +26,7 @@ Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class Forming:
-    """The beginning of a stage's sessions. `device` says what it computes on, in words."""
+    """The beginning of a stage's sessions. `device` says what it computes on, in words; `connected` finds a peer."""
 
     def __init__(
         self,
@@ -34,9 +36,10 @@ class Forming:
         sender: Sender,
         device: Callable[[], str],
         spawn: Spawn,
+        connected: Callable[[bytes], Peer | None],
     ) -> None:
         self._sessions, self._reach, self._notary = sessions, reach, notary
-        self._sender, self._device, self._spawn = sender, device, spawn
+        self._sender, self._device, self._spawn, self._connected = sender, device, spawn, connected
         self._left: dict[bytes, StageAccount] = {}
 
     def remember(self, session: StageSession) -> None:
@@ -70,9 +73,17 @@ class Forming:
         if session.opening is not opening:
             return
         if session.is_last:
+            await self._tell_home(opening)
             await self.stands(session, Word("opened", opening.run, opening.epoch, record=opening.record))
         else:
             await self._open_next(session, opening)
+
+    async def _tell_home(self, opening: OpenRun) -> None:
+        """Bring the acceptances home the way that answers take, so that no token is there before them."""
+        requester = self._connected(opening.requester)
+        if opening.record is not None and requester is not None:
+            word = {"do": "accepted", "run": opening.run, "epoch": opening.epoch, "record": opening.record}
+            await post(requester, Message(TAIL, word), opening.run)
 
     async def _open_next(self, session: StageSession, opening: OpenRun) -> None:
         """Dial the next stage and tell it of the run. Frames follow at once, unless it may have to be replayed."""

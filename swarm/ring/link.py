@@ -228,9 +228,14 @@ class RingLink:
                 await self.head.send(Message(DOWN, {"do": "keep", "run": self.opening.run}))
 
     def take_end(self, header: Mapping[str, Any]) -> None:
-        """The tail says that the run is closed at every stage, or brings what the stages signed."""
-        if header.get("epoch") == self.opening.epoch:
+        """What all stages accepted, that the run is closed at every one, or what they signed. Raises PeerError."""
+        if header.get("epoch") != self.opening.epoch:
+            return
+        if header.get("do") != "accepted":
             self._ended.put_nowait(header)
+        elif self.account is not None:
+            record = header.get("record")
+            self.account.opened(record if isinstance(record, dict) else {})
 
     async def close(self, until: int, commits: Commits, collect: bool, hold_s: float = 0.0) -> None:
         """End the run at every stage: memory is freed when this returns. A ring that is already gone says nothing.

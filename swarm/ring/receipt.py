@@ -90,7 +90,7 @@ class RunAccount:
         self.header = self.record.replan(_planned(stages), position, names, reason, unix_us())
 
     def opened(self, header: Mapping[str, Any]) -> None:
-        """Every stage accepted. Raises PeerError when one of them did not in truth."""
+        """Every stage accepted; this news comes two ways. Raises PeerError when one of them did not in truth."""
         try:
             self.record.opened_untrusted(header)
         except ReceiptError as error:

@@ -91,3 +91,31 @@ async def test_a_ring_that_broke_before_it_stood(
         assert result.recoveries == 1
         verdict = verify(Path(str(result.receipt)).read_bytes())
         assert verdict.exit_code == 0, verdict.line
+
+
+async def test_a_ring_that_drew_tokens_and_never_was_heard_to_stand(
+    tiny_folder: Path, tiny_model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers come straight home, the news that the ring stands by every stage; one was lost in between."""
+    whole_word, whole_answer, answered = RingLink.take_word, RingLink.take_answer, [0]
+
+    def word(self: RingLink, word: Word) -> None:
+        if word.do != "opened" or word.epoch:
+            whole_word(self, word)
+
+    def answer(self: RingLink, answer: Any, message: Any) -> None:
+        whole_answer(self, answer, message)
+        answered[0] += answer.epoch == 0
+        if answer.epoch == 0 and answered[0] == 4:
+            lose(self, 1)
+
+    monkeypatch.setattr(RingLink, "take_word", word)
+    monkeypatch.setattr(RingLink, "take_answer", answer)
+    checkpoint: Any = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
+    async with signed_ring(checkpoint, SPANS, tmp_path) as ring:
+        result = await run(ring, lambda link, tokens: None)
+        assert list(result.token_ids) == reference(tiny_model, REQUEST.prompt_ids, REQUEST.max_tokens)
+        assert result.recoveries == 1
+        verdict = verify(Path(str(result.receipt)).read_bytes())
+        assert verdict.exit_code == 0 and verdict.run is not None, verdict.line
+        assert verdict.run.epochs[1].first_position > len(REQUEST.prompt_ids) and verdict.run.epochs[0].accepts
