@@ -139,7 +139,8 @@ class Requester:
             if config.await_news:
                 await requester._routes.await_news()
             where = gossip, board.id, target.digest, manifest.n_layers
-            await scout_first(*where)
+            routes = requester._routes
+            await scout_first(*where, lambda: [stage.node for stage in routes.plan(frozenset())])
             scouting = asyncio.create_task(keep_scouting_ends(*where))
             stack.push_async_callback(_ended, scouting)
             requester._stack = stack.pop_all()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeAlias
 
 from swarm.atlas import members_of, rtts_of
+from swarm.errors import CoverageError
 from swarm.mesh.gossip import Gossip
 from swarm.net.nodeid import NodeId, id_text, parse_id_untrusted
 from swarm.ring.plan_probe import ends, next_hops
@@ -14,6 +17,11 @@ SCOUT_S = 60.0
 FIRST_S = 5.0
 HURRY_S = 1.5
 MOST_ENDS = 8
+REPLANS = 2
+"""How often a plan's own ends are measured: a third time changed nothing in simulated swarms."""
+
+Planned: TypeAlias = Callable[[], Sequence[NodeId]]
+"""The nodes of the route that would be taken now, in order. Raises CoverageError."""
 
 
 async def scout_hops(gossip: Gossip, own: NodeId, model: bytes, n_layers: int) -> None:
@@ -34,13 +42,35 @@ async def scout_ends(gossip: Gossip, own: NodeId, model: bytes, n_layers: int, m
     await gossip.measure([parse_id_untrusted(name) for name in names])
 
 
-async def scout_first(gossip: Gossip, own: NodeId, model: bytes, n_layers: int) -> None:
-    """`scout_ends` before the first route is planned; what is slow to answer is left to its coordinate."""
+async def scout_first(gossip: Gossip, own: NodeId, model: bytes, n_layers: int, planned: Planned) -> None:
+    """Before the first route: `scout_ends`, then `scout_planned`. What is slow to answer is left to its coordinate."""
     if len(members_of(gossip, model)) <= 2:
         return  # nothing to choose between
+    await _hurried(scout_ends(gossip, own, model, n_layers))
+    await _hurried(scout_planned(gossip, planned))
+
+
+async def _hurried(work: Coroutine[Any, Any, None]) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(HURRY_S):
-            await scout_ends(gossip, own, model, n_layers)
+            await work
+
+
+async def scout_planned(gossip: Gossip, planned: Planned) -> None:
+    """Measure the head and the tail that would be taken, and those that are taken instead when they were farther.
+
+    A plan picks the edges whose distance coordinates underestimate most; the connections are those of the run anyway.
+    """
+    for _ in range(REPLANS):
+        try:
+            route = planned()
+        except CoverageError:
+            return
+        views = [gossip.member(node) for node in dict.fromkeys((route[0], route[-1]))]
+        guessed = [view.record.node for view in views if view is not None and view.rtt_ms is None]
+        if not guessed:
+            return
+        await gossip.measure(guessed)
 
 
 async def keep_scouting_ends(gossip: Gossip, own: NodeId, model: bytes, n_layers: int) -> None:

@@ -128,7 +128,7 @@ def rtt_matrix(
     ]
     at = np.array([(0.0, 0.0, 0.0) if c is None else c.at for c in places]).reshape(n, 3)
     height = np.array([0.0 if c is None else c.height for c in places])
-    matrix: NDArray[np.float64] = np.sqrt(np.maximum(_squares(at), 0.0)) + height[:, None] + height[None, :]
+    matrix: NDArray[np.float64] = apart(at) + height[:, None] + height[None, :]
     unknown = np.array([c is None for c in places], bool)
     matrix[unknown] = default_ms
     matrix[:, unknown] = default_ms
@@ -144,10 +144,16 @@ def rtt_matrix(
     return matrix
 
 
-def _squares(at: NDArray[np.float64]) -> NDArray[np.float64]:
-    length = (at**2).sum(axis=1)
-    squares: NDArray[np.float64] = length[:, None] + length[None, :] - 2 * at @ at.T
-    return squares
+def apart(at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distances [n, n] between points [n, 3].
+
+    Axis by axis: for a matrix product BLAS wakes its threads, which cost more than all of the planning.
+    """
+    squares = np.zeros((len(at), len(at)))
+    for axis in at.T:
+        squares += (axis[:, None] - axis[None, :]) ** 2
+    distances: NDArray[np.float64] = np.sqrt(squares)
+    return distances
 
 
 def _measured(records: Sequence[NodeRecord | None], place: Mapping[bytes, int]) -> Iterable[tuple[int, int, float]]:

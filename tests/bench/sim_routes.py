@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from swarm.mesh.latency import Coordinate
+from swarm.mesh.latency import Coordinate, apart
 from swarm.ring.fleet import Matrix, Member, Speed, lay_known
 from swarm.ring.forecast import reprice
 from swarm.ring.plan_block import Room, choose_block
 from swarm.ring.plan_probe import PROBES, ends, next_hops
 from swarm.ring.plan_route import Ask, plan_route
+from swarm.scout import MOST_ENDS, REPLANS
 from tests.bench.sim_earth import Earth, settle_coordinates
 from tests.bench.sim_world import MODEL
 
@@ -26,8 +27,8 @@ def routes(
     """Pass time of planned routes over the optimum that true distances give, and the time that planning takes.
 
     Nodes know coordinates (from 16 random peers: their neighbours, and whom they met before) and have measured what
-    `plan_probe` names, so many each as `probes` says, 0 for coordinates alone. A request plans, opens its ring, which
-    measures the ring's own edges, and plans again.
+    `plan_probe` names, so many each as `probes` says, 0 for coordinates alone. A requester measures what `swarm.scout`
+    does before the first route; then it plans, opens its ring, which measures the ring's own edges, and plans again.
     """
     earth = Earth(seed)
     draw = random.Random(seed)
@@ -102,9 +103,7 @@ class _Errand:
     def _guessed(self, names: Sequence[str]) -> Matrix:
         at = np.array([self.places[int(name)].at for name in names])
         height = np.array([self.places[int(name)].height for name in names])
-        length = (at**2).sum(axis=1)
-        flat: Matrix = np.sqrt(np.maximum(0.0, length[:, None] + length[None, :] - 2 * at @ at.T))
-        return lay_known(flat + height[:, None] + height[None, :], names, self.known)
+        return lay_known(apart(at) + height[:, None] + height[None, :], names, self.known)
 
     def ask(self, number: int, ratios: list[list[float]], spent: list[float]) -> None:
         """Plan, open, plan again; each plan's true price over the optimum."""
@@ -114,7 +113,10 @@ class _Errand:
         truth[0, 1:] = truth[1:, 0] = [self.earth.rtt_ms(number, n) for n in self.hosts]
         best = plan_route(MODEL, self.members, lambda names: truth, Ask(asker)).pass_ms
         self.known = dict(self.lasting)
-        self._measure(asker, ends(asker, self.members, MODEL.n_layers, self._guessed, self.probes))
+        self._measure(asker, ends(asker, self.members, MODEL.n_layers, self._guessed, min(self.probes, MOST_ENDS)))
+        for _ in range(REPLANS if self.probes else 0):
+            route = plan_route(MODEL, self.everybody, self._guessed, Ask(asker))
+            self._measure(asker, (route.nodes[0], route.nodes[-1]))
         for step in ratios:
             began = time.process_time()
             route = plan_route(MODEL, self.everybody, self._guessed, Ask(asker))

@@ -18,7 +18,7 @@ from swarm.moving import Mover
 from swarm.net.nodeid import id_text
 from swarm.ring.fleet import ModelShape, Speed, gaps, holders
 from swarm.ring.plan import Ask, Block, Room, choose_block, plan_route
-from swarm.scout import scout_ends, scout_hops
+from swarm.scout import scout_ends, scout_hops, scout_planned
 from swarm.status import status_data
 from tests.swarm.mesh.field import MODEL, Field, Node, invite_of, kill, until
 from tests.swarm.mesh.make import ANN, record
@@ -171,3 +171,27 @@ async def test_of_two_spare_nodes_exactly_one_fills_the_hole_that_a_death_opens(
     await until(lambda: all(not missing(n) for n in rest) and bool(moves), *rest)
     assert len(moves) == 1 and moves[0][1] == (15, 30) and moves[0][0] not in busy
     assert all(node.gossip.member(moves[0][0]).record.claim is None for node in rest)
+
+
+async def test_the_ends_of_the_route_that_would_be_taken_are_measured(field_: Field) -> None:
+    """And those of the next one, when what was measured changes it; then that is enough."""
+    a = await field_.first()
+    b = await field_.join(invite_of(a))
+    c = await field_.join(invite_of(a))
+    guest = await field_.join(invite_of(a), role="guest")
+    await until(lambda: len(members_of(guest.gossip)) == 3, guest)
+    nodes, asked = [n.board.id for n in (a, b, c)], []
+
+    def planned() -> list[bytes]:
+        asked.append([guest.gossip.member(node).rtt_ms is not None for node in nodes[1:]])
+        return [nodes[1 + len(asked) // 2], nodes[0]]
+
+    await scout_planned(guest.gossip, planned)
+    assert asked == [[False, False], [True, False]]
+    await scout_planned(guest.gossip, planned)
+    assert asked[2:] == [[True, True]]
+
+    def uncovered() -> list[bytes]:
+        raise CoverageError("layers are missing")
+
+    await scout_planned(guest.gossip, uncovered)
