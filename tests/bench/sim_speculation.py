@@ -25,6 +25,7 @@ from pathlib import Path
 
 from draft.suffix import SuffixDrafter
 from swarm.model.rows import Layout
+from swarm.model.sampler import Sampling
 from swarm.ring.control import Controller, Costs, Setting
 from swarm.ring.proposals import Calibrations
 from swarm.ring.speculate import Ending, PlannedFrame, Speculation
@@ -162,10 +163,11 @@ class Simulation(_World):
         if inline:
             inline.begin(prompt, None)
         if drafter:
-            drafter.begin(prompt, None)
+            drafter.begin(prompt, Sampling())
+        self.layout = Layout(scratch, len(prompt) + count + 8)
         self.spec = Speculation(
             prompt,
-            Layout(scratch, len(prompt) + count + 8),
+            self.layout,
             Ending(count),
             self.control,
             inline=inline,
