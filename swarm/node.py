@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from swarm.config import JoinConfig
-from swarm.entry import check_layers, enter_as_node
 from swarm.errors import PeerError, RunError
 from swarm.events import Notice, Report
 from swarm.greeting import greeting
 from swarm.hosting import Host, Hosting, settle_block
 from swarm.identity import Identity
 from swarm.introduce import introducing
+from swarm.joining import check_layers, enter_as_node
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.lan import LanNode, announce
 from swarm.mesh.record import MAX_ADDRESSES

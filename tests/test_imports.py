@@ -7,6 +7,8 @@ A new arrow fails here; if it is really wanted, it is added to `MAY_IMPORT` and 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -228,6 +230,15 @@ def test_no_file_grows_beyond_one_idea() -> None:
     long = {name: n for name, n in lengths.items() if n > WANTED_LINES}
     print(f"over {WANTED_LINES} lines, is each one idea? {long}" if long else "")
     assert {name: n for name, n in long.items() if n > MAX_LINES} == {}
+
+
+def test_looking_at_a_swarm_loads_no_model_library() -> None:
+    """`swarm status` is asked again and again: two seconds of imports would be most of it."""
+    code = "import sys, swarm.onlooker; print(*sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == []
 
 
 def test_importing_the_command_line_does_no_heavy_work() -> None:

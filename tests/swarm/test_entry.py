@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from swarm.config import JoinConfig, MemberConfig
-from swarm.entry import enter_as_node, enter_by_invite
+from swarm.entry import enter_by_invite
 from swarm.errors import PeerError
 from swarm.events import Event
 from swarm.identity import Identity
+from swarm.joining import enter_as_node
 from swarm.mesh.invite import make_invite, parse_invite_untrusted
 from swarm.mesh.membership import InviteError, Membership
 from swarm.mesh.saved import Saved, save
