@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -69,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 failed, 2 misuse; `swarm verify` has more."""
+    # Collecting what goes with the process anyway takes a second where torch is loaded.
+    atexit.register(gc.freeze)
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
