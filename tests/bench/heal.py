@@ -82,18 +82,20 @@ def holes(blocks: Blocks) -> set[int]:
 def choose_losses(blocks: Blocks, fixed: str) -> tuple[tuple[str, ...], str]:
     """Who leaves, as few as will do, and who is killed: only the kill leaves a hole, and one survivor can mend it.
 
-    Blocks are chosen by measured speeds, so how often each layer is held differs from machine to machine.
+    Blocks are chosen by measured speeds, so how often each layer is held differs from machine to machine. The node with
+    fixed layers is killed only where all others hold the same.
     """
     choosers = [node for node in blocks if node != fixed]
-    for count in range(1, len(choosers) - 1):
-        for leavers in combinations(choosers, count):
-            rest = {node: block for node, block in blocks.items() if node not in leavers}
-            if holes(rest):
-                continue
-            for victim in (node for node in rest if node != fixed):
-                left = {node: block for node, block in rest.items() if node != victim}
-                if holes(left) and _mendable(left, fixed):
-                    return leavers, victim
+    for victims in (choosers, [fixed]):
+        for count in range(1, len(choosers) - 1):
+            for leavers in combinations(choosers, count):
+                rest = {node: block for node, block in blocks.items() if node not in leavers}
+                if holes(rest):
+                    continue
+                for victim in (node for node in rest if node in victims):
+                    left = {node: block for node, block in rest.items() if node != victim}
+                    if holes(left) and _mendable(left, fixed):
+                        return leavers, victim
     raise AssertionError(f"no leaves and kill open a hole that one survivor can fill: {dict(blocks)}")
 
 
