@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from swarm.config import MemberConfig
 from swarm.entry import enter_as_guest
 from swarm.events import silent
 from swarm.identity import Identity
+from swarm.introduce import introducing
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.saved import save
+from swarm.net.nodeid import parse_id_untrusted
+from swarm.net.reach import Reach
 from swarm.net.switchboard import Switchboard
 from swarm.state import requester_folder
 from swarm.status import status_data
 
 NEWS_WAIT_S = 3.0
 SETTLE_S = 0.3
+ENDS_WAIT_S = 3.0
 
 
 @asynccontextmanager
@@ -41,13 +45,22 @@ async def look_at(config: MemberConfig) -> AsyncIterator[Callable[[], Awaitable[
         except TimeoutError:
             pass
 
+        if config.punch:
+            Reach(board, relay=config.relay, admitted=gossip.admitted, introduce=introducing(board, gossip))
+
+        def edge_of(node: bytes) -> str | None:
+            peer = board.get(node)
+            return None if peer is None else peer.edge
+
         async def snapshot() -> dict[str, Any]:
             await asyncio.sleep(SETTLE_S)  # the neighbour's records come in a few messages
-
-            def edge_of(node: bytes) -> str | None:
-                peer = board.get(node)
-                return None if peer is None else peer.edge
-
+            data = status_data(gossip, board.id, saved.model, saved.ref, edge_of=edge_of)
+            if data["ring"] is None:
+                return data
+            stages = data["ring"]["stages"]
+            with suppress(TimeoutError):  # of its own two edges this process knows once it has them
+                async with asyncio.timeout(ENDS_WAIT_S):
+                    await gossip.measure([parse_id_untrusted(stage["node"]) for stage in (stages[0], stages[-1])])
             return status_data(gossip, board.id, saved.model, saved.ref, edge_of=edge_of)
 
         yield snapshot

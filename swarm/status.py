@@ -46,7 +46,8 @@ def status_data(
     names = [view.record.node for view in views]
     rtts = rtts_of(gossip, own, views)
     shown = [id_text(name) for name in names[:MAX_RTTS]]
-    ring = _ring(shape or _flat(ref, n_layers), members, rtts, id_text(own)) if n_layers and not missing else None
+    kind = _kinds(views, own, edge_of)
+    ring = _ring(shape or _flat(ref, n_layers), members, rtts, id_text(own), kind) if n_layers and not missing else None
     return {
         "swarm": gossip.membership.swarm.hex(),
         "open": gossip.membership.open,
@@ -64,8 +65,28 @@ def _flat(ref: str, n_layers: int) -> ModelShape:
     return ModelShape(ref, (0,) * n_layers, 0, 0)
 
 
-def _ring(shape: ModelShape, members: Sequence[Any], rtts: Any, own: str) -> dict[str, Any] | None:
-    """The route that a request of this node would take now."""
+def _kinds(
+    views: Sequence[MemberView], own: NodeId, edge_of: Callable[[NodeId], str | None]
+) -> Callable[[str, str], str | None]:
+    """How two nodes (text ids) are connected: as this process knows, or as one of the two says; None: nobody says."""
+    records = {id_text(view.record.node): view.record for view in views}
+
+    def kind(a: str, b: str) -> str | None:
+        for here, there in ((a, b), (b, a)):
+            if here == id_text(own) and there in records:
+                return edge_of(records[there].node)
+        if a not in records or b not in records:
+            return None
+        one, other = records[a], records[b]
+        return one.edge_to(other.node) or other.edge_to(one.node) or None
+
+    return kind
+
+
+def _ring(
+    shape: ModelShape, members: Sequence[Any], rtts: Any, own: str, kind: Callable[[str, str], str | None]
+) -> dict[str, Any] | None:
+    """The route that a request of this node would take now, with the kind of the edge into each stage."""
     try:
         route = plan_route(shape, members, rtts, Ask(own, rows=1))
     except CoverageError:
@@ -74,12 +95,18 @@ def _ring(shape: ModelShape, members: Sequence[Any], rtts: Any, own: str) -> dic
         {
             "node": s.node,
             "layers": [s.first, s.last],
+            "edge": kind(before, s.node),
             "arrive_ms": round(s.arrive_ms, 2),
             "compute_ms": round(s.compute_ms, 2),
         }
-        for s in route.stages
+        for before, s in zip((own, *route.nodes), route.stages, strict=False)
     ]
-    return {"stages": stages, "return_ms": round(route.return_ms, 2), "pass_ms": round(route.pass_ms, 2)}
+    return {
+        "stages": stages,
+        "return_ms": round(route.return_ms, 2),
+        "return_edge": kind(route.nodes[-1], own),
+        "pass_ms": round(route.pass_ms, 2),
+    }
 
 
 def _node(view: MemberView, own: NodeId, edge: str | None) -> dict[str, Any]:
@@ -179,11 +206,16 @@ def _coverage(data: Mapping[str, Any], width: int) -> Text:
     return text
 
 
-def draw_ring(steps: Sequence[tuple[str, float]], home_ms: float, width: int) -> list[str]:
-    """`you -(12 ms)-> node [0-9] -(8 ms)-> ... -> you` as lines of at most `width` columns where words allow."""
-    words = ["you"]
-    words += [f"-({ms:.0f} ms)-> {label}" for label, ms in steps]
-    words.append(f"-({home_ms:.0f} ms)-> you")
+def draw_ring(
+    steps: Sequence[tuple[str, float]], home_ms: float, width: int, kinds: Sequence[str | None] = ()
+) -> list[str]:
+    """`you -(12 ms, direct)-> node [0-9] -(8 ms)-> ... -> you` in lines of at most `width` columns where words allow.
+
+    `kinds`: of the edges, the one home last; none where nobody says.
+    """
+    hops = [*steps, ("you", home_ms)]
+    said = [f", {kind}" if kind else "" for kind in (*kinds, *[None] * (len(hops) - len(kinds)))]
+    words = ["you", *(f"-({ms:.0f} ms{kind})-> {label}" for (label, ms), kind in zip(hops, said, strict=True))]
     lines, line = [], ""
     for word in words:
         if line and len(line) + 1 + len(word) > width:
@@ -201,7 +233,8 @@ def _picture(data: Mapping[str, Any], width: int) -> Text:
         (f"{names.get(s['node'], s['node'][:8])} [{s['layers'][0]}-{s['layers'][1] - 1}]", s["arrive_ms"])
         for s in ring["stages"]
     ]
-    text = Text("\n".join(draw_ring(steps, ring["return_ms"], width)))
+    kinds = [*(stage.get("edge") for stage in ring["stages"]), ring.get("return_edge")]
+    text = Text("\n".join(draw_ring(steps, ring["return_ms"], width, kinds)))
     text.append(f"\none pass about {ring['pass_ms']:.0f} ms, one way per hop shown", "dim")
     return text
 

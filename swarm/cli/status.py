@@ -18,7 +18,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "status",
         help="who is there and what they hold",
         description="Show a swarm's nodes, which layers they hold, whether all are covered, and the ring a request "
-        "would take now.",
+        "would take now with the kinds of its edges.",
     )
     parser.set_defaults(run=run)
     add_member_options(parser)

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from swarm.errors import PeerError
 from swarm.mesh.latency import RttTable
-from swarm.mesh.record import NodeRecord
+from swarm.mesh.record import EDGES, KEY_BYTES, NodeRecord
 from swarm.net.nodeid import NodeId
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
@@ -30,10 +31,20 @@ class Distances:
         self.table = RttTable()
         self._board, self._clock, self._measured = board, clock, measured
         self._useful: frozenset[NodeId] = frozenset()
+        self._edges: dict[NodeId, str] = {}
 
-    def for_record(self) -> tuple[tuple[bytes, int], ...]:
-        """What this node's record tells: the useful ones, then the latest."""
-        return self.table.for_record(self._clock(), self._useful)
+    def for_record(self) -> dict[str, Any]:
+        """What this node's record tells, as its fields: the useful ones, then the latest, and how they were reached."""
+        told = self.table.for_record(self._clock(), self._useful)
+        return {
+            "rtts": tuple((node[:KEY_BYTES], us) for node, us in told),
+            "edges": tuple(self._edge(node) for node, _ in told),
+        }
+
+    def _edge(self, node: NodeId) -> str:
+        peer = self._board.get(node)
+        kind = self._edges.get(node, "") if peer is None else peer.edge
+        return kind if kind in EDGES else ""
 
     def observe(self, node: NodeId, rtt_ms: float) -> None:
         """A round trip to `node` was measured."""
@@ -43,6 +54,8 @@ class Distances:
     async def ping(self, peer: Peer) -> None:
         """Measure a connected peer. Raises PeerError."""
         series = await peer.ping(PINGS)
+        self._edges = {node: kind for node, kind in self._edges.items() if node in self.table.measured}
+        self._edges[peer.id] = peer.edge
         self.observe(peer.id, series.median_us / 1000)
 
     async def measure(self, records: Sequence[NodeRecord]) -> None:

@@ -102,10 +102,13 @@ class RttTable:
         return found[0] if found is not None and now - found[1] <= FRESH_S else None
 
     def for_record(self, now: float, first: Collection[bytes] = ()) -> tuple[tuple[bytes, int], ...]:
-        """The measurements that a record carries: to the peers `first`, then the latest."""
+        """The measurements that a record carries, in the order of the peers: to the peers `first`, then the latest.
+
+        Whole ids and microseconds.
+        """
         fresh = [(peer in first, at, peer, ms) for peer, (ms, at) in self.measured.items() if now - at <= FRESH_S]
         told = sorted(fresh, reverse=True)[:MAX_RTTS]
-        return tuple(sorted((peer[:KEY_BYTES], round(ms * 1000)) for _, _, peer, ms in told))
+        return tuple(sorted((peer, round(ms * 1000)) for _, _, peer, ms in told))
 
 
 def rtt_matrix(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -69,10 +69,10 @@ class OwnRecord:
         now: float,
         now_wall: float,
         members: int,
-        rtts: tuple[tuple[bytes, int], ...],
+        measured: Mapping[str, Any],
         coordinate: Coordinate | None,
     ) -> Held | None:
-        """A new signed record with a version over `above`; None for a guest."""
+        """A new signed record with a version over `above`; None for a guest. `measured`: `Distances.for_record`."""
         if self.about is None:
             return None
         self.version = max(self.version + 1, above + 1, int(now_wall * 1000))
@@ -85,7 +85,7 @@ class OwnRecord:
             issued=int(now_wall),
             ttl=max(MIN_TTL_S, ttl_s(members)),
             instance=self._instance,
-            rtts=rtts,
+            **measured,
             coordinate=() if coordinate is None else coordinate.packed(),
         )
         return Held.of(sign_record(record, self._sign), now)

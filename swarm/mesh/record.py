@@ -20,7 +20,7 @@ from swarm.errors import PeerError
 from swarm.net.address import Address, format_address, parse_address_untrusted
 from swarm.net.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, short_id, verify
 
-FORMAT = 1
+FORMAT = 2
 CONTEXT = b"wanswarm node record 1\0"
 MAX_RECORD_BYTES = 2048
 MAX_SKEW_S = 7200
@@ -34,6 +34,8 @@ SWARM_ID_BYTES = 10
 PROOF_BYTES = 16
 KEY_BYTES = 8
 STATES = ("joining", "serving", "draining", "left")
+EDGES = ("", "direct", "reverse", "punched", "http", "relay")
+"""Kinds of connections (see `swarm.net.peer`), by their numbers in a record; "" is none that is known."""
 NOWHERE = (0, 0)
 
 
@@ -61,6 +63,7 @@ class NodeRecord:
     overflow    so many of the last hosted layers run at overflow_us
     kv_*        bytes for sessions; bandwidths in kbit/s, 0 unknown
     rtts        (first 8 bytes of a peer's id, microseconds) measured lately
+    edges       how it was connected to each of these, one of EDGES; as many as `rtts`, or none
     coordinate  Vivaldi x, y, z, height in microseconds, then error in thousandths; empty when unknown
     sessions    open now; queue_us: mean wait of a frame before it is computed
     """
@@ -89,11 +92,17 @@ class NodeRecord:
     up_kbps: int = 0
     down_kbps: int = 0
     rtts: tuple[tuple[bytes, int], ...] = ()
+    edges: tuple[str, ...] = ()
     coordinate: tuple[int, ...] = ()
     sessions: int = 0
     queue_us: int = 0
     owner: str = ""
     software: str = ""
+
+    def edge_to(self, node: NodeId) -> str:
+        """How it says that it is connected to `node`; "" where it does not say."""
+        told = zip(self.rtts, self.edges, strict=False)
+        return next((edge for (peer, _), edge in told if peer == node[:KEY_BYTES]), "")
 
     @property
     def key(self) -> int:
@@ -172,13 +181,14 @@ def _pack(r: NodeRecord) -> bytes:
             *(FORMAT, r.node, r.swarm, r.version, r.issued, r.ttl, r.instance, r.proof, r.state),
             *([format_address(a) for a in r.addresses], r.relay, r.model, r.n_layers, r.layers, r.claim),
             *(r.device, r.dtype, r.speed_us, r.overflow, r.overflow_us, r.kv_capacity, r.kv_free),
-            *(r.up_kbps, r.down_kbps, r.rtts, r.coordinate, r.sessions, r.queue_us, r.owner, r.software),
+            *(r.up_kbps, r.down_kbps, r.rtts, bytes(EDGES.index(edge) for edge in r.edges), r.coordinate),
+            *(r.sessions, r.queue_us, r.owner, r.software),
         ]
     )
     return packed
 
 
-FIELDS = 30
+FIELDS = 31
 
 
 def _read_payload_untrusted(payload: bytes) -> NodeRecord:
@@ -216,11 +226,12 @@ def _read_payload_untrusted(payload: bytes) -> NodeRecord:
         up_kbps=_int(v[22], "kbit/s", 2**40),
         down_kbps=_int(v[23], "kbit/s", 2**40),
         rtts=tuple(_rtt(pair) for pair in _list(v[24], "RTTs", MAX_RTTS)),
-        coordinate=_coordinate(v[25]),
-        sessions=_int(v[26], "sessions", 10**6),
-        queue_us=_int(v[27], "microseconds", 10**9),
-        owner=_text(v[28]),
-        software=_text(v[29]),
+        edges=_edges(_bytes(v[25], "kinds of edges", 0, len(v[24]))),
+        coordinate=_coordinate(v[26]),
+        sessions=_int(v[27], "sessions", 10**6),
+        queue_us=_int(v[28], "microseconds", 10**9),
+        owner=_text(v[29]),
+        software=_text(v[30]),
     )
     if _pack(record) != payload:
         raise PeerError(f"the record of node {short_id(record.node)} is not in its one encoding")
@@ -288,6 +299,12 @@ def _three(value: object) -> tuple[int, int, int]:
 def _rtt(value: object) -> tuple[bytes, int]:
     peer, us = _pair(value)
     return _bytes(peer, "peer", KEY_BYTES), _int(us, "microseconds", 10**9)
+
+
+def _edges(kinds: bytes) -> tuple[str, ...]:
+    if any(kind >= len(EDGES) for kind in kinds):
+        raise PeerError("expected kinds of edges that are known in a record, found another")
+    return tuple(EDGES[kind] for kind in kinds)
 
 
 def _coordinate(value: object) -> tuple[int, ...]:

@@ -68,7 +68,9 @@ def _edges(views: list[MemberView], own: NodeId, kind_of: Callable[[NodeId], str
         for key, us in view.record.rtts:
             other = nodes.get(key)
             if other is not None and other != view.record.node:
-                found[frozenset((view.record.node, other))] = _edge(view.record.node, other, us / 1000, "")
+                pair = frozenset((view.record.node, other))
+                kind = view.record.edge_to(other) or found.get(pair, {}).get("kind", "")
+                found[pair] = _edge(view.record.node, other, us / 1000, kind)
     for view in views:
         node = view.record.node
         if node != own and view.standing != "down" and view.rtt_ms is not None:

@@ -35,7 +35,7 @@ class NodeState:
 class EdgeState:
     """A measured path between two nodes, ids `a` and `b`.
 
-    `kind`: "direct", "reverse", "punched", "http" or "relay"; "" where only others know.
+    `kind`: "direct", "reverse", "punched", "http" or "relay"; "" where nobody says.
     """
 
     a: str

@@ -90,6 +90,14 @@ def test_a_wide_terminal_shows_how_nodes_are_reached() -> None:
     assert max(map(len, lines)) <= 120
 
 
+def test_the_ring_shows_what_kind_its_edges_are() -> None:
+    data = snapshot([1] * 8, None, [node("abcdefgh", 0, 4), node("ijklmnop", 4, 8)])
+    data["ring"]["stages"][0]["edge"], data["ring"]["stages"][1]["edge"] = "direct", None
+    data["ring"]["return_edge"] = "relay"
+    text = drawn(render_status(data, 120), 120)
+    assert "you -(20 ms, direct)-> abcdefgh [0-3] -(20 ms)-> ijklmnop [4-7] -(20 ms, relay)-> you" in text
+
+
 def test_holes_and_lost_nodes_are_shown() -> None:
     nodes = [node("abcdefgh", 0, 4, standing="down"), node("ijklmnop", 4, 8)]
     shown = render_status(snapshot([0] * 4 + [1] * 4, "layers 0-3", nodes), 60)

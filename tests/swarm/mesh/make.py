@@ -43,6 +43,7 @@ def record(identity: Identity = ANN, **changes: Any) -> NodeRecord:
         up_kbps=40_000,
         down_kbps=250_000,
         rtts=((b"\x01" * 8, 20_000), (b"\x02" * 8, 41_000)),
+        edges=("relay", ""),
         coordinate=(-1000, 2000, 30_000, 500, 200),
         sessions=3,
         queue_us=120,

@@ -83,14 +83,14 @@ def test_a_record_carries_the_useful_and_then_the_latest() -> None:
     for n in range(40):
         table = table.add(bytes([n]) * 32, float(n + 1), float(n))
     told = table.for_record(50.0, first={bytes([3]) * 32})
-    assert len(told) == MAX_RTTS and (bytes([3]) * 8, 4000) in told and (bytes([39]) * 8, 40_000) in told
+    assert len(told) == MAX_RTTS and (bytes([3]) * 32, 4000) in told and (bytes([39]) * 32, 40_000) in told
     assert table.for_record(10_000.0) == ()
 
 
 def test_the_matrix_takes_measurements_over_coordinates_over_the_default() -> None:
-    a = record(ANN, coordinate=(0, 0, 0, 1000, 100), rtts=((BOB.id[:8], 33_000),))
-    b = record(BOB, coordinate=(30_000, 40_000, 0, 2000, 100), rtts=())
-    e = record(EVE, coordinate=(), rtts=())
+    a = record(ANN, coordinate=(0, 0, 0, 1000, 100), rtts=((BOB.id[:8], 33_000),), edges=())
+    b = record(BOB, coordinate=(30_000, 40_000, 0, 2000, 100), rtts=(), edges=())
+    e = record(EVE, coordinate=(), rtts=(), edges=())
     own = Coordinate((0.0, 0.0, 12.0), 4.0)
     table = RttTable().add(EVE.id, 7.0, 0.0)
     matrix = rtt_matrix([None, a, b, e], 0, own, table, 1.0, default_ms=99.0)

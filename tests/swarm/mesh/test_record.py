@@ -35,9 +35,16 @@ def forge(position: int, value: Any) -> bytes:
 def test_a_record_comes_back_as_it_was_signed() -> None:
     found = parse_record_untrusted(signed().wire, SWARM, NOW)
     assert found.record == record() and found.wire == signed().wire
-    empty = record(addresses=(), claim=None, rtts=(), coordinate=(), model=b"", layers=(0, 0), overflow=0)
+    empty = record(addresses=(), claim=None, rtts=(), edges=(), coordinate=(), model=b"", layers=(0, 0), overflow=0)
     assert parse_record_untrusted(sign_record(empty, ANN.sign).wire, SWARM, NOW).record == empty
     assert len(signed().wire) < 600
+
+
+def test_it_says_how_it_is_connected() -> None:
+    found = parse_record_untrusted(signed().wire, SWARM, NOW).record
+    assert found.edge_to(b"\x01" * 32) == "relay" and found.edge_to(b"\x02" * 32) == found.edge_to(b"\x03" * 32) == ""
+    silent = parse_record_untrusted(signed(edges=()).wire, SWARM, NOW).record
+    assert silent.edges == () and silent.edge_to(b"\x01" * 32) == ""
 
 
 def test_nobody_else_can_sign_it() -> None:
@@ -71,7 +78,7 @@ def test_garbage_is_refused_with_one_error_type(garbage: object) -> None:
 @pytest.mark.parametrize(
     ("position", "value"),
     [
-        *((0, 2), (1, b"short"), (2, b""), (3, -1), (3, 2**60), (4, 1.5), (5, 3601), (5, 9), (6, 2**64 - 1), (7, b"")),
+        *((0, 3), (1, b"short"), (2, b""), (3, -1), (3, 2**60), (4, 1.5), (5, 3601), (5, 9), (6, 2**64 - 1), (7, b"")),
         *(
             (8, "dead"),
             (9, ["nowhere"]),
@@ -83,8 +90,9 @@ def test_garbage_is_refused_with_one_error_type(garbage: object) -> None:
             (13, [0, 31]),
         ),
         *((14, [0]), (15, "x" * 65), (15, "line\nbreak"), (16, b"f32"), (17, [1, 2]), (17, [1, 2, -3]), (18, 11)),
-        *((20, 2**61), (24, [[b"x", 1]]), (24, [[bytes(8), 1]] * 17), (25, [1, 2]), (25, [10**9] * 5), (26, True)),
-        *((28, "\u202e" * 3), (29, None)),
+        *((20, 2**61), (24, [[b"x", 1]]), (24, [[bytes(8), 1]] * 17)),
+        *((25, b"\x01"), (25, b"\x01\x06"), (25, None), (26, [1, 2]), (26, [10**9] * 5), (27, True)),
+        *((29, "\u202e" * 3), (30, None)),
     ],
 )
 def test_fields_out_of_bounds_are_refused(position: int, value: Any) -> None:
@@ -94,9 +102,9 @@ def test_fields_out_of_bounds_are_refused(position: int, value: Any) -> None:
 
 def test_a_future_format_is_told_apart() -> None:
     with pytest.raises(
-        PeerError, match="expected a record of format 1, found format 2; the older side needs an update"
+        PeerError, match="expected a record of format 2, found format 3; the older side needs an update"
     ):
-        parse_record_untrusted(forge(0, 2), SWARM, NOW)
+        parse_record_untrusted(forge(0, 3), SWARM, NOW)
 
 
 def test_another_encoding_of_the_same_record_is_refused() -> None:

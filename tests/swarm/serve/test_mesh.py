@@ -39,12 +39,12 @@ def test_a_silent_node_is_lost_and_covers_nothing() -> None:
 
 
 def test_edges_come_from_members_and_from_own_measurements() -> None:
-    a = view(A, (0, 5), rtts=((B[:8], 40_000), (b"unknown!", 1)), rtt_ms=18.0)
+    a = view(A, (0, 5), rtts=((B[:8], 40_000), (b"unknown!", 1)), edges=("relay", "direct"), rtt_ms=18.0)
     b = view(B, (5, 10), rtts=((A[:8], 42_000),))
     edges = state_from(look(a, b), MANIFEST, "gateway").edges
     found = {frozenset((edge.a, edge.b)): (edge.rtt_ms, edge.kind) for edge in edges}
     assert found == {
-        frozenset((id_text(A), id_text(B))): (42.0, ""),
+        frozenset((id_text(A), id_text(B))): (42.0, "relay"),
         frozenset((id_text(ME), id_text(A))): (18.0, "punched"),
     }
 
