@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from receipts.checks import short
@@ -16,7 +16,7 @@ from receipts.closing import End
 from receipts.errors import ReceiptError, Refusal
 from receipts.opened import MAX_LEAVES, Frame, Opened, OpeningRequest, history_untrusted, opened_untrusted
 from receipts.opening import Order, PlannedStage
-from receipts.recompute import MILLION, Limit, at_usual_noise, delta_error, judge_rows, judge_scores
+from receipts.recompute import MILLION, Limit, at_usual_noise, coarse_error, delta_error, judge_rows, judge_scores
 from receipts.run import Epoch, Run
 from receipts.verdict import Claim, Disclosed, Standing
 
@@ -47,6 +47,9 @@ class RowSample:
 
     `expected` is computed in float32. `honest` is what the verifier's own stage sends when it computes and quantises
     as the order says; empty where that is float32 too. Its error says how much rounding disturbs this very row.
+
+    `grain` is None but for a wire format whose steps are larger than rounding. There `outputs` and `honest` differ from
+    `expected` by what they do once all are put on the format's grid, and `grain` is the error that one step makes.
     """
 
     position: int
@@ -54,6 +57,7 @@ class RowSample:
     outputs: Sequence[float]
     expected: Sequence[float]
     honest: Sequence[float] = ()
+    grain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -167,8 +171,13 @@ def choose_rows(run: Run, count: int, below: Callable[[int], int]) -> list[tuple
     return requests
 
 
-def check_audit(run: Run, auditor: Auditor, limit: Limit, count: int, below: Callable[[int], int]) -> Outcome:
-    """Have every stage open rows and recompute them. Raises ReceiptError(AUDIT, PROOF or OPENING) naming the node."""
+def check_audit(
+    run: Run, auditor: Auditor, limit: Limit, tie_ppm: int, count: int, below: Callable[[int], int]
+) -> Outcome:
+    """Have every stage open rows and recompute them. Raises ReceiptError(AUDIT, PROOF or OPENING) naming the node.
+
+    `tie_ppm` bounds a tail's near-ties in place of the limit's: what it drew from had crossed already.
+    """
     if not run.last.closed:
         return Outcome((), False, "the last epoch was interrupted: its edges have no roots signed by both ends")
     claims: list[Claim] = []
@@ -182,7 +191,7 @@ def check_audit(run: Run, auditor: Auditor, limit: Limit, count: int, below: Cal
             missing.append(f"{name} did not open its rows")
             continue
         opened = seen[part.epoch.number, part.index] = _opened(part, request, answer)
-        claim = _judge(run, part, before, opened, auditor, limit)
+        claim = _judge(run, part, before, opened, auditor, replace(limit, tie_ppm=tie_ppm))
         claims.append(claim)
         if claim.standing is not Standing.PROVEN:
             missing.append(f"{name}: {claim.text}")
@@ -249,6 +258,7 @@ def _judge(run: Run, part: Part, before: tuple[Frame, ...], opened: Opened, audi
     stage = part.stage
     errors: list[float] = []
     noise: list[float] = []
+    grains: list[float] = []
     gaps: list[float] = []
     scores: list[float] = []
     # The last first: it needs every inbound frame that the others need, so an auditor computes them once.
@@ -258,9 +268,12 @@ def _judge(run: Run, part: Part, before: tuple[Frame, ...], opened: Opened, audi
                 gaps.append(sample.gap)
                 scores += sample.scores
             else:
-                errors.append(delta_error(sample.inputs, sample.outputs, sample.expected))
+                error_of = delta_error if sample.grain is None else coarse_error
+                errors.append(error_of(sample.inputs, sample.outputs, sample.expected))
                 if sample.honest:
-                    noise.append(delta_error(sample.inputs, sample.honest, sample.expected))
+                    noise.append(error_of(sample.inputs, sample.honest, sample.expected))
+                if sample.grain is not None:
+                    grains.append(sample.grain)
     where = f"{_name(run, part)} layers [{stage.first}, {stage.last})"
     wrong = [gap for gap in gaps if not gap * MILLION <= limit.tie_ppm]
     if wrong:
@@ -271,7 +284,8 @@ def _judge(run: Run, part: Part, before: tuple[Frame, ...], opened: Opened, audi
     even, figures = judge_scores(scores) if scores else (True, "")
     if not even:
         raise ReceiptError(Refusal.AUDIT, f"{where}: {figures}")
-    judgement = judge_rows(at_usual_noise(errors, noise, limit) if noise else errors, limit)
+    rows = at_usual_noise(errors, noise, limit, grains) if noise else errors
+    judgement = judge_rows(rows, limit, coarse=bool(grains))
     if errors and not judgement.passed:
         raise ReceiptError(Refusal.AUDIT, f"{where}: {judgement.why}")
     if not errors and not gaps:

@@ -9,6 +9,7 @@ cheats now and then. Limits are calibrated per model, dtype and wire format, and
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ MEDIAN_MARGIN = 1.4
 """How far above the honest median the gate on it lies."""
 LEAST_NOISE = 1 / 8
 """Noise taken for granted, of what is usual: a recomputation that agrees by luck must not tighten a gate to nothing."""
+COARSE_SCATTER = 1.7
+"""Of the median of n rows over a coarse format, times the root of n: four and a half deviations of honest ones."""
+LEAST_GRAINS = 6.0
+"""Noise taken for granted, in steps of a coarse wire format: fewer of them differ by chance alone."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,10 @@ def limit_name(dtype: str, wire: str) -> str:
 
 # Until a model is calibrated: wide enough for any honest float32 or bfloat16 stage that was measured.
 _COMPUTE = {"float32": (200, 2_000, 2_000), "bfloat16": (18_000, 26_000, 150_000), "float16": (6_000, 12_000, 50_000)}
-_WIRE = {"float32": 1, "bfloat16": 2, "float16": 1, "int8": 4, "fp8": 8}
+_WIRE = {"float32": 1, "bfloat16": 2, "float16": 1}
+_COARSE_TIES = {"int8": 4, "fp8": 8}
+_COARSE_ROW = 10 / 3
+"""Over coarse formats a row's error is a sum of few steps: single rows lie further from the median."""
 
 
 def default_limit(dtype: str, wire: str) -> Limit:
@@ -67,6 +75,8 @@ def default_limit(dtype: str, wire: str) -> Limit:
     if dtype not in _COMPUTE:
         raise ReceiptError(Refusal.SHAPE, f"no recompute limit for dtype {dtype!r}")
     wide = _COMPUTE["bfloat16"] if dtype == "float32" and wire != "float32" else _COMPUTE[dtype]
+    if wire in _COARSE_TIES:
+        return Limit(wide[0], int(wide[0] * _COARSE_ROW), wide[2] * _COARSE_TIES[wire], 0)
     scale = _WIRE.get(wire, 8) if wire != dtype else 1
     return Limit(wide[0] * scale, wide[1] * scale, wide[2] * scale, 0)
 
@@ -98,18 +108,36 @@ def delta_error(inputs: Sequence[float], outputs: Sequence[float], expected: Seq
     return wrong / work if work > 0 else (0.0 if wrong == 0 else math.inf)
 
 
-def at_usual_noise(errors: Sequence[float], noise: Sequence[float], limit: Limit) -> list[float]:
+def coarse_error(inputs: Sequence[float], outputs: Sequence[float], expected: Sequence[float]) -> float:
+    """As `delta_error`, by sums of differences instead of squares: for rows that crossed in a coarse format.
+
+    Where two numbers are put on a grid, their difference is in the mean what it was before; its square is not.
+    """
+    if not len(inputs) == len(outputs) == len(expected):
+        return math.inf
+    wrong = sum(map(abs, map(operator.sub, outputs, expected)))
+    work = sum(map(abs, map(operator.sub, expected, inputs)))
+    if not math.isfinite(wrong) or not math.isfinite(work):
+        return math.inf
+    return wrong / work if work > 0 else (0.0 if wrong == 0 else math.inf)
+
+
+def at_usual_noise(
+    errors: Sequence[float], noise: Sequence[float], limit: Limit, grains: Sequence[float] = ()
+) -> list[float]:
     """Errors of rows as they would be if rounding disturbed every row as much as the limit's usual one.
 
     How much rounding disturbs a row depends on the row and on the layers, by a factor of ten and more; `noise` is the
     error that an honest stage has on each row, by the verifier's own computation. A row counts as at least as noisy
-    as half of the others are: what is left is the factor by which a stage errs more than it should.
+    as half of the others are: what is left is the factor by which a stage errs more than it should. `grains`: the error
+    that one step of a coarse wire format makes, by row; a row is at least as noisy as a few of them.
     """
     if not noise:
         return []
     usual = limit.median_ppm / MEDIAN_MARGIN / MILLION
     least = max(statistics.median(noise), LEAST_NOISE * usual)
-    return [usual * error / max(own, least) for error, own in zip(errors, noise, strict=True)]
+    floors = [max(least, LEAST_GRAINS * grain) for grain in grains] or [least] * len(noise)
+    return [usual * error / max(own, floor) for error, own, floor in zip(errors, noise, floors, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -136,16 +164,22 @@ def judge_scores(scores: Sequence[float]) -> tuple[bool, str]:
     return rms <= gate, f"scores off by {rms:.2f} times honest rounding (gate {gate:.2f})"
 
 
-def judge_rows(errors: Sequence[float], limit: Limit) -> StageJudgement:
-    """Whether the rows opened at one stage are an honest computation under `limit`."""
+def judge_rows(errors: Sequence[float], limit: Limit, coarse: bool = False) -> StageJudgement:
+    """Whether the rows opened at one stage are an honest computation under `limit`.
+
+    `coarse`: they crossed in a coarse format, where single rows scatter so that the median of few says little.
+    """
     if not errors:
         return StageJudgement(0, 0.0, 0.0, False, "no row was opened")
     median, worst = statistics.median(errors), max(errors)
     over = sum(not error * MILLION <= limit.row_ppm for error in errors)
-    why = f"median {median:.5f} (gate {limit.median_ppm / MILLION:.5f})"
+    gate = float(limit.median_ppm)
+    if coarse:
+        gate *= max(1.0, (1 + COARSE_SCATTER / math.sqrt(len(errors))) / MEDIAN_MARGIN)
+    why = f"median {median:.5f} (gate {gate / MILLION:.5f})"
     if over:
         why = f"{over} of {len(errors)} rows over {limit.row_ppm / MILLION:.5f}, worst {worst:.5f}; {why}"
-    passed = not over and median * MILLION <= limit.median_ppm
+    passed = not over and median * MILLION <= gate
     return StageJudgement(len(errors), median, worst, passed, why)
 
 

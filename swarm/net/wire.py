@@ -20,7 +20,8 @@ MAX_DIMENSIONS = 4
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 if hasattr(torch, "float8_e4m3fn"):
     _DTYPES["fp8"] = torch.float8_e4m3fn
-_LARGEST = {"int8": 127.0, "fp8": 448.0}
+LARGEST = {"int8": 127.0, "fp8": 448.0}
+"""What the scaled formats hold: their steps are larger than the rounding of what is computed."""
 
 WIRE_FORMATS = tuple(_DTYPES)
 """Formats that this build of torch can read and write; "fp8" may be missing."""
@@ -30,7 +31,7 @@ def wire_nbytes(wire: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor of `shape` in format `wire`. Raises UsageError for an unknown format."""
     dtype = _dtype(wire)
     values = math.prod(shape) * dtype.itemsize
-    return values + (4 * math.prod(shape[:-1]) if wire in _LARGEST else 0)
+    return values + (4 * math.prod(shape[:-1]) if wire in LARGEST else 0)
 
 
 def encode_tensor(tensor: torch.Tensor, wire: str) -> tuple[dict[str, Any], Body]:
@@ -47,11 +48,11 @@ def encode_tensor(tensor: torch.Tensor, wire: str) -> tuple[dict[str, Any], Body
     tensor = tensor.detach()
     if math.prod(shape) == 0:
         return header, b""
-    if wire not in _LARGEST:
+    if wire not in LARGEST:
         return header, _bytes_of(tensor.to(device="cpu", dtype=dtype))
     rows = tensor.to(torch.float32).reshape(-1, shape[-1])
     largest = rows.abs().amax(dim=1, keepdim=True)
-    scales = torch.where(largest == 0, torch.ones_like(largest), largest / _LARGEST[wire])
+    scales = torch.where(largest == 0, torch.ones_like(largest), largest / LARGEST[wire])
     values = (rows / scales).nan_to_num(0.0)
     values = values.round_().to(dtype) if wire == "int8" else values.to(dtype)
     return header, b"".join((_bytes_of(scales.cpu()), _bytes_of(values.cpu())))
@@ -79,10 +80,10 @@ def decode_tensor_untrusted(
     if size != expected or size > max_bytes:
         raise PeerError(f"expected {expected} bytes (at most {max_bytes}) for a {wire} tensor {shape}, found {size}")
     if size == 0:
-        return torch.empty(shape, dtype=dtype or (torch.float32 if wire in _LARGEST else _DTYPES[wire]))
+        return torch.empty(shape, dtype=dtype or (torch.float32 if wire in LARGEST else _DTYPES[wire]))
     if memoryview(body).readonly:
         body = bytearray(body)
-    if wire not in _LARGEST:
+    if wire not in LARGEST:
         plain = torch.frombuffer(body, dtype=_DTYPES[wire]).reshape(shape)
         return plain if dtype is None else plain.to(dtype)
     rows = math.prod(shape[:-1])

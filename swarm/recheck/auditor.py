@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -20,9 +21,10 @@ from swarm.model.checkpoint import Checkpoint
 from swarm.model.rows import Layout, check_untrusted
 from swarm.net.limits import Limits
 from swarm.net.message import Message, unpack_untrusted
-from swarm.net.wire import decode_tensor_untrusted, encode_tensor
+from swarm.net.wire import decode_tensor_untrusted
 from swarm.recheck.gap import token_gaps
 from swarm.recheck.replayer import sampling_of
+from swarm.recheck.steps import compared, grains, is_coarse, on_wire
 from swarm.recheck.tail import at_least_usual, rounding, scores_of
 from swarm.recheck.walk import Layers, Step
 from swarm.ring.frame import ANSWER, DOWN, Answer, Frame, parse_answer_untrusted, parse_frame_untrusted
@@ -84,7 +86,7 @@ class _Recomputed:
     def __init__(
         self, order: Order, layers: Layers, before: Sequence[OpenedFrame], inbound: Sequence[OpenedFrame]
     ) -> None:
-        self._sampling, self._layers = sampling_of(order), layers
+        self._sampling, self._layers, self._wire = sampling_of(order), layers, order.wire
         manifest = layers.checkpoint.manifest
         self._vocab, self._began = manifest.vocab_size, len(before)
         try:
@@ -140,7 +142,7 @@ class _Recomputed:
         if dtype == torch.float32 and order.wire == "float32":
             return []
         honest = replace(self._layers, dtype=dtype).outputs(self._layout, steps)
-        return [decode_tensor_untrusted(*encode_tensor(rows, order.wire), torch.float32) for rows in honest]
+        return [on_wire(rows, order.wire) for rows in honest]
 
     def samples(self, upto: int, opened: OpenedFrame) -> list[RowSample | TokenSample]:
         """What one outbound frame shows; it answers one of the first `upto` inbound frames. Raises PeerError."""
@@ -165,9 +167,26 @@ class _Recomputed:
         inputs, expected = self._inputs[index], self._outputs[index]
         if self._tail or sent.shape != expected.shape:
             raise PeerError(f"expected {len(rows)} rows in frame {self._frames[index].seq}, found {len(sent)}")
-        honest = self._honest[index].tolist() if self._honest else [()] * len(rows)
-        parts = zip(rows.position, inputs.tolist(), sent.tolist(), expected.tolist(), honest, strict=True)
-        return [RowSample(int(position), *row) for position, *row in parts]
+        honest = self._honest[index] if self._honest else None
+        return self._samples(rows.position.tolist(), inputs, sent, expected, honest)
+
+    def _samples(
+        self,
+        positions: Sequence[int],
+        inputs: torch.Tensor,
+        sent: torch.Tensor,
+        expected: torch.Tensor,
+        honest: torch.Tensor | None,
+    ) -> list[RowSample | TokenSample]:
+        """Rows as they are judged: over a coarse format by what is left of their differences on its grid."""
+        grain: list[Any] = [None] * len(positions)
+        if is_coarse(self._wire):
+            sent = compared(inputs, expected, sent, self._wire)
+            honest = compared(inputs, expected, honest, self._wire) if honest is not None else None
+            grain = grains(inputs, expected, self._wire).tolist()
+        own = honest.tolist() if honest is not None else [()] * len(positions)
+        parts = zip(positions, inputs.tolist(), sent.tolist(), expected.tolist(), own, grain, strict=True)
+        return [RowSample(*row) for row in parts]
 
     def _again(self, out: Frame) -> list[RowSample | TokenSample]:
         """Rows of committed positions from before, sent once more to fill the stages after this one."""
@@ -175,14 +194,14 @@ class _Recomputed:
         places = self._committed()
         if self._tail or not all(position in places for position in positions):
             raise PeerError("rows sent again that were never computed")
-        sent = self._hidden_untrusted(out, len(positions)).tolist()
-        samples: list[RowSample | TokenSample] = []
-        for position, row in zip(positions, sent, strict=True):
-            step, place = places[position]
-            honest = self._honest[step][place].tolist() if self._honest else []
-            inputs, expected = self._inputs[step][place].tolist(), self._outputs[step][place].tolist()
-            samples.append(RowSample(position, inputs, row, expected, honest))
-        return samples
+        sent = self._hidden_untrusted(out, len(positions))
+        at = [places[position] for position in positions]
+        inputs, expected, honest = (
+            torch.stack([rows[step][row] for step, row in at]) if rows else None
+            for rows in (self._inputs, self._outputs, self._honest)
+        )
+        assert inputs is not None and expected is not None
+        return self._samples(positions, inputs, sent, expected, honest)
 
     def _committed(self) -> dict[int, tuple[int, int]]:
         """By position, the step and row that filled it before this epoch."""

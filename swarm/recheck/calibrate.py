@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from receipts.audit import RowSample
 from receipts.errors import ReceiptError
-from receipts.recompute import Limit, Limits, calibrate, delta_error, limit_name
+from receipts.recompute import LEAST_GRAINS, Limit, Limits, calibrate, coarse_error, delta_error, limit_name
 from swarm.events import Progress, Report, silent
 from swarm.model.block import Block, load_block
 from swarm.model.checkpoint import Checkpoint
 from swarm.model.rows import Layout, no_commits
-from swarm.net.wire import decode_tensor_untrusted, encode_tensor
+from swarm.recheck.steps import compared, grains, is_coarse, on_wire
 from swarm.recheck.walk import CPU, Step, run_block
 from swarm.ring.replay import certain_rows
 
@@ -45,6 +44,8 @@ SETTINGS = (
 )
 VARIANTS = ((1, 1), (1, 5), (2, 1), (2, 5))
 """(threads, rows of a frame) of honest stages."""
+LEAST = 1e-9
+"""Noise of float32 that a coarse format never shows."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,20 @@ class _Bench:
         for first, last in spans:
             inputs = self._inputs(exact, first, wire)
             expected = self._through(exact, first, last, inputs, 1)
-            honest = _wired(self._through(own, first, last, inputs, 1), wire)
-            noise = _errors(inputs, honest, expected)
-            usual = statistics.median(noise)
+            honest = on_wire(self._through(own, first, last, inputs, 1), wire)
+            noise = _errors(inputs, honest, expected, wire)
+            usual = max(statistics.median(noise), LEAST)
+            grain = grains(inputs, expected, wire).tolist() if is_coarse(wire) else [0.0] * len(noise)
             for threads, size in VARIANTS:
                 with _threads(threads):
-                    sent = _wired(self._through(own, first, last, inputs, size), wire)
-                errors = _errors(inputs, sent, expected)
+                    sent = on_wire(self._through(own, first, last, inputs, size), wire)
+                errors = _errors(inputs, sent, expected, wire)
                 medians.append(statistics.median(errors))
                 if (dtype, wire) == ("float32", "float32"):
                     rows += errors
                 else:
-                    rows += [error / max(row, usual) for error, row in zip(errors, noise, strict=True)]
+                    floors = (max(row, usual, LEAST_GRAINS * one) for row, one in zip(noise, grain, strict=True))
+                    rows += [error / floor for error, floor in zip(errors, floors, strict=True)]
         typical = max(medians)
         if (dtype, wire) != ("float32", "float32"):
             rows = [typical * ratio for ratio in rows]
@@ -134,14 +137,14 @@ class _Bench:
         hidden = self._embedded
         for first, last in zip(cuts, cuts[1:], strict=False):
             hidden = self._through(own, first, last, hidden, 1)
-            hidden = hidden if last == self._layers else _wired(hidden, wire)
+            hidden = hidden if last == self._layers else on_wire(hidden, wire)
         likely = wanted.topk(min(5, wanted.shape[-1]), dim=-1).indices
         off = (hidden - wanted).gather(1, likely)
         # `calibrate` doubles it; half as much again is enough for what is no pair of tokens but the extremes of five.
         return [0.75 * float(torch.quantile(off.amax(1) - off.amin(1), 0.95))]
 
     def _inputs(self, exact: Block, first: int, wire: str) -> torch.Tensor:
-        return self._embedded if first == 0 else _wired(self._through(exact, 0, first, self._embedded, 1), wire)
+        return self._embedded if first == 0 else on_wire(self._through(exact, 0, first, self._embedded, 1), wire)
 
     def _through(self, block: Block, first: int, last: int, inputs: torch.Tensor, size: int) -> torch.Tensor:
         """The rows through some layers: a prompt at once, then frames of `size` rows."""
@@ -166,16 +169,15 @@ def _at_least(limit: Limit, dtype: str, wire: str) -> Limit:
     """Room for other machines: this one's own kernels round alike, others' need not."""
     if (dtype, wire) == ("float32", "float32"):
         return Limit(max(limit.median_ppm, 100), max(limit.row_ppm, 1000), max(limit.tie_ppm, 2000), limit.samples)
-    return Limit(limit.median_ppm, max(limit.row_ppm, int(1.45 * limit.median_ppm)), limit.tie_ppm, limit.samples)
+    median, room = (max(limit.median_ppm, 2000), 2.2) if is_coarse(wire) else (limit.median_ppm, 1.45)
+    return Limit(median, max(limit.row_ppm, int(room * median)), limit.tie_ppm, limit.samples)
 
 
-def _wired(rows: torch.Tensor, wire: str) -> torch.Tensor:
-    return decode_tensor_untrusted(*encode_tensor(rows, wire), torch.float32)
-
-
-def _errors(inputs: torch.Tensor, sent: torch.Tensor, expected: torch.Tensor) -> list[float]:
-    samples = (RowSample(0, *row) for row in zip(inputs.tolist(), sent.tolist(), expected.tolist(), strict=True))
-    return [delta_error(sample.inputs, sample.outputs, sample.expected) for sample in samples]
+def _errors(inputs: torch.Tensor, sent: torch.Tensor, expected: torch.Tensor, wire: str) -> list[float]:
+    error_of = delta_error
+    if is_coarse(wire):
+        sent, error_of = compared(inputs, expected, sent, wire), coarse_error
+    return [error_of(*rows) for rows in zip(inputs.tolist(), sent.tolist(), expected.tolist(), strict=True)]
 
 
 @contextmanager

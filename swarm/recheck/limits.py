@@ -53,7 +53,7 @@ def limit_of(limits: Limits | None) -> LimitOf:
     """What `receipts.verify` asks for; stages of different types are held to the coarsest."""
 
     def limit(dtype: str, wire: str) -> Limit:
-        dtype = "bfloat16" if dtype == MIXED else dtype
+        dtype, wire = ("bfloat16" if name == MIXED else name for name in (dtype, wire))
         return limits.get(dtype, wire) if limits is not None else default_limit(dtype, wire)
 
     return limit

@@ -1,7 +1,7 @@
 """What audits catch: stages that lie in all of their frames or in some, held to account with ever more opened frames.
 
     python -m tests.bench.audit_power [--lies int8 int4 ...] [--shares 1.0 0.05] [--runs 4] [--tokens 48] [--model REF]
-        [--wire bfloat16]
+        [--wire bfloat16] [--models FOLDER] [--opened 1 5 20 90]
 
 Rings of three stages in one process, bfloat16, real sockets and receipts; one stage of each ring lies. Without --model
 they compute a random model of 8 layers. Prints one JSON object: caught audits of all, by lie, share of frames, stage
@@ -16,6 +16,7 @@ import json
 import random
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,19 @@ from receipts.verify import Options, verify
 from swarm.model.block import Block, load_block
 from swarm.model.checkpoint import Checkpoint, open_model
 from swarm.model.store import ModelStore
-from swarm.recheck.limits import limit_of, load_limits
+from swarm.recheck.limits import LimitOf, limit_of, load_limits
 from swarm.ring.run import RunRequest
-from tests.ring.signed import LIES, SignedRing, signed_ring
+from tests.ring.signed import LIES, SignedRing, signed_ring, skipping
 
 OPENED = (1, 5, 20, 90)
+
+
+def halved(block: Block) -> None:
+    """A smaller model: half of the layers, rounded up, are left out."""
+    skipping((block.last - block.first + 1) // 2)(block)
+
+
+ALL_LIES = {**LIES, "half of the layers": halved}
 
 
 class Sometimes(Block):
@@ -61,16 +70,22 @@ def random_model(folder: Path) -> Checkpoint:
 
 
 async def audits(
-    ring: SignedRing, path: Path, checkpoint: Checkpoint, stage: int, chooser: random.Random
+    ring: SignedRing,
+    path: Path,
+    checkpoint: Checkpoint,
+    stage: int,
+    chooser: random.Random,
+    limit: LimitOf,
+    counts: Sequence[int],
 ) -> dict[int, bool]:
     """Whether an audit with so many frames opened at every stage caught the one that lies, or anybody."""
     found = {}
     auditor = ring.auditor(checkpoint)
-    for opened in OPENED:
+    for opened in counts:
         options = Options(
             auditor=auditor,
             audit_rows=3 * opened,
-            limit=limit_of(load_limits(ModelStore().root, checkpoint.manifest.digest)),
+            limit=limit,
             below=chooser.randrange,
         )
         verdict = await asyncio.to_thread(verify, path.read_bytes(), options)
@@ -82,7 +97,9 @@ async def audits(
 
 
 async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    checkpoint = open_model(arguments.model, ModelStore()) if arguments.model else random_model(folder)
+    store = ModelStore(arguments.models)
+    checkpoint = open_model(arguments.model, store) if arguments.model else random_model(folder)
+    limit = limit_of(load_limits(store.root, checkpoint.manifest.digest))
     layers, cpu = checkpoint.manifest.n_layers, torch.device("cpu")
     cuts = [0, 3 * layers // 8, 6 * layers // 8, layers]
     spans = list(zip(cuts, cuts[1:], strict=False))
@@ -96,7 +113,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
                     if stage >= 0:
                         true = load_block(checkpoint, *spans[stage], cpu, torch.bfloat16)
                         false = load_block(checkpoint, *spans[stage], cpu, torch.bfloat16, blocked=False)
-                        LIES[lie](false)
+                        ALL_LIES[lie](false)
                         blocks = {stage: Sometimes(true, false, share, chooser)}
                     where = folder / f"{lie}-{share}-{stage}-{number}"
                     vocabulary = min(300, checkpoint.manifest.vocab_size)
@@ -108,19 +125,22 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
                         request = RunRequest(prompt, arguments.tokens, speculation="plain", ignore_eos=True)
                         path = Path(str((await ring.generate(request)).receipt))
                         kind = "tail" if stage == 2 else "inner" if stage >= 0 else "all"
-                        for opened, caught in (await audits(ring, path, checkpoint, stage, chooser)).items():
+                        seen = await audits(ring, path, checkpoint, stage, chooser, limit, arguments.opened)
+                        for opened, caught in seen.items():
                             found[f"{lie} {share:g} {kind} {opened}"].append(caught)
     return {name: f"{sum(caught)} of {len(caught)}" for name, caught in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lies", nargs="+", default=["honest", *LIES], metavar="LIE")
+    parser.add_argument("--lies", nargs="+", default=["honest", *ALL_LIES], metavar="LIE")
     parser.add_argument("--shares", nargs="+", type=float, default=[1.0, 0.05])
     parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--model", metavar="REF")
+    parser.add_argument("--models", type=Path, help="where models are kept")
     parser.add_argument("--wire", default="bfloat16")
+    parser.add_argument("--opened", nargs="+", type=int, default=OPENED)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -102,6 +102,7 @@ def run_ring(
     hear: Callable[[int, int, bytes], bytes] = lambda epoch, edge, body: body,
     own: int = 0,
     previous_receipt: str = "ab" * 32,
+    wire: str = "float32",
 ) -> Ring:
     """One run over the real recorders. `fail_at`: after so many tokens the middle node dies and another takes over.
 
@@ -122,7 +123,7 @@ def run_ring(
         me.author,
         model=Model("smollm2-135m-instruct", MANIFEST, LAYERS),
         dtype="float32",
-        wire="float32",
+        wire=wire,
         sampler=Sampler(temperature_ppm=700_000, seed=f"{2**63:016x}"),
         prompt=PROMPT,
         max_tokens=64,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,26 @@ def test_a_tail_that_drew_a_worse_token(make_ring: Any, tmp_path: Path) -> None:
 
     nodes.recompute = recompute  # type: ignore[method-assign]
     assert audit(ring, nodes).refusal is Refusal.AUDIT
+
+
+@pytest.mark.parametrize(("gap", "wanted"), [(0.0005, None), (0.05, Refusal.AUDIT)])
+def test_a_tail_is_held_to_the_near_ties_of_its_type(
+    make_ring: Any, tmp_path: Path, gap: float, wanted: Refusal | None
+) -> None:
+    """A coarse wire format disturbs what a tail takes in, which is opened, and not what it draws from that."""
+    ring = make_ring(body_of=bodies(), wire="int8")
+    nodes = Nodes(ring, tmp_path)
+    honest = nodes.recompute
+
+    def recompute(*args: Any) -> list[Any]:
+        return [TokenSample(s.position, gap) if isinstance(s, TokenSample) else s for s in honest(*args)]
+
+    nodes.recompute = recompute  # type: ignore[method-assign]
+
+    def limit(dtype: str, wire: str) -> Limit:
+        return LIMIT if wire == dtype else replace(LIMIT, tie_ppm=2_000_000)
+
+    assert verify(ring.receipt, Options(auditor=nodes, audit_rows=9, limit=limit)).refusal is wanted
 
 
 def test_other_rows_than_those_that_crossed(make_ring: Any, tmp_path: Path) -> None:

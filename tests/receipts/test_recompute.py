@@ -139,3 +139,23 @@ def test_scores_of_a_tail() -> None:
     honest = [chooser.gauss(0, 1.1) for _ in range(64)]
     assert judge_scores(honest)[0] and not judge_scores([2.1 * score for score in honest])[0]
     assert not judge_scores([*honest, math.nan])[0] and not judge_scores([*honest, math.inf])[0]
+
+
+def test_few_rows_over_a_coarse_format_are_judged_one_by_one() -> None:
+    """Their errors scatter by a quarter and more: the median of few of them is no ground to refuse a stage."""
+    chooser = random.Random(4)
+    limit = default_limit("bfloat16", "int8")
+
+    def share_passing(times: float, rows: int) -> float:
+        def ratios() -> list[float]:
+            return [times * math.exp(chooser.gauss(0, 0.28)) for _ in range(rows)]
+
+        noise = [0.013] * rows
+        found = (
+            at_usual_noise([0.013 * ratio for ratio in ratios()], noise, limit, [0.0005] * rows) for _ in range(500)
+        )
+        return sum(judge_rows(errors, limit, coarse=True).passed for errors in found) / 500
+
+    assert all(share_passing(1.0, rows) == 1.0 for rows in (1, 2, 5, 20, 90))
+    assert all(share_passing(16.0, rows) == 0.0 for rows in (1, 2, 5, 20, 90))
+    assert share_passing(1.8, 30) < 0.02
