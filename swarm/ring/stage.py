@@ -75,15 +75,8 @@ class StageServer:
         self.counts = StageCounts()
         self._pump = Pump(self.sessions, self.limits.row_budget, threads, self._dispatch, self.counts.forward)
         self._sender = Sender(switchboard, self._lose, self._spawn, self.counts)
-        self._forming = Forming(
-            self.sessions,
-            reach or dialler(switchboard),
-            notary,
-            self._sender,
-            self._device,
-            self._spawn,
-            switchboard.get,
-        )
+        dial, known = reach or dialler(switchboard), switchboard.get
+        self._forming = Forming(self.sessions, dial, notary, self._sender, self._device, self._spawn, known)
         self._ending = Ending(switchboard, self.sessions.free, self._lose)
         self._group: asyncio.TaskGroup | None = None
 
