@@ -17,20 +17,7 @@ from typing import Any, Self
 
 from swarm.errors import PeerError
 from swarm.mesh import messages
-from swarm.mesh.action import (
-    Accuse,
-    Action,
-    Changed,
-    Clash,
-    Dial,
-    Expel,
-    Leave,
-    Refresh,
-    SendDelta,
-    SendDigest,
-    SendHints,
-    SendWant,
-)
+from swarm.mesh.action import Accuse, Action, Changed, Clash, Dial, Expel, Leave, Refresh
 from swarm.mesh.apply import apply
 from swarm.mesh.distances import Distances
 from swarm.mesh.event import Accused, Aged, DeltaHeard, Event, Moved, Published, Revoked, Tick, Unlinked
@@ -51,8 +38,9 @@ from swarm.net.switchboard import Switchboard
 
 log = logging.getLogger(__name__)
 
-KEEP_S = 20.0
 LONELY_S = 5.0
+"""Whoever is linked to nobody knocks so often; with neighbours, what is kept is written every KEEP_TIMES-th time."""
+KEEP_TIMES = 4
 
 
 class Gossip:
@@ -210,8 +198,6 @@ class Gossip:
 
     def _act(self, action: Action) -> None:
         match action:
-            case SendHints() | SendWant() | SendDelta() | SendDigest():
-                self._neighbours.post(action.peer, messages.message_of(action, self._clock()))
             case Dial(record, check):
                 self._neighbours.dial(record, check)
             case Leave(peer):
@@ -234,6 +220,8 @@ class Gossip:
                 log.warning("%s", text)
                 if yield_:
                     self._clashed(text)
+            case _:  # the rest are messages
+                self._neighbours.post(action.peer, messages.message_of(action, self._clock()))
 
     def _refresh(self, above: int = 0) -> None:
         """A new record of this node."""
@@ -297,4 +285,7 @@ class Gossip:
                     await self._neighbours.greet(node, addresses)
             self._happen(Aged(self._wall()))
             self._kept(self.saved())
-            await asyncio.sleep(KEEP_S if self.state.links else LONELY_S)
+            for _ in range(KEEP_TIMES):
+                await asyncio.sleep(LONELY_S)
+                if not self.state.links:
+                    break

@@ -12,6 +12,7 @@ import pytest
 
 from swarm.errors import PeerError
 from swarm.identity import Identity
+from swarm.mesh import gossip
 from swarm.mesh.action import SendDelta
 from swarm.mesh.hello import Hello, enter, invited
 from swarm.mesh.invite import parse_invite_untrusted
@@ -19,7 +20,7 @@ from swarm.mesh.membership import InviteError
 from swarm.mesh.messages import delta_message
 from swarm.mesh.record import NodeRecord, sign_record
 from swarm.mesh.saved import Saved
-from swarm.mesh.table import Held
+from swarm.mesh.table import Held, Table
 from swarm.net.message import Message
 from swarm.net.switchboard import Switchboard
 from tests.swarm.mesh.field import MODEL, REF, Field, invite_of, kill, kill_tasks, until
@@ -226,3 +227,20 @@ async def test_an_unreachable_swarm_is_one_clear_line(field_: Field) -> None:
     board, _ = await field_.board(a.identity)
     with pytest.raises(PeerError, match="none but this node itself"):
         await enter(board, invited(parse_invite_untrusted(text), "node"), parse_invite_untrusted(text).members)
+
+
+async def test_who_lost_its_only_neighbour_knocks_again_soon(field_: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest, whom nobody dials, and that has not heard of any member yet when the connection breaks."""
+    monkeypatch.setattr(gossip, "LONELY_S", 0.1)
+    a = await field_.first()
+    guest = await field_.join(invite_of(a), role="guest")
+    await until(lambda: len(guest.up()) == 1, guest)
+    guest.gossip.state = guest.gossip.state.but(table=Table())
+    cut = guest.board.get(a.board.id)
+    assert cut is not None
+    cut.drop("cut")
+
+    def linked() -> bool:
+        return a.board.id in guest.gossip.state.links and guest.board.get(a.board.id) not in (None, cut)
+
+    await until(linked, guest, timeout=5.0)
