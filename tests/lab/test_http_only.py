@@ -82,7 +82,7 @@ async def test_a_host_that_can_only_speak_http_joins_and_generates(folder: Path,
         await shut(net, "h1", GATES[:2])
         await ring.add((4, 6))  # on that host
         kinds = await generated(folder, tmp_path, ring)
-        assert "http" in kinds and kinds <= {"http", "direct"}  # direct: within that host
+        assert "http" in kinds and kinds <= {"http", "direct", "reverse"}  # not HTTP: within that host
 
 
 async def test_a_host_whose_only_way_out_is_a_proxy_generates(folder: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ async def test_a_ring_of_processes_answers_exactly_and_leaves_a_receipt(folder: 
         async with asyncio.timeout(60):  # nodes scout the edges of likely rings some seconds after they begin to serve
             while None in kinds(status := await look(ring)):
                 assert status["covered"] and len(status["nodes"]) == 3
-        assert set(kinds(status)) == {"direct"} and len(kinds(status)) == 4
+        assert set(kinds(status)) <= {"direct", "reverse"} and len(kinds(status)) == 4  # two may dial at once
         assert await ring.nodes[1].stop() == 0
 
 
