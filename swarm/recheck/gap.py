@@ -52,10 +52,12 @@ def _gap(logits: torch.Tensor, position: int, token: int, sampling: Sampling) ->
 
 def _slack(scaled: torch.Tensor, kept: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Per token, by how much the scaled logits must be off for the filters to treat it the other way."""
-    if bool(kept.all()):
-        return torch.full_like(scaled, math.inf)
-    least_kept, most_dropped = scaled[kept].min(), scaled[~kept].max()
-    slack = torch.where(kept, scaled - most_dropped, least_kept - scaled)
+    slack = torch.full_like(scaled, math.inf)
+    if not bool(kept.all()):
+        least_kept, most_dropped = scaled[kept].min(), scaled[~kept].max()
+        slack = torch.where(kept, scaled - most_dropped, least_kept - scaled)
+    if sampling.min_p > 0:  # it compares with the best token alone, wherever the next one kept or dropped may lie
+        slack = torch.minimum(slack, (scaled - scaled.max() - math.log(sampling.min_p)).abs())
     if sampling.top_p < 1:
         # Errors of e shift the probability above a token by at most 2 p (1 - p) e.
         values, order = scaled.sort(descending=True)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from swarm.model.sampler import Sampling, pick
@@ -36,6 +36,7 @@ def test_what_the_sampler_draws_has_no_gap(sampling: Sampling, seed: int, positi
 
 
 @given(SAMPLINGS, st.integers(0, 10**6), st.integers(0, 5000), st.floats(0.001, 0.05))
+@example(Sampling(temperature=2.0, min_p=0.1, seed=0), 2215, 0, 0.03125)  # a token at the edge of min-p
 def test_errors_of_the_logits_bound_the_gap(sampling: Sampling, seed: int, position: int, size: float) -> None:
     """A token drawn from logits that are off by at most `size` each is never farther off than rounding can explain."""
     logits = logits_of(seed)
