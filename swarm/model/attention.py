@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from swarm.errors import ModelError
 from swarm.model.kvcache import SessionKV
+from swarm.model.masks import Seen, register_trial
 from swarm.model.rows import Rows
 
 NAME = "swarm_slots"
@@ -121,11 +122,13 @@ def visible_slots(rows: Rows, kv: SessionKV, window: int | None, low: int, high:
 
 @dataclass
 class Call:
-    """One call of the attention function, as the trial forward at loading saw it."""
+    """One call of the attention function, as the trial forward at loading saw it. plain_mask: the model's own mask
+    says no more than the window that the layer passed."""
 
     layer: int
     key: tuple[int, ...]
     value: tuple[int, ...]
+    plain_mask: bool
 
 
 class Attending:
@@ -139,6 +142,7 @@ class Attending:
 def register_attention() -> None:
     """Tell transformers of the function; needed before a block is built, harmless when repeated."""
     AttentionInterface.register(NAME, attend)
+    register_trial(attend)
 
 
 def attend(
@@ -146,7 +150,7 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | Seen | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -162,7 +166,8 @@ def attend(
         raise ModelError(f"{type(module).__name__} cannot be cut into blocks: {found}; use another architecture")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     if state.trial is not None:
-        state.trial.append(Call(layer, tuple(key.shape), tuple(value.shape)))
+        plain = attention_mask is None or (isinstance(attention_mask, Seen) and attention_mask.fits(sliding_window))
+        state.trial.append(Call(layer, tuple(key.shape), tuple(value.shape), plain))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
     parts = [_attend_job(job, layer, query, key, value, scale, sliding_window, softcap) for job in state.jobs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None

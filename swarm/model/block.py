@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,26 +18,12 @@ from swarm.events import Report, silent
 from swarm.model.attention import JobPlan, Plan
 from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.checkpoint import Checkpoint
-from swarm.model.kvcache import SessionKV
+from swarm.model.edges import open_edges
+from swarm.model.guard import check_cut
+from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
-from swarm.model.prune import cut, inner_model
-from swarm.model.rows import Commits, Rows
-
-
-@dataclass(frozen=True)
-class Job:
-    """One session's share of a forward.
-
-    kv      the session's slots; open over exactly the block's layers or more
-    commits applied before the rows
-    rows    checked by `rows.check_untrusted`
-    hidden  [n, hidden_size] from the stage before; None at the head, where rows.token counts
-    """
-
-    kv: SessionKV
-    commits: Commits
-    rows: Rows
-    hidden: torch.Tensor | None
+from swarm.model.prune import cut, inner_model, layer_list
+from swarm.model.rows import Rows
 
 
 class Block:
@@ -55,6 +40,7 @@ class Block:
         self.device, self.dtype = device, dtype
         self.kv_shapes = loaded.kv_shapes
         self.loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
+        self._edges = loaded.edges
 
     def view(self, first: int, last: int) -> Block:
         """Layers [first, last) of this block, sharing its weights. Raises ValueError if it does not hold them."""
@@ -66,7 +52,9 @@ class Block:
         model = _twin(self._model)
         cut(model, shape, offset=self.first)
         kv = self.kv_shapes[first - self.first : last - self.first]
-        return Block(Loaded(model, shape, self._attending, kv), self.device, self.dtype)
+        layers = layer_list(model, type(model).__name__)[1]
+        edges = open_edges(layers, head=first == 0, tail=last == self.n_layers)
+        return Block(Loaded(model, shape, self._attending, edges, kv, self.loaded.positions), self.device, self.dtype)
 
     @torch.inference_mode()
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
@@ -86,7 +74,7 @@ class Block:
                 **self._input(jobs),
             }
             if not self.tail:
-                hidden = inner_model(self._model)(**inputs).last_hidden_state[0]
+                hidden = self._edges.rows_through(inner_model(self._model), inputs)
                 return [hidden[plan.start : plan.stop] for plan in plans]
             return self._logits(rows, inputs)
         finally:
@@ -101,11 +89,11 @@ class Block:
         """
         self._attending.jobs = plans
         try:
-            given = {"input_ids" if self.head else "inputs_embeds": inputs[None]}
+            named = "input_ids" if self.head else "inputs_embeds"
+            given = {named: inputs[None], "position_ids": positions[None], "use_cache": False}
             if self.tail:
-                return self._model(**given, position_ids=positions[None], use_cache=False).logits[0].float()  # type: ignore[no-any-return]
-            inner = inner_model(self._model)
-            return inner(**given, position_ids=positions[None], use_cache=False).last_hidden_state[0]  # type: ignore[no-any-return]
+                return self._edges.through(self._model, given).logits[0].float()  # type: ignore[no-any-return]
+            return self._edges.rows_through(inner_model(self._model), given)
         finally:
             self._attending.jobs = []
 
@@ -127,11 +115,11 @@ class Block:
     def _logits(self, rows: Sequence[Rows], inputs: dict[str, object]) -> list[torch.Tensor]:
         wanted = np.flatnonzero(np.concatenate([r.want for r in rows]))
         if not len(wanted):
-            inner_model(self._model)(**inputs)
+            self._edges.through(inner_model(self._model), inputs)
             empty = torch.empty(0, self.vocab_size, dtype=torch.float32, device=self.device)
             return [empty for _ in rows]
         keep = torch.from_numpy(wanted).to(self.device)
-        logits = self._model(**inputs, logits_to_keep=keep).logits[0].float()
+        logits = self._edges.through(self._model, {**inputs, "logits_to_keep": keep}).logits[0].float()
         return list(logits.split([int(r.want.sum()) for r in rows]))
 
     def _input(self, jobs: Sequence[Job]) -> dict[str, torch.Tensor]:
@@ -177,7 +165,9 @@ def load_block(
     loaded = load_layers(checkpoint, first, last, device, dtype, report)
     if blocked and can_block(device, dtype):
         block_linears(loaded.model)
-    return Block(loaded, device, dtype)
+    block = Block(loaded, device, dtype)
+    check_cut(block, type(loaded.model).__name__, loaded.positions)
+    return block
 
 
 def _twin(model: nn.Module) -> nn.Module:

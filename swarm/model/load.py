@@ -14,13 +14,15 @@ import transformers
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from swarm.errors import ModelError
+from swarm.errors import ModelError, SwarmError
 from swarm.events import Progress, Report
 from swarm.model import attention
 from swarm.model.attention import Attending, Call
 from swarm.model.checkpoint import Checkpoint
+from swarm.model.edges import Edges, open_edges
 from swarm.model.kvcache import KVShape
 from swarm.model.manifest import Manifest
+from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.prune import Shape, check_config, cut, inner_model, join, layer_list, unfit
 from swarm.model.state import read_state
 
@@ -29,12 +31,15 @@ PIECE_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Loaded:
-    """A pruned model with its weights, ready to compute. kv_shapes: per layer."""
+    """A pruned model with its weights, ready to compute. kv_shapes: per layer; positions: that the model was made
+    for."""
 
     model: nn.Module
     shape: Shape
     attending: Attending
+    edges: Edges
     kv_shapes: tuple[KVShape, ...]
+    positions: int
 
 
 def load_layers(
@@ -69,7 +74,10 @@ def load_layers(
     for module in inner_model(model).modules():
         if hasattr(module, "layer_idx"):
             setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
-    return Loaded(model, shape, attending, tuple(_try_once(model, shape, attending, device, dtype)))
+    _, layers = layer_list(model, kind.__name__)
+    edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers)
+    tried = _try_once(model, shape, attending, edges, device, dtype)
+    return Loaded(model, shape, attending, edges, tuple(tried), manifest.context)
 
 
 def _pieces(manifest: Manifest, first: int, last: int, piece_bytes: int) -> list[tuple[int, int]]:
@@ -163,17 +171,30 @@ def _fill(part: type[Any], config: Any, state: dict[str, torch.Tensor], model: s
 
 @torch.inference_mode()
 def _try_once(
-    model: nn.Module, shape: Shape, attending: Attending, device: torch.device, dtype: torch.dtype
+    model: nn.Module, shape: Shape, attending: Attending, edges: Edges, device: torch.device, dtype: torch.dtype
 ) -> list[KVShape]:
     """Run two rows through, with attention watched: every layer must ask for it exactly once, in order."""
     attending.trial = calls = list[Call]()
     rows = torch.zeros(1, 2, shape.hidden_size, dtype=dtype, device=device)
     place = torch.arange(2, device=device)[None]
     name = type(model).__name__
+    given = {"inputs_embeds": rows, "position_ids": place, "use_cache": False}
+    config: Any = model.config
+    config._attn_implementation = TRIAL
     try:
-        out = inner_model(model)(inputs_embeds=rows, position_ids=place, use_cache=False).last_hidden_state
+        out = edges.through(inner_model(model), given).last_hidden_state
+    except SwarmError:
+        raise
+    except MaskChanged as exc:
+        raise unfit(name, "it makes a mask of its own") from exc
+    except Exception as exc:  # a model that its own code does not allow to be cut fails in ways of its own
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise unfit(name, f"its layers do not run without the rest of it ({reason})") from exc
     finally:
         attending.trial = None
+        config._attn_implementation = attention.NAME
+    if any(not call.plain_mask for call in calls):
+        raise unfit(name, "its mask says more than its layers do")
     if [call.layer for call in calls] != list(range(shape.first, shape.last)) or out.shape != rows.shape:
         raise unfit(name, f"its layers asked for attention {len(calls)} times, expected once each")
     if any(call.key != call.value or call.key[0] != 1 or call.key[2] != 2 for call in calls):

@@ -1,8 +1,9 @@
 """Cutting a transformers model to a layer range, and refusing by name what cannot be cut.
 
 A model fits when its inner model is: modules that turn ids into rows, one list of layers, modules that work row by
-row. Before the layers a missing part must be neutral for rows that come in ready (an embedding that is added becomes
-zeros, a norm becomes identity); behind them norms become identity; the head goes.
+row. Rows enter and leave at the layers (see edges.py), so what stands before and behind them need only run without its
+weights: an embedding that is added becomes zeros, a norm and everything behind the layers become identity; the head
+goes. Whether a class keeps to that is tried when a block is loaded (see guard.py).
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ class Shape:
 class ZeroRows(nn.Module):
     """In the place of an embedding that is added to rows which already hold it."""
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(1, device=ids.device)
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, ids: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
+        return torch.zeros(1, dtype=self.dtype, device=ids.device)
 
 
 def inner_model(model: nn.Module) -> nn.Module:
@@ -91,8 +96,6 @@ def cut(model: nn.Module, shape: Shape, offset: int = 0) -> None:
         for child in after:
             module = inner._modules[child]
             if module is not None and _has_parameters(module):
-                if "norm" not in type(module).__name__.lower():
-                    raise unfit(name, f"{child} behind its layers is not a norm")
                 inner._modules[child] = nn.Identity()
         for child, module in list(model.named_children()):
             if module is not inner:
@@ -133,7 +136,7 @@ def _neutralise(inner: nn.Module, child: str, model: nn.Module, name: str) -> No
     if module is model.get_input_embeddings():  # type: ignore[operator]
         inner._modules[child] = nn.Identity()  # rows come as inputs_embeds, so it is never called
     elif isinstance(module, nn.Embedding):
-        inner._modules[child] = ZeroRows()
+        inner._modules[child] = ZeroRows(module.weight.dtype)
     elif "norm" in kind and "embed" in child:
         inner._modules[child] = nn.Identity()
     else:

@@ -263,11 +263,9 @@ def _rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
     return ((grouped / scale).round() * scale).reshape(weight.shape).to(weight.dtype)
 
 
-class _Through(nn.Module):
-    """A layer that computes nothing."""
-
-    def forward(self, hidden_states: torch.Tensor, *others: object, **more: object) -> torch.Tensor:
-        return hidden_states
+def _through(hidden_states: torch.Tensor, *others: object, **more: object) -> torch.Tensor:
+    """In the place of a layer's forward: computes nothing."""
+    return hidden_states
 
 
 def skipping(count: int) -> Twist:
@@ -276,7 +274,7 @@ def skipping(count: int) -> Twist:
     def twist(block: Block) -> None:
         layers = inner_model(block.loaded.model).layers
         for index in range(min(count, len(layers))):
-            layers[index] = _Through()
+            layers[index].forward = _through
 
     return twist
 

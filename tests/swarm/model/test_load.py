@@ -232,8 +232,8 @@ def test_a_range_loaded_in_pieces_equals_the_range_loaded_at_once(family: str, f
     outs = []
     for loaded in (pieces, whole):
         loaded.attending.trial = []
-        out = inner_model(loaded.model)(inputs_embeds=rows, position_ids=torch.arange(3)[None], use_cache=False)
-        outs.append(out.last_hidden_state)
+        given = {"inputs_embeds": rows, "position_ids": torch.arange(3)[None], "use_cache": False}
+        outs.append(loaded.edges.through(inner_model(loaded.model), given).last_hidden_state)
     assert torch.equal(outs[0], outs[1])
     if family == "llama-tied" and (first, last) == (0, 6):
         assert found["lm_head.weight"].data_ptr() == found["model.embed_tokens.weight"].data_ptr()

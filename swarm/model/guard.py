@@ -1,0 +1,105 @@
+"""The last look at a block before it serves: does the range compute what its layers compute one by one?
+
+A model's `forward` may do things between, before or after its layers that a cut loses, repeats or shares between the
+sessions of a forward: scale rows, hand values from layer to layer, follow the longest row. None of it raises anything;
+it makes wrong text. So random rows go once through the whole range, two sessions in one forward at near and at far
+positions, and once through every layer as a block of its own, each session alone; what differs is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from swarm.errors import SwarmError
+from swarm.model.job import Job
+from swarm.model.kvcache import KVPool, KVShape
+from swarm.model.prune import unfit
+from swarm.model.rows import Layout, Rows, no_commits
+
+_ROWS = 4
+_LAYOUT = Layout(scratch=8, context=8)
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest difference between rows over their size, for the median row: sums of other orders differ by far less, and
+one expert that is chosen by a rounding changes its own row only. A lost factor or norm changes every row by more."""
+
+
+class Cuttable(Protocol):
+    """What is looked at: a block."""
+
+    first: int
+    last: int
+    head: bool
+    hidden_size: int
+    vocab_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def kv_shapes(self) -> Sequence[KVShape]: ...
+
+    def view(self, first: int, last: int) -> Cuttable: ...
+
+    def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]: ...
+
+
+def check_cut(block: Cuttable, name: str, positions: int) -> None:
+    """Raises ModelError, naming the class `name`, when the range and its single layers disagree. positions: that
+    the model was made for."""
+    far = max(_ROWS, positions - _ROWS)
+    sessions = [_rows(0, block.vocab_size), _rows(far, block.vocab_size)]
+    source = torch.Generator().manual_seed(len(name))
+    given: list[torch.Tensor | None] = [
+        None if block.head else torch.randn(_ROWS, block.hidden_size, generator=source).to(block.device, block.dtype)
+        for _ in sessions
+    ]
+    try:
+        whole = _forward(block, sessions, given)
+        parts = given
+        for layer in range(block.first, block.last):
+            one = block.view(layer, layer + 1)
+            parts = [_forward(one, [rows], [hidden])[0] for rows, hidden in zip(sessions, parts, strict=True)]
+    except SwarmError:
+        raise
+    except Exception as exc:  # a model that its own code does not allow to be cut fails in ways of its own
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise unfit(name, f"a layer does not run by itself ({reason})") from exc
+    for together, alone in zip(whole, parts, strict=True):
+        _compare(together, alone, name, block.dtype)
+
+
+def _compare(together: torch.Tensor, alone: torch.Tensor | None, name: str, dtype: torch.dtype) -> None:
+    if alone is None or together.shape != alone.shape:
+        raise unfit(name, "its layers, called one by one, give rows of another shape")
+    a, b = together.float(), alone.float()
+    apart = ((a - b).norm(dim=1) / (a.norm(dim=1) + b.norm(dim=1) + 1e-12)).median()
+    if not apart <= _TOLERANCE.get(dtype, 0.1):  # NaN is refused too
+        raise unfit(name, "its layers, called one by one, give other rows than together")
+
+
+def _forward(block: Cuttable, sessions: Sequence[Rows], hidden: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    pool = KVPool(block, 1 << 62)
+    opened = [pool.open(_LAYOUT, block.first, block.last) for _ in sessions]
+    try:
+        jobs = [Job(kv, no_commits(), rows, given) for kv, rows, given in zip(opened, sessions, hidden, strict=True)]
+        return block.forward(jobs)
+    finally:
+        for kv in opened:
+            kv.close()
+
+
+def _rows(start: int, vocab: int) -> Rows:
+    """A chain of rows at positions start, start + 1, ... in scratch slots, so that any position takes little memory."""
+    chain = np.tril(np.ones((_ROWS, _LAYOUT.scratch), np.uint8))
+    chain[:, _ROWS:] = 0
+    return Rows(
+        slot=np.arange(_ROWS, dtype=np.uint32),
+        position=(start + np.arange(_ROWS)).astype(np.uint32),
+        prefix=np.zeros(_ROWS, np.uint32),
+        ancestors=np.packbits(chain, axis=1, bitorder="little"),
+        token=((start + 7 * np.arange(_ROWS) + 3) % vocab).astype(np.int32),
+        want=np.ones(_ROWS, bool),
+    )

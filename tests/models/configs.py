@@ -1,0 +1,100 @@
+"""A tiny config for every class of transformers' causal mapping, as far as one can be built by rule.
+
+The same small values are tried under all the names that configs have for them; a config class takes those that it has.
+What a family needs beyond that (windows, multipliers, experts) stands in `SPECIAL`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+LAYERS = 6
+VOCAB = 97
+CONTEXT = 256
+
+_BASE: dict[str, Any] = {
+    "hidden_size": 32, "n_embd": 32, "d_model": 32, "dim": 32, "word_embed_proj_dim": 32, "embedding_size": 32,
+    "intermediate_size": 48, "ffn_dim": 48, "d_ff": 48, "ffn_hidden_size": 48, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48, "n_inner": 48, "shared_expert_intermediate_size": 16, "shared_intermediate_size": 16,
+    "num_hidden_layers": LAYERS, "n_layer": LAYERS, "n_layers": LAYERS, "num_layers": LAYERS,
+    "decoder_layers": LAYERS, "encoder_layers": 2,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "decoder_attention_heads": 4, "encoder_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "d_kv": 8, "num_heads": 4,
+    "vocab_size": VOCAB, "max_position_embeddings": CONTEXT, "n_positions": CONTEXT, "n_ctx": CONTEXT,
+    "max_seq_len": CONTEXT, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
+    "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_intermediate_size": 16, "moe_k": 2, "moe_topk": 2,
+    "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_shared_experts": 1,
+    "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "num_dense_layers": 1, "mlp_layer_types": None, "layer_types": None, "moe_layer_start_index": 1,
+    "tie_word_embeddings": False, "use_cache": True,
+}  # fmt: skip
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "granitemoe": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "granitemoeshared": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "hyperclovax": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "mistral": {"sliding_window": 7},
+    "mixtral": {"sliding_window": 7},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3},
+    "qwen2_moe": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3, "decoder_sparse_step": 2},
+    "qwen3_moe": {"decoder_sparse_step": 2},
+    "phimoe": {"sliding_window": 7},
+    "phi3": {"sliding_window": 7},
+    "gemma2": {"sliding_window": 7, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"sliding_window": 7, "query_pre_attn_scalar": 16},
+    "cohere2": {"sliding_window": 7},
+    "starcoder2": {"sliding_window": 7},
+    "gpt2": {"scale_attn_by_inverse_layer_idx": True},
+    "doge": {"keep_window_size": 5},
+}
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-dynamic": (
+        "llama",
+        {"max_position_embeddings": 24, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}},
+    ),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [2.0, 3.0, 5.0, 8.0], "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "qwen2_moe-plain": ("qwen2_moe", {"use_sliding_window": False}),
+    "phimoe-plain": ("phimoe", {"sliding_window": None}),
+}  # fmt: skip
+"""Cases beyond one per class: name -> (type, values on top of the type's)."""
+
+
+def all_types() -> list[str]:
+    """Model types of the causal mapping, sorted."""
+    return sorted(kind for kind, config in CONFIG_MAPPING.items() if config in MODEL_FOR_CAUSAL_LM_MAPPING)
+
+
+def class_name(kind: str) -> str:
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]]
+    return str((found[0] if isinstance(found, tuple) else found).__name__)
+
+
+def tiny_config(case: str) -> Any:
+    """The tiny config of a model type or a variant. Raises whatever its class raises when the rule does not fit it."""
+    kind, more = VARIANTS.get(case, (case, {}))
+    cls = CONFIG_MAPPING[kind]
+    fields = set(getattr(cls, "__dataclass_fields__", ())) | set(inspect.signature(cls.__init__).parameters)
+    fields |= set(getattr(cls, "attribute_map", {}))
+    values = {key: value for key, value in _BASE.items() if key in fields and value is not None}
+    mapped = getattr(cls, "attribute_map", {})
+    for standard, own in mapped.items():  # one value under one name
+        if standard in values and own in values and own != standard:
+            values.pop(standard)
+    return cls(**{**values, **SPECIAL.get(kind, {}), **more})

@@ -1,0 +1,186 @@
+"""Every causal class of transformers against itself, cut: exact, or refused with a reason.
+
+A tiny checkpoint is saved as a folder and opened by the real loader, cut into 1, 2 and 3 blocks, and asked for: a
+prompt in two chunks, a token, a tree of drafts of which one path is committed and the others are rejected, another
+token; a second session runs in the same forwards. What comes out must be what the whole model of transformers says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from swarm.errors import SwarmError
+from swarm.model.block import load_block
+from swarm.model.kvcache import KVPool
+from swarm.model.rows import Commits, Layout, no_commits
+from swarm.model.store import ModelStore
+from tests.models.configs import LAYERS, VOCAB, class_name, tiny_config
+from tests.swarm.model.tiny import CPU, Chain, certain, drafted, path_to
+
+CUTS = ((0, LAYERS), (0, 2, LAYERS), (0, 1, 4, LAYERS))
+LAYOUT = Layout(scratch=32, context=64)
+PROMPTS = (11, 5)
+TREE = (-1, 0, 0, 1, 2, -1)
+COMMITTED = 4
+"""The row of the tree whose path is committed."""
+
+EXACT, REFUSED, WRONG, CRASH, UNBUILT = "exact", "refused", "wrong", "crash", "not built"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the sweep says of a case. reason: of a refusal or a fault."""
+
+    case: str
+    name: str
+    verdict: str
+    reason: str = ""
+
+
+def sweep(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> Found:
+    """One case in all cuts. `folder`: empty, for the checkpoint."""
+    name = class_name(case.split("-")[0])
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        try:
+            model = _random_model(tiny_config(case))
+            model.save_pretrained(folder / "model")
+            expected = Reference(model, dtype)
+        except Exception as exc:
+            return Found(case, name, UNBUILT, _first_line(exc))
+        try:
+            worst = max(_apart(folder, cuts, expected, dtype) for cuts in CUTS)
+        except SwarmError as exc:
+            return Found(case, name, REFUSED, _reason(str(exc)))
+        except Exception as exc:
+            return Found(case, name, CRASH, _first_line(exc))
+    limit = 2e-4 if dtype == torch.float32 else 0.15
+    return Found(case, name, EXACT) if worst <= limit else Found(case, name, WRONG, f"apart by {worst:.1e}")
+
+
+class Reference:
+    """What the whole model says, in `dtype`: logits of every row that the sweep asks for."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self.model = type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict(), dtype=dtype)
+        self.model.eval()
+        source = np.random.default_rng(5)
+        self.prompts = [source.integers(3, VOCAB, n).tolist() for n in PROMPTS]
+        self.after = [source.integers(3, VOCAB, 2).tolist() for _ in PROMPTS]
+        self.trees = [source.integers(3, VOCAB, len(TREE)).tolist() for _ in PROMPTS]
+        self.logits = [self._all(s) for s in range(len(PROMPTS))]
+
+    def _all(self, s: int) -> torch.Tensor:
+        """Rows: the prompt's last, the token after it, the tree's, the token behind the committed path."""
+        line = self.prompts[s] + self.after[s][:1]
+        rows = list(self._decode(line, len(self.prompts[s]), 2))
+        for row in range(len(TREE)):
+            path = [self.trees[s][i] for i in path_to(row, TREE)]
+            rows.append(self._decode(line + path, len(self.prompts[s]), 1)[0])
+        path = [self.trees[s][i] for i in path_to(COMMITTED, TREE)]
+        rows.append(self._decode(line + path + self.after[s][1:], len(self.prompts[s]), 1)[0])
+        return torch.stack(rows)
+
+    @torch.inference_mode()
+    def _decode(self, tokens: Sequence[int], prompt: int, last: int) -> torch.Tensor:
+        """Logits of the last rows, as `generate` computes them: the prompt at once, then token by token."""
+        cache = None
+        rows: list[torch.Tensor] = []
+        for a, b in [(0, prompt), *((i, i + 1) for i in range(prompt, len(tokens)))]:
+            out = self.model(torch.tensor([tokens[a:b]]), past_key_values=cache, use_cache=True)
+            cache = getattr(out, "past_key_values", None)
+            if cache is None:  # a class without a cache computes the text anew
+                return self.model(torch.tensor([list(tokens)])).logits[0, -last:].float()  # type: ignore[no-any-return]
+            rows.append(out.logits[0, -1].float())
+        return torch.stack(rows[-last:])
+
+
+def _apart(folder: Path, cuts: Sequence[int], expected: Reference, dtype: torch.dtype) -> float:
+    """Largest difference from the reference, over its size."""
+    store = ModelStore(folder / "store")
+    blocks = [
+        load_block(store.open(str(folder / "model"), (a, b)), a, b, CPU, dtype)
+        for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
+    chain = Chain(blocks, [KVPool(block, 1 << 30) for block in blocks])
+    opened = [chain.open(LAYOUT) for _ in PROMPTS]
+    got: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
+
+    def run(jobs: Sequence[Any], keep: bool = True) -> None:
+        for s, out in enumerate(chain.run([(opened[s], *job) for s, job in enumerate(jobs)])):
+            assert blocks[-1].tail and out.dtype == torch.float32
+            got[s] += [out] if keep else []
+
+    prompts = expected.prompts
+    run([(no_commits(), certain(p[:3], 0, LAYOUT, False)) for p in prompts], False)
+    run([(no_commits(), _last(certain(p[3:], 3, LAYOUT))) for p in prompts])
+    run([(no_commits(), certain(a[:1], len(p), LAYOUT)) for p, a in zip(prompts, expected.after, strict=True)])
+    slots = [31, 30, 29, 28, 27, 26]
+    run(
+        [
+            (no_commits(), drafted(t, TREE, slots, len(p) + 1, LAYOUT))
+            for p, t in zip(prompts, expected.trees, strict=True)
+        ]
+    )
+    path = path_to(COMMITTED, TREE)
+    jobs = []
+    for p, a in zip(prompts, expected.after, strict=True):
+        places = np.arange(len(p) + 1, len(p) + 1 + len(path), dtype=np.uint32)
+        commits = Commits(np.array([slots[i] for i in path], np.uint32), places)
+        jobs.append((commits, certain(a[1:], len(p) + 1 + len(path), LAYOUT)))
+    run(jobs)
+    worst = 0.0
+    for s, rows in enumerate(got):
+        a, b = torch.cat(rows), expected.logits[s]
+        if dtype != torch.float32:  # an expert chosen by a rounding changes single rows
+            worst = max(worst, float(((a - b).norm(dim=1) / b.norm(dim=1)).median()))
+        else:
+            worst = max(worst, float((a - b).abs().max() / b.abs().max()))
+    return worst if worst == worst else float("inf")
+
+
+def _last(rows: Any) -> Any:
+    rows.want[:-1] = False
+    return rows
+
+
+def _random_model(config: Any) -> Any:
+    """Weights that all matter and stay of one size from layer to layer."""
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for name, weight in model.named_parameters():
+        noise = torch.randn_like(weight)
+        weight.data = weight.data + 0.1 * noise if weight.dim() == 1 or "norm" in name else noise * 0.2
+    return model
+
+
+def _reason(message: str) -> str:
+    """The part of a refusal that says why."""
+    _, _, why = message.partition("cannot be cut into blocks: ")
+    return (why.rpartition("; use another")[0] or why) if why else message
+
+
+def _first_line(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {(str(exc).splitlines() or [''])[0][:150]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    logging = transformers.utils.logging
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
