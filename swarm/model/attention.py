@@ -170,7 +170,8 @@ def attend(
         state.trial.append(Call(layer, tuple(key.shape), tuple(value.shape), plain))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
     parts = [_attend_job(job, layer, query, key, value, scale, sliding_window, softcap) for job in state.jobs]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None
+    # Rows in one piece, as transformers' own functions give them: some layers (AFMoE) make a view of them.
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
 
 
 def _attend_job(

@@ -102,8 +102,11 @@ def _load_piece(
     if shape.last == shape.n_layers and shape.first > 0:
         config.tie_word_embeddings = False  # the head is then read by itself; there is no embedding to share
     part = _pruned_class(kind, shape)
-    with _quiet(), torch.device("meta"):
-        expected = {key: tensor.shape for key, tensor in _build(part, config).state_dict().items()}
+    try:
+        with _quiet(), torch.device("meta"):
+            expected = {key: tensor.shape for key, tensor in _build(part, config).state_dict().items()}
+    except AttributeError as exc:  # it looks for a part of its own that was cut out
+        raise unfit(kind.__name__, f"it is not built without the parts that a range lacks ({exc})") from exc
     state = read_state(checkpoint, shape, expected, kind.base_model_prefix, dtype, tell)
     # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
     planned, present = sum(s.numel() for s in expected.values()), sum(t.numel() for t in state.values())
@@ -180,6 +183,8 @@ def _fill(part: type[Any], config: Any, state: dict[str, torch.Tensor], model: s
             dtype=dtype,
             output_loading_info=True,
         )
+    except AttributeError as exc:  # it looks for a part of its own that was cut out
+        raise unfit(part.__name__, f"it is not built without the parts that a range lacks ({exc})") from exc
     except (RuntimeError, ValueError, KeyError, TypeError) as exc:
         raise ModelError(f"the weights of {model} do not fit its config: {str(exc).splitlines()[0]}") from exc
     missing = sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]

@@ -21,7 +21,7 @@ DEADLINE_S = 120
 
 def both(case: str) -> Found:
     """The case in float32 and, where that is exact, in bfloat16."""
-    found = Found(case, class_name(case.split("-")[0]), CRASH, "not tried")
+    found = Found(case, class_name(case), CRASH, "not tried")
     for dtype in (torch.float32, torch.bfloat16):
         with tempfile.TemporaryDirectory() as folder:
             found = sweep(case, Path(folder), dtype)

@@ -30,6 +30,7 @@ _BASE: dict[str, Any] = {
     "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_shared_experts": 1,
     "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
     "num_dense_layers": 1, "mlp_layer_types": None, "layer_types": None, "moe_layer_start_index": 1,
+    "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2,
     "tie_word_embeddings": False, "use_cache": True,
 }  # fmt: skip
 
@@ -81,8 +82,8 @@ def all_types() -> list[str]:
     return sorted(kind for kind, config in CONFIG_MAPPING.items() if config in MODEL_FOR_CAUSAL_LM_MAPPING)
 
 
-def class_name(kind: str) -> str:
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]]
+def class_name(case: str) -> str:
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[VARIANTS.get(case, (case, {}))[0]]]
     return str((found[0] if isinstance(found, tuple) else found).__name__)
 
 

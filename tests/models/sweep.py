@@ -50,7 +50,7 @@ class Found:
 
 def sweep(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> Found:
     """One case in all cuts. `folder`: empty, for the checkpoint."""
-    name = class_name(case.split("-")[0])
+    name = class_name(case)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         try:

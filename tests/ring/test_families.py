@@ -1,0 +1,70 @@
+"""Models that do arithmetic around their layers, in rings of real processes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GraniteConfig, OlmoConfig
+
+from swarm.cli.main import main
+from swarm.local import LocalSwarm, local_ring
+from tests.swarm.serve.tiny import tiny_tokenizer
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.4, "bos_token_id": None,
+}  # fmt: skip
+FAMILIES = {
+    "granite": lambda **v: GraniteConfig(**v, embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=2.0),
+    "olmo": lambda **v: OlmoConfig(**v),
+}
+RINGS: tuple[list[tuple[int, int]], ...] = ([(0, 6)], [(0, 3), (3, 6)], [(0, 2), (2, 4), (4, 6)])
+
+
+def saved(family: str, path: Path) -> Path:
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(7)
+    config = FAMILIES[family](vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **SIZES)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def generated(folder: Path, ids: list[int], tokens: int) -> list[int]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        out = model.generate(torch.tensor([ids]), max_new_tokens=tokens, do_sample=False, eos_token_id=None)
+    return [int(t) for t in out[0, len(ids) :]]
+
+
+@pytest.mark.parametrize(
+    ("family", "rings"),
+    [
+        ("granite", RINGS[2:]),
+        ("olmo", RINGS[1:2]),
+        pytest.param("granite", RINGS, marks=pytest.mark.soak),
+        pytest.param("olmo", RINGS, marks=pytest.mark.soak),
+    ],
+    ids=["granite-3", "olmo-2", "granite-all", "olmo-all"],
+)
+async def test_a_cut_family_says_what_generate_says_and_replay_accepts_it(
+    family: str, rings: tuple[list[tuple[int, int]], ...], tmp_path: Path
+) -> None:
+    folder = saved(family, tmp_path / "model")
+    words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(tmp_path / "models"))
+    for layers in rings:
+        nodes = len(layers)
+        state = tmp_path / str(nodes)
+        async with local_ring(LocalSwarm(state, model=str(folder), arguments=words), layers) as ring:
+            answer = await ring.generate(
+                "Hello there", "--max-tokens", "16", "--ignore-eos", "--draft", "suffix",
+                "--models", str(tmp_path / "models"),
+            )  # fmt: skip
+        assert len(answer["ring"]) == nodes
+        assert answer["token_ids"] == generated(folder, answer["prompt_token_ids"], 16), f"{nodes} nodes"
+        replay = ["verify", answer["receipt"], "--replay", "--model", str(folder), "--models", str(tmp_path / "models")]
+        assert await asyncio.to_thread(main, replay) == 0, f"{nodes} nodes"
