@@ -92,6 +92,11 @@ def read_header(path: Path) -> GGUFHeader:
             data = file.read(min(size, MAX_HEADER))
     except OSError as exc:
         raise ModelError(f"cannot read {path}: {exc.strerror}") from exc
+    return parse_header(data, size, path)
+
+
+def parse_header(data: bytes, size: int, path: Path) -> GGUFHeader:
+    """The header in the first bytes of a file of `size` bytes. Raises ModelError naming `path` if it is damaged."""
     try:
         return _parse(_Cursor(memoryview(data)), size, path)
     except (ValueError, KeyError, struct.error, MemoryError, OverflowError) as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from swarm.errors import ModelError
@@ -33,9 +34,15 @@ def read_set(path: Path) -> GGUFHeader:
             f"{path} is one of {len(names)} files of a model, and {', '.join(missing[:5])} "
             f"{'is' if len(missing) == 1 else 'are'} not beside it: copy the whole set"
         )
-    headers = [read_header(path.parent / name) for name in names]
+    files = [path.parent / name for name in names]
+    return join_parts(files, [read_header(file) for file in files])
+
+
+def join_parts(files: Sequence[Path], headers: Sequence[GGUFHeader]) -> GGUFHeader:
+    """One header out of those of all files of a model, in order. Raises ModelError for parts that do not fit."""
+    path = files[0]
     stated = headers[0].metadata.get("split.count", 1)
-    if stated not in (0, len(names)):
+    if stated not in (0, len(files)):
         raise ModelError(
             f"{path} is part of a model in {stated} files, which are known by their names "
             f"NAME-00001-of-{int(stated):05d}.gguf; give the files their names back"
@@ -43,14 +50,14 @@ def read_set(path: Path) -> GGUFHeader:
             else f"{path} has a damaged split.count; fetch it again"
         )
     tensors: dict[str, GGUFTensor] = {}
-    for number, (name, header) in enumerate(zip(names, headers, strict=True)):
-        if len(names) > 1 and header.metadata.get("split.no", number) != number:
-            raise ModelError(f"{path.parent / name} says it is another part of its model; fetch it again")
+    for number, (file, header) in enumerate(zip(files, headers, strict=True)):
+        if len(files) > 1 and header.metadata.get("split.no", number) != number:
+            raise ModelError(f"{file} says it is another part of its model; fetch it again")
         twice = tensors.keys() & header.tensors.keys()
         if twice:
-            raise ModelError(f"{path.parent / name} repeats tensor {min(twice)} of an earlier part; fetch it again")
+            raise ModelError(f"{file} repeats tensor {min(twice)} of an earlier part; fetch it again")
         tensors |= header.tensors
     total = headers[0].metadata.get("split.tensors.count", len(tensors))
-    if len(names) > 1 and total != len(tensors):
+    if len(files) > 1 and total != len(tensors):
         raise ModelError(f"{path} and its other parts hold {len(tensors)} tensors, expected {total}; fetch them again")
     return GGUFHeader(headers[0].metadata, tensors)

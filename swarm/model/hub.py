@@ -151,6 +151,9 @@ class HubModel:
         if pulled is not None and manifest is not None and pulled.commit == commit and self._whole(pulled):
             return pulled, manifest
         files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        packed = sorted(name for name in files if name.endswith(".gguf"))
+        if packed and not any(name.endswith(".safetensors") for name in files):
+            raise ModelError(f"{self.repo} holds GGUF files: name one, as in {self.repo}:{packed[0]}")
         for name in (*SMALL, local.INDEX):
             if name in files:
                 self._get(name, commit, report)

