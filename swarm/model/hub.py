@@ -151,6 +151,9 @@ class HubModel:
         if pulled is not None and manifest is not None and pulled.commit == commit and self._whole(pulled):
             return pulled, manifest
         files = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        packed = sorted(name for name in files if name.endswith(".gguf"))
+        if packed and not any(name.endswith(".safetensors") for name in files):
+            raise ModelError(f"{self.repo} holds GGUF files: name one, as in {self.repo}:{packed[0]}")
         for name in (*SMALL, local.INDEX):
             if name in files:
                 self._get(name, commit, report)
@@ -260,6 +263,24 @@ class HubModel:
             raise _Unreachable(
                 f"the hub does not answer for {self.ref} ({_line(exc)}); connect, or name a local model"
             ) from exc
+
+
+def fetch_by_digest(repo: str, digest: str, target: Path, endpoint: str | None, report: Report) -> None:
+    """Put the file of a repository that has this SHA-256 at `target`; nothing is fetched unless the hub lists one.
+    Raises ModelError."""
+    model = HubModel(repo, target.parent, endpoint, target.parent / "hub")
+    if huggingface_hub.is_offline_mode():
+        raise ModelError("HF_HUB_OFFLINE is set")
+    info = model._call(lambda: model.api.model_info(repo, files_metadata=True, timeout=_TIMEOUT_S))
+    names = [s.rfilename for s in info.siblings or () if s.lfs is not None and s.lfs.sha256 == digest]
+    if not names:
+        raise ModelError(f"{repo} has no file with SHA-256 {digest[:12]}... any more")
+    target.unlink(missing_ok=True)
+    found = model._get(names[0], str(info.sha), report)
+    try:
+        found.resolve().replace(target)
+    except OSError as exc:
+        raise ModelError(f"cannot write {target}: {exc.strerror}; free space or choose another --models") from exc
 
 
 class _Unreachable(ModelError):

