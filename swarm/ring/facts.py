@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,12 +16,16 @@ from swarm.ring.text import Decode
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text."""
+    """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text.
+
+    special   names of the ids that `decode` leaves out
+    """
 
     model: str
     context: int
     eos: frozenset[int]
     decode: Decode
+    special: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

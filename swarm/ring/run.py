@@ -88,10 +88,22 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Special:
+    """A token that is for programs, such as the mark of a tool call. `text`: its name, which is not shown."""
+
+    token: int
+    text: str
+
+
+Piece = str | Special
+
+
+@dataclass(frozen=True)
 class Committed:
     """New tokens of the answer, in order.
 
     text      what they add to the text (may be empty while a character is incomplete)
+    pieces    the same text with special tokens in their places; empty when there are none
     drafted   per token: True when a draft foresaw it
     logprobs  per token, when asked for: (own logprob, ((token, logprob), ...)); else empty
     """
@@ -100,6 +112,7 @@ class Committed:
     text: str
     drafted: tuple[bool, ...]
     logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
+from jinja2.exceptions import TemplateError
 
+from swarm.errors import SwarmError
 from swarm.serve.admission import Admission, FairQueue
 from swarm.serve.backend import Backend
 from swarm.serve.book import RunBook
@@ -76,6 +78,14 @@ def _openapi(config: GatewayConfig) -> Callable[[web.Request], Awaitable[web.Res
     return handler
 
 
+def _warm(backend: Backend) -> None:
+    """The first prompts cost more than others: tokenizers settle, and the process for chat templates starts."""
+    backend.encode("warm")
+    if getattr(backend.tokenizer, "chat_template", None):
+        with suppress(SwarmError, TemplateError):  # said to whoever asks
+            backend.encode_chat([{"role": "user", "content": "warm"}])
+
+
 @asynccontextmanager
 async def gateway(
     backend: Backend,
@@ -87,6 +97,6 @@ async def gateway(
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the block is left; yields the address that it listens on. Raises UsageError when it is taken."""
     # The first call may settle a tokenizer's padding and truncation, which must not happen under other threads' eyes.
-    await asyncio.to_thread(backend.encode, "warm")
+    await asyncio.to_thread(_warm, backend)
     async with listening(make_app(backend, config, verify, progress), config, host, port) as address:
         yield address

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from swarm import __version__
+from swarm.model.template import RESERVED
 from swarm.ring.run import DRAFTS, SPECULATIONS
 from swarm.serve.config import GatewayConfig
-from swarm.serve.messages import MAX_MESSAGES, MAX_TOOLS
+from swarm.serve.messages import MAX_MESSAGES, MAX_OPTIONS, MAX_TOOLS
 from swarm.serve.parse import MAX_STOP_CHARS, MAX_STOPS, MAX_TOP_LOGPROBS
 
 Json = dict[str, Any]
@@ -69,7 +70,6 @@ def _shared(config: GatewayConfig) -> Json:
                 "prompt_cache_key",
                 "prompt_cache_retention",
                 "safety_identifier",
-                "reasoning_effort",
                 "verbosity",
             )
         },
@@ -97,6 +97,19 @@ def _chat(config: GatewayConfig) -> Json:
                 "properties": {"type": {"const": "text"}},
                 "description": "only text: answers cannot be held to a grammar",
             },
+            "reasoning_effort": _nullable(
+                "string", minLength=1, maxLength=64, description="told to the chat template; none: no thinking"
+            ),
+            "chat_template_kwargs": {
+                "type": ["object", "null"],
+                "description": "variables of the chat template, such as enable_thinking",
+                "propertyNames": {"pattern": "^[A-Za-z][A-Za-z0-9_]*$", "not": {"enum": sorted(RESERVED)}},
+                "maxProperties": MAX_OPTIONS,
+            },
+            "add_generation_prompt": _nullable("boolean", description="begin an answer; true by default"),
+            "continue_final_message": _nullable(
+                "boolean", description="go on within the last message; excludes add_generation_prompt"
+            ),
             "modalities": {"type": ["array", "null"], "items": {"const": "text"}, "maxItems": 1},
             "prediction": {"description": "taken and not used"},
         },

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+from swarm.model.template import NEW_ANSWER, Turn
 from swarm.ring.run import DRAFTS, SPECULATIONS, Draft, Speculation
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.fields import Fields, clean_text, describe
-from swarm.serve.messages import read_messages, read_tools
+from swarm.serve.messages import read_messages, read_template_options, read_tools
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 512
@@ -19,7 +20,7 @@ _SEED = 2**63
 
 _IGNORED = frozenset(
     "user metadata store service_tier parallel_tool_calls prompt_cache_key prompt_cache_retention safety_identifier "
-    "reasoning_effort verbosity".split()
+    "verbosity".split()
 )
 _OWN = frozenset("top_k min_p repetition_penalty speculation draft receipt private_text ignore_eos".split())
 _COMMON = frozenset(
@@ -32,7 +33,8 @@ _CHAT = (
     | _IGNORED
     | frozenset(
         "messages max_completion_tokens top_logprobs tools tool_choice response_format functions function_call audio "
-        "modalities prediction web_search_options".split()
+        "modalities prediction web_search_options reasoning_effort chat_template_kwargs add_generation_prompt "
+        "continue_final_message".split()
     )
 )
 _TEXT = _COMMON | _OWN | _IGNORED | frozenset("prompt echo best_of suffix".split())
@@ -65,11 +67,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A chat. Messages and tools hold only the keys that chat templates know."""
+    """A chat. Messages and tools hold only the keys that chat templates know; `options`: further variables of it."""
 
     wanted: Wanted
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    turn: Turn = NEW_ANSWER
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,21 @@ def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
         logprobs = top or 0
     elif top:
         raise bad_field("top_logprobs", "'top_logprobs' needs 'logprobs': true")
-    return ChatRequest(_wanted(fields, config, limit, logprobs), messages, tools)
+    wanted = _wanted(fields, config, limit, logprobs)
+    return ChatRequest(wanted, messages, tools, read_template_options(fields), _turn(fields, messages))
+
+
+def _turn(fields: Fields, messages: Sequence[Mapping[str, Any]]) -> Turn:
+    """How the prompt ends, as vLLM's API spells it."""
+    going_on = fields.flag("continue_final_message")
+    begin = fields.flag("add_generation_prompt", not going_on)
+    if going_on and begin:
+        raise bad_field(
+            "continue_final_message", "'continue_final_message' needs 'add_generation_prompt': false, or none at all"
+        )
+    if going_on and not messages[-1]["content"]:
+        raise bad_field("continue_final_message", "'continue_final_message' needs a last message with content")
+    return Turn(begin, going_on)
 
 
 def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:

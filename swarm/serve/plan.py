@@ -11,6 +11,7 @@ from jinja2.exceptions import TemplateError
 
 from swarm.errors import UsageError
 from swarm.model.sampler import Sampling
+from swarm.model.template import NEW_ANSWER
 from swarm.ring.run import RunRequest
 from swarm.serve.backend import Backend
 from swarm.serve.config import GatewayConfig
@@ -28,8 +29,14 @@ async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfi
         raise bad_field("tools", "the chat template of this model has no place for tools", "unsupported_parameter")
     try:
         # Tokenizing megabytes takes seconds; other users' tokens must not wait for it.
-        prompt = await asyncio.to_thread(backend.encode_chat, list(request.messages), list(request.tools) or None)
-    except (TemplateError, TypeError, ValueError, KeyError, UsageError) as exc:
+        more: dict[str, Any] = {"options": request.options} if request.options else {}
+        if request.turn != NEW_ANSWER:
+            more["turn"] = request.turn
+        tools = list(request.tools) or None
+        prompt = await asyncio.to_thread(backend.encode_chat, list(request.messages), tools, **more)
+    except UsageError as exc:
+        raise bad_field("messages", str(exc)) from exc
+    except (TemplateError, TypeError, ValueError, KeyError) as exc:
         raise bad_field("messages", f"the chat template of this model refuses these messages: {exc}") from exc
     return _runs(request.wanted, tuple(prompt), "messages", backend, config, config.default_max_tokens)
 
