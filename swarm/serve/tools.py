@@ -2,18 +2,24 @@
 
 Three ways of writing them are known: between <tool_call> and </tool_call> (Qwen, Hermes, SmolLM), after
 [TOOL_CALLS] (Mistral), and a bare JSON object as the whole answer (Llama 3). A call counts only when it names a
-tool on offer; everything else is text and reaches the client unchanged.
+tool on offer; everything else is text and reaches the client unchanged. Where a mark is a special token of the model,
+it is known by its id: the same letters in ordinary tokens are text.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from swarm.ring.run import Piece, Special
 
 _OPEN, _CLOSE, _MISTRAL, _PYTHON = "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"
 _MARKS = (_OPEN, _MISTRAL, _PYTHON)
+# Marks that are special tokens stand in the held text as lone surrogates, which no model can write.
+_STAND_INS = {_OPEN: "\ud800", _CLOSE: "\ud801", _MISTRAL: "\ud802", _PYTHON: "\ud803"}
+_NOT_SHOWN = str.maketrans("", "", "".join(_STAND_INS.values()))
 
 
 @dataclass(frozen=True)
@@ -26,55 +32,65 @@ class ToolCall:
 
 @dataclass
 class ToolSplitter:
-    """Splits an answer into text and calls. `names`: tools on offer; none: everything is text at once."""
+    """Splits an answer into text and calls.
+
+    names     tools on offer; none: everything is text at once
+    special   names of the model's special tokens
+    """
 
     names: frozenset[str]
+    special: frozenset[str] = frozenset()
     _held: str = ""
     _started: bool = False
-    _calls: list[ToolCall] = field(default_factory=list)
 
-    def feed(self, text: str) -> tuple[str, list[ToolCall]]:
+    def __post_init__(self) -> None:
+        self._mark = {mark: _STAND_INS[mark] if mark in self.special else mark for mark in _STAND_INS}
+        self._begins = tuple(self._mark[mark] for mark in _MARKS)
+
+    def feed(self, *pieces: Piece) -> tuple[str, list[ToolCall]]:
         """Text that is certainly text, and calls that are complete."""
+        text = "".join(_STAND_INS.get(p.text, "") if isinstance(p, Special) else p for p in pieces)
         if not self.names:
-            return text, []
+            return text.translate(_NOT_SHOWN), []
         self._held += text
         out: list[str] = []
         calls: list[ToolCall] = []
+        opening, closing = self._mark[_OPEN], self._mark[_CLOSE]
         while True:
             if not self._started and not self._held.strip():
                 break
             if not self._started and self._held.lstrip()[0] == "{":
                 break  # perhaps a bare call: wait for the whole answer
-            mark, at = _first_mark(self._held)
+            mark, at = _first_mark(self._held, self._begins)
             if mark is None:
-                keep = _partial_mark(self._held)
+                keep = _partial_mark(self._held, self._begins)
                 out.append(self._held[: len(self._held) - keep])
                 self._held = self._held[len(self._held) - keep :]
                 break
             if at:
                 out.append(self._held[:at])
                 self._held = self._held[at:]
-            if mark != _OPEN or _CLOSE not in self._held:
+            if mark != opening or closing not in self._held:
                 break  # the rest belongs to the call; these two marks have no end but the answer's
-            end = self._held.index(_CLOSE) + len(_CLOSE)
+            end = self._held.index(closing) + len(closing)
             piece, self._held = self._held[:end], self._held[end:]
-            found = self._calls_in(piece.removeprefix(_OPEN).removesuffix(_CLOSE))
+            found = self._calls_in(piece.removeprefix(opening).removesuffix(closing))
             calls += found
             if not found:
                 out.append(piece)
             self._started = True
         said = "".join(out)
         self._started = self._started or bool(said.strip())
-        return said, calls
+        return said.translate(_NOT_SHOWN), calls
 
     def finish(self) -> tuple[str, list[ToolCall]]:
         """What was held back, once the answer is over."""
         held, self._held = self._held, ""
         body = held.strip()
-        for mark in _MARKS:
+        for mark in self._begins:
             body = body.removeprefix(mark)
         calls = self._calls_in(body) if held else []
-        return ("", calls) if calls else (held, [])
+        return ("", calls) if calls else (held.translate(_NOT_SHOWN), [])
 
     def _calls_in(self, text: str) -> list[ToolCall]:
         try:
@@ -95,15 +111,15 @@ def _call(value: Any) -> ToolCall | None:
     return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
 
 
-def _first_mark(text: str) -> tuple[str | None, int]:
-    found = [(text.index(mark), mark) for mark in _MARKS if mark in text]
+def _first_mark(text: str, marks: Sequence[str]) -> tuple[str | None, int]:
+    found = [(text.index(mark), mark) for mark in marks if mark in text]
     return (min(found)[1], min(found)[0]) if found else (None, 0)
 
 
-def _partial_mark(text: str) -> int:
+def _partial_mark(text: str, marks: Sequence[str]) -> int:
     """How many last characters could be the beginning of a mark."""
     longest = 0
-    for mark in _MARKS:
+    for mark in marks:
         for size in range(1, len(mark)):
             if text.endswith(mark[:size]):
                 longest = max(longest, size)
