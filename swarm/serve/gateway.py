@@ -24,7 +24,8 @@ from swarm.serve.receipts import Receipts, Verify
 from swarm.serve.snapshot import Progress, gateway_state
 from swarm.serve.state import DashboardState
 from swarm.serve.views import Views, state_registry
-from swarm.serve.web import add_headers, frame, observer
+from swarm.serve.vocabulary import VocabularyViews
+from swarm.serve.web import add_headers, frame, inviting, observer
 
 HUB = web.AppKey("hub", Hub)
 BOOK = web.AppKey("book", RunBook)
@@ -49,7 +50,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     book.watch(hub.touch)
     completions = Completions(backend, config, admission, book, metrics)
     receipts = Receipts(backend.receipts_dir, book, verify, bool(config.api_keys))
-    models = Models(backend)
+    models, vocabulary, invite = Models(backend), VocabularyViews(backend, config), inviting(config)
     views = Views(hub, config, (metrics.registry, state_registry(StateCollector(state))))
     app = web.Application(middlewares=[frame(config, observer(metrics.requests))])
     app.on_response_prepare.append(add_headers(config))
@@ -60,9 +61,11 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
         [
             web.get("/v1/models", models.list),
             web.get("/v1/models/{id:.+}", models.get),
-            web.post("/v1/chat/completions", completions.chat),
-            web.post("/v1/completions", completions.text),
-            web.post("/generate", completions.generate),
+            web.post("/v1/chat/completions", completions.chat, expect_handler=invite),
+            web.post("/v1/completions", completions.text, expect_handler=invite),
+            web.post("/generate", completions.generate, expect_handler=invite),
+            web.post("/tokenize", vocabulary.tokenize, expect_handler=invite),
+            web.post("/detokenize", vocabulary.detokenize, expect_handler=invite),
             web.get("/v1/receipts/{id}", receipts.get),
             web.get("/api/verify/{id}", receipts.verify),
             web.get("/openapi.json", _openapi(config)),

@@ -148,6 +148,35 @@ def _generate(config: GatewayConfig) -> Json:
     }
 
 
+def _tokenize(config: GatewayConfig) -> Json:
+    chat = _chat(config)["properties"]
+    names = "model messages tools tool_choice reasoning_effort chat_template_kwargs add_generation_prompt"
+    of_chat = {name: chat[name] for name in [*names.split(), "continue_final_message"]}
+    flags = {name: _nullable("boolean") for name in ("add_special_tokens", "add_special", "return_token_strs")}
+    kinds: list[tuple[str, Json]] = [
+        ("messages", {**of_chat, "return_token_strs": flags["return_token_strs"]}),
+        *((name, {"model": chat["model"], name: _TEXT, **flags}) for name in ("prompt", "content")),
+    ]
+    return {
+        "anyOf": [
+            {"type": "object", "required": [name], "additionalProperties": False, "properties": properties}
+            for name, properties in kinds
+        ]
+    }
+
+
+def _detokenize() -> Json:
+    return {
+        "type": "object",
+        "required": ["tokens"],
+        "additionalProperties": False,
+        "properties": {
+            "model": _nullable("string"),
+            "tokens": {"type": "array", "items": {"type": "integer"}},
+        },
+    }
+
+
 def _role(role: str, required: list[str], **rest: Json) -> Json:
     return {
         "type": "object",
@@ -275,12 +304,19 @@ def describe(config: GatewayConfig) -> Json:
             "/v1/chat/completions": _post("Answer a chat", "Chat", streamed),
             "/v1/completions": _post("Continue a text", "Completion", streamed),
             "/generate": _post("Continue a text, for the simplest clients", "Generate", _json(_GENERATED, "the text")),
+            "/tokenize": _post(
+                "Token ids of a text or a chat",
+                "Tokenize",
+                _json(_object("tokens", "count", "max_model_len"), "the ids"),
+            ),
+            "/detokenize": _post("Text of token ids", "Detokenize", _json(_object("prompt", "content"), "the text")),
             "/v1/receipts/{id}": _get("Receipt of a run", _json(_ANY, "the file"), "404", parameter="id"),
             "/api/verify/{id}": _get(
                 "What verifying a receipt finds, claim by claim", _json(_ANY, "the verdict"), "404", parameter="id"
             ),
             "/api/state": _get("What the dashboard shows", _json(_object("phase", "nodes", "runs"), "the state")),
             "/healthz": _get("Alive", _json(_object("status"), "yes")),
+            "/health": _get("Alive", _json(_object("status"), "yes")),
             "/metrics": _get("For Prometheus", _plain("metrics", "text/plain")),
             "/openapi.json": _get("This document", _json(_object("openapi", "paths"), "the document")),
         },
@@ -289,6 +325,8 @@ def describe(config: GatewayConfig) -> Json:
                 "Chat": _chat(config),
                 "Completion": _completion(config),
                 "Generate": _generate(config),
+                "Tokenize": _tokenize(config),
+                "Detokenize": _detokenize(),
                 "Message": _message(),
                 "Tool": _tool(),
                 "Answer": _answer(),

@@ -106,10 +106,10 @@ def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
     elif top:
         raise bad_field("top_logprobs", "'top_logprobs' needs 'logprobs': true")
     wanted = _wanted(fields, config, limit, logprobs)
-    return ChatRequest(wanted, messages, tools, read_template_options(fields), _turn(fields, messages))
+    return ChatRequest(wanted, messages, tools, read_template_options(fields), read_turn(fields, messages))
 
 
-def _turn(fields: Fields, messages: Sequence[Mapping[str, Any]]) -> Turn:
+def read_turn(fields: Fields, messages: Sequence[Mapping[str, Any]]) -> Turn:
     """How the prompt ends, as vLLM's API spells it."""
     going_on = fields.flag("continue_final_message")
     begin = fields.flag("add_generation_prompt", not going_on)
@@ -234,14 +234,14 @@ def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
         raise fields.wrong("prompt", "a string, an array of strings, or an array of token ids")
     if not value:
         raise bad_field("prompt", "expected a prompt, found an empty array")
-    if _is_ids(value):
+    if is_ids(value):
         return (tuple(value),)
     prompts: list[str | tuple[int, ...]] = []
     for index, item in enumerate(value):
         path = f"prompt[{index}]"
         if isinstance(item, str):
             prompts.append(clean_text(item, path))
-        elif isinstance(item, list) and item and _is_ids(item):
+        elif isinstance(item, list) and item and is_ids(item):
             prompts.append(tuple(item))
         else:
             raise bad_field(
@@ -252,7 +252,8 @@ def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
     return tuple(prompts)
 
 
-def _is_ids(items: list[Any]) -> bool:
+def is_ids(items: list[Any]) -> bool:
+    """Whether all are whole numbers."""
     return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
 
 

@@ -50,7 +50,7 @@ async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfi
             ids: Sequence[int] = await asyncio.to_thread(backend.encode, prompt)
         else:
             ids = prompt
-            _check_ids(ids, backend.manifest.vocab_size)
+            check_ids(ids, backend.manifest.vocab_size, "prompt")
         runs += _runs(request.wanted, tuple(ids), "prompt", backend, config, 256)
     return runs
 
@@ -73,10 +73,11 @@ def takes_tools(template: Any) -> bool:
     return "tools" in str(template)
 
 
-def _check_ids(ids: Sequence[int], vocab: int) -> None:
+def check_ids(ids: Sequence[int], vocab: int, param: str) -> None:
+    """Raises ApiError 400 for an id that the model does not have."""
     for index, token in enumerate(ids):
         if not 0 <= token < vocab:
-            raise bad_field("prompt", f"expected token ids from 0 to {vocab - 1}, found {token} at place {index}")
+            raise bad_field(param, f"expected token ids from 0 to {vocab - 1}, found {token} at place {index}")
 
 
 def _runs(
