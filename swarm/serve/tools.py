@@ -9,6 +9,7 @@ it is known by its id: the same letters in ordinary tokens are text.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,21 +95,62 @@ class ToolSplitter:
 
     def _calls_in(self, text: str) -> list[ToolCall]:
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+            items = _items(text)
+        except (ValueError, RecursionError, IndexError):
             return []
-        calls = [_call(item) for item in (value if isinstance(value, list) else [value])]
+        calls = [_call(members) for members in items]
         found = [call for call in calls if call is not None and call.name in self.names]
         return found if len(found) == len(calls) else []
 
 
-def _call(value: Any) -> ToolCall | None:
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+_JSON = json.JSONDecoder()
+_BLANK = re.compile(r"[ \t\r\n]*")
+Members = dict[str, tuple[Any, str]]
+"""Of an object: the value of each name, and how the model wrote it."""
+
+
+def _items(text: str) -> list[Members | None]:
+    """The objects of a JSON text: one, or a list of them; None for other values. Raises ValueError."""
+    value = json.loads(text)
+    at = _skip(text, 0)
+    if not isinstance(value, list):
+        return [_members(text, at)]
+    items: list[Members | None] = []
+    at = _skip(text, at + 1)
+    while text[at] != "]":
+        items.append(_members(text, at))
+        at = _skip(text, _JSON.raw_decode(text, at)[1])
+        at = _skip(text, at + 1) if text[at] == "," else at
+    return items
+
+
+def _members(text: str, at: int) -> Members | None:
+    if text[at] != "{":
         return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if isinstance(arguments, str):
-        return ToolCall(value["name"], arguments)
-    return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
+    found: Members = {}
+    at = _skip(text, at + 1)
+    while text[at] != "}":
+        name, at = _JSON.raw_decode(text, at)
+        at = _skip(text, _skip(text, at) + 1)
+        value, end = _JSON.raw_decode(text, at)
+        found[name] = value, text[at:end]
+        at = _skip(text, end)
+        at = _skip(text, at + 1) if text[at] == "," else at
+    return found
+
+
+def _skip(text: str, at: int) -> int:
+    found = _BLANK.match(text, at)
+    return found.end() if found else at
+
+
+def _call(members: Members | None) -> ToolCall | None:
+    """Arguments stay as they were written: numbers and escapes survive no reading and writing again."""
+    name, _ = (members or {}).get("name", (None, ""))
+    if members is None or not isinstance(name, str):
+        return None
+    value, written = members.get("arguments") or members.get("parameters") or ({}, "{}")
+    return ToolCall(name, value if isinstance(value, str) else written)
 
 
 def _first_mark(text: str, marks: Sequence[str]) -> tuple[str | None, int]:
