@@ -164,6 +164,11 @@ class Requester:
         return self._target.tokenizer
 
     @property
+    def generation_defaults(self) -> Mapping[str, float]:
+        """Sampling options that the model's makers want where a request names none."""
+        return self._target.generation_defaults
+
+    @property
     def node_id(self) -> bytes:
         return self._board.id
 

@@ -18,6 +18,7 @@ from swarm.mesh.saved import Saved
 from swarm.model.block import load_block
 from swarm.model.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
 from swarm.model.device import choose_device
+from swarm.model.generation import generation_defaults
 from swarm.model.manifest import Manifest
 from swarm.model.spelling import special_tokens
 from swarm.model.store import ModelStore
@@ -32,6 +33,7 @@ class Target:
 
     ref      what the swarm calls the model
     models   folder of the model store
+    generation_defaults   how its makers want it sampled
     """
 
     ref: str
@@ -40,6 +42,7 @@ class Target:
     eos: frozenset[int]
     drafters: Drafters
     models: Path
+    generation_defaults: Mapping[str, float] = field(default_factory=dict)
     templates: TemplateRenderer = field(default_factory=TemplateRenderer)
 
     @property
@@ -112,4 +115,5 @@ def load_target(
     checkpoint = open_model(ref, store, (0, 1), report)
     tokenizer = load_tokenizer(ref, store, report)
     drafters = load_drafters(draft, draft_model, draft_gpu, checkpoint, tokenizer, store, report)
-    return Target(ref, checkpoint, tokenizer, end_tokens(checkpoint, store, ref), drafters, models)
+    eos, defaults = end_tokens(checkpoint, store, ref), generation_defaults(store, ref)
+    return Target(ref, checkpoint, tokenizer, eos, drafters, models, defaults)

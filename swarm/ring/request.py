@@ -149,7 +149,14 @@ class Desk:
     async def _drive(self, request: RunRequest, where: Path | None, emit: Callable[[RunEvent], None]) -> None:
         opening = await patiently(lambda: self._opening(request), request.patience_s, emit)
         drafting = self._drafting.make(request)
-        text = TextStream(self.target.decode, request.stop, before=request.prompt_ids, special=self.target.special)
+        text = TextStream(
+            self.target.decode,
+            request.stop,
+            before=request.prompt_ids,
+            special=self.target.special,
+            keep_stop=request.keep_stop,
+            stop_tokens=frozenset(request.stop_token_ids),
+        )
         core = self._core(request, opening, drafting)
         link = RingLink(self._reach, opening)
         if request.private and self._private is not None:

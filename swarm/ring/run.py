@@ -23,7 +23,8 @@ class RunRequest:
 
     prompt_ids    token ids of the whole prompt (chat template already applied)
     max_tokens    exact, unless a stop or end token comes first
-    stop          strings that end the text; not part of it
+    stop          strings that end the text; not part of it unless `keep_stop`
+    stop_token_ids  ids that end the answer, and do so with `ignore_eos` too; shown only with `keep_stop`
     ignore_eos    keep going past end tokens (benchmarks)
     patience_s    how long to wait for nodes: while layers are missing, and for a replacement when a stage is lost
     wire          a format of hidden rows; "model": the model's own; "auto": by bandwidth, perhaps coarser
@@ -37,6 +38,8 @@ class RunRequest:
     max_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    keep_stop: bool = False
     ignore_eos: bool = False
     speculation: Speculation = "stream"
     draft: Draft = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 
 from swarm.ring.run import Piece, Special
@@ -34,7 +35,8 @@ class TextStream:
 
     before    ids that the answer continues; only the last few count
     special   text of the ids that are for programs: known by id, found by stop strings, not part of `text`
-    keep_stop whether the stop string itself is part of the text
+    keep_stop whether the stop string or token itself is part of the text
+    stop_tokens  ids that end the text like a stop string
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class TextStream:
         before: Sequence[int] = (),
         special: Mapping[int, str] = NO_SPECIAL,
         keep_stop: bool = False,
+        stop_tokens: AbstractSet[int] = frozenset(),
     ) -> None:
         self._decode = decode
         self._special = special
         self._stops, self._named = _marked([s for s in stop if s], special)
         self._keep_stop = keep_stop
+        self._stop_tokens = stop_tokens
         self._window = [token for token in before[-4 * LEFT_TOKENS :] if token not in special][-LEFT_TOKENS:]
         self._settled = len(self._window)
         self._held = ""
@@ -62,6 +66,17 @@ class TextStream:
         """Text that this token adds (may be empty). After `stopped` nothing more is added."""
         if self.stopped:
             return ""
+        if token in self._stop_tokens and not self._keep_stop:
+            rest = self.finish()
+            self.stopped = True
+            return rest
+        added = self._feed(token)
+        if token in self._stop_tokens and not self.stopped:
+            added += self.finish()
+            self.stopped = True
+        return added
+
+    def _feed(self, token: int) -> str:
         if token in self._special:
             rest = self._settle()
             self._held_special.append(Special(token, self._special[token]))

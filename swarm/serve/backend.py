@@ -27,7 +27,10 @@ class ModelFacts(Protocol):
 
 
 class Backend(Protocol):
-    """Runs, and what must be known to ask for one. Everything but `run` is quick or safe in a worker thread."""
+    """Runs, and what must be known to ask for one. Everything but `run` is quick or safe in a worker thread.
+
+    May have `generation_defaults`: sampling options, by name, where a request names none.
+    """
 
     @property
     def manifest(self) -> ModelFacts: ...

@@ -76,7 +76,8 @@ class Completions:
             echoed = ""
             if parsed.echo:
                 prompt = parsed.prompts[index // parsed.wanted.n]
-                echoed = prompt if isinstance(prompt, str) else self._backend.decode(prompt)
+                whole = isinstance(prompt, str) and parsed.wanted.truncate is None
+                echoed = str(prompt) if whole else self._backend.decode(run.prompt_ids)
             ledger = Ledger(spelling, run.prompt_ids, len(echoed))
             choices.append(Choice(index, ToolSplitter(frozenset()), ledger, echoed))
         if parsed.plain:

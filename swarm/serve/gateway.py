@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 from aiohttp import web
 from jinja2.exceptions import TemplateError
@@ -37,6 +38,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     `verify`: what `/api/verify/{id}` calls with a receipt's bytes, in a worker thread; returns the verdict as JSON.
     `progress`: what is under way, in the shape of `swarm.progress.EventLog.as_json`.
     """
+    config = replace(config, model_sampling=getattr(backend, "generation_defaults", config.model_sampling))
     metrics = GatewayMetrics()
     admission = Admission(
         FairQueue(config.max_running, config.max_waiting, config.max_waiting_per_user), config.max_wait_s

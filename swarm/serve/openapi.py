@@ -9,7 +9,7 @@ from swarm.model.template import RESERVED
 from swarm.ring.run import DRAFTS, SPECULATIONS
 from swarm.serve.config import GatewayConfig
 from swarm.serve.messages import MAX_MESSAGES, MAX_OPTIONS, MAX_TOOLS
-from swarm.serve.parse import MAX_STOP_CHARS, MAX_STOPS, MAX_TOP_LOGPROBS
+from swarm.serve.parse import MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS, MAX_TOP_LOGPROBS
 
 Json = dict[str, Any]
 
@@ -27,6 +27,7 @@ def _limit() -> Json:
 
 
 _TEXT: Json = {"type": "string"}
+_OF_STOPS = ("stop_token_ids", "include_stop_str_in_output", "truncate_prompt_tokens")
 _ANY: Json = {}
 
 
@@ -38,7 +39,7 @@ def _shared(config: GatewayConfig) -> Json:
         "max_tokens": _limit(),
         "temperature": _nullable("number", minimum=0, maximum=2, description="0 is greedy"),
         "top_p": _nullable("number", exclusiveMinimum=0, maximum=1),
-        "top_k": _nullable("integer", minimum=0, maximum=2**31 - 1, description="0 keeps all"),
+        "top_k": _nullable("integer", minimum=-1, maximum=2**31 - 1, description="0 and -1 keep all"),
         "min_p": _nullable("number", minimum=0, maximum=1),
         "repetition_penalty": _nullable("number", exclusiveMinimum=0, maximum=10),
         "seed": _nullable("integer", minimum=-(2**63), maximum=2**63 - 1),
@@ -58,6 +59,16 @@ def _shared(config: GatewayConfig) -> Json:
         "draft": _nullable("string", enum=[*DRAFTS, None]),
         "receipt": _nullable("boolean", description="make a signed receipt of the run; true by default"),
         "private_text": _nullable("boolean", description="salted digests of the tokens in the receipt, not the tokens"),
+        "stop_token_ids": {
+            "type": ["array", "null"],
+            "items": {"type": "integer"},
+            "maxItems": MAX_STOP_TOKENS,
+            "description": "end the answer, also with ignore_eos",
+        },
+        "include_stop_str_in_output": _nullable("boolean", description="show the stop string or token"),
+        "truncate_prompt_tokens": _nullable(
+            "integer", minimum=1, maximum=2**31 - 1, description="keep so many of the prompt's last tokens"
+        ),
         "ignore_eos": _nullable("boolean", description="go on past end tokens"),
         **{
             name: {"description": "taken and not used"}
@@ -143,7 +154,7 @@ def _generate(config: GatewayConfig) -> Json:
         "additionalProperties": False,
         "properties": {
             "prompt": _TEXT,
-            **{name: shared[name] for name in [*names.split(), "private_text", "ignore_eos"]},
+            **{name: shared[name] for name in [*names.split(), "private_text", "ignore_eos", *_OF_STOPS]},
         },
     }
 

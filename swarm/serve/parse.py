@@ -15,6 +15,7 @@ from swarm.serve.messages import read_messages, read_template_options, read_tool
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 512
+MAX_STOP_TOKENS = 256
 MAX_TOP_LOGPROBS = 20
 _SEED = 2**63
 
@@ -22,7 +23,10 @@ _IGNORED = frozenset(
     "user metadata store service_tier parallel_tool_calls prompt_cache_key prompt_cache_retention safety_identifier "
     "verbosity".split()
 )
-_OWN = frozenset("top_k min_p repetition_penalty speculation draft receipt private_text ignore_eos".split())
+_OWN = frozenset(
+    "top_k min_p repetition_penalty speculation draft receipt private_text ignore_eos stop_token_ids "
+    "include_stop_str_in_output truncate_prompt_tokens".split()
+)
 _COMMON = frozenset(
     "model max_tokens temperature top_p seed stop n stream stream_options logprobs logit_bias presence_penalty "
     "frequency_penalty".split()
@@ -43,7 +47,8 @@ _GENERATE = frozenset("prompt model max_tokens temperature top_p seed stop".spli
 
 @dataclass(frozen=True)
 class Wanted:
-    """What chat and text requests share. `logprobs`: None for none, else how many alternatives per token."""
+    """What chat and text requests share. `logprobs`: None for none, else how many alternatives per token;
+    `truncate`: how many of a prompt's last tokens are kept."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -54,6 +59,9 @@ class Wanted:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    keep_stop: bool = False
+    truncate: int | None = None
     n: int = 1
     stream: bool = False
     include_usage: bool = False
@@ -168,19 +176,28 @@ def _wanted(
     logprobs: int | None,
     default_temperature: float | None = None,
 ) -> Wanted:
+    own = config.model_sampling if default_temperature is None else {}
     if default_temperature is None:
         default_temperature = config.default_temperature
+    if default_temperature is None:
+        default_temperature = own.get("temperature", 1.0)
+    top_k = fields.integer("top_k", -1, 2**31 - 1)
     stream = fields.flag("stream")
     return Wanted(
         model=fields.text("model"),
         max_tokens=limit,
         temperature=fields.number("temperature", default_temperature, 0.0, 2.0),
-        top_p=fields.number("top_p", 1.0, 0.0, 1.0, above=True),
-        top_k=fields.integer("top_k", 0, 2**31 - 1) or 0,
-        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
-        repetition_penalty=fields.number("repetition_penalty", 1.0, 0.0, 10.0, above=True),
+        top_p=fields.number("top_p", own.get("top_p", 1.0), 0.0, 1.0, above=True),
+        top_k=max(0, int(own.get("top_k", 0)) if top_k is None else top_k),
+        min_p=fields.number("min_p", own.get("min_p", 0.0), 0.0, 1.0),
+        repetition_penalty=fields.number(
+            "repetition_penalty", own.get("repetition_penalty", 1.0), 0.0, 10.0, above=True
+        ),
         seed=fields.integer("seed", -_SEED, _SEED - 1),
         stop=_stops(fields),
+        stop_token_ids=_stop_token_ids(fields),
+        keep_stop=fields.flag("include_stop_str_in_output"),
+        truncate=fields.integer("truncate_prompt_tokens", 1, 2**31 - 1),
         n=fields.integer("n", 1, config.max_choices) or 1,
         stream=stream,
         include_usage=_include_usage(fields, stream),
@@ -210,6 +227,13 @@ def _stops(fields: Fields) -> tuple[str, ...]:
         clean_text(item, path)
         if not 1 <= len(item) <= MAX_STOP_CHARS:
             raise bad_field(path, f"expected '{path}' to have 1 to {MAX_STOP_CHARS} characters, found {len(item)}")
+    return tuple(value)
+
+
+def _stop_token_ids(fields: Fields) -> tuple[int, ...]:
+    value = fields.array("stop_token_ids", MAX_STOP_TOKENS) or []
+    if not is_ids(value):
+        raise fields.wrong("stop_token_ids", "an array of token ids")
     return tuple(value)
 
 

@@ -84,6 +84,8 @@ def _runs(
     wanted: Wanted, prompt: tuple[int, ...], param: str, backend: Backend, config: GatewayConfig, default: int
 ) -> list[RunRequest]:
     context = backend.manifest.context
+    if wanted.truncate is not None:
+        prompt = prompt[-wanted.truncate :]
     if not prompt:
         raise bad_field(param, f"expected '{param}' to be at least one token long, found an empty one")
     room = context - len(prompt)
@@ -103,6 +105,8 @@ def _runs(
             max_tokens=limit,
             sampling=_sampling(wanted, (seed + index) % 2**63),
             stop=wanted.stop,
+            stop_token_ids=wanted.stop_token_ids,
+            keep_stop=wanted.keep_stop,
             ignore_eos=wanted.ignore_eos,
             speculation=wanted.speculation,
             draft="none" if wanted.speculation == "plain" else wanted.draft,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,11 @@ from receipts.verify import verify
 from swarm.chat import ChatConfig, chat
 from swarm.chat_view import PlainScreen
 from swarm.config import MemberConfig
-from swarm.errors import UsageError
+from swarm.errors import ModelError, UsageError
 from swarm.local import LocalRing, LocalSwarm, local_ring
+from swarm.model.generation import generation_defaults
 from swarm.model.sampler import Sampling
+from swarm.model.store import ModelStore
 from swarm.recheck.check import CheckConfig, check
 from swarm.requester import Requester, RequesterConfig
 from swarm.ring.run import RunRequest
@@ -40,6 +43,7 @@ ADD: Any = {"type": "function", "function": {"name": "add", "parameters": {"type
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "spoken"
     save_spoken(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1, "top_k": 1, "repetition_penalty": null}')
     return folder
 
 
@@ -88,6 +92,32 @@ async def test_special_tokens_are_not_shown_and_stop_by_name(served: Served) -> 
     assert await text_of(served, "end", stop=["done<|im_end|> af"], extra_body=going_on) == " "
     assert await text_of(served, "capital is", stop=["g c"]) == " Paris😀 bi"  # over a token that is not shown
     assert await text_of(served, "capital is", stop=["note"]) == " Paris😀 big city"  # within its name
+
+
+async def test_stops_by_id_and_stops_that_are_shown(served: Served) -> None:
+    city, note = (served.backend.tokenizer.convert_tokens_to_ids(token) for token in ("▁city", "<|note|>"))
+    assert await text_of(served, "capital is", extra_body={"stop_token_ids": [city]}) == " Paris😀 big"
+    assert (
+        await text_of(served, "capital is", extra_body={"stop_token_ids": [note], "ignore_eos": True}) == " Paris😀 big"
+    )
+    shown = {"include_stop_str_in_output": True}
+    assert await text_of(served, "capital is", extra_body={"stop_token_ids": [city], **shown}) == " Paris😀 big city"
+    assert await text_of(served, "capital is", stop=["ig"], extra_body=shown) == " Paris😀 big"
+    kept = await text_of(served, "cry capital is", echo=True, extra_body={"truncate_prompt_tokens": 2})
+    assert kept == "capital is Paris😀 big city"
+
+
+async def test_the_models_own_sampling_is_the_default(served: Served, model: Path, tmp_path: Path) -> None:
+    """Its generation_config.json says top_k 1, so even a high temperature leaves one token."""
+    assert dict(served.backend.generation_defaults)["top_k"] == 1  # type: ignore[attr-defined]
+    assert await text_of(served, "capital is", temperature=2.0, seed=1) == " Paris😀 big city"
+    free = [await text_of(served, "capital is", temperature=2.0, seed=s, extra_body={"top_k": -1}) for s in (1, 2)]
+    assert free != [" Paris😀 big city"] * 2
+    folder = tmp_path / "bad"
+    shutil.copytree(model, folder)
+    (folder / "generation_config.json").write_text('{"temperature": "hot"}')
+    with pytest.raises(ModelError, match="expected temperature from 0 to 2"):
+        generation_defaults(ModelStore(tmp_path), str(folder))
 
 
 async def test_tool_calls_are_found_by_the_id_of_their_mark(served: Served) -> None:

@@ -155,7 +155,14 @@ class TinyBackend:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         special = special_tokens(self.tokenizer)
-        stream = TextStream(self.decode, request.stop, before=request.prompt_ids, special=special)
+        stream = TextStream(
+            self.decode,
+            request.stop,
+            before=request.prompt_ids,
+            special=special,
+            keep_stop=request.keep_stop,
+            stop_tokens=frozenset(request.stop_token_ids),
+        )
         draw = self._scripted() if self.script is not None else self._drawn(request)
         tokens: list[int] = []
         finish = "length"
