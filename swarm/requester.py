@@ -21,6 +21,7 @@ from swarm.introduce import introducing
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.invite import parse_invite_untrusted
 from swarm.model.manifest import Manifest
+from swarm.model.template import NEW_ANSWER, Turn
 from swarm.net.reach import Reach
 from swarm.net.switchboard import Switchboard
 from swarm.ring.notary import Notary, open_log, software
@@ -85,6 +86,7 @@ class Requester:
                 target.decode,
                 self.manifest.prompt_limit,
                 self.manifest.vocab_size,
+                target.special,
             ),
             self._routes.plan,
             target.drafters,
@@ -121,6 +123,7 @@ class Requester:
             saved = await enter_as_guest(board, config.member, folder, identity, report)
             if target is None:
                 target = await asyncio.to_thread(config.load, saved.ref, report)
+            stack.callback(target.templates.close)
             target.require_served(saved)
             gossip = await stack.enter_async_context(
                 Gossip(board, identity.sign, saved, kept=lambda what: remember_swarm(folder, what))
@@ -169,6 +172,11 @@ class Requester:
         return self._target.tokenizer
 
     @property
+    def generation_defaults(self) -> Mapping[str, float]:
+        """Sampling options that the model's makers want where a request names none."""
+        return self._target.generation_defaults
+
+    @property
     def node_id(self) -> bytes:
         return self._board.id
 
@@ -177,10 +185,17 @@ class Requester:
         return self._target.encode(text)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        turn: Turn = NEW_ANSWER,
     ) -> tuple[int, ...]:
-        """Token ids of a conversation by the model's chat template. Raises ModelError when it has none."""
-        return self._target.encode_chat(messages, tools)
+        """Token ids of a conversation by the model's chat template. `options`: further variables of the template.
+
+        Raises ModelError when it has none, UsageError when it refuses the conversation.
+        """
+        return self._target.encode_chat(messages, tools, options, turn)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""

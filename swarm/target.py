@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from swarm.mesh.saved import Saved
 from swarm.model.block import load_block
 from swarm.model.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
 from swarm.model.device import choose_device
+from swarm.model.generation import generation_defaults
 from swarm.model.manifest import Manifest
+from swarm.model.spelling import special_tokens
 from swarm.model.store import ModelStore
+from swarm.model.template import NEW_ANSWER, TemplateRenderer, Turn
 from swarm.ring.private import PrivateBlocks
 from swarm.ring.run import Draft
 
@@ -29,6 +33,7 @@ class Target:
 
     ref      what the swarm calls the model
     models   folder of the model store
+    generation_defaults   how its makers want it sampled
     """
 
     ref: str
@@ -37,6 +42,8 @@ class Target:
     eos: frozenset[int]
     drafters: Drafters
     models: Path
+    generation_defaults: Mapping[str, float] = field(default_factory=dict)
+    templates: TemplateRenderer = field(default_factory=TemplateRenderer)
 
     @property
     def manifest(self) -> Manifest:
@@ -61,22 +68,28 @@ class Target:
         return tuple(int(t) for t in self.tokenizer(text)["input_ids"])
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        turn: Turn = NEW_ANSWER,
     ) -> tuple[int, ...]:
-        """Token ids of a conversation by the model's chat template. Raises ModelError when it has none."""
+        """Token ids of a conversation by the model's chat template. `options`: further variables of the template.
+
+        Raises ModelError when it has none, UsageError when it refuses the conversation.
+        """
         if not self.tokenizer.chat_template:
             raise ModelError(f"{self.ref} has no chat template; use --raw")
-        ids = self.tokenizer.apply_chat_template(
-            [dict(m) for m in messages],
-            tools=[dict(t) for t in tools] if tools else None,
-            add_generation_prompt=True,
-            return_dict=False,
-        )
-        return tuple(int(t) for t in ids)
+        return self.templates.encode(self.tokenizer, messages, tools, options, turn)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @cached_property
+    def special(self) -> Mapping[int, str]:
+        """Names of the ids that `decode` leaves out."""
+        return special_tokens(self.tokenizer)
 
     def require_private(self, count: int) -> None:
         """Raises UsageError when `count` layers at either end leave none between them."""
@@ -102,4 +115,5 @@ def load_target(
     checkpoint = open_model(ref, store, (0, 1), report)
     tokenizer = load_tokenizer(ref, store, report)
     drafters = load_drafters(draft, draft_model, draft_gpu, checkpoint, tokenizer, store, report)
-    return Target(ref, checkpoint, tokenizer, end_tokens(checkpoint, store, ref), drafters, models)
+    eos, defaults = end_tokens(checkpoint, store, ref), generation_defaults(store, ref)
+    return Target(ref, checkpoint, tokenizer, eos, drafters, models, defaults)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
             prompt_ids = requester.encode(config.prompt)
         else:
             system = [{"role": "system", "content": config.system}] if config.system else []
-            prompt_ids = requester.encode_chat([*system, {"role": "user", "content": config.prompt}])
+            said = [*system, {"role": "user", "content": config.prompt}]
+            prompt_ids = await asyncio.to_thread(requester.encode_chat, said)
         request = replace(config.request, prompt_ids=tuple(prompt_ids))
         result: RunResult | None = None
         async with aclosing(requester.run(request, receipt=config.receipt)) as events:

@@ -91,9 +91,9 @@ class RunLoop:
 
     def flush(self) -> None:
         """Give out the text that was held back for a stop string that did not come."""
-        rest = self.parts.text.finish()
-        if rest:
-            self.parts.emit(Committed((), rest, ()))
+        rest, pieces = self.parts.text.finish(), self.parts.text.take_pieces()
+        if rest or pieces:
+            self.parts.emit(Committed((), rest, (), pieces=pieces))
 
     async def _generate(self) -> FinishReason:
         while self.core.finished is None:
@@ -188,7 +188,8 @@ class RunLoop:
         if tokens:
             if self._announced != self.link.opening.epoch:
                 self._announce()  # the answer comes straight home, the news that the ring stands by every stage
-            self.parts.emit(Committed(tuple(tokens), "".join(added), tuple(drafted), tuple(logprobs)))
+            pieces = self.parts.text.take_pieces()
+            self.parts.emit(Committed(tuple(tokens), "".join(added), tuple(drafted), tuple(logprobs), pieces))
 
     # Forming and re-forming the ring
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +20,7 @@ class TargetFacts:
 
     prompt_limit  longest prompt that the model answers as the reference does; None: the context
     vocab_size    token ids are below it; None: not known
+    special   names of the ids that `decode` leaves out
     """
 
     model: str
@@ -28,6 +29,7 @@ class TargetFacts:
     decode: Decode
     prompt_limit: int | None = None
     vocab_size: int | None = None
+    special: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

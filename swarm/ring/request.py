@@ -161,7 +161,14 @@ class Desk:
     async def _drive(self, request: RunRequest, where: Path | None, emit: Callable[[RunEvent], None]) -> None:
         opening = await patiently(lambda: self._opening(request), request.patience_s, emit)
         drafting = self._drafting.make(request)
-        text = TextStream(self.target.decode, request.stop)
+        text = TextStream(
+            self.target.decode,
+            request.stop,
+            before=request.prompt_ids,
+            special=self.target.special,
+            keep_stop=request.keep_stop,
+            stop_tokens=frozenset(request.stop_token_ids),
+        )
         core = self._core(request, opening, drafting)
         link = RingLink(self._reach, opening)
         if request.private and self._private is not None:
@@ -192,7 +199,9 @@ class Desk:
             await self._close(request, link, loop, collect=reason != "swarm_incomplete")
             result = self._result(request, loop, drafting.name, reason)
             if link.account is not None:
-                path = await link.account.write(result, for_receipt(loop.tally, loop.core.counts), where)
+                path = await link.account.write(
+                    self._as_signed(result), for_receipt(loop.tally, loop.core.counts), where
+                )
                 result = replace(result, receipt=str(path))
             emit(Finished(result))
         except BaseException as error:
@@ -217,7 +226,9 @@ class Desk:
         await self._close(request, link, loop, collect=reason == "cancelled")
         with contextlib.suppress(SwarmError, ReceiptError):
             await link.account.write(
-                self._result(request, loop, drafter, reason), for_receipt(loop.tally, loop.core.counts), where
+                self._as_signed(self._result(request, loop, drafter, reason)),
+                for_receipt(loop.tally, loop.core.counts),
+                where,
             )
 
     async def _close(self, request: RunRequest, link: RingLink, loop: RunLoop, collect: bool) -> None:
@@ -292,6 +303,11 @@ class Desk:
             run_id=loop.link.opening.run.hex(),
             cached=loop.parts.opening.keep,
         )
+
+    def _as_signed(self, result: RunResult) -> RunResult:
+        """The text of a receipt is what its tokens decode to by themselves, so that a replay finds the same: what was
+        shown may be cut at a stop string, and begins as the end of the prompt wants it."""
+        return replace(result, text=self.target.decode(result.token_ids))
 
 
 def _route(stages: Sequence[StagePlan]) -> tuple[tuple[bytes, int, int], ...]:

@@ -23,7 +23,8 @@ class RunRequest:
 
     prompt_ids    token ids of the whole prompt (chat template already applied)
     max_tokens    exact, unless a stop or end token comes first
-    stop          strings that end the text; not part of it
+    stop          strings that end the text; not part of it unless `keep_stop`
+    stop_token_ids  ids that end the answer, and do so with `ignore_eos` too; shown only with `keep_stop`
     ignore_eos    keep going past end tokens (benchmarks)
     patience_s    how long to wait for nodes: while layers are missing, and for a replacement when a stage is lost
     wire          a format of hidden rows; "model": the model's own; "auto": by bandwidth, perhaps coarser
@@ -37,6 +38,8 @@ class RunRequest:
     max_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    keep_stop: bool = False
     ignore_eos: bool = False
     speculation: Speculation = "stream"
     draft: Draft = "auto"
@@ -88,10 +91,22 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Special:
+    """A token that is for programs, such as the mark of a tool call. `text`: its name, which is not shown."""
+
+    token: int
+    text: str
+
+
+Piece = str | Special
+
+
+@dataclass(frozen=True)
 class Committed:
     """New tokens of the answer, in order.
 
     text      what they add to the text (may be empty while a character is incomplete)
+    pieces    the same text with special tokens in their places; empty when there are none
     drafted   per token: True when a draft foresaw it
     logprobs  per token, when asked for: (own logprob, ((token, logprob), ...)); else empty
     """
@@ -100,6 +115,7 @@ class Committed:
     text: str
     drafted: tuple[bool, ...]
     logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from swarm.model.spelling import Spelling
 from swarm.ring.run import Committed, RunResult
+from swarm.serve.logprobs import Entry, Ledger, chat_entry, text_entries
 from swarm.serve.parse import Wanted
 from swarm.serve.tools import ToolCall, ToolSplitter
-
-Spell = Callable[[int], str]
 
 
 @dataclass
 class Choice:
-    """One answer being written. `offset`: characters before the next token, for completions' text_offset."""
+    """One answer being written. `text`: begins with the prompt where that is echoed."""
 
     index: int
-    prompt: int
     splitter: ToolSplitter
+    ledger: Ledger
     text: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
-    offset: int = 0
     result: RunResult | None = None
 
     @property
@@ -31,6 +30,15 @@ class Choice:
         if self.result is None:
             return None
         return "tool_calls" if self.calls else self.result.finish_reason
+
+    def entries(self, event: Committed) -> list[Entry]:
+        """Log-probabilities that may be told with this event's text."""
+        self.ledger.add(event.tokens, event.logprobs)
+        return self.ledger.release(event.text)
+
+    def last_entries(self) -> list[Entry]:
+        """Those that no text comes for any more."""
+        return self.ledger.finish(cut=self.result is not None and self.result.finish_reason == "stop")
 
 
 def run_facts(result: RunResult) -> dict[str, Any]:
@@ -67,13 +75,13 @@ def usage(results: Sequence[RunResult], prompts: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the bodies of one request share. `spell`: text of one token id."""
+    """What the bodies of one request share. `spelling`: of single tokens."""
 
     id: str
     created: int
     model: str
     wanted: Wanted
-    spell: Spell
+    spelling: Spelling
     prompts: int = 1
 
     def envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -94,13 +102,12 @@ class ChatShape(Shape):
         return [self._delta(choice, {"role": "assistant", "content": ""})]
 
     def more(self, choice: Choice, event: Committed) -> list[dict[str, Any]]:
-        entries = [self._logprob(token, lp) for token, lp in zip(event.tokens, event.logprobs, strict=False)]
-        text, calls = choice.splitter.feed(event.text)
-        return self._say(choice, text, calls, entries if self.wanted.logprobs is not None else [])
+        text, calls = choice.splitter.feed(*(event.pieces or (event.text,)))
+        return self._say(choice, text, calls, choice.entries(event))
 
     def closing(self, choice: Choice) -> list[dict[str, Any]]:
         text, calls = choice.splitter.finish()
-        chunks = self._say(choice, text, calls, [])
+        chunks = self._say(choice, text, calls, choice.last_entries())
         last = self._delta(choice, {}, choice.finish)
         if choice.result is not None:
             last["wanswarm"] = run_facts(choice.result)
@@ -120,7 +127,9 @@ class ChatShape(Shape):
             )
         return self.envelope("chat.completion", items)
 
-    def _say(self, choice: Choice, text: str, calls: list[ToolCall], entries: list[Any]) -> list[dict[str, Any]]:
+    def _say(self, choice: Choice, text: str, calls: list[ToolCall], told: list[Entry]) -> list[dict[str, Any]]:
+        most = self.wanted.logprobs
+        entries = [] if most is None else [chat_entry(entry, self.spelling, most) for entry in told]
         choice.text += text
         choice.logprobs += entries
         chunks = []
@@ -143,16 +152,6 @@ class ChatShape(Shape):
         name = f"call_{self.id.removeprefix('chatcmpl-')}_{choice.index}_{place}"
         return {"id": name, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
-    def _logprob(self, token: int, lp: tuple[float, tuple[tuple[int, float], ...]]) -> dict[str, Any]:
-        own, top = lp
-        entry = self._spelt(token, own)
-        entry["top_logprobs"] = [self._spelt(t, value) for t, value in top[: self.wanted.logprobs or 0]]
-        return entry
-
-    def _spelt(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.spell(token)
-        return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
-
 
 class TextShape(Shape):
     """text_completion, whole or in chunks. `prompts_text`: put before the answer when echo was asked for."""
@@ -163,17 +162,22 @@ class TextShape(Shape):
         return [self._chunk(choice, choice.text, None)] if choice.text else []
 
     def more(self, choice: Choice, event: Committed) -> list[dict[str, Any]]:
-        logprobs = self._logprobs(choice, event) if self.wanted.logprobs is not None and event.logprobs else None
-        choice.text += event.text
-        if logprobs is not None:
-            choice.logprobs.append(logprobs)
-        return [self._chunk(choice, event.text, logprobs)] if event.text or logprobs else []
+        return self._say(choice, event.text, choice.entries(event))
 
     def closing(self, choice: Choice) -> list[dict[str, Any]]:
+        chunks = self._say(choice, "", choice.last_entries())
         last = self._chunk(choice, "", None, choice.finish)
         if choice.result is not None:
             last["wanswarm"] = run_facts(choice.result)
-        return [last]
+        return [*chunks, last]
+
+    def _say(self, choice: Choice, text: str, told: list[Entry]) -> list[dict[str, Any]]:
+        most = self.wanted.logprobs
+        logprobs = text_entries(told, self.spelling, most) if told and most is not None else None
+        choice.text += text
+        if logprobs is not None:
+            choice.logprobs.append(logprobs)
+        return [self._chunk(choice, text, logprobs)] if text or logprobs else []
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         return self.envelope(
@@ -187,20 +191,6 @@ class TextShape(Shape):
     @staticmethod
     def _item(choice: Choice, text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
         return {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": finish}
-
-    def _logprobs(self, choice: Choice, event: Committed) -> dict[str, Any]:
-        tokens = [self.spell(token) for token in event.tokens]
-        offsets = []
-        for text in tokens:
-            offsets.append(choice.offset)
-            choice.offset += len(text)
-        most = self.wanted.logprobs or 0
-        return {
-            "tokens": tokens,
-            "token_logprobs": [own for own, _ in event.logprobs],
-            "top_logprobs": [{self.spell(t): value for t, value in top[:most]} for _, top in event.logprobs],
-            "text_offset": offsets,
-        }
 
 
 def _joined(parts: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from swarm.model.template import NEW_ANSWER, Turn
 from swarm.ring.run import RunEvent, RunRequest
 
 
@@ -26,7 +27,10 @@ class ModelFacts(Protocol):
 
 
 class Backend(Protocol):
-    """Runs, and what must be known to ask for one. Everything but `run` is quick or safe in a worker thread."""
+    """Runs, and what must be known to ask for one. Everything but `run` is quick or safe in a worker thread.
+
+    May have `generation_defaults`: sampling options, by name, where a request names none.
+    """
 
     @property
     def manifest(self) -> ModelFacts: ...
@@ -39,9 +43,14 @@ class Backend(Protocol):
     def receipts_dir(self) -> Path: ...
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        turn: Turn = NEW_ANSWER,
     ) -> Sequence[int]:
-        """Prompt ids of a chat, generation prompt included. Raises whatever the template raises."""
+        """Prompt ids of a chat, generation prompt included unless `turn` says otherwise. `options`: further variables
+        of the template. Raises UsageError when the template refuses the chat."""
 
     def encode(self, text: str) -> Sequence[int]: ...
 

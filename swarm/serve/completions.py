@@ -12,6 +12,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from swarm.errors import SwarmError
+from swarm.model.spelling import Spelling
 from swarm.ring.run import Committed, Finished, Opened, RunEvent, RunRequest, RunResult
 from swarm.serve.admission import Admission
 from swarm.serve.answer import ChatShape, Choice, TextShape, receipt_address, run_facts, usage
@@ -19,6 +20,7 @@ from swarm.serve.backend import Backend
 from swarm.serve.book import RunBook
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, translate
+from swarm.serve.logprobs import Ledger
 from swarm.serve.metrics import GatewayMetrics
 from swarm.serve.parse import (
     TextRequest,
@@ -45,13 +47,18 @@ class Completions:
         self._admission = admission
         self._book = book
         self._metrics = metrics
+        self._spelt: Spelling | None = None
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         parsed = parse_chat_untrusted(await read_json(request, self._config), self._config)
         runs = await plan_chat(parsed, self._backend, self._config)
-        names = tool_names(parsed.tools)
-        choices = [Choice(i, len(run.prompt_ids), ToolSplitter(names)) for i, run in enumerate(runs)]
-        shape = ChatShape(*self._envelope(request, "chatcmpl-"), parsed.wanted, self._spell)
+        names, spelling = tool_names(parsed.tools), self._spelling()
+        special = frozenset(spelling.special.values())
+        choices = [
+            Choice(index, ToolSplitter(names, special), Ledger(spelling, run.prompt_ids))
+            for index, run in enumerate(runs)
+        ]
+        shape = ChatShape(*self._envelope(request, "chatcmpl-"), parsed.wanted, spelling)
         return await self._respond(request, shape, runs, choices)
 
     async def text(self, request: web.Request) -> web.StreamResponse:
@@ -64,23 +71,28 @@ class Completions:
 
     async def _text(self, request: web.Request, parsed: TextRequest) -> web.StreamResponse:
         runs = await plan_text(parsed, self._backend, self._config)
-        choices = []
+        choices, spelling = [], self._spelling()
         for index, run in enumerate(runs):
-            choice = Choice(index, len(run.prompt_ids), ToolSplitter(frozenset()))
+            echoed = ""
             if parsed.echo:
                 prompt = parsed.prompts[index // parsed.wanted.n]
-                choice.text = prompt if isinstance(prompt, str) else self._backend.decode(prompt)
-            choices.append(choice)
+                whole = isinstance(prompt, str) and parsed.wanted.truncate is None
+                echoed = str(prompt) if whole else self._backend.decode(run.prompt_ids)
+            ledger = Ledger(spelling, run.prompt_ids, len(echoed))
+            choices.append(Choice(index, ToolSplitter(frozenset()), ledger, echoed))
         if parsed.plain:
             return await self._respond_plain(request, runs)
-        shape = TextShape(*self._envelope(request, "cmpl-"), parsed.wanted, self._spell, len(parsed.prompts))
+        shape = TextShape(*self._envelope(request, "cmpl-"), parsed.wanted, spelling, len(parsed.prompts))
         return await self._respond(request, shape, runs, choices)
 
     def _envelope(self, request: web.Request, prefix: str) -> tuple[str, int, str]:
         return prefix + request[REQUEST_ID].removeprefix("req_"), int(time.time()), self._backend.manifest.model
 
-    def _spell(self, token: int) -> str:
-        return self._backend.decode((token,))
+    def _spelling(self) -> Spelling:
+        """Of the model's vocabulary, read once."""
+        if self._spelt is None:
+            self._spelt = Spelling(self._backend.tokenizer)
+        return self._spelt
 
     async def _respond(
         self, request: web.Request, shape: ChatShape | TextShape, runs: Sequence[RunRequest], choices: list[Choice]

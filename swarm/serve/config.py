@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from swarm.ring.run import Draft, Speculation
@@ -31,7 +32,8 @@ class GatewayConfig:
     drain_s               for answers under way when the gateway is asked to stop
     max_choices           upper bound of `n`
     default_max_tokens    for a chat that names none (and the context allows)
-    default_temperature   for API calls that name none; OpenAI's is 1.0
+    default_temperature   for API calls that name none; None: the model's own, or else OpenAI's 1.0
+    model_sampling        other sampling options where a call names none: the model's own
     prefix_cache          whose earlier runs a run may begin from: nobody's, those of the same user, or everybody's,
                           who then can tell by time and by `cached_tokens` what others asked
     """
@@ -52,7 +54,8 @@ class GatewayConfig:
     drain_s: float = 5.0
     max_choices: int = 8
     default_max_tokens: int = 1024
-    default_temperature: float = 1.0
+    default_temperature: float | None = None
+    model_sampling: Mapping[str, float] = field(default_factory=dict)
     speculation: Speculation = "stream"
     draft: Draft = "auto"
     wire: str = "model"

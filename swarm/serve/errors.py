@@ -23,10 +23,17 @@ class ApiError(SwarmError):
     code         short machine-readable name, e.g. "context_length_exceeded"
     param        the field at fault, e.g. "messages[2].role"
     retry_after  seconds after which trying again makes sense
+    allow        the methods that work here, of a 405
     """
 
     def __init__(
-        self, status: int, message: str, code: str, param: str | None = None, retry_after: int | None = None
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        retry_after: int | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -34,6 +41,7 @@ class ApiError(SwarmError):
         self.code = code
         self.param = param
         self.retry_after = retry_after
+        self.allow = allow
 
     @property
     def kind(self) -> str:
@@ -46,6 +54,8 @@ class ApiError(SwarmError):
         headers = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
+        if self.allow is not None:
+            headers["Allow"] = self.allow
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers

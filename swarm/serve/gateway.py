@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 from aiohttp import web
+from jinja2.exceptions import TemplateError
 
+from swarm.errors import SwarmError
 from swarm.serve.admission import Admission, FairQueue
 from swarm.serve.backend import Backend
 from swarm.serve.book import RunBook
@@ -22,7 +25,8 @@ from swarm.serve.receipts import Receipts, Verify
 from swarm.serve.snapshot import Progress, gateway_state
 from swarm.serve.state import DashboardState
 from swarm.serve.views import Views, state_registry
-from swarm.serve.web import add_headers, frame, observer
+from swarm.serve.vocabulary import VocabularyViews
+from swarm.serve.web import add_headers, frame, inviting, observer
 
 HUB = web.AppKey("hub", Hub)
 BOOK = web.AppKey("book", RunBook)
@@ -34,6 +38,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     `verify`: what `/api/verify/{id}` calls with a receipt's bytes, in a worker thread; returns the verdict as JSON.
     `progress`: what is under way, in the shape of `swarm.progress.EventLog.as_json`.
     """
+    config = replace(config, model_sampling=getattr(backend, "generation_defaults", config.model_sampling))
     metrics = GatewayMetrics()
     admission = Admission(
         FairQueue(config.max_running, config.max_waiting, config.max_waiting_per_user), config.max_wait_s
@@ -47,7 +52,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     book.watch(hub.touch)
     completions = Completions(backend, config, admission, book, metrics)
     receipts = Receipts(backend.receipts_dir, book, verify, bool(config.api_keys))
-    models = Models(backend)
+    models, vocabulary, invite = Models(backend), VocabularyViews(backend, config), inviting(config)
     views = Views(hub, config, (metrics.registry, state_registry(StateCollector(state))))
     app = web.Application(middlewares=[frame(config, observer(metrics.requests))])
     app.on_response_prepare.append(add_headers(config))
@@ -58,9 +63,11 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
         [
             web.get("/v1/models", models.list),
             web.get("/v1/models/{id:.+}", models.get),
-            web.post("/v1/chat/completions", completions.chat),
-            web.post("/v1/completions", completions.text),
-            web.post("/generate", completions.generate),
+            web.post("/v1/chat/completions", completions.chat, expect_handler=invite),
+            web.post("/v1/completions", completions.text, expect_handler=invite),
+            web.post("/generate", completions.generate, expect_handler=invite),
+            web.post("/tokenize", vocabulary.tokenize, expect_handler=invite),
+            web.post("/detokenize", vocabulary.detokenize, expect_handler=invite),
             web.get("/v1/receipts/{id}", receipts.get),
             web.get("/api/verify/{id}", receipts.verify),
             web.get("/openapi.json", _openapi(config)),
@@ -76,6 +83,14 @@ def _openapi(config: GatewayConfig) -> Callable[[web.Request], Awaitable[web.Res
     return handler
 
 
+def _warm(backend: Backend) -> None:
+    """The first prompts cost more than others: tokenizers settle, and the process for chat templates starts."""
+    backend.encode("warm")
+    if getattr(backend.tokenizer, "chat_template", None):
+        with suppress(SwarmError, TemplateError):  # said to whoever asks
+            backend.encode_chat([{"role": "user", "content": "warm"}])
+
+
 @asynccontextmanager
 async def gateway(
     backend: Backend,
@@ -87,6 +102,6 @@ async def gateway(
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the block is left; yields the address that it listens on. Raises UsageError when it is taken."""
     # The first call may settle a tokenizer's padding and truncation, which must not happen under other threads' eyes.
-    await asyncio.to_thread(backend.encode, "warm")
+    await asyncio.to_thread(_warm, backend)
     async with listening(make_app(backend, config, verify, progress), config, host, port) as address:
         yield address

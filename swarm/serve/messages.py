@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from swarm.model.template import RESERVED
 from swarm.serve.errors import bad_field
 from swarm.serve.fields import Fields, clean_text, describe
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_TOOLS = 128
+MAX_OPTIONS = 64
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -23,6 +25,28 @@ def read_messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
     if not items:
         raise bad_field("messages", "expected at least one message in 'messages', found an empty array")
     return tuple(_message(Fields(item, f"messages[{index}]")) for index, item in enumerate(items))
+
+
+def read_template_options(fields: Fields) -> Mapping[str, Any]:
+    """Variables of the chat template beside the messages: `chat_template_kwargs`, and `reasoning_effort`, of which
+    "none" also switches off thinking in the two ways in which templates spell it."""
+    given = fields.get("chat_template_kwargs")
+    options = dict(Fields({} if given is None else given, "chat_template_kwargs").values)
+    if len(options) > MAX_OPTIONS:
+        raise bad_field("chat_template_kwargs", f"expected at most {MAX_OPTIONS} names, found {len(options)}")
+    for name, value in options.items():
+        shown = name[:80].encode("utf-8", "replace").decode()
+        path = f"chat_template_kwargs.{shown}"
+        if not name.isidentifier() or name.startswith("_") or name in RESERVED:
+            raise bad_field(path, f"'{path}' is not a name that a chat template's options may have")
+        _check_depth(value, path)
+    effort = fields.text("reasoning_effort")
+    if effort is None:
+        return options
+    if not 1 <= len(effort) <= 64:
+        raise fields.outside("reasoning_effort", "1 to 64 characters long")
+    off = {"enable_thinking": False, "thinking": False} if effort == "none" else {}
+    return {"reasoning_effort": effort, **off, **options}
 
 
 def _message(fields: Fields) -> Mapping[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from swarm import __version__
+from swarm.model.template import RESERVED
 from swarm.ring.run import DRAFTS, SPECULATIONS
 from swarm.serve.config import GatewayConfig
-from swarm.serve.messages import MAX_MESSAGES, MAX_TOOLS
-from swarm.serve.parse import MAX_STOP_CHARS, MAX_STOPS, MAX_TOP_LOGPROBS
+from swarm.serve.messages import MAX_MESSAGES, MAX_OPTIONS, MAX_TOOLS
+from swarm.serve.parse import MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS, MAX_TOP_LOGPROBS
 
 Json = dict[str, Any]
 
@@ -26,6 +27,7 @@ def _limit() -> Json:
 
 
 _TEXT: Json = {"type": "string"}
+_OF_STOPS = ("stop_token_ids", "include_stop_str_in_output", "truncate_prompt_tokens")
 _ANY: Json = {}
 
 
@@ -37,7 +39,7 @@ def _shared(config: GatewayConfig) -> Json:
         "max_tokens": _limit(),
         "temperature": _nullable("number", minimum=0, maximum=2, description="0 is greedy"),
         "top_p": _nullable("number", exclusiveMinimum=0, maximum=1),
-        "top_k": _nullable("integer", minimum=0, maximum=2**31 - 1, description="0 keeps all"),
+        "top_k": _nullable("integer", minimum=-1, maximum=2**31 - 1, description="0 and -1 keep all"),
         "min_p": _nullable("number", minimum=0, maximum=1),
         "repetition_penalty": _nullable("number", exclusiveMinimum=0, maximum=10),
         "seed": _nullable("integer", minimum=-(2**63), maximum=2**63 - 1),
@@ -57,6 +59,16 @@ def _shared(config: GatewayConfig) -> Json:
         "draft": _nullable("string", enum=[*DRAFTS, None]),
         "receipt": _nullable("boolean", description="make a signed receipt of the run; true by default"),
         "private_text": _nullable("boolean", description="salted digests of the tokens in the receipt, not the tokens"),
+        "stop_token_ids": {
+            "type": ["array", "null"],
+            "items": {"type": "integer"},
+            "maxItems": MAX_STOP_TOKENS,
+            "description": "end the answer, also with ignore_eos",
+        },
+        "include_stop_str_in_output": _nullable("boolean", description="show the stop string or token"),
+        "truncate_prompt_tokens": _nullable(
+            "integer", minimum=1, maximum=2**31 - 1, description="keep so many of the prompt's last tokens"
+        ),
         "ignore_eos": _nullable("boolean", description="go on past end tokens"),
         **{
             name: {"description": "taken and not used"}
@@ -69,7 +81,6 @@ def _shared(config: GatewayConfig) -> Json:
                 "prompt_cache_key",
                 "prompt_cache_retention",
                 "safety_identifier",
-                "reasoning_effort",
                 "verbosity",
             )
         },
@@ -97,6 +108,19 @@ def _chat(config: GatewayConfig) -> Json:
                 "properties": {"type": {"const": "text"}},
                 "description": "only text: answers cannot be held to a grammar",
             },
+            "reasoning_effort": _nullable(
+                "string", minLength=1, maxLength=64, description="told to the chat template; none: no thinking"
+            ),
+            "chat_template_kwargs": {
+                "type": ["object", "null"],
+                "description": "variables of the chat template, such as enable_thinking",
+                "propertyNames": {"pattern": "^[A-Za-z][A-Za-z0-9_]*$", "not": {"enum": sorted(RESERVED)}},
+                "maxProperties": MAX_OPTIONS,
+            },
+            "add_generation_prompt": _nullable("boolean", description="begin an answer; true by default"),
+            "continue_final_message": _nullable(
+                "boolean", description="go on within the last message; excludes add_generation_prompt"
+            ),
             "modalities": {"type": ["array", "null"], "items": {"const": "text"}, "maxItems": 1},
             "prediction": {"description": "taken and not used"},
         },
@@ -130,7 +154,36 @@ def _generate(config: GatewayConfig) -> Json:
         "additionalProperties": False,
         "properties": {
             "prompt": _TEXT,
-            **{name: shared[name] for name in [*names.split(), "private_text", "ignore_eos"]},
+            **{name: shared[name] for name in [*names.split(), "private_text", "ignore_eos", *_OF_STOPS]},
+        },
+    }
+
+
+def _tokenize(config: GatewayConfig) -> Json:
+    chat = _chat(config)["properties"]
+    names = "model messages tools tool_choice reasoning_effort chat_template_kwargs add_generation_prompt"
+    of_chat = {name: chat[name] for name in [*names.split(), "continue_final_message"]}
+    flags = {name: _nullable("boolean") for name in ("add_special_tokens", "add_special", "return_token_strs")}
+    kinds: list[tuple[str, Json]] = [
+        ("messages", {**of_chat, "return_token_strs": flags["return_token_strs"]}),
+        *((name, {"model": chat["model"], name: _TEXT, **flags}) for name in ("prompt", "content")),
+    ]
+    return {
+        "anyOf": [
+            {"type": "object", "required": [name], "additionalProperties": False, "properties": properties}
+            for name, properties in kinds
+        ]
+    }
+
+
+def _detokenize() -> Json:
+    return {
+        "type": "object",
+        "required": ["tokens"],
+        "additionalProperties": False,
+        "properties": {
+            "model": _nullable("string"),
+            "tokens": {"type": "array", "items": {"type": "integer"}},
         },
     }
 
@@ -262,12 +315,19 @@ def describe(config: GatewayConfig) -> Json:
             "/v1/chat/completions": _post("Answer a chat", "Chat", streamed),
             "/v1/completions": _post("Continue a text", "Completion", streamed),
             "/generate": _post("Continue a text, for the simplest clients", "Generate", _json(_GENERATED, "the text")),
+            "/tokenize": _post(
+                "Token ids of a text or a chat",
+                "Tokenize",
+                _json(_object("tokens", "count", "max_model_len"), "the ids"),
+            ),
+            "/detokenize": _post("Text of token ids", "Detokenize", _json(_object("prompt", "content"), "the text")),
             "/v1/receipts/{id}": _get("Receipt of a run", _json(_ANY, "the file"), "404", parameter="id"),
             "/api/verify/{id}": _get(
                 "What verifying a receipt finds, claim by claim", _json(_ANY, "the verdict"), "404", parameter="id"
             ),
             "/api/state": _get("What the dashboard shows", _json(_object("phase", "nodes", "runs"), "the state")),
             "/healthz": _get("Alive", _json(_object("status"), "yes")),
+            "/health": _get("Alive", _json(_object("status"), "yes")),
             "/metrics": _get("For Prometheus", _plain("metrics", "text/plain")),
             "/openapi.json": _get("This document", _json(_object("openapi", "paths"), "the document")),
         },
@@ -276,6 +336,8 @@ def describe(config: GatewayConfig) -> Json:
                 "Chat": _chat(config),
                 "Completion": _completion(config),
                 "Generate": _generate(config),
+                "Tokenize": _tokenize(config),
+                "Detokenize": _detokenize(),
                 "Message": _message(),
                 "Tool": _tool(),
                 "Answer": _answer(),

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+from swarm.model.template import NEW_ANSWER, Turn
 from swarm.ring.run import DRAFTS, SPECULATIONS, Draft, Speculation
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.fields import Fields, clean_text, describe
-from swarm.serve.messages import read_messages, read_tools
+from swarm.serve.messages import read_messages, read_template_options, read_tools
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 512
+MAX_STOP_TOKENS = 256
 MAX_TOP_LOGPROBS = 20
 _SEED = 2**63
 
 _IGNORED = frozenset(
     "user metadata store service_tier parallel_tool_calls prompt_cache_key prompt_cache_retention safety_identifier "
-    "reasoning_effort verbosity".split()
+    "verbosity".split()
 )
-_OWN = frozenset("top_k min_p repetition_penalty speculation draft receipt private_text ignore_eos".split())
+_OWN = frozenset(
+    "top_k min_p repetition_penalty speculation draft receipt private_text ignore_eos stop_token_ids "
+    "include_stop_str_in_output truncate_prompt_tokens".split()
+)
 _COMMON = frozenset(
     "model max_tokens temperature top_p seed stop n stream stream_options logprobs logit_bias presence_penalty "
     "frequency_penalty".split()
@@ -32,7 +37,8 @@ _CHAT = (
     | _IGNORED
     | frozenset(
         "messages max_completion_tokens top_logprobs tools tool_choice response_format functions function_call audio "
-        "modalities prediction web_search_options".split()
+        "modalities prediction web_search_options reasoning_effort chat_template_kwargs add_generation_prompt "
+        "continue_final_message".split()
     )
 )
 _TEXT = _COMMON | _OWN | _IGNORED | frozenset("prompt echo best_of suffix".split())
@@ -41,7 +47,8 @@ _GENERATE = frozenset("prompt model max_tokens temperature top_p seed stop".spli
 
 @dataclass(frozen=True)
 class Wanted:
-    """What chat and text requests share. `logprobs`: None for none, else how many alternatives per token."""
+    """What chat and text requests share. `logprobs`: None for none, else how many alternatives per token;
+    `truncate`: how many of a prompt's last tokens are kept."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -52,6 +59,9 @@ class Wanted:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    keep_stop: bool = False
+    truncate: int | None = None
     n: int = 1
     stream: bool = False
     include_usage: bool = False
@@ -65,11 +75,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A chat. Messages and tools hold only the keys that chat templates know."""
+    """A chat. Messages and tools hold only the keys that chat templates know; `options`: further variables of it."""
 
     wanted: Wanted
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    turn: Turn = NEW_ANSWER
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,21 @@ def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
         logprobs = top or 0
     elif top:
         raise bad_field("top_logprobs", "'top_logprobs' needs 'logprobs': true")
-    return ChatRequest(_wanted(fields, config, limit, logprobs), messages, tools)
+    wanted = _wanted(fields, config, limit, logprobs)
+    return ChatRequest(wanted, messages, tools, read_template_options(fields), read_turn(fields, messages))
+
+
+def read_turn(fields: Fields, messages: Sequence[Mapping[str, Any]]) -> Turn:
+    """How the prompt ends, as vLLM's API spells it."""
+    going_on = fields.flag("continue_final_message")
+    begin = fields.flag("add_generation_prompt", not going_on)
+    if going_on and begin:
+        raise bad_field(
+            "continue_final_message", "'continue_final_message' needs 'add_generation_prompt': false, or none at all"
+        )
+    if going_on and not messages[-1]["content"]:
+        raise bad_field("continue_final_message", "'continue_final_message' needs a last message with content")
+    return Turn(begin, going_on)
 
 
 def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
@@ -150,19 +176,28 @@ def _wanted(
     logprobs: int | None,
     default_temperature: float | None = None,
 ) -> Wanted:
+    own = config.model_sampling if default_temperature is None else {}
     if default_temperature is None:
         default_temperature = config.default_temperature
+    if default_temperature is None:
+        default_temperature = own.get("temperature", 1.0)
+    top_k = fields.integer("top_k", -1, 2**31 - 1)
     stream = fields.flag("stream")
     return Wanted(
         model=fields.text("model"),
         max_tokens=limit,
         temperature=fields.number("temperature", default_temperature, 0.0, 2.0),
-        top_p=fields.number("top_p", 1.0, 0.0, 1.0, above=True),
-        top_k=fields.integer("top_k", 0, 2**31 - 1) or 0,
-        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
-        repetition_penalty=fields.number("repetition_penalty", 1.0, 0.0, 10.0, above=True),
+        top_p=fields.number("top_p", own.get("top_p", 1.0), 0.0, 1.0, above=True),
+        top_k=max(0, int(own.get("top_k", 0)) if top_k is None else top_k),
+        min_p=fields.number("min_p", own.get("min_p", 0.0), 0.0, 1.0),
+        repetition_penalty=fields.number(
+            "repetition_penalty", own.get("repetition_penalty", 1.0), 0.0, 10.0, above=True
+        ),
         seed=fields.integer("seed", -_SEED, _SEED - 1),
         stop=_stops(fields),
+        stop_token_ids=_stop_token_ids(fields),
+        keep_stop=fields.flag("include_stop_str_in_output"),
+        truncate=fields.integer("truncate_prompt_tokens", 1, 2**31 - 1),
         n=fields.integer("n", 1, config.max_choices) or 1,
         stream=stream,
         include_usage=_include_usage(fields, stream),
@@ -195,6 +230,13 @@ def _stops(fields: Fields) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _stop_token_ids(fields: Fields) -> tuple[int, ...]:
+    value = fields.array("stop_token_ids", MAX_STOP_TOKENS) or []
+    if not is_ids(value):
+        raise fields.wrong("stop_token_ids", "an array of token ids")
+    return tuple(value)
+
+
 def _include_usage(fields: Fields, stream: bool) -> bool:
     value = fields.get("stream_options")
     if value is None:
@@ -216,14 +258,14 @@ def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
         raise fields.wrong("prompt", "a string, an array of strings, or an array of token ids")
     if not value:
         raise bad_field("prompt", "expected a prompt, found an empty array")
-    if _is_ids(value):
+    if is_ids(value):
         return (tuple(value),)
     prompts: list[str | tuple[int, ...]] = []
     for index, item in enumerate(value):
         path = f"prompt[{index}]"
         if isinstance(item, str):
             prompts.append(clean_text(item, path))
-        elif isinstance(item, list) and item and _is_ids(item):
+        elif isinstance(item, list) and item and is_ids(item):
             prompts.append(tuple(item))
         else:
             raise bad_field(
@@ -234,7 +276,8 @@ def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
     return tuple(prompts)
 
 
-def _is_ids(items: list[Any]) -> bool:
+def is_ids(items: list[Any]) -> bool:
+    """Whether all are whole numbers."""
     return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
 
 

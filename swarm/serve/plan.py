@@ -11,6 +11,7 @@ from jinja2.exceptions import TemplateError
 
 from swarm.errors import UsageError
 from swarm.model.sampler import Sampling
+from swarm.model.template import NEW_ANSWER
 from swarm.ring.run import RunRequest
 from swarm.serve.backend import Backend
 from swarm.serve.config import GatewayConfig
@@ -28,8 +29,14 @@ async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfi
         raise bad_field("tools", "the chat template of this model has no place for tools", "unsupported_parameter")
     try:
         # Tokenizing megabytes takes seconds; other users' tokens must not wait for it.
-        prompt = await asyncio.to_thread(backend.encode_chat, list(request.messages), list(request.tools) or None)
-    except (TemplateError, TypeError, ValueError, KeyError, UsageError) as exc:
+        more: dict[str, Any] = {"options": request.options} if request.options else {}
+        if request.turn != NEW_ANSWER:
+            more["turn"] = request.turn
+        tools = list(request.tools) or None
+        prompt = await asyncio.to_thread(backend.encode_chat, list(request.messages), tools, **more)
+    except UsageError as exc:
+        raise bad_field("messages", str(exc)) from exc
+    except (TemplateError, TypeError, ValueError, KeyError) as exc:
         raise bad_field("messages", f"the chat template of this model refuses these messages: {exc}") from exc
     return _runs(request.wanted, tuple(prompt), "messages", backend, config, config.default_max_tokens)
 
@@ -43,7 +50,7 @@ async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfi
             ids: Sequence[int] = await asyncio.to_thread(backend.encode, prompt)
         else:
             ids = prompt
-            _check_ids(ids, backend.manifest.vocab_size)
+            check_ids(ids, backend.manifest.vocab_size, "prompt")
         runs += _runs(request.wanted, tuple(ids), "prompt", backend, config, 256)
     return runs
 
@@ -66,16 +73,19 @@ def takes_tools(template: Any) -> bool:
     return "tools" in str(template)
 
 
-def _check_ids(ids: Sequence[int], vocab: int) -> None:
+def check_ids(ids: Sequence[int], vocab: int, param: str) -> None:
+    """Raises ApiError 400 for an id that the model does not have."""
     for index, token in enumerate(ids):
         if not 0 <= token < vocab:
-            raise bad_field("prompt", f"expected token ids from 0 to {vocab - 1}, found {token} at place {index}")
+            raise bad_field(param, f"expected token ids from 0 to {vocab - 1}, found {token} at place {index}")
 
 
 def _runs(
     wanted: Wanted, prompt: tuple[int, ...], param: str, backend: Backend, config: GatewayConfig, default: int
 ) -> list[RunRequest]:
     context = backend.manifest.context
+    if wanted.truncate is not None:
+        prompt = prompt[-wanted.truncate :]
     if not prompt:
         raise bad_field(param, f"expected '{param}' to be at least one token long, found an empty one")
     room = context - len(prompt)
@@ -95,6 +105,8 @@ def _runs(
             max_tokens=limit,
             sampling=_sampling(wanted, (seed + index) % 2**63),
             stop=wanted.stop,
+            stop_token_ids=wanted.stop_token_ids,
+            keep_stop=wanted.keep_stop,
             ignore_eos=wanted.ignore_eos,
             speculation=wanted.speculation,
             draft="none" if wanted.speculation == "plain" else wanted.draft,

@@ -26,6 +26,7 @@ class Views:
             web.get("/", self.page),
             web.get("/static/{name}", self.file),
             web.get("/healthz", self.health),
+            web.get("/health", self.health),
             web.get("/metrics", self.metrics),
             web.get("/api/state", self.state),
             web.get("/api/events", self.events),

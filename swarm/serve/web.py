@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 USER = web.RequestKey("user", str)
-PUBLIC = frozenset({"/", "/healthz", "/openapi.json"})
+PUBLIC = frozenset({"/", "/healthz", "/health", "/openapi.json"})
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -37,6 +37,8 @@ _SECURITY = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _EXPOSED = "x-request-id, x-receipt, retry-after"
+_OUR_HEADERS = ["authorization", "content-type", "x-api-key", "x-request-id"]
+_SDK_HEADER = re.compile(r"x-stainless-[a-z0-9-]{1,64}|anthropic-[a-z-]{1,64}|openai-[a-z-]{1,64}|user-agent")
 _OUR_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 Observe = Callable[[web.Request, int, float], None]
@@ -51,8 +53,7 @@ def frame(config: GatewayConfig, observe: Observe) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("x-request-id", "")
-        request[REQUEST_ID] = given if _OUR_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
+        request[REQUEST_ID] = _id_of(request)
         started = time.monotonic()
         status = 499  # a client that left
         try:
@@ -107,9 +108,8 @@ def _from_http(request: web.Request, exc: web.HTTPException) -> ApiError:
         return ApiError(404, f"nothing is at {request.path[:200]}; GET /openapi.json lists what is", "unknown_url")
     if isinstance(exc, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(exc.allowed_methods))
-        return ApiError(
-            405, f"{request.method[:20]} does not work on {request.path[:200]}; use {allowed}", "wrong_method"
-        )
+        text = f"{request.method[:20]} does not work on {request.path[:200]}; use {allowed}"
+        return ApiError(405, text, "wrong_method", allow=allowed)
     return ApiError(exc.status, exc.reason, "bad_request")
 
 
@@ -119,9 +119,13 @@ def _user(request: web.Request, config: GatewayConfig) -> str:
         return request.remote or "local"
     if request.path in PUBLIC or request.path.startswith("/static/"):
         return "public"
-    user = find_user(request.headers.get("Authorization"), config.api_keys)
+    header = request.headers.get("Authorization")
+    if header is None and (key := request.headers.get("X-Api-Key")) is not None:
+        header = f"Bearer {key}"
+    user = find_user(header, config.api_keys)
     if user is None:
-        raise ApiError(401, "expected a known API key as 'Authorization: Bearer <key>', found none", "invalid_api_key")
+        text = "expected a known API key as 'Authorization: Bearer <key>' or 'X-Api-Key: <key>', found none"
+        raise ApiError(401, text, "invalid_api_key")
     return user
 
 
@@ -154,10 +158,16 @@ def _known_host(host: str, config: GatewayConfig) -> bool:
 def _preflight(request: web.Request, config: GatewayConfig) -> web.Response:
     headers = {
         "Access-Control-Allow-Methods": "GET, POST",
-        "Access-Control-Allow-Headers": "authorization, content-type, x-request-id",
+        "Access-Control-Allow-Headers": ", ".join(_OUR_HEADERS + _sdk_headers(request)),
         "Access-Control-Max-Age": "600",
     }
     return web.Response(status=204, headers=headers)
+
+
+def _sdk_headers(request: web.Request) -> list[str]:
+    """What clients' libraries tell of themselves in headers that grow with their versions: read by nobody here."""
+    asked = request.headers.get("Access-Control-Request-Headers", "")[:4096].lower().split(",")
+    return sorted({name for item in asked if _SDK_HEADER.fullmatch(name := item.strip())})
 
 
 def add_headers(config: GatewayConfig) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
@@ -177,6 +187,32 @@ def add_headers(config: GatewayConfig) -> Callable[[web.Request, web.StreamRespo
     return prepare
 
 
+def inviting(config: GatewayConfig) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+    """Answers `Expect: 100-continue`: a body that would be refused for its size is not asked for."""
+
+    async def handler(request: web.Request) -> web.StreamResponse | None:
+        if request.headers.get("Expect", "").lower() != "100-continue":
+            return error_response(ApiError(417, "only 100-continue can be expected", "bad_request"), _id_of(request))
+        if (request.content_length or 0) > config.max_body_bytes:
+            response = error_response(_too_large(config), _id_of(request))
+            response.force_close()
+            return response
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+
+    return handler
+
+
+def _too_large(config: GatewayConfig) -> ApiError:
+    return ApiError(413, f"expected a body of at most {config.max_body_bytes} bytes", "body_too_large")
+
+
+def _id_of(request: web.Request) -> str:
+    given = request.headers.get("x-request-id", "")
+    return given if _OUR_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
+
+
 async def read_json(request: web.Request, config: GatewayConfig) -> object:
     """The body, bounded in bytes and time. Raises ApiError 400, 408, 413 or 415."""
     if request.content_type not in (
@@ -187,7 +223,7 @@ async def read_json(request: web.Request, config: GatewayConfig) -> object:
         raise ApiError(
             415, f"expected application/json, found {request.content_type[:100]!r}", "unsupported_media_type"
         )
-    too_large = ApiError(413, f"expected a body of at most {config.max_body_bytes} bytes", "body_too_large")
+    too_large = _too_large(config)
     if (request.content_length or 0) > config.max_body_bytes:
         raise too_large
     body = bytearray()

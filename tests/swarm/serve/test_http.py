@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import openai
@@ -303,3 +304,54 @@ async def test_a_taken_port_is_one_clear_line(serve: Serve, served: Served) -> N
     with pytest.raises(UsageError, match=f"port {port}"):
         async with gateway(served.backend, GatewayConfig(), fake_verify, "127.0.0.1", port):
             pass
+
+
+async def test_text_to_tokens_and_back(served: Served) -> None:
+    async def post(path: str, **body: object) -> tuple[int, dict[str, Any]]:
+        async with served.http.post(path, json=body) as answer:
+            return answer.status, await answer.json()
+
+    status, told = await post("/tokenize", prompt="hé", return_token_strs=True)
+    assert status == 200 and told["tokens"] == list(served.backend.encode("hé")) and told["count"] == 3
+    assert len(told["token_strs"]) == 3 and told["max_model_len"] == served.backend.manifest.context
+    assert (await post("/tokenize", content="hé", add_special=False))[1]["tokens"] == told["tokens"]
+    status, chat = await post("/tokenize", messages=HELLO)
+    assert status == 200 and chat["tokens"] == list(served.backend.encode_chat(HELLO))
+    status, text = await post("/detokenize", tokens=chat["tokens"])
+    assert (
+        status == 200 and text["content"] == text["prompt"] and "<|im_start|>user\nhello<|im_end|>" in text["content"]
+    )
+    assert (await post("/detokenize", tokens=[999]))[1]["error"]["param"] == "tokens"
+    assert (await post("/tokenize", prompt=3))[1]["error"]["param"] == "prompt"
+
+
+async def test_manners_that_clients_expect(serve: Serve) -> None:
+    async with serve(api_keys=KEYS, allow_origins=("https://a.example",)) as served:
+        for name in ("X-Api-Key", "Authorization"):
+            secret = SECRET if name == "X-Api-Key" else f"Bearer {SECRET}"
+            async with served.http.get("/v1/models", headers={name: secret}) as answer:
+                assert answer.status == 200
+        async with served.http.get("/v1/models", headers={"X-Api-Key": SECRET[::-1]}) as answer:
+            assert answer.status == 401
+        async with served.http.get("/health") as answer:
+            assert answer.status == 200 and await answer.json() == {"status": "ok"}
+        async with served.http.get("/v1/chat/completions", headers={"X-Api-Key": SECRET}) as answer:
+            assert answer.status == 405 and answer.headers["Allow"] == "POST"
+        asked = "authorization, x-stainless-os, X-Stainless-Retry-Count, x-evil"
+        headers = {
+            "Origin": "https://a.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": asked,
+        }
+        async with served.http.options("/v1/chat/completions", headers=headers) as answer:
+            allowed = answer.headers["Access-Control-Allow-Headers"].split(", ")
+            assert {"x-api-key", "x-stainless-os", "x-stainless-retry-count"} < set(allowed) and "x-evil" not in allowed
+
+
+async def test_a_huge_body_is_not_asked_for(served: Served) -> None:
+    head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Type: application/json\r\n"
+    refused = await raw(served.url, head + b"Content-Length: 1000000000\r\n\r\n")
+    assert refused.startswith(b"HTTP/1.1 413 ") and b"body_too_large" in refused and b"100 Continue" not in refused
+    body = b'{"prompt": "Once", "max_tokens": 2}'
+    invited = await raw(served.url, head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert invited.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")

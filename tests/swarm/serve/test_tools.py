@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swarm.ring.run import Special
 from swarm.serve.tools import ToolCall, ToolSplitter
 
 NAMES = frozenset({"add", "look"})
@@ -35,6 +38,33 @@ def test_other_ways_of_writing_calls(sizes: list[int]) -> None:
     assert split(ADD.replace("arguments", "parameters"), sizes) == ("", [CALL])
     assert split(f"<tool_call>[{ADD}]</tool_call>", sizes) == ("", [CALL])
     assert split(f"Sure <tool_call>{ADD}", sizes) == ("Sure ", [CALL])  # the answer ended before the mark did
+
+
+@given(sizes)
+def test_arguments_stay_as_they_were_written(sizes: list[int]) -> None:
+    written = '{"a":1.10, "b" : "\\u00e9", "c":[1e2,{}],"a":2}'
+    for text in (f'{{"arguments" : {written} , "name":"add"}}', f'[ {{"name": "add","parameters":{written}}} ]'):
+        assert split(f"<tool_call>{text}</tool_call>", sizes) == ("", [ToolCall("add", written)])
+    assert split('{"name": "look"}', sizes) == ("", [ToolCall("look", "{}")])
+    assert split('[{"name": "look", "arguments": "x"}, 3]', sizes)[1] == []
+
+
+@given(st.dictionaries(st.text(max_size=5), st.recursive(st.none() | st.floats(allow_nan=False) | st.text(max_size=5),
+       lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3))),
+       st.sampled_from([None, 1]))  # fmt: skip
+def test_any_arguments_are_told_letter_for_letter(arguments: dict[str, object], indent: int | None) -> None:
+    written = json.dumps(arguments, indent=indent)
+    text = json.dumps([{"name": "add", "arguments": 0}]).replace(": 0", f": {written}")
+    assert split(f"<tool_call>{text}</tool_call>", []) == ("", [ToolCall("add", written)])
+
+
+def test_marks_that_are_special_tokens_are_known_by_id() -> None:
+    mark = Special(7, "[TOOL_CALLS]")
+    splitter = ToolSplitter(NAMES, frozenset({"[TOOL_CALLS]", "<|x|>"}))
+    assert splitter.feed("Well", Special(8, "<|x|>"), " [TOOL_CALLS]", mark, f"[{ADD}]") == ("Well [TOOL_CALLS]", [])
+    assert splitter.finish() == ("", [CALL])
+    splitter = ToolSplitter(NAMES, frozenset({"[TOOL_CALLS]"}))
+    assert splitter.feed(mark, "no call") == ("", []) and splitter.finish() == ("no call", [])
 
 
 @given(sizes)

@@ -18,6 +18,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 
 from swarm.errors import SwarmError
 from swarm.model.sampler import pick
+from swarm.model.spelling import special_tokens
+from swarm.model.template import NEW_ANSWER, TemplateRenderer, Turn
 from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent, RunRequest, RunResult, StageInfo
 from swarm.ring.text import TextStream
 
@@ -27,6 +29,7 @@ TEMPLATE = (
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CONTEXT = 256
+TEMPLATES = TemplateRenderer()
 RING = (StageInfo("aa" * 32, "cpu", (0, 1), 0.4, rtt_ms=20.0), StageInfo("bb" * 32, "cpu", (1, 2), 0.5, rtt_ms=30.0))
 
 
@@ -104,18 +107,19 @@ class TinyBackend:
         self._ids = itertools.count(1)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        turn: Turn = NEW_ANSWER,
     ) -> Sequence[int]:
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tools=tools, add_generation_prompt=True, tokenize=False
-        )
-        return self.encode(text)
+        return TEMPLATES.encode(self.tokenizer, messages, tools, options, turn)
 
     def encode(self, text: str) -> Sequence[int]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def view(self) -> dict[str, Any]:
         return self.state
@@ -150,7 +154,15 @@ class TinyBackend:
     async def _answer(self, request: RunRequest, run_id: str) -> AsyncIterator[RunEvent]:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
-        stream = TextStream(self.decode, request.stop)
+        special = special_tokens(self.tokenizer)
+        stream = TextStream(
+            self.decode,
+            request.stop,
+            before=request.prompt_ids,
+            special=special,
+            keep_stop=request.keep_stop,
+            stop_tokens=frozenset(request.stop_token_ids),
+        )
         draw = self._scripted() if self.script is not None else self._drawn(request)
         tokens: list[int] = []
         finish = "length"
@@ -168,7 +180,7 @@ class TinyBackend:
             tokens.append(drawn.token)
             logprobs = ((drawn.logprob, drawn.top),) if request.sampling.logprobs else ()
             text = stream.feed(drawn.token) + "x" * self.flood
-            yield Committed((drawn.token,), text, (len(tokens) % 2 == 0,), logprobs)
+            yield Committed((drawn.token,), text, (len(tokens) % 2 == 0,), logprobs, stream.take_pieces())
             self.on_token(len(tokens))
             if stream.stopped:
                 finish = "stop"
