@@ -16,12 +16,16 @@ from swarm.ring.text import Decode
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text."""
+    """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text.
+
+    `vocab_size`: token ids are below it; None: it is not known.
+    """
 
     model: str
     context: int
     eos: frozenset[int]
     decode: Decode
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)
