@@ -113,7 +113,8 @@ async def test_after_requests_of_which_half_are_cut_nothing_is_left(
     rng = random.Random(requests)
 
     async def one(ring: TestRing, number: int) -> None:
-        prompt = tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 400)))
+        # Two lengths: torch keeps what it prepared for every shape that it met; that grows with shapes, not with runs.
+        prompt = tuple(rng.randrange(VOCAB) for _ in range((40, 300)[number // 2 % 2]))
         cut_after = rng.randint(0, 12) if number % 2 else 99
         async with aclosing(ring.desk.run(RunRequest(prompt, max_tokens=16))) as events:
             got: list[int] = []
@@ -128,7 +129,7 @@ async def test_after_requests_of_which_half_are_cut_nothing_is_left(
                     assert list(event.result.token_ids) == reference(tiny_model, prompt, 16)
 
     async with make_ring(BLOCKS) as ring:
-        for first in range(0, 8, 4):  # what is made once is made
+        for first in range(0, 40 if requests >= 200 else 8, 4):  # what is made once is made
             await asyncio.gather(*(one(ring, number) for number in range(first, first + 4)))
         gc.collect()
         before = resident_bytes()
