@@ -48,6 +48,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     http.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help="web origin that may call")
     http.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="DNS name of this gateway")
     http.add_argument(
+        "--grace",
+        type=number(float, 0, 3600, "seconds"),
+        default=30.0,
+        metavar="S",
+        help="how long answers may take to end when stopping; what is not done by then ends with an error "
+        "(default: %(default)s)",
+    )
+    http.add_argument(
         "--max-running",
         type=number(int, 1, 1024, "a number of runs"),
         default=8,
@@ -81,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         allow_origins=tuple(arguments.allow_origin),
         allow_hosts=tuple(arguments.allow_host),
         max_running=arguments.max_running,
+        grace_s=arguments.grace,
         speculation=arguments.speculation,
         draft="none" if arguments.speculation == "plain" else arguments.draft,
         wire=arguments.wire,
@@ -103,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def serve_until_stopped(asked: RequesterConfig, config: GatewayConfig, host: str, port: int) -> None:
-    """Connect, serve, and stop at SIGTERM or Ctrl-C. Raises SwarmError."""
+    """Connect, serve, and stop at SIGTERM or Ctrl-C; a second one does not wait for answers. Raises SwarmError."""
     from receipts.verify import verify
     from swarm.progress import EventLog, reporter, tee
     from swarm.requester import Requester
@@ -112,13 +121,13 @@ async def serve_until_stopped(asked: RequesterConfig, config: GatewayConfig, hos
     log = EventLog()
     with reporter(json_lines=False, out=sys.stderr) as terminal:
         connected = await Requester.connect(asked, tee(terminal, log.report))
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     for number_ in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number_, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number_, lambda: (hurry if stop.is_set() else stop).set())
     async with (
         connected as requester,
-        gateway(requester, config, lambda data: verify(data).as_json(), host, port, log.as_json) as (host, port),
+        gateway(requester, config, lambda data: verify(data).as_json(), host, port, log.as_json, hurry) as (host, port),
     ):
         say(f"serving {requester.manifest.model} at http://{host}:{port} (dashboard: /, API: /v1)")
         await stop.wait()
-        say("stopping: answers under way may finish")
+        say(f"stopping: answers under way may finish within {config.grace_s:g} s; Ctrl-C again ends them now")

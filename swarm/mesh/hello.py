@@ -1,12 +1,13 @@
 """The hello between two nodes: the door of the swarm. Pure checks; `swarm.mesh.neighbours` and `knock` carry them.
 
-Header of the call: {"swarm", "model", "role", "proof", "token"}. The answer is {"refused": why} or
+Header of the call: {"swarm", "model", "role", "proof", "token", "clock"}. The answer is {"refused": why} or
 {"secret", "proof", "open", "model", "ref", "welcome"}: the secret goes to nodes, not to guests; `welcome` is the
 proof that the answering node is itself a member.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +46,10 @@ class Welcome:
     ref: str
 
 
-def hello_message(hello: Hello) -> Message:
-    """The call."""
+def hello_message(hello: Hello, now_wall: float | None = None) -> Message:
+    """The call. `now_wall`: the caller's clock, so that both sides learn of it when it is off."""
     header = {"swarm": hello.swarm, "model": hello.model, "role": hello.role, "proof": hello.proof}
-    return Message(HELLO, {**header, "token": token_parts(hello.token)})
+    return Message(HELLO, {**header, "token": token_parts(hello.token), "clock": now_wall})
 
 
 def parse_hello_untrusted(header: Mapping[str, Any]) -> Hello:
@@ -112,7 +113,7 @@ def parse_welcome_untrusted(header: Mapping[str, Any], swarm: bytes, node: NodeI
 async def knock(board: Switchboard, hello: Hello, peer: NodeId, addresses: Sequence[Address]) -> Welcome:
     """Dial one member and say hello. Raises InviteError when refused, PeerError when not reached."""
     connected = await board.peer(peer, addresses, HELLO_TIMEOUT_S)
-    answer = await connected.call(hello_message(hello), HELLO_TIMEOUT_S)
+    answer = await connected.call(hello_message(hello, time.time()), HELLO_TIMEOUT_S)
     return parse_welcome_untrusted(answer.header, hello.swarm, board.id, peer)
 
 

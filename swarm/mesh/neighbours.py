@@ -10,6 +10,7 @@ from typing import Any
 
 from swarm.errors import PeerError
 from swarm.mesh import hello
+from swarm.mesh.clocks import check_clocks_untrusted
 from swarm.mesh.event import DialFailed, Linked, Unlinked
 from swarm.mesh.membership import InviteError, Revocation
 from swarm.mesh.messages import BYE, HELLO
@@ -105,12 +106,20 @@ class Neighbours:
         """An invite is of no use any more."""
         self.ledger = self.ledger.revoking(notice, self._wall())
 
+    def _check_clocks_untrusted(self, peer: Peer, message: Message) -> None:
+        try:
+            check_clocks_untrusted(message.header.get("clock"), peer.id, self._board.id, self._wall())
+        except InviteError as error:
+            log.warning("%s", error)  # the caller shows it; whoever runs this node is to know as well
+            raise
+
     def answer_untrusted(self, peer: Peer, message: Message) -> Message:
         """The answer to a hello: a welcome, or why not. Raises PeerError for what is no hello."""
         try:
             if self.leaving or self._banned(peer.id):
                 why = "is leaving" if self.leaving else "turns this one away for a while: it broke the rules"
                 raise InviteError(f"node {short_id(self._board.id)} {why}")
+            self._check_clocks_untrusted(peer, message)
             answer, self.ledger = hello.answer_hello(
                 hello.parse_hello_untrusted(message.header),
                 peer.id,
@@ -132,7 +141,7 @@ class Neighbours:
         if node == self._board.id or self._linked(node):
             return
         peer = await self._board.peer(node, addresses, timeout)
-        answer = await peer.call(hello.hello_message(self._asked), timeout)
+        answer = await peer.call(hello.hello_message(self._asked, self._wall()), timeout)
         hello.parse_welcome_untrusted(answer.header, self._membership.swarm, self._board.id, node)
         self._welcome(peer)
 

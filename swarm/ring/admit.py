@@ -10,7 +10,9 @@ from swarm.errors import BusyError, PeerError
 from swarm.model.overflow import AnyBlock, AnyPool
 from swarm.net.peer import Peer
 from swarm.net.wire import WIRE_FORMATS
+from swarm.ring.frame import Frame
 from swarm.ring.opening import OpenRun
+from swarm.ring.owner import Owner, owner_untrusted
 from swarm.ring.session import SentRows, SlotTokens, StageSession
 
 
@@ -60,28 +62,45 @@ def admit(
     Raises PeerError for an opening that is not for this node, BusyError when there is no room.
     """
     _check_addressed_untrusted(hosted, opening, peer)
+    owner = owner_untrusted(opening, peer.id)
     old = sessions.get(opening.run)
     if old is not None:
-        if old.opening.requester != opening.requester:
+        if old.opening.requester != opening.requester or (old.owner.signed and not owner.signed):
             raise PeerError("that run belongs to another requester")
         if old.opening.epoch >= opening.epoch:
             raise PeerError(f"expected an epoch after {old.opening.epoch}, found {opening.epoch}")
         if opening.keep and _same_work(old, opening):
-            _carry_over(old, opening, peer)
+            _carry_over(old, opening, owner, peer)
             return old, False
         old.closed = True
         if old.idle.is_set():
             old.release()
         sessions.pop(opening.run)
-    session = _new(sessions, hosted, limits, opening, peer, draining)
+    session = _new(sessions, hosted, limits, opening, owner, peer, draining)
     base = sessions.get(opening.base)
     begun = (
         base is not None
         and opening.keep > 0
-        and base.opening.requester == opening.requester
+        and (base.opening.requester, base.owner.node) == (opening.requester, owner.node)
         and session.begin_from(base, opening.keep)
     )
     return session, not begun
+
+
+def check_room(session: StageSession, limits: StageLimits, frame: Frame) -> None:
+    """Whether a frame may wait here. Raises BusyError; one always may.
+
+    A replay comes as fast as the stage before can send it, so it is bounded by what this session holds anyway.
+    """
+    replay, rows = frame.replay >= 0, len(frame.rows)
+    waiting = [len(arrived.frame.rows) for arrived in session.queue if (arrived.frame.replay >= 0) == replay]
+    most_frames = max(limits.queue_frames, session.opening.keep) if replay else limits.queue_frames
+    most_rows = max(limits.queue_rows, session.opening.keep) if replay else limits.queue_rows
+    if waiting and (len(waiting) >= most_frames or sum(waiting) + rows > most_rows):
+        raise BusyError(
+            f"busy: {len(waiting)} frames of {sum(waiting)} rows wait here and {rows} rows more came; "
+            f"expected at most {most_frames} frames of {most_rows} rows in flight"
+        )
 
 
 def _check_addressed_untrusted(hosted: HostedModel, opening: OpenRun, peer: Peer) -> None:
@@ -106,9 +125,10 @@ def _same_work(old: StageSession, opening: OpenRun) -> bool:
     return same and old.held >= now.keep
 
 
-def _carry_over(session: StageSession, opening: OpenRun, peer: Peer) -> None:
-    session.opening, session.upstream, session.downstream = opening, peer, None
-    session.last_seq, session.heard, session.measured_back = -1, time.monotonic(), False
+def _carry_over(session: StageSession, opening: OpenRun, owner: Owner, peer: Peer) -> None:
+    session.opening, session.owner, session.upstream, session.downstream = opening, owner, peer, None
+    session.last_seq, session.last_replay, session.refused = -1, -1, False
+    session.heard, session.measured_back = time.monotonic(), False
     session.ready, session.outbox = asyncio.Event(), asyncio.Queue()
     session.queue.clear()
 
@@ -118,6 +138,7 @@ def _new(
     hosted: HostedModel,
     limits: StageLimits,
     opening: OpenRun,
+    owner: Owner,
     peer: Peer,
     draining: bool,
 ) -> StageSession:
@@ -127,10 +148,10 @@ def _new(
     pool, need = hosted.pool, hosted.pool.session_bytes(opening.layout, me.first, me.last)
 
     def mine() -> int:
-        return sum(s.opening.requester == opening.requester for s in sessions.values())
+        return sum(s.owner.node == owner.node for s in sessions.values())
 
     def held() -> int:
-        return sum(s.kv.nbytes for s in sessions.values() if s.opening.requester == opening.requester)
+        return sum(s.kv.nbytes for s in sessions.values() if s.owner.node == owner.node)
 
     most = int(pool.budget_bytes * limits.kv_share)
     while (
@@ -147,7 +168,8 @@ def _new(
             f"busy: your sessions hold {held() >> 20} of {most >> 20} MiB that one requester may; try later"
         )
     block = hosted.block.view(me.first, me.last)
-    session = StageSession(opening, block, pool.open(layout, me.first, me.last), peer, time.monotonic())
+    kv = pool.open(layout, me.first, me.last)
+    session = StageSession(opening, block, kv, peer, time.monotonic(), owner=owner)
     last = opening.index + 1 == len(opening.stages)
     if not last and SentRows.size_bytes(layout, block.hidden_size, block.dtype) <= limits.sent_bytes:
         session.sent = SentRows(layout, block.hidden_size, block.dtype)

@@ -68,7 +68,8 @@ def _job(session: StageSession, frame: Frame) -> Job:
             raise PeerError("expected token ids at the head of the ring, found hidden rows")
         tokens = frame.rows.token
         if int(tokens.min()) < 0 or int(tokens.max()) >= block.vocab_size:
-            raise PeerError(f"expected token ids from 0 to {block.vocab_size - 1}, found one outside")
+            worst = int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max())
+            raise PeerError(f"expected token ids from 0 to {block.vocab_size - 1}, found {worst}")
         hidden = None
     else:
         if frame.hidden is None:

@@ -9,10 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from draft.base import Drafter
-from swarm.errors import CoverageError, RunError
+from swarm.errors import CoverageError, PeerError, RunError
 from swarm.net.nodeid import short_id
 from swarm.ring.absent import Absent
+from swarm.ring.answered import Sent, check_answer_untrusted
+from swarm.ring.blame import Blame
 from swarm.ring.drafting import DraftSteps
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.link import Loss, RingLink, StageRefused
@@ -48,6 +52,7 @@ class RunParts:
     describe: Callable[[StagePlan, dict[str, object], float], StageInfo]
     unreachable: Callable[[Sequence[StagePlan]], Awaitable[frozenset[bytes]]]
     patience_s: float
+    vocab_size: int | None = None
     order: Callable[[Sequence[StagePlan]], RunAccount] | None = None
 
 
@@ -63,9 +68,10 @@ class RunLoop:
         self.prompt_tokens = len(parts.core.tokens)
         self.emitted: list[int] = []
         self._absent = Absent()
+        self._blame = Blame(self._absent, parts.unreachable, self._can_do_without)
         self._drafting: DraftSteps | None = None
         self._opening: asyncio.Task[StageRefused | None] | None = None
-        self._in_flight: dict[int, float] = {}
+        self._in_flight: dict[int, Sent] = {}
         self._last_reason = ""
         self._announced = -1
         self._last_sent = time.monotonic()
@@ -87,6 +93,11 @@ class RunLoop:
                 return reason
         finally:
             self.tally.ended = time.monotonic()
+            self._blame.close()
+
+    async def settle(self) -> None:
+        """Wait until the drafter is idle. After the ring is closed: a long draft step must not keep it working."""
+        if self._drafting is not None:
             await self._drafting.settle()
 
     def flush(self) -> None:
@@ -108,7 +119,8 @@ class RunLoop:
         try:
             while (planned := self.core.next_frame(time.monotonic())) is not None:
                 opening = link.opening
-                self._in_flight[planned.seq] = self._last_sent = time.monotonic()
+                self._last_sent = time.monotonic()
+                self._in_flight[planned.seq] = Sent(self._last_sent, np.flatnonzero(planned.rows.want))
                 self.tally.passes += 1
                 self.tally.rows += len(planned.rows)
                 await link.send(Frame(opening.run, opening.epoch, planned.seq, planned.commits, planned.rows))
@@ -120,8 +132,13 @@ class RunLoop:
         if self._drafting is not None:
             self._drafting.go_on()
         loss = await self._wait()
-        while link.answers and loss is None:
-            self._take(*link.answers.popleft())
+        while link.answers and loss is None and self.core.finished is None:
+            answer, at = link.answers.popleft()
+            try:
+                check_answer_untrusted(answer, self._in_flight, self.parts.vocab_size)
+                self._take(answer, at)
+            except PeerError as error:
+                loss = Loss(link.opening.epoch, len(link.opening.stages) - 1, str(error))
         return loss
 
     async def _wait(self) -> Loss | None:
@@ -131,7 +148,7 @@ class RunLoop:
         wakeup = self.core.next_wakeup()
         until = now + KEEP_EVERY_S if wakeup is None else max(now, wakeup)
         if self._in_flight:
-            until = min(until, min(self._in_flight.values()) + self._deadline_s())
+            until = min(until, self._due())
         try:
             async with asyncio.timeout(max(0.0, until - now)):
                 await link.wake.wait()
@@ -151,10 +168,14 @@ class RunLoop:
             return Loss(link.opening.epoch, 0, "the connection to the head was lost")
         if link.tail is not None and link.tail.closed_reason is not None:
             return Loss(link.opening.epoch, len(link.opening.stages) - 1, "the connection to the tail was lost")
-        overdue = self._in_flight and time.monotonic() > min(self._in_flight.values()) + self._deadline_s()
+        overdue = self._in_flight and time.monotonic() > self._due()
         if overdue and not link.answers:
             return Loss(link.opening.epoch, -1, f"no answer for {self._deadline_s():.1f} s")
         return None
+
+    def _due(self) -> float:
+        """When the oldest frame in flight is overdue. Each answer is to another frame, so this moves on or comes."""
+        return min(sent.at for sent in self._in_flight.values()) + self._deadline_s()
 
     def _deadline_s(self) -> float:
         usual = max(self.tally.pass_ms[-16:], default=2000.0) / 1000.0
@@ -165,10 +186,10 @@ class RunLoop:
         for seq in [s for s in self._in_flight if s < answer.seq]:
             del self._in_flight[seq]
         if sent is not None and len(answer.token):
-            self.tally.pass_ms.append((at - sent) * 1000.0)
-            self.tally.took((at - sent) * 1000.0, answer.timings)
+            self.tally.pass_ms.append((at - sent.at) * 1000.0)
+            self.tally.took((at - sent.at) * 1000.0, answer.timings)
             if not self._in_flight:
-                self.tally.lone_pass_ms.append((at - sent) * 1000.0)
+                self.tally.lone_pass_ms.append((at - sent.at) * 1000.0)
         self.tally.stage_us.append([computed for _, computed in answer.timings])
         stages = [(queued / 1000.0, computed / 1000.0) for queued, computed in answer.timings]
         settled = self.core.on_answer(answer.seq, [int(t) for t in answer.token], at, stages)
@@ -222,7 +243,8 @@ class RunLoop:
             refusal, self._opening = self._opening.result(), None
             assert refusal is not None
             self._last_reason = str(refusal)
-            self._absent.leave_out(refusal.node, time.monotonic(), briefly=refusal.busy)
+            by_word = refusal.told and not refusal.busy
+            await self._blame.named(opening.stages, refusal.node, self._progress, by_word, briefly=refusal.busy)
             opening = replace(opening, epoch=opening.epoch + 1)
 
     def _signed(self, stages: Sequence[StagePlan]) -> Mapping[str, Any] | None:
@@ -241,7 +263,7 @@ class RunLoop:
     def _loss_of(self, refusal: StageRefused) -> Loss:
         nodes = [stage.node for stage in self.link.opening.stages]
         index = nodes.index(refusal.node) if refusal.node in nodes else -1
-        return Loss(self.link.opening.epoch, index, str(refusal), refusal.busy)
+        return Loss(self.link.opening.epoch, index, str(refusal), refusal.busy, told=refusal.told)
 
     async def _recover(self, loss: Loss) -> bool:
         """Leave the lost stage out and go on from what every stage is known to hold."""
@@ -251,21 +273,36 @@ class RunLoop:
         if self._opening is not None:
             self._opening.cancel()
             self._opening = None
-        if 0 <= loss.stage < len(stages):
+        self._last_reason, progress = loss.reason, self._progress
+        lost = frozenset[bytes]()
+        if loss.crowded:
+            self.core.ease()
+            self._blame.crowded(stages, progress)
+        elif 0 <= loss.stage < len(stages):
             lost = frozenset({stages[loss.stage].node})
+            told, briefly = loss.told and not loss.busy, loss.busy or loss.leaving
+            await self._blame.named(stages, stages[loss.stage].node, progress, told, briefly)
         else:
-            lost = await self.parts.unreachable(stages)
-        self._last_reason = loss.reason
-        for node in lost:
-            self._absent.leave_out(node, time.monotonic(), briefly=loss.busy or loss.leaving)
+            lost = await self._blame.nobody_named(stages, progress)
         name = ", ".join(short_id(node) for node in lost) or "no stage in particular"
         self.parts.emit(Recovering(name, loss.reason, loss.leaving))
         self.tally.recoveries += not loss.leaving
+        if (stuck_s := self._blame.stuck_s(progress)) > self.parts.patience_s:
+            times = self._blame.times(progress)
+            raise RunError(
+                f"the run made no progress for {stuck_s:.0f} s while its ring broke {times} times, the last time "
+                f"because: {loss.reason}; try again, or --exclude nodes that were in it"
+            )
         self.core.restart()
         self._in_flight.clear()
         link.answers.clear()
         link.losses.clear()
         return await self._form(link.next_epoch(keep=self.core.held))
+
+    @property
+    def _progress(self) -> int:
+        """Rises with every token, and with every part of the prompt that is known to be held."""
+        return len(self.core.tokens) + self.core.held
 
     def _can_do_without(self, node: bytes) -> bool:
         try:

@@ -35,21 +35,30 @@ CLOSE_TIMEOUT_S = 10.0
 class StageRefused(RunError):
     """A stage could not take its part: `node` says which, so that the next plan leaves it out."""
 
-    def __init__(self, node: bytes, text: str, busy: bool = False) -> None:
+    def __init__(self, node: bytes, text: str, busy: bool = False, told: bool = False) -> None:
         super().__init__(text)
         self.node = node
         self.busy = busy
+        self.told = told
+        """It is said so by the ring; else the requester found out for itself."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Stage number `stage` of epoch `epoch` is gone or failing; where it is `leaving` it still works."""
+    """Stage number `stage` of epoch `epoch` is gone or failing; -1: nobody knows which.
+
+    leaving  it still works
+    crowded  it has no room for so much in flight, and works on with less
+    told     it is said so by another stage, or by itself
+    """
 
     epoch: int
     stage: int
     reason: str
     busy: bool = False
     leaving: bool = False
+    crowded: bool = False
+    told: bool = False
 
 
 @dataclass
@@ -107,7 +116,7 @@ class RingLink:
         except TimeoutError:
             raise StageRefused(head.node, f"the ring did not open within {OPEN_TIMEOUT_S:g} s") from None
         if word.refused:
-            raise StageRefused(word.refused, word.reason, word.busy)
+            raise StageRefused(word.refused, word.reason, word.busy, told=word.do != GONE)
         if len(word.said) != len(opening.stages):
             raise StageRefused(head.node, f"expected {len(opening.stages)} stages to answer, found {len(word.said)}")
         if self.account is not None:
@@ -143,7 +152,7 @@ class RingLink:
         if self._word is not None and not self._word.done():
             reason = f"the connection was lost: {peer.closed_reason}"
             opening = self.opening
-            self._word.set_result(Word("lost", opening.run, opening.epoch, refused=node, reason=reason))
+            self._word.set_result(Word(GONE, opening.run, opening.epoch, refused=node, reason=reason))
         if self._closing:
             self._ended.put_nowait({"do": GONE})
         self.wake.set()
@@ -183,14 +192,19 @@ class RingLink:
             await self.head.send(message, flow=self.opening.run)
 
     def take_answer(self, answer: Answer, message: Message) -> None:
-        """An answer came in; one of an older epoch is ignored."""
+        """An answer came in; one of an older epoch is ignored. Raises PeerError for one that nothing asked for."""
         if answer.epoch == self.opening.epoch:
             if self.account is not None:
                 self.account.received(answer.seq, message)
             if self.private is not None:
-                self.private.homeward(answer, self._take)
+                self.private.homeward(answer, self._take, lambda reason: self.lose_tail(answer.epoch, reason))
             else:
                 self._take(answer)
+
+    def lose_tail(self, epoch: int, reason: str) -> None:
+        """What the tail of that epoch answered is not an answer: it is lost, and nobody else."""
+        self.losses.append(Loss(epoch, len(self.opening.stages) - 1, reason))
+        self.wake.set()
 
     def _take(self, answer: Answer) -> None:
         if answer.epoch == self.opening.epoch:
@@ -209,14 +223,16 @@ class RingLink:
                 self.account.record.closed_untrusted(word.record or {})
             return
         awaited = self._word is not None and not self._word.done()
-        if word.do == "lost" and 0 <= word.stage < len(self.opening.stages):
-            if awaited:
-                word = replace(word, refused=self.opening.stages[word.stage].node)
-            else:
-                self.losses.append(Loss(word.epoch, word.stage, word.reason))
-        if word.do == "leave" and not awaited and 0 <= word.stage < len(self.opening.stages):
-            self.losses.append(Loss(word.epoch, word.stage, word.reason, leaving=True))
-        if awaited and word.do != "leave":
+        if word.do in ("lost", "leave") and not 0 <= word.stage < len(self.opening.stages):
+            word = replace(word, stage=0)  # it came from the head, which passes on no such thing
+        crowded = word.do == "lost" and word.busy
+        if word.do == "lost" and awaited and not crowded:
+            word = replace(word, refused=self.opening.stages[word.stage].node)
+        elif word.do == "lost":
+            self.losses.append(Loss(word.epoch, word.stage, word.reason, crowded=crowded, told=True))
+        elif word.do == "leave" and not awaited:
+            self.losses.append(Loss(word.epoch, word.stage, word.reason, leaving=True, told=True))
+        if awaited and word.do != "leave" and not crowded:
             assert self._word is not None
             self._word.set_result(word)
         self.wake.set()

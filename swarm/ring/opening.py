@@ -176,6 +176,19 @@ def parse_word_untrusted(header: Mapping[str, Any]) -> Word:
         raise PeerError(f"expected news of a ring, found something malformed: {error}") from error
 
 
+def behind(word: Word, opening: OpenRun) -> Word:
+    """News as stage `opening.index` passes it on: of stages behind it alone.
+
+    Whatever the next stage says of itself or of others before it, it has said that it cannot go on itself.
+    """
+    after = opening.stages[opening.index + 1 :]
+    if word.do in ("lost", "leave") and not opening.index < word.stage < len(opening.stages):
+        word = replace(word, stage=opening.index + 1)
+    if word.refused and after and word.refused not in {stage.node for stage in after}:
+        word = replace(word, refused=after[0].node)
+    return word
+
+
 def _stages(value: Any) -> tuple[StagePlan, ...]:
     if not isinstance(value, list) or not 0 < len(value) <= MAX_STAGES:
         raise ValueError(f"a ring has 1 to {MAX_STAGES} stages")

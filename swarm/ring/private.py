@@ -69,8 +69,11 @@ class PrivateEnds:
             log.computed(len(rows), int(rows.position.min()), int(rows.position.max()) + 1, us)
         return hidden
 
-    def homeward(self, answer: Answer, done: Callable[[Answer], None]) -> None:
-        """Compute the last layers and draw; `done` gets the answer in the event loop."""
+    def homeward(self, answer: Answer, done: Callable[[Answer], None], failed: Callable[[str], None]) -> None:
+        """Compute the last layers and draw; `done` gets the answer in the event loop, `failed` what is wrong with it.
+
+        Raises PeerError when it is to no frame in flight.
+        """
         while self._flying and self._flying[0].seq < answer.seq:
             self._flying.popleft()
         if not self._flying or self._flying[0].seq != answer.seq or answer.hidden is None:
@@ -81,6 +84,9 @@ class PrivateEnds:
 
         def take(found: asyncio.Future[tuple[Answer, int]]) -> None:
             if found.cancelled():
+                return
+            if isinstance(found.exception(), PeerError):
+                failed(str(found.exception()))
                 return
             drawn, us = found.result()
             if log is not None:

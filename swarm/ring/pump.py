@@ -47,32 +47,36 @@ class Pump:
 
     async def run(self) -> None:
         """Compute until cancelled."""
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 await self._work.wait()
                 await self._gather()
-                batch = self._choose()
-                if not batch:
+                if not await self._forward():
                     self._work.clear()
-                    continue
-                for session, _ in batch:
-                    session.idle.clear()
-                started = time.monotonic()
-                try:
-                    done = await loop.run_in_executor(self._thread, compute, batch)
-                finally:
-                    spent = time.monotonic() - started
-                    self._forward_s += _FORWARD_GAIN * (spent - self._forward_s)
-                    for session, _ in batch:
-                        if session.closed:
-                            session.release()
-                        session.idle.set()
-                self._took(spent)
-                for outcome in done:
-                    self._done(outcome)
         finally:
             self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def _forward(self) -> bool:
+        """Compute what is chosen; whether anything was. A method of its own, so that nothing of it is held after."""
+        batch = self._choose()
+        if not batch:
+            return False
+        for session, _ in batch:
+            session.idle.clear()
+        started = time.monotonic()
+        try:
+            done = await asyncio.get_running_loop().run_in_executor(self._thread, compute, batch)
+        finally:
+            spent = time.monotonic() - started
+            self._forward_s += _FORWARD_GAIN * (spent - self._forward_s)
+            for session, _ in batch:
+                if session.closed:
+                    session.release()
+                session.idle.set()
+        self._took(spent)
+        for outcome in done:
+            self._done(outcome)
+        return True
 
     async def _gather(self) -> None:
         """Give the sessions that shared a forward a moment to share the next one."""

@@ -88,13 +88,17 @@ class Desk:
         return {run.hex(): loop.core.rows_in_flight for run, loop in self.loops.items()}
 
     async def _on_answer(self, peer: Peer, message: Message) -> None:
-        answer = parse_answer_untrusted(message)
-        link = self.links.get(answer.run)
+        run = message.header.get("r")
+        link = self.links.get(run) if isinstance(run, bytes) else None
         if link is None:
+            parse_answer_untrusted(message)  # a malformed one is told of; one of a run that is over is late
             return
         if peer.id != link.opening.stages[-1].node:
             raise PeerError("expected an answer from the tail of the ring, found another's")
-        link.take_answer(answer, message)
+        try:
+            link.take_answer(parse_answer_untrusted(message), message)
+        except (PeerError, ReceiptError) as error:
+            link.lose_tail(link.opening.epoch, str(error))
 
     async def _on_tail(self, peer: Peer, message: Message) -> None:
         link = self.links.get(message.header.get("run", b""))
@@ -134,17 +138,19 @@ class Desk:
         prompt, context = len(request.prompt_ids), self.target.context
         if prompt >= context:
             raise UsageError(f"the prompt has {prompt} tokens, but the model's context holds {context}; shorten it")
-        limit, vocab = self.target.prompt_limit, self.target.vocab_size
+        limit = self.target.prompt_limit
         if limit is not None and prompt > limit:
             raise UsageError(
                 f"the prompt has {prompt} tokens; this model's rotary frequencies (longrope) change for prompts over "
                 f"{limit}, which a ring does not compute yet: shorten it"
             )
-        beyond = [] if vocab is None else [i for i in request.prompt_ids if not 0 <= i < vocab]
-        if beyond:
+        most = self.target.vocab_size
+        worst = next((token for token in request.prompt_ids if token < 0 or (most is not None and token >= most)), None)
+        if worst is not None:
+            known = f"0 to {most - 1}" if most is not None else "0 or more"
             raise UsageError(
-                f"the prompt holds token id {beyond[0]}, expected 0 to {vocab - 1 if vocab else 0}: the tokenizer has "
-                "tokens that the model's embedding lacks; use the model's own tokenizer, or leave that token out"
+                f"expected token ids of {known}, which the model knows, found {worst} in the prompt: "
+                "the tokenizer has tokens that the model's embedding lacks; use the model's own tokenizer"
             )
 
     async def _guarded(
@@ -190,6 +196,7 @@ class Desk:
             describe=self._describe,
             unreachable=lambda stages: unreachable(self._reach, stages),
             patience_s=request.patience_s,
+            vocab_size=None if request.private else self.target.vocab_size,
             order=self._ordering(request, opening),
         )
         loop = self.loops[opening.run] = RunLoop(parts)
@@ -203,18 +210,20 @@ class Desk:
                     self._as_signed(result), for_receipt(loop.tally, loop.core.counts), where
                 )
                 result = replace(result, receipt=str(path))
+            await loop.settle()
             emit(Finished(result))
         except BaseException as error:
             reason = "cancelled" if isinstance(error, asyncio.CancelledError) else "swarm_incomplete"
             await self._account_for(request, loop, drafting.name, reason, where)
             raise
         finally:
+            await self._close(request, link, loop, collect=False)
+            await loop.settle()
             thread.shutdown(wait=False, cancel_futures=True)
             self.loops.pop(opening.run, None)
             if link.private is not None:
                 link.private.close()
             self._drafting.give_back(drafting)
-            await self._close(request, link, loop, collect=False)
 
     async def _account_for(
         self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason, where: Path | None

@@ -18,6 +18,7 @@ from swarm.net.peer import Peer
 from swarm.ring.account import Past, StageAccount
 from swarm.ring.frame import Answer, Frame, filled
 from swarm.ring.opening import OpenRun
+from swarm.ring.owner import Owner
 
 
 class SentRows:
@@ -114,10 +115,13 @@ class StageSession:
     fresh         its KV was empty when this epoch began
     ready         the next stage is told of the run: frames may follow
     outbox        frames and answers that are computed and not yet sent
-    last_seq      sequence number of the newest frame of this epoch that was taken in
+    last_seq      sequence number of the newest frame of this epoch that was taken in; -1 before the first
+    last_replay   the same for replayed frames, which are numbered for themselves
+    refused       a frame of this epoch was refused: none that follows may be computed over what it left out
     last_served   number of the forward that served it last
     held          committed positions [0, held) whose key and value are here
     kept_until    monotonic time until which a closed session stays, for a run with the same beginning; 0: freed
+    owner         whose it is: who pays for its memory, and who alone may go on with it
     heard         monotonic time of the last sign of life from upstream
     account       what goes into the receipt; None when the run leaves none
     past          of a run that is closed and held: where its keys and values came from
@@ -132,6 +136,7 @@ class StageSession:
     kv: SessionKV
     upstream: Peer
     heard: float
+    owner: Owner = field(default_factory=lambda: Owner(b"", False))
     sent: SentRows | None = None
     tokens: SlotTokens | None = None
     downstream: Peer | None = None
@@ -145,6 +150,8 @@ class StageSession:
     outbox: asyncio.Queue[Frame | Answer] = field(default_factory=asyncio.Queue)
     held: int = 0
     last_seq: int = -1
+    last_replay: int = -1
+    refused: bool = False
     last_served: int = 0
     kept_until: float = 0.0
     closing: bool = False
@@ -168,18 +175,28 @@ class StageSession:
         return self.opening.index + 1 == len(self.opening.stages)
 
     def accept_untrusted(self, frame: Frame) -> bool:
-        """Whether a frame belongs to the present epoch. Raises PeerError on a broken sequence.
+        """Whether a frame is to be computed: of the present epoch, no frame of which was refused before.
 
-        Replayed frames count for themselves: they come before all others of their epoch.
+        Raises PeerError unless it is the next one: keys and values of a frame that is missing would be missed in
+        silence. The first of an epoch may have any number. Replayed frames count for themselves, from 0: they come
+        before all others of their epoch.
         """
-        if frame.epoch != self.opening.epoch:
+        if frame.epoch != self.opening.epoch or self.refused:
             return False
         if frame.replay >= 0:
+            if frame.seq != self.last_replay + 1 or self.last_seq >= 0:
+                raise PeerError(f"expected replayed frame {self.last_replay + 1}, found {frame.seq}")
+            self.last_replay = frame.seq
             return True
-        if frame.seq <= self.last_seq:
-            raise PeerError(f"expected a frame after {self.last_seq}, found {frame.seq}")
+        if self.last_seq >= 0 and frame.seq != self.last_seq + 1:
+            raise PeerError(f"expected frame {self.last_seq + 1}, found {frame.seq}")
         self.last_seq = frame.seq
         return True
+
+    def refuse(self) -> None:
+        """Compute no more of this epoch; what was computed stays, for the next one."""
+        self.refused = True
+        self.queue.clear()
 
     def computed(self, frame: Frame) -> None:
         """Note which committed positions a frame filled. Requesters fill them in order; a gap counts for nothing."""

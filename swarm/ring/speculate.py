@@ -38,6 +38,10 @@ from swarm.ring.proposals import DEFERRED, ECHO, INLINE, Calibrations, Proposals
 __all__ = ["Committed", "Counts", "Ending", "PlannedFrame", "Speculation", "Token"]
 
 _UNMEASURED_FRAMES = 3
+MOST_ROWS = 8192
+"""Rows in flight, certain ones too: half of what every stage lets wait, so that none ever has to refuse one. A ring of
+ten stages is kept busy by a tenth of it."""
+MOST_FRAMES = 128
 
 
 class Speculation:
@@ -100,6 +104,7 @@ class Speculation:
         self._moves: list[tuple[int, int]] = []
         self._flights: deque[Flight] = deque()
         self._rows_in_flight = 0
+        self._most_rows, self._most_frames = MOST_ROWS, MOST_FRAMES
         self._seq = 0
         self._next_send = 0.0
         self._settled = -1.0
@@ -112,6 +117,8 @@ class Speculation:
     def next_frame(self, now: float) -> PlannedFrame | None:
         """The frame to send now, or None. Call again until None."""
         if self.finished is not None:
+            return None
+        if self._full():
             return None
         certain = self._certain()
         if certain == 0 and not self._may_speculate(now):
@@ -131,13 +138,27 @@ class Speculation:
 
         Always later than the `now` for which `next_frame` gave None.
         """
-        if self.finished is not None or self._certain() > 0 or self._pausing() or not self._worth_sending():
+        if self.finished is not None or self._full() or self._certain() > 0:
+            return None
+        if self._pausing() or not self._worth_sending():
             return None
         return self._next_send
 
     def _certain(self) -> int:
         """Tokens known to be true that no frame placed yet and no commit will."""
         return len(self.tokens) - self._placed - len(self._moves)
+
+    def _full(self) -> bool:
+        """Whether as much is in flight as stages let wait. The next frame must fit; alone, one always does."""
+        if not self._flights:
+            return False
+        next_rows = min(self._certain(), self._chunk) + self._room()
+        return len(self._flights) >= self._most_frames or self._rows_in_flight + next_rows > self._most_rows
+
+    def ease(self) -> None:
+        """A stage had no room for what was in flight: keep it to half of that from now on."""
+        self._most_rows = max(1, min(self._most_rows, self._rows_in_flight) // 2)
+        self._most_frames = max(1, min(self._most_frames, len(self._flights)) // 2)
 
     def _may_speculate(self, now: float) -> bool:
         return not self._pausing() and now >= self._next_send and self._worth_sending()

@@ -20,7 +20,7 @@ from swarm.net.message import Message
 from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.account import measure
-from swarm.ring.admit import HostedModel, StageLimits, admit
+from swarm.ring.admit import HostedModel, StageLimits, admit, check_room
 from swarm.ring.compute import Computed
 from swarm.ring.counts import StageCounts
 from swarm.ring.ending import Ending, nobody_untrusted, post, settle_untrusted
@@ -31,6 +31,7 @@ from swarm.ring.opening import (
     UP,
     OpenRun,
     Word,
+    behind,
     encode_release,
     encode_word,
     parse_open_untrusted,
@@ -145,6 +146,8 @@ class StageServer:
                 self._half(peer, message)
             case "release":
                 self._release(peer, message.header)
+            case "halt":
+                self._halt(peer, message)
             case "keep":
                 session = self.sessions.of_upstream(peer, message.header)
                 if session is not None and session.downstream is not None:
@@ -190,18 +193,26 @@ class StageServer:
         self._spawn(post(peer, encode_word(word)))
 
     def _take_frame(self, peer: Peer, message: Message) -> None:
-        frame = parse_frame_untrusted(message)
-        session = self.sessions.get(frame.run)
-        if session is None or session.closing:
+        run = message.header.get("r")
+        session = self.sessions.get(run) if isinstance(run, bytes) else None
+        if session is None:
+            parse_frame_untrusted(message)  # a malformed one is told of; one of a run that is over is late
             return
         if peer.id != session.upstream.id:
             raise PeerError("expected a frame from the node before this one, found another's")
-        if not session.accept_untrusted(frame):
+        if session.closing or session.refused:
             return
-        check_untrusted(frame.rows, frame.commits, session.opening.layout)
-        limits = self.limits
-        if len(session.queue) >= limits.queue_frames or session.queued_rows > limits.queue_rows:
-            raise PeerError(f"expected at most {limits.queue_frames} frames and {limits.queue_rows} rows in flight")
+        try:
+            frame = parse_frame_untrusted(message)
+            if not session.accept_untrusted(frame):
+                return
+            check_untrusted(frame.rows, frame.commits, session.opening.layout)
+            check_room(session, self.limits, frame)
+        except (PeerError, BusyError) as error:
+            # Later frames would be computed over keys that this one was to leave: the epoch ends here.
+            session.refuse()
+            self._tell(session, "lost", session.opening.index, str(error), busy=isinstance(error, BusyError))
+            return
         if session.account is not None:
             session.account.took(frame, message)
         session.heard = time.monotonic()
@@ -218,7 +229,19 @@ class StageServer:
         session.closing = True
         session.queue.clear()
         session.stop_tasks()
+        if session.downstream is not None:
+            halt = Message(DOWN, {"do": "halt", "run": session.run, "epoch": session.opening.epoch})
+            self._spawn(post(session.downstream, halt, session.run))
         self._spawn(self._ending.close(session, message.header))
+
+    def _halt(self, peer: Peer, message: Message) -> None:
+        """The run is being closed: what waits here is not wanted, though the closing itself takes its time."""
+        session = self.sessions.of_upstream(peer, message.header)
+        if session is None or session.closing or session.opening.epoch != message.header.get("epoch"):
+            return
+        session.refuse()
+        if session.downstream is not None:
+            self._spawn(post(session.downstream, message, session.run))
 
     def _release(self, peer: Peer, header: Mapping[str, Any]) -> None:
         """The run goes on without this stage."""
@@ -251,14 +274,14 @@ class StageServer:
             case "half":
                 settle_untrusted(session, word.record)
             case _:
-                await post(session.upstream, message)
+                await post(session.upstream, encode_word(behind(word, session.opening)))
 
     def _lose(self, session: StageSession, stage: int, reason: str) -> None:
         """Tell the requester, through the stages before this one, that stage number `stage` is gone or failing."""
         self._tell(session, "lost", stage, reason)
 
-    def _tell(self, session: StageSession, do: str, stage: int, reason: str) -> None:
-        word = Word(do, session.run, session.opening.epoch, stage=stage, reason=reason)
+    def _tell(self, session: StageSession, do: str, stage: int, reason: str, busy: bool = False) -> None:
+        word = Word(do, session.run, session.opening.epoch, busy=busy, stage=stage, reason=reason)
         self._spawn(post(session.upstream, encode_word(word)))
 
     # Computing
@@ -266,11 +289,12 @@ class StageServer:
     def _dispatch(self, done: Computed) -> None:
         session, frame = done.session, done.arrived.frame
         self.counts.computed(done)
-        if session.closed or session.closing or frame.epoch != session.opening.epoch:
+        if session.closed or session.closing or session.refused or frame.epoch != session.opening.epoch:
             return
         if session.account is not None and done.error is None:
             session.account.computed(frame, done.out, session.opening.layout.scratch, done.compute_us)
         if done.error is not None:
+            session.refuse()
             self._lose(session, session.opening.index, done.error)
         elif done.out is not None:
             session.outbox.put_nowait(done.out)

@@ -1,4 +1,4 @@
-"""Who may run next: a bounded queue, fair between users."""
+"""Who may run next: a bounded queue, fair between users; and how it empties when the gateway stops."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from swarm.serve.errors import ApiError
+
+CUT_S = 12.0
+"""For runs that are ended to close their rings, which may take `ring.link.CLOSE_TIMEOUT_S`."""
 
 
 @dataclass
@@ -82,10 +85,19 @@ class Admission:
         self.queue = queue
         self._max_wait_s = max_wait_s
         self._run_s = 2.0
+        self._stopping: float | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._deadlines: set[asyncio.Timeout] = set()
 
     @asynccontextmanager
     async def slot(self, user: str) -> AsyncIterator[None]:
-        """Wait for a turn. Raises ApiError: 429 when the user's own line is full, 503 when the whole queue is."""
+        """Wait for a turn. Raises ApiError: 429 when the user's own line is full, 503 when the whole queue is.
+
+        And 503 when the gateway stops: before the turn at once, within it when the time that `drain` gives is over.
+        """
+        if self._stopping is not None:
+            raise self._stopped()
         refusal = self.queue.refusal(user)
         if refusal is not None and self.queue.n_running >= self.queue.max_running:
             raise self._refused(refusal)
@@ -103,12 +115,49 @@ class Admission:
             self._give_up(user, ticket)
             raise
         started = loop.time()
+        deadline = asyncio.timeout(None)
+        self._idle.clear()
         try:
-            yield
+            async with deadline:
+                self._deadlines.add(deadline)
+                yield
+        except TimeoutError:
+            if deadline.expired():
+                raise self._stopped() from None
+            raise
         finally:
+            self._deadlines.discard(deadline)
             self._run_s += 0.2 * (loop.time() - started - self._run_s)
             self.queue.done(user)
             self._advance()
+            if not self.queue.n_running:
+                self._idle.set()
+
+    async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Refuse whoever comes or waits, let runs end for `grace_s` seconds or until `hurry`, then end the rest.
+
+        Returns when every run has taken leave of its ring, CUT_S seconds after that at most.
+        """
+        self._stopping = grace_s
+        for user, line in list(self.queue.waiting.items()):
+            for ticket in list(line):
+                self.queue.leave(user, ticket)
+                assert isinstance(ticket, asyncio.Future)
+                if not ticket.done():
+                    ticket.set_exception(self._stopped())
+        idle, hurried = asyncio.create_task(self._idle.wait()), asyncio.create_task(hurry.wait())
+        try:
+            await asyncio.wait((idle, hurried), timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+            for deadline in list(self._deadlines):
+                deadline.reschedule(asyncio.get_running_loop().time())
+            await asyncio.wait((idle,), timeout=CUT_S)
+        finally:
+            idle.cancel()
+            hurried.cancel()
+
+    def _stopped(self) -> ApiError:
+        wait = max(1, min(60, math.ceil(self._stopping or 0.0)))
+        return ApiError(503, "this gateway is stopping; try again, or another", "gateway_stopping", retry_after=wait)
 
     def retry_after(self) -> int:
         """Seconds until a place is likely, from the time that recent runs took; 1 to 60."""

@@ -29,7 +29,7 @@ class GatewayConfig:
     write_timeout_s       for a client to take what was written to it
     keepalive_comment_s   between comment lines of a stream while no token comes
     max_connections       open sockets
-    drain_s               for answers under way when the gateway is asked to stop
+    grace_s               for answers under way when the gateway is asked to stop
     max_choices           upper bound of `n`
     default_max_tokens    for a chat that names none (and the context allows)
     default_temperature   for API calls that name none; None: the model's own, or else OpenAI's 1.0
@@ -51,7 +51,7 @@ class GatewayConfig:
     write_timeout_s: float = 30.0
     keepalive_comment_s: float = 10.0
     max_connections: int = 4096
-    drain_s: float = 5.0
+    grace_s: float = 5.0
     max_choices: int = 8
     default_max_tokens: int = 1024
     default_temperature: float | None = None

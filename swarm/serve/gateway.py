@@ -28,6 +28,7 @@ from swarm.serve.views import Views, state_registry
 from swarm.serve.vocabulary import VocabularyViews
 from swarm.serve.web import add_headers, frame, inviting, observer
 
+ADMISSION = web.AppKey("admission", Admission)
 HUB = web.AppKey("hub", Hub)
 BOOK = web.AppKey("book", RunBook)
 
@@ -57,7 +58,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     app = web.Application(middlewares=[frame(config, observer(metrics.requests))])
     app.on_response_prepare.append(add_headers(config))
     app.on_shutdown.append(lambda _: hub.close())
-    app[HUB], app[BOOK] = hub, book
+    app[ADMISSION], app[HUB], app[BOOK] = admission, hub, book
     app.add_routes(views.routes())
     app.add_routes(
         [
@@ -99,9 +100,17 @@ async def gateway(
     host: str = "127.0.0.1",
     port: int = 8080,
     progress: Progress = dict,
+    hurry: asyncio.Event | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve until the block is left; yields the address that it listens on. Raises UsageError when it is taken."""
+    """Serve until the block is left; yields the address that it listens on. Raises UsageError when it is taken.
+
+    Then runs have `config.grace_s` to end, less when `hurry` is set, and new ones are refused.
+    """
     # The first call may settle a tokenizer's padding and truncation, which must not happen under other threads' eyes.
     await asyncio.to_thread(_warm, backend)
-    async with listening(make_app(backend, config, verify, progress), config, host, port) as address:
-        yield address
+    app = make_app(backend, config, verify, progress)
+    async with listening(app, config, host, port) as address:
+        try:
+            yield address
+        finally:
+            await app[ADMISSION].drain(config.grace_s, hurry or asyncio.Event())

@@ -23,6 +23,8 @@ _FULL_BODY = (
 )
 _SPARE_DESCRIPTORS = 256
 _LEAST_SHARE = 16
+_LAST_WORDS_S = 2.0
+"""For what is left to write once all runs have ended."""
 
 
 class Entrance:
@@ -101,7 +103,7 @@ async def runner_of(app: web.Application, config: GatewayConfig) -> AsyncIterato
         # Also the time that a new connection has for its first request line and headers.
         keepalive_timeout=config.idle_timeout_s,
         lingering_time=1.0,
-        shutdown_timeout=config.drain_s,
+        shutdown_timeout=_LAST_WORDS_S,
     )
     await runner.setup()
     try:

@@ -211,7 +211,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
             board = await stack.enter_async_context(Switchboard(Identity.generate()))
             desk = Desk(
                 board,
-                TargetFacts(manifest.digest, 512, frozenset(), lambda ids: " ".join(map(str, ids)) + " "),
+                TargetFacts(manifest.digest, 512, frozenset(), lambda ids: " ".join(map(str, ids)) + " ", VOCAB),
                 planner,
                 Drafters(load_block(checkpoint, 0, manifest.n_layers, torch.device("cpu"), torch.float32), bad_drafter),
                 lambda stages, wire: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),

@@ -22,6 +22,7 @@ from swarm.mesh.record import NodeRecord, sign_record
 from swarm.mesh.saved import Saved
 from swarm.mesh.table import Held, Table
 from swarm.net.message import Message
+from swarm.net.nodeid import short_id
 from swarm.net.switchboard import Switchboard
 from tests.swarm.mesh.field import MODEL, REF, Field, invite_of, kill, kill_tasks, until
 
@@ -180,7 +181,7 @@ async def test_two_processes_with_one_key_are_told_and_the_younger_yields(field_
     assert not b.clashes
 
 
-async def test_clocks_that_differ_by_an_hour_do_no_harm(field_: Field) -> None:
+async def test_clocks_that_differ_by_an_hour_do_no_harm(field_: Field, caplog: pytest.LogCaptureFixture) -> None:
     a = await field_.first()
     identity = Identity.generate()
     board, address = await field_.board(identity)
@@ -194,9 +195,27 @@ async def test_clocks_that_differ_by_an_hour_do_no_harm(field_: Field) -> None:
     early = await field_.start(
         board, address, early_identity, await saved_for(field_, invite_of(a), board), wall=lambda: time.time() + 86400
     )
-    await until(lambda: early.board.id in a.gossip.state.links, a, early)
+    said = f"clocks differ: that of node {short_id(early.board.id)} is 24.0 hours ahead of that of node"
+    await until(lambda: said in caplog.text, a, early)
     await until(lambda: len(a.up()) == 2, a)
-    assert a.gossip.member(early.board.id) is None  # a day ahead: not believed, and nothing breaks
+    assert a.gossip.member(early.board.id) is None  # a day ahead: turned away, and nothing breaks
+
+
+@pytest.mark.parametrize(("hours", "how"), [(24, "24.0 hours ahead of"), (-30, "30.0 hours behind")])
+async def test_who_comes_with_a_clock_a_day_off_is_told_so_by_how_much_and_whose(
+    field_: Field, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hours: int, how: str
+) -> None:
+    a = await field_.first()
+    identity = Identity.generate()
+    board, _ = await field_.board(identity)
+    invite = parse_invite_untrusted(invite_of(a))
+    off = time.time() + 3600 * hours
+    monkeypatch.setattr("swarm.mesh.hello.time.time", lambda: off)
+    told = f"clocks differ: that of node {short_id(identity.id)} is {how} that of node {short_id(a.board.id)}; "
+    a.gossip._neighbours._wall = lambda: off - 3600 * hours
+    with pytest.raises(PeerError, match=told):
+        await enter(board, invited(invite, "guest"), invite.members)
+    assert told in caplog.text  # whoever runs the node reads the same
 
 
 async def saved_for(field: Field, text: str, board: Switchboard) -> Saved:

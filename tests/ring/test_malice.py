@@ -1,0 +1,208 @@
+"""Stages that are overloaded, hang, accuse others or answer nonsense: right text, or a clear error."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import LlamaForCausalLM
+
+from swarm.errors import RunError, UsageError
+from swarm.net.message import Message
+from swarm.ring import drive
+from swarm.ring.admit import StageLimits
+from swarm.ring.frame import DOWN, Answer, encode_answer, parse_answer_untrusted
+from swarm.ring.opening import Word, encode_word
+from swarm.ring.run import Finished, Recovering, RunRequest, RunResult
+from swarm.ring.sender import Sender
+from swarm.ring.session import StageSession
+from swarm.ring.speculate import MOST_FRAMES, MOST_ROWS, Speculation
+from tests.ring.conftest import VOCAB, Stage, TestRing, reference
+
+BLOCKS = [(0, 2), (2, 4), (4, 6)]
+SPARE = [*BLOCKS, *BLOCKS]
+
+
+async def lived(ring: TestRing, request: RunRequest) -> tuple[RunResult, list[Recovering]]:
+    """A run to its end, and how often its ring broke."""
+    news: list[Recovering] = []
+    async with aclosing(ring.desk.run(request)) as events:
+        async for event in events:
+            if isinstance(event, Recovering):
+                news.append(event)
+            if isinstance(event, Finished):
+                return event.result, news
+    raise AssertionError("no result")
+
+
+def names(ring: TestRing, result: RunResult) -> list[int]:
+    """Numbers of the stages that ended the run."""
+    ids = [stage.plan.node.hex() for stage in ring.stages]
+    return [ids.index(info.node) for info in result.ring]
+
+
+# Overload
+
+
+@pytest.mark.parametrize("limits", [StageLimits(queue_rows=64), StageLimits(queue_frames=2)])
+async def test_a_stage_over_its_bound_costs_time_and_never_a_token(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, limits: StageLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Speculation.__init__
+
+    def hasty(self: Speculation, *given: Any, **named: Any) -> None:
+        whole(self, *given, **{**named, "chunk": 24})
+
+    monkeypatch.setattr(Speculation, "__init__", hasty)
+    rng = random.Random(5)
+    prompts = [tuple(rng.randrange(VOCAB) for _ in range(rng.randint(150, 400))) for _ in range(8)]
+    async with make_ring(BLOCKS, limits=limits) as ring:
+        found = await asyncio.gather(*(lived(ring, RunRequest(p, max_tokens=16)) for p in prompts))
+        for prompt, (result, _) in zip(prompts, found, strict=True):
+            assert list(result.token_ids) == reference(tiny_model, prompt, 16)
+    assert any(news for _, news in found), "nothing was over its bound"
+    assert all("rows wait here" in event.reason for _, news in found for event in news)
+
+
+def test_no_prompt_has_more_in_flight_than_every_stage_lets_wait() -> None:
+    assert MOST_ROWS <= StageLimits().queue_rows // 2 and MOST_FRAMES <= StageLimits().queue_frames // 2
+
+
+# Stages that hang, and tails that repeat themselves
+
+
+def hanging(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes frames and computes none; its connection lives and it answers pings."""
+    monkeypatch.setattr(stage.server, "_take_frame", lambda peer, message: None)
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+async def test_a_stage_that_hangs_is_found_by_leaving_suspects_out_in_turn(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, victim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drive, "LEAST_DEADLINE_S", 0.5)
+    monkeypatch.setattr(drive, "DEADLINE_PASSES", 0.5)
+    async with make_ring(SPARE) as ring, asyncio.timeout(90):
+        hanging(ring.stages[victim], monkeypatch)
+        result, news = await lived(ring, RunRequest((1, 2, 3), max_tokens=12, patience_s=60.0))
+        assert victim not in names(ring, result)
+    assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 12)
+    assert len(news) >= 3 - victim
+
+
+async def test_a_ring_without_a_way_round_the_one_that_hangs_ends_the_run_with_the_reason(
+    make_ring: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drive, "LEAST_DEADLINE_S", 0.2)
+    monkeypatch.setattr(drive, "DEADLINE_PASSES", 0.1)
+    async with make_ring(BLOCKS) as ring, asyncio.timeout(60):
+        hanging(ring.stages[1], monkeypatch)
+        with pytest.raises(RunError, match="no progress for . s while its ring broke . times.*no answer for 0.4 s"):
+            await lived(ring, RunRequest((1, 2, 3), max_tokens=12, patience_s=1.0))
+
+
+# Malformed answers: the loss of the tail, and of nobody else
+
+
+def repeated(answer: Answer) -> Answer:
+    return replace(answer, seq=max(0, answer.seq - 1))
+
+
+def ahead(answer: Answer) -> Answer:
+    return replace(answer, seq=answer.seq + 40)
+
+
+def short(answer: Answer) -> Answer:
+    none: Any = np.zeros(0, np.int32)
+    return Answer(answer.run, answer.epoch, answer.seq, none, none, none, none, none.reshape(0, 0), none.reshape(0, 0))
+
+
+def unknown(answer: Answer) -> Answer:
+    return replace(answer, token=answer.token + np.int32(VOCAB))
+
+
+def broken(answer: Answer) -> Message:
+    message = encode_answer(answer)
+    return replace(message, body=bytes(message.body)[:-1])
+
+
+@pytest.mark.parametrize("twist", [repeated, ahead, short, unknown, broken])
+async def test_one_malformed_answer_is_the_loss_of_the_tail_and_of_nobody_else(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, twist: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with make_ring(SPARE) as ring, asyncio.timeout(60):
+        sender, left = ring.stages[2].server._sender, [6]
+        give = sender.give
+
+        async def twisted(session: StageSession, peer: Any, seq: int, message: Message) -> None:
+            left[0] -= 1
+            if left[0] == 0 and message.kind != DOWN:
+                lie = twist(parse_answer_untrusted(message))
+                message = encode_answer(lie) if isinstance(lie, Answer) else lie
+            await give(session, peer, seq, message)
+
+        monkeypatch.setattr(sender, "give", twisted)
+        result, news = await lived(ring, RunRequest((1, 2, 3), max_tokens=30, speculation="chain"))
+        assert names(ring, result) == [0, 1, 5]
+    assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)
+    assert len(news) == 1
+
+
+# Accusations
+
+
+async def test_who_accuses_repeatedly_is_left_out_with_the_accused(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head says of every tail that it computes nonsense."""
+    async with make_ring([*SPARE, (4, 6)]) as ring, asyncio.timeout(60):
+        liar = ring.stages[0].server
+        give = Sender.give
+
+        async def accusing(self: Sender, session: StageSession, peer: Any, seq: int, message: Message) -> None:
+            await give(self, session, peer, seq, message)
+            if self is liar._sender and seq % 8 == 5:
+                word = Word("lost", session.run, session.opening.epoch, stage=2, reason="it computes nonsense")
+                await session.upstream.send(encode_word(word))
+
+        monkeypatch.setattr(Sender, "give", accusing)
+        result, news = await lived(ring, RunRequest((1, 2, 3), max_tokens=40, speculation="plain", draft="none"))
+        assert 0 not in names(ring, result) and 3 in names(ring, result)
+    assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 40)
+    assert len(news) == 2
+
+
+async def test_a_stage_cannot_have_one_before_it_left_out(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with make_ring(SPARE) as ring, asyncio.timeout(60):
+        liar, give = ring.stages[1].server, Sender.give
+
+        async def accusing(self: Sender, session: StageSession, peer: Any, seq: int, message: Message) -> None:
+            await give(self, session, peer, seq, message)
+            if self is liar._sender and seq == 5:
+                word = Word("lost", session.run, session.opening.epoch, stage=0, reason="it computes nonsense")
+                await session.upstream.send(encode_word(word))
+
+        monkeypatch.setattr(Sender, "give", accusing)
+        result, _ = await lived(ring, RunRequest((1, 2, 3), max_tokens=20, speculation="plain", draft="none"))
+        assert names(ring, result) == [0, 4, 2]
+    assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 20)
+
+
+# Tokens that the model does not know
+
+
+async def test_a_token_id_beyond_the_embedding_is_said_to_be_that(make_ring: Callable[..., Any]) -> None:
+    async with make_ring(BLOCKS) as ring:
+        with pytest.raises(UsageError, match=f"expected token ids of 0 to {VOCAB - 1}, .* found {VOCAB} in the prompt"):
+            await lived(ring, RunRequest((1, VOCAB), max_tokens=2))
+        ring.desk.target = replace(ring.desk.target, vocab_size=None)
+        with pytest.raises(RunError, match=f"expected token ids from 0 to {VOCAB - 1}, found {VOCAB}"):
+            await lived(ring, RunRequest((1, VOCAB), max_tokens=2, patience_s=0.5))
