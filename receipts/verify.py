@@ -233,7 +233,7 @@ def _recompute(run: Run, disclosed: Disclosed, options: Options, progress: _Prog
         progress.not_conclusive.append(exc.claim)
         return
     if options.auditor is not None:
-        outcome = audit.check_audit(run, options.auditor, limit, own_ties, options.audit_rows, options.below)
+        outcome = audit.check_audit(run, disclosed, options.auditor, limit, own_ties, options.audit_rows, options.below)
         _take(outcome, Level.SAMPLED if not run.order.own_layers else Level.SIGNED, progress)
     if options.replayer is not None:
         outcome = audit.check_replay(run, disclosed, options.replayer, limit)

@@ -90,7 +90,7 @@ class Requester:
                 notary=notary,
                 model=target.ref[:100],
                 n_layers=self.manifest.n_layers,
-                dtype=self._routes.dtype,
+                dtype=self._routes.ordered_dtype,
                 witnesses=self._routes.witnesses,
                 ask=self._routes.ask_witness,
             ),
