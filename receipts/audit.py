@@ -135,11 +135,15 @@ class Taken:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What recomputation showed. `conclusive` is False when it could not decide; then `why` says what was missing."""
+    """What recomputation showed. `conclusive` is False when it could not decide; then `why` says what was missing.
+
+    `tied`: the tokens were decoded, and give the disclosed text.
+    """
 
     claims: tuple[Claim, ...]
     conclusive: bool
     why: str = ""
+    tied: bool = False
 
 
 def check_replay(run: Run, disclosed: Disclosed, replayer: Replayer, limit: Limit) -> Outcome:
@@ -160,14 +164,20 @@ def check_replay(run: Run, disclosed: Disclosed, replayer: Replayer, limit: Limi
             position = disclosed.tokens.first + index
             raise ReceiptError(Refusal.REPLAY, f"token {token} at position {position}: recomputing gives {best}")
         ties += 1
-    if replayed.text is not None and disclosed.text is not None and replayed.text != disclosed.text:
+    tied = replayed.text is not None and disclosed.text is not None
+    if tied and not _decodes_to(run, replayed.text or "", disclosed.text or ""):
         raise ReceiptError(Refusal.TEXT, "the tokens do not decode to the text")
     equal = len(tokens) - ties
     text = f"{equal}/{len(tokens)} tokens equal" + (f", {ties} at near-ties" if ties else "")
     if ties > 1 + len(tokens) // 20:
         claim = Claim(Standing.NOT_CHECKED, "replay", f"{text}: too many near-ties to decide")
         return Outcome((claim,), False, "more near-ties than an honest run of another precision has")
-    return Outcome((Claim(Standing.PROVEN, "replay", text),), True)
+    return Outcome((Claim(Standing.PROVEN, "replay", text),), True, tied=tied)
+
+
+def _decodes_to(run: Run, decoded: str, text: str) -> bool:
+    """Whether text is what its tokens say; a run that ended itself may have been cut before a stop string."""
+    return decoded == text or (run.close.finish_reason == "stop" and decoded.startswith(text))
 
 
 @dataclass(frozen=True)
