@@ -56,7 +56,7 @@ async def test_orders_that_differ_in_one_field(model: Path, tmp_path: Path, monk
                     RunError, match=f"the signed order differs from the ring in its {name.split('-')[0]}"
                 ):
                     await field.run(request)
-        for changes in ({"epoch": 3}, {"requester": b"\\x07" * 32}):
+        for changes in ({"epoch": 3}, {"requester": b"\x07" * 32}):
             with monkeypatch.context() as patch:
                 opening = field.requester.desk._opening
                 patch.setattr(field.requester.desk, "_opening", lambda r, o=opening, c=changes: replace(o(r), **c))
