@@ -21,6 +21,7 @@ from swarm.ring.account import head_bytes
 from swarm.ring.notary import Notary, unix_us
 from swarm.ring.opening import StagePlan
 from swarm.ring.ordered import sampler_of
+from swarm.ring.pruning import Pruner
 from swarm.ring.run import RunRequest, RunResult
 
 PREVIOUS = "previous"
@@ -45,6 +46,7 @@ class ReceiptPlan:
     dtype: Callable[[Sequence[StagePlan]], str]
     witnesses: Callable[[Sequence[StagePlan], int | None], Sequence[bytes]]
     ask: AskWitness
+    pruner: Pruner | None = None
 
 
 class RunAccount:
@@ -135,7 +137,10 @@ class RunAccount:
         for envelope in signed:
             self.record.witnessed_untrusted(envelope, "close")
         show = frozenset[str]() if self._request.private_text else PUBLIC
-        return self._save(self.record.receipt(show), where)
+        path = self._save(self.record.receipt(show), where)
+        if self._plan.pruner is not None:
+            await self._plan.pruner.prune(time.monotonic(), time.time())
+        return path
 
     async def _witness_close(self, close: bytes) -> list[bytes]:
         """Envelopes of all witnesses; one that fails is struck off, and the close must be signed again."""
