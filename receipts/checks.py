@@ -12,6 +12,8 @@ from receipts.run import Epoch, Run
 from receipts.statement import Body, Statement
 from receipts.verdict import Claim, Standing
 
+MIXED = "mixed"
+"""What an order says of types where those who may take part differ."""
 RTT_SLACK_US = 10_000
 """Two ends that ping at different moments may find least times this far apart, plus a quarter."""
 
@@ -67,10 +69,14 @@ def check_layers(run: Run) -> list[Claim]:
             if accept.nonce in nonces:
                 raise ReceiptError(Refusal.DUPLICATED, f"{label}: two accepts share a nonce")
             nonces.add(accept.nonce)
-    text = f"layers {own}-{layers - own - 1} covered once by {len(run.last.plan)} stages"
+    text = f"the plan covers layers {own}-{layers - own - 1} once"
+    accepted = f"{len(run.last.accepts)}/{len(run.last.plan)} stages signed for their part"
     opened = bool(run.last.accepts)
     standing = Standing.PROVEN if opened else Standing.CLAIMED
-    claims = [Claim(standing, "layers", text if opened else f"{text}, none of which accepted")]
+    claims = [Claim(standing, "layers", f"{text}, {accepted if opened else 'none of its stages accepted'}")]
+    if run.order.dtype == MIXED:
+        text = "stages may compute in different types (mixed): rows and tokens are held to the coarsest"
+        claims.append(Claim(Standing.CLAIMED, "dtype", text))
     if own:
         text = f"{own_spans(run.order)} computed by the requester itself, who alone accounts for them"
         claims.append(Claim(Standing.CLAIMED, "own layers", text))
@@ -171,7 +177,9 @@ def check_edges(run: Run) -> list[Claim]:
     agreed = sum(claim.subject == "traffic" and claim.standing is Standing.COSIGNED for claim in claims)
     closed = sum(len(epoch.plan) + 1 for epoch in run.epochs if epoch.closed)
     open_ = sum(len(epoch.plan) + 1 for epoch in run.epochs) - closed
-    text = f"{agreed}/{closed} edges agree" + (f", {open_} of interrupted epochs were not closed" if open_ else "")
+    text = f"both ends of {agreed}/{closed} edges signed the same traffic" + (
+        f", {open_} of interrupted epochs were not closed" if open_ else ""
+    )
     claims.append(Claim(Standing.PROVEN, "edges", text))
     return claims
 

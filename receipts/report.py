@@ -31,6 +31,7 @@ _SELF_NAMED = (
     "output",
     "tokens",
     "recompute",
+    "dtype",
     "counters",
     "previous receipt",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any
+from typing import Any, Literal
 
 from receipts.errors import Refusal
 from receipts.run import Run
@@ -35,6 +35,11 @@ class Level(IntEnum):
     SAMPLED = 3
     REPLAYED = 4
 
+
+Requirement = Literal["witness", "audit", "replay"]
+"""What a verifier may ask for, each for itself: a trusted witness of order and close, rows opened and recomputed by
+every stage with every kept token drawn from the published text, the whole run recomputed."""
+REQUIREMENTS: tuple[Requirement, ...] = ("witness", "audit", "replay")
 
 LEVEL_NAMES: Mapping[Level, str] = {
     Level.WELL_FORMED: "well formed",
@@ -85,6 +90,7 @@ class Verdict:
     disclosed: Disclosed
     required: int = 0
     not_conclusive: tuple[str, ...] = ()
+    met: frozenset[Requirement] = frozenset()
 
     def standing_of(self, subject: str, about: str = "") -> Standing | None:
         """Standing of one claim, or None when the receipt does not make it."""
@@ -99,6 +105,7 @@ class Verdict:
             "level": int(self.level) if self.level is not None else None,
             "level_name": LEVEL_NAMES[self.level] if self.level is not None else None,
             "required_level": self.required,
+            "met": sorted(self.met),
             "exit_code": self.exit_code,
             "refusal": self.refusal.word if self.refusal is not None else None,
             "result": self.line,

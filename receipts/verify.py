@@ -28,6 +28,7 @@ from receipts.verdict import (
     Claim,
     Disclosed,
     Level,
+    Requirement,
     Standing,
     Verdict,
 )
@@ -51,6 +52,7 @@ class ModelFacts(Protocol):
 class Options:
     """What the verifier brings along; nothing is needed for levels 0 and 1.
 
+    `required`: the least level, whatever reached it; `requirements`: what must have been shown, each for itself.
     `trust`: hex keys; when given, every party of the run must be among them, and only such witnesses raise the level.
     `model`: compare manifest and weights digests. `replayer`, `auditor`: recompute, `audit_rows` frames in all.
     `secrets`: the requester's file, as if disclosed. `beside`: other receipts, whose signers' counters must fit.
@@ -58,6 +60,7 @@ class Options:
     """
 
     required: Level = Level.SIGNED
+    requirements: frozenset[Requirement] = frozenset()
     trust: frozenset[str] | None = None
     model: ModelFacts | None = None
     replayer: audit.Replayer | None = None
@@ -75,6 +78,7 @@ class _Progress:
 
     claims: list[Claim] = field(default_factory=list)
     level: Level | None = None
+    met: set[Requirement] = field(default_factory=set)
     run: Run | None = None
     disclosed: Disclosed = field(default_factory=Disclosed)
     not_conclusive: list[str] = field(default_factory=list)
@@ -97,8 +101,9 @@ def verify(data: bytes, options: Options | None = None) -> Verdict:
             progress.disclosed,
             int(options.required),
             tuple(progress.not_conclusive),
+            frozenset(progress.met),
         )
-    exit_code, line = _result(progress, options.required)
+    exit_code, line = _result(progress, options)
     return Verdict(
         progress.level,
         exit_code,
@@ -109,10 +114,11 @@ def verify(data: bytes, options: Options | None = None) -> Verdict:
         progress.disclosed,
         int(options.required),
         tuple(progress.not_conclusive),
+        frozenset(progress.met),
     )
 
 
-def _result(progress: _Progress, required: Level) -> tuple[int, str]:
+def _result(progress: _Progress, options: Options) -> tuple[int, str]:
     assert progress.level is not None and progress.run is not None
     level, outcome = progress.level, progress.run.close.outcome
     line = f"level {int(level)}: {LEVEL_NAMES[level]}"
@@ -120,8 +126,10 @@ def _result(progress: _Progress, required: Level) -> tuple[int, str]:
         line += f"; the run {'failed' if outcome == 'failed' else 'was ' + outcome}"
     if progress.not_conclusive:
         return EXIT_NOT_CONCLUSIVE, f"{line}; not conclusive: {'; '.join(progress.not_conclusive)}"
-    if level < required:
-        return EXIT_BELOW_LEVEL, f"{line}; level {int(required)} was required"
+    if level < options.required:
+        return EXIT_BELOW_LEVEL, f"{line}; level {int(options.required)} was required"
+    if unmet := sorted(options.requirements - progress.met):
+        return EXIT_BELOW_LEVEL, f"{line}; required and not met: {', '.join(unmet)}"
     return EXIT_MET, line
 
 
@@ -180,6 +188,7 @@ def _steps(data: bytes, options: Options, progress: _Progress) -> None:
     progress.claims += content.witness_claims(run, trusted)
     if any(witness.key in trusted and witness.closed is not None for witness in run.witnesses):
         progress.level = Level.WITNESSED
+        progress.met.add("witness")
 
     # 14. Recomputation: opened rows, then the whole run.
     _recompute(run, disclosed, options, progress)
@@ -233,11 +242,18 @@ def _recompute(run: Run, disclosed: Disclosed, options: Options, progress: _Prog
         progress.not_conclusive.append(exc.claim)
         return
     if options.auditor is not None:
-        outcome = audit.check_audit(run, options.auditor, limit, own_ties, options.audit_rows, options.below)
+        outcome = audit.check_audit(run, disclosed, options.auditor, limit, own_ties, options.audit_rows, options.below)
         _take(outcome, Level.SAMPLED if not run.order.own_layers else Level.SIGNED, progress)
+        if outcome.conclusive and not run.order.own_layers:
+            progress.met.add("audit")
     if options.replayer is not None:
         outcome = audit.check_replay(run, disclosed, options.replayer, limit)
         _take(outcome, Level.REPLAYED, progress)
+        if outcome.conclusive:
+            progress.met.add("replay")
+        if outcome.tied:
+            claim = content.output_claim(disclosed)
+            progress.claims[progress.claims.index(claim)] = content.output_claim(disclosed, tied=True)
     elif run.order.own_layers:
         own = f"{checks.own_spans(run.order)} are the requester's own: no node opens them, only a replay covers them"
         progress.claims.append(Claim(Standing.NOT_CHECKED, "audit", own))

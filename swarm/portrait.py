@@ -22,6 +22,7 @@ from swarm.model.device import Hardware, describe
 from swarm.model.manifest import Manifest
 from swarm.net.address import Address
 from swarm.ring.notary import Notary, open_log, salted, software
+from swarm.ring.ordered import OrderBook
 
 
 def node_record(
@@ -100,4 +101,6 @@ def notary_of(
         private=private,
         rows=RowStore(state / "rows"),
         disclose=config.disclose,
+        context=manifest.context,
+        orders=OrderBook(state / "orders"),
     )

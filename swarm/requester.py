@@ -26,6 +26,7 @@ from swarm.net.reach import Reach
 from swarm.net.switchboard import Switchboard
 from swarm.ring.notary import Notary, open_log, software
 from swarm.ring.private import PrivateBlocks
+from swarm.ring.pruning import Pruner
 from swarm.ring.receipt import ReceiptPlan
 from swarm.ring.request import Desk, TargetFacts
 from swarm.ring.run import Draft, RunEvent, RunRequest
@@ -43,6 +44,7 @@ class RequesterConfig:
 
     draft_model    None: the one that ships for the model
     keep_s         how long stages are asked to hold a closed run, for one that begins alike; 0: not at all
+    keep_receipts_s  after how long receipts in the state folder are removed; None: never
     rules          whom requests may pass through
     await_news     connecting waits a moment until every layer is known to be held; runs wait for what is missing
     """
@@ -53,6 +55,7 @@ class RequesterConfig:
     draft_gpu: int | None = None
     await_news: bool = True
     keep_s: float = 0.0
+    keep_receipts_s: float | None = None
     rules: RouteRules = RouteRules()
 
     def load(self, ref: str, report: Report = silent) -> Target:
@@ -99,9 +102,10 @@ class Requester:
                 notary=notary,
                 model=target.ref[:100],
                 n_layers=self.manifest.n_layers,
-                dtype=self._routes.dtype,
+                dtype=self._routes.ordered_dtype,
                 witnesses=self._routes.witnesses,
                 ask=self._routes.ask_witness,
+                pruner=Pruner(self.receipts_dir, config.keep_receipts_s),
             ),
             self._private_blocks,
             config.keep_s,

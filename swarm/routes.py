@@ -20,6 +20,7 @@ from swarm.net.nodeid import NodeId, id_text, parse_id_untrusted
 from swarm.net.switchboard import Switchboard
 from swarm.ring.control import Costs
 from swarm.ring.opening import StagePlan
+from swarm.ring.ordered import MIXED
 from swarm.ring.plan import Ask, Member, plan_route, usual_speed
 from swarm.ring.plan_costs import StageCost, expected_costs
 from swarm.ring.plan_wire import choose_wire, edge_rates
@@ -120,10 +121,23 @@ class Routes:
         return choose_wire(own, edge_rates(ring), self._manifest.hidden_size, rows, costs.pass_ms + rows * costs.row_ms)
 
     def dtype(self, stages: Sequence[StagePlan]) -> str:
-        """What the stages say they compute in, for the order; "mixed" when they differ."""
+        """What the stages say they compute in; "mixed" when they differ."""
         views = [self._gossip.member(stage.node) for stage in stages]
         found = {view.record.dtype for view in views if view is not None}
-        return found.pop() if len(found) == 1 else "mixed"
+        return found.pop() if len(found) == 1 else MIXED
+
+    def ordered_dtype(self, stages: Sequence[StagePlan]) -> str:
+        """The same for the order; "mixed" also where another node that holds layers differs.
+
+        A stage refuses an order for another type than its own, and any node may have to take over a lost one's part.
+        """
+        others = {
+            member.record.dtype
+            for member in self._gossip.members()
+            if member.record.layers[0] < member.record.layers[1]
+        }
+        found = {self.dtype(stages), *others}
+        return found.pop() if len(found) == 1 else MIXED
 
     def describe(self, plan: StagePlan, said: Mapping[str, object], compute_ms: float) -> StageInfo:
         """A stage of a run for people; `said` is what it said of itself."""

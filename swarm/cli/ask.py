@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from swarm.cli.common import say
+from swarm.cli.common import keep_receipts_s, say
 from swarm.config import MemberConfig
 from swarm.errors import RunError, UsageError
 from swarm.events import Report
@@ -54,6 +54,7 @@ class GenerateConfig:
     color: bool
     stream: bool
     rules: RouteRules = RouteRules()
+    keep_receipts_s: float | None = None
 
     @staticmethod
     def from_arguments(
@@ -100,6 +101,7 @@ class GenerateConfig:
             color=_wants_color(arguments.color, sys.stdout),
             stream=not arguments.json,
             rules=rules,
+            keep_receipts_s=keep_receipts_s(arguments),
         )
 
 
@@ -114,6 +116,7 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
         draft_model=config.draft_model,
         draft_gpu=config.draft_gpu,
         draft=config.request.draft,
+        keep_receipts_s=config.keep_receipts_s,
         rules=config.rules,
     )
     async with await Requester.connect(member, report) as requester:

@@ -115,6 +115,22 @@ def add_draft_model(group: argparse.ArgumentParser | argparse._ArgumentGroup, mo
     group.add_argument("--draft-gpu", type=GPU, metavar="N", help="draft on CUDA device N")
 
 
+def add_keep_receipts(group: argparse._ArgumentGroup) -> None:
+    """How long receipts lie in the state folder."""
+    group.add_argument(
+        "--keep-receipts",
+        type=number(float, 0, 36_500, "a number of days"),
+        default=None,
+        metavar="DAYS",
+        help="remove receipts and their secrets from the state folder after so many days (default: keep all)",
+    )
+
+
+def keep_receipts_s(arguments: argparse.Namespace) -> float | None:
+    """Days as seconds; None: for ever."""
+    return None if arguments.keep_receipts is None else 86_400.0 * float(arguments.keep_receipts)
+
+
 def add_wire(group: argparse._ArgumentGroup) -> None:
     """--wire."""
     group.add_argument(

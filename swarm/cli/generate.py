@@ -10,6 +10,7 @@ from pathlib import Path
 
 from swarm.cli.common import (
     add_draft_model,
+    add_keep_receipts,
     add_member_options,
     add_patience,
     add_route_options,
@@ -106,6 +107,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_patience(run_group)
     receipt = parser.add_argument_group("receipt")
     receipt.add_argument("--receipt", type=Path, metavar="PATH", help="where to write it (default: the state folder)")
+    add_keep_receipts(receipt)
     receipt.add_argument("--no-receipt", action="store_true", help="leave none")
     receipt.add_argument(
         "--private-text", action="store_true", help="put a salted digest of the tokens into the receipt, not the tokens"

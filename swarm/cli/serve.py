@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from swarm.cli.common import (
     PORT,
     add_draft_model,
+    add_keep_receipts,
     add_member_options,
     add_patience,
     add_route_options,
     add_wire,
+    keep_receipts_s,
     member_config,
     number,
     route_rules,
@@ -75,6 +77,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_draft_model(runs, "a small model with the same tokenizer")
     add_wire(runs)
     add_patience(runs)
+    add_keep_receipts(runs)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -103,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         draft_gpu=arguments.draft_gpu,
         await_news=False,
         keep_s=0.0 if config.prefix_cache == "off" else KEEP_S,
+        keep_receipts_s=keep_receipts_s(arguments),
         rules=route_rules(arguments),
     )
     if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):

@@ -16,7 +16,7 @@ from receipts.draw import svg_report
 from receipts.errors import ReceiptError
 from receipts.report import text_report
 from receipts.salt import Secret
-from receipts.verdict import Level, Verdict
+from receipts.verdict import REQUIREMENTS, Level, Requirement, Verdict
 from receipts.verify import trust_untrusted, verify
 from swarm.cli.common import add_member_options, member_config, models_dir, number, say
 from swarm.errors import UsageError
@@ -54,7 +54,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=number(int, 0, 4, "a level from 0 to 4"),
         default=1,
         metavar="L",
-        help="exit with 3 below this level (default: %(default)s)",
+        help="exit with 3 below this level (default: %(default)s); a level is the highest thing that was shown, so 4 "
+        "says nothing of a witness: see --require",
+    )
+    more.add_argument(
+        "--require",
+        type=_requirements,
+        default=frozenset(),
+        metavar="LIST",
+        help="of witness, audit, replay, by commas: exit with 3 unless each of them was shown",
     )
     more.add_argument("--model", metavar="REF", help="your copy of the model (default: the one that comes along)")
     more.add_argument(
@@ -87,6 +95,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     output.add_argument("--json", action="store_true", help="print the verdict as JSON")
     output.add_argument("--svg", type=Path, metavar="FILE", help="draw the run, with the standing of each claim")
     add_member_options(parser)
+
+
+def _requirements(text: str) -> frozenset[Requirement]:
+    """witness,audit,replay: some of them."""
+    words = [word.strip() for word in text.split(",")]
+    found = frozenset(known for known in REQUIREMENTS if known in words)
+    if len(found) != len(words):
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(REQUIREMENTS)}, found {text!r}")
+    return found
 
 
 def read_receipt(path: Path) -> bytes:
@@ -130,6 +147,7 @@ def _verdict(arguments: argparse.Namespace, data: bytes) -> Verdict:
 
         options = Options(
             required=Level(arguments.require_level),
+            requirements=arguments.require,
             trust=read_trust(arguments.trust),
             secrets=read_secrets(arguments, data),
             beside=read_beside(arguments.beside),
@@ -149,6 +167,7 @@ def _config(arguments: argparse.Namespace, data: bytes) -> CheckConfig:
     return CheckConfig(
         models=models_dir(arguments),
         required=Level(arguments.require_level),
+        requirements=arguments.require,
         trust=read_trust(arguments.trust),
         secrets=read_secrets(arguments, data),
         beside=read_beside(arguments.beside),

@@ -10,7 +10,8 @@ import msgpack
 import numpy as np
 import torch
 
-from receipts.audit import RowSample, TokenSample
+from receipts.audit import RowSample, Taken, TokenSample
+from receipts.context import Drew, Followed
 from receipts.errors import ReceiptError, Refusal
 from receipts.opened import Frame as OpenedFrame
 from receipts.opened import OpeningRequest
@@ -22,6 +23,7 @@ from swarm.model.rows import Layout, check_untrusted
 from swarm.net.limits import Limits
 from swarm.net.message import Message, unpack_untrusted
 from swarm.net.wire import decode_tensor_untrusted
+from swarm.recheck.context import Trace, said_of_rows
 from swarm.recheck.gap import token_gaps
 from swarm.recheck.replayer import sampling_of
 from swarm.recheck.steps import compared, grains, is_coarse, on_wire
@@ -41,7 +43,7 @@ class RingAuditor:
     """`receipts.audit.Auditor`: `fetch` talks to nodes, the checkpoint recomputes in float32.
 
     Every output that the inbound frames give is computed at once and kept for the stage's other samples, so asking for
-    the last frame first makes one pass over the layers of each stage.
+    the last frame first makes one pass over the layers of each stage. Those of the stage before are kept beside them.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class RingAuditor:
     ) -> None:
         self._checkpoint, self._fetch = checkpoint, fetch
         self._group_bytes, self._report = group_bytes, report
-        self._done: tuple[PlannedStage, tuple[OpenedFrame, ...], tuple[OpenedFrame, ...], _Recomputed] | None = None
+        self._done: list[tuple[Taken, _Recomputed]] = []
 
     def fetch(self, node: str, request: OpeningRequest) -> bytes | None:
         """The node's answer."""
@@ -67,17 +69,48 @@ class RingAuditor:
 
         None where a row sees keys and values that no opened frame left: what came in then is not all there is.
         """
-        early, frames = tuple(before), tuple(inbound)
-        done = self._done
-        if done is None or (done[0], done[1]) != (stage, early) or done[2][: len(frames)] != frames:
-            layers = Layers(self._checkpoint, stage.first, stage.last, self._group_bytes, report=self._report)
-            done = self._done = (stage, early, frames, _Recomputed(order, layers, early, frames))
-        if not done[3].whole:
+        done = self._of(order, Taken(stage, tuple(before), tuple(inbound)))
+        if not done.whole:
             return []
         try:
-            return done[3].samples(len(early) + len(frames), outbound)
+            return done.samples(len(before) + len(inbound), outbound)
         except PeerError as error:
             raise ReceiptError(Refusal.AUDIT, f"stage {stage.node[:16]} sent what no stage sends: {error}") from error
+
+    def follow(
+        self,
+        order: Order,
+        stage: PlannedStage,
+        before: Sequence[OpenedFrame],
+        inbound: Sequence[OpenedFrame],
+        outbound: Sequence[OpenedFrame],
+        text: Sequence[int],
+    ) -> Followed:
+        """Every row that came in, held against the text; at the tail what it drew after each wanted one."""
+        try:
+            return self._of(order, Taken(stage, tuple(before), tuple(inbound))).followed(outbound, text)
+        except PeerError as error:
+            raise ReceiptError(Refusal.OPENING, f"an opened frame is none: {error}") from error
+
+    def handed(self, order: Order, giving: Taken, taking: Taken) -> Sequence[RowSample] | None:
+        """What `taking` began from, as rows that `giving` gave out; None where that holds none of them."""
+        after = self._of(order, taking)
+        needed = after.needed()
+        if not needed:
+            return []
+        before = self._of(order, giving)
+        return before.handed_on(needed, after) if before.whole and after.whole else None
+
+    def _of(self, order: Order, taken: Taken) -> _Recomputed:
+        """This stage's outputs; computed anew unless they are among those of the last two stages asked for."""
+        for known, done in self._done:
+            same = (known.stage, known.before) == (taken.stage, taken.before)
+            if same and known.inbound[: len(taken.inbound)] == taken.inbound:
+                return done
+        layers = Layers(self._checkpoint, taken.stage.first, taken.stage.last, self._group_bytes, report=self._report)
+        done = _Recomputed(order, layers, taken.before, taken.inbound)
+        self._done = [*self._done[-1:], (taken, done)]
+        return done
 
 
 class _Recomputed:
@@ -91,6 +124,7 @@ class _Recomputed:
         self._vocab, self._began = manifest.vocab_size, len(before)
         try:
             found = [parse_frame_untrusted(message_untrusted(DOWN, opened)) for opened in (*before, *inbound)]
+            self._as_sent = found
             self._layout, self._frames = in_one_layout_untrusted(order, manifest.context, found, len(before))
             steps = [self._step_untrusted(frame) for frame in self._frames]
         except PeerError as error:
@@ -195,6 +229,12 @@ class _Recomputed:
         if self._tail or not all(position in places for position in positions):
             raise PeerError("rows sent again that were never computed")
         sent = self._hidden_untrusted(out, len(positions))
+        return self._held_against(positions, places, sent)
+
+    def _held_against(
+        self, positions: list[int], places: dict[int, tuple[int, int]], sent: torch.Tensor
+    ) -> list[RowSample | TokenSample]:
+        """Rows `sent` [n, hidden] of committed positions, against what was computed where they were filled."""
         at = [places[position] for position in positions]
         inputs, expected, honest = (
             torch.stack([rows[step][row] for step, row in at]) if rows else None
@@ -203,12 +243,76 @@ class _Recomputed:
         assert inputs is not None and expected is not None
         return self._samples(positions, inputs, sent, expected, honest)
 
-    def _committed(self) -> dict[int, tuple[int, int]]:
-        """By position, the step and row that filled it before this epoch."""
+    @property
+    def _passes_from(self) -> int:
+        """Index of the epoch's first frame that is a pass: replays, which fill a newcomer, come before them."""
+        replays = (i for i in range(self._began, len(self._frames)) if self._frames[i].replay < 0)
+        return next(replays, len(self._frames))
+
+    def followed(self, outbound: Sequence[OpenedFrame], text: Sequence[int]) -> Followed:
+        """The epoch's passes held against the text, and what was drawn after them. Raises PeerError."""
+        head = self._layers.first == 0
+        trace, passes = Trace(self._layout, text, head), self._frames[self._passes_from :]
+        for frame in self._frames[: self._passes_from]:
+            trace.take(frame)
+        right = tuple(tuple(bool(row) for row in trace.take(frame)) for frame in passes)
+        said = tuple(said_of_rows(frame) for frame in self._as_sent[self._passes_from :])
+        return Followed(said, right, self._drew(passes, outbound) if self._tail else ())
+
+    def _drew(self, passes: Sequence[Frame], outbound: Sequence[OpenedFrame]) -> tuple[Drew, ...]:
+        numbers = {frame.seq: number for number, frame in enumerate(passes)}
+        found = []
+        for opened in outbound:
+            answer = parse_answer_untrusted(message_untrusted(ANSWER, opened))
+            number = numbers.get(opened.seq)
+            if number is None or (len(answer.row) and int(answer.row.max()) >= len(passes[number].rows)):
+                raise PeerError(f"expected answer {opened.seq} to be of a frame that came in")
+            positions = passes[number].rows.position
+            rows = zip(answer.row.tolist(), answer.token.tolist(), strict=True)
+            found += [Drew(int(positions[row]) + 1, token, number, row) for row, token in rows]
+        return tuple(found)
+
+    def needed(self) -> list[int]:
+        """Committed positions that passes of this epoch saw and that none of them wrote before."""
+        written = np.zeros(self._layout.context + 1, bool)
+        needed = np.zeros(self._layout.context + 1, bool)
+        for frame in self._frames[self._passes_from :]:
+            rows = frame.rows
+            written[frame.commits.position] = True
+            written[rows.position[rows.slot >= self._layout.scratch]] = True
+            needed[: int(rows.prefix.max())] |= ~written[: int(rows.prefix.max())]
+        return [int(position) for position in np.flatnonzero(needed)]
+
+    def handed_on(self, positions: list[int], after: _Recomputed) -> list[RowSample] | None:
+        """What the next stage began from, as rows of this one; None where this one does not show how they came to be.
+
+        A survivor's were computed frame by frame, and each row saw those before it as they were then. So all of its
+        frames are compared, whether their rows were kept or not: row by row with what this stage made of the same.
+        """
+        if self._tail:
+            return None
+        if after._began:
+            theirs, ours = ([said_of_rows(f) for f in side._as_sent[: side._began]] for side in (after, self))
+            if theirs != ours:
+                return None
+            found: list[RowSample | TokenSample] = []
+            for step, sent in enumerate(after._inputs[: after._began]):
+                honest = self._honest[step] if self._honest else None
+                where = self._frames[step].rows.position.tolist()
+                found += self._samples(where, self._inputs[step], sent, self._outputs[step], honest)
+            return [sample for sample in found if isinstance(sample, RowSample)]
+        here, there = self._committed(self._passes_from), after._committed(after._passes_from)
+        if not all(position in here and position in there for position in positions):
+            return None
+        sent = torch.stack([after._inputs[step][row] for step, row in (there[position] for position in positions)])
+        return [s for s in self._held_against(positions, here, sent) if isinstance(s, RowSample)]
+
+    def _committed(self, until: int | None = None) -> dict[int, tuple[int, int]]:
+        """By position, the step and row that filled it before this epoch, or before frame number `until`."""
         scratch = self._layout.scratch
         slots: dict[int, tuple[int, int]] = {}
         places: dict[int, tuple[int, int]] = {}
-        for step, frame in enumerate(self._frames[: self._began]):
+        for step, frame in enumerate(self._frames[: self._began if until is None else until]):
             for slot, position in zip(frame.commits.slot.tolist(), frame.commits.position.tolist(), strict=True):
                 if slot in slots:
                     places[position] = slots[slot]

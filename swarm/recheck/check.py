@@ -9,7 +9,7 @@ from pathlib import Path
 
 from receipts.run import Run
 from receipts.salt import Secret
-from receipts.verdict import Level, Verdict
+from receipts.verdict import Level, Requirement, Verdict
 from receipts.verify import Options, verify
 from swarm.config import DEFAULT_MODEL, MemberConfig
 from swarm.errors import ModelError, UsageError
@@ -34,6 +34,7 @@ class CheckConfig:
 
     models: Path
     required: Level = Level.SIGNED
+    requirements: frozenset[Requirement] = frozenset()
     trust: frozenset[str] | None = None
     secrets: tuple[Secret, ...] = ()
     beside: tuple[bytes, ...] = ()
@@ -45,7 +46,13 @@ class CheckConfig:
 
     @property
     def options(self) -> Options:
-        return Options(required=self.required, trust=self.trust, secrets=self.secrets, beside=self.beside)
+        return Options(
+            required=self.required,
+            requirements=self.requirements,
+            trust=self.trust,
+            secrets=self.secrets,
+            beside=self.beside,
+        )
 
 
 async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Verdict:
@@ -72,7 +79,7 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
         options = replace(options, replayer=ModelReplayer(checkpoint, decode, report=report))
     if not config.audit:
         return await asyncio.to_thread(verify, data, options)
-    nodes = [stage.node for stage in verdict.run.last.plan]
+    nodes = list(dict.fromkeys(node for epoch in reversed(verdict.run.epochs) for node in epoch.ends))
     async with opener(nodes, config.addresses, config.member, report) as fetch:
         auditor = RingAuditor(checkpoint, fetch, report=report)
         options = replace(options, auditor=auditor, audit_rows=config.audit)

@@ -23,6 +23,7 @@ from swarm.net.peer import Peer
 from swarm.ring.frame import Answer, Frame, filled
 from swarm.ring.notary import Notary, unix_us
 from swarm.ring.opening import OpenRun
+from swarm.ring.ordered import check_order
 
 PINGS_AT_OPEN = 3
 PING_EVERY_S = 2.0
@@ -92,17 +93,18 @@ class Past:
 class StageAccount:
     """One epoch of one run at one stage. Raises ReceiptError where a peer's part does not fit the order.
 
+    dtype    what this stage computes in
     earlier  this stage's account of the epoch before
     past     where its keys and values of positions [0, opening.keep) came from; None: it begins with none
     """
 
     def __init__(
-        self, notary: Notary, opening: OpenRun, earlier: StageAccount | None, past: Past | None = None
+        self, notary: Notary, opening: OpenRun, dtype: str, earlier: StageAccount | None, past: Past | None = None
     ) -> None:
         assert opening.record is not None and notary.hardware is not None
         opened = opening_untrusted(opening.record)
-        if opened.order.wire != opening.wire:
-            raise PeerError(f"the signed order says {opened.order.wire} rows, the ring was opened for {opening.wire}")
+        check_order(opened, opening, dtype, notary.context)
+        notary.orders.take(opened.order_digest, opened.epoch, opening.run)
         self.notary = notary
         self._earlier = earlier
         self.rows: RunRows | None = None

@@ -18,6 +18,7 @@ from receipts.log import StatementLog
 from receipts.rows import RowStore
 from receipts.sign import Envelope
 from swarm.errors import BusyError, UsageError
+from swarm.ring.ordered import OrderBook
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Notary:
     hardware   a claim about this device; `private` holds the values behind its salted digests
     rows       where frames are kept for audits; None: they are not
     disclose   values of `private` stand in receipts openly
+    context    positions that the model has; 0: unknown
+    orders     which orders were taken, each epoch once
     """
 
     author: Author
@@ -39,6 +42,8 @@ class Notary:
     private: tuple[Secret, ...] = ()
     rows: RowStore | None = None
     disclose: bool = False
+    context: int = 0
+    orders: OrderBook = field(default_factory=OrderBook)
     hasher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "hash"))
 
     def close(self) -> None:

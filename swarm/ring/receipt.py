@@ -7,20 +7,21 @@ import hashlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from receipts import Model, OwnLayers, PlannedStage, ReceiptError, RequesterRecord, Sampler
+from receipts import Model, OwnLayers, PlannedStage, ReceiptError, RequesterRecord
 from receipts.requester import PUBLIC
 from receipts.sign import sha256
 from swarm.disk import write_whole
 from swarm.errors import PeerError, SwarmError, UsageError
-from swarm.model.sampler import Sampling
 from swarm.net.message import Message
 from swarm.ring.account import head_bytes
 from swarm.ring.notary import Notary, unix_us
 from swarm.ring.opening import StagePlan
+from swarm.ring.ordered import sampler_of
+from swarm.ring.pruning import Pruner
 from swarm.ring.run import RunRequest, RunResult
 
 PREVIOUS = "previous"
@@ -45,12 +46,7 @@ class ReceiptPlan:
     dtype: Callable[[Sequence[StagePlan]], str]
     witnesses: Callable[[Sequence[StagePlan], int | None], Sequence[bytes]]
     ask: AskWitness
-
-
-def exact(sampling: Sampling) -> Sampling:
-    """Sampling in parts per million, as receipts carry it, so that a replay draws alike."""
-    ratios = ("temperature", "top_p", "min_p", "repetition_penalty")
-    return replace(sampling, **{name: round(getattr(sampling, name), 6) for name in ratios})
+    pruner: Pruner | None = None
 
 
 class RunAccount:
@@ -68,7 +64,7 @@ class RunAccount:
             model=Model(plan.model, plan.notary.manifest, plan.n_layers),
             dtype=plan.dtype(stages),
             wire=wire,
-            sampler=_sampler(request.sampling),
+            sampler=sampler_of(request.sampling),
             prompt=list(request.prompt_ids),
             max_tokens=request.max_tokens,
             plan=_planned(stages),
@@ -141,7 +137,10 @@ class RunAccount:
         for envelope in signed:
             self.record.witnessed_untrusted(envelope, "close")
         show = frozenset[str]() if self._request.private_text else PUBLIC
-        return self._save(self.record.receipt(show), where)
+        path = self._save(self.record.receipt(show), where)
+        if self._plan.pruner is not None:
+            await self._plan.pruner.prune(time.monotonic(), time.time())
+        return path
 
     async def _witness_close(self, close: bytes) -> list[bytes]:
         """Envelopes of all witnesses; one that fails is struck off, and the close must be signed again."""
@@ -175,17 +174,6 @@ def _own(plan: ReceiptPlan, count: int) -> OwnLayers | None:
         return None
     notary, layers = plan.notary, plan.n_layers
     return OwnLayers(count, notary.weights(0, count), notary.weights(layers - count, layers), notary.software)
-
-
-def _sampler(sampling: Sampling) -> Sampler:
-    return Sampler(
-        temperature_ppm=round(sampling.temperature * 1e6),
-        top_p_ppm=round(sampling.top_p * 1e6),
-        top_k=sampling.top_k,
-        min_p_ppm=round(sampling.min_p * 1e6),
-        repetition_penalty_ppm=round(sampling.repetition_penalty * 1e6),
-        seed=f"{sampling.seed & (2**64 - 1):016x}",
-    )
 
 
 def _planned(stages: Sequence[StagePlan]) -> list[PlannedStage]:

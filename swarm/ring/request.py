@@ -25,18 +25,18 @@ from swarm.ring.facts import Drafting, DraftingSource, Memory, RoutePlanner, Tar
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.link import RingLink
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
+from swarm.ring.ordered import CONTEXT_STEP, exact
 from swarm.ring.outcome import for_receipt, summed_up
 from swarm.ring.patience import patiently
 from swarm.ring.prefix import KeptRun, PrefixCache
 from swarm.ring.private import PrivateBlocks, PrivateEnds
 from swarm.ring.reach import Reach, dialler, unreachable
-from swarm.ring.receipt import ReceiptPlan, RunAccount, exact
+from swarm.ring.receipt import ReceiptPlan, RunAccount
 from swarm.ring.run import Finished, FinishReason, RunEvent, RunRequest, RunResult, StageInfo
 from swarm.ring.speculate import Ending, Speculation
 from swarm.ring.text import TextStream
 
 SCRATCH: Mapping[str, int] = {"plain": 0, "chain": 64, "tree": 128, "stream": 192}
-CONTEXT_STEP = 64
 
 
 class Desk:

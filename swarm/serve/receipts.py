@@ -11,11 +11,14 @@ from typing import Any
 
 from aiohttp import web
 
+from receipts import ReceiptError
+from receipts.document import redact
 from swarm.serve.book import RunBook
 from swarm.serve.errors import ApiError
 from swarm.serve.web import USER
 
 MAX_RECEIPT_BYTES = 64 << 20
+TEXTS = frozenset({"prompt", "tokens", "text"})
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 Verify = Callable[[bytes], Mapping[str, Any]]
@@ -24,7 +27,10 @@ Verify = Callable[[bytes], Mapping[str, Any]]
 class Receipts:
     """Finds the receipt of a run: where the run said, else in the receipts folder (earlier runs).
 
-    A receipt discloses what was said, so only who asked may have it. What verifying it finds is for all to see.
+    A receipt may disclose what was said, so only who asked may have that. Users are told apart by their API keys alone:
+    behind a proxy of this machine all have its address, so a gateway without keys hands out receipts without prompt,
+    tokens and text (every signature fits as before); the whole files lie in the folder. What verifying one finds is for
+    all to see, and says nothing by which a guess at the text could be confirmed.
     """
 
     def __init__(self, folder: Path, book: RunBook, verify: Verify, keyed: bool) -> None:
@@ -34,11 +40,13 @@ class Receipts:
         self._keyed = keyed
 
     async def get(self, request: web.Request) -> web.Response:
-        """GET /v1/receipts/{id}: the file, byte for byte."""
+        """GET /v1/receipts/{id}: the file; byte for byte where keys say who asks."""
         run_id = request.match_info["id"]
         if not self._may_have(run_id, request):
             raise _missing(run_id)
         body = await asyncio.to_thread(self._read, run_id)
+        if not self._keyed:
+            body = await asyncio.to_thread(_without_texts, run_id, body)
         headers = {"Content-Disposition": f'attachment; filename="{run_id}.json"', "Cache-Control": "no-cache"}
         return web.Response(body=body, content_type="application/json", headers=headers)
 
@@ -68,6 +76,13 @@ class Receipts:
         if len(body) > MAX_RECEIPT_BYTES:
             raise ApiError(500, f"the receipt is larger than {MAX_RECEIPT_BYTES} bytes", "receipt_too_large")
         return body
+
+
+def _without_texts(run_id: str, body: bytes) -> bytes:
+    try:
+        return redact(body, TEXTS)
+    except ReceiptError as error:
+        raise _missing(run_id) from error
 
 
 def _missing(run_id: str) -> ApiError:

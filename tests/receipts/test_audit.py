@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from receipts.audit import Replayed, RowSample, TokenSample, choose_rows
+from receipts.context import Drew, Followed
 from receipts.errors import ReceiptError, Refusal
 from receipts.opened import MAGIC, Frame, OpeningRequest, opened_untrusted
 from receipts.recompute import Limit
@@ -85,12 +86,37 @@ class Nodes:
         inputs = struct.unpack(f"{WIDTH}f", inbound[-1].body)
         return [RowSample(outbound.seq, inputs, struct.unpack(f"{WIDTH}f", outbound.body), block(index, inputs))]
 
+    def follow(
+        self, order: Any, stage: Any, before: Any, inbound: Sequence[Frame], outbound: Any, text: Sequence[int]
+    ) -> Followed:
+        """One row a frame; the frame of this number draws the token after position `seq`."""
+        drew = [
+            Drew(number, text[number], place, 0)
+            for place, frame in enumerate(inbound)
+            if (number := self.position(frame)) < len(text)
+        ]
+        right = tuple((self.right(frame),) for frame in inbound)
+        return Followed(tuple(self.said(frame) for frame in inbound), right, tuple(drew))
+
+    def said(self, frame: Frame) -> bytes:
+        return b"%d" % frame.seq
+
+    def position(self, frame: Frame) -> int:
+        return frame.seq
+
+    def right(self, frame: Frame) -> bool:
+        return True
+
+    def handed(self, order: Any, giving: Any, taking: Any) -> list[RowSample]:
+        return []
+
 
 def audit(ring: Any, nodes: Nodes, rows: int = 9) -> Any:
     chooser = random.Random(7)
     options = Options(
-        auditor=nodes, audit_rows=rows, limit=lambda dtype, wire: LIMIT, below=lambda n: chooser.randrange(n)
-    )
+        auditor=nodes, audit_rows=rows, limit=lambda dtype, wire: LIMIT, below=lambda n: chooser.randrange(n),
+        secrets=tuple(secret for secret in ring.record.secrets if secret.name == "prompt"),
+    )  # fmt: skip
     return verify(ring.receipt, options)
 
 
@@ -185,8 +211,15 @@ def test_opened_frames_without_a_row_prove_nothing(make_ring: Any, tmp_path: Pat
 def test_every_epoch_of_a_recovered_run_is_audited(make_ring: Any, tmp_path: Path) -> None:
     ring = make_ring(body_of=bodies(), fail_at=2)
     verdict = audit(ring, Nodes(ring, tmp_path), rows=20)
-    assert (verdict.level, verdict.exit_code) == (Level.SAMPLED, 0), verdict.line
+    # The lost node drew nothing itself, but tokens 4 and 5 came out of its rows, which nobody opens.
+    assert (verdict.level, verdict.exit_code) == (Level.SIGNED, 4), verdict.line
+    assert "positions 4-5 were drawn in epoch 0" in verdict.line
     audits = [(claim.about, claim.standing, claim.text) for claim in verdict.claims if claim.subject == "audit"]
+    assert audits.pop() == (
+        "",
+        Standing.PROVEN,
+        "3/5 tokens were drawn after the published prompt and the tokens before",
+    )
     assert [about for about, standing, _ in audits if standing is Standing.PROVEN] == [
         *(stage.author.id for stage in ring.stages), ring.stages[0].author.id, ring.stages[2].author.id
     ]  # fmt: skip
@@ -244,10 +277,11 @@ def test_rows_are_chosen_by_the_verifier(ring: Any) -> None:
         asked.append(n)
         return len(asked) % n
 
-    requests = [request for _, request in choose_rows(run, 7, below)]
-    assert [len(request.leaves) for request in requests] == [3, 2, 5] and asked  # the tail opens all
-    assert all(1 <= leaf <= 5 for request in requests for leaf in request.leaves)
-    assert [len(request.leaves) for _, request in choose_rows(run, 10_000, below)] == [5, 5, 5]
+    requests = [leaves for _, leaves in choose_rows(run, 7, below)]
+    # The tail opens all, the head its last besides.
+    assert [len(leaves) for leaves in requests] == [4, 2, 5] and asked and 5 in requests[0]
+    assert all(1 <= leaf <= 5 for leaves in requests for leaf in leaves)
+    assert [len(leaves) for _, leaves in choose_rows(run, 10_000, below)] == [5, 5, 5]
 
 
 class Replay:

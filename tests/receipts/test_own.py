@@ -24,7 +24,7 @@ def test_what_the_requester_computes_is_its_claim(rings: Any) -> None:
     assert verdict.standing_of("tokens") is Standing.CLAIMED
     assert verdict.standing_of("compute", ring.parties["requester"].id) is Standing.CLAIMED
     text = text_report(verdict, 200)
-    assert "layers 2-27 covered once by 3 stages" in text
+    assert "the plan covers layers 2-27 once, 3/3 stages signed" in text
     assert "layers 0-1 and 28-29 computed by the requester itself" in text
     assert "5 tokens, by the requester alone" in text
     # Epoch 0 was interrupted, epoch 1 was not; the margins are those of the requester's own draws.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import selectors
@@ -66,8 +67,11 @@ class Nest:
     invite: str = ""
     _lives: int = 0
 
-    async def add(self, layers: tuple[int, int], *arguments: str, name: str = "") -> Node:
-        """Start a node and wait until it serves. `name` of a node that ended starts it again from its state folder."""
+    async def add(self, layers: tuple[int, int], *arguments: str, name: str = "", lie: str = "") -> Node:
+        """Start a node and wait until it serves. `name` of a node that ended starts it again from its state folder.
+
+        `lie`: "module:function" that its process calls first, so that it is no honest node any more.
+        """
         self._lives += 1
         life = f"life-{self._lives}"
         name = name or f"node-{self._lives}"
@@ -77,7 +81,8 @@ class Nest:
         words += ["--state", str(state), "--models", str(self.models), "--listen", "127.0.0.1:0"]
         words += ["--layers", f"{layers[0]}:{layers[1]}", "--model", str(self.model)]
         words += ["--swarm", self.invite] if self.invite else []
-        self.child.say(json.dumps({"life": life, "words": [*words, *self.arguments, *arguments], "log": str(state)}))
+        words += [*self.arguments, *arguments]
+        self.child.say(json.dumps({"life": life, "words": words, "log": str(state), "lie": lie}))
         pid = (await self.child.event(f"{life} born", READY_S))["pid"]
         ready = await self.child.event(f"{life} ready", READY_S)
         if "code" in ready:
@@ -220,6 +225,9 @@ def _fork(order: dict[str, Any]) -> tuple[int, int]:
 
     code = 99
     try:
+        if order.get("lie"):
+            module, _, function = order["lie"].partition(":")
+            getattr(importlib.import_module(module), function)()
         code = main(order["words"])
     finally:
         sys.stdout.flush()

@@ -59,15 +59,19 @@ async def test_survivors_of_a_recovered_run_are_audited(
         result = await ring.generate(request, drop_after=12)
         assert result.recoveries == 1 and result.new_tokens == 40
         verdict = await audited(ring, Path(str(result.receipt)), wide, 60)
-        assert (verdict.exit_code, verdict.level) == (0, Level.SAMPLED), verdict.line
-        texts = {claim.about: claim.text for claim in verdict.claims if claim.subject == "audit"}
+        # What the lost node computed before is opened by nobody, and twelve tokens were drawn from it.
+        assert (verdict.exit_code, verdict.level, verdict.refusal) == (4, Level.SIGNED, None), verdict.line
         lost, newcomer = (ring.nodes[index].identity.id.hex() for index in (1, 3))
+        tail = ring.nodes[2].identity.id.hex()
+        assert f"drawn in epoch 0: {lost[:8]} opened nothing" in verdict.line
+        assert f"{tail[:8]} began from rows that the stage before it does not open" in verdict.line
+        texts = {claim.about: claim.text for claim in verdict.claims if claim.subject == "audit"}
         assert "signed no root" in texts[lost] and "own word" not in texts[newcomer]
         assert verdict.run is not None
         for survivor in (ring.nodes[0], ring.nodes[2]):
             end = verdict.run.last.ends[survivor.identity.id.hex()]
             assert len(end.history) == 1 and end.history[0].kept > len(PROMPT)
-            assert "own word" in texts[survivor.identity.id.hex()]
+            assert "own word" in texts[survivor.identity.id.hex()]  # of the interrupted epoch
 
 
 @pytest.mark.parametrize("stage", [0, 2])
@@ -89,7 +93,8 @@ async def test_a_survivor_whose_layers_changed_has_one_run_number(wide: Checkpoi
         assert verdict.run is not None and [s.first for s in verdict.run.last.plan] == [0, 3]
         assert len(verdict.run.epochs[0].ends) == 2
         checked = await audited(ring, path, wide, 40)
-        assert (checked.exit_code, checked.level) == (0, Level.SAMPLED), checked.line
+        assert (checked.exit_code, checked.level, checked.refusal) == (4, Level.SIGNED, None), checked.line
+        assert "were drawn in epoch 0" in checked.line and verdict.line.count(";") == 0
 
 
 SAMPLINGS = [Sampling(), Sampling(temperature=0.7, repetition_penalty=1.3, seed=9)]

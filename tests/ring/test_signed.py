@@ -75,6 +75,7 @@ async def audited(
         model=checkpoint.manifest,
         auditor=auditor or ring.auditor(checkpoint),
         audit_rows=count,
+        secrets=secrets_untrusted(path.with_suffix(".secrets.json").read_bytes()),
     )
     return await asyncio.to_thread(verify, path.read_bytes(), options)
 

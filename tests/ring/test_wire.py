@@ -76,5 +76,5 @@ async def test_stages_accept_no_order_for_another_format_than_the_rings(
     monkeypatch.setattr("swarm.ring.request.RunAccount", promising)
     checkpoint = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
     async with signed_ring(checkpoint, BLOCKS, tmp_path, wire="int8") as ring:
-        with pytest.raises(RunError, match="the signed order says float32 rows, the ring was opened for int8"):
+        with pytest.raises(RunError, match="differs from the ring in its wire format: float32 and int8"):
             await ring.generate(RunRequest((1, 2, 3, 4), max_tokens=8, patience_s=0.2))

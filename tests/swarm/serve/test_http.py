@@ -13,6 +13,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from receipts.verify import verify
 from swarm.errors import UsageError
 from swarm.serve.keys import find_user, load_keys
 from tests.swarm.serve.conftest import Serve, Served
@@ -214,11 +215,19 @@ async def test_what_is_not_http_is_400(served: Served) -> None:
 
 
 async def test_receipts_of_earlier_runs_are_found_in_the_folder(served: Served) -> None:
-    (served.backend.receipts_dir / "old-run.json").write_text('{"old": 1}')
+    whole = (Path(__file__).parents[3] / "docs/receipts/three-cpu-stages.json").read_bytes()
+    (served.backend.receipts_dir / "old-run.json").write_bytes(whole)
+    (served.backend.receipts_dir / "broken.json").write_bytes(whole[:-5])
     async with served.http.get("/v1/receipts/old-run") as answer:
-        assert await answer.text() == '{"old": 1}'
+        shown = await answer.read()
+    # Without keys nobody knows who asks: what was said stays behind, the signatures are there.
+    assert b'{"name":"text"' in whole and b'{"name":"tokens"' in whole
+    assert b'{"name":"text"' not in shown and b'{"name":"tokens"' not in shown
+    assert verify(shown).exit_code == 0
+    async with served.http.get("/v1/receipts/broken") as answer:
+        assert answer.status == 404
     async with served.http.get("/api/verify/old-run") as answer:
-        assert await answer.json() == {"bytes": 10}
+        assert await answer.json() == {"bytes": len(whole)}
 
 
 async def test_a_receipt_is_for_who_asked(serve: Serve) -> None:

@@ -1,0 +1,78 @@
+"""A swarm of honest node processes, and in this process a requester that may be anything but honest."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from receipts.document import secrets_untrusted
+from receipts.salt import Secret
+from receipts.verdict import Level, Verdict
+from swarm.config import MemberConfig
+from swarm.recheck.check import CheckConfig, check
+from swarm.requester import Requester, RequesterConfig
+from swarm.ring.link import RingLink
+from swarm.ring.run import Committed, Finished, RunRequest, RunResult
+from tests.ring.nest import Nest, nest
+
+SPANS = [(0, 4), (4, 8), (8, 12)]
+PROMPT = tuple(range(7, 31))
+OTHER = tuple(range(60, 84))
+"""As many other tokens."""
+
+
+@dataclass
+class Arena:
+    """`requester` in this process, `nodes` in their own; nothing is patched in those."""
+
+    nodes: Nest
+    requester: Requester
+    member: MemberConfig
+
+    async def run(self, request: RunRequest, seen: Callable[[RingLink, int], None] = lambda link, n: None) -> RunResult:
+        """One run to its end; `seen` is told its link and how many tokens have come."""
+        count = 0
+        async with aclosing(self.requester.run(request)) as events:
+            async for event in events:
+                if isinstance(event, Committed):
+                    count += len(event.tokens)
+                    seen(next(iter(self.requester.desk.links.values())), count)
+                if isinstance(event, Finished):
+                    return event.result
+        raise AssertionError("the run has no end")
+
+    async def audit(
+        self, receipt: str | None, frames: int = 60, secrets: tuple[Secret, ...] | None = None, replay: bool = False
+    ) -> Verdict:
+        """What `swarm verify --audit` finds, with the requester's secrets unless others are given."""
+        path = Path(str(receipt))
+        if secrets is None:
+            secrets = secrets_untrusted(path.with_suffix(".secrets.json").read_bytes())
+        member = MemberConfig(
+            self.member.state.parent / "verifier", self.member.models, invite=self.member.invite, lan=False, punch=False
+        )
+        config = CheckConfig(
+            models=member.models, required=Level.SAMPLED, secrets=secrets, model=str(self.nodes.model), audit=frames,
+            member=member, replay=replay,
+        )  # fmt: skip
+        return await check(path.read_bytes(), config)
+
+
+@asynccontextmanager
+async def arena(
+    model: Path,
+    state: Path,
+    spans: Sequence[tuple[int, int]] = SPANS,
+    lies: Sequence[str] = (),
+    keep_s: float = 0.0,
+) -> AsyncIterator[Arena]:
+    """Nodes that hold `spans`; `lies` in the order of the nodes, "" or missing for an honest one."""
+    async with nest(model, state / "nodes") as nodes:
+        for index, span in enumerate(spans):
+            await nodes.add(span, lie=lies[index] if index < len(lies) else "")
+        member = MemberConfig(state / "requester", nodes.models, invite=nodes.invite, lan=False, punch=False)
+        config = RequesterConfig(member, draft="suffix", keep_s=keep_s)
+        async with await Requester.connect(config) as requester:
+            yield Arena(nodes, requester, member)

@@ -1,0 +1,88 @@
+"""Order one thing and run another, so that honest stages seem to have computed wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receipts.requester import RequesterRecord
+from swarm.errors import RunError
+from swarm.model.sampler import Sampling
+from swarm.ring.receipt import RunAccount
+from swarm.ring.run import RunRequest
+from tests.attacks.arena import PROMPT, arena
+
+Edit = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def sampler(**changes: Any) -> Edit:
+    return lambda said: said | {"sampler": replace(said["sampler"], **changes)}
+
+
+ORDERS: dict[str, Edit] = {
+    "sampler-seed": sampler(seed="00000000000000ff"),
+    "sampler-temperature": sampler(temperature_ppm=10_000),
+    "sampler-top_p": sampler(top_p_ppm=500_000),
+    "sampler-top_k": sampler(top_k=1),
+    "sampler-min_p": sampler(min_p_ppm=900_000),
+    "sampler-penalty": sampler(repetition_penalty_ppm=1_500_000),
+    "dtype": lambda said: said | {"dtype": "bfloat16"},
+    "wire format": lambda said: said | {"wire": "int8"},
+    "context-shorter": lambda said: said | {"max_tokens": 1},
+    "context-longer": lambda said: said | {"max_tokens": 400},
+    "context-prompt": lambda said: said | {"prompt": [*said["prompt"], *range(64)]},
+    "plan": lambda said: (
+        said | {"plan": [said["plan"][0], replace(said["plan"][1], node="ab" * 32), *said["plan"][2:]]}
+    ),
+}
+
+
+async def test_orders_that_differ_in_one_field(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = RunRequest(PROMPT, 48, Sampling(temperature=0.7, seed=3), speculation="plain", patience_s=0.2)
+    async with arena(model, tmp_path) as field:
+        for name, edit in ORDERS.items():
+            with monkeypatch.context() as patch:
+                begin = RequesterRecord.__init__
+
+                def edited(self: Any, author: Any, *, _edit: Edit = edit, _begin: Any = begin, **said: Any) -> None:
+                    _begin(self, author, **_edit(said))
+
+                patch.setattr(RequesterRecord, "__init__", edited)
+                with pytest.raises(
+                    RunError, match=f"the signed order differs from the ring in its {name.split('-')[0]}"
+                ):
+                    await field.run(request)
+        for changes in ({"epoch": 3}, {"requester": b"\x07" * 32}):
+            with monkeypatch.context() as patch:
+                opening = field.requester.desk._opening
+                patch.setattr(field.requester.desk, "_opening", lambda r, o=opening, c=changes: replace(o(r), **c))
+                with pytest.raises(RunError):
+                    await field.run(request)
+        result = await field.run(request)
+        assert result.new_tokens == 48 and (await field.audit(result.receipt)).exit_code == 0
+
+
+async def test_one_order_twice(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the second session could be opened for the first one's receipt, where they fit no root."""
+    kept: list[RunAccount] = []
+    begin = RunAccount.__init__
+
+    def again(self: Any, *about: Any) -> None:
+        begin(self, *about)
+        if kept:
+            self.record, self.header = kept[0].record, kept[0].header
+        else:
+            kept.append(self)
+
+    request = RunRequest(PROMPT, 8, speculation="plain", patience_s=0.2)
+    async with arena(model, tmp_path) as field:
+        with monkeypatch.context() as patch:
+            patch.setattr(RunAccount, "__init__", again)
+            first = await field.run(request)
+            with pytest.raises(RunError, match="expected an order that this node has not taken"):
+                await field.run(request)
+        assert (await field.audit(first.receipt)).exit_code == 0
