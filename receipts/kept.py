@@ -43,7 +43,7 @@ def record(seq: int, head: Buffer, body: Buffer, leaf: bytes) -> bytes:
 
 
 def scan(path: Path, old: bool = False, most: int | None = None) -> list[Kept]:
-    """The whole records from the start, at most `most`; bodies are passed over, but for `old` records. Raises OSError."""
+    """The whole records from the start, at most `most`; bodies are passed over, but for `old` ones. Raises OSError."""
     found: list[Kept] = []
     with path.open("rb", buffering=0) as file:
         end = os.fstat(file.fileno()).st_size

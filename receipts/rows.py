@@ -1,7 +1,7 @@
 """Frames kept for a day, so that a stage can open any row that a verifier picks: a bounded folder, oldest out first.
 
-Per run and epoch there is a folder with `in` and `out`, files of records (`receipts.kept`), and `salts`. What lies in the
-folder is read once, in a thread of its own, when the store is made; from then on an index in memory answers for it.
+Per run and epoch there is a folder with `in` and `out`, files of records (`receipts.kept`), and `salts`. What lies in
+the folder is read once, in a thread of its own, when the store is made; from then on an index in memory answers for it.
 Writing happens in the thread that hashes, never in the event loop, and opening a run touches no disk at all: its folder
 is made when its first frame comes. A full disk loses the run's frames, never the run.
 """
@@ -125,7 +125,7 @@ class RunRows:
 
 
 class RowStore:
-    """Folder of kept rows: at most `max_bytes` and `max_runs` on disk, `keep_s` seconds old. Unix seconds are arguments.
+    """Folder of kept rows: at most `max_bytes` and `max_runs` on disk, `keep_s` seconds old. Unix time is an argument.
 
     Bytes are counted as the disk spends them: whole blocks of every file, the folders, and `FILE_BYTES` for each.
     """

@@ -1,6 +1,6 @@
 """A Merkle tree held in memory, for whoever proves: any proof in O(log n) hashes once its levels are built.
 
-`receipts.merkle` recomputes subtrees for every proof, which costs O(n) each; a stranger may ask for 512 of them at once.
+`receipts.merkle` recomputes subtrees for every proof, which costs O(n) each; a stranger may ask for 512 at once.
 Trees and proofs are those of RFC 9162, section 2.1.
 """
 

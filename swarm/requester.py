@@ -23,7 +23,7 @@ from swarm.mesh.invite import parse_invite_untrusted
 from swarm.model.manifest import Manifest
 from swarm.net.reach import Reach
 from swarm.net.switchboard import Switchboard
-from swarm.ring.notary import Notary, open_log, software
+from swarm.ring.notary import Notary, open_log, open_published, software
 from swarm.ring.private import PrivateBlocks
 from swarm.ring.receipt import ReceiptPlan
 from swarm.ring.request import Desk, TargetFacts
@@ -43,6 +43,7 @@ class RequesterConfig:
     draft_model    None: the one that ships for the model
     keep_s         how long stages are asked to hold a closed run, for one that begins alike; 0: not at all
     rules          whom requests may pass through
+    log            folder of a transparency log that receipts are entered in; None: they are not
     await_news     connecting waits a moment until every layer is known to be held; runs wait for what is missing
     """
 
@@ -53,6 +54,7 @@ class RequesterConfig:
     await_news: bool = True
     keep_s: float = 0.0
     rules: RouteRules = RouteRules()
+    log: Path | None = None
 
     def load(self, ref: str, report: Report = silent) -> Target:
         """The model `ref` with the drafter that is asked for. Raises UsageError for a drafter that does not fit."""
@@ -121,7 +123,8 @@ class Requester:
             manifest = target.manifest
             kept = open_log(folder / "log", identity.id)
             author = kept.author(identity.sign)
-            notary = Notary(author, kept, software(), manifest.digest, manifest.weights_digest)
+            published = open_published(config.log, kept, identity.id, identity.sign, report)
+            notary = Notary(author, kept, software(), manifest.digest, manifest.weights_digest, published=published)
             stack.callback(notary.close)
             requester = cls(stack, target, board, gossip, notary, config)
             if config.member.punch:

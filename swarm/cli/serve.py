@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from swarm.cli.common import (
     PORT,
     add_draft_model,
+    add_log,
     add_member_options,
     add_patience,
     add_route_options,
@@ -67,6 +68,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_draft_model(runs, "a small model with the same tokenizer")
     add_wire(runs)
     add_patience(runs)
+    add_log(runs, "each receipt's close")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -95,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         await_news=False,
         keep_s=0.0 if config.prefix_cache == "off" else KEEP_S,
         rules=route_rules(arguments),
+        log=arguments.log,
     )
     if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         say(f"whoever reaches {arguments.host} port {arguments.port} may use the swarm; --api-key FILE asks for a key")

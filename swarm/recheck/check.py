@@ -9,6 +9,7 @@ from pathlib import Path
 
 from receipts.run import Run
 from receipts.salt import Secret
+from receipts.tiles import LogProof
 from receipts.verdict import Level, Verdict
 from receipts.verify import Options, verify
 from swarm.config import DEFAULT_MODEL, MemberConfig
@@ -42,10 +43,11 @@ class CheckConfig:
     audit: int = 0
     addresses: Mapping[str, Sequence[Address]] = field(default_factory=dict)
     member: MemberConfig | None = None
+    log: LogProof | None = None
 
     @property
     def options(self) -> Options:
-        return Options(required=self.required, trust=self.trust, secrets=self.secrets, beside=self.beside)
+        return Options(required=self.required, trust=self.trust, secrets=self.secrets, beside=self.beside, log=self.log)
 
 
 async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Verdict:
