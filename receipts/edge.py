@@ -22,7 +22,7 @@ from receipts.merkle import Accumulator, leaf_hash
 from receipts.salt import Secret
 
 Buffer = bytes | bytearray | memoryview
-Keep = Callable[[int, Buffer, Buffer], None]
+Keep = Callable[[int, Buffer, Buffer, bytes], None]
 """Store frame `seq` (head, body): called in order, in the hashing thread."""
 
 LARGE_BYTES = 32 << 10
@@ -150,9 +150,10 @@ class EdgeLog:
         self.other_rtt = decode_untrusted(RttSeries, _with_lists(half), f"edge {self.index}")
 
     def _add(self, seq: int, head: Buffer, body: Buffer) -> None:
-        self._tree.add(frame_leaf(seq, head, body))
+        leaf = frame_leaf(seq, head, body)
+        self._tree.add(leaf)
         if self._keep is not None:
-            self._keep(seq, head, body)
+            self._keep(seq, head, body, leaf)
 
     def _drain(self) -> None:
         while True:

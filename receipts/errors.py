@@ -54,6 +54,7 @@ class Refusal(Enum):
     WITNESS = ("witness", 47, "a witness's statement does not fit the run")
     PROOF = ("proof", 48, "an opened leaf is not under the signed root")
     OPENING = ("opening", 49, "an audit answer is malformed or incomplete")
+    LOG = ("log", 60, "not in the transparency log, or its proof does not hold")
 
     def __init__(self, word: str, exit_code: int, meaning: str) -> None:
         self.word = word

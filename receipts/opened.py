@@ -19,11 +19,14 @@ from receipts.closing import MAX_HISTORY
 from receipts.codec import Count, Digest, Many, Range, decode_untrusted, encode
 from receipts.edge import frame_leaf
 from receipts.errors import ReceiptError, Refusal
-from receipts.merkle import Accumulator, check_consistency, check_inclusion, consistency_proof, inclusion_proof
+from receipts.merkle import Accumulator, check_consistency, check_inclusion
+from receipts.tree import Tree
 
 MAGIC = b"wanswarm-opened-1\n"
 MAX_LEAVES = 512
 MAX_HEADER = 8 << 20
+MAX_OPENING = 1 << 30
+"""Of one answer, in bytes; a verifier holds it in memory."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,16 @@ class Frame:
     @property
     def leaf(self) -> bytes:
         return frame_leaf(self.seq, self.head, self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A frame without its bytes: sizes of head and body, and its leaf hash."""
+
+    seq: int
+    head: int
+    body: int
+    leaf: bytes
 
 
 @dataclass(frozen=True)
@@ -105,40 +118,33 @@ class _Header:
     chosen: Annotated[tuple[_Chosen, ...], Many(0, MAX_LEAVES)]
 
 
-def opening_bytes(
-    inbound: Sequence[Frame], outbound: Sequence[Frame], salts: tuple[bytes, bytes], leaves: Sequence[int]
-) -> bytes:
-    """A node's answer. `salts` are leaf hashes 0 of the inbound and outbound tree; all frames of the epoch are given.
+def opening_header(
+    inbound: Sequence[Outline], outbound: Sequence[Outline], salts: tuple[bytes, bytes], leaves: Sequence[int]
+) -> tuple[bytes, int]:
+    """What an answer begins with, and how many inbound frames follow it; then come the chosen outbound ones.
 
+    `salts` are leaf hashes 0 of the inbound and outbound tree; all frames of the epoch are given.
     Raises ReceiptError(OPENING) when a leaf is asked for that never crossed.
     """
     if not all(0 < leaf <= len(outbound) for leaf in leaves):
         raise ReceiptError(Refusal.OPENING, f"asked for leaves {list(leaves)[:4]}, {len(outbound)} frames went out")
     by_seq = {frame.seq: index for index, frame in enumerate(inbound, 1)}
     reached = max((by_seq.get(outbound[leaf - 1].seq, len(inbound)) for leaf in leaves), default=len(inbound))
-    in_leaves = [salts[0], *(frame.leaf for frame in inbound)]
-    out_leaves = [salts[1], *(frame.leaf for frame in outbound)]
-    prefix = inbound[:reached]
+    came = Tree([salts[0], *(frame.leaf for frame in inbound)])
+    went = Tree([salts[1], *(frame.leaf for frame in outbound)])
     header = _Header(
         salts[0].hex(),
-        tuple(_entry(index, frame) for index, frame in enumerate(prefix, 1)),
-        tuple(step.hex() for step in consistency_proof(in_leaves, reached + 1)),
+        tuple(_entry(index, frame) for index, frame in enumerate(inbound[:reached], 1)),
+        tuple(step.hex() for step in came.consistency(reached + 1)),
         tuple(
-            _Chosen(_entry(leaf, outbound[leaf - 1]), tuple(step.hex() for step in inclusion_proof(out_leaves, leaf)))
+            _Chosen(_entry(leaf, outbound[leaf - 1]), tuple(step.hex() for step in went.inclusion(leaf)))
             for leaf in leaves
         ),
     )
     text = emit(encode(header))
-    frames = [*prefix, *(outbound[leaf - 1] for leaf in leaves)]
-    parts = [MAGIC, struct.pack(">I", len(text)), text]
-    for frame in frames:
-        parts += [frame.head, frame.body]
-    return b"".join(parts)
-
-
-def history_bytes(inbound: Sequence[Frame], salt: bytes) -> bytes:
-    """A node's answer about what an epoch began from: these frames, under leaf hash 0 `salt`, and nothing else."""
-    return opening_bytes(inbound, (), (salt, salt), ())
+    if len(text) > MAX_HEADER:
+        raise ReceiptError(Refusal.OPENING, f"{reached} frames are more than one opening holds")
+    return MAGIC + struct.pack(">I", len(text)) + text, reached
 
 
 def history_root(leaves: Iterable[bytes], salt: bytes) -> str:
@@ -149,12 +155,16 @@ def history_root(leaves: Iterable[bytes], salt: bytes) -> str:
     return tree.root().hex()
 
 
-def _entry(leaf: int, frame: Frame) -> _FrameEntry:
-    return _FrameEntry(leaf, frame.seq, len(frame.head), len(frame.body))
+def _entry(leaf: int, frame: Outline) -> _FrameEntry:
+    return _FrameEntry(leaf, frame.seq, frame.head, frame.body)
 
 
 def opened_untrusted(
-    data: bytes, leaves: Sequence[int], inbound: tuple[str, int], outbound: tuple[str, int], max_bytes: int = 1 << 28
+    data: bytes,
+    leaves: Sequence[int],
+    inbound: tuple[str, int],
+    outbound: tuple[str, int],
+    max_bytes: int = MAX_OPENING,
 ) -> Opened:
     """Read and prove an answer. `inbound` and `outbound` are (hex root, frames) as both ends of the edges signed them.
 
@@ -171,7 +181,7 @@ def opened_untrusted(
     return Opened(tuple(prefix), tuple(zip(leaves, opened, strict=True)))
 
 
-def history_untrusted(data: bytes, inbound: tuple[str, int], max_bytes: int = 1 << 28) -> tuple[Frame, ...]:
+def history_untrusted(data: bytes, inbound: tuple[str, int], max_bytes: int = MAX_OPENING) -> tuple[Frame, ...]:
     """Read and prove an answer about what an epoch began from. Raises ReceiptError as `opened_untrusted` does."""
     header, frames = _parts_untrusted(data, max_bytes)
     if header.chosen or len(header.prefix) != inbound[1]:

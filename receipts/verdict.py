@@ -56,12 +56,16 @@ EXIT_NOT_CONCLUSIVE = 4
 
 @dataclass(frozen=True)
 class Claim:
-    """One thing that the receipt says. `subject` is a short name, `about` the node or edge ("" for the run)."""
+    """One thing that the receipt says. `subject` is a short name, `about` the node or edge ("" for the run).
+
+    `figures`: the numbers in the text, by name, for programs.
+    """
 
     standing: Standing
     subject: str
     text: str
     about: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class Verdict:
             "not_conclusive": list(self.not_conclusive),
             "claims": [
                 {"standing": c.standing.value, "subject": c.subject, "about": c.about, "text": c.text}
+                | ({"figures": dict(c.figures)} if c.figures else {})
                 for c in self.claims
             ],
         }

@@ -15,11 +15,14 @@ from receipts import audit, checks, content
 from receipts.beside import check_beside, other_untrusted
 from receipts.document import Document, document_untrusted
 from receipts.errors import ReceiptError, Refusal
+from receipts.logged import check_logged
 from receipts.recompute import Limit, default_limit
 from receipts.run import Run, assemble
 from receipts.salt import Secret
 from receipts.sign import sha256
 from receipts.statement import statement_untrusted
+from receipts.tiles import LogProof
+from receipts.token_stats import Scored
 from receipts.verdict import (
     EXIT_BELOW_LEVEL,
     EXIT_MET,
@@ -56,7 +59,7 @@ class Options:
     `trust`: hex keys; when given, every party of the run must be among them, and only such witnesses raise the level.
     `model`: compare manifest and weights digests. `replayer`, `auditor`: recompute, `audit_rows` frames in all.
     `secrets`: the requester's file, as if disclosed. `beside`: other receipts, whose signers' counters must fit.
-    `limit`: gates measured for this model; None: the built-in ones.
+    `limit`: gates measured for this model; None: the built-in ones. `log`: proof that the receipt is in a log.
     """
 
     required: Level = Level.SIGNED
@@ -69,6 +72,7 @@ class Options:
     secrets: tuple[Secret, ...] = ()
     beside: tuple[bytes, ...] = ()
     limit: Callable[[str, str], Limit] = default_limit
+    log: LogProof | None = None
     below: Callable[[int], int] = randbelow
 
 
@@ -190,6 +194,10 @@ def _steps(data: bytes, options: Options, progress: _Progress) -> None:
         progress.level = Level.WITNESSED
         progress.met.add("witness")
 
+    # A transparency log, when one is given.
+    if options.log is not None:
+        progress.claims.append(check_logged(run, options.log, options.trust))
+
     # 14. Recomputation: opened rows, then the whole run.
     _recompute(run, disclosed, options, progress)
 
@@ -247,7 +255,11 @@ def _recompute(run: Run, disclosed: Disclosed, options: Options, progress: _Prog
         if outcome.conclusive and not run.order.own_layers:
             progress.met.add("audit")
     if options.replayer is not None:
-        outcome = audit.check_replay(run, disclosed, options.replayer, limit)
+        scored = Scored(options.replayer, limit)
+        try:
+            outcome = audit.check_replay(run, disclosed, scored, limit)
+        finally:
+            progress.claims += scored.claims
         _take(outcome, Level.REPLAYED, progress)
         if outcome.conclusive:
             progress.met.add("replay")

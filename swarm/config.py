@@ -52,6 +52,7 @@ class JoinConfig:
     overflow_bytes  main memory for layers that the GPU has no room for; None: they are not taken
     probe      measure this machine though it was measured before
     map_port   ask the router for a port (UPnP, NAT-PMP)
+    log        folder of a transparency log that ends of runs are entered in; None: they are not
     """
 
     member: MemberConfig
@@ -74,6 +75,7 @@ class JoinConfig:
     disclose: bool = False
     overflow_bytes: int | None = None
     probe: bool = False
+    log: Path | None = None
 
 
 def parse_address(text: str) -> tuple[str, int]:

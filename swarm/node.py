@@ -223,7 +223,7 @@ class _Life:
         self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, manifest: Manifest, hosting: Hosting
     ) -> StageServer:
         """Start the stage, and all that answers beside it."""
-        notary = notary_of(self.config, self.state, self.identity, manifest, hosting, self.hardware)
+        notary = notary_of(self.config, self.state, self.identity, manifest, hosting, self.hardware, self.report)
         stack.callback(notary.close)
         server = StageServer(
             hosting.hosted,

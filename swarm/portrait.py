@@ -12,6 +12,7 @@ import receipts
 from receipts.rows import RowStore
 from swarm import __version__
 from swarm.config import JoinConfig
+from swarm.events import Report, silent
 from swarm.hosting import Hosting
 from swarm.identity import Identity
 from swarm.mesh.gossip import Gossip
@@ -21,7 +22,7 @@ from swarm.mesh.saved import Saved
 from swarm.model.device import Hardware, describe
 from swarm.model.manifest import Manifest
 from swarm.net.address import Address
-from swarm.ring.notary import Notary, open_log, salted, software
+from swarm.ring.notary import Notary, open_log, open_published, salted, software
 from swarm.ring.ordered import OrderBook
 
 
@@ -76,7 +77,13 @@ def own_invite(saved: Saved, identity: Identity, reachable: list[Address], gossi
 
 
 def notary_of(
-    config: JoinConfig, state: Path, identity: Identity, manifest: Manifest, hosting: Hosting, device: Hardware
+    config: JoinConfig,
+    state: Path,
+    identity: Identity,
+    manifest: Manifest,
+    hosting: Hosting,
+    device: Hardware,
+    report: Report = silent,
 ) -> Notary:
     """What this node signs with and says of itself."""
     log = open_log(state / "log", identity.id)
@@ -103,4 +110,5 @@ def notary_of(
         disclose=config.disclose,
         context=manifest.context,
         orders=OrderBook(state / "orders"),
+        published=open_published(config.log, log, identity.id, identity.sign, report),
     )

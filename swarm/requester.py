@@ -24,7 +24,7 @@ from swarm.model.manifest import Manifest
 from swarm.model.template import NEW_ANSWER, Turn
 from swarm.net.reach import Reach
 from swarm.net.switchboard import Switchboard
-from swarm.ring.notary import Notary, open_log, software
+from swarm.ring.notary import Notary, open_log, open_published, software
 from swarm.ring.private import PrivateBlocks
 from swarm.ring.pruning import Pruner
 from swarm.ring.receipt import ReceiptPlan
@@ -46,6 +46,7 @@ class RequesterConfig:
     keep_s         how long stages are asked to hold a closed run, for one that begins alike; 0: not at all
     keep_receipts_s  after how long receipts in the state folder are removed; None: never
     rules          whom requests may pass through
+    log            folder of a transparency log that receipts are entered in; None: they are not
     await_news     connecting waits a moment until every layer is known to be held; runs wait for what is missing
     """
 
@@ -57,6 +58,7 @@ class RequesterConfig:
     keep_s: float = 0.0
     keep_receipts_s: float | None = None
     rules: RouteRules = RouteRules()
+    log: Path | None = None
 
     def load(self, ref: str, report: Report = silent) -> Target:
         """The model `ref` with the drafter that is asked for. Raises UsageError for a drafter that does not fit."""
@@ -135,7 +137,8 @@ class Requester:
             manifest = target.manifest
             kept = open_log(folder / "log", identity.id)
             author = kept.author(identity.sign)
-            notary = Notary(author, kept, software(), manifest.digest, manifest.weights_digest)
+            published = open_published(config.log, kept, identity.id, identity.sign, report)
+            notary = Notary(author, kept, software(), manifest.digest, manifest.weights_digest, published=published)
             stack.callback(notary.close)
             requester = cls(stack, target, board, gossip, notary, config)
             if config.member.punch:

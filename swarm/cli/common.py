@@ -84,6 +84,17 @@ def add_route_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_log(parser: argparse._ActionsContainer, what: str) -> None:
+    """`--log DIR`."""
+    parser.add_argument(
+        "--log",
+        type=Path,
+        metavar="DIR",
+        help=f"append the digest of {what} to a transparency log in DIR (C2SP tlog-tiles), for any static file server; "
+        "swarm verify --log checks receipts against it",
+    )
+
+
 def add_patience(group: argparse._ArgumentGroup) -> None:
     """--patience."""
     group.add_argument(

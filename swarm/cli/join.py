@@ -7,7 +7,7 @@ import asyncio
 import json
 import sys
 
-from swarm.cli.common import GPU, THREADS, add_member_options, member_config, number, say
+from swarm.cli.common import GPU, THREADS, add_log, add_member_options, member_config, number, say
 from swarm.config import DEFAULT_MODEL, JoinConfig, parse_address, parse_layers
 from swarm.errors import UsageError
 
@@ -112,6 +112,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="show GPU UUIDs and addresses in receipts, not only their salted digests",
     )
+    add_log(parser, "what this node signs at the end of each run")
     parser.add_argument("--json", action="store_true", help="print events as JSON lines on stdout")
     add_member_options(parser)
 
@@ -142,6 +143,7 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
         weights=arguments.weights,
         disclose=arguments.disclose,
         probe=arguments.probe,
+        log=arguments.log,
         overflow_bytes=int(arguments.overflow * 1e9) if arguments.overflow else None,
     )
 

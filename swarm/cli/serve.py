@@ -13,6 +13,7 @@ from swarm.cli.common import (
     PORT,
     add_draft_model,
     add_keep_receipts,
+    add_log,
     add_member_options,
     add_patience,
     add_route_options,
@@ -78,6 +79,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_wire(runs)
     add_patience(runs)
     add_keep_receipts(runs)
+    add_log(runs, "each receipt's close")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -108,6 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
         keep_s=0.0 if config.prefix_cache == "off" else KEEP_S,
         keep_receipts_s=keep_receipts_s(arguments),
         rules=route_rules(arguments),
+        log=arguments.log,
     )
     if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         say(f"whoever reaches {arguments.host} port {arguments.port} may use the swarm; --api-key FILE asks for a key")

@@ -22,6 +22,7 @@ from swarm.cli.common import add_member_options, member_config, models_dir, numb
 from swarm.errors import UsageError
 
 if TYPE_CHECKING:
+    from receipts.tiles import LogProof
     from swarm.net.address import Address
     from swarm.recheck.check import CheckConfig
 
@@ -72,6 +73,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=Path,
         metavar="PATH",
         help="another receipt, or a folder of them: refuse a key whose counters go back between them (repeatable)",
+    )
+    more.add_argument(
+        "--log",
+        type=Path,
+        metavar="PATH",
+        help="refuse a receipt that is not in this transparency log: a copy of its folder, or a .tlog-proof file",
+    )
+    more.add_argument(
+        "--log-proof", type=Path, metavar="FILE", help="keep the proof found in the folder of --log as a file"
     )
     more.add_argument(
         "--secrets",
@@ -151,6 +161,7 @@ def _verdict(arguments: argparse.Namespace, data: bytes) -> Verdict:
             trust=read_trust(arguments.trust),
             secrets=read_secrets(arguments, data),
             beside=read_beside(arguments.beside),
+            log=read_log(arguments.log, arguments.log_proof, data),
         )
         return verify(data, options)
     from swarm.progress import reporter
@@ -176,7 +187,37 @@ def _config(arguments: argparse.Namespace, data: bytes) -> CheckConfig:
         audit=arguments.audit,
         addresses=read_addresses(arguments.address, data),
         member=member_config(arguments),
+        log=read_log(arguments.log, arguments.log_proof, data),
     )
+
+
+def read_log(log: Path | None, keep: Path | None, data: bytes) -> LogProof | None:
+    """Proof that the receipt is in a log: read from a file, or made from a log's folder and kept in `keep`.
+
+    Raises UsageError for what cannot be read. A folder that lacks the receipt gives a proof that is refused.
+    """
+    if log is None:
+        if keep is not None:
+            raise UsageError("expected --log DIR with --log-proof, found no log to make a proof from")
+        return None
+    from receipts.logged import entries_of
+    from receipts.tiles import LogProof, find_proof, proof_untrusted
+    from swarm.ring.tlog import read_file
+
+    try:
+        if not log.is_dir():
+            return proof_untrusted(log.read_bytes())
+        run = verify(data).run
+        if run is None:
+            return None  # refused for what it is, whatever the log says
+        proof = find_proof(lambda path: read_file(log, path), list(entries_of(run)))
+        if keep is not None:
+            keep.write_bytes(proof.to_bytes())
+        return proof
+    except OSError as error:
+        raise UsageError(f"cannot read the log {log}: {error.strerror}") from error
+    except ReceiptError as error:
+        return LogProof(0, (), b"", str(error.claim))
 
 
 def read_trust(path: Path | None) -> frozenset[str] | None:

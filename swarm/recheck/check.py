@@ -9,6 +9,7 @@ from pathlib import Path
 
 from receipts.run import Run
 from receipts.salt import Secret
+from receipts.tiles import LogProof
 from receipts.verdict import Level, Requirement, Verdict
 from receipts.verify import Options, verify
 from swarm.config import DEFAULT_MODEL, MemberConfig
@@ -43,6 +44,7 @@ class CheckConfig:
     audit: int = 0
     addresses: Mapping[str, Sequence[Address]] = field(default_factory=dict)
     member: MemberConfig | None = None
+    log: LogProof | None = None
 
     @property
     def options(self) -> Options:
@@ -52,6 +54,7 @@ class CheckConfig:
             trust=self.trust,
             secrets=self.secrets,
             beside=self.beside,
+            log=self.log,
         )
 
 

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from receipts.opened import OpeningRequest
+from receipts.opened import MAX_OPENING, OpeningRequest
 from swarm.config import MemberConfig
 from swarm.entry import enter_as_guest
-from swarm.errors import SwarmError
+from swarm.errors import BusyError, PeerError, SwarmError
 from swarm.events import Notice, Report, silent
 from swarm.identity import Identity
 from swarm.mesh.gossip import Gossip
@@ -17,13 +17,17 @@ from swarm.mesh.saved import save
 from swarm.net.address import Address
 from swarm.net.message import Message
 from swarm.net.nodeid import parse_id_untrusted
+from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.recheck.auditor import Fetch
-from swarm.ring.witness import AUDIT
+from swarm.ring.witness import AUDIT, PIECE_BYTES
 from swarm.state import requester_folder
 
 DIAL_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 120.0
+OPENING_TIMEOUT_S = 1800.0
+"""For one node's opening, all pieces together."""
+BUSY_WAITS_S = (1.0, 4.0, 15.0)
 NEWS_WAIT_S = 4.0
 
 
@@ -86,9 +90,41 @@ async def _ask(
         report(Notice(f"no address is known of node {node[:16]}; give --address {node[:16]}=HOST:PORT", "warning"))
         return None
     try:
-        peer = await board.peer(parse_id_untrusted(node), list(addresses), DIAL_TIMEOUT_S)
-        answer = await peer.call(Message(AUDIT, {}, request.to_bytes()), ANSWER_TIMEOUT_S)
+        async with asyncio.timeout(OPENING_TIMEOUT_S):
+            peer = await board.peer(parse_id_untrusted(node), list(addresses), DIAL_TIMEOUT_S)
+            return await opening_from_untrusted(peer, request.to_bytes())
+    except TimeoutError:
+        why = f"it took longer than {OPENING_TIMEOUT_S:.0f} s"
     except SwarmError as error:
-        report(Notice(f"node {node[:16]} opened nothing: {error}", "warning"))
-        return None
-    return bytes(answer.body)
+        why = str(error)
+    report(Notice(f"node {node[:16]} opened nothing: {why}", "warning"))
+    return None
+
+
+async def opening_from_untrusted(peer: Peer, request: bytes) -> bytes:
+    """An opening, asked for piece by piece. Raises SwarmError; PeerError for pieces that do not make one.
+
+    A node that does not know pieces answers with all of it; one that is busy is asked again, a few times.
+    """
+    found = bytearray()
+    while True:
+        answer = await _piece(peer, request, len(found))
+        size = answer.header.get("size", len(answer.body))
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= MAX_OPENING:
+            raise PeerError(f"expected an opening of at most {MAX_OPENING} bytes, found one of {size!r}")
+        found += answer.body
+        if len(found) == size:
+            return bytes(found)
+        if len(found) > size or len(answer.body) < PIECE_BYTES:
+            raise PeerError(f"expected pieces of {PIECE_BYTES} bytes up to {size}, found {len(answer.body)}")
+
+
+async def _piece(peer: Peer, request: bytes, offset: int) -> Message:
+    for wait_s in (*BUSY_WAITS_S, None):
+        try:
+            return await peer.call(Message(AUDIT, {"offset": offset}, request), ANSWER_TIMEOUT_S)
+        except BusyError:
+            if wait_s is None:
+                raise
+            await asyncio.sleep(wait_s)
+    raise AssertionError("the last try returns or raises")

@@ -16,9 +16,11 @@ import swarm
 from receipts import Author, Hardware, Secret, Software
 from receipts.log import StatementLog
 from receipts.rows import RowStore
-from receipts.sign import Envelope
+from receipts.sign import Envelope, Sign
 from swarm.errors import BusyError, UsageError
+from swarm.events import Report
 from swarm.ring.ordered import OrderBook
+from swarm.ring.tlog import TransparencyLog
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Notary:
     disclose   values of `private` stand in receipts openly
     context    positions that the model has; 0: unknown
     orders     which orders were taken, each epoch once
+    published  the transparency log in which what ends a run is entered; None: there is none
     """
 
     author: Author
@@ -44,16 +47,21 @@ class Notary:
     disclose: bool = False
     context: int = 0
     orders: OrderBook = field(default_factory=OrderBook)
+    published: TransparencyLog | None = None
     hasher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "hash"))
 
     def close(self) -> None:
         """Finish what is being hashed and close the log."""
         self.hasher.shutdown(wait=True)
         self.log.close()
+        if self.published is not None:
+            self.published.close()
 
 
 class KeptLog(StatementLog):
-    """A log whose owner signs nothing while its disk is full."""
+    """A log whose owner signs nothing while its disk is full. `publish` is told what was kept, before it is sent."""
+
+    publish: Callable[[Envelope], None] | None = None
 
     def append(self, envelope: Envelope) -> None:
         """As in `StatementLog`. Raises BusyError where that raises OSError: another node or a later try may do."""
@@ -63,6 +71,8 @@ class KeptLog(StatementLog):
             raise BusyError(
                 f"busy: cannot keep what is signed in {self.path}: {error.strerror}; free space there"
             ) from error
+        if self.publish is not None:
+            self.publish(envelope)
 
 
 def open_log(folder: Path, key: bytes) -> KeptLog:
@@ -73,6 +83,15 @@ def open_log(folder: Path, key: bytes) -> KeptLog:
         raise UsageError(f"cannot keep statements in {folder}: {error.strerror}; choose another --state") from error
     except receipts.ReceiptError as error:
         raise UsageError(f"the statements kept in {folder} are damaged: {error}") from error
+
+
+def open_published(folder: Path | None, log: KeptLog, key: bytes, sign: Sign, report: Report) -> TransparencyLog | None:
+    """The transparency log in `folder`, entered from now on by what `log` keeps. Raises UsageError."""
+    if folder is None:
+        return None
+    found = TransparencyLog(folder, key, sign, report)
+    log.publish = found.publish
+    return found
 
 
 def software() -> Software:

@@ -9,28 +9,41 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from receipts import ReceiptError, WitnessRecord
+from receipts.answer import Answer
+from receipts.errors import Refusal
+from receipts.kept import RECORD_BYTES
+from receipts.rows import RowStore
 from receipts.sign import sha256
 from swarm.errors import BusyError, PeerError
 from swarm.net.address import format_address
 from swarm.net.message import Message
 from swarm.net.peer import Handler, Peer
 from swarm.ring.notary import Notary, unix_us
+from swarm.ring.openings import Quota
 
 WITNESS = "receipt.witness"
 AUDIT = "receipt.audit"
 MOST_WITNESSED = 256
 WITNESSED_FOR_S = 6 * 3600.0
 MAX_REQUEST = 64 << 10
+PIECE_BYTES = 4 << 20
+"""Of an opening, in one message: small beside what a peer may have under way, so that runs pass it."""
+WHOLE_BYTES = 48 << 20
+"""The most that is opened in one message, for verifiers that do not ask in pieces."""
+MOST_ASKING = 16
+READ_TIMEOUT_S = 60.0
 
 
 class NotaryServer:
     """Answers `receipt.witness` calls ({"order"} then {"close"}: an envelope each) and `receipt.audit` calls.
 
-    Bounded: the oldest witnessed order is forgotten when there are too many, and an audit reads in a thread.
+    Bounded: the oldest witnessed order is forgotten when there are too many; audits are read in a thread, one at a
+    time.
     """
 
     def __init__(self, notary: Notary, admitted: Callable[[bytes], bool]) -> None:
         self._notary, self._admitted = notary, admitted
+        self._quota, self._reading, self._asking = Quota(), asyncio.Lock(), 0
         self._orders: OrderedDict[tuple[bytes, str], tuple[WitnessRecord, float]] = OrderedDict()
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -74,13 +87,42 @@ class NotaryServer:
             self._orders.popitem(last=False)
 
     async def _on_audit(self, peer: Peer, message: Message) -> Message:
-        """Any peer that holds a receipt may ask: what is opened is what its proofs cover."""
+        """Any peer that holds a receipt may ask: the digest of its order names the run, and nobody guesses that.
+
+        Header {"offset"}: the answer is a piece, with {"size"} of the whole. Without: the whole, where one message
+        holds it. One request is read at a time, within the asker's quota.
+        """
         if self._notary.rows is None:
             raise BusyError("this node keeps no rows")
-        request = bytes(message.body)
+        request, offset = bytes(message.body), message.header.get("offset")
         if len(request) > MAX_REQUEST:
             raise PeerError(f"expected an audit request of at most {MAX_REQUEST} bytes, found {len(request)}")
+        if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or offset < 0):
+            raise PeerError(f"expected a piece's offset in bytes, found {offset!r}")
+        if self._asking >= MOST_ASKING:
+            raise BusyError(f"busy: {self._asking} audits wait already; ask again later")
+        asker = peer.id if self._admitted(peer.id) else b""
+        self._asking += 1
         try:
-            return Message(AUDIT, {}, await asyncio.to_thread(self._notary.rows.answer, request))
+            async with asyncio.timeout(READ_TIMEOUT_S), self._reading:
+                if (wait := self._quota.wait_s(asker, time.monotonic())) > 0:
+                    raise BusyError(f"busy: enough was opened for now; ask again in {wait:.0f} s")
+                answer, data = await asyncio.to_thread(_read, self._notary.rows, request, offset)
+                self._quota.charge(asker, len(data) + RECORD_BYTES * len(answer.frames), time.monotonic())
         except ReceiptError as error:
             raise PeerError(f"that cannot be opened: {error}") from error
+        except TimeoutError as error:
+            raise BusyError("busy: the disk of this node did not answer in time; ask again later") from error
+        finally:
+            self._asking -= 1
+        return Message(AUDIT, {} if offset is None else {"size": answer.size}, data)
+
+
+def _read(rows: RowStore, request: bytes, offset: int | None) -> tuple[Answer, bytes]:
+    """In a thread. Raises ReceiptError(OPENING)."""
+    answer = rows.answer(request)
+    if offset is not None:
+        return answer, answer.read(offset, PIECE_BYTES)
+    if answer.size > WHOLE_BYTES:
+        raise ReceiptError(Refusal.OPENING, f"{answer.size} bytes are too many for one message; ask in pieces")
+    return answer, answer.whole()

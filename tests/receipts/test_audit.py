@@ -74,7 +74,7 @@ class Nodes:
                 kept.close()
 
     def fetch(self, node: str, request: OpeningRequest) -> bytes | None:
-        return self.edit(self.stores[node].answer(request.to_bytes()))
+        return self.edit(self.stores[node].answer(request.to_bytes()).whole())
 
     def recompute(
         self, order: Any, stage: Any, before: Sequence[Frame], inbound: Sequence[Frame], outbound: Frame

@@ -14,7 +14,7 @@ SALT = b"\x05" * 32
 
 
 def edge(executor: ThreadPoolExecutor | None, kept: list[int] | None = None) -> EdgeLog:
-    keep = (lambda seq, head, body: kept.append(seq)) if kept is not None else None
+    keep = (lambda seq, *_: kept.append(seq)) if kept is not None else None
     return EdgeLog(0, "sender", "x", "y", SALT, executor, keep)
 
 
@@ -70,7 +70,7 @@ def test_a_frame_that_comes_while_the_thread_stops_is_hashed() -> None:
     """The thread is slow; frames keep coming, and every flush must see them hashed in the end."""
     alone, gate = edge(None), threading.Event()
     with ThreadPoolExecutor(1) as executor:
-        log = EdgeLog(0, "sender", "x", "y", SALT, executor, lambda seq, head, body: gate.wait(0.001) and None)
+        log = EdgeLog(0, "sender", "x", "y", SALT, executor, lambda seq, *_: gate.wait(0.001) and None)
         for seq in range(300):
             log.frame(seq, b"head")
             alone.frame(seq, b"head")

@@ -300,3 +300,27 @@ def test_a_round_trip_that_only_one_end_found_is_a_claim(ring: Any, resign: Any)
 def test_signing_anew_without_a_change_is_met(ring: Any, rings: Any, resign: Any) -> None:
     assert refusal(resign(ring, lambda items: None)) is None
     assert refusal(resign(rings("recovered"), lambda items: None)) is None
+
+
+def test_a_signer_uses_no_counter_twice(ring: Any, resign: Any) -> None:
+    """Two statements of one number are two histories: each of every signer's, given the number of the one before."""
+    signers: list[tuple[str, int]] = []
+    resign(ring, lambda items: signers.extend((item["signer"], at) for at, item in enumerate(items)))
+    tried = 0
+    for signer, at in signers:
+        before = [where for name, where in signers if name == signer and where < at]
+        if not before:
+            continue
+
+        def twice(items: Items, at: int = at, before: int = before[-1]) -> None:
+            earlier, item = items[before]["chain"], items[at]["chain"]
+            item["sequence"] = earlier["sequence"]
+            if earlier["sequence"] == 0:
+                item["previous"], items[at]["keep_chain"] = None, True
+            for later in items[at + 1 :]:  # what follows goes on from there, so that nothing else is wrong
+                if later["signer"] == items[at]["signer"]:
+                    later["chain"]["sequence"] -= 1
+
+        assert refusal(resign(ring, twice)) is Refusal.COUNTER, (signer, at)
+        tried += 1
+    assert tried >= 10

@@ -155,6 +155,7 @@ MAY_WRITE = {
     "swarm/disk.py": "this is where it is done",
     "swarm/state.py": "the lock, whose content nobody relies on",
     "receipts/log.py": "grows only; a torn line is cut off",
+    "swarm/ring/tlog.py": "opens its lock file; what it keeps goes through write_whole",
     "receipts/rows.py": "grows only; a torn record ends the file",
     "swarm/model/blobs.py": "grows only; a torn chunk is cut off, the whole is checked against its digest",
     "swarm/model/wheel.py": "a temporary folder; the file is checked, then renamed",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.mesh.action import SendDelta
+from swarm.mesh.action import Changed, SendDelta
 from swarm.mesh.apply import apply
 from swarm.mesh.event import Accused, DeltaHeard
 from swarm.mesh.record import key_of
@@ -47,6 +47,21 @@ def test_a_goodbye_is_heard_and_the_grave_keeps_old_records_out() -> None:
     assert all(net.view(name)[key_of(NAMES[2])][1] == "left" for name in net.live())
     net.happen(NAMES[0], DeltaHeard(NAMES[1], (old,)))
     assert net.view(NAMES[0])[key_of(NAMES[2])][1] == "left"
+
+
+def test_a_record_of_a_version_that_is_known_is_not_taken_again() -> None:
+    """Else it would be news once more at every node that hears it, for ever; nor may another take its place."""
+    net = joined(6)
+    known = net.states[NAMES[0]].table.get(key_of(NAMES[2]))
+    other = replace(known, record=replace(known.record, device="another"))
+    for again in (known, other):
+        before = net.states[NAMES[0]]
+        state, actions = apply(before, DeltaHeard(NAMES[1], (again,)), net.now)
+        assert state.table.get(known.key) == known and state.news.get(known.key) == before.news.get(known.key)
+        assert not [action for action in actions if isinstance(action, Changed | SendDelta)]
+    newer = replace(known, record=replace(known.record, version=known.record.version + 1))
+    state, actions = apply(net.states[NAMES[0]], DeltaHeard(NAMES[1], (newer,)), net.now)
+    assert state.table.get(known.key) == newer and Changed(known.key) in actions
 
 
 def test_a_dead_node_is_down_for_all_and_forgotten_in_the_end() -> None:

@@ -30,6 +30,17 @@ def test_greedy_takes_the_largest_and_says_by_how_much() -> None:
     assert picked.top[0][1] == pytest.approx(picked.logprob)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.25, 1.0, 4.0])
+def test_log_probabilities_are_the_models_whatever_the_temperature(temperature: float) -> None:
+    """Before temperature and filters: two users who draw differently are told the same of one token."""
+    values = [1.0, 4.0, 3.5, -2.0]
+    norm = math.log(sum(map(math.exp, values)))
+    for seed in range(8):
+        (picked,) = pick(row(values), [7], Sampling(temperature, top_p=0.99, top_k=3, seed=seed, logprobs=4))
+        assert picked.logprob == pytest.approx(values[picked.token] - norm, abs=1e-5)
+        assert {token: pytest.approx(values[token] - norm, abs=1e-5) for token in range(4)} == dict(picked.top)
+
+
 def test_of_equal_logits_the_smaller_id_wins() -> None:
     assert pick(row([0.0, 2.0, 2.0]), [1], Sampling())[0].token == 1
 
