@@ -2,8 +2,7 @@
 
 A record on the wire is a 16-bit big-endian length and that many bytes of ChaCha20-Poly1305 ciphertext, with the
 Noise transport nonce (four zero bytes and a 64-bit little-endian counter) and no associated data. The cipher is
-driven through `cryptography` directly because it takes views and copies nothing; a test holds it against the Noise
-library's own transport.
+driven through `cryptography` directly because it takes views and copies nothing; the published vectors of Noise hold it.
 """
 
 from __future__ import annotations
