@@ -90,6 +90,7 @@ class Gossip:
     # -- life
 
     async def __aenter__(self) -> Self:
+        self._board.known = self.admitted
         self._board.handle(messages.HELLO, self._on_hello)
         self._board.handle(messages.BYE, self._on_bye)
         for kind in (messages.HINTS, messages.WANT, messages.DELTA, messages.DIGEST):
@@ -214,6 +215,9 @@ class Gossip:
                 held = self.state.table.get(key)
                 self._stir.set()
                 if held is not None:
+                    peer = self._board.get(held.record.node)
+                    if peer is not None and held.alive(self._clock()):
+                        peer.admit()
                     self._changed(held.record.node)
             case Clash(record, yield_):
                 text = say_clash(record)

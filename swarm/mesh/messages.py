@@ -19,6 +19,7 @@ from swarm.net.message import Body, Message
 from swarm.net.nodeid import SIGNATURE_BYTES, NodeId, check_id_untrusted, verify
 
 HELLO, BYE = "mesh.hello", "mesh.bye"
+"""The hello is the one kind that a stranger may send; see `Switchboard(open_kinds=...)`."""
 HINTS, WANT, DELTA, DIGEST = "mesh.hints", "mesh.want", "mesh.delta", "mesh.digest"
 
 MAX_NAMES = 8192

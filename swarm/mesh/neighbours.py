@@ -123,6 +123,7 @@ class Neighbours:
             )
         except InviteError as error:
             return Message(HELLO, {"refused": str(error)})
+        peer.admit()
         # After the answer, so that the caller has its membership before the first delta arrives.
         asyncio.get_running_loop().call_soon(self._welcome, peer)
         return answer
@@ -134,6 +135,7 @@ class Neighbours:
         peer = await self._board.peer(node, addresses, timeout)
         answer = await peer.call(hello.hello_message(self._asked), timeout)
         hello.parse_welcome_untrusted(answer.header, self._membership.swarm, self._board.id, node)
+        peer.admit()
         self._welcome(peer)
 
     def dial(self, record: NodeRecord, check: bool) -> None:

@@ -1,7 +1,8 @@
 """The opening of a channel: Noise XX between two node identities, as a state machine without I/O.
 
-Noise_XX_25519_ChaChaPoly_SHA256 (Noise Protocol Framework, revision 34) is in `swarm.net.noise`. The X25519 static key of a process is signed once by the node's Ed25519 key, and each side sends that signature in its encrypted
-payload; Noise proves that the sender holds the static key, the signature says whose it is.
+Noise_XX_25519_ChaChaPoly_SHA256 (Noise Protocol Framework, revision 34) is in `swarm.net.noise`. The X25519 static key
+of a process is signed once by the node's Ed25519 key, and each side sends that signature in its encrypted payload;
+Noise proves that the sender holds the static key, the signature says whose it is.
 """
 
 from __future__ import annotations

@@ -101,9 +101,9 @@ class NoiseXX:
 
     def _mix_dh(self, token: str) -> None:
         """`ee`, `es`, `se`: the first letter is the initiator's key, the second the responder's."""
-        own, other = token if self._initiator else token[::-1]
-        private = self._ephemeral if own == "e" else self._static
-        public = self._remote_ephemeral if other == "e" else self.remote_static
+        own, other = (0, 1) if self._initiator else (1, 0)
+        private = self._ephemeral if token[own] == "e" else self._static
+        public = self._remote_ephemeral if token[other] == "e" else self.remote_static
         try:
             shared = private.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError as exc:  # a point of low order: the shared secret would be zero

@@ -13,6 +13,7 @@ from swarm.mesh.gossip import Gossip
 from swarm.mesh.hello import enter, invited
 from swarm.mesh.invite import make_invite, parse_invite_untrusted
 from swarm.mesh.membership import Membership
+from swarm.mesh.messages import HELLO
 from swarm.mesh.record import NOWHERE, NodeRecord
 from swarm.mesh.saved import Saved
 from swarm.net.address import Address
@@ -42,7 +43,7 @@ class Field:
         self.nodes: list[Node] = []
 
     async def board(self, identity: Identity) -> tuple[Switchboard, Address]:
-        board = await self.stack.enter_async_context(Switchboard(identity))
+        board = await self.stack.enter_async_context(Switchboard(identity, open_kinds=(HELLO,)))
         return board, await board.listen("127.0.0.1", 0)
 
     async def first(self, open_swarm: bool = False, wall: Callable[[], float] = time.time) -> Node:
