@@ -52,6 +52,7 @@ class Switchboard:
         proxy: str | None = None,
         open_kinds: Collection[str] | None = None,
     ) -> None:
+        self.identity = identity
         self.id: NodeId = identity.id
         self.limits = limits or Limits()
         self.connector: Connector = self.dial

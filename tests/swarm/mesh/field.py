@@ -49,7 +49,7 @@ class Field:
     async def first(self, open_swarm: bool = False, wall: Callable[[], float] = time.time) -> Node:
         identity = Identity.generate()
         board, address = await self.board(identity)
-        saved = Saved(Membership.found(identity.id, open_swarm), MODEL, REF)
+        saved = Saved(Membership.found(identity, open_swarm), MODEL, REF)
         return await self.start(board, address, identity, saved, wall=wall)
 
     async def join(self, invite: str, role: str = "node", identity: Identity | None = None) -> Node:
@@ -79,10 +79,10 @@ class Field:
         return node
 
 
-def invite_of(node: Node, once: bool = False, expires_s: int = 600) -> str:
+def invite_of(node: Node, once: bool = False, expires_s: int = 600, role: str = "node") -> str:
     gossip = node.gossip
     return make_invite(
-        gossip.membership, MODEL, REF, [(node.board.id, [node.address])], gossip._wall(), expires_s, once
+        gossip.membership, MODEL, REF, [(node.board.id, [node.address])], gossip._wall(), expires_s, once, role
     ).text()
 
 
