@@ -114,7 +114,9 @@ def _ended(state: State, keys: frozenset[int]) -> Step:
     links = {peer: link for peer, link in state.links.items() if key_of(peer) not in keys}
     news = {key: item for key, item in state.news.items() if key not in keys}
     blamed = cleared(state.blamed, *keys)
-    state = state.but(table=state.table.without(gone), links=links, news=news, blamed=blamed)
+    checking = state.checking - {held.record.node for held in gone}
+    table = state.table.without(gone)
+    state = state.but(table=table, links=links, news=news, blamed=blamed, checking=checking)
     return state, [Changed(held.key) for held in gone]
 
 
@@ -157,4 +159,5 @@ def _sweep(state: State, now: float, actions: list[Action]) -> State:
     if not gone:
         return state
     blamed = cleared(state.blamed, *(held.key for held in gone))
-    return state.but(table=state.table.without(gone), blamed=blamed)
+    checking = state.checking - {held.record.node for held in gone}
+    return state.but(table=state.table.without(gone), blamed=blamed, checking=checking)

@@ -192,6 +192,7 @@ class Channel(asyncio.BufferedProtocol):
         self.closed_reason = reason
         self._pulse.stop()
         self._writer.stop()
+        self._reader.release()
         if self._transport is not None:
             if at_once:
                 self._transport.abort()

@@ -79,6 +79,11 @@ class RecordReader:
             self._buffer = self._buffer[: self._filled] + bytearray(self.buffer_bytes - self._filled)
         return memoryview(self._buffer)[self._filled :]
 
+    def release(self) -> None:
+        """Let the buffer go: nothing more is read, and what refers to this reader may live on for a while."""
+        self.buffer_bytes = self._filled = 0
+        self._buffer = bytearray()
+
     def take_untrusted(self, count: int) -> Iterator[bytes]:
         """Every whole record after `count` more bytes; what is left of them waits at the buffer's front.
 

@@ -69,6 +69,7 @@ class Writer:
     def stop(self) -> None:
         """Write nothing more."""
         self._stopped = True
+        self._plain = bytearray()
 
     def control(self, record: bytes) -> None:
         """Queue a record that goes before all messages. Raises PeerError when the peer lets too many pile up."""
