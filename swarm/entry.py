@@ -45,7 +45,7 @@ async def enter_by_invite(
 def remembered(folder: Path, identity: Identity) -> Saved | None:
     """What the folder knows of a swarm; beside an invite a damaged file is no reason to stop."""
     try:
-        return load(folder, identity.id)
+        return load(folder, identity)
     except UsageError:
         return None
 
@@ -85,7 +85,7 @@ async def enter_as_guest(
         return saved
     if config.lan and (found := await find_on_lan(board, "guest", b"", report)) is not None:
         return found
-    saved_here = load(folder, identity.id)
+    saved_here = load(folder, identity)
     if saved_here is not None and saved_here.peers:
         hello = Hello(saved_here.membership.swarm, b"", "guest", saved_here.membership.proof, None)
         try:

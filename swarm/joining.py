@@ -38,7 +38,7 @@ async def enter_as_node(
                 raise
             report(Notice(f"{error}; this node is a member already and waits for the others", "warning"))
             return before, manifest
-    known = load(state, identity.id)
+    known = load(state, identity)
     if known is not None:
         manifest = await _if_here(config, known.ref, store, report)
         if manifest is None or bytes.fromhex(manifest.digest) == known.model:
@@ -52,7 +52,7 @@ async def enter_as_node(
         if found is not None:
             return found, await _if_here(config, found.ref, store, report)
     manifest = await _manifest(config, config.model or DEFAULT_MODEL, store, report)
-    founded = Membership.found(identity.id, config.open_swarm)
+    founded = Membership.found(identity, config.open_swarm)
     return Saved(founded, bytes.fromhex(manifest.digest), config.model or DEFAULT_MODEL), manifest
 
 

@@ -24,6 +24,7 @@ from swarm.introduce import introducing
 from swarm.joining import check_layers, enter_as_node
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.lan import LanNode, announce
+from swarm.mesh.messages import HELLO
 from swarm.mesh.record import MAX_ADDRESSES
 from swarm.mesh.saved import Saved
 from swarm.model.device import choose_device, describe, usable_cores
@@ -43,7 +44,7 @@ from swarm.probed import ProbeCache
 from swarm.rates import RateServer, measure_rates
 from swarm.reachable import keep_judging
 from swarm.ring.stage import StageServer
-from swarm.ring.witness import NotaryServer
+from swarm.ring.witness import AUDIT, NotaryServer
 from swarm.scout import keep_scouting
 from swarm.serve.mesh import mesh_status
 from swarm.serve.nodeview import node_view
@@ -122,7 +123,13 @@ class _Life:
         config = self.config
         async with AsyncExitStack() as stack:
             board = await stack.enter_async_context(
-                Switchboard(self.identity, opened=self._opened, closed=self._closed, proxy=config.member.http_proxy)
+                Switchboard(
+                    self.identity,
+                    opened=self._opened,
+                    closed=self._closed,
+                    proxy=config.member.http_proxy,
+                    open_kinds=(HELLO, AUDIT),  # anybody may hold a receipt and have it opened
+                )
             )
             listening = await board.listen(*config.listen)
             reachable = await self._addresses(stack, listening)

@@ -20,6 +20,7 @@ from swarm.identity import Identity
 from swarm.introduce import introducing
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.invite import parse_invite_untrusted
+from swarm.mesh.messages import HELLO
 from swarm.model.manifest import Manifest
 from swarm.model.template import NEW_ANSWER, Turn
 from swarm.net.reach import Reach
@@ -125,7 +126,9 @@ class Requester:
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(requester_folder(config.member.state))
             identity = Identity.load_or_create(folder)
-            board = await stack.enter_async_context(Switchboard(identity, proxy=config.member.http_proxy))
+            board = await stack.enter_async_context(
+                Switchboard(identity, proxy=config.member.http_proxy, open_kinds=(HELLO,))
+            )
             saved = await enter_as_guest(board, config.member, folder, identity, report)
             if target is None:
                 target = await asyncio.to_thread(config.load, saved.ref, report)

@@ -29,11 +29,21 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     invite.add_argument(
         "--once", action="store_true", help="opens the door once; only this machine's node can honour it"
     )
+    invite.add_argument(
+        "--guest",
+        action="store_true",
+        help="lets its holder use the swarm until it expires, and neither serve layers nor let in others",
+    )
     invite.add_argument("--address", metavar="HOST:PORT", help="address to put into it (default: the node's own)")
     invite.add_argument("--qr", action="store_true", help="also draw it as a QR code")
     invite.add_argument("--json", action="store_true", help="print JSON")
     add_folders(invite)
-    revoke = commands.add_parser("revoke", help="end an invite", description="Make an invite open nothing any more.")
+    revoke = commands.add_parser(
+        "revoke",
+        help="end an invite",
+        description="Make an invite open nothing any more, and end what came of "
+        "it: nodes and guests that it let in, and the invites that those made.",
+    )
     revoke.set_defaults(run=run_revoke)
     revoke.add_argument("invite", metavar="INVITE", help="the invite to end")
     add_member_options(revoke)
@@ -59,8 +69,8 @@ def run_invite(arguments: argparse.Namespace) -> int:
     if not (state / "identity.key").is_file() or not last.is_file():
         raise UsageError(f"expected the state of a node in {state}, found none; start one first: swarm join")
     identity = Identity.load_or_create(state)
-    saved = load(state, identity.id)
-    if saved is None or saved.membership.secret is None:
+    saved = load(state, identity)
+    if saved is None or not saved.membership.is_member:
         raise UsageError(f"expected a member's state in {state}, found a guest's; ask a member for an invite")
     known = dict(parse_invite_untrusted(last.read_text("utf-8")).members)
     if arguments.address:
@@ -68,10 +78,11 @@ def run_invite(arguments: argparse.Namespace) -> int:
     own = known.pop(identity.id, ())
     members = [(identity.id, own), *known.items(), *((n, a) for n, a in saved.peers if n not in known)]
     span = seconds(arguments.expires)
-    made = make_invite(saved.membership, saved.model, saved.ref, members[:4], time.time(), span, arguments.once)
+    role = "guest" if arguments.guest else "node"
+    made = make_invite(saved.membership, saved.model, saved.ref, members[:4], time.time(), span, arguments.once, role)
     text = made.text()
     if arguments.json:
-        print(json.dumps({"invite": text, "model": saved.ref, "expires_s": span, "once": arguments.once}))
+        print(json.dumps({"invite": text, "model": saved.ref, "expires_s": span, "once": arguments.once, "role": role}))
         return 0
     print(text)
     if arguments.qr:
@@ -97,22 +108,23 @@ async def _revoke(arguments: argparse.Namespace) -> int:
         raise UsageError("expected an invite with a token, found one to an open swarm; there is nothing to revoke")
     state = state_dir(arguments)
     identity = Identity.load_or_create(state)
-    saved = load(state, identity.id)
-    if saved is None or saved.membership.secret is None or saved.membership.swarm != invite.swarm:
+    saved = load(state, identity)
+    if saved is None or not saved.membership.is_member or saved.membership.swarm != invite.swarm:
         raise UsageError(f"expected the state of a member of that swarm in {state}; revoke on a machine that serves it")
     # A key of its own: the node of this state folder may be running under the folder's.
     guest = Identity.generate()
     member = Membership.accept_untrusted(
         saved.membership.swarm,
-        guest.id,
-        saved.membership.secret,
+        guest,
+        saved.membership.charter,
         saved.membership.open,
-        saved.membership.prove(guest.id),
+        saved.membership.prove(guest.id, "guest"),
     )
+    notice = saved.membership.revoke(invite.token)
     told = 0
     async with Switchboard(guest, proxy=member_config(arguments).http_proxy) as board:
         async with Gossip(board, guest.sign, replace(saved, membership=member)) as gossip:
-            gossip.revoke(invite.token)
+            gossip.spread(notice)
             for node, addresses in [*invite.members, *saved.peers]:
                 try:
                     await board.peer(node, addresses, 3.0)
@@ -121,7 +133,7 @@ async def _revoke(arguments: argparse.Namespace) -> int:
                 except SwarmError as error:
                     say(f"a member was not told: {error}")
             await asyncio.sleep(0.5)
-    ledger = saved.ledger.revoking(saved.membership.revoke(invite.token), time.time())
+    ledger = saved.ledger.revoking(notice, saved.membership, time.time())
     save(state, replace(saved, ledger=ledger))
     if told == 0:
         raise UsageError("nobody of the swarm could be told; start a node of it and revoke again")

@@ -18,6 +18,7 @@ from swarm.mesh.event import (
     DeltaHeard,
     DialFailed,
     DigestHeard,
+    Ended,
     Event,
     HintsHeard,
     Linked,
@@ -67,7 +68,11 @@ def apply(state: State, event: Event, now: float) -> Step:
             revoked = {**state.revoked, revocation.id: revocation}
             return state.but(revoked=revoked), [SendDelta(p, (), (), (revocation,)) for p in state.links]
         case Aged(now_wall):
-            return state.but(revoked={i: r for i, r in state.revoked.items() if r.expires > now_wall}), []
+            return state.but(
+                revoked={i: r for i, r in state.revoked.items() if not r.expires or r.expires > now_wall}
+            ), []
+        case Ended(keys):
+            return _ended(state, keys)
         case Tick():
             return _tick(state, now)
         case _:
@@ -102,6 +107,17 @@ def _unlinked(state: State, peer: NodeId, polite: bool, now: float) -> Step:
     if polite or held is None or not held.alive(now):
         return state, []
     return state.but(checking=state.checking | {peer}), [Dial(held.record, check=True)]
+
+
+def _ended(state: State, keys: frozenset[int]) -> Step:
+    gone = [held for key in keys if (held := state.table.get(key)) is not None and held.record.node != state.node]
+    links = {peer: link for peer, link in state.links.items() if key_of(peer) not in keys}
+    news = {key: item for key, item in state.news.items() if key not in keys}
+    blamed = cleared(state.blamed, *keys)
+    checking = state.checking - {held.record.node for held in gone}
+    table = state.table.without(gone)
+    state = state.but(table=table, links=links, news=news, blamed=blamed, checking=checking)
+    return state, [Changed(held.key) for held in gone]
 
 
 def _tick(state: State, now: float) -> Step:
@@ -143,4 +159,5 @@ def _sweep(state: State, now: float, actions: list[Action]) -> State:
     if not gone:
         return state
     blamed = cleared(state.blamed, *(held.key for held in gone))
-    return state.but(table=state.table.without(gone), blamed=blamed)
+    checking = state.checking - {held.record.node for held in gone}
+    return state.but(table=state.table.without(gone), blamed=blamed, checking=checking)

@@ -101,6 +101,13 @@ class Revoked:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """What admitted the nodes with these keys counts no more: their records and links go."""
+
+    keys: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Aged:
     """It is `now_wall` by the wall clock: revocations of invites that have expired are of no use any more."""
 
@@ -124,6 +131,7 @@ Event = (
     | DigestHeard
     | Moved
     | Revoked
+    | Ended
     | Aged
     | Tick
 )

@@ -20,13 +20,13 @@ from swarm.mesh import messages
 from swarm.mesh.action import Accuse, Action, Changed, Clash, Dial, Expel, Leave, Refresh
 from swarm.mesh.apply import apply
 from swarm.mesh.distances import Distances
-from swarm.mesh.event import Accused, Aged, DeltaHeard, Event, Moved, Published, Revoked, Tick, Unlinked
+from swarm.mesh.event import Accused, Aged, DeltaHeard, Ended, Event, Moved, Published, Revoked, Tick, Unlinked
 from swarm.mesh.inbox import read_untrusted
 from swarm.mesh.latency import Coordinate, RttTable, unpack_coordinate, updated
-from swarm.mesh.membership import Membership, Token
+from swarm.mesh.membership import Membership, Revocation, Token
 from swarm.mesh.neighbours import Neighbours
 from swarm.mesh.own import OwnRecord
-from swarm.mesh.record import NodeRecord
+from swarm.mesh.record import NodeRecord, key_of
 from swarm.mesh.saved import Saved
 from swarm.mesh.spread import expel
 from swarm.mesh.state import Bounds, State, round_s
@@ -66,7 +66,7 @@ class Gossip:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.membership: Membership = saved.membership
-        self.state = State(board.id, bounds=bounds or Bounds())
+        self.state = State(board.id, revoked=dict(saved.ledger.revoked), bounds=bounds or Bounds())
         self._board, self._sign, self._saved = board, sign, saved
         self._changed, self._clashed, self._kept = changed, clashed, kept
         self._clock, self._wall = clock, wall
@@ -90,6 +90,7 @@ class Gossip:
     # -- life
 
     async def __aenter__(self) -> Self:
+        self._board.known = self.admitted
         self._board.handle(messages.HELLO, self._on_hello)
         self._board.handle(messages.BYE, self._on_bye)
         for kind in (messages.HINTS, messages.WANT, messages.DELTA, messages.DIGEST):
@@ -178,11 +179,29 @@ class Gossip:
         await self._distances.measure(found)
 
     def revoke(self, token: Token) -> None:
-        """End an invite everywhere. Raises InviteError for a guest."""
-        notice = self.membership.revoke(token)
+        """End an invite and what came of it, everywhere. Raises InviteError for a guest."""
+        self.spread(self.membership.revoke(token))
+
+    def spread(self, notice: Revocation) -> None:
+        """Heed a notice and tell it to everybody."""
         self._happen(Revoked(notice))
-        self._neighbours.revoked(notice)
+        self._heed([notice])
+
+    def _heed(self, notices: Sequence[Revocation]) -> None:
+        """What came of these invites is a part of the swarm no more: connections, records, this node itself."""
+        if not any([self._neighbours.revoked(notice) for notice in notices]):
+            return
+        self._neighbours.end_void()
+        revoked, now, read = self._neighbours.ledger.revoked, self._wall(), self.membership.admission_untrusted
+        void = frozenset(held.key for held in self.state.table if read(held.record.proof).void(revoked, now))
+        if void:
+            for peer in self._board.peers():
+                if key_of(peer.id) in void:
+                    self._neighbours.turn_away(peer.id, "the invite that it came of was revoked")
+            self._happen(Ended(void))
         self._kept(self.saved())
+        if self.membership.own.void(revoked, now):
+            self._clashed("the invite that let this node in was revoked; ask a member for a new one: swarm invite")
 
     def saved(self) -> Saved:
         """What to keep for a cold start."""
@@ -214,6 +233,9 @@ class Gossip:
                 held = self.state.table.get(key)
                 self._stir.set()
                 if held is not None:
+                    connected = self._board.get(held.record.node)
+                    if connected is not None and held.alive(self._clock()):
+                        connected.admit()
                     self._changed(held.record.node)
             case Clash(record, yield_):
                 text = say_clash(record)
@@ -249,15 +271,23 @@ class Gossip:
         if peer.id not in self.state.links:
             return
         try:
-            event = await read_untrusted(peer.id, message, self.state, self.membership, self._clock(), self._wall())
+            event = await read_untrusted(
+                peer.id,
+                message,
+                self.state,
+                self.membership,
+                self._neighbours.ledger.revoked,
+                self._clock(),
+                self._wall(),
+            )
         except PeerError as error:
             self.state, actions = expel(self.state, peer.id, str(error), self._clock(), [])
             for action in actions:
                 self._act(action)
             return
         self._happen(event)
-        for notice in event.revocations if isinstance(event, DeltaHeard) else ():
-            self._neighbours.revoked(notice)
+        if isinstance(event, DeltaHeard) and event.revocations:
+            self._heed(event.revocations)
 
     # -- tasks
 
@@ -265,6 +295,7 @@ class Gossip:
         while True:
             await asyncio.sleep(round_s(self.state.table.size))
             self._happen(Tick())
+            self._neighbours.end_void()
 
     def _somebody(self, draw: random.Random) -> NodeRecord | None:
         held = self.state.table.sample(draw)

@@ -1,8 +1,8 @@
 """The hello between two nodes: the door of the swarm. Pure checks; `swarm.mesh.neighbours` and `knock` carry them.
 
 Header of the call: {"swarm", "model", "role", "proof", "token", "clock"}. The answer is {"refused": why} or
-{"secret", "proof", "open", "model", "ref", "welcome"}: the secret goes to nodes, not to guests; `welcome` is the
-proof that the answering node is itself a member.
+{"charter", "proof", "open", "model", "ref", "welcome"}: `proof` admits the caller in the role that it asked for and
+that its proof or token allows; `welcome` is the proof that the answering node is itself a member.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from swarm.errors import PeerError
+from swarm.mesh.admission import ROLES, Signer
 from swarm.mesh.invite import Invite, read_token_untrusted, token_parts
 from swarm.mesh.membership import InviteError, Ledger, Membership, Token, check_token
 from swarm.mesh.messages import HELLO
-from swarm.mesh.record import PROOF_BYTES, SWARM_ID_BYTES
+from swarm.mesh.record import SWARM_ID_BYTES
 from swarm.net.address import Address
 from swarm.net.message import Message
 from swarm.net.nodeid import NodeId, short_id
 from swarm.net.switchboard import Switchboard
 
-ROLES = ("node", "guest")
 HELLO_TIMEOUT_S = 10.0
 
 
@@ -58,7 +58,7 @@ def parse_hello_untrusted(header: Mapping[str, Any]) -> Hello:
     proof, token = header.get("proof"), header.get("token")
     if type(swarm) is not bytes or len(swarm) != SWARM_ID_BYTES or type(model) is not bytes or len(model) > 32:
         raise PeerError("expected a hello with swarm and model, found something else")
-    if role not in ROLES or (proof is not None and (type(proof) is not bytes or len(proof) != PROOF_BYTES)):
+    if role not in ROLES or (proof is not None and type(proof) is not bytes):
         raise PeerError("expected a hello with role and proof, found something else")
     return Hello(swarm, model, str(role), proof, None if token is None else read_token_untrusted(token))
 
@@ -75,7 +75,8 @@ def answer_hello(
 ) -> tuple[Message, Ledger]:
     """Admit `node` or raise InviteError.
 
-    1. the same swarm; 2. the same model; 3. admitted before (proof), or a token that opens, or an open swarm.
+    1. the same swarm; 2. the same model; 3. admitted before in that role (proof), or a token that opens for it, or an
+    open swarm. A guest's invite lets in guests until it expires; whoever came by a node's stays until that is revoked.
     """
     if hello.swarm != membership.swarm:
         raise InviteError("the invite is for another swarm than the one at this address; ask for a new one")
@@ -84,28 +85,48 @@ def answer_hello(
             f"this swarm serves {ref} (digest {model.hex()[:12]}), found a hello for digest {hello.model.hex()[:12]}; "
             f"join with --model {ref}"
         )
-    known = hello.proof is not None and membership.secret is not None and membership.proves(node, hello.proof)
-    if not known and not membership.open:
-        if hello.token is None:
+    proof, void = _shown(hello, node, membership, ledger, now_wall)
+    if proof is None:
+        token = hello.token
+        if token is not None:
+            check_token(token, node, here, membership, ledger, now_wall)
+            if hello.role == "node" and token.role != "node":
+                raise InviteError("the invite lets in guests, not nodes; ask a member for one that does: swarm invite")
+            if token.once:
+                ledger = ledger.using(token, node, now_wall)
+            proof = membership.prove(node, hello.role, token.expires if token.role == "guest" else 0, token)
+        elif void is not None:
+            raise InviteError(f"what admitted this machine counts no more: {void}; ask a member: swarm invite")
+        elif not membership.open:
             raise InviteError("this swarm admits by invite; ask a member for one: swarm invite")
-        check_token(hello.token, node, here, membership, ledger, now_wall)
-        if hello.token.once:
-            ledger = ledger.using(hello.token, node, now_wall)
-    secret = membership.secret if hello.role == "node" else None
-    header = {"secret": secret, "proof": membership.prove(node), "open": membership.open, "model": model, "ref": ref}
+        else:
+            proof = membership.prove(node, hello.role)
+    header = {"charter": membership.charter, "proof": proof, "open": membership.open, "model": model, "ref": ref}
     return Message(HELLO, {**header, "welcome": membership.proof}), ledger
 
 
-def parse_welcome_untrusted(header: Mapping[str, Any], swarm: bytes, node: NodeId, peer: NodeId) -> Welcome:
-    """Read the answer of `peer` to `node`. Raises InviteError when refused, PeerError when malformed."""
+def _shown(
+    hello: Hello, node: NodeId, membership: Membership, ledger: Ledger, now_wall: float
+) -> tuple[bytes | None, str | None]:
+    """The proof that the caller shows, if it counts for the role that it asks for, and why it counts no more, if so."""
+    if hello.proof is None or not membership.proves(node, hello.proof, hello.role):
+        return None, None
+    void = membership.admission_untrusted(hello.proof).void(ledger.revoked, now_wall)
+    return (hello.proof if void is None else None), void
+
+
+def parse_welcome_untrusted(header: Mapping[str, Any], swarm: bytes, signer: Signer, peer: NodeId) -> Welcome:
+    """Read the answer of `peer` to this node, `signer`. Raises InviteError when refused, PeerError when malformed."""
     refused = header.get("refused")
     if isinstance(refused, str):
         raise InviteError("".join(c for c in refused[:300] if c.isprintable()))
     model, ref, welcome = header.get("model"), header.get("ref"), header.get("welcome")
     if type(model) is not bytes or len(model) not in (0, 32) or not isinstance(ref, str) or len(ref) > 200:
         raise PeerError(f"expected a welcome from node {short_id(peer)}, found something else")
-    membership = Membership.accept_untrusted(swarm, node, header.get("secret"), header.get("open"), header.get("proof"))
-    if type(welcome) is not bytes or not membership.proves(peer, welcome):
+    membership = Membership.accept_untrusted(
+        swarm, signer, header.get("charter"), header.get("open"), header.get("proof")
+    )
+    if not membership.proves(peer, welcome, "node"):
         raise PeerError(f"node {short_id(peer)} answers for the swarm, but is no member of it")
     return Welcome(membership, model, ref)
 
@@ -114,7 +135,7 @@ async def knock(board: Switchboard, hello: Hello, peer: NodeId, addresses: Seque
     """Dial one member and say hello. Raises InviteError when refused, PeerError when not reached."""
     connected = await board.peer(peer, addresses, HELLO_TIMEOUT_S)
     answer = await connected.call(hello_message(hello, time.time()), HELLO_TIMEOUT_S)
-    return parse_welcome_untrusted(answer.header, hello.swarm, board.id, peer)
+    return parse_welcome_untrusted(answer.header, hello.swarm, board.identity, peer)
 
 
 async def enter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Container
 
 from swarm.errors import PeerError
 from swarm.mesh import messages
@@ -21,7 +22,13 @@ SLICE = 16
 
 
 async def read_untrusted(
-    peer: NodeId, message: Message, state: State, membership: Membership, now: float, now_wall: float
+    peer: NodeId,
+    message: Message,
+    state: State,
+    membership: Membership,
+    revoked: Container[bytes],
+    now: float,
+    now_wall: float,
 ) -> Event:
     """HINTS, WANT, DIGEST or DELTA as an event; signatures and proofs of what is new are checked. Raises PeerError.
 
@@ -35,18 +42,24 @@ async def read_untrusted(
         case messages.DIGEST:
             return DigestHeard(peer, messages.parse_digest_untrusted(message))
         case messages.DELTA:
-            return await _read_delta_untrusted(peer, message, state, membership, now, now_wall)
+            return await _read_delta_untrusted(peer, message, state, membership, revoked, now, now_wall)
         case _:
             raise PeerError(f"expected a message of membership, found {message.kind!r}")
 
 
 async def _read_delta_untrusted(
-    peer: NodeId, message: Message, state: State, membership: Membership, now: float, now_wall: float
+    peer: NodeId,
+    message: Message,
+    state: State,
+    membership: Membership,
+    revoked: Container[bytes],
+    now: float,
+    now_wall: float,
 ) -> DeltaHeard:
     parcel = messages.parse_delta_untrusted(message, membership)
     found: list[Held] = []
     for i, (age, wire) in enumerate(parcel.records):
-        held = _check_untrusted(wire, now - age, state, membership, now_wall)
+        held = _check_untrusted(wire, now - age, state, membership, revoked, now_wall)
         if held is not None:
             found.append(held)
         if i % SLICE == SLICE - 1:
@@ -54,8 +67,13 @@ async def _read_delta_untrusted(
     return DeltaHeard(peer, tuple(found), parcel.suspicions, parcel.revocations)
 
 
-def _check_untrusted(wire: bytes, born: float, state: State, membership: Membership, now_wall: float) -> Held | None:
-    """The record if it is new and genuine, None if it is old news or its clock is off. Raises PeerError."""
+def _check_untrusted(
+    wire: bytes, born: float, state: State, membership: Membership, revoked: Container[bytes], now_wall: float
+) -> Held | None:
+    """The record if it is new and genuine; None if it is old news, its clock is off, or its invite is revoked.
+
+    Whoever passes the last on may not have heard of it yet. Raises PeerError.
+    """
     record = peek_record_untrusted(wire)
     known = state.table.get(record.key)
     if known is not None and known.record.version >= record.version and record.node != state.node:
@@ -65,6 +83,8 @@ def _check_untrusted(wire: bytes, born: float, state: State, membership: Members
     except ClockError as error:
         log.info("%s", error)
         return None
-    if not membership.proves(record.node, record.proof):
+    if not membership.proves(record.node, record.proof, "node"):
         raise PeerError(f"the record of node {short_id(record.node)} shows no admission to this swarm")
+    if membership.admission_untrusted(record.proof).void(revoked, now_wall):
+        return None
     return Held.of(signed, born)

@@ -18,15 +18,16 @@ from typing import Any
 import msgpack
 
 from swarm.errors import PeerError
-from swarm.mesh.membership import MAC_BYTES, MAX_TOKEN_S, TOKEN_ID_BYTES, InviteError, Membership, Token, say_ago
-from swarm.mesh.record import SWARM_ID_BYTES
+from swarm.mesh.admission import TOKEN_ID_BYTES
+from swarm.mesh.membership import MAX_TOKEN_S, InviteError, Membership, Token, say_ago
+from swarm.mesh.record import MAX_PROOF_BYTES, SWARM_ID_BYTES
 from swarm.net.address import Address, format_address, parse_address_untrusted
-from swarm.net.nodeid import NODE_ID_BYTES, NodeId
+from swarm.net.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId
 
 PREFIX = "swarm1"
 MODEL_BYTES = 16
 CHECK_BYTES = 4
-MAX_CHARS = 2000
+MAX_CHARS = 6000
 MAX_MEMBERS = 4
 MAX_REF = 200
 DEFAULT_EXPIRY_S = 7 * 86400
@@ -54,7 +55,7 @@ class Invite:
                 self.model,
                 self.ref,
                 [[node, [format_address(a) for a in addresses]] for node, addresses in self.members],
-                None if t is None else [t.id, t.expires, t.issuer if t.once else None, t.mac],
+                token_parts(t),
             ]
         )
         return PREFIX + base64.b32encode(packed + _check(packed)).decode("ascii").rstrip("=").lower()
@@ -82,10 +83,11 @@ def make_invite(
     now_wall: float,
     expires_s: int = DEFAULT_EXPIRY_S,
     once: bool = False,
+    role: str = "node",
 ) -> Invite:
     """A new invite of the swarm; with `once` it is redeemed at the first of `members`, which must be the issuer.
 
-    Raises InviteError for a guest, or an expiry over MAX_TOKEN_S.
+    `role`: the most that it lets anybody be. Raises InviteError for a guest, or an expiry over MAX_TOKEN_S.
     """
     if not 0 < expires_s <= MAX_TOKEN_S:
         raise InviteError(f"expected an expiry of 1 second to {MAX_TOKEN_S // 86400} days, found {expires_s} seconds")
@@ -94,7 +96,7 @@ def make_invite(
         raise InviteError("no member with an address to put into the invite; start a node with --advertise HOST:PORT")
     token = None
     if once or not membership.open:
-        token = membership.issue(int(now_wall) + expires_s, named[0][0] if once else None)
+        token = membership.issue(int(now_wall) + expires_s, once, role)
     return Invite(membership.swarm, model[:MODEL_BYTES], ref, named, token)
 
 
@@ -173,17 +175,27 @@ def _member(member: Any) -> tuple[NodeId, tuple[Address, ...]]:
 
 def token_parts(token: Token | None) -> list[Any] | None:
     """A token as a message header carries it."""
-    return None if token is None else [token.id, token.expires, token.issuer if token.once else None, token.mac]
+    if token is None:
+        return None
+    flags = (token.role == "guest") | token.once << 1
+    return [token.id, token.expires, flags, token.issuer, token.chain, token.signature]
 
 
 def read_token_untrusted(parts: object) -> Token:
     """The token of `token_parts`. Raises InviteError, a PeerError."""
-    if not isinstance(parts, list) or len(parts) != 4 or type(parts[1]) is not int or not 0 <= parts[1] < 2**40:
+    if not isinstance(parts, list) or len(parts) != 6 or type(parts[1]) is not int or not 0 <= parts[1] < 2**40:
         raise InviteError("expected a join token, found something else")
-    once = parts[2] is not None
-    issuer = _sized(parts[2], NODE_ID_BYTES, "issuer") if once else bytes(NODE_ID_BYTES)
+    flags, chain = parts[2], parts[4]
+    if type(flags) is not int or not 0 <= flags < 4 or type(chain) is not bytes or len(chain) > MAX_PROOF_BYTES:
+        raise InviteError("expected a join token, found something else")
     return Token(
-        _sized(parts[0], TOKEN_ID_BYTES, "token id"), parts[1], once, issuer, _sized(parts[3], MAC_BYTES, "token")
+        _sized(parts[0], TOKEN_ID_BYTES, "token id"),
+        parts[1],
+        "guest" if flags & 1 else "node",
+        bool(flags & 2),
+        _sized(parts[3], NODE_ID_BYTES, "issuer"),
+        chain,
+        _sized(parts[5], SIGNATURE_BYTES, "signature"),
     )
 
 

@@ -1,34 +1,43 @@
-"""Who may belong to a swarm: one secret that members share, proofs for nodes, tokens for invites.
+"""Who may belong to a swarm: proofs for nodes, tokens for invites, notices that end them. Nothing secret is shared.
 
-No node is special: every member holds the secret, so every member can issue, check and revoke invites, and the
-first may leave. The swarm's id is a hash of the secret, so a joiner can check what it is handed.
+No node is special but by its name: every member can issue, check and revoke invites, and the founder may leave. What
+the founder's key signed leads to every member (`swarm.mesh.admission`); the swarm's id is a hash of that key and salt.
 
-- A node's proof is HMAC(secret, node id); its record carries it, members check it.
-- A token is (id, expiry, once, issuer, HMAC(secret, these)). Expired or altered ones open nothing, and the secret
-  is not in them. A token for single use is redeemed by its issuer alone, which is what makes "once" exact.
-- A revocation is (token id, expiry, HMAC), spread by gossip and forgotten when the token would have expired.
-
-Whoever was handed the secret can pass it on: membership keeps strangers out, not traitors in check.
+- A node's proof names its role, its expiry and the invites that led to it; its record carries it.
+- A token is (id, expiry, role, once, issuer, the issuer's proof, the issuer's signature). A token for single use is
+  redeemed by its issuer alone, which is what makes "once" exact.
+- A revocation is (token id, expiry, revoker, the revoker's proof, signature), spread by gossip. It ends the token, the
+  proofs that came of it, the tokens that those issued, and so on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from swarm.errors import PeerError
-from swarm.mesh.record import PROOF_BYTES, SWARM_ID_BYTES
-from swarm.net.nodeid import NODE_ID_BYTES, NodeId
+from swarm.mesh.admission import (
+    FOUNDER_PROOF,
+    TOKEN_ID_BYTES,
+    Admission,
+    Signer,
+    extend_proof,
+    read_proof_untrusted,
+)
+from swarm.mesh.record import SWARM_ID_BYTES
+from swarm.net.nodeid import NODE_ID_BYTES, NodeId, verify
 
-SECRET_BYTES = 32
-TOKEN_ID_BYTES = 8
-MAC_BYTES = 16
+SALT_BYTES = 16
+CHARTER_BYTES = NODE_ID_BYTES + SALT_BYTES
 MAX_TOKEN_S = 90 * 86400
 MAX_REMEMBERED = 4096
+MAX_PER_REVOKER = 1024
+"""Revocations of one member that others remember, so that no member takes all the room."""
+MAX_READ = 4096
+"""Proofs whose signatures are not checked again."""
 
 
 class InviteError(PeerError):
@@ -39,109 +48,159 @@ class InviteError(PeerError):
 
 @dataclass(frozen=True)
 class Token:
-    """The part of an invite that admits. `expires`: wall seconds; `issuer`: all zero unless `once`."""
+    """The part of an invite that admits. `expires`: wall seconds; `role`: the most that it lets anybody be.
+
+    `once`: for one use, at `issuer`; `chain`: the issuer's proof.
+    """
 
     id: bytes
     expires: int
+    role: str
     once: bool
     issuer: NodeId
-    mac: bytes
+    chain: bytes
+    signature: bytes
 
     def signed_part(self, swarm: bytes) -> bytes:
-        """What the HMAC covers."""
-        return b"token" + swarm + self.id + struct.pack(">QB", self.expires, self.once) + self.issuer
+        """What the issuer signs."""
+        body = struct.pack(">QBB", self.expires, self.role == "node", self.once)
+        return b"wanswarm token 1\0" + swarm + self.id + body + self.issuer
 
 
 @dataclass(frozen=True)
 class Revocation:
-    """`id` of a token that opens nothing any more; kept until `expires` (wall seconds)."""
+    """`id` of a token that opens nothing any more; kept until `expires` (wall seconds), 0: for ever.
+
+    What a guest's token led to ends with the token, so that its revocation may be forgotten then.
+    """
 
     id: bytes
     expires: int
-    mac: bytes
+    revoker: NodeId
+    chain: bytes
+    signature: bytes
+
+    def signed_part(self, swarm: bytes) -> bytes:
+        """What the revoker signs."""
+        return b"wanswarm revocation 1\0" + swarm + self.id + struct.pack(">Q", self.expires) + self.revoker
 
 
 @dataclass(frozen=True)
 class Membership:
-    """What a member knows of its swarm. `secret` None: a guest, that may use the swarm and admit nobody.
+    """What this node knows of its swarm. `charter`: the founder's id and a salt; `proof`: this node's own.
 
-    `open`: anybody may join without a token. `proof`: this node's own.
+    `open`: anybody may join without a token. A guest may use the swarm and admit nobody.
     """
 
     swarm: bytes
-    secret: bytes | None = field(repr=False)
+    charter: bytes
     open: bool
     proof: bytes = field(repr=False)
+    signer: Signer = field(repr=False, compare=False)
+    _read: dict[bytes, Admission] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def found(cls, node: NodeId, open_swarm: bool = False) -> Membership:
-        """A new swarm with `node` as its first member."""
-        secret = secrets.token_bytes(SECRET_BYTES)
-        return cls(swarm_id(secret), secret, open_swarm, _proof(secret, node))
+    def found(cls, signer: Signer, open_swarm: bool = False) -> Membership:
+        """A new swarm with `signer` as its first member."""
+        charter = signer.id + secrets.token_bytes(SALT_BYTES)
+        return cls(swarm_id(charter), charter, open_swarm, FOUNDER_PROOF, signer)
 
     @classmethod
     def accept_untrusted(
-        cls, swarm: bytes, node: NodeId, secret: object, open_swarm: object, proof: object
+        cls, swarm: bytes, signer: Signer, charter: object, open_swarm: object, proof: object
     ) -> Membership:
-        """What a member handed over at hello; checked against the swarm id where it can be. Raises PeerError."""
-        if type(open_swarm) is not bool or type(proof) is not bytes or len(proof) != PROOF_BYTES:
+        """What a member handed over at hello, checked against the swarm's id. Raises PeerError."""
+        if type(charter) is not bytes or len(charter) != CHARTER_BYTES or swarm_id(charter) != swarm:
+            raise PeerError("expected the charter of this swarm, found that of another")
+        if type(open_swarm) is not bool or type(proof) is not bytes:
             raise PeerError("expected a membership, found something else")
-        if secret is None:
-            return cls(swarm, None, open_swarm, proof)
-        if type(secret) is not bytes or len(secret) != SECRET_BYTES or swarm_id(secret) != swarm:
-            raise PeerError("the peer handed over a secret of another swarm")
-        return cls(swarm, secret, open_swarm, _proof(secret, node))
+        found = cls(swarm, charter, open_swarm, proof, signer)
+        if found.admission_untrusted(proof).node != signer.id:
+            raise PeerError("expected a proof of admission for this node, found one for another")
+        return found
 
-    def prove(self, node: NodeId) -> bytes:
-        """The proof for `node`. Raises InviteError for a guest."""
-        return _proof(self._need("admit nodes"), node)
+    @property
+    def founder(self) -> NodeId:
+        return self.charter[:NODE_ID_BYTES]
 
-    def proves(self, node: NodeId, proof: bytes) -> bool:
-        """Whether `proof` shows that `node` was admitted. A guest cannot tell and takes members' word."""
-        return self.secret is None or hmac.compare_digest(_proof(self.secret, node), proof)
+    @property
+    def own(self) -> Admission:
+        """What this node's own proof says."""
+        return self.admission_untrusted(self.proof)
 
-    def issue(self, expires: int, issuer: NodeId | None = None) -> Token:
-        """A new token; with `issuer` for single use there. Raises InviteError for a guest."""
-        once = issuer is not None
-        token = Token(secrets.token_bytes(TOKEN_ID_BYTES), expires, once, issuer or bytes(NODE_ID_BYTES), b"")
-        return replace(token, mac=_mac(self._need("invite"), token.signed_part(self.swarm)))
+    @property
+    def is_member(self) -> bool:
+        """Whether this node may admit others; a guest may not."""
+        return self.own.role == "node" and not self.own.expires
+
+    def admission_untrusted(self, proof: object) -> Admission:
+        """What a proof says, signatures checked (once). Raises PeerError."""
+        found = self._read.get(proof) if isinstance(proof, bytes) else None
+        if found is None:
+            found = read_proof_untrusted(proof, self.swarm, self.founder)
+            assert isinstance(proof, bytes)
+            while len(self._read) >= MAX_READ:
+                del self._read[next(iter(self._read))]
+            self._read[proof] = found
+        return found
+
+    def prove(self, node: NodeId, role: str = "node", expires: int = 0, token: Token | None = None) -> bytes:
+        """The proof for `node`, let in by `token` or by this member's own word. Raises InviteError for a guest."""
+        self._need("admit nodes")
+        if node == self.founder:
+            return FOUNDER_PROOF
+        tokens: tuple[bytes, ...] = ()
+        if token is not None:
+            own = self.own.tokens
+            issuer = self.admission_untrusted(token.chain).tokens
+            tokens = (token.id, *(used for used in issuer if used not in own))
+        return extend_proof(self.proof, self.signer, self.swarm, node, role, expires, tokens)
+
+    def proves(self, node: NodeId, proof: object, role: str = "guest") -> bool:
+        """Whether `proof` shows that `node` was admitted, as `role` at least."""
+        try:
+            found = self.admission_untrusted(proof)
+        except PeerError:
+            return False
+        return found.node == node and role in (found.role, "guest")
+
+    def issue(self, expires: int, once: bool = False, role: str = "node") -> Token:
+        """A new token; with `once` for single use here. Raises InviteError for a guest."""
+        self._need("invite")
+        token = Token(secrets.token_bytes(TOKEN_ID_BYTES), expires, role, once, self.signer.id, self.proof, b"")
+        return replace(token, signature=self.signer.sign(token.signed_part(self.swarm)))
 
     def revoke(self, token: Token) -> Revocation:
         """The notice that ends `token`. Raises InviteError for a guest."""
-        return Revocation(
-            token.id, token.expires, _mac(self._need("revoke"), _revoked_part(self.swarm, token.id, token.expires))
-        )
+        self._need("revoke")
+        notice = Revocation(token.id, token.expires if token.role == "guest" else 0, self.signer.id, self.proof, b"")
+        return replace(notice, signature=self.signer.sign(notice.signed_part(self.swarm)))
 
     def genuine(self, item: Token | Revocation) -> bool:
-        """Whether a member of this swarm made it."""
-        if self.secret is None:
-            return False
-        part = (
-            item.signed_part(self.swarm)
-            if isinstance(item, Token)
-            else _revoked_part(self.swarm, item.id, item.expires)
-        )
-        return hmac.compare_digest(_mac(self.secret, part), item.mac)
+        """Whether a member of this swarm made it; whether that member still is one, `Ledger` knows."""
+        maker = item.issuer if isinstance(item, Token) else item.revoker
+        return self.proves(maker, item.chain, "node") and verify(maker, item.signature, item.signed_part(self.swarm))
 
-    def _need(self, what: str) -> bytes:
-        if self.secret is None:
+    def _need(self, what: str) -> None:
+        if not self.is_member:
             raise InviteError(f"only a member can {what}; this machine joined as a guest: run swarm join on it")
-        return self.secret
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Tokens that are revoked (id -> expiry) and single-use ones that were used (id -> expiry, node)."""
+    """Tokens that are revoked (id -> notice) and single-use ones that were used (id -> expiry, node)."""
 
-    revoked: Mapping[bytes, int] = field(default_factory=dict)
+    revoked: Mapping[bytes, Revocation] = field(default_factory=dict)
     used: Mapping[bytes, tuple[int, NodeId]] = field(default_factory=dict)
 
-    def revoking(self, revocation: Revocation, now_wall: float) -> Ledger:
-        """With one revocation more; expired ones go. At MAX_REMEMBERED the soonest to expire goes."""
-        kept = {i: e for i, e in self.revoked.items() if e > now_wall}
-        kept[revocation.id] = revocation.expires
-        while len(kept) > MAX_REMEMBERED:
-            del kept[min(kept, key=kept.__getitem__)]
+    def revoking(self, notice: Revocation, membership: Membership, now_wall: float) -> Ledger:
+        """With a genuine notice more, unless its maker's own proof is void or it takes too much room; old ones go."""
+        kept = {i: r for i, r in self.revoked.items() if not r.expires or r.expires > now_wall}
+        maker = membership.admission_untrusted(notice.chain)
+        by_maker = sum(r.revoker == notice.revoker for r in kept.values())
+        full = len(kept) >= MAX_REMEMBERED or (by_maker >= MAX_PER_REVOKER and notice.revoker != membership.founder)
+        if notice.id not in kept and not full and maker.void(kept, now_wall) is None:
+            kept[notice.id] = notice
         return replace(self, revoked=kept)
 
     def using(self, token: Token, node: NodeId, now_wall: float) -> Ledger:
@@ -157,7 +216,7 @@ def check_token(
 ) -> None:
     """Raise InviteError unless `token` admits `node` at the member `here` now.
 
-    1. made by a member; 2. not expired; 3. not revoked; 4. if once: redeemed at its issuer;
+    1. made by a member; 2. not expired; 3. not revoked, nor what let its maker in; 4. if once: redeemed at its issuer;
     5. and not used by another node before.
     """
     if not membership.genuine(token):
@@ -168,6 +227,8 @@ def check_token(
         )
     if token.id in ledger.revoked:
         raise InviteError("the invite was revoked; ask a member for a new one: swarm invite")
+    if membership.admission_untrusted(token.chain).void(ledger.revoked, now_wall):
+        raise InviteError("the invite was issued by a node that is no member any more; ask a member for a new one")
     if token.once:
         if token.issuer != here:
             raise InviteError(
@@ -178,9 +239,9 @@ def check_token(
             raise InviteError("the invite was for one use and is used; ask a member for a new one: swarm invite --once")
 
 
-def swarm_id(secret: bytes) -> bytes:
-    """The id of the swarm that shares `secret`."""
-    return hashlib.blake2b(b"wanswarm swarm" + secret, digest_size=SWARM_ID_BYTES).digest()
+def swarm_id(charter: bytes) -> bytes:
+    """The id of the swarm with this charter."""
+    return hashlib.blake2b(b"wanswarm swarm 2" + charter, digest_size=SWARM_ID_BYTES).digest()
 
 
 def say_ago(seconds: float) -> str:
@@ -190,15 +251,3 @@ def say_ago(seconds: float) -> str:
             count = int(seconds // size)
             return f"{count} {name}{'' if count == 1 else 's'}"
     return "a moment"
-
-
-def _proof(secret: bytes, node: NodeId) -> bytes:
-    return _mac(secret, b"member" + node)
-
-
-def _revoked_part(swarm: bytes, token: bytes, expires: int) -> bytes:
-    return b"revoke" + swarm + token + struct.pack(">Q", expires)
-
-
-def _mac(secret: bytes, data: bytes) -> bytes:
-    return hmac.new(secret, data, hashlib.sha256).digest()[:MAC_BYTES]

@@ -11,14 +11,16 @@ import msgpack
 
 from swarm.errors import PeerError
 from swarm.mesh.action import SendDelta, SendDigest, SendHints, SendWant
-from swarm.mesh.membership import MAC_BYTES, TOKEN_ID_BYTES, Membership, Revocation
-from swarm.mesh.record import MAX_RECORD_BYTES
+from swarm.mesh.admission import TOKEN_ID_BYTES
+from swarm.mesh.membership import Membership, Revocation
+from swarm.mesh.record import MAX_PROOF_BYTES, MAX_RECORD_BYTES
 from swarm.mesh.state import Blame, Hint, Suspicion
 from swarm.mesh.table import DIGEST_BYTES
 from swarm.net.message import Body, Message
-from swarm.net.nodeid import SIGNATURE_BYTES, NodeId, check_id_untrusted, verify
+from swarm.net.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, check_id_untrusted, verify
 
 HELLO, BYE = "mesh.hello", "mesh.bye"
+"""The hello is the one kind that a stranger may send; see `Switchboard(open_kinds=...)`."""
 HINTS, WANT, DELTA, DIGEST = "mesh.hints", "mesh.want", "mesh.delta", "mesh.digest"
 
 MAX_NAMES = 8192
@@ -104,7 +106,7 @@ def delta_message(action: SendDelta, now: float) -> Message:
         [
             [[max(0, round((now - held.born) * 1000)), held.wire] for held in action.records],
             [[said.target, said.version, said.reporter, said.wire] for said in action.suspicions],
-            [[notice.id, notice.expires, notice.mac] for notice in action.revocations],
+            [revocation_parts(notice) for notice in action.revocations],
         ]
     )
     return Message(DELTA, {}, body)
@@ -115,7 +117,7 @@ def parse_delta_untrusted(message: Message, membership: Membership) -> Parcel:
 
     Raises PeerError.
     """
-    lists = _unpack_untrusted(message.body, MAX_RECORDS * (MAX_RECORD_BYTES + 16) + MAX_ITEMS * 160)
+    lists = _unpack_untrusted(message.body, MAX_RECORDS * (MAX_RECORD_BYTES + 16) + MAX_ITEMS * (MAX_PROOF_BYTES + 160))
     if not isinstance(lists, list) or len(lists) != 3 or not all(isinstance(part, list) for part in lists):
         raise PeerError("expected records, suspicions and revocations in a delta, found something else")
     records, said, revoked = lists
@@ -124,7 +126,7 @@ def parse_delta_untrusted(message: Message, membership: Membership) -> Parcel:
     return Parcel(
         tuple(_aged(item) for item in records),
         tuple(_suspicion_untrusted(item, membership.swarm) for item in said),
-        tuple(_revocation_untrusted(item, membership) for item in revoked),
+        tuple(read_revocation_untrusted(item, membership) for item in revoked),
     )
 
 
@@ -144,12 +146,19 @@ def _suspicion_untrusted(item: Any, swarm: bytes) -> Suspicion:
     return Suspicion(item[0], item[1], reporter, item[3])
 
 
-def _revocation_untrusted(item: Any, membership: Membership) -> Revocation:
-    if not isinstance(item, list) or len(item) != 3 or not _u64(item[1]):
+def revocation_parts(notice: Revocation) -> list[Any]:
+    """A notice as messages and files carry it."""
+    return [notice.id, notice.expires, notice.revoker, notice.chain, notice.signature]
+
+
+def read_revocation_untrusted(item: Any, membership: Membership) -> Revocation:
+    """A notice as messages and files carry it, checked. Raises PeerError."""
+    if not isinstance(item, list) or len(item) != 5 or not _u64(item[1]) or item[1] >= 2**40:
         raise PeerError("expected a revocation, found something else")
-    sized = all(type(b) is bytes and len(b) == n for b, n in ((item[0], TOKEN_ID_BYTES), (item[2], MAC_BYTES)))
-    notice = Revocation(item[0], item[1], item[2]) if sized else None
-    if notice is None or (membership.secret is not None and not membership.genuine(notice)):
+    sizes = (item[0], TOKEN_ID_BYTES), (item[2], NODE_ID_BYTES), (item[4], SIGNATURE_BYTES)
+    sized = type(item[3]) is bytes and all(type(b) is bytes and len(b) == n for b, n in sizes)
+    notice = Revocation(item[0], item[1], item[2], item[3], item[4]) if sized else None
+    if notice is None or not membership.genuine(notice):
         raise PeerError("a revocation was not made by a member")
     return notice
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from swarm.errors import PeerError
 from swarm.mesh import hello
+from swarm.mesh.admission import Admission
 from swarm.mesh.clocks import check_clocks_untrusted
 from swarm.mesh.event import DialFailed, Linked, Unlinked
 from swarm.mesh.membership import InviteError, Revocation
@@ -65,6 +66,8 @@ class Neighbours:
         self._ping, self._spawn, self._wall = ping, spawn, wall
         self._asked = hello.Hello(self._membership.swarm, saved.model, role, self._membership.proof, None)
         self._seen: dict[NodeId, Peer] = {}
+        self._shown: dict[NodeId, Admission] = {}
+        """What each of them showed: the proof that its hello was granted, or that its welcome bore."""
         self._dialling: set[NodeId] = set()
 
     def connected(self) -> Collection[Peer]:
@@ -102,9 +105,19 @@ class Neighbours:
         if peer is not None:
             peer.drop(why)
 
-    def revoked(self, notice: Revocation) -> None:
-        """An invite is of no use any more."""
-        self.ledger = self.ledger.revoking(notice, self._wall())
+    def revoked(self, notice: Revocation) -> bool:
+        """An invite is of no use any more; whether that is news, and said by whoever may say it."""
+        before = self.ledger.revoked
+        self.ledger = self.ledger.revoking(notice, self._membership, self._wall())
+        return notice.id in self.ledger.revoked and notice.id not in before
+
+    def end_void(self) -> None:
+        """Part with everybody whose admission was revoked or has expired."""
+        now = self._wall()
+        for node, shown in list(self._shown.items()):
+            why = shown.void(self.ledger.revoked, now)
+            if why is not None:
+                self.turn_away(node, f"its admission counts no more: {why}")
 
     def _check_clocks_untrusted(self, peer: Peer, message: Message) -> None:
         try:
@@ -132,6 +145,8 @@ class Neighbours:
             )
         except InviteError as error:
             return Message(HELLO, {"refused": str(error)})
+        self._shown[peer.id] = self._membership.admission_untrusted(answer.header["proof"])
+        peer.admit()
         # After the answer, so that the caller has its membership before the first delta arrives.
         asyncio.get_running_loop().call_soon(self._welcome, peer)
         return answer
@@ -142,7 +157,14 @@ class Neighbours:
             return
         peer = await self._board.peer(node, addresses, timeout)
         answer = await peer.call(hello.hello_message(self._asked, self._wall()), timeout)
-        hello.parse_welcome_untrusted(answer.header, self._membership.swarm, self._board.id, node)
+        hello.parse_welcome_untrusted(answer.header, self._membership.swarm, self._board.identity, node)
+        shown = self._membership.admission_untrusted(answer.header["welcome"])
+        void = shown.void(self.ledger.revoked, self._wall())
+        if void is not None:
+            peer.drop(f"its admission counts no more: {void}")
+            raise InviteError(f"node {short_id(node)} is no member any more: {void}")
+        self._shown[node] = shown
+        peer.admit()
         self._welcome(peer)
 
     def dial(self, record: NodeRecord, check: bool) -> None:
@@ -177,4 +199,5 @@ class Neighbours:
         await peer.wait_closed()
         if self._seen.get(peer.id) is peer:
             del self._seen[peer.id]
+            self._shown.pop(peer.id, None)
             self._happen(Unlinked(peer.id, polite=False))

@@ -20,9 +20,9 @@ from swarm.errors import PeerError
 from swarm.net.address import Address, format_address, parse_address_untrusted
 from swarm.net.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, short_id, verify
 
-FORMAT = 2
+FORMAT = 3
 CONTEXT = b"wanswarm node record 1\0"
-MAX_RECORD_BYTES = 2048
+MAX_RECORD_BYTES = 3072
 MAX_SKEW_S = 7200
 MIN_TTL_S = 10
 MAX_TTL_S = 3600
@@ -31,7 +31,7 @@ MAX_RTTS = 16
 MAX_TEXT = 64
 MAX_LAYERS = 4096
 SWARM_ID_BYTES = 10
-PROOF_BYTES = 16
+MAX_PROOF_BYTES = 1800
 KEY_BYTES = 8
 STATES = ("joining", "serving", "draining", "left")
 EDGES = ("", "direct", "reverse", "punched", "http", "relay")
@@ -55,7 +55,7 @@ class NodeRecord:
     version     grows with every record of this node; wall milliseconds, or the last one plus 1
     issued      wall clock, seconds; ttl: seconds that the record lives after it was issued
     instance    number drawn when the process started; two at once mean two nodes with one key
-    swarm       id of the swarm; proof: shows that a member admitted this node
+    swarm       id of the swarm; proof: of its admission (`swarm.mesh.admission`)
     addresses   where to dial it; relay: it forwards for nodes that cannot be dialled
     model       manifest digest (32 bytes, or empty); n_layers: layers of the model
     layers      hosted range [first, last), (0, 0) for none; claim: the range it is about to take, or None
@@ -74,7 +74,7 @@ class NodeRecord:
     issued: int
     ttl: int
     instance: int = 0
-    proof: bytes = bytes(PROOF_BYTES)
+    proof: bytes = b"\x90"
     state: str = "joining"
     addresses: tuple[Address, ...] = ()
     relay: bool = False
@@ -208,7 +208,7 @@ def _read_payload_untrusted(payload: bytes) -> NodeRecord:
         issued=_int(v[4], "time", 2**40),
         ttl=_int(v[5], "ttl", MAX_TTL_S, MIN_TTL_S),
         instance=_int(v[6], "instance", 2**63),
-        proof=_bytes(v[7], "proof", PROOF_BYTES),
+        proof=_proof(v[7]),
         state=_one_of(v[8]),
         addresses=tuple(parse_address_untrusted(a) for a in _list(v[9], "addresses", MAX_ADDRESSES)),
         relay=_bool(v[10]),
@@ -247,6 +247,12 @@ def _int(value: object, what: str, most: int, least: int = 0) -> int:
 def _bytes(value: object, what: str, *sizes: int) -> bytes:
     if type(value) is not bytes or len(value) not in sizes:
         raise PeerError(f"expected {what} of {' or '.join(map(str, sizes))} bytes in a record, found something else")
+    return value
+
+
+def _proof(value: object) -> bytes:
+    if type(value) is not bytes or not 0 < len(value) <= MAX_PROOF_BYTES:
+        raise PeerError(f"expected a proof of at most {MAX_PROOF_BYTES} bytes in a record, found something else")
     return value
 
 

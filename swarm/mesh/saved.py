@@ -1,6 +1,6 @@
 """What a member keeps on disk, so that it finds its swarm again after a cold start: peers.json in its state folder.
 
-The file holds the swarm's secret, so it is private (mode 0600), and it is written whole or not at all.
+The file tells whom this machine knows, so it is private (mode 0600), and it is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any
 
 from swarm.disk import write_whole
 from swarm.errors import PeerError, UsageError
+from swarm.mesh.admission import Signer
 from swarm.mesh.membership import Ledger, Membership
-from swarm.mesh.record import PROOF_BYTES, SWARM_ID_BYTES
+from swarm.mesh.messages import read_revocation_untrusted, revocation_parts
+from swarm.mesh.record import SWARM_ID_BYTES
 from swarm.net.address import Address, format_address, parse_address_untrusted
 from swarm.net.nodeid import NodeId, check_id_untrusted, id_text, parse_id_untrusted
 
 PEERS_FILE = "peers.json"
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES = 4 * 1024 * 1024
 MAX_PEERS = 64
 
@@ -46,7 +48,7 @@ def save(state_dir: Path, saved: Saved) -> None:
     data = {
         "format": FORMAT,
         "swarm": m.swarm.hex(),
-        "secret": None if m.secret is None else m.secret.hex(),
+        "charter": m.charter.hex(),
         "open": m.open,
         "proof": m.proof.hex(),
         "model": saved.model.hex(),
@@ -55,7 +57,9 @@ def save(state_dir: Path, saved: Saved) -> None:
         "peers": [
             [id_text(node), [format_address(a) for a in addresses]] for node, addresses in saved.peers[:MAX_PEERS]
         ],
-        "revoked": {token.hex(): expires for token, expires in saved.ledger.revoked.items()},
+        "revoked": [
+            [p.hex() if isinstance(p, bytes) else p for p in revocation_parts(r)] for r in saved.ledger.revoked.values()
+        ],
         "used": {token.hex(): [expires, id_text(node)] for token, (expires, node) in saved.ledger.used.items()},
     }
     try:
@@ -66,7 +70,7 @@ def save(state_dir: Path, saved: Saved) -> None:
         ) from exc
 
 
-def load(state_dir: Path, node: NodeId) -> Saved | None:
+def load(state_dir: Path, signer: Signer) -> Saved | None:
     """What `save` wrote for this node, None when there is nothing. Raises UsageError for a damaged file."""
     path = state_dir / PEERS_FILE
     try:
@@ -77,31 +81,34 @@ def load(state_dir: Path, node: NodeId) -> Saved | None:
     except OSError as exc:
         raise UsageError(f"cannot read {path}: {exc.strerror or exc}") from exc
     try:
-        return _read(json.loads(text), node)
+        return _read(json.loads(text), signer)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PeerError) as exc:
         raise UsageError(
             f"expected the swarm used last in {path}, found ({exc}); move the file away and join by invite"
         ) from exc
 
 
-def _read(data: Mapping[str, Any], node: NodeId) -> Saved:
+def _read(data: Mapping[str, Any], signer: Signer) -> Saved:
     if data["format"] != FORMAT:
         raise ValueError(f"format {data['format']}, expected {FORMAT}")
     swarm = bytes.fromhex(data["swarm"])
-    secret = None if data["secret"] is None else bytes.fromhex(data["secret"])
     proof = bytes.fromhex(data["proof"])
-    if len(swarm) != SWARM_ID_BYTES or len(proof) != PROOF_BYTES:
-        raise ValueError("swarm id or proof of the wrong length")
+    if len(swarm) != SWARM_ID_BYTES:
+        raise ValueError("swarm id of the wrong length")
     peers = tuple(
         (parse_id_untrusted(peer), tuple(parse_address_untrusted(a) for a in addresses))
         for peer, addresses in data["peers"][:MAX_PEERS]
     )
-    revoked = {bytes.fromhex(token): int(expires) for token, expires in data["revoked"].items()}
+    membership = Membership.accept_untrusted(swarm, signer, bytes.fromhex(data["charter"]), data["open"], proof)
+    notices = [
+        read_revocation_untrusted([bytes.fromhex(p) if isinstance(p, str) else p for p in item], membership)
+        for item in data["revoked"]
+    ]
+    revoked = {notice.id: notice for notice in notices}
     used = {
         bytes.fromhex(token): (int(expires), check_id_untrusted(parse_id_untrusted(user)))
         for token, (expires, user) in data["used"].items()
     }
-    membership = Membership.accept_untrusted(swarm, node, secret, data["open"], proof)
     return Saved(
         membership, bytes.fromhex(data["model"]), str(data["ref"]), peers, Ledger(revoked, used), int(data["version"])
     )

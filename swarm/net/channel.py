@@ -25,6 +25,8 @@ from swarm.net.record import RecordReader
 from swarm.net.writer import Writer
 
 READ_BYTES = 128 * 1024
+STRANGER_READ_BYTES = 8 * 1024
+"""Holds every record that a stranger has a reason to send: a hello is under 3 KiB."""
 MAX_REASON_CHARS = 200
 RIVAL_SECONDS = 2.0
 """How long the losing connection of a simultaneous dial may take to finish."""
@@ -68,6 +70,12 @@ class Channel(asyncio.BufferedProtocol):
         self._closed = asyncio.Event()
 
     # -- for the owner
+
+    def bound(self, limits: Limits, read_bytes: int = READ_BYTES) -> None:
+        """Hold the other side to `limits` from now on; `read_bytes` can only grow."""
+        self._limits = limits
+        self._inbox.bound(limits)
+        self._reader.buffer_bytes = read_bytes
 
     def start(self) -> None:
         """Begin to read; `on_message` is called from now on."""
@@ -184,6 +192,7 @@ class Channel(asyncio.BufferedProtocol):
         self.closed_reason = reason
         self._pulse.stop()
         self._writer.stop()
+        self._reader.release()
         if self._transport is not None:
             if at_once:
                 self._transport.abort()

@@ -16,6 +16,7 @@ from swarm.errors import PeerError
 from swarm.net.address import Address
 from swarm.net.channel import Channel
 from swarm.net.handshake import MAGIC, ChannelKeys
+from swarm.net.hosts import host_key
 from swarm.net.limits import Limits
 from swarm.net.opening import open_channel
 from swarm.net.sockets import listening_socket, read_exactly, remote_address
@@ -28,6 +29,7 @@ Http: TypeAlias = Callable[[], asyncio.Protocol]
 _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC", b"PRI ")
 _SNIFF_BYTES = 4
 _FULL_PAUSE_SECONDS = 0.1
+_HTTP_READ_BYTES = 16 * 1024
 
 
 class Door:
@@ -49,6 +51,7 @@ class Door:
         self._sockets: list[socket.socket] = []
         self._pending: dict[asyncio.Task[None], str] = {}
         self._pending_hosts: Counter[str] = Counter()
+        self._http_buffer = bytearray(_HTTP_READ_BYTES)
 
     @property
     def addresses(self) -> list[Address]:
@@ -87,6 +90,7 @@ class Door:
 
     def receive(self, sock: socket.socket, host: str, edge: str, address: Address | None) -> None:
         """Begin with a connection from `host`. `address`: of the other end, where the socket does not tell it."""
+        host = host_key(host)
         self._make_room(host)
         task = self._spawn(self._welcome(sock, edge, address))
         self._pending[task] = host
@@ -143,17 +147,38 @@ class Door:
                 raise PeerError("the connection ended within an HTTP request")
             head += piece
         inner = self.http()
-        await loop.connect_accepted_socket(lambda: _HeadFirst(inner, head), sock)
+        await loop.connect_accepted_socket(lambda: _HeadFirst(inner, head, self._http_buffer), sock)
 
 
-class _HeadFirst(asyncio.Protocol):
-    """Gives `inner` the connection and, before anything else, the bytes that were read already."""
+class _HeadFirst(asyncio.BufferedProtocol):
+    """Gives `inner` the connection and, before anything else, the bytes that were read already.
 
-    def __init__(self, inner: asyncio.Protocol, head: bytes) -> None:
-        self._inner, self._head = inner, head
+    What comes later is read in small pieces, through one buffer for all connections: asyncio's own reads of 256 KiB are
+    parsed whole, so that a crowd at the WebSocket door cost a third of a megabyte each.
+    """
+
+    def __init__(self, inner: asyncio.Protocol, head: bytes, buffer: bytearray) -> None:
+        self._inner, self._head, self._buffer = inner, head, buffer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_protocol(self._inner)
         self._inner.connection_made(transport)
         self._inner.data_received(self._head)
+        self._head = b""
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._inner.data_received(bytes(memoryview(self._buffer)[:nbytes]))
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._inner.connection_lost(exc)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from swarm.errors import BusyError, CoverageError, ModelError, PeerError, RunError, SwarmError
@@ -44,6 +44,7 @@ class Exchange:
     """One per peer, whatever channel carries it: `channel` gives the present one, `may_read` whether it may be read.
 
     Messages wait here in one queue per kind until their handler has time, at most `limits.inbox_bytes` of them.
+    `only`: the kinds that are handled, where not all are; what else comes is refused unread.
     """
 
     def __init__(
@@ -54,14 +55,24 @@ class Exchange:
         spawn: Spawn,
         channel: Callable[[], Channel],
         may_read: Callable[[], bool],
+        only: Collection[str] | None,
     ) -> None:
         self._peer, self._handlers, self._limits, self._spawn = peer, handlers, limits, spawn
-        self._channel, self._may_read = channel, may_read
+        self._channel, self._may_read, self._only = channel, may_read, only
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._serving = 0
         self._queues: dict[str, asyncio.Queue[tuple[Envelope, int] | None]] = {}
         self.waiting_bytes = 0
+
+    def bound(self, limits: Limits, only: Collection[str] | None) -> None:
+        """Hold what comes from now on to `limits`, and to kinds out of `only`."""
+        self._limits, self._only = limits, only
+
+    @property
+    def serving(self) -> bool:
+        """Whether a call of the other side is being answered."""
+        return bool(self._serving)
 
     @property
     def calling(self) -> bool:
@@ -105,6 +116,9 @@ class Exchange:
         if kind not in self._handlers:
             log.info("node %s sent a message of unknown kind %r", short_id(self._peer.id), kind[:40])
             self._answer_error(envelope, PeerError(f"this node does not know messages of kind {kind!r}"))
+            return
+        if self._only is not None and kind not in self._only:
+            self._answer_error(envelope, PeerError("this node answers members of its swarm: say hello first"))
             return
         if envelope.mode is Mode.CALL:
             if self._serving >= self._limits.calls:

@@ -1,8 +1,8 @@
 """The opening of a channel: Noise XX between two node identities, as a state machine without I/O.
 
-Noise_XX_25519_ChaChaPoly_SHA256 (Noise Protocol Framework, revision 34) comes from the `noiseprotocol` library.
-The X25519 static key of a process is signed once by the node's Ed25519 key, and each side sends that signature in
-its encrypted payload; Noise proves that the sender holds the static key, the signature says whose it is.
+Noise_XX_25519_ChaChaPoly_SHA256 (Noise Protocol Framework, revision 34) is in `swarm.net.noise`. The X25519 static key
+of a process is signed once by the node's Ed25519 key, and each side sends that signature in its encrypted payload;
+Noise proves that the sender holds the static key, the signature says whose it is.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ import struct
 from dataclasses import dataclass
 from typing import Protocol
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from noise.connection import Keypair, NoiseConnection
-from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError
 
 from swarm.errors import PeerError
 from swarm.net.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, short_id, verify
+from swarm.net.noise import KEY_BYTES, TAG_BYTES, NoiseXX
 
 VERSION = 1
 MAGIC = b"\x8fswarm"
 """Starts every channel; its first byte is no letter, so that one port can tell it from HTTP."""
 PREAMBLE = struct.Struct(">6sH")
-PROTOCOL = b"Noise_XX_25519_ChaChaPoly_SHA256"
 CONTEXT = b"wanswarm channel static key v1"
 
 _PAYLOAD = struct.Struct(f">{NODE_ID_BYTES}s{SIGNATURE_BYTES}s8sI")
-_KEY, _TAG = 32, 16
+_KEY, _TAG = KEY_BYTES, TAG_BYTES
 MESSAGE_BYTES = (_KEY, _KEY + _KEY + _TAG + _PAYLOAD.size + _TAG, _KEY + _TAG + _PAYLOAD.size + _TAG)
 """Exact sizes of the three handshake messages."""
 
@@ -96,15 +93,8 @@ class Handshake:
         self._expect = expect
         self._step = 0
         self._remote: tuple[NodeId, bytes, int] | None = None
-        self._noise = NoiseConnection.from_name(PROTOCOL)
-        if initiator:
-            self._noise.set_as_initiator()
-        else:
-            self._noise.set_as_responder()
-        self._noise.set_prologue(PREAMBLE.pack(MAGIC, VERSION))
-        self._noise.set_keypair_from_private_bytes(Keypair.STATIC, keys.static)
-        self._noise.start_handshake()
-        self._state = self._noise.noise_protocol.handshake_state  # the library forgets it at the end
+        self._initiator = initiator
+        self._noise = NoiseXX(initiator, keys.static, PREAMBLE.pack(MAGIC, VERSION))
         self.established: Established | None = None
 
     @property
@@ -118,10 +108,7 @@ class Handshake:
         if self._step:
             keys = self._keys
             payload = _PAYLOAD.pack(keys.node, keys.signature, keys.instance, keys.message_bytes)
-        try:
-            message = bytes(self._noise.write_message(payload))
-        except ValueError as exc:  # a point of low order
-            raise PeerError("a handshake message is damaged or forged; the connection is closed") from exc
+        message = self._noise.write(payload)
         self._advance()
         return message
 
@@ -129,18 +116,14 @@ class Handshake:
         """Take the other side's next message. Raises PeerError if it is not genuine, or not the identity expected."""
         if len(message) != self.next_bytes:
             raise PeerError(f"expected a handshake message of {self.next_bytes} bytes, found {len(message)}")
-        try:
-            payload = bytes(self._noise.read_message(message))
-        except (InvalidTag, NoiseInvalidMessage, NoiseHandshakeError, NoiseValueError, ValueError) as exc:
-            raise PeerError("a handshake message is damaged or forged; the connection is closed") from exc
+        payload = self._noise.read_untrusted(message)
         if self._step:
             self._check_payload_untrusted(payload)
         self._advance()
 
     def _check_payload_untrusted(self, payload: bytes) -> None:
         node, signature, instance, message_bytes = _PAYLOAD.unpack(payload)
-        static = self._state.rs.public_bytes
-        if not verify(node, signature, CONTEXT + static):
+        if not verify(node, signature, CONTEXT + self._noise.remote_static):
             raise PeerError("a peer could not prove the node id that it claims")
         if self._expect is not None and node != self._expect:
             raise PeerError(f"expected node {short_id(self._expect)} at that address, found node {short_id(node)}")
@@ -153,10 +136,6 @@ class Handshake:
         if self._step < len(MESSAGE_BYTES):
             return
         assert self._remote is not None
-        noise = self._noise.noise_protocol
-        self.established = Established(
-            *self._remote,
-            send_key=noise.cipher_state_encrypt.k,
-            receive_key=noise.cipher_state_decrypt.k,
-            hash=self._noise.get_handshake_hash(),
-        )
+        first, second = self._noise.split()
+        send, receive = (first, second) if self._initiator else (second, first)
+        self.established = Established(*self._remote, send_key=send, receive_key=receive, hash=self._noise.hash)

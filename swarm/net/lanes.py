@@ -175,6 +175,10 @@ class Inbox:
         self._lanes: dict[int, _Incoming] = {}
         self._partial = 0
 
+    def bound(self, limits: Limits) -> None:
+        """Hold what comes from now on to `limits`."""
+        self._limits = limits
+
     def take_untrusted(self, record: bytes) -> tuple[Body, Body] | None:
         """Take the plaintext of a WHOLE, FIRST or MORE record; (header, body) when it completes a message.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -28,7 +28,15 @@ class Limits:
     calls: int = 1024
     """Calls of one peer that wait for an answer, each direction."""
     peers: int = 512
-    """Authenticated peers."""
+    """Peers that are no strangers."""
+    stranger_bytes: int = 16 * KIB
+    """Of a stranger, who proved a key and has not said hello: one message, what waits to be handled, what waits to be
+    sent. With the buffers of its connection it stays under 64 KiB."""
+    stranger_seconds: float = 10.0
+    """How long a stranger may stay one; it goes on while it takes what it was allowed to ask for."""
+    strangers: int = 256
+    """Strangers at once; the oldest is closed when one more arrives."""
+    strangers_per_host: int = 64
     pending: int = 1024
     """Inbound connections that have not authenticated yet; the oldest is closed when one more arrives."""
     pending_per_host: int = 256
@@ -38,6 +46,20 @@ class Limits:
     """A peer from which nothing came for this long is closed."""
     idle_http_header_bytes: int = 16 * KIB
     """The head of an HTTP request on the node's own port."""
+
+    @property
+    def for_strangers(self) -> Limits:
+        """The bounds of a connection whose other side has not been admitted."""
+        most = self.stranger_bytes
+        return replace(
+            self,
+            message_bytes=min(most, self.message_bytes),
+            header_bytes=min(most, self.header_bytes),
+            header_items=min(1024, self.header_items),
+            queue_bytes=min(most, self.queue_bytes),
+            inbox_bytes=min(most, self.inbox_bytes),
+            calls=min(4, self.calls),
+        )
 
     @property
     def partial_bytes(self) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 
 from swarm.errors import PeerError
 from swarm.net.address import Address
-from swarm.net.channel import RIVAL_SECONDS, Bye, Channel
+from swarm.net.channel import RIVAL_SECONDS, STRANGER_READ_BYTES, Bye, Channel
 from swarm.net.exchange import Exchange, Handler, Spawn
 from swarm.net.limits import Limits
 from swarm.net.message import Envelope, Message
@@ -26,21 +26,40 @@ class Peer:
     `id` its node id; `address` where the connection goes; `dialled` whether this side made it; `edge` "direct",
     "reverse", "punched", "http" or "relay"; `instance` 8 bytes that change when the other process restarts;
     `closed_reason` None while it lives. A closed peer stays closed: ask the switchboard for a new one.
+    `stranger`: whether it has still to be admitted (`admit`); until then it is held to `limits.for_strangers`, and only
+    its messages of the kinds in `open_kinds` are handled.
     """
 
-    def __init__(self, channel: Channel, edge: str, handlers: Mapping[str, Handler], limits: Limits, spawn: Spawn):
+    def __init__(
+        self,
+        channel: Channel,
+        edge: str,
+        handlers: Mapping[str, Handler],
+        limits: Limits,
+        spawn: Spawn,
+        open_kinds: Collection[str] | None = None,
+    ):
         self.id: NodeId = channel.remote
         self.instance = channel.instance
         self.edge = edge
         self.closed_reason: str | None = None
         self.on_closed: Callable[[Peer], None] = lambda peer: None
-        self._limits = limits
+        self.stranger = open_kinds is not None
+        self.on_admitted: Callable[[Peer], None] = lambda peer: None
+        self._full_limits = limits
+        self._limits = limits.for_strangers if self.stranger else limits
         self._channel = channel
         self._rival: Channel | None = None
         self._moved = False
         self._rival_timer: asyncio.TimerHandle | None = None
         self._exchange = Exchange(
-            self, handlers, limits, spawn, channel=lambda: self._channel, may_read=lambda: self._rival is None
+            self,
+            handlers,
+            self._limits,
+            spawn,
+            channel=lambda: self._channel,
+            may_read=lambda: self._rival is None,
+            only=open_kinds,
         )
         self._warm: dict[object, tuple[int, Callable[[], None]]] = {}
         self._closed = asyncio.Event()
@@ -86,6 +105,22 @@ class Peer:
     @property
     def received_bytes(self) -> int:
         return self._channel.received_bytes
+
+    def admit(self) -> None:
+        """It is no stranger any more: all of `limits` is its, and all kinds of messages. Idempotent."""
+        if self.stranger:
+            self.stranger = False
+            self._limits = self._full_limits
+            self._exchange.bound(self._limits, None)
+            for channel in (self._channel, self._rival):
+                if channel is not None:
+                    channel.bound(self._limits)
+            self.on_admitted(self)
+
+    @property
+    def served(self) -> bool:
+        """Whether something that it asked for is being answered or still on its way to it."""
+        return self._exchange.serving or self.queued_bytes > 0
 
     # -- talking
 
@@ -236,6 +271,8 @@ class Peer:
             self._on_channel_closed(loser)
 
     def _use(self, channel: Channel) -> None:
+        if self.stranger:
+            channel.bound(self._limits, STRANGER_READ_BYTES)
         channel.on_message = self._exchange.take
         channel.on_closed = lambda: self._on_channel_closed(channel)
 

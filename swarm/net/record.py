@@ -2,8 +2,7 @@
 
 A record on the wire is a 16-bit big-endian length and that many bytes of ChaCha20-Poly1305 ciphertext, with the
 Noise transport nonce (four zero bytes and a 64-bit little-endian counter) and no associated data. The cipher is
-driven through `cryptography` directly because it takes views and copies nothing; a test holds it against the Noise
-library's own transport.
+driven through `cryptography` directly because it takes views and copies nothing; Noise's published vectors hold it.
 """
 
 from __future__ import annotations
@@ -62,17 +61,28 @@ class Opener:
 
 
 class RecordReader:
-    """Cuts what arrives into records: the kernel writes into `space`, `take_untrusted` opens them."""
+    """Cuts what arrives into records: the kernel writes into `space`, `take_untrusted` opens them.
+
+    `buffer_bytes` may be raised at any time; a record that would not fit is refused by its length.
+    """
 
     def __init__(self, key: bytes, buffer_bytes: int) -> None:
+        self.buffer_bytes = buffer_bytes
         self._opener = Opener(key)
-        self._buffer = bytearray(buffer_bytes)
+        self._buffer = bytearray()
         self._filled = 0
 
     @property
     def space(self) -> memoryview:
-        """Where the next bytes go."""
+        """Where the next bytes go. Memory is taken when something is about to arrive, not before."""
+        if len(self._buffer) < self.buffer_bytes:
+            self._buffer = self._buffer[: self._filled] + bytearray(self.buffer_bytes - self._filled)
         return memoryview(self._buffer)[self._filled :]
+
+    def release(self) -> None:
+        """Let the buffer go: nothing more is read, and what refers to this reader may live on for a while."""
+        self.buffer_bytes = self._filled = 0
+        self._buffer = bytearray()
 
     def take_untrusted(self, count: int) -> Iterator[bytes]:
         """Every whole record after `count` more bytes; what is left of them waits at the buffer's front.
@@ -80,12 +90,12 @@ class RecordReader:
         The caller may stop early only when it closes. Raises PeerError.
         """
         self._filled += count
-        start = 0
+        start, most = 0, min(MAX_CIPHERTEXT, len(self._buffer) - LENGTH_BYTES)
         with memoryview(self._buffer) as view:
             while self._filled - start >= LENGTH_BYTES:
                 length = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
-                if not TAG_BYTES < length <= MAX_CIPHERTEXT:
-                    raise PeerError(f"expected a record of {TAG_BYTES + 1} to {MAX_CIPHERTEXT} bytes, found {length}")
+                if not TAG_BYTES < length <= most:
+                    raise PeerError(f"expected a record of {TAG_BYTES + 1} to {most} bytes, found {length}")
                 end = start + LENGTH_BYTES + length
                 if end > self._filled:
                     break

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from swarm.errors import PeerError, UsageError
 from swarm.net.address import Address
-from swarm.net.channel import Channel
+from swarm.net.channel import STRANGER_READ_BYTES, Channel
 from swarm.net.contact import Contact
 from swarm.net.dial import connect
 from swarm.net.door import Door, Http
@@ -21,6 +21,7 @@ from swarm.net.limits import Limits
 from swarm.net.nodeid import NodeId, short_id
 from swarm.net.opening import open_channel
 from swarm.net.peer import Handler, Peer
+from swarm.net.strangers import Strangers
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class Switchboard:
     `handlers`: what to do with each kind of message. `http`: makes the asyncio protocol that takes over a connection
     which begins like HTTP (an aiohttp `web.Server`). `refuse`: given a node id, the reason to turn it away, or None.
     `opened` and `closed` are told of each peer. `proxy`: see `open_tunnel`.
+    `open_kinds`: what strangers may send; None: nobody is one. A peer is a stranger when it came by itself and `known`
+    does not name it, until `Peer.admit`; it costs little, for seconds, in bounded number (`limits.for_strangers`).
     """
 
     def __init__(
@@ -47,7 +50,9 @@ class Switchboard:
         opened: Callable[[Peer], None] = lambda peer: None,
         closed: Callable[[Peer], None] = lambda peer: None,
         proxy: str | None = None,
+        open_kinds: Collection[str] | None = None,
     ) -> None:
+        self.identity = identity
         self.id: NodeId = identity.id
         self.limits = limits or Limits()
         self.connector: Connector = self.dial
@@ -59,6 +64,10 @@ class Switchboard:
         self._contact = Contact(self.spawn, proxy)
         self._door = Door(self._keys, self.limits, self.spawn, self._enter, http)
         self._refuse, self._opened, self._closed = refuse, opened, closed
+        self.known: Callable[[NodeId], bool] = lambda node: False
+        """Whether a node is admitted whatever it said on its connection; gossip puts its own here."""
+        self._open_kinds = None if open_kinds is None else frozenset(open_kinds)
+        self._strangers = Strangers(self.limits, lambda node: self.known(node))
         self._peers: dict[NodeId, Peer] = {}
         self._arrivals: dict[NodeId, asyncio.Future[Peer]] = {}
         self._dials: dict[NodeId, asyncio.Task[None]] = {}
@@ -247,9 +256,10 @@ class Switchboard:
         present = self._peers.get(node)
         if self._leaving:
             reason = "that node is leaving"
-        elif reason is None and present is None and len(self._peers) >= self.limits.peers:
+        elif reason is None and present is None and len(self._peers) - len(self._strangers) >= self.limits.peers:
             reason = f"busy: that node has {self.limits.peers} peers already"
         if reason is not None:
+            channel.bound(self.limits.for_strangers, STRANGER_READ_BYTES)
             channel.start()
             channel.leave(reason)
             asyncio.get_running_loop().call_later(1.0, channel.close, reason)
@@ -259,19 +269,25 @@ class Switchboard:
             return present
         if present is not None:
             present.drop("replaced by a newer connection of the same node")
-        peer = Peer(channel, edge, self._handlers, self.limits, self.spawn)
+        arrival = self._arrivals.get(node)
+        # Whoever this side waits for is none: this side says the hello, and more than an answer may come back at once.
+        admitted = self._open_kinds is None or arrival is not None or self.known(node)
+        open_kinds = None if admitted else self._open_kinds
+        peer = Peer(channel, edge, self._handlers, self.limits, self.spawn, open_kinds)
         peer.on_closed = self._on_closed
         self._peers[node] = peer
+        if peer.stranger:
+            self._strangers.add(peer)
         if channel.closed_reason is not None:
             self._on_closed(peer)
             raise PeerError(channel.closed_reason)
-        arrival = self._arrivals.get(node)
         if arrival is not None and not arrival.done():
             arrival.set_result(peer)
         self._opened(peer)
         return peer
 
     def _on_closed(self, peer: Peer) -> None:
+        self._strangers.discard(peer)
         if self._peers.get(peer.id) is peer:
             del self._peers[peer.id]
         self._closed(peer)

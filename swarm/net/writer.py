@@ -17,6 +17,8 @@ CHUNK_BYTES = 32 * 1024
 """Plaintext of one record: what a small frame may have to wait for."""
 TURN_BYTES = 256 * 1024
 """Sealed in one turn of the event loop before others get theirs."""
+SMALL_BYTES = 2048
+"""Plaintexts up to this are joined; longer ones are gathered in a buffer that the connection keeps."""
 MAX_CONTROL = 256
 """Pads and ping answers that may wait: more means that the peer asks and does not read."""
 
@@ -36,7 +38,7 @@ class Writer:
         self._sealer = Sealer(key)
         self._on_wrote = on_wrote
         self._control: deque[bytes] = deque()
-        self._plain = bytearray(CHUNK_BYTES)
+        self._plain = bytearray()
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._due = False
@@ -67,6 +69,7 @@ class Writer:
     def stop(self) -> None:
         """Write nothing more."""
         self._stopped = True
+        self._plain = bytearray()
 
     def control(self, record: bytes) -> None:
         """Queue a record that goes before all messages. Raises PeerError when the peer lets too many pile up."""
@@ -143,8 +146,11 @@ class Writer:
             return self.bye
         if parts[0][0] == Chunk.WHOLE:
             self._pacer.sent_small(now)
-        end = 0
-        plain = self._plain
+        if sum(map(len, parts)) <= SMALL_BYTES:
+            return b"".join(parts)
+        if not self._plain:  # a connection that never says much never takes it
+            self._plain = bytearray(CHUNK_BYTES)
+        end, plain = 0, self._plain
         for part in parts:
             start, end = end, end + len(part)
             plain[start:end] = part

@@ -61,9 +61,21 @@ class DraftingSource(Protocol):
         """The run is over and its draft thread idle."""
 
 
+MAX_CONTROLLERS = 64
+"""Rings whose costs one requester remembers: nodes come and go, and each new route is a ring of its own."""
+
+
 @dataclass
 class Memory:
     """What runs over one ring learn for the next: measured costs, and how far each drafter is to be trusted."""
 
     controllers: dict[tuple[object, ...], Controller] = field(default_factory=dict)
     calibrations: Calibrations = field(default_factory=fresh_calibrations)
+
+    def controller(self, key: tuple[object, ...], make: Callable[[], Controller]) -> Controller:
+        """What was learned of the ring `key`, or `make()`; of MAX_CONTROLLERS rings, the least recently used goes."""
+        found = self.controllers.pop(key, None) or make()
+        self.controllers[key] = found
+        while len(self.controllers) > MAX_CONTROLLERS:
+            del self.controllers[next(iter(self.controllers))]
+        return found

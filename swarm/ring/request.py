@@ -283,11 +283,8 @@ class Desk:
 
     def _core(self, request: RunRequest, opening: OpenRun, drafting: Drafting) -> Speculation:
         key = (request.speculation, drafting.name, opening.wire, *(s.node for s in opening.stages))
-        controller = self.memory.controllers.get(key)
-        if controller is None:
-            setting = Setting(mode=request.speculation, leaves=drafting.leaves)
-            controller = Controller(self._costs(opening.stages, opening.wire), setting)
-            self.memory.controllers[key] = controller
+        setting = Setting(mode=request.speculation, leaves=drafting.leaves)
+        controller = self.memory.controller(key, lambda: Controller(self._costs(opening.stages, opening.wire), setting))
         return Speculation(
             request.prompt_ids,
             opening.layout,

@@ -243,7 +243,7 @@ def text_of(parse: Callable[[str], object], *seeds: str) -> Target:
 def targets() -> dict[str, Target]:
     """All of them by name; made once, since honest inputs need keys and signatures."""
     here, there = Identity.from_seed(bytes(32)), Identity.from_seed(b"1" * 32)
-    ours = Membership.found(here.id)
+    ours = Membership.found(here)
     record = NodeRecord(
         here.id, ours.swarm, 3, int(NOW), 600, proof=ours.prove(here.id), addresses=(("203.0.113.7", 7700),),
         model=bytes(32), n_layers=30, layers=(0, 10), device="cpu", rtts=((there.id[:8], 25_000),),
@@ -252,7 +252,7 @@ def targets() -> dict[str, Target]:
     invite = make_invite(ours, bytes(32), "tiny", [(here.id, [("203.0.113.7", 7700), ("::1", 9)])], NOW)
     hello = hello_message(Hello(ours.swarm, bytes(16), "node", None, invite.token))
     welcome = Message("mesh.hello", {
-        "secret": ours.secret, "proof": ours.prove(there.id), "open": False, "model": bytes(32), "ref": "tiny",
+        "charter": ours.charter, "proof": ours.prove(there.id), "open": False, "model": bytes(32), "ref": "tiny",
         "welcome": ours.prove(here.id),
     })  # fmt: skip
     keys = ChannelKeys.make(here, 1 << 20)
@@ -280,7 +280,7 @@ def targets() -> dict[str, Target]:
         "router's answer": Target(lambda data: parse_mapping_answer_untrusted(data, 7), PeerError, (NAT_PMP,)),
         "hello": of_messages(lambda m: parse_hello_untrusted(m.header), hello),
         "welcome": of_messages(
-            lambda m: parse_welcome_untrusted(m.header, ours.swarm, there.id, here.id), welcome
+            lambda m: parse_welcome_untrusted(m.header, ours.swarm, there, here.id), welcome
         ),
         "record": Target(lambda data: parse_record_untrusted(data, ours.swarm, NOW), PeerError, (signed.wire,)),
         "record, unsigned": Target(peek_record_untrusted, PeerError, (signed.wire,)),

@@ -54,7 +54,7 @@ async def test_who_was_admitted_needs_no_fresh_invite_and_a_stranger_does(field_
     saved = await enter_by_invite(board, parse_invite_untrusted(invite_of(a)), "node")
     old = make_invite(a.gossip.membership, MODEL, REF, [(a.board.id, [a.address])], time.time() - 900, 600)
     assert (await enter_by_invite(board, old, "node", known=saved)).membership.swarm == saved.membership.swarm
-    other = Saved(Membership.found(identity.id, False), MODEL, REF, saved.peers)
+    other = Saved(Membership.found(identity, False), MODEL, REF, saved.peers)
     for known in (None, other):
         with pytest.raises(InviteError, match="expired"):
             await enter_by_invite(board, old, "node", known=known)

@@ -13,6 +13,7 @@ from swarm.mesh.gossip import Gossip
 from swarm.mesh.hello import enter, invited
 from swarm.mesh.invite import make_invite, parse_invite_untrusted
 from swarm.mesh.membership import Membership
+from swarm.mesh.messages import HELLO
 from swarm.mesh.record import NOWHERE, NodeRecord
 from swarm.mesh.saved import Saved
 from swarm.net.address import Address
@@ -42,13 +43,13 @@ class Field:
         self.nodes: list[Node] = []
 
     async def board(self, identity: Identity) -> tuple[Switchboard, Address]:
-        board = await self.stack.enter_async_context(Switchboard(identity))
+        board = await self.stack.enter_async_context(Switchboard(identity, open_kinds=(HELLO,)))
         return board, await board.listen("127.0.0.1", 0)
 
     async def first(self, open_swarm: bool = False, wall: Callable[[], float] = time.time) -> Node:
         identity = Identity.generate()
         board, address = await self.board(identity)
-        saved = Saved(Membership.found(identity.id, open_swarm), MODEL, REF)
+        saved = Saved(Membership.found(identity, open_swarm), MODEL, REF)
         return await self.start(board, address, identity, saved, wall=wall)
 
     async def join(self, invite: str, role: str = "node", identity: Identity | None = None) -> Node:
@@ -78,10 +79,10 @@ class Field:
         return node
 
 
-def invite_of(node: Node, once: bool = False, expires_s: int = 600) -> str:
+def invite_of(node: Node, once: bool = False, expires_s: int = 600, role: str = "node") -> str:
     gossip = node.gossip
     return make_invite(
-        gossip.membership, MODEL, REF, [(node.board.id, [node.address])], gossip._wall(), expires_s, once
+        gossip.membership, MODEL, REF, [(node.board.id, [node.address])], gossip._wall(), expires_s, once, role
     ).text()
 
 

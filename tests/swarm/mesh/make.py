@@ -13,7 +13,7 @@ from swarm.mesh.table import Held
 NOW = 1_700_000_000
 MODEL = bytes(range(32))
 ANN, BOB, EVE = (Identity.from_seed(bytes([n]) * 32) for n in (1, 2, 3))
-MEMBERSHIP = Membership.found(ANN.id)
+MEMBERSHIP = Membership.found(ANN)
 
 
 def record(identity: Identity = ANN, **changes: Any) -> NodeRecord:

@@ -127,7 +127,7 @@ def test_a_second_process_with_our_key_is_found_and_the_younger_yields() -> None
 
 def test_a_revocation_reaches_everybody_once() -> None:
     net = joined(9)
-    notice = Revocation(b"token id", 2**31, bytes(16))
+    notice = Revocation(b"token id", 2**31, bytes(32), b"", b"")
     net.seen.clear()
     net.happen(NAMES[4], Revoked(notice))
     net.flow()
@@ -139,7 +139,7 @@ def test_a_revocation_reaches_everybody_once() -> None:
 def test_revocations_are_forgotten_with_the_invites_they_end() -> None:
     state = fresh()
     for expires in (100, 200):
-        notice = Revocation(expires.to_bytes(8, "big"), expires, bytes(16))
+        notice = Revocation(expires.to_bytes(8, "big"), expires, bytes(32), b"", b"")
         state, _ = apply(state, DeltaHeard(NAMES[1], (), (), (notice,)), 0.0)
     state, actions = apply(state, Aged(150.0), 0.0)
     assert [notice.expires for notice in state.revoked.values()] == [200] and actions == []

@@ -78,7 +78,7 @@ def test_garbage_is_refused_with_one_error_type(garbage: object) -> None:
 @pytest.mark.parametrize(
     ("position", "value"),
     [
-        *((0, 3), (1, b"short"), (2, b""), (3, -1), (3, 2**60), (4, 1.5), (5, 3601), (5, 9), (6, 2**64 - 1), (7, b"")),
+        *((0, 4), (1, b"short"), (2, b""), (3, -1), (3, 2**60), (4, 1.5), (5, 3601), (5, 9), (6, 2**64 - 1), (7, b"")),
         *(
             (8, "dead"),
             (9, ["nowhere"]),
@@ -102,9 +102,9 @@ def test_fields_out_of_bounds_are_refused(position: int, value: Any) -> None:
 
 def test_a_future_format_is_told_apart() -> None:
     with pytest.raises(
-        PeerError, match="expected a record of format 2, found format 3; the older side needs an update"
+        PeerError, match="expected a record of format 3, found format 4; the older side needs an update"
     ):
-        parse_record_untrusted(forge(0, 3), SWARM, NOW)
+        parse_record_untrusted(forge(0, 4), SWARM, NOW)
 
 
 def test_another_encoding_of_the_same_record_is_refused() -> None:
@@ -138,7 +138,7 @@ def test_a_record_of_another_swarm_is_refused() -> None:
 def test_own_records_are_held_to_the_same_bounds() -> None:
     with pytest.raises(PeerError):
         sign_record(record(device="x" * 65), ANN.sign)
-    with pytest.raises(PeerError, match="at most 2048 bytes"):
-        sign_record(record(addresses=tuple((f"{'h' * 250}", 1000 + i) for i in range(8))), ANN.sign)
+    with pytest.raises(PeerError, match="at most 3072 bytes"):
+        sign_record(record(proof=bytes(1800), addresses=tuple((f"{'h' * 250}", 1000 + i) for i in range(8))), ANN.sign)
     with pytest.raises(PeerError):
         parse_record_untrusted(b"x" * (MAX_RECORD_BYTES + 1), SWARM, NOW)
