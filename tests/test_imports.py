@@ -46,9 +46,6 @@ NO_ENVIRONMENT_BUT = {
 
 DYNAMIC_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 
-MAX_LINES = 400
-WANTED_LINES = 300
-
 
 def sources() -> list[Path]:
     return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -223,13 +220,6 @@ def raised_elsewhere(path: Path) -> Iterator[str]:
 
 def test_untrusted_functions_raise_one_error_type() -> None:
     assert [place for path in sources() for place in raised_elsewhere(path)] == []
-
-
-def test_no_file_grows_beyond_one_idea() -> None:
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources()}
-    long = {name: n for name, n in lengths.items() if n > WANTED_LINES}
-    print(f"over {WANTED_LINES} lines, is each one idea? {long}" if long else "")
-    assert {name: n for name, n in long.items() if n > MAX_LINES} == {}
 
 
 def test_looking_at_a_swarm_loads_no_model_library() -> None:
