@@ -59,7 +59,7 @@ def killed() -> None:
     os._exit(9)
 
 
-SWARM = Membership.found(Identity.from_seed(bytes(32)).id, False)
+SWARM = Membership.found(Identity.from_seed(bytes(32)))
 
 
 def saved(version: int) -> Saved:
