@@ -71,7 +71,7 @@ def written_over(frame: Frame) -> list[Frame]:
         return [frame]
     keep = slice(0, len(rows) - 1)
     over = replace(rows, **{name: getattr(rows, name)[keep] for name in _ARRAYS}, want=np.zeros(len(rows) - 1, bool))
-    return [_swapped(frame, lambda rows: rows.position < len(PROMPT) - 1), replace(frame, seq=frame.seq + 1, rows=over)]
+    return [_swapped(frame, lambda rows: rows.position < len(PROMPT) - 1), replace(frame, rows=over)]
 
 
 _ARRAYS = ("slot", "position", "prefix", "ancestors", "token")
@@ -84,18 +84,21 @@ def _swapped(frame: Frame, where: Callable[[Any], Any]) -> Frame:
 
 
 def steer(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
-    """Every frame of this process leaves as `change` makes it; numbers of later ones move up where it adds some."""
-    give = RingLink._give
+    """Every frame of this process leaves as `change` makes it, numbered without a gap, as stages want it; the answer to
+    its first part is taken for the answer to the whole."""
+    give, take = RingLink._give, RingLink.take_answer
+    left: dict[tuple[int, int], list[int | None]] = {}
 
     async def changed(self: RingLink, frame: Frame) -> None:
-        for part in change(replace(frame, seq=2 * frame.seq)):
-            await give(self, part)
-
-    take = RingLink.take_answer
+        numbers = left.setdefault((id(self), frame.epoch), [])
+        for index, part in enumerate(change(frame)):
+            numbers.append(None if index else frame.seq)
+            await give(self, replace(part, seq=len(numbers) - 1))
 
     def taken(self: RingLink, answer: Any, message: Any) -> None:
-        if answer.seq % 2 == 0:
-            take(self, replace(answer, seq=answer.seq // 2), message)
+        number = left[(id(self), answer.epoch)][answer.seq]
+        if number is not None:
+            take(self, replace(answer, seq=number), message)
         elif self.account is not None:
             self.account.received(answer.seq, message)
 

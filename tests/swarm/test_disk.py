@@ -167,6 +167,7 @@ MAY_WRITE = {
     "swarm/cli/docs.py": "a page of this repository",
     "swarm/cli/verify.py": "a drawing that the user asked for",
     "draft/card.py": "a drafter in a folder of its own",
+    "swarm/ring/ordered.py": "appended to; a torn end is cut off",
     "draft/corpus.py": "a part, then renamed",
     "draft/distill.py": "a part, then renamed",
     "draft/trainer_state.py": "a part, then renamed",
