@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from swarm.errors import ModelError
 from swarm.events import Report, silent
-from swarm.model import gguf_file
-from swarm.model.gguf_tokenizer import gguf_tokenizer
+from swarm.model import gguf_split
+from swarm.model.gguf_tokenizer import gguf_end_tokens, gguf_tokenizer
 from swarm.model.manifest import Manifest
 from swarm.model.store import ModelStore
 
@@ -53,7 +53,7 @@ def load_tokenizer(
     """A model's tokenizer, chat template included where the model has one. Raises ModelError."""
     source = store.tokenizer_source(ref, report, offline)
     if source.is_file():
-        return gguf_tokenizer(gguf_file.read_header(source), source)
+        return gguf_tokenizer(gguf_split.read_set(source), source, report)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, local_files_only=True, trust_remote_code=False
@@ -65,9 +65,12 @@ def load_tokenizer(
 
 
 def end_tokens(checkpoint: Checkpoint, store: ModelStore, ref: str) -> frozenset[int]:
-    """Token ids that end a text: from generation_config.json where there is one, else from the config."""
+    """Token ids that end a text: from generation_config.json or a GGUF's metadata where there is one, else from the
+    config."""
     found = checkpoint.manifest.config.get("eos_token_id")
     source = store.tokenizer_source(ref, offline=True)
+    if source.is_file() and (ends := gguf_end_tokens(gguf_split.read_set(source))):
+        return ends
     if source.is_dir() and (source / "generation_config.json").is_file():
         try:
             found = json.loads((source / "generation_config.json").read_bytes()).get("eos_token_id", found)

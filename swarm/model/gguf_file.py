@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,22 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 
 
+READABLE = frozenset(
+    "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S "
+    "IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4".split()
+)
+"""Types of weights that can be unpacked; the `gguf` package names others too (integers, Q8_K of activations, Q1_0)."""
+
+
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A tensor's place: `shape` rows first; `offset` in bytes from the start of the file."""
+    """A tensor's place: `shape` rows first; `offset` in bytes from the start of the file `path`."""
 
     shape: tuple[int, ...]
     kind: str
     offset: int
     nbytes: int
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,12 @@ def read_header(path: Path) -> GGUFHeader:
     except OSError as exc:
         raise ModelError(f"cannot read {path}: {exc.strerror}") from exc
     try:
-        return _parse(_Cursor(memoryview(data)), size)
+        return _parse(_Cursor(memoryview(data)), size, path)
     except (ValueError, KeyError, struct.error, MemoryError, OverflowError) as exc:
         raise ModelError(f"{path} is not a whole GGUF file ({exc}); fetch it again") from exc
 
 
-def _parse(cursor: _Cursor, size: int) -> GGUFHeader:
+def _parse(cursor: _Cursor, size: int, path: Path) -> GGUFHeader:
     if bytes(cursor.take(4)) != b"GGUF":
         raise ValueError("it does not start with GGUF")
     version, tensor_count, key_count = cursor.number("<I"), cursor.number("<Q"), cursor.number("<Q")
@@ -102,7 +110,7 @@ def _parse(cursor: _Cursor, size: int) -> GGUFHeader:
         metadata[key] = cursor.value(cursor.number("<I"))
     found: dict[str, GGUFTensor] = {}
     for _ in range(tensor_count):
-        name, tensor = _tensor(cursor)
+        name, tensor = _tensor(cursor, path)
         if name in found:
             raise ValueError(f"tensor {name} twice")
         found[name] = tensor
@@ -110,22 +118,26 @@ def _parse(cursor: _Cursor, size: int) -> GGUFHeader:
     if not isinstance(align, int) or align <= 0 or align & (align - 1):
         raise ValueError(f"alignment {align}")
     start = -(-cursor.at // align) * align
-    placed = {n: GGUFTensor(t.shape, t.kind, start + t.offset, t.nbytes) for n, t in found.items()}
+    placed = {n: replace(t, offset=start + t.offset) for n, t in found.items()}
     for name, tensor in placed.items():
         if tensor.offset + tensor.nbytes > size:
             raise ValueError(f"{name} ends beyond the file's {size} bytes")
     return GGUFHeader(metadata, placed)
 
 
-def _tensor(cursor: _Cursor) -> tuple[str, GGUFTensor]:
+def _tensor(cursor: _Cursor, path: Path) -> tuple[str, GGUFTensor]:
     name = cursor.text()
     dims = cursor.number("<I")
     if dims > 8:
         raise ValueError(f"{name} has {dims} dimensions")
     shape = tuple(reversed([int(cursor.number("<Q")) for _ in range(dims)]))
-    kind = gguf.GGMLQuantizationType(cursor.number("<I"))
+    number = cursor.number("<I")
+    try:
+        kind = gguf.GGMLQuantizationType(number)
+    except ValueError:
+        raise ValueError(f"{name} is of type {number}, which this version does not know") from None
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     elements = math.prod(shape)
     if not shape or shape[-1] % block:
         raise ValueError(f"{name} of shape {list(shape)} does not divide into blocks of {block}")
-    return name, GGUFTensor(shape, kind.name, int(cursor.number("<Q")), elements // block * block_bytes)
+    return name, GGUFTensor(shape, kind.name, int(cursor.number("<Q")), elements // block * block_bytes, path)

@@ -1,107 +1,128 @@
-"""GGUF in the words of transformers: config from metadata, tensor names, and the order of rotary rows."""
+"""GGUF tensors in the words of transformers: names, shapes, and the layout that the converter of GGUF changed.
+
+Names come from transformers' own table, asked with a model that is built without memory; every tensor of the file
+must be one that the model has, and every tensor of the model must be in the file.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from swarm.errors import ModelError
-from swarm.model.gguf_file import GGUFHeader
+from swarm.model.gguf_file import READABLE, GGUFHeader, GGUFTensor
+from swarm.model.gguf_layout import transposed
+from swarm.model.weights import make_config
 
-_FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-"""GGUF architecture -> transformers class. GGUF files of Mistral models call themselves "llama", rightly."""
+_CONSUMED = ("rope_freqs.weight",)
+"""Tensors that became part of the config."""
 
-_OUTER = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_INNER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_EXPERTS = re.compile(r"(blk\.\d+\.ffn_(gate|up|down)_exps)\.weight")
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+_SCALE = re.compile(r"(blk\.\d+\.\w+|output|token_embd)\.scale")
 
 
-def transformers_name(name: str) -> str | None:
-    """The transformers name of a GGUF tensor; None for one that no supported family has."""
-    if name in _OUTER:
-        return _OUTER[name]
-    found = _BLOCK.fullmatch(name)
-    if found is None or found.group(2) not in _INNER:
-        return None
-    return f"model.layers.{int(found.group(1))}.{_INNER[found.group(2)]}.{found.group(3)}"
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of a GGUF tensor that are one tensor of the model: name and shape there, offset from the file's start."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    offset: int
+    nbytes: int
+    source: GGUFTensor
 
 
-def transformers_config(header: GGUFHeader, where: str) -> dict[str, Any]:
-    """A config.json for a GGUF file, from its metadata. Raises ModelError for a family that is not known here."""
-    metadata = header.metadata
-    family = metadata.get("general.architecture")
-    if family not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
-        raise ModelError(f"{where} is a GGUF of architecture {family!r}, expected one of {known}; use safetensors")
-    scaling = metadata.get(f"{family}.rope.scaling.type", "none")
-    if "rope_freqs.weight" in header.tensors or scaling != "none" or f"{family}.expert_count" in metadata:
-        raise ModelError(f"{where} uses rope scaling or experts, which are not read from GGUF; use safetensors")
-    try:
-        return _config(metadata, header, str(family))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
-        raise ModelError(f"{where} lacks metadata or has it in another form: {exc}; fetch it again") from exc
-
-
-def _config(metadata: Mapping[str, Any], header: GGUFHeader, family: str) -> dict[str, Any]:
-    def number(key: str) -> int:
-        return int(metadata[f"{family}.{key}"])
-
-    def real(key: str) -> float:  # a float32 in the file; its shortest text is the value that was meant
-        return float(str(np.float32(metadata[f"{family}.{key}"])))
-
-    heads = number("attention.head_count")
-    config: dict[str, Any] = {
-        "model_type": family,
-        "architectures": [_FAMILIES[family]],
-        "hidden_size": number("embedding_length"),
-        "intermediate_size": number("feed_forward_length"),
-        "num_hidden_layers": number("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": int(metadata.get(f"{family}.attention.head_count_kv", heads)),
-        "head_dim": int(metadata.get(f"{family}.attention.key_length", number("embedding_length") // heads)),
-        "max_position_embeddings": number("context_length"),
-        "rms_norm_eps": real("attention.layer_norm_rms_epsilon"),
-        "rope_theta": real("rope.freq_base") if f"{family}.rope.freq_base" in metadata else 10000.0,
-        "vocab_size": header.tensors["token_embd.weight"].shape[0],
-        "tie_word_embeddings": "output.weight" not in header.tensors,
-        "hidden_act": "silu",
-        "attention_bias": "blk.0.attn_q.bias" in header.tensors,
+def pieces(header: GGUFHeader, config: Mapping[str, Any], where: str) -> list[Piece]:
+    """The model's tensors in a GGUF file. Stacked experts come apart, one piece each: that is how transformers saves
+    them, and each is a run of bytes of its own. Raises ModelError naming the tensor that does not belong."""
+    _check_kinds(header, where)
+    _check_blocks(header, config, where)
+    names, shapes = _model_names(header, config, where)
+    found: dict[str, Piece] = {}
+    for stored, tensor in header.tensors.items():
+        if stored in _CONSUMED:
+            continue
+        for piece in _pieces(stored, tensor, names, config):
+            expected = shapes.get(piece.name)
+            if expected is None and stored not in names and not _EXPERTS.fullmatch(stored):
+                raise ModelError(
+                    f"{where} has a tensor {stored} that its architecture should not have; use safetensors"
+                )
+            if expected is not None and expected != piece.shape:
+                raise ModelError(
+                    f"{stored} in {where} has shape {list(piece.shape)}, its metadata says {list(expected)}: "
+                    "the file is damaged or made for something else"
+                )
+            found[piece.name] = piece
+    given = {names[n] for n in header.tensors if n in names} | {
+        names[m.group(1)] for n in header.tensors if (m := _EXPERTS.fullmatch(n)) and m.group(1) in names
     }
-    for name in ("bos", "eos", "padding"):
-        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if isinstance(token, int):
-            config[f"{'pad' if name == 'padding' else name}_token_id"] = token
-    return config
+    reverse = {hf: stored for stored, hf in names.items()}
+    for name in shapes:
+        if name not in given and not (name == "lm_head.weight" and config["tie_word_embeddings"]):
+            raise ModelError(f"{where} lacks the tensor {reverse.get(name, name)}: it is not whole, or use safetensors")
+    return list(found.values())
 
 
-def restore_rows(name: str, tensor: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
-    """Undo the row order that GGUF gives to the rotary projections of the Llama family.
+def _check_kinds(header: GGUFHeader, where: str) -> None:
+    for stored, tensor in header.tensors.items():
+        if tensor.kind not in READABLE:
+            raise ModelError(
+                f"{stored} in {where} is stored as {tensor.kind}, which cannot be read; take a file of another type, "
+                "such as Q4_K_M or Q8_0"
+            )
 
-    GGUF interleaves the two halves of each head's rotary dimensions; transformers keeps them apart. Only `q_proj`
-    and `k_proj` (weight [rows, in] or bias [rows]) are concerned; any other tensor comes back as it is.
-    """
-    if config["model_type"] != "llama" or not (".q_proj." in name or ".k_proj." in name):
-        return tensor
-    heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
-    rest = tensor.shape[1:]
-    return tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *rest).transpose(1, 2).reshape(tensor.shape)
+
+def _check_blocks(header: GGUFHeader, config: Mapping[str, Any], where: str) -> None:
+    """The layers that there are must be those that the metadata says, before a model of that depth is built."""
+    layers = int(config.get("num_hidden_layers", config.get("n_layer", 0)))
+    held = {int(m.group(1)) for n in header.tensors if (m := _BLOCK.match(n))}
+    if len(held) != layers or held != set(range(layers)):
+        raise ModelError(f"{where} holds {len(held)} layers, its metadata says {layers}: it is not whole")
+
+
+def _model_names(
+    header: GGUFHeader, config: Mapping[str, Any], where: str
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """GGUF name -> transformers name, and transformers name -> shape, of the model that the config describes."""
+    family = str(header.metadata["general.architecture"])
+    whole = make_config(config, where)
+    layers = int(whole.num_hidden_layers)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(whole)]
+    try:
+        with torch.device("meta"):
+            model = kind._from_config(whole)
+        processor = TENSOR_PROCESSORS.get(family, TensorProcessor)(config=dict(config))
+        names: dict[str, str] = get_gguf_hf_weights_map(model, processor, family, layers)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, ZeroDivisionError) as exc:
+        raise ModelError(f"the metadata of {where} does not make a model: {exc}".splitlines()[0]) from exc
+    return names, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _pieces(stored: str, tensor: GGUFTensor, names: Mapping[str, str], config: Mapping[str, Any]) -> list[Piece]:
+    experts = _EXPERTS.fullmatch(stored)
+    if experts and experts.group(1) in names and len(tensor.shape) == 3:
+        layer = names[experts.group(1)].rpartition(".")[0]
+        count, size = tensor.shape[0], tensor.nbytes // tensor.shape[0]
+        return [
+            Piece(
+                f"{layer}.{i}.{experts.group(2)}_proj.weight", tensor.shape[1:], tensor.kind, tensor.offset + i * size,
+                size, tensor,
+            )
+            for i in range(count)
+        ]  # fmt: skip
+    name = names.get(stored, stored)
+    shape = tensor.shape
+    if transposed(name, config):
+        shape = shape[::-1]
+    elif name.endswith(".shared_expert_gate.weight") and len(shape) == 1:
+        shape = (1, *shape)
+    return [Piece(name, shape, tensor.kind, tensor.offset, tensor.nbytes, tensor)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from swarm.errors import ModelError
 from swarm.events import Progress, Report, silent
-from swarm.model import gguf_file, gguf_map, safetensors_file
+from swarm.model import gguf_config, gguf_map, gguf_split, safetensors_file
 from swarm.model.files import inside, keep, read_bounded, sha256_file
 from swarm.model.manifest import Manifest, TensorEntry, architecture, canonical_json, parse_manifest
 from swarm.model.weights import FileCheckpoint, Place
@@ -27,21 +27,20 @@ SINGLE = "model.safetensors"
 
 
 def open_gguf(path: Path, name: str, kept: Path, report: Report = silent) -> FileCheckpoint:
-    """A GGUF file as a checkpoint. `kept`: folder for the manifest. Raises ModelError."""
-    header = gguf_file.read_header(path)
-    config = architecture(gguf_map.transformers_config(header, str(path)))
+    """A GGUF file, or the set of files that `path` is a part of, as a checkpoint. The manifest does not depend on how
+    the model is split. `kept`: folder for the manifest. Raises ModelError."""
+    header = gguf_split.read_set(path)
+    config = architecture(gguf_config.transformers_config(header, str(path)))
     places: dict[str, Place] = {}
     entries: list[TensorEntry] = []
-    for stored, tensor in header.tensors.items():
-        known = gguf_map.transformers_name(stored)
-        if known is None:
-            raise ModelError(f"{path} has a tensor {stored} that its architecture should not have; use safetensors")
-        places[known] = Place(path, tensor.offset)
-        entries.append(TensorEntry(known, tensor.shape, f"gguf:{tensor.kind}", tensor.nbytes, "0" * 64))
-    manifest = _recall(kept, [path], name)
-    if manifest is None:
+    for piece in gguf_map.pieces(header, config, str(path)):
+        places[piece.name] = Place(piece.source.path, piece.offset)
+        entries.append(TensorEntry(piece.name, piece.shape, f"gguf:{piece.kind}", piece.nbytes, "0" * 64))
+    files = sorted({tensor.path for tensor in header.tensors.values()} | {path})
+    manifest = _recall(kept, files, name)
+    if manifest is None or manifest.config != config or {e.name for e in entries} != set(manifest.entries):
         manifest = Manifest(name, config, tuple(_digested(path, entries, places, report)))
-        _keep(kept, [path], manifest)
+        _keep(kept, files, manifest)
     return FileCheckpoint(manifest, places)
 
 
@@ -50,18 +49,22 @@ def _digested(
 ) -> list[TensorEntry]:
     """The entries with the SHA-256 of their stored bytes."""
     total, done, result = sum(e.nbytes for e in entries), 0, []
-    try:
-        with path.open("rb") as file:
-            for entry in sorted(entries, key=lambda e: places[e.name].offset):
-                file.seek(places[entry.name].offset)
-                digest = hashlib.sha256()
-                for start in range(0, entry.nbytes, 4 << 20):
-                    digest.update(file.read(min(4 << 20, entry.nbytes - start)))
-                done += entry.nbytes
-                report(Progress("load", f"digests of {path.name}", done, total))
-                result.append(replace(entry, digest=digest.hexdigest()))
-    except OSError as exc:
-        raise ModelError(f"cannot read {path}: {exc.strerror}") from exc
+    by_file: dict[Path, list[TensorEntry]] = {}
+    for entry in sorted(entries, key=lambda e: places[e.name].offset):
+        by_file.setdefault(places[entry.name].path, []).append(entry)
+    for source in sorted(by_file):
+        try:
+            with source.open("rb") as file:
+                for entry in by_file[source]:
+                    file.seek(places[entry.name].offset)
+                    digest = hashlib.sha256()
+                    for start in range(0, entry.nbytes, 4 << 20):
+                        digest.update(file.read(min(4 << 20, entry.nbytes - start)))
+                    done += entry.nbytes
+                    report(Progress("load", f"digests of {path.name}", done, total))
+                    result.append(replace(entry, digest=digest.hexdigest()))
+        except OSError as exc:
+            raise ModelError(f"cannot read {source}: {exc.strerror}") from exc
     return result
 
 

@@ -23,6 +23,7 @@ from swarm.events import Report, silent
 from swarm.model import local
 from swarm.model.blobs import open_blobs
 from swarm.model.files import keep
+from swarm.model.gguf_split import part_names
 from swarm.model.hub import HubModel
 from swarm.model.manifest import Manifest, read_manifest
 from swarm.model.weights import FileCheckpoint
@@ -170,8 +171,10 @@ class ModelStore:
                 fetch_default(path, report, offline)
             return path
         path = Path(ref).expanduser()
-        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-            return path.resolve()
+        if path.is_dir():
+            return _gguf_of(path.resolve()) or path.resolve()
+        if path.is_file() and path.suffix == ".gguf":
+            return path.absolute()  # links stay: the parts of a set lie beside the name that was given
         raise ModelError(
             f"no model {ref!r}: expected {DEFAULT_MODEL}, a folder with config.json and safetensors, "
             "a .gguf file, or a hub id such as org/name"
@@ -185,3 +188,14 @@ class ModelStore:
 
 def _plain_name(ref: str) -> str:
     return ref if ref == DEFAULT_MODEL else Path(ref).expanduser().resolve().name
+
+
+def _gguf_of(folder: Path) -> Path | None:
+    """The GGUF model of a folder that holds one and no config.json. Raises ModelError when it holds several."""
+    if (folder / "config.json").is_file():
+        return None
+    sets = sorted({part_names(path.name)[0] for path in folder.glob("*.gguf")})
+    if len(sets) > 1:
+        raise ModelError(f"{folder} holds {len(sets)} GGUF models ({', '.join(sets[:5])}): name one of the files")
+    present = sorted(folder.glob("*.gguf"))
+    return present[0] if sets else None

@@ -20,7 +20,7 @@ import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from swarm.errors import ModelError
-from swarm.model.gguf_map import restore_rows
+from swarm.model.gguf_layout import layout
 from swarm.model.manifest import Manifest, TensorEntry
 from swarm.model.safetensors_file import DTYPES
 
@@ -81,7 +81,7 @@ def decode(entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config
     except (KeyError, NotImplementedError) as exc:
         raise ModelError(f"{entry.name} is stored as {entry.format}, which cannot be read; use another file") from exc
     tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(entry.shape)
-    return restore_rows(entry.name, tensor, config)
+    return layout(entry.name, entry.shape, config).apply(tensor)
 
 
 class _Mapped:

@@ -17,7 +17,7 @@ from swarm.model.checkpoint import load_tokenizer, open_model
 from swarm.model.local import open_folder, open_gguf
 from swarm.model.manifest import parse_manifest
 from swarm.model.store import ModelStore
-from tests.swarm.model.test_store import write_gguf
+from tests.swarm.model.gguf_files import write_gguf
 from tests.swarm.model.tiny import CPU, random_model, tiny_config
 
 
@@ -27,7 +27,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     config.intermediate_size = 6000  # over a chunk in one tensor
     model = random_model(config)
     if request.param == "gguf":
-        write_gguf(tmp_path / "m.gguf", model, "llama", permute=True)
+        write_gguf(tmp_path / "m.gguf", model, "llama")
         return open_gguf(tmp_path / "m.gguf", "m", tmp_path / "kept")
     model.save_pretrained(tmp_path / "m", max_shard_size="5MB")
     return open_folder(tmp_path / "m", "m", tmp_path / "kept")

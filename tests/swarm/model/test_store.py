@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -156,55 +155,6 @@ def test_layers_outside_the_model_are_refused(folder: Path, store: ModelStore) -
         open_model(str(folder), store, layers=(2, 9))
 
 
-def write_gguf(path: Path, model: Any, arch: str, permute: bool) -> None:
-    """A GGUF of a tiny model as the usual converter lays it out."""
-    config = model.config
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    if getattr(config, "head_dim", None):
-        writer.add_key_length(config.head_dim)
-    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), config.num_hidden_layers)
-    for name, weight in model.state_dict().items():
-        data = weight.numpy()
-        if permute and (".q_proj." in name or ".k_proj." in name):
-            heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
-            data = (
-                data.reshape(heads, 2, data.shape[0] // heads // 2, *data.shape[1:]).swapaxes(1, 2).reshape(data.shape)
-            )
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(data))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_a_gguf_computes_like_the_model_it_was_made_from(family: str, tmp_path: Path, store: ModelStore) -> None:
-    config = tiny_config(family)
-    if family == "qwen2":  # windows are not in the metadata of this family
-        config.use_sliding_window, config.sliding_window = False, None
-        config.layer_types = ["full_attention"] * 6
-    model = random_model(config)
-    path = tmp_path / "tiny.gguf"
-    write_gguf(path, model, family, permute=family == "llama")
-    checkpoint = open_model(str(path), store)
-    torch.testing.assert_close(logits_of(checkpoint, (0, 3, 6)), plain(model), rtol=0, atol=2e-5)
-    name = "model.layers.1.mlp.up_proj.weight"
-    entry = checkpoint.manifest.entries[name]
-    assert entry.format == "gguf:F32"
-    stored = checkpoint.export_tensor_bytes(name, 0, entry.nbytes)
-    assert np.array_equal(np.frombuffer(stored, np.float32).reshape(entry.shape), model.state_dict()[name].numpy())
-    with pytest.raises(ModelError, match="wanted, which has"):
-        checkpoint.export_tensor_bytes(name, 8, entry.nbytes)
-
-
 def test_ggufs_that_are_not_read_say_so(tmp_path: Path, store: ModelStore) -> None:
     path = tmp_path / "x.gguf"
     writer = gguf.GGUFWriter(path, "mamba")
@@ -212,7 +162,7 @@ def test_ggufs_that_are_not_read_say_so(tmp_path: Path, store: ModelStore) -> No
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelError, match="architecture 'mamba', expected one of llama, qwen2, qwen3"):
+    with pytest.raises(ModelError, match="architecture 'mamba', expected one of .*llama.*; use safetensors"):
         open_model(str(path), store)
     path.write_bytes(b"not a model")
     with pytest.raises(ModelError, match="not a whole GGUF"):
