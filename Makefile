@@ -2,6 +2,7 @@
 #   make demo    start three nodes on this machine, generate, verify the receipt
 #   make test    the tests;   make lint, make types: the style and the type checks;   make check: all of them
 #   make fuzz    a coverage-guided minute for every parser;   make soak: the long tests
+#   make sweep   every model class of transformers against itself, cut; remakes docs/models.md (long)
 #   make bench   the benchmarks (long);   make clean: remove what make made
 # Another Python: make PYTHON=python3.12 demo.   Other words for pip: make PIP_ARGS='--index-url ...' demo.
 
@@ -12,14 +13,14 @@ DEMO_ARGS ?=
 BIN      := .venv/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint types check fuzz soak bench clean
+.PHONY: demo test lint types check fuzz soak sweep bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
 	$(BIN)/swarm demo $(DEMO_ARGS)
 
 test: .venv/.test
-	$(BIN)/python -m pytest -m "not soak and not gpu and not fuzz" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not soak and not sweep and not gpu and not fuzz" $(PYTEST_ARGS)
 
 lint: .venv/.test
 	$(BIN)/ruff format --check .
@@ -35,6 +36,9 @@ fuzz: .venv/.fuzz
 
 soak: .venv/.test
 	$(BIN)/python -m pytest -m "soak and not gpu" $(PYTEST_ARGS)
+
+sweep: .venv/.test
+	$(BIN)/python -m tests.models --write
 
 bench: .venv/.bench
 	$(BIN)/python -m tests.bench.ring_pass

@@ -78,7 +78,14 @@ class Requester:
         self._routes = Routes(board, gossip, self.manifest, config.rules, target.drafters.step_ms)
         self.desk = Desk(
             board,
-            TargetFacts(self.manifest.digest, self.manifest.context, target.eos, target.decode),
+            TargetFacts(
+                self.manifest.digest,
+                self.manifest.context,
+                target.eos,
+                target.decode,
+                self.manifest.prompt_limit,
+                self.manifest.vocab_size,
+            ),
             self._routes.plan,
             target.drafters,
             self._routes.costs,

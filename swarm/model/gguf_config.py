@@ -163,6 +163,9 @@ def _config(keys: Keys, header: GGUFHeader, family: Family) -> dict[str, Any]:
         token = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
         if isinstance(token, int):
             config[f"{'pad' if name == 'padding' else name}_token_id"] = token
+    if keys.family not in ("llama", "qwen2", "qwen3"):  # whose classes assume no padding either
+        for name in ("bos", "eos", "pad"):
+            config.setdefault(f"{name}_token_id", None)
     _rope(keys, header, family, config)
     family.extra(keys, header, config)
     return config
@@ -301,13 +304,11 @@ def _experts(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
     norm = keys.get("expert_weights_norm")
     if isinstance(norm, bool):
         config["norm_topk_prob"] = norm
-    gates = [i for i in range(config["num_hidden_layers"]) if f"blk.{i}.ffn_gate_exps.weight" not in header.tensors]
-    config["mlp_only_layers"] = gates
-    config["decoder_sparse_step"] = 1
-    width = header.tensors[next(n for n in header.tensors if n.endswith(".ffn_gate_exps.weight"))].shape[1]
+    config["mlp_only_layers"], config["decoder_sparse_step"] = [], 1  # the architecture has no dense layers
+    width = header.tensors["blk.0.ffn_gate_exps.weight"].shape[1]
     config["moe_intermediate_size"] = keys.number("expert_feed_forward_length", width)
     if keys.family == "qwen2moe":
-        shared = next(t for n, t in header.tensors.items() if n.endswith(".ffn_gate_shexp.weight"))
+        shared = header.tensors["blk.0.ffn_gate_shexp.weight"]
         config["shared_expert_intermediate_size"] = keys.number("expert_shared_feed_forward_length", shared.shape[0])
         config["qkv_bias"] = _any(header, "attn_q.bias")
     else:

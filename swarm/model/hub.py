@@ -262,6 +262,24 @@ class HubModel:
             ) from exc
 
 
+def fetch_by_digest(repo: str, digest: str, target: Path, endpoint: str | None, report: Report) -> None:
+    """Put the file of a repository that has this SHA-256 at `target`; nothing is fetched unless the hub lists one.
+    Raises ModelError."""
+    model = HubModel(repo, target.parent, endpoint, target.parent / "hub")
+    if huggingface_hub.is_offline_mode():
+        raise ModelError("HF_HUB_OFFLINE is set")
+    info = model._call(lambda: model.api.model_info(repo, files_metadata=True, timeout=_TIMEOUT_S))
+    names = [s.rfilename for s in info.siblings or () if s.lfs is not None and s.lfs.sha256 == digest]
+    if not names:
+        raise ModelError(f"{repo} has no file with SHA-256 {digest[:12]}... any more")
+    target.unlink(missing_ok=True)
+    found = model._get(names[0], str(info.sha), report)
+    try:
+        found.resolve().replace(target)
+    except OSError as exc:
+        raise ModelError(f"cannot write {target}: {exc.strerror}; free space or choose another --models") from exc
+
+
 class _Unreachable(ModelError):
     """No answer from the hub; what was pulled before may still serve."""
 

@@ -24,7 +24,8 @@ from swarm.model.kvcache import KVShape
 from swarm.model.manifest import Manifest
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.prune import Shape, check_config, cut, inner_model, join, layer_list, unfit
-from swarm.model.state import read_state
+from swarm.model.rope import settle_rope
+from swarm.model.state import read_state, unconsumed
 
 PIECE_BYTES = 2 << 30
 
@@ -74,6 +75,7 @@ def load_layers(
     for module in inner_model(model).modules():
         if hasattr(module, "layer_idx"):
             setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
+    settle_rope(inner_model(model), kind.__name__)
     _, layers = layer_list(model, kind.__name__)
     edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers)
     tried = _try_once(model, shape, attending, edges, device, dtype)
@@ -121,12 +123,29 @@ def model_class(config: Any, model: str) -> type[Any]:
     if quantised:
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
         raise ModelError(f"{model} is quantised ({method}), which is read from GGUF alone; use its unquantised weights")
+    _check_architecture(config, kind, model)
     check_config(config, name)
     if not getattr(kind, "_supports_attention_backend", False):
         raise unfit(name, "its attention function cannot be replaced")
     if "logits_to_keep" not in inspect.signature(kind.forward).parameters:
         raise unfit(name, "it cannot give logits for chosen rows")
     return kind  # type: ignore[no-any-return]
+
+
+def _check_architecture(config: Any, kind: type[Any], model: str) -> None:
+    """Refuse a model whose files name another class than its type has: a head of another kind, or code of its own."""
+    own = getattr(config, "auto_map", None) or {}
+    code = own.get("AutoModelForCausalLM") if isinstance(own, dict) else None
+    named = [str(code).rpartition(".")[2]] if code else []
+    named += [str(a) for a in getattr(config, "architectures", None) or ()]
+    # A model saved without its head names its inner class.
+    other = [a for a in named if a != kind.__name__ and (a.endswith("LMHeadModel") or not a.endswith("Model"))]
+    if other:
+        raise ModelError(
+            f"{model} is a {other[0]}, but its type {config.model_type} is {kind.__name__}"
+            + (" and code shipped with a model is never run" if code else "")
+            + "; use a model whose class this transformers has"
+        )
 
 
 def _pruned_class(kind: type[Any], shape: Shape) -> type[Any]:
@@ -166,6 +185,11 @@ def _fill(part: type[Any], config: Any, state: dict[str, torch.Tensor], model: s
     missing = sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]
     if missing:
         raise ModelError(f"{model} lacks {missing[0]} or has it in another shape ({len(missing)} such); pull it again")
+    if extra := unconsumed(str(key) for key in info["unexpected_keys"]):
+        raise ModelError(
+            f"{model} has {extra[0]}, which {part.__name__} does not take ({len(extra)} such): its config is of "
+            "another architecture, or this transformers is too old for it"
+        )
     return filled  # type: ignore[no-any-return]
 
 

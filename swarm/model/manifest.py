@@ -61,6 +61,11 @@ def layer_of(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
+def is_embedding(name: str) -> bool:
+    """Is it read where token ids come in?"""
+    return _EMBEDDING.search(name) is not None
+
+
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json without the keys that differ between copies of one model."""
     return {key: config[key] for key in sorted(config) if key not in VOLATILE}
@@ -122,6 +127,16 @@ class Manifest:
         """Positions the model was made for."""
         return self._int("max_position_embeddings", "n_positions", "n_ctx")
 
+    @property
+    def prompt_limit(self) -> int:
+        """Longest prompt whose text is the reference's. Below the context only for `longrope`, which rotates a longer
+        prompt by other frequencies than a text that grew to that length (see rope.py)."""
+        rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+            return self.context
+        switch = rope.get("original_max_position_embeddings", self.config.get("original_max_position_embeddings"))
+        return min(self.context, switch) if isinstance(switch, int) and switch > 0 else self.context
+
     @cached_property
     def _by_layer(self) -> Mapping[int | None, tuple[TensorEntry, ...]]:
         layers: dict[int | None, list[TensorEntry]] = {}
@@ -141,7 +156,7 @@ class Manifest:
         outer = self._by_layer.get(None, ())
         shared = not any(_HEAD.search(t.name) for t in outer)
         for entry in outer:
-            if _EMBEDDING.search(entry.name):
+            if is_embedding(entry.name):
                 wanted = first == 0 or (shared and last == self.n_layers)
             else:
                 wanted = last == self.n_layers

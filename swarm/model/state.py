@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
 from swarm.errors import ModelError
 from swarm.model.checkpoint import Checkpoint
-from swarm.model.manifest import layer_of
+from swarm.model.manifest import is_embedding, layer_of
 from swarm.model.prune import Shape
+
+_RENAMED = {"embed_out.weight": "lm_head.weight"}
+"""Outer tensors by the names that older files have for them (GPT-NeoX)."""
+
+_HARMLESS = re.compile(
+    r"(?:rotary_emb|rotary_pos_emb|rope)\.(?:inv_freq|cos_cached|sin_cached)$|\.(?:attn|attention)\.(?:masked_)?bias$"
+)
+"""Buffers that files carry and models compute themselves: rotary frequencies, and causal masks named biases."""
+
+
+def unconsumed(names: Iterable[str]) -> list[str]:
+    """Of tensors that a model did not take, those that it should have taken: leaving one out changes what it says."""
+    return sorted(name for name in names if not _HARMLESS.search(name))
 
 
 def read_state(
@@ -35,8 +48,10 @@ def read_state(
         if layer is not None:
             target = re.sub(rf"\.{layer}\.", f".{layer - shape.first}.", name, count=1)
             wanted.setdefault(layer, []).append((entry.name, target))
-        elif name in expected:
-            wanted.setdefault(shape.first, []).append((entry.name, name))
+        elif name in expected or not is_embedding(entry.name):
+            # What nobody expects is read as well: the model's own renamings may know it, or it is refused by name.
+            target = name if name in expected else _RENAMED.get(name, name)
+            wanted.setdefault(shape.first, []).append((entry.name, target))
     if "lm_head.weight" in expected and not any(t == "lm_head.weight" for w in wanted.values() for _, t in w):
         if checkpoint.config.tie_word_embeddings and shape.first > 0:
             wanted.setdefault(shape.first, []).append((_embedding(checkpoint), "lm_head.weight"))

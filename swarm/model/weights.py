@@ -119,7 +119,17 @@ def make_config(values: Mapping[str, Any], model: str) -> PretrainedConfig:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"{model} is of type {kind!r}, which this transformers does not know; try a newer one")
     try:
-        config = CONFIG_MAPPING[kind].from_dict(dict(values))
+        config = CONFIG_MAPPING[kind].from_dict(_floats(values))
     except Exception as exc:  # config classes validate in ways of their own
         raise ModelError(f"the config of {model} does not fit its type {kind}: {exc}".splitlines()[0]) from exc
     return config
+
+
+def _floats(value: Any) -> Any:
+    """JSON has no infinities: transformers writes `{"__float__": "Infinity"}` for one, and its `from_dict` does not
+    read it back."""
+    if isinstance(value, Mapping):
+        if set(value) == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {key: _floats(item) for key, item in value.items()}
+    return [_floats(item) for item in value] if isinstance(value, list | tuple) else value

@@ -16,12 +16,18 @@ from swarm.ring.text import Decode
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text."""
+    """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text.
+
+    prompt_limit  longest prompt that the model answers as the reference does; None: the context
+    vocab_size    token ids are below it; None: not known
+    """
 
     model: str
     context: int
     eos: frozenset[int]
     decode: Decode
+    prompt_limit: int | None = None
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)

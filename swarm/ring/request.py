@@ -134,6 +134,18 @@ class Desk:
         prompt, context = len(request.prompt_ids), self.target.context
         if prompt >= context:
             raise UsageError(f"the prompt has {prompt} tokens, but the model's context holds {context}; shorten it")
+        limit, vocab = self.target.prompt_limit, self.target.vocab_size
+        if limit is not None and prompt > limit:
+            raise UsageError(
+                f"the prompt has {prompt} tokens; this model's rotary frequencies (longrope) change for prompts over "
+                f"{limit}, which a ring does not compute yet: shorten it"
+            )
+        beyond = [] if vocab is None else [i for i in request.prompt_ids if not 0 <= i < vocab]
+        if beyond:
+            raise UsageError(
+                f"the prompt holds token id {beyond[0]}, expected 0 to {vocab - 1 if vocab else 0}: the tokenizer has "
+                "tokens that the model's embedding lacks; use the model's own tokenizer, or leave that token out"
+            )
 
     async def _guarded(
         self, request: RunRequest, receipt: Path | None, events: asyncio.Queue[RunEvent | BaseException]

@@ -1,30 +1,58 @@
-"""The whole sweep, and `docs/models.md` from it: `python -m tests.models [CASE ...]`."""
+"""The whole sweep, and `docs/models.md` from it: `python -m tests.models [--write] [CASE ...]`."""
 
 from __future__ import annotations
 
+import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tests.models.configs import VARIANTS, all_types
-from tests.models.sweep import sweep
+from tests.models.configs import VARIANTS, all_types, class_name
+from tests.models.sweep import CRASH, EXACT, WRONG, Found, sweep
+from tests.models.table import DOC, table
+
+DEADLINE_S = 120
+"""Of one case; what takes longer counts as crashed."""
 
 
-def main(chosen: list[str]) -> int:
+def both(case: str) -> Found:
+    """The case in float32 and, where that is exact, in bfloat16."""
+    found = Found(case, class_name(case.split("-")[0]), CRASH, "not tried")
+    for dtype in (torch.float32, torch.bfloat16):
+        with tempfile.TemporaryDirectory() as folder:
+            found = sweep(case, Path(folder), dtype)
+        if found.verdict != EXACT:
+            reason = found.reason if dtype == torch.float32 else f"bfloat16: {found.reason}"
+            return Found(case, found.name, found.verdict, reason)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.models", description=__doc__)
+    parser.add_argument("cases", nargs="*", help="model types or variants (default: all)")
+    parser.add_argument("--write", action="store_true", help=f"write {DOC} from what was found")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    faults = 0
-    for case in chosen or [*all_types(), *VARIANTS]:
-        for dtype in (torch.float32, torch.bfloat16):
-            with tempfile.TemporaryDirectory() as folder:
-                found = sweep(case, Path(folder), dtype)
-            print(case, str(dtype)[6:], found.verdict, found.reason, sep="\t", flush=True)
-            faults += found.verdict in ("wrong", "crash")
-            if found.verdict != "exact":
-                break
-    return int(faults > 0)
+    found: list[Found] = []
+    signal.signal(signal.SIGALRM, _late)
+    for case in arguments.cases or [*all_types(), *VARIANTS]:
+        signal.alarm(DEADLINE_S)
+        one = both(case)
+        signal.alarm(0)
+        found.append(one)
+        print(one.case, one.name, one.verdict, one.reason, sep="\t", flush=True)
+    if arguments.write:
+        DOC.write_text(table(found))
+    return int(any(f.verdict in (WRONG, CRASH) for f in found))
+
+
+def _late(*_: Any) -> None:
+    raise TimeoutError(f"no answer within {DEADLINE_S} s")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

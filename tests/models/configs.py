@@ -97,4 +97,6 @@ def tiny_config(case: str) -> Any:
     for standard, own in mapped.items():  # one value under one name
         if standard in values and own in values and own != standard:
             values.pop(standard)
+    if "qk_rope_head_dim" in fields:  # there the head's width is that of the rotated part
+        values.pop("head_dim", None)
     return cls(**{**values, **SPECIAL.get(kind, {}), **more})

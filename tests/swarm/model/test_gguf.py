@@ -254,6 +254,49 @@ def test_a_set_of_files_is_the_model_of_one_file(tmp_path: Path, store: ModelSto
         open_model(str(first), store)
 
 
+def test_experts_come_apart_and_compute(tmp_path: Path, store: ModelStore) -> None:
+    model = moe(transformers.Qwen3MoeConfig, head_dim=16, norm_topk_prob=True)
+    checkpoint = check(write_gguf(tmp_path / "a.gguf", model, "qwen3moe", EXPERTS), model, store)
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    entry = checkpoint.manifest.entries[name]
+    assert entry.shape == (32, 48) and entry.nbytes == 4 * 32 * 48
+    stored = np.frombuffer(checkpoint.export_tensor_bytes(name, 0, entry.nbytes), np.float32).reshape(32, 48)
+    assert np.array_equal(stored, model.model.layers[1].mlp.experts.gate_up_proj[3, 32:].detach().numpy())
+    shared = moe(transformers.Qwen2MoeConfig, shared_expert_intermediate_size=40, norm_topk_prob=False)
+    check(write_gguf(tmp_path / "b.gguf", shared, "qwen2moe", EXPERTS), shared, store)
+
+
+@pytest.mark.parametrize("arch", ["gemma2", "gemma3"])
+def test_gemma_computes(arch: str, tmp_path: Path, store: ModelStore) -> None:
+    model = random_model(tiny_config(arch))
+    keys: dict[str, Any] = {"attention.sliding_window": 7, "attention.value_length": 16}
+    if arch == "gemma2":
+        keys |= {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    check(write_gguf(tmp_path / "a.gguf", model, arch, keys), model, store)
+
+
+def test_fused_phi_3_computes(tmp_path: Path, store: ModelStore) -> None:
+    model = random_model(tiny_config("phi3"))
+    check(write_gguf(tmp_path / "a.gguf", model, "phi3", {"rope.dimension_count": 12}), model, store)
+
+
+def test_gpt_2_computes(tmp_path: Path, store: ModelStore) -> None:
+    config = tiny_config("gpt2")
+    config.scale_attn_by_inverse_layer_idx = False
+    model = random_model(config)
+    keys = {"feed_forward_length": 192, "attention.key_length": None}
+    check(write_gguf(tmp_path / "a.gguf", model, "gpt2", keys), model, store)
+
+
+def test_starcoder_2_computes(tmp_path: Path, store: ModelStore) -> None:
+    config = transformers.Starcoder2Config(
+        hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=97, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, sliding_window=None,
+    )  # fmt: skip
+    model = random_model(config)
+    check(write_gguf(tmp_path / "a.gguf", model, "starcoder2"), model, store)
+
+
 def test_a_folder_of_one_gguf_model_stands_for_it(tmp_path: Path, store: ModelStore) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

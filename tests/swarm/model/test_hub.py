@@ -50,7 +50,7 @@ class Hub(ThreadingHTTPServer):
         for path in sorted(self.folder.iterdir()):
             data = path.read_bytes()
             item: dict[str, Any] = {"rfilename": path.name, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
-            if path.suffix == ".safetensors":
+            if path.suffix in (".safetensors", ".gguf"):
                 item["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
             siblings.append(item)
         return {"id": REPO, "modelId": REPO, "sha": self.commit, "private": False, "siblings": siblings, "tags": []}

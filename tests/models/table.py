@@ -1,0 +1,56 @@
+"""`docs/models.md` from what the sweep found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+
+from tests.models.configs import VARIANTS
+from tests.models.sweep import EXACT, REFUSED, UNBUILT, Found
+
+DOC = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+
+_HEAD = """# Models
+
+Made by `make sweep` (`python -m tests.models --write`); do not edit. Every causal language model class of
+transformers {version} as a tiny random checkpoint, saved and loaded as a folder, in 1, 2 and 3 blocks: a prompt in two
+chunks, a token, a tree of drafts with a commit and rejected branches, and a second session in the same forwards,
+against the whole model of transformers, in float32 (within 2e-4 of the largest logit) and in bfloat16 (the median row
+within its rounding).
+
+- **exact**: it says what transformers says, however it is cut.
+- **refused**: loading ends with this reason; it never runs and says something else.
+- **not built**: the rule that makes tiny configs does not fit this class, so nothing is known; loading still tries
+  every cut and refuses what differs.
+
+{exact} exact, {refused} refused, {unbuilt} not built, {others} wrong or crashed.
+
+| type | class | | why |
+| --- | --- | --- | --- |
+"""
+
+
+def table(found: Sequence[Found]) -> str:
+    """The whole page."""
+    classes = [f for f in found if f.case not in VARIANTS]
+
+    def count(verdict: str) -> int:
+        return sum(f.verdict == verdict for f in classes)
+
+    known = {v: count(v) for v in (EXACT, REFUSED, UNBUILT)}
+    head = _HEAD.format(
+        version=".".join(transformers.__version__.split(".")[:2]),
+        exact=known[EXACT],
+        refused=known[REFUSED],
+        unbuilt=known[UNBUILT],
+        others=len(classes) - sum(known.values()),
+    )
+    order = {EXACT: 0, REFUSED: 1}
+    rows = sorted(found, key=lambda f: (order.get(f.verdict, 2), f.case))
+    return head + "".join(f"| {f.case} | {f.name} | {f.verdict} | {_cell(f.reason)} |\n" for f in rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,48 @@
+"""Models against transformers, cut: a selection in the normal run, all of them in the sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models.configs import VARIANTS, all_types, class_name
+from tests.models.sweep import CRASH, EXACT, REFUSED, WRONG, sweep
+
+EXACTLY = ["granite", "granitemoe", "olmo", "nanochat", "gpt2", "phi3-longrope", "llama-dynamic", "gpt_neox"]
+"""What a middle stage once got wrong, or another session's rows changed."""
+
+REFUSALS = {
+    "doge": "it makes a mask of its own",
+    "phimoe": "its mask says more than its layers do",
+    "qwen2_moe": "its mask says more than its layers do",
+    "gpt_oss": "arguments s_aux",
+}
+
+
+@pytest.mark.parametrize("case", EXACTLY)
+def test_a_cut_model_says_what_the_whole_one_says(case: str, tmp_path: Path) -> None:
+    found = sweep(case, tmp_path)
+    assert (found.verdict, found.reason) == (EXACT, "")
+
+
+@pytest.mark.parametrize("case", ["gpt2", "granite"])
+def test_and_in_bfloat16(case: str, tmp_path: Path) -> None:
+    found = sweep(case, tmp_path, torch.bfloat16)
+    assert (found.verdict, found.reason) == (EXACT, "")
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_right_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    found = sweep(case, tmp_path)
+    assert found.verdict == REFUSED and REFUSALS[case] in found.reason
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("case", [*all_types(), *VARIANTS])
+def test_every_class_is_exact_or_refused(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    found = sweep(case, tmp_path, dtype)
+    assert found.name == class_name(case.split("-")[0])
+    assert found.verdict not in (WRONG, CRASH), found.reason
