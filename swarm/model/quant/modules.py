@@ -28,11 +28,13 @@ class PackedLinear(nn.Module):
 class PackedEmbedding(nn.Module):
     """Rows of the matrix by token id, as `dtype`. scale: what some models multiply their embeddings by."""
 
-    def __init__(self, matrix: Matrix, dtype: torch.dtype) -> None:
+    def __init__(self, matrix: Matrix, dtype: torch.dtype, scale: float | None = None) -> None:
         super().__init__()
         self.matrix, self.dtype = matrix, dtype
+        self.scale = None if scale is None else torch.tensor(scale, device="cpu").to(dtype)
         self.num_embeddings, self.embedding_dim = matrix.shape
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """int64 [...] -> [..., embedding_dim]."""
-        return self.matrix.rows(ids.reshape(-1)).to(self.dtype).reshape(*ids.shape, self.embedding_dim)
+        rows = self.matrix.rows(ids.reshape(-1)).to(self.dtype).reshape(*ids.shape, self.embedding_dim)
+        return rows if self.scale is None else rows * self.scale
