@@ -14,6 +14,7 @@ from swarm.errors import CoverageError, PeerError
 from swarm.greeting import greeting
 from swarm.mesh.gossip import Gossip
 from swarm.model.manifest import Manifest
+from swarm.model.packing import PACKED
 from swarm.net.address import Address
 from swarm.net.message import Message
 from swarm.net.nodeid import NodeId, id_text, parse_id_untrusted
@@ -120,10 +121,11 @@ class Routes:
         return choose_wire(own, edge_rates(ring), self._manifest.hidden_size, rows, costs.pass_ms + rows * costs.row_ms)
 
     def dtype(self, stages: Sequence[StagePlan]) -> str:
-        """What the stages say they compute in, for the order; "mixed" when they differ."""
+        """What the stages say they compute in, for the order; the coarsest, that of weights as
+        stored, where any does; "mixed" when they differ otherwise."""
         views = [self._gossip.member(stage.node) for stage in stages]
         found = {view.record.dtype for view in views if view is not None}
-        return found.pop() if len(found) == 1 else "mixed"
+        return PACKED if PACKED in found else found.pop() if len(found) == 1 else "mixed"
 
     def describe(self, plan: StagePlan, said: Mapping[str, object], compute_ms: float) -> StageInfo:
         """A stage of a run for people; `said` is what it said of itself."""

@@ -18,6 +18,8 @@ from swarm.model.quant.modules import PackedEmbedding, PackedLinear
 from swarm.model.quant.native import library
 from swarm.model.state import EXPANDED, Packing
 
+PACKED = "q8"
+"""What stages say they compute in when kernels multiply weights as stored by rows rounded to bytes (`KERNEL`)."""
 WEIGHTS = ("auto", "stored", "expanded")
 
 
@@ -28,9 +30,9 @@ def choose_weights(weights: str, dtype: str, device: torch.device) -> str:
     rounding rows to bytes would not give what is wanted then. Raises UsageError for what cannot be had.
     """
     if weights not in WEIGHTS:
-        raise UsageError(f"--weights must be auto, stored or expanded, found {weights}")
+        raise UsageError(f"--weights-as must be auto, stored or expanded, found {weights}")
     if weights == "stored" and device.type != "cpu":
-        raise UsageError("weights are multiplied as stored on CPUs only; use --weights auto, or --cpu")
+        raise UsageError("weights are multiplied as stored on CPUs only; use --weights-as auto, or --cpu")
     if weights == "auto" and (device.type != "cpu" or dtype == "float32" or library() is None):
         return "expanded"
     return weights
@@ -69,9 +71,9 @@ def put_in(model: nn.Module, packed: Mapping[str, Matrix], dtype: torch.dtype) -
 
 
 def computes_in(model: nn.Module, dtype: str) -> str:
-    """What a stage says that it computes in: the dtype of its rows, or "int8" when kernels round them to bytes."""
+    """What a stage says that it computes in: the dtype of its rows, or "q8" when kernels round them to bytes."""
     kernels = {m.matrix.kernel for m in model.modules() if isinstance(m, PackedLinear)}
-    return "int8" if KERNEL in kernels else dtype
+    return PACKED if KERNEL in kernels else dtype
 
 
 def _embedding(model: nn.Module) -> nn.Module | None:

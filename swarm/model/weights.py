@@ -88,7 +88,9 @@ class FileCheckpoint:
 def packs(entry: TensorEntry, config: Mapping[str, Any], without_kernel: bool = False) -> bool:
     """Whether a matrix can be held as it is stored (`FileCheckpoint.hold`), should the model have a layer for it."""
     form = find_format(entry.format)
-    if form is None or len(entry.shape) != 2 or not layout(entry.name, entry.shape, config).packed_safe:
+    if form is None or len(entry.shape) != 2 or ".experts." in entry.name:  # experts are stacked when they are loaded
+        return False
+    if not layout(entry.name, entry.shape, config).packed_safe:
         return False
     return without_kernel or has_kernel(form, entry.shape, library())
 

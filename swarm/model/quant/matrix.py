@@ -35,9 +35,16 @@ SCRATCH_BYTES = 16 << 20
 class Matrix(Protocol):
     """[out_features, in_features] on the CPU."""
 
-    form: Format
-    shape: tuple[int, int]
-    kernel: str
+    @property
+    def form(self) -> Format: ...
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def kernel(self) -> str:
+        """Name of the arithmetic of `product`."""
+        ...
 
     @property
     def nbytes(self) -> int: ...
