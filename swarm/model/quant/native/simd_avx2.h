@@ -45,6 +45,7 @@ template <bool EIGHT_BITS> OP Ints dot(Ints sum, Bytes w, const int8_t *from) {
     }
     return {dot_half(sum.a, w.a, x), dot_half(sum.b, w.b, x)};
 }
+OP Ints plus(Ints a, Ints b) { return {_mm256_add_epi32(a.a, b.a), _mm256_add_epi32(a.b, b.b)}; }
 OP Ints spread(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
 OP Floats spread(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 OP Floats floats(Ints v) { return {_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)}; }

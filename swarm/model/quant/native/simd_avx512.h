@@ -23,6 +23,7 @@ template <bool EIGHT_BITS> OP Ints dot(Ints sum, Bytes w, const int8_t *x) {
     __builtin_memcpy(&four, x, 4);
     return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
 }
+OP Ints plus(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 OP Ints spread(int32_t v) { return _mm512_set1_epi32(v); }
 OP Floats spread(float v) { return _mm512_set1_ps(v); }
 OP Floats floats(Ints v) { return _mm512_cvtepi32_ps(v); }

@@ -39,6 +39,10 @@ template <bool EIGHT_BITS> OP Ints dot(Ints sum, const Bytes &w, const int8_t *x
     EACH(16) sum.v[i] += w.v[4 * i] * x[0] + w.v[4 * i + 1] * x[1] + w.v[4 * i + 2] * x[2] + w.v[4 * i + 3] * x[3];
     return sum;
 }
+OP Ints plus(Ints a, const Ints &b) {
+    EACH(16) a.v[i] += b.v[i];
+    return a;
+}
 OP Ints spread(int32_t v) {
     Ints o;
     EACH(16) o.v[i] = v;
