@@ -67,6 +67,7 @@ enum { PLAIN, AVX2, AVX512 };
 
 const int64_t CACHE = 384 << 10;  // bytes of rounded rows that stay in a core's second cache beside a panel
 const int64_t TASK = 64 << 10;    // bytes of the matrix that one thread takes at a time
+const int64_t SMALL = 1 << 20;    // bytes times rows below which waking threads costs more than they save
 
 #if defined(__x86_64__)
 #define BY_ISA(isa, call)                    \
@@ -103,6 +104,7 @@ int product(int isa, const uint8_t *packed, int64_t out_features, int64_t column
     });
     int64_t panels = (out_features + 15) / 16, size = int64_t(T::panel(columns));
     int64_t together = TASK / size > 0 ? TASK / size : 1, tasks = (panels + together - 1) / together;
+    if (panels * size * rows < SMALL) threads = 1;
     int64_t some = CACHE / row_bytes / 8 * 8;
     some = some < 8 ? 8 : some;
     for (int64_t r = 0; r < rows; r += some) {
