@@ -26,6 +26,7 @@ from swarm.model.block import Block, load_block
 from swarm.model.checkpoint import Checkpoint, load_tokenizer, open_model
 from swarm.model.dtype import choose_dtype
 from swarm.model.manifest import Manifest, TensorEntry
+from swarm.model.quant.matrix import Matrix
 from swarm.model.store import ModelStore
 from swarm.model.weights import make_config
 
@@ -111,6 +112,9 @@ class MadeCheckpoint:
             if tensor.dtype == torch.int8:
                 tensor = tensor.float() * file.get_tensor(name + SCALE).float()[:, None]
             return tensor.to(dtype)
+
+    def hold(self, name: str, without_kernel: bool) -> Matrix | None:
+        return self._target.hold(EMBEDDING, without_kernel) if name == EMBEDDING else None
 
     def head_tokens(self) -> torch.Tensor | None:
         """Token ids that the head scores, int64, ascending; None: all."""

@@ -62,8 +62,14 @@ def limit_name(dtype: str, wire: str) -> str:
     return f"{dtype}_{wire}".lower()
 
 
-# Until a model is calibrated: wide enough for any honest float32 or bfloat16 stage that was measured.
-_COMPUTE = {"float32": (200, 2_000, 2_000), "bfloat16": (18_000, 26_000, 150_000), "float16": (6_000, 12_000, 50_000)}
+# Until a model is calibrated: wide enough for any honest stage that was measured. q8: weights as they are stored times
+# rows rounded to bytes, which outweighs what is lost on the wire.
+_COMPUTE = {
+    "float32": (200, 2_000, 2_000),
+    "bfloat16": (18_000, 26_000, 150_000),
+    "float16": (6_000, 12_000, 50_000),
+    "q8": (55_000, 110_000, 800_000),
+}
 _WIRE = {"float32": 1, "bfloat16": 2, "float16": 1}
 _COARSE_TIES = {"int8": 4, "fp8": 8}
 _COARSE_ROW = 10 / 3
@@ -77,7 +83,7 @@ def default_limit(dtype: str, wire: str) -> Limit:
     wide = _COMPUTE["bfloat16"] if dtype == "float32" and wire != "float32" else _COMPUTE[dtype]
     if wire in _COARSE_TIES:
         return Limit(wide[0], int(wide[0] * _COARSE_ROW), wide[2] * _COARSE_TIES[wire], 0)
-    scale = _WIRE.get(wire, 8) if wire != dtype else 1
+    scale = _WIRE.get(wire, 8) if wire != dtype and dtype != "q8" else 1
     return Limit(wide[0] * scale, wide[1] * scale, wide[2] * scale, 0)
 
 

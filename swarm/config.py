@@ -43,6 +43,7 @@ class JoinConfig:
     listen     (host, port); port 0 takes a free one
     advertise  (host, port) that others dial; None: found out
     dtype      "auto", "float32" or "bfloat16"
+    weights_as "auto", "stored" or "expanded": how matrices are held and multiplied
     kv_bytes   memory for sessions; None: a share of what is free
     grace_s    how long a leaving node lets its sessions finish, in seconds
     open_swarm, owner, disclose   as the command line's help says
@@ -64,6 +65,7 @@ class JoinConfig:
     listen: tuple[str, int] = ("0.0.0.0", 0)
     advertise: tuple[str, int] | None = None
     dtype: str = "auto"
+    weights_as: str = "expanded"
     kv_bytes: int | None = None
     grace_s: float = 10.0
     open_swarm: bool = False

@@ -24,8 +24,10 @@ from swarm.mesh.view import MemberView
 from swarm.model.block import load_block
 from swarm.model.checkpoint import open_model
 from swarm.model.device import choose_device, describe, free_bytes
-from swarm.model.dtype import choose_dtype, computes_bfloat16, dtype_name
+from swarm.model.dtype import choose_dtype, computes_bfloat16
+from swarm.model.packing import PACKED, choose_weights
 from swarm.model.probe import ROWS, probe
+from swarm.model.quant.native import ISAS, library
 from swarm.model.store import ModelStore
 from swarm.net.rendezvous import check_port
 from swarm.net.switchboard import Switchboard
@@ -72,6 +74,7 @@ def look_at_machine(config: MemberConfig, gpu: int | None) -> list[Finding]:
             "native" if computes_bfloat16(device) else "not native",
             "layers run in float32 here and take twice the memory; hold fewer",
         ),
+        *([] if device.type != "cpu" else [_kernels()]),
         judge(
             "free memory",
             free > LITTLE_MEMORY,
@@ -88,18 +91,33 @@ def look_at_machine(config: MemberConfig, gpu: int | None) -> list[Finding]:
     ]
 
 
+def _kernels() -> Finding:
+    lib = library()
+    return judge(
+        "4-bit weights",
+        lib is not None,
+        "expanded when loaded" if lib is None else f"multiplied as stored ({ISAS[lib.best_isa]})",
+        "install wanswarm again where there is a C++ compiler: quantised files then take their own size in memory",
+    )
+
+
+def _computing(name: str) -> str:
+    return "weights as stored" if name == PACKED else name
+
+
 def look_at_speed(config: MemberConfig, ref: str, gpu: int | None, report: Report = silent) -> Finding:
     """Milliseconds of one layer of the model. Loads two layers. Raises ModelError."""
     device = choose_device(gpu)
     dtype = choose_dtype("auto", device)
     checkpoint = open_model(ref, ModelStore(config.models), (0, 2), report)
-    measured = probe(load_block(checkpoint, 0, 2, device, dtype, report), report=report)
+    block = load_block(checkpoint, 0, 2, device, dtype, report, weights=choose_weights("auto", "auto", device))
+    measured = probe(block, report=report)
     spent = "  ".join(f"{rows} rows {ms:.2f} ms" for rows, ms in sorted(measured.ms_per_layer.items()))
     slow = measured.ms_per_layer[1] > SLOW_LAYER_MS
     return judge(
         "speed",
         not slow,
-        f"one layer of {checkpoint.manifest.model} in {dtype_name(dtype)}: {spent}",
+        f"one layer of {checkpoint.manifest.model} in {_computing(block.computes_in)}: {spent}",
         "slow: hold few layers, so that no pass waits long here",
     )
 

@@ -25,7 +25,7 @@ from swarm.model.weights import FileCheckpoint
 from swarm.net.nodeid import id_text
 from swarm.probed import ProbeCache
 from swarm.ring.admit import HostedModel, StageLimits
-from swarm.ring.plan import Room, Speed, choose_block
+from swarm.ring.plan import ModelShape, Room, Speed, choose_block
 from swarm.ring.plan_block import fit
 from swarm.ring.plan_need import MEMORY_SHARE, PLANNED_CONTEXT
 from swarm.shape import model_shape
@@ -61,7 +61,7 @@ class Host:
     """What a node computes with: `node` its id, `threads` of the CPU.
 
     `kept`: what was measured before; None: nothing is kept. `spare`: where layers go that `device` has no room for;
-    None: nowhere. `free`: bytes that a device can still take.
+    None: nowhere. `free`: bytes that a device can still take. `weights`: of `load_block`.
     """
 
     config: JoinConfig
@@ -74,6 +74,11 @@ class Host:
     kept: ProbeCache | None = None
     spare: torch.device | None = None
     free: Callable[[torch.device], int] = free_bytes
+    weights: str = "expanded"
+
+    def shape(self, manifest: Manifest) -> ModelShape:
+        """The model's sizes as this node would hold it."""
+        return model_shape(manifest, self.dtype, self.weights)
 
     def room(self, manifest: Manifest) -> Room:
         """What this node can give now."""
@@ -114,7 +119,10 @@ class Host:
     def _load_part(
         self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device, whole: tuple[int, int]
     ) -> tuple[Block, KVPool, tuple[int, int, int]]:
-        block = graphed(load_block(checkpoint, first, last, device, self.dtype, self.report), self.report)
+        weights = self.weights if device.type == "cpu" else "expanded"
+        block = graphed(
+            load_block(checkpoint, first, last, device, self.dtype, self.report, weights=weights), self.report
+        )
         budget = min(MOST_KV, int(self.free(device) * KV_SHARE))
         if self.config.kv_bytes is not None:
             budget = self.config.kv_bytes * (last - first) // (whole[1] - whole[0])
@@ -126,24 +134,24 @@ class Host:
     def _measure(self, block: Block, manifest: Manifest) -> Speed:
         measured = probe(block, report=self.report)
         if self.kept is not None:
-            self.kept.keep(block.device, self.dtype, self.threads, manifest, measured)
+            self.kept.keep(block.device, self.dtype, self.threads, manifest, measured, self.weights)
         return Speed(*(measured.ms_per_layer[rows] for rows in ROWS))
 
     def _known(self, device: torch.device | None, manifest: Manifest) -> Speed | None:
         """Milliseconds per layer as measured before."""
         if device is None or self.kept is None:
             return None
-        found = self.kept.find(device, self.dtype, self.threads, manifest.digest)
+        found = self.kept.find(device, self.dtype, self.threads, manifest.digest, self.weights)
         return None if found is None else found.speed
 
     def _split(self, manifest: Manifest, layers: tuple[int, int]) -> tuple[int, int]:
         """How many of these layers fit, and how many of those in spare RAM."""
         room = replace(self.room(manifest), max_layers=layers[1] - layers[0])
-        return fit(model_shape(manifest, self.dtype), room, layers[0])
+        return fit(self.shape(manifest), room, layers[0])
 
     def _overflow(self, manifest: Manifest, layers: tuple[int, int]) -> int:
         """How many of the layers go to spare RAM. Raises ModelError when they do not all fit."""
-        shape, count = model_shape(manifest, self.dtype), layers[1] - layers[0]
+        shape, count = self.shape(manifest), layers[1] - layers[0]
         need = sum(shape.layer_bytes[layers[0] : layers[1]])
         need += shape.head_bytes * (layers[0] == 0) + shape.tail_bytes * (layers[1] == manifest.n_layers)
         free = self.free(self.device)
@@ -163,7 +171,7 @@ class Host:
 
 async def settle_block(host: Host, gossip: Gossip, manifest: Manifest, room: Room) -> tuple[int, int]:
     """Choose layers together with whoever else is choosing: claim, listen, choose again until it stays."""
-    shape = model_shape(manifest, host.dtype)
+    shape = host.shape(manifest)
     outlook = Outlook(gossip, bytes.fromhex(manifest.digest))
     claimed: tuple[int, int] | None = None
     for _ in range(CLAIM_ROUNDS):

@@ -30,6 +30,7 @@ from swarm.mesh.saved import Saved
 from swarm.model.device import choose_device, describe, usable_cores
 from swarm.model.dtype import choose_dtype, dtype_name
 from swarm.model.manifest import Manifest
+from swarm.model.packing import choose_weights
 from swarm.model.store import ModelStore
 from swarm.net.address import Address, format_address
 from swarm.net.nodeid import id_text
@@ -113,7 +114,16 @@ class _Life:
         spare = torch.device("cpu") if config.overflow_bytes is not None else None
         self.kept = ProbeCache(state)
         self.host = Host(
-            config, self.store, self.identity.id, self.device, self.dtype, threads, report, self.kept, spare
+            config,
+            self.store,
+            self.identity.id,
+            self.device,
+            self.dtype,
+            threads,
+            report,
+            self.kept,
+            spare,
+            weights=choose_weights(config.weights_as, config.dtype, self.device),
         )
         self.server: StageServer | None = None
         self.fatal: str | None = None
@@ -189,7 +199,7 @@ class _Life:
                     model=saved.ref,
                     layers=layers,
                     device=hosting.hosted.device,
-                    dtype=dtype_name(self.dtype),
+                    dtype=hosting.hosted.block.computes_in,
                 )
             )
             await self._until_told(gossip)

@@ -65,9 +65,11 @@ class ProbeCache:
     def __init__(self, state: Path) -> None:
         self._path = state / FILE
 
-    def find(self, device: torch.device, dtype: torch.dtype, threads: int, model: str) -> Measured | None:
+    def find(
+        self, device: torch.device, dtype: torch.dtype, threads: int, model: str, weights: str = "expanded"
+    ) -> Measured | None:
         """The measurement of this device for the model with this manifest digest, if there is one that still holds."""
-        wanted = _name(device, dtype, threads, model)
+        wanted = _name(device, dtype, threads, model, weights)
         return next((m for m in self.all() if (m.device, m.dtype, m.threads, m.model, m.software) == wanted), None)
 
     def all(self) -> list[Measured]:
@@ -77,11 +79,17 @@ class ProbeCache:
         return sorted((m for m in found if m is not None and now - KEEP_S < m.at <= now), key=lambda m: -m.at)
 
     def keep(
-        self, device: torch.device, dtype: torch.dtype, threads: int, manifest: Manifest, probe: Probe
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        threads: int,
+        manifest: Manifest,
+        probe: Probe,
+        weights: str = "expanded",
     ) -> Measured:
         """The probe as a measurement; kept unless the machine was busy."""
         one, few, many = (round(probe.ms_per_layer[rows], 4) for rows in ROWS)
-        name = _name(device, dtype, threads, manifest.digest)
+        name = _name(device, dtype, threads, manifest.digest, weights)
         load, now = round(probe.cpu_load, 2), float(int(time.time()))
         measured = Measured(*name, (one, few, many), probe.free_bytes, load, now, manifest.model)
         if probe.cpu_load < BUSY_CPU:
@@ -119,11 +127,14 @@ class ProbeCache:
             log.warning("what was measured could not be kept in %s: %s", self._path, error)
 
 
-def _name(device: torch.device, dtype: torch.dtype, threads: int, model: str) -> tuple[str, str, int, str, str]:
+def _name(
+    device: torch.device, dtype: torch.dtype, threads: int, model: str, weights: str
+) -> tuple[str, str, int, str, str]:
     # A GPU's speed does not hang on the threads of the CPU beside it.
     counted = threads if device.type == "cpu" else 0
+    kind = dtype_name(dtype) if weights == "expanded" or device.type != "cpu" else f"{dtype_name(dtype)} {weights}"
     software = f"wanswarm {__version__}, torch {torch.__version__}"
-    return f"{device.type} {describe(device).name}", dtype_name(dtype), counted, model, software
+    return f"{device.type} {describe(device).name}", kind, counted, model, software
 
 
 def _measured(entry: Any) -> Measured | None:

@@ -8,29 +8,48 @@ from typing import Any
 
 import torch
 
-from swarm.model.manifest import Manifest, layer_of
+from swarm.model.manifest import Manifest, TensorEntry, is_embedding, layer_of
+from swarm.model.quant.formats import find_format
+from swarm.model.quant.native import library
+from swarm.model.weights import packs
 from swarm.ring.plan import ModelShape
 
 
-def model_shape(manifest: Manifest, dtype: torch.dtype) -> ModelShape:
-    """What each layer weighs in memory as `dtype`, what its KV takes, and what the ends hold besides."""
+def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded") -> ModelShape:
+    """What each layer weighs in memory, what its KV takes, and what the ends hold besides.
+
+    weights: of `load_block`; what it expands counts as `dtype`, what stays as stored with its bytes as held.
+    """
     size = dtype.itemsize
-    numbers: dict[int | None, int] = {}
+    held: dict[int | None, int] = {}
+    table = 0
     for tensor in manifest.tensors:
         layer = layer_of(tensor.name)
-        numbers[layer] = numbers.get(layer, 0) + math.prod(tensor.shape)
+        count = held_bytes(tensor, manifest.config, dtype, weights)
+        held[layer] = held.get(layer, 0) + count
+        if is_embedding(tensor.name) and len(tensor.shape) == 2 and tensor.shape[0] == manifest.vocab_size:
+            table = count
     config = manifest.config
-    ends = numbers.get(None, 0) * size
+    ends, table = held.get(None, 0), table or manifest.hidden_size * manifest.vocab_size * size
     return ModelShape(
         name=manifest.model,
-        layer_bytes=tuple(numbers.get(layer, 0) * size for layer in range(manifest.n_layers)),
+        layer_bytes=tuple(held.get(layer, 0) for layer in range(manifest.n_layers)),
         hidden_size=manifest.hidden_size,
         kv_bytes=2 * _kv_width(config, manifest.hidden_size) * size,
-        head_bytes=manifest.hidden_size * manifest.vocab_size * size,
-        tail_bytes=max(0, ends if _tied(manifest) else ends - manifest.hidden_size * manifest.vocab_size * size),
+        head_bytes=table,
+        tail_bytes=max(0, ends if _tied(manifest) else ends - table),
         wire_bytes=manifest.hidden_size * size,
         digest=manifest.digest,
     )
+
+
+def held_bytes(tensor: TensorEntry, config: Mapping[str, Any], dtype: torch.dtype, weights: str) -> int:
+    """Bytes that a tensor takes once it is loaded."""
+    form, lib = find_format(tensor.format), library()
+    if weights == "expanded" or form is None or not packs(tensor, config, weights == "stored"):
+        return math.prod(tensor.shape) * dtype.itemsize
+    packed = 0 if lib is None else lib.packed_bytes(form.number, *tensor.shape)
+    return packed or tensor.nbytes
 
 
 def _tied(manifest: Manifest) -> bool:

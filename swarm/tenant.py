@@ -23,7 +23,6 @@ from swarm.net.switchboard import Switchboard
 from swarm.ring.fleet import say_layers
 from swarm.ring.plan_block import Block, Room, may_unload
 from swarm.ring.stage import StageServer
-from swarm.shape import model_shape
 from swarm.supply import fetch_from_members
 
 QUIET_WAIT_S = 30.0
@@ -85,6 +84,7 @@ class Tenant:
             state="serving",
             layers=hosting.layers,
             claim=None,
+            dtype=hosting.hosted.block.computes_in,
             speed_us=hosting.speed_us,
             overflow=hosting.overflow,
             overflow_us=hosting.overflow_us,
@@ -99,7 +99,7 @@ class Tenant:
             self._gossip,
             self._host.node,
             bytes.fromhex(self._manifest.digest),
-            model_shape(self._manifest, self._host.dtype),
+            self._host.shape(self._manifest),
             replace(room, speed=speed_of(self.hosting.speed_us), overflow_speed=speed_of(self.hosting.overflow_us)),
             Block(*self.hosting.layers, self.hosting.overflow, ""),
             idle=lambda: not server.sessions.busy and not server.draining,
@@ -152,7 +152,7 @@ class Tenant:
 
     def _may_unload(self) -> bool:
         members = members_of(self._gossip, bytes.fromhex(self._manifest.digest))
-        return may_unload(model_shape(self._manifest, self._host.dtype), id_text(self._host.node), members)
+        return may_unload(self._host.shape(self._manifest), id_text(self._host.node), members)
 
     async def _restore(self, server: StageServer, layers: Layers, why: SwarmError) -> None:
         """The old layers again. A node that gets neither ends with a line that says so."""

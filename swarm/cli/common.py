@@ -217,3 +217,15 @@ def read_invite(value: str | None) -> str | None:
 def say(text: str) -> None:
     """A line of status, apart from output."""
     print(text, file=sys.stderr, flush=True)
+
+
+def add_weights_as(parser: argparse.ArgumentParser) -> None:
+    """--weights-as: how a node holds matrices."""
+    parser.add_argument(
+        "--weights-as",
+        choices=("auto", "stored", "expanded"),
+        default="expanded",  # stored is slower where it was measured with two threads; see docs/performance.md
+        help="stored: hold and multiply weights as the file has them, 4-bit files in 4 bits, in a quarter of the memory "
+        "(CPU); expanded: as --dtype; auto: stored where there is a fast kernel, expanded with --dtype float32 and on GPUs "
+        "(default: %(default)s)",
+    )

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.cli.common import PORT, THREADS, add_folders, models_dir, number, say, state_dir
+from swarm.cli.common import PORT, THREADS, add_folders, add_weights_as, models_dir, number, say, state_dir
 from swarm.cli.draw import draw_ring
 from swarm.cli.generate import add_run_options
 from swarm.events import Report
@@ -53,6 +53,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="what nodes compute in"
     )
+    add_weights_as(parser)
     parser.add_argument("--threads", type=THREADS, default=1, metavar="N", help="of each node")
     parser.add_argument(
         "--color", choices=("auto", "always", "never"), default="auto", help="colour drafted and corrected tokens"
@@ -84,7 +85,16 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
         open_model, arguments.model or DEFAULT_MODEL, ModelStore(models), (0, 1), report
     )
     layers = split_layers(checkpoint.manifest.n_layers, arguments.nodes)
-    words = ("--cpu", "--threads", str(arguments.threads), "--dtype", arguments.dtype, "--models", str(models))
+    words: tuple[str, ...] = (
+        "--cpu",
+        "--threads",
+        str(arguments.threads),
+        "--dtype",
+        arguments.dtype,
+        "--models",
+        str(models),
+    )
+    words += ("--weights-as", arguments.weights_as)
     with tempfile.TemporaryDirectory(prefix="swarm-demo-") as folder:
         swarm = LocalSwarm(Path(folder), model=arguments.model, rtt_ms=arguments.rtt, arguments=words)
         where = f", {arguments.rtt:g} ms apart" if arguments.rtt else ""

@@ -7,7 +7,7 @@ import asyncio
 import json
 import sys
 
-from swarm.cli.common import GPU, THREADS, add_log, add_member_options, member_config, number, say
+from swarm.cli.common import GPU, THREADS, add_log, add_member_options, add_weights_as, member_config, number, say
 from swarm.config import DEFAULT_MODEL, JoinConfig, parse_address, parse_layers
 from swarm.errors import UsageError
 
@@ -43,6 +43,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         default="auto",
         help="auto: bfloat16 where the device computes it natively (default: %(default)s)",
     )
+    add_weights_as(parser)
     block = parser.add_mutually_exclusive_group()
     block.add_argument("--layers", metavar="A:B", help="host layers A up to and without B")
     block.add_argument(
@@ -133,6 +134,7 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
         listen=parse_address(arguments.listen),
         advertise=parse_address(arguments.advertise) if arguments.advertise else None,
         dtype=arguments.dtype,
+        weights_as=arguments.weights_as,
         kv_bytes=int(arguments.kv_memory * 1e9) if arguments.kv_memory else None,
         grace_s=arguments.grace,
         open_swarm=arguments.open,

@@ -18,11 +18,14 @@ from swarm.events import Report, silent
 from swarm.model.attention import JobPlan, Plan
 from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.checkpoint import Checkpoint
+from swarm.model.dtype import dtype_name
 from swarm.model.edges import open_edges
 from swarm.model.guard import check_cut
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
+from swarm.model.packing import computes_in
 from swarm.model.prune import cut, inner_model, layer_list
+from swarm.model.quant.modules import PackedLinear
 from swarm.model.rows import Rows
 
 
@@ -38,6 +41,7 @@ class Block:
         self.head, self.tail = shape.first == 0, shape.last == shape.n_layers
         self.hidden_size, self.vocab_size = shape.hidden_size, shape.vocab_size
         self.device, self.dtype = device, dtype
+        self.computes_in = computes_in(loaded.model, dtype_name(dtype))
         self.kv_shapes = loaded.kv_shapes
         self.loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
         self._edges = loaded.edges
@@ -105,10 +109,15 @@ class Block:
         """From now on score these token ids only (int64 [v]), in this order. Changes `vocab_size`; for drafters, whose
         head would cost as much as their layers."""
         before = self._model.get_output_embeddings()  # type: ignore[operator]
-        whole = before.weight
-        head = nn.Linear(whole.shape[1], len(tokens), bias=False, device="meta")
-        head.weight = nn.Parameter(whole[tokens.to(whole.device)].clone(), requires_grad=False)
-        again = BlockedLinear(head) if isinstance(before, BlockedLinear) else head
+        if isinstance(before, PackedLinear):
+            rows = before.matrix.rows(tokens).to(self.dtype)
+        else:
+            whole = before.weight
+            rows = whole[tokens.to(whole.device)].clone()
+        head = nn.Linear(rows.shape[1], len(tokens), bias=False, device="meta")
+        head.weight = nn.Parameter(rows, requires_grad=False)
+        blocked = isinstance(before, BlockedLinear | PackedLinear)
+        again = BlockedLinear(head) if blocked and can_block(self.device, self.dtype) else head
         self._model.set_output_embeddings(again)  # type: ignore[operator]
         self.vocab_size = len(tokens)
 
@@ -154,15 +163,19 @@ def load_block(
     report: Report = silent,
     *,
     blocked: bool = True,
+    weights: str = "expanded",
 ) -> Block:
     """Layers [first, last) of a model, ready to compute. Reads only their tensors; reports "load" in layers.
+
+    weights: "expanded": every matrix as `dtype`. "auto" (on a CPU): matrices whose format a kernel multiplies stay as
+    they are stored. "stored": the others too, unpacked in parts for every product.
 
     blocked: on a CPU, keep matrices in the order that its kernels read fastest; without it they are plain parameters.
 
     Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
     missing, of another shape than the config says, or not finite (by name).
     """
-    loaded = load_layers(checkpoint, first, last, device, dtype, report)
+    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights)
     if blocked and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)

@@ -13,6 +13,7 @@ from swarm.events import Report, silent
 from swarm.model import gguf_split
 from swarm.model.gguf_tokenizer import gguf_end_tokens, gguf_tokenizer
 from swarm.model.manifest import Manifest
+from swarm.model.quant.matrix import Matrix
 from swarm.model.store import ModelStore
 
 
@@ -26,6 +27,10 @@ class Checkpoint(Protocol):
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """A tensor by its transformers name, as `dtype` (floating tensors) on the CPU. Raises ModelError."""
+        ...
+
+    def hold(self, name: str, without_kernel: bool) -> Matrix | None:
+        """A matrix that stays as it is stored; None where it must be unpacked. Raises ModelError."""
         ...
 
     def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:

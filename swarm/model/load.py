@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,9 @@ from swarm.model.edges import Edges, open_edges
 from swarm.model.kvcache import KVShape
 from swarm.model.manifest import Manifest
 from swarm.model.masks import TRIAL, MaskChanged
+from swarm.model.packing import plan_packing, put_in, share_head
 from swarm.model.prune import Shape, check_config, cut, inner_model, join, layer_list, unfit
+from swarm.model.quant.matrix import Matrix
 from swarm.model.rope import settle_rope
 from swarm.model.state import read_state, unconsumed
 
@@ -51,6 +53,7 @@ def load_layers(
     dtype: torch.dtype,
     report: Report,
     piece_bytes: int = PIECE_BYTES,
+    weights: str = "expanded",
 ) -> Loaded:
     """What `block.load_block` builds on; see there. A large range is loaded in pieces of about `piece_bytes` that go to
     the device one by one: while experts are joined a piece is in memory twice."""
@@ -67,7 +70,7 @@ def load_layers(
         def tell(layers: int, before: int = done) -> None:
             report(Progress("load", manifest.model, before + layers, last - first, "layers"))
 
-        models.append(_load_piece(checkpoint, kind, shape.within(a, b), dtype, tell).to(device))
+        models.append(_load_piece(checkpoint, kind, shape.within(a, b), dtype, tell, weights).to(device))
         done += b - a
     model = join(models, shape, checkpoint.config)
     model.eval().requires_grad_(False)
@@ -94,7 +97,12 @@ def _pieces(manifest: Manifest, first: int, last: int, piece_bytes: int) -> list
 
 
 def _load_piece(
-    checkpoint: Checkpoint, kind: type[Any], shape: Shape, dtype: torch.dtype, tell: Callable[[int], None]
+    checkpoint: Checkpoint,
+    kind: type[Any],
+    shape: Shape,
+    dtype: torch.dtype,
+    tell: Callable[[int], None],
+    weights: str,
 ) -> nn.Module:
     """The model cut to `shape` with its weights, on the CPU."""
     name = checkpoint.manifest.model
@@ -104,14 +112,21 @@ def _load_piece(
     part = _pruned_class(kind, shape)
     try:
         with _quiet(), torch.device("meta"):
-            expected = {key: tensor.shape for key, tensor in _build(part, config).state_dict().items()}
+            outline = _build(part, config)
+            expected = {key: tensor.shape for key, tensor in outline.state_dict().items()}
     except AttributeError as exc:  # it looks for a part of its own that was cut out
         raise unfit(kind.__name__, f"it is not built without the parts that a range lacks ({exc})") from exc
-    state = read_state(checkpoint, shape, expected, kind.base_model_prefix, dtype, tell)
+    packing = plan_packing(outline, weights)
+    state, packed = read_state(checkpoint, shape, expected, kind.base_model_prefix, dtype, tell, packing)
     # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
     planned, present = sum(s.numel() for s in expected.values()), sum(t.numel() for t in state.values())
+    present += sum(matrix.shape[0] * matrix.shape[1] for matrix in packed.values())
     if planned > 2 * present + (1 << 20):
         raise ModelError(f"the config of {name} wants {planned} weights for these layers, it has {present}")
+    if packed:
+        if config.tie_word_embeddings and (shape.first, shape.last) == (0, shape.n_layers):
+            config.tie_word_embeddings = not share_head(outline, packed)
+        part = _pruned_class(kind, shape, packed, dtype)
     with _quiet():
         return _fill(part, config, state, name, dtype)
 
@@ -151,8 +166,11 @@ def _check_architecture(config: Any, kind: type[Any], model: str) -> None:
         )
 
 
-def _pruned_class(kind: type[Any], shape: Shape) -> type[Any]:
-    """The class again, pruned as soon as it is built: transformers then loads (and misses) only what is left."""
+def _pruned_class(
+    kind: type[Any], shape: Shape, packed: Mapping[str, Matrix] | None = None, dtype: torch.dtype = torch.float32
+) -> type[Any]:
+    """The class again, pruned as soon as it is built: transformers then loads (and misses) only what is left. packed:
+    matrices that take the place of weights."""
 
     def init(self: Any, config: Any) -> None:
         kind.__init__(self, config)
@@ -160,9 +178,10 @@ def _pruned_class(kind: type[Any], shape: Shape) -> type[Any]:
         if len(layers) != shape.n_layers:
             raise unfit(kind.__name__, f"it has {len(layers)} layers where its config says {shape.n_layers}")
         cut(self, shape)
+        put_in(self, packed or {}, dtype)
 
     body: dict[str, Any] = {"__init__": init, "__module__": kind.__module__}
-    if shape.first > 0 or shape.last < shape.n_layers:
+    if shape.first > 0 or shape.last < shape.n_layers or packed:
         body["_tied_weights_keys"] = {}
     return type(kind.__name__, (kind,), body)
 

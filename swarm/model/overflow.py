@@ -13,6 +13,7 @@ import torch
 
 from swarm.model.block import Block, Job
 from swarm.model.kvcache import KVPool, KVShape, SessionKV
+from swarm.model.packing import PACKED
 from swarm.model.rows import Commits, Layout
 
 
@@ -97,6 +98,7 @@ class SplitBlock:
         self.head, self.tail = front.head, back.tail
         self.hidden_size, self.vocab_size = front.hidden_size, back.vocab_size
         self.device, self.dtype = front.device, front.dtype
+        self.computes_in = PACKED if PACKED in (front.computes_in, back.computes_in) else front.computes_in
 
     @property
     def kv_shapes(self) -> Sequence[KVShape]:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from swarm.errors import ModelError
+from swarm.model.quant.modules import PackedEmbedding
 
 _LISTS = ("layers", "h", "blocks", "block")
 _KINDS = {"full_attention", "sliding_attention"}
@@ -124,7 +125,11 @@ def join(parts: Sequence[nn.Module], shape: Shape, config: Any) -> nn.Module:
     short._attn_implementation = tail.config._attn_implementation  # type: ignore[union-attr]
     model.config = inner.config = short
     if shape.first == 0 and shape.last == shape.n_layers and config.tie_word_embeddings:
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight  # type: ignore[operator]
+        head, table = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
+        if isinstance(table, PackedEmbedding):
+            head.matrix = table.matrix
+        else:
+            head.weight = table.weight
     return model
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -11,6 +12,7 @@ from swarm.errors import ModelError
 from swarm.model.checkpoint import Checkpoint
 from swarm.model.manifest import is_embedding, layer_of
 from swarm.model.prune import Shape
+from swarm.model.quant.matrix import Matrix
 
 _RENAMED = {"embed_out.weight": "lm_head.weight"}
 """Outer tensors by the names that older files have for them (GPT-NeoX)."""
@@ -26,6 +28,18 @@ def unconsumed(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if not _HARMLESS.search(name))
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Which tensors stay as they are stored: `targets`, by the model's names, as far as the checkpoint can hold them.
+    without_kernel: also those that are unpacked for every product."""
+
+    targets: frozenset[str] = frozenset()
+    without_kernel: bool = False
+
+
+EXPANDED = Packing()
+
+
 def read_state(
     checkpoint: Checkpoint,
     shape: Shape,
@@ -33,11 +47,13 @@ def read_state(
     prefix: str,
     dtype: torch.dtype,
     tell: Callable[[int], None],
-) -> dict[str, torch.Tensor]:
+    packing: Packing = EXPANDED,
+) -> tuple[dict[str, torch.Tensor], dict[str, Matrix]]:
     """Tensors under the names that the model pruned to `shape` has for them.
 
-    expected: shapes by those names, as far as the config tells; `tell` gets the layers read so far. Raises ModelError
-    for a tensor of another shape or with values that are not finite.
+    expected: shapes by those names, as far as the config tells; `tell` gets the layers read so far. What `packing`
+    names comes as matrices instead, the second of the two. Raises ModelError for a tensor of another shape or with
+    values that are not finite.
     """
     manifest = checkpoint.manifest
     bare = not any(name.startswith(prefix + ".") for name in manifest.entries)  # saved without its head class
@@ -56,19 +72,29 @@ def read_state(
         if checkpoint.config.tie_word_embeddings and shape.first > 0:
             wanted.setdefault(shape.first, []).append((_embedding(checkpoint), "lm_head.weight"))
     state: dict[str, torch.Tensor] = {}
+    packed: dict[str, Matrix] = {}
     for done, layer in enumerate(range(shape.first, shape.last), 1):
         for source, target in wanted.get(layer, ()):
+            if target in packing.targets and (matrix := checkpoint.hold(source, packing.without_kernel)):
+                _check_shape(source, matrix.shape, expected[target], manifest.model)
+                packed[target] = matrix
+                continue
             tensor = checkpoint.read(source, dtype)
-            if target in expected and tensor.shape != expected[target]:
-                raise ModelError(
-                    f"{source} of {manifest.model} has shape {list(tensor.shape)}, its config says "
-                    f"{list(expected[target])}: config and weights are of different models"
-                )
+            if target in expected:
+                _check_shape(source, tensor.shape, expected[target], manifest.model)
             if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
                 raise ModelError(f"{source} of {manifest.model} holds values that are not finite: pull it again")
             state[target] = tensor
         tell(done)
-    return state
+    return state, packed
+
+
+def _check_shape(source: str, found: Sequence[int], expected: Sequence[int], model: str) -> None:
+    if tuple(found) != tuple(expected):
+        raise ModelError(
+            f"{source} of {model} has shape {list(found)}, its config says {list(expected)}: config and weights are "
+            "of different models"
+        )
 
 
 def _finite(tensor: torch.Tensor) -> bool:

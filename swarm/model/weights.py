@@ -22,6 +22,9 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from swarm.errors import ModelError
 from swarm.model.gguf_layout import layout
 from swarm.model.manifest import Manifest, TensorEntry
+from swarm.model.quant.formats import find_format, has_kernel
+from swarm.model.quant.matrix import Matrix, hold
+from swarm.model.quant.native import library
 from swarm.model.safetensors_file import DTYPES
 
 
@@ -53,6 +56,19 @@ class FileCheckpoint:
             # A copy in any case: nothing may keep pointing into the mapping.
             return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
 
+    def hold(self, name: str, without_kernel: bool) -> Matrix | None:
+        """A matrix that stays as it is stored; None when it is stored as plain numbers, when its values lie in an
+        order that takes unpacking to undo, or (unless `without_kernel`) when nothing here multiplies its format."""
+        entry, place = self._find(name)
+        if not packs(entry, self.manifest.config, without_kernel):
+            return None
+        form = find_format(entry.format)
+        assert form is not None
+        with _Mapped(place, 0, entry.nbytes, name) as data:
+            self.bytes_read += entry.nbytes
+            order = layout(name, entry.shape, self.manifest.config).rows
+            return hold(data, form, entry.shape, order, name, library())
+
     def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:
         entry, place = self._find(name)
         if offset < 0 or length < 0 or offset + length > entry.nbytes:
@@ -67,6 +83,16 @@ class FileCheckpoint:
         if place is None:
             raise ModelError(f"{name} of {self.manifest.model} is not on this machine; pull its layers first")
         return entry, place
+
+
+def packs(entry: TensorEntry, config: Mapping[str, Any], without_kernel: bool = False) -> bool:
+    """Whether a matrix can be held as it is stored (`FileCheckpoint.hold`), should the model have a layer for it."""
+    form = find_format(entry.format)
+    if form is None or len(entry.shape) != 2 or ".experts." in entry.name:  # experts are stacked when they are loaded
+        return False
+    if not layout(entry.name, entry.shape, config).packed_safe:
+        return False
+    return without_kernel or has_kernel(form, entry.shape, library())
 
 
 def decode(entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config: Mapping[str, Any]) -> torch.Tensor:

@@ -16,9 +16,11 @@ from receipts.errors import ReceiptError, Refusal
 from receipts.opened import Frame as OpenedFrame
 from receipts.opened import OpeningRequest
 from receipts.opening import Order, PlannedStage
-from swarm.errors import PeerError
+from swarm.errors import ModelError, PeerError
 from swarm.events import Report, silent
 from swarm.model.checkpoint import Checkpoint
+from swarm.model.packing import PACKED
+from swarm.model.quant.native import library
 from swarm.model.rows import Layout, check_untrusted
 from swarm.net.limits import Limits
 from swarm.net.message import Message, unpack_untrusted
@@ -171,11 +173,11 @@ class _Recomputed:
         if self._tail:
             if dtype == torch.float32:
                 return [torch.zeros(len(exact)) for exact in self._outputs]
-            honest = replace(self._layers, dtype=dtype).outputs(self._layout, steps)
+            honest = replace(self._layers, dtype=dtype, weights=weights_of(order)).outputs(self._layout, steps)
             return at_least_usual([rounding(exact, rows) for exact, rows in zip(self._outputs, honest, strict=True)])
         if dtype == torch.float32 and order.wire == "float32":
             return []
-        honest = replace(self._layers, dtype=dtype).outputs(self._layout, steps)
+        honest = replace(self._layers, dtype=dtype, weights=weights_of(order)).outputs(self._layout, steps)
         return [on_wire(rows, order.wire) for rows in honest]
 
     def samples(self, upto: int, opened: OpenedFrame) -> list[RowSample | TokenSample]:
@@ -350,6 +352,18 @@ class _Recomputed:
 def computed_in(order: Order) -> torch.dtype:
     """What the stages compute in by the order; the coarser where they differ."""
     return torch.float32 if order.dtype == "float32" else torch.float16 if order.dtype == "float16" else torch.bfloat16
+
+
+def weights_of(order: Order) -> str:
+    """How stages hold weights by the order. Raises ModelError where this machine cannot do as they do."""
+    if order.dtype != PACKED:
+        return "expanded"
+    if library() is None:
+        raise ModelError(
+            "the run was computed with weights as stored, for which no kernels were built here; install wanswarm "
+            "again where there is a C++ compiler"
+        )
+    return "auto"
 
 
 def message_untrusted(kind: str, opened: OpenedFrame) -> Message:

@@ -18,6 +18,7 @@ from receipts.recompute import LEAST_GRAINS, Limit, Limits, calibrate, coarse_er
 from swarm.events import Progress, Report, silent
 from swarm.model.block import Block, load_block
 from swarm.model.checkpoint import Checkpoint
+from swarm.model.packing import PACKED
 from swarm.model.rows import Layout, no_commits
 from swarm.recheck.steps import compared, grains, is_coarse, on_wire
 from swarm.recheck.walk import CPU, Step, run_block
@@ -41,6 +42,9 @@ SETTINGS = (
     ("bfloat16", "bfloat16"),
     ("bfloat16", "int8"),
     ("bfloat16", "fp8"),
+    (PACKED, "bfloat16"),
+    (PACKED, "int8"),
+    (PACKED, "fp8"),
 )
 VARIANTS = ((1, 1), (1, 5), (2, 1), (2, 5))
 """(threads, rows of a frame) of honest stages."""
@@ -76,6 +80,8 @@ def measure_limits(
     work = _Bench(checkpoint, tokens)
     found: list[Measured] = []
     for done, (dtype, wire) in enumerate(settings):
+        if dtype == PACKED and not work.packs:
+            continue
         report(Progress("calibrate", f"{dtype} over {wire}", done, len(settings), "limits"))
         try:
             found.append(work.measure(dtype, wire))
@@ -99,6 +105,11 @@ class _Bench:
         with torch.inference_mode():
             table = exact.loaded.model.get_input_embeddings()  # type: ignore[operator]
             self._embedded = table(torch.tensor(list(tokens), dtype=torch.long)).float()
+
+    @property
+    def packs(self) -> bool:
+        """Whether anything of the model is multiplied as it is stored here."""
+        return self._block(PACKED).computes_in == PACKED
 
     def measure(self, dtype: str, wire: str) -> Measured:
         """Honest rows of every stage, at the noise of each row; ties of the whole model. Raises ReceiptError."""
@@ -161,7 +172,10 @@ class _Bench:
     def _block(self, dtype: str) -> Block:
         if dtype not in self._blocks:
             layers = (0, self._layers)
-            self._blocks[dtype] = load_block(self._checkpoint, *layers, CPU, getattr(torch, dtype))
+            self._blocks[dtype] = load_block(
+                *(self._checkpoint, *layers, CPU, torch.bfloat16 if dtype == PACKED else getattr(torch, dtype)),
+                weights="auto" if dtype == PACKED else "expanded",
+            )
         return self._blocks[dtype]
 
 

@@ -10,6 +10,7 @@ from receipts.errors import ReceiptError
 from receipts.recompute import Limit, Limits, default_limit, limits_bytes, limits_untrusted
 from swarm.disk import write_whole
 from swarm.errors import UsageError
+from swarm.model.packing import PACKED
 
 MIXED = "mixed"
 """What an order says when its stages compute in different types."""
@@ -53,7 +54,8 @@ def limit_of(limits: Limits | None) -> LimitOf:
     """What `receipts.verify` asks for; stages of different types are held to the coarsest."""
 
     def limit(dtype: str, wire: str) -> Limit:
-        dtype, wire = ("bfloat16" if name == MIXED else name for name in (dtype, wire))
+        dtype = "bfloat16" if dtype == MIXED else dtype
+        wire = "bfloat16" if wire in (MIXED, PACKED) else wire
         return limits.get(dtype, wire) if limits is not None else default_limit(dtype, wire)
 
     return limit

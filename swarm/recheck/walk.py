@@ -36,6 +36,7 @@ class Layers:
     """Layers [first, last) of a checkpoint, recomputed with at most `group_bytes` of weights at a time.
 
     dtype        float32 to check, another to see what an honest stage of that dtype gives
+    weights      of `load_block`: "auto" to see what an honest stage gives that computes with weights as stored
     group_bytes  None: a share of the memory that is free; a single layer is always taken, whatever its size
     """
 
@@ -45,6 +46,7 @@ class Layers:
     group_bytes: int | None = None
     dtype: torch.dtype = torch.float32
     report: Report = silent
+    weights: str = "expanded"
 
     def outputs(self, layout: Layout, steps: Sequence[Step]) -> Iterator[torch.Tensor]:
         """Output of each step, in order: hidden rows [n, hidden], at the model's end float32 logits [wanted, vocab].
@@ -65,7 +67,7 @@ class Layers:
             return table(torch.tensor(list(tokens), dtype=torch.long)).float()  # type: ignore[no-any-return]
 
     def _pass(self, first: int, last: int, layout: Layout, steps: Sequence[Step]) -> Iterator[torch.Tensor]:
-        block = load_block(self.checkpoint, first, last, CPU, self.dtype, self.report)
+        block = load_block(self.checkpoint, first, last, CPU, self.dtype, self.report, weights=self.weights)
         yield from run_block(block, layout, steps)
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from swarm.errors import PeerError, SwarmError
-from swarm.model.dtype import dtype_name
 from swarm.net.message import Message
 from swarm.net.peer import Peer
 from swarm.ring.account import StageAccount, measure
@@ -62,7 +61,7 @@ class Forming:
         if opening.keep and not fresh:
             base = self._sessions.get(opening.base)
             past = earlier.past if earlier is not None else base.past if base is not None else None
-        session.account = StageAccount(self._notary, opening, dtype_name(session.block.dtype), earlier, past)
+        session.account = StageAccount(self._notary, opening, session.block.computes_in, earlier, past)
         session.opening = replace(opening, record=session.account.accepted)
         return session.opening
 

@@ -1,0 +1,90 @@
+"""Layers that keep their weights as stored: which those of a model are, and putting them in.
+
+Linear layers and the embedding of token ids; anything else (convolutions, stacked experts, routers that multiply by
+themselves) is expanded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from swarm.errors import UsageError
+from swarm.model.quant.matrix import KERNEL, Matrix
+from swarm.model.quant.modules import PackedEmbedding, PackedLinear
+from swarm.model.quant.native import library
+from swarm.model.state import EXPANDED, Packing
+
+PACKED = "q8"
+"""What stages say they compute in when kernels multiply weights as stored by rows rounded to bytes (`KERNEL`)."""
+WEIGHTS = ("auto", "stored", "expanded")
+
+
+def choose_weights(weights: str, dtype: str, device: torch.device) -> str:
+    """ "stored", "auto" or "expanded" for `load_block`, from what a user asked for.
+
+    Auto keeps stored what a kernel here multiplies. It expands on a GPU, and where float32 was asked for by name:
+    rounding rows to bytes would not give what is wanted then. Raises UsageError for what cannot be had.
+    """
+    if weights not in WEIGHTS:
+        raise UsageError(f"--weights-as must be auto, stored or expanded, found {weights}")
+    if weights == "stored" and device.type != "cpu":
+        raise UsageError("weights are multiplied as stored on CPUs only; use --weights-as auto, or --cpu")
+    if weights == "auto" and (device.type != "cpu" or dtype == "float32" or library() is None):
+        return "expanded"
+    return weights
+
+
+def plan_packing(model: nn.Module, weights: str) -> Packing:
+    """What of a model (on the meta device) can stay as stored."""
+    if weights == "expanded":
+        return EXPANDED
+    names = {f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Linear}
+    table = _name_of(model, _embedding(model))
+    if table is not None:
+        names.add(f"{table}.weight")
+    return Packing(frozenset(names), weights == "stored")
+
+
+def share_head(model: nn.Module, packed: dict[str, Matrix]) -> bool:
+    """Give the head the embedding's matrix in a model whose config shares them; whether it is held as stored."""
+    table, head = _name_of(model, _embedding(model)), _name_of(model, _head(model))
+    if table is not None and head is not None and (matrix := packed.get(f"{table}.weight")) is not None:
+        packed[f"{head}.weight"] = matrix
+        return True
+    return False
+
+
+def put_in(model: nn.Module, packed: Mapping[str, Matrix], dtype: torch.dtype) -> None:
+    """Replace the layers of these weights by ones that multiply by the matrix."""
+    for target, matrix in packed.items():
+        path, _, name = target.removesuffix(".weight").rpartition(".")
+        parent = model.get_submodule(path)
+        old: Any = getattr(parent, name)
+        if isinstance(old, nn.Embedding):
+            parent._modules[name] = PackedEmbedding(matrix, dtype, getattr(old, "scalar_embed_scale", None))
+        else:
+            parent._modules[name] = PackedLinear(matrix, old.bias)
+
+
+def computes_in(model: nn.Module, dtype: str) -> str:
+    """What a stage says that it computes in: the dtype of its rows, or "q8" when kernels round them to bytes."""
+    kernels = {m.matrix.kernel for m in model.modules() if isinstance(m, PackedLinear)}
+    return PACKED if KERNEL in kernels else dtype
+
+
+def _embedding(model: nn.Module) -> nn.Module | None:
+    found = model.get_input_embeddings()  # type: ignore[operator]
+    plain = type(found) is nn.Embedding or isinstance(getattr(found, "scalar_embed_scale", None), float | int)
+    return found if plain else None
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    return model.get_output_embeddings()  # type: ignore[operator,no-any-return]
+
+
+def _name_of(model: nn.Module, wanted: nn.Module | None) -> str | None:
+    return next((name for name, module in model.named_modules() if wanted is not None and module is wanted), None)

@@ -1,0 +1,117 @@
+"""The compiled kernels: found beside this file, called through ctypes, optional.
+
+`pip install` builds them where there is a C++ compiler and goes on without them where there is none (the extension is
+declared optional); then `library()` is None and weights are expanded when they are loaded. They are plain C functions
+over buffers and know nothing of Python, so calls run without the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+
+VERSION = 1
+"""Of the interface and the packed layout; a library that says another is not used."""
+ISAS = ("plain", "avx2", "avx512-vnni")
+"""Instruction sets by number. All give the same bits."""
+
+
+class Library:
+    """The functions of the shared library, with tensors for pointers. Tensors are contiguous and on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        self._lib = lib = ctypes.CDLL(str(path))
+        pointer, whole, wide = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+        lib.swarm_quant_bytes.restype = wide
+        lib.swarm_quant_bytes.argtypes = [whole, wide, wide]
+        lib.swarm_quant_pack.argtypes = [whole, pointer, pointer, wide, wide, pointer, whole, pointer]
+        lib.swarm_quant_numbers.argtypes = [whole, pointer, wide, pointer, wide, pointer, whole, pointer]
+        lib.swarm_quant_product.argtypes = [
+            *(whole, whole, pointer, wide, wide, pointer, wide, pointer, pointer, whole, pointer)
+        ]
+        self.version = int(lib.swarm_quant_version())
+        self.best_isa = int(lib.swarm_quant_isa())
+        self._gomp = _openmp()
+
+    def packed_bytes(self, kind: int, rows: int, columns: int) -> int:
+        """Bytes of a packed matrix [rows, columns]; 0 where ggml's type `kind` or the shape has no kernel."""
+        return int(self._lib.swarm_quant_bytes(kind, rows, columns))
+
+    def pack(
+        self, kind: int, stored: int, order: torch.Tensor | None, rows: int, columns: int, packed: torch.Tensor
+    ) -> None:
+        """Bring stored blocks (at the address `stored`) into panels. order: int32 [rows], the stored row of each."""
+        where = 0 if order is None else order.data_ptr()
+        self._check(
+            self._lib.swarm_quant_pack(
+                kind, stored, where, rows, columns, packed.data_ptr(), torch.get_num_threads(), self._gomp
+            )
+        )
+
+    def numbers(self, kind: int, packed: torch.Tensor, columns: int, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """Rows (int64 [n], within the matrix) as float32 into `out` [n, columns]: what `gguf.dequantize` gives."""
+        self._check(
+            self._lib.swarm_quant_numbers(
+                *(kind, packed.data_ptr(), columns, rows.data_ptr(), len(rows), out.data_ptr()),
+                *(torch.get_num_threads(), self._gomp),
+            )
+        )
+
+    def product(
+        self,
+        kind: int,
+        packed: torch.Tensor,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        out: torch.Tensor,
+        isa: int | None = None,
+    ) -> None:
+        """out [n, rows] = x [n, columns] W^T + bias, float32 all. isa: another instruction set than the best."""
+        self._check(
+            self._lib.swarm_quant_product(
+                *(self.best_isa if isa is None else isa, kind, packed.data_ptr(), out.shape[1], x.shape[1]),
+                *(x.data_ptr(), x.shape[0], 0 if bias is None else bias.data_ptr(), out.data_ptr()),
+                *(torch.get_num_threads(), self._gomp),
+            )
+        )
+
+    @staticmethod
+    def _check(code: int) -> None:
+        if code == -2:
+            raise MemoryError("no memory for rounded rows")
+        if code:
+            raise ValueError("a format without a kernel")
+
+
+@functools.cache
+def library() -> Library | None:
+    """The kernels of this installation; None where none were built or they are of another version."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name("_kernels" + suffix)
+        if path.is_file():
+            try:
+                found = Library(path)
+            except (OSError, AttributeError):  # built for another machine
+                return None
+            return found if found.version == VERSION else None
+    return None
+
+
+def _openmp() -> int | None:
+    """Address of GOMP_parallel in the OpenMP library that torch computes with, so that both share its threads; None
+    where it cannot be found, then products run on one thread."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    for path in dict.fromkeys(line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6):
+        if path.rpartition("/")[2].startswith(("libgomp", "libiomp5", "libomp")):
+            try:
+                return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
+            except (OSError, AttributeError):
+                continue
+    return None

@@ -1,0 +1,87 @@
+// Vector operations on sixteen outputs with AVX2, FMA and F16C: two halves of eight.
+namespace avx2 {
+struct Ints {
+    __m256i a, b;
+};
+typedef Ints Bytes;
+struct Floats {
+    __m256 a, b;
+};
+constexpr int MOST = 2;
+
+#define OP TARGET static inline __attribute__((always_inline))
+OP Bytes load(const uint8_t *p) {
+    return {_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 32))};
+}
+template <int N> OP Bytes right(Bytes v) { return {_mm256_srli_epi16(v.a, N), _mm256_srli_epi16(v.b, N)}; }
+template <int N> OP Bytes move(Bytes v) {
+    if constexpr (N > 0) return {_mm256_srli_epi16(v.a, N), _mm256_srli_epi16(v.b, N)};
+    if constexpr (N < 0) return {_mm256_slli_epi16(v.a, -N), _mm256_slli_epi16(v.b, -N)};
+    return v;
+}
+OP Bytes both(Bytes v, int mask) {
+    __m256i m = _mm256_set1_epi8(char(mask));
+    return {_mm256_and_si256(v.a, m), _mm256_and_si256(v.b, m)};
+}
+OP Bytes either(Bytes a, Bytes b) { return {_mm256_or_si256(a.a, b.a), _mm256_or_si256(a.b, b.b)}; }
+OP Bytes look_up(const uint8_t *table, Bytes v) {
+    __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    return {_mm256_shuffle_epi8(t, v.a), _mm256_shuffle_epi8(t, v.b)};
+}
+OP __m256i dot_half(__m256i sum, __m256i w, __m256i x) {  // of codes up to 127: pairs stay below 2^15
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+}
+template <bool EIGHT_BITS> OP Ints dot(Ints sum, Bytes w, const int8_t *from) {
+    int32_t four;
+    __builtin_memcpy(&four, from, 4);
+    __m256i x = _mm256_set1_epi32(four);
+    if constexpr (EIGHT_BITS) {  // w = low six bits + twice 2-bit-shifted rest: two products that cannot saturate
+        __m256i low = _mm256_set1_epi8(0x7f), top = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(128);
+        __m256i high_a = _mm256_and_si256(_mm256_srli_epi16(w.a, 7), top);
+        __m256i high_b = _mm256_and_si256(_mm256_srli_epi16(w.b, 7), top);
+        sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(_mm256_maddubs_epi16(high_a, x), ones));
+        sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(_mm256_maddubs_epi16(high_b, x), ones));
+        w = {_mm256_and_si256(w.a, low), _mm256_and_si256(w.b, low)};
+    }
+    return {dot_half(sum.a, w.a, x), dot_half(sum.b, w.b, x)};
+}
+OP Ints plus(Ints a, Ints b) { return {_mm256_add_epi32(a.a, b.a), _mm256_add_epi32(a.b, b.b)}; }
+OP Ints spread(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
+OP Floats spread(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
+OP Floats floats(Ints v) { return {_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)}; }
+OP Floats times(Floats a, Floats b) { return {_mm256_mul_ps(a.a, b.a), _mm256_mul_ps(a.b, b.b)}; }
+OP Floats fused(Floats a, Floats b, Floats c) {
+    return {_mm256_fmadd_ps(a.a, b.a, c.a), _mm256_fmadd_ps(a.b, b.b, c.b)};
+}
+OP Floats negative(Floats a) {
+    __m256 s = _mm256_set1_ps(-0.0f);
+    return {_mm256_xor_ps(a.a, s), _mm256_xor_ps(a.b, s)};
+}
+OP Floats halves(const uint8_t *p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 16)))};
+}
+OP Floats widen(__m128i v) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(v)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(v, 8)))};
+}
+OP Floats unsigned_bytes(const uint8_t *p) { return widen(_mm_loadu_si128((const __m128i *)p)); }
+OP Floats signed_bytes(const uint8_t *p) {
+    __m128i v = _mm_loadu_si128((const __m128i *)p);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))};
+}
+template <int HIGH> OP Floats nibble(const uint8_t *p) {
+    __m128i v = _mm_loadu_si128((const __m128i *)p);
+    return widen(_mm_and_si128(HIGH ? _mm_srli_epi16(v, 4) : v, _mm_set1_epi8(15)));
+}
+OP void store(float *p, Floats v) {
+    _mm256_storeu_ps(p, v.a);
+    _mm256_storeu_ps(p + 8, v.b);
+}
+OP Floats powers(const uint8_t *p) {
+    alignas(32) float v[16];
+    for (int n = 0; n < 16; n++) v[n] = layout::e8m0_half(p[n]);
+    return {_mm256_load_ps(v), _mm256_load_ps(v + 8)};
+}
+OP void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+#undef OP
+}  // namespace avx2

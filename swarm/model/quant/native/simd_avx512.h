@@ -1,0 +1,53 @@
+// Vector operations on sixteen outputs with AVX-512 and its dot product of bytes.
+namespace avx512 {
+typedef __m512i Bytes;
+typedef __m512i Ints;
+typedef __m512 Floats;
+constexpr int MOST = 8;  // rows that share one reading of the codes
+
+#define OP TARGET static inline __attribute__((always_inline))
+OP Bytes load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+template <int N> OP Bytes right(Bytes v) { return _mm512_srli_epi16(v, N); }
+template <int N> OP Bytes move(Bytes v) {
+    if constexpr (N > 0) return _mm512_srli_epi16(v, N);
+    if constexpr (N < 0) return _mm512_slli_epi16(v, -N);
+    return v;
+}
+OP Bytes both(Bytes v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi8(char(mask))); }
+OP Bytes either(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
+OP Bytes look_up(const uint8_t *table, Bytes v) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), v);
+}
+template <bool EIGHT_BITS> OP Ints dot(Ints sum, Bytes w, const int8_t *x) {
+    int32_t four;
+    __builtin_memcpy(&four, x, 4);
+    return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
+}
+OP Ints plus(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+OP Ints spread(int32_t v) { return _mm512_set1_epi32(v); }
+OP Floats spread(float v) { return _mm512_set1_ps(v); }
+OP Floats floats(Ints v) { return _mm512_cvtepi32_ps(v); }
+OP Floats times(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+OP Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+OP Floats negative(Floats a) { return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f)); }
+OP Floats halves(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+OP Floats unsigned_bytes(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+OP Floats signed_bytes(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+template <int HIGH> OP Floats nibble(const uint8_t *p) {
+    __m128i v = _mm_loadu_si128((const __m128i *)p);
+    v = _mm_and_si128(HIGH ? _mm_srli_epi16(v, 4) : v, _mm_set1_epi8(15));
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(v));
+}
+OP Floats powers(const uint8_t *p) {
+    alignas(64) float v[16];
+    for (int n = 0; n < 16; n++) v[n] = layout::e8m0_half(p[n]);
+    return _mm512_load_ps(v);
+}
+OP void store(float *p, Floats v) { _mm512_storeu_ps(p, v); }
+OP void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+#undef OP
+}  // namespace avx512

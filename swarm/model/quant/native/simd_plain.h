@@ -1,0 +1,102 @@
+// Vector operations on sixteen outputs in plain C++, for every other processor.
+namespace plain {
+struct Bytes {
+    uint8_t v[64];
+};
+struct Ints {
+    int32_t v[16];
+};
+struct Floats {
+    float v[16];
+};
+constexpr int MOST = 2;
+
+#define OP static inline
+#define EACH(N) for (int i = 0; i < N; i++)
+OP Bytes load(const uint8_t *p) {
+    Bytes o;
+    std::memcpy(o.v, p, 64);
+    return o;
+}
+template <int N> OP Bytes move(Bytes a) {
+    EACH(64) a.v[i] = N > 0 ? a.v[i] >> (N > 0 ? N : 0) : uint8_t(a.v[i] << (N < 0 ? -N : 0));
+    return a;
+}
+template <int N> OP Bytes right(Bytes a) { return move<N>(a); }
+OP Bytes both(Bytes a, int mask) {
+    EACH(64) a.v[i] &= mask;
+    return a;
+}
+OP Bytes either(Bytes a, Bytes b) {
+    EACH(64) a.v[i] |= b.v[i];
+    return a;
+}
+OP Bytes look_up(const uint8_t *table, Bytes a) {
+    EACH(64) a.v[i] = table[a.v[i]];
+    return a;
+}
+template <bool EIGHT_BITS> OP Ints dot(Ints sum, const Bytes &w, const int8_t *x) {
+    EACH(16) sum.v[i] += w.v[4 * i] * x[0] + w.v[4 * i + 1] * x[1] + w.v[4 * i + 2] * x[2] + w.v[4 * i + 3] * x[3];
+    return sum;
+}
+OP Ints plus(Ints a, const Ints &b) {
+    EACH(16) a.v[i] += b.v[i];
+    return a;
+}
+OP Ints spread(int32_t v) {
+    Ints o;
+    EACH(16) o.v[i] = v;
+    return o;
+}
+OP Floats spread(float v) {
+    Floats o;
+    EACH(16) o.v[i] = v;
+    return o;
+}
+OP Floats floats(Ints a) {
+    Floats o;
+    EACH(16) o.v[i] = float(a.v[i]);
+    return o;
+}
+OP Floats times(Floats a, Floats b) {
+    EACH(16) a.v[i] *= b.v[i];
+    return a;
+}
+OP Floats fused(Floats a, Floats b, Floats c) {
+    EACH(16) c.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
+    return c;
+}
+OP Floats negative(Floats a) {
+    EACH(16) a.v[i] = -a.v[i];
+    return a;
+}
+OP Floats halves(const uint8_t *p) {
+    Floats o;
+    EACH(16) o.v[i] = layout::half(uint16_t(p[2 * i] | p[2 * i + 1] << 8));
+    return o;
+}
+OP Floats unsigned_bytes(const uint8_t *p) {
+    Floats o;
+    EACH(16) o.v[i] = float(p[i]);
+    return o;
+}
+OP Floats signed_bytes(const uint8_t *p) {
+    Floats o;
+    EACH(16) o.v[i] = float(int8_t(p[i]));
+    return o;
+}
+template <int HIGH> OP Floats nibble(const uint8_t *p) {
+    Floats o;
+    EACH(16) o.v[i] = float(HIGH ? p[i] >> 4 : p[i] & 15);
+    return o;
+}
+OP Floats powers(const uint8_t *p) {
+    Floats o;
+    EACH(16) o.v[i] = layout::e8m0_half(p[i]);
+    return o;
+}
+OP void store(float *p, Floats v) { std::memcpy(p, v.v, 64); }
+OP void fetch(const uint8_t *) {}
+#undef OP
+#undef EACH
+}  // namespace plain

@@ -1,0 +1,113 @@
+"""A whole model in one process, weights as stored against expanded, and llama.cpp with the same file and threads.
+
+python -m tests.bench.weights FILE.gguf [--threads 1 2] [--peer PYTHON]
+
+PYTHON: an interpreter that has `xllamacpp` (llama.cpp prebuilt). Medians; every line is measured in a process of its
+own, one after the other. Bytes are those of the process beyond what it held before loading, over the stored bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROWS = (1, 4, 8, 16, 64)
+PROMPT = 512
+
+PEER = """
+import json, sys
+import xllamacpp as x
+p = x.CommonParams()
+p.model.path, p.n_ctx, p.n_batch, p.n_parallel = sys.argv[1], 1024, 512, 1
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = int(sys.argv[2])
+server, found = x.Server(p), []
+for turn in range(3):
+    prompt = list(range(1000 + 3000 * turn, 1512 + 3000 * turn))
+    answer = server.handle_completions(
+        {"prompt": prompt, "n_predict": 24, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    )
+    said = answer if isinstance(answer, dict) else json.loads(answer)
+    found.append((1000 / said["timings"]["predicted_per_second"], said["timings"]["prompt_per_second"]))
+print("FOUND", json.dumps([sorted(column)[1] for column in zip(*found)]))
+"""
+
+
+def ours(path: str, weights: str, threads: int) -> dict[str, object]:
+    """Milliseconds of a pass by rows, prompt tokens per second, seconds to load, bytes over stored bytes."""
+    import dataclasses
+
+    import numpy as np
+    import psutil
+    import torch
+
+    from swarm.model.block import load_block
+    from swarm.model.job import Job
+    from swarm.model.kvcache import KVPool
+    from swarm.model.rows import Layout, no_commits
+    from swarm.model.store import ModelStore
+    from swarm.ring.replay import certain_rows
+
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = ModelStore(Path(folder)).open(path, None)
+        n, stored = checkpoint.manifest.n_layers, sum(t.nbytes for t in checkpoint.manifest.tensors)
+        before, start = psutil.Process().memory_info().rss, time.perf_counter()
+        block = load_block(checkpoint, 0, n, torch.device("cpu"), torch.bfloat16, weights=weights)
+        spent = time.perf_counter() - start
+        held = (psutil.Process().memory_info().rss - before) / stored
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / stored
+        layout = Layout(0, 1024)
+        kv = KVPool(block, 1 << 62).open(layout, 0, n)
+        tokens = [int(t) for t in np.random.default_rng(0).integers(5, 30_000, PROMPT)]
+
+        def forward(at: int, count: int, *, want_all: bool) -> float:
+            rows = certain_rows(layout, at, tokens[at : at + count], True)
+            rows = dataclasses.replace(rows, want=np.ones(count, bool)) if want_all else rows
+            begun = time.perf_counter()
+            block.forward([Job(kv, no_commits(), rows, None)])
+            return (time.perf_counter() - begun) * 1000.0
+
+        forward(0, 32, want_all=False)
+        passes = {rows: sorted(forward(32, rows, want_all=True) for _ in range(9))[4] for rows in ROWS}
+        prompt = sorted(forward(0, PROMPT, want_all=False) for _ in range(3))[1]
+    return {"ms": passes, "prompt": PROMPT / prompt * 1000.0, "load_s": spent, "held": held, "peak": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--peer", metavar="PYTHON")
+    parser.add_argument("--one", choices=("auto", "expanded"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(ours(arguments.file, arguments.one, arguments.threads[0])))
+        return
+    for threads in arguments.threads:
+        for weights in ("auto", "expanded"):
+            words = [sys.executable, "-m", "tests.bench.weights", arguments.file, "--one", weights]
+            run = subprocess.run([*words, "--threads", str(threads)], capture_output=True, text=True, check=True)
+            found = json.loads(run.stdout.splitlines()[-1])
+            passes = "  ".join(f"{rows} rows {ms:.1f} ms" for rows, ms in found["ms"].items())
+            print(
+                f"{threads} threads, {'stored' if weights == 'auto' else weights}: {passes}  prompt "
+                f"{found['prompt']:.0f} tokens/s  load {found['load_s']:.1f} s  held {found['held']:.2f}  "
+                f"peak {found['peak']:.2f} of the stored bytes",
+                flush=True,
+            )
+        if arguments.peer:
+            words = [arguments.peer, "-c", PEER, arguments.file, str(threads)]
+            run = subprocess.run(words, capture_output=True, text=True, check=True)
+            lines = [line for line in (run.stdout + run.stderr).splitlines() if "FOUND" in line]
+            token, prompt = json.loads(lines[-1].partition("FOUND")[2])
+            print(f"{threads} threads, llama.cpp: token {token:.1f} ms  prompt {prompt:.0f} tokens/s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
