@@ -225,7 +225,8 @@ def add_weights_as(parser: argparse.ArgumentParser) -> None:
         "--weights-as",
         choices=("auto", "stored", "expanded"),
         default="expanded",  # stored is slower where it was measured with two threads; see docs/performance.md
-        help="stored: hold and multiply weights as the file has them, 4-bit files in 4 bits, in a quarter of the memory "
-        "(CPU); expanded: as --dtype; auto: stored where there is a fast kernel, expanded with --dtype float32 and on GPUs "
+        help="stored: hold and multiply weights as the file has them, 4-bit files in 4 bits and a quarter of the "
+        "memory (CPU); expanded: as --dtype; auto: stored where there is a fast kernel, expanded with --dtype float32 "
+        "and on GPUs "
         "(default: %(default)s)",
     )

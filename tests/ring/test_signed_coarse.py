@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from receipts.errors import Refusal
 from receipts.verdict import Level
-from swarm.model.block import load_block
+from swarm.model.block import Block, Job, load_block
 from swarm.model.checkpoint import Checkpoint
 from swarm.ring.run import RunRequest
 from tests.ring.signed import LIES, signed_ring
@@ -20,6 +21,18 @@ __all__ = ["small", "wide"]  # fixtures, used by name
 
 COARSE = ["int8", "fp8"]
 BF16 = torch.bfloat16
+
+
+class Cheaper(Stretched):
+    """Computes what bfloat16 leaves of weights and rows, and says float32."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__(block)
+        for parameter in block.loaded.model.parameters():
+            parameter.data = parameter.data.to(BF16).float()
+
+    def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
+        return [rows.to(BF16).float() for rows in self.inner.forward(jobs)]
 
 
 @pytest.mark.parametrize("speculation", ["plain", "stream"])
@@ -33,13 +46,15 @@ async def test_honest_stages_pass(
         assert (verdict.exit_code, verdict.level) == (0, Level.SAMPLED), verdict.line
 
 
-async def test_a_recovered_ring_passes(wide: Checkpoint, tmp_path: Path) -> None:
-    """Rows that are sent again to fill the newcomer are held against the same grid."""
+async def test_a_recovered_ring_is_not_convicted(wide: Checkpoint, tmp_path: Path) -> None:
+    """Rows that are sent again to fill the newcomer are held against the same grid. Whoever was lost opens nothing, so
+    that the audit alone does not conclude."""
     async with signed_ring(wide, [*SPANS, SPANS[1]], tmp_path, dtype=BF16, wire="int8") as ring:
         result = await ring.generate(RunRequest(PROMPT, max_tokens=40, speculation="plain"), drop_after=12)
         verdict = await audited(ring, Path(str(result.receipt)), wide)
         assert result.recoveries == 1
-        assert (verdict.exit_code, verdict.level) == (0, Level.SAMPLED), verdict.line
+        assert (verdict.exit_code, verdict.refusal, verdict.level) == (4, None, Level.SIGNED), verdict.line
+        assert "opened nothing" in verdict.line
 
 
 @pytest.mark.soak
@@ -71,7 +86,7 @@ async def test_a_lying_stage_is_caught(wide: Checkpoint, tmp_path: Path, wire: s
 @pytest.mark.parametrize("wire", COARSE)
 async def test_a_cheaper_type_than_ordered_is_caught(wide: Checkpoint, tmp_path: Path, wire: str) -> None:
     """bfloat16 where the order says float32: finer than a step of the wire, and found all the same."""
-    block = load_block(wide, *SPANS[1], torch.device("cpu"), BF16)
+    block = Cheaper(load_block(wide, *SPANS[1], torch.device("cpu"), torch.float32, blocked=False))
     async with signed_ring(wide, SPANS, tmp_path, wire=wire, blocks={1: block}) as ring:
         verdict = await audited(ring, await receipt_of(ring, 24), wide)
         assert verdict.refusal is Refusal.AUDIT and ring.nodes[1].identity.id.hex()[:8] in verdict.line
