@@ -90,7 +90,6 @@ class Requester:
                 self.manifest.context,
                 target.eos,
                 target.decode,
-                self.manifest.prompt_limit,
                 self.manifest.vocab_size,
                 target.special,
             ),

@@ -18,16 +18,14 @@ from swarm.ring.text import Decode
 class TargetFacts:
     """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text.
 
-    prompt_limit  longest prompt that the model answers as the reference does; None: the context
-    vocab_size    token ids are below it; None: not known
-    special   names of the ids that `decode` leaves out
+    vocab_size  token ids are below it; None: not known
+    special     names of the ids that `decode` leaves out
     """
 
     model: str
     context: int
     eos: frozenset[int]
     decode: Decode
-    prompt_limit: int | None = None
     vocab_size: int | None = None
     special: Mapping[int, str] = field(default_factory=dict)
 

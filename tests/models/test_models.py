@@ -10,8 +10,8 @@ import torch
 from tests.models.configs import VARIANTS, all_types, class_name
 from tests.models.sweep import CRASH, EXACT, REFUSED, WRONG, sweep
 
-EXACTLY = ["granite", "granitemoe", "olmo", "nanochat", "gpt2", "phi3-longrope", "llama-dynamic", "gpt_neox"]
-"""What a middle stage once got wrong, or another session's rows changed."""
+EXACTLY = ["granite", "olmo", "gpt2", "phi3-longrope"]
+"""What a middle stage once got wrong, or another session's rows changed; the sweep has all others."""
 
 REFUSALS = {
     "doge": "it makes a mask of its own",
@@ -27,7 +27,7 @@ def test_a_cut_model_says_what_the_whole_one_says(case: str, tmp_path: Path) -> 
     assert (found.verdict, found.reason) == (EXACT, "")
 
 
-@pytest.mark.parametrize("case", ["gpt2", "granite"])
+@pytest.mark.parametrize("case", ["gpt2"])
 def test_and_in_bfloat16(case: str, tmp_path: Path) -> None:
     found = sweep(case, tmp_path, torch.bfloat16)
     assert (found.verdict, found.reason) == (EXACT, "")
