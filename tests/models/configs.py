@@ -34,6 +34,9 @@ _BASE: dict[str, Any] = {
     "tie_word_embeddings": False, "use_cache": True,
 }  # fmt: skip
 
+SHARING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+"""Kinds of layers of which the last two, that keep no keys of their own, find both kinds before them."""
+
 SPECIAL: dict[str, dict[str, Any]] = {
     "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
     "granitemoe": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
@@ -52,6 +55,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": 7},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},
     "doge": {"keep_window_size": 5},
+    "gemma3n_text": {"layer_types": SHARING, "activation_sparsity_pattern": [0.0] * LAYERS, "sliding_window": 7},
+    "gemma4_text": {"layer_types": SHARING, "sliding_window": 7, "global_head_dim": 8, "enable_moe_block": False},
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]], "window_size": 7},
+    "lfm2_moe": {"layer_types": ["full_attention", "conv"] * (LAYERS // 2)},
 }
 
 
