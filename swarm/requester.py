@@ -91,7 +91,6 @@ class Requester:
                 target.eos,
                 target.decode,
                 vocab_size=self.manifest.vocab_size,
-                prompt_limit=self.manifest.prompt_limit,
                 special=target.special,
             ),
             self._routes.plan,

@@ -24,7 +24,7 @@ from swarm.model.rows import Layout, Rows, no_commits
 _ROWS = 3
 _END = 4
 """Layers that are looked at from either end of a long range. Classes do the same to all layers of a kind, and looking
-at all 30 of SmolLM2 took 8 to 14% of loading them, at the ends 3.5%."""
+at all 30 of SmolLM2 took 8 to 14% of loading them, at the ends about 5% (docs/performance.md)."""
 _LAYOUT = Layout(scratch=8, context=8)
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference between rows over their size, for the median row: sums of other orders differ by far less, and

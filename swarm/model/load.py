@@ -82,7 +82,7 @@ def load_layers(
     _, layers = layer_list(model, kind.__name__)
     edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers)
     tried = _try_once(model, shape, attending, edges, device, dtype)
-    return Loaded(model, shape, attending, edges, tuple(tried), manifest.context)
+    return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
 
 
 def _pieces(manifest: Manifest, first: int, last: int, piece_bytes: int) -> list[tuple[int, int]]:

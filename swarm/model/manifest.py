@@ -76,6 +76,10 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
+_LONGROPE_SWITCH = 4096
+"""Where Phi-3 changes frequencies when its config does not say."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Identity of a model. `model` is its name for people and not part of the digest."""
@@ -123,19 +127,20 @@ class Manifest:
         return self._int("vocab_size")
 
     @property
-    def context(self) -> int:
+    def positions(self) -> int:
         """Positions the model was made for."""
         return self._int("max_position_embeddings", "n_positions", "n_ctx")
 
     @property
-    def prompt_limit(self) -> int:
-        """Longest prompt whose text is the reference's. Below the context only for `longrope`, which rotates a longer
-        prompt by other frequencies than a text that grew to that length (see rope.py)."""
+    def context(self) -> int:
+        """Most tokens of a text: all positions, with `longrope` those before its frequencies change (see rope.py)."""
         rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
         if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
-            return self.context
-        switch = rope.get("original_max_position_embeddings", self.config.get("original_max_position_embeddings"))
-        return min(self.context, switch) if isinstance(switch, int) and switch > 0 else self.context
+            return self.positions
+        # The config's own field goes before the table's, and Phi-3's has a default: the least of them is always right.
+        key = "original_max_position_embeddings"
+        stated = (self.config.get(key, _LONGROPE_SWITCH), rope.get(key))
+        return min(self.positions, *(n for n in stated if isinstance(n, int) and n > 0))
 
     @cached_property
     def _by_layer(self) -> Mapping[int | None, tuple[TensorEntry, ...]]:

@@ -5,8 +5,10 @@ text is longer than the length the model was first trained for, `dynamic` stretc
 several sessions, of chunks and of drafts, one row would change another's frequencies. Here they follow the row's own
 position: what a text of just that length would get, which is what transformers computes token by token.
 
-transformers rotates a *prompt* by the length of the whole prompt, so a prompt beyond the length of change differs; the
-requester refuses such a prompt (`Manifest.prompt_limit`). Text that grows beyond it while it is generated is exact.
+With `longrope` a text ends where the frequencies change (`Manifest.context`). Beyond, `generate` of transformers
+rotates *all* rows anew by the long set, those of a text that grew to that length too (Phi-3 drops its cache there),
+while a ring keeps what it computed. Before, all rows have the short set, whoever shares the forward. Rows beyond are
+still computed by position, for replays of receipts from when texts were let grow.
 """
 
 from __future__ import annotations

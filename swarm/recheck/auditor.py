@@ -127,7 +127,7 @@ class _Recomputed:
         try:
             found = [parse_frame_untrusted(message_untrusted(DOWN, opened)) for opened in (*before, *inbound)]
             self._as_sent = found
-            self._layout, self._frames = in_one_layout_untrusted(order, manifest.context, found, len(before))
+            self._layout, self._frames = in_one_layout_untrusted(order, manifest.positions, found, len(before))
             steps = [self._step_untrusted(frame) for frame in self._frames]
         except PeerError as error:
             raise ReceiptError(Refusal.OPENING, f"an opened frame is none: {error}") from error

@@ -19,7 +19,6 @@ class TargetFacts:
     """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text.
 
     vocab_size    token ids are below it; None: not known
-    prompt_limit  longest prompt that the model answers as the reference does; None: the context
     special       names of the ids that `decode` leaves out
     """
 
@@ -28,7 +27,6 @@ class TargetFacts:
     eos: frozenset[int]
     decode: Decode
     vocab_size: int | None = None
-    prompt_limit: int | None = None
     special: Mapping[int, str] = field(default_factory=dict)
 
 

@@ -138,12 +138,6 @@ class Desk:
         prompt, context = len(request.prompt_ids), self.target.context
         if prompt >= context:
             raise UsageError(f"the prompt has {prompt} tokens, but the model's context holds {context}; shorten it")
-        limit = self.target.prompt_limit
-        if limit is not None and prompt > limit:
-            raise UsageError(
-                f"the prompt has {prompt} tokens; this model's rotary frequencies (longrope) change for prompts over "
-                f"{limit}, which a ring does not compute yet: shorten it"
-            )
         most = self.target.vocab_size
         worst = next((token for token in request.prompt_ids if token < 0 or (most is not None and token >= most)), None)
         if worst is not None:

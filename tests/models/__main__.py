@@ -13,7 +13,7 @@ import torch
 
 from tests.models.configs import VARIANTS, all_types, class_name
 from tests.models.sweep import CRASH, EXACT, WRONG, Found, sweep
-from tests.models.table import DOC, table
+from tests.models.table import DOC, rows, table
 
 DEADLINE_S = 120
 """Of one case; what takes longer counts as crashed."""
@@ -34,7 +34,7 @@ def both(case: str) -> Found:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.models", description=__doc__)
     parser.add_argument("cases", nargs="*", help="model types or variants (default: all)")
-    parser.add_argument("--write", action="store_true", help=f"write {DOC} from what was found")
+    parser.add_argument("--write", action="store_true", help=f"write {DOC}; of CASES only their rows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: list[Found] = []
@@ -46,7 +46,9 @@ def main() -> int:
         found.append(one)
         print(one.case, one.name, one.verdict, one.reason, sep="\t", flush=True)
     if arguments.write:
-        DOC.write_text(table(found))
+        again = {f.case for f in found}
+        kept = [f for f in rows(DOC.read_text()) if f.case not in again] if arguments.cases else []
+        DOC.write_text(table([*kept, *found]))
     return int(any(f.verdict in (WRONG, CRASH) for f in found))
 
 

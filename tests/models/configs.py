@@ -34,6 +34,9 @@ _BASE: dict[str, Any] = {
     "tie_word_embeddings": False, "use_cache": True,
 }  # fmt: skip
 
+SHARING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+"""Kinds of layers of which the last two, that keep no keys of their own, find both kinds before them."""
+
 SPECIAL: dict[str, dict[str, Any]] = {
     "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
     "granitemoe": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
@@ -52,6 +55,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": 7},
     "gpt2": {"scale_attn_by_inverse_layer_idx": True},
     "doge": {"keep_window_size": 5},
+    "gemma3n_text": {"layer_types": SHARING, "activation_sparsity_pattern": [0.0] * LAYERS, "sliding_window": 7},
+    "gemma4_text": {"layer_types": SHARING, "sliding_window": 7, "global_head_dim": 8, "enable_moe_block": False},
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]], "window_size": 7},
+    "moshi": {"audio_encoder_config": None, "depth_decoder_config": None},
+    "lfm2_moe": {"layer_types": ["full_attention", "conv"] * (LAYERS // 2)},
 }
 
 
@@ -91,6 +99,11 @@ def tiny_config(case: str) -> Any:
     """The tiny config of a model type or a variant. Raises whatever its class raises when the rule does not fit it."""
     kind, more = VARIANTS.get(case, (case, {}))
     cls = CONFIG_MAPPING[kind]
+    return cls(**{**_by_rule(cls), **SPECIAL.get(kind, {}), **more})
+
+
+def _by_rule(cls: Any) -> dict[str, Any]:
+    """The small values under the names that a config class has, also for the configs inside."""
     fields = set(getattr(cls, "__dataclass_fields__", ())) | set(inspect.signature(cls.__init__).parameters)
     fields |= set(getattr(cls, "attribute_map", {}))
     values = {key: value for key, value in _BASE.items() if key in fields and value is not None}
@@ -100,4 +113,7 @@ def tiny_config(case: str) -> Any:
             values.pop(standard)
     if "qk_rope_head_dim" in fields:  # there the head's width is that of the rotated part
         values.pop("head_dim", None)
-    return cls(**{**values, **SPECIAL.get(kind, {}), **more})
+    for name, inside in getattr(cls, "sub_configs", {}).items():
+        if hasattr(inside, "model_type") and inside.model_type:
+            values[name] = {**_by_rule(inside), **SPECIAL.get(inside.model_type, {})}
+    return values

@@ -112,8 +112,10 @@ class Reference:
 
     @torch.inference_mode()
     def _decode(self, tokens: Sequence[int], prompt: int, last: int) -> torch.Tensor:
-        """Logits of the last rows, where frequencies follow the text as `generate` computes them: the prompt at once,
-        then token by token."""
+        """Logits of the last rows; where frequencies follow the text, with one cache: the prompt at once, then token
+        by token. Beyond the switch of `longrope` that is what a block computes, and not what `generate` of Phi-3 says,
+        which drops its cache there: runs end before (tests/ring/test_families.py).
+        """
         if not self.stepwise:
             return self.model(torch.tensor([list(tokens)]), use_cache=False).logits[0, -last:].float()  # type: ignore[no-any-return]
         cache = None

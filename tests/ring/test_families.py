@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GraniteConfig, OlmoConfig
+from transformers import AutoModelForCausalLM, GraniteConfig, OlmoConfig, Phi3Config
 
 from swarm.cli.main import main
 from swarm.local import LocalSwarm, local_ring
@@ -21,7 +21,16 @@ SIZES: dict[str, Any] = {
 FAMILIES = {
     "granite": lambda **v: GraniteConfig(**v, embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=2.0),
     "olmo": lambda **v: OlmoConfig(**v),
-}
+    "phi3": lambda **v: Phi3Config(
+        **v, pad_token_id=0, original_max_position_embeddings=SWITCH,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [2.0, 3.0, 5.0, 8.0], "original_max_position_embeddings": SWITCH,
+        },
+    ),
+}  # fmt: skip
+SWITCH = 64
+"""Positions of a text before Phi-3 rotates all of it anew."""
 RINGS: tuple[list[tuple[int, int]], ...] = ([(0, 6)], [(0, 3), (3, 6)], [(0, 2), (2, 4), (4, 6)])
 
 
@@ -68,3 +77,14 @@ async def test_a_cut_family_says_what_generate_says_and_replay_accepts_it(
         assert answer["token_ids"] == generated(folder, answer["prompt_token_ids"], 16), f"{nodes} nodes"
         replay = ["verify", answer["receipt"], "--replay", "--model", str(folder), "--models", str(tmp_path / "models")]
         assert await asyncio.to_thread(main, replay) == 0, f"{nodes} nodes"
+
+
+async def test_a_longrope_text_is_what_generate_says_up_to_where_its_frequencies_change(tmp_path: Path) -> None:
+    folder = saved("phi3", tmp_path / "model")
+    words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(tmp_path / "models"))
+    more = ("--ignore-eos", "--draft", "suffix", "--models", str(tmp_path / "models"))
+    async with local_ring(LocalSwarm(tmp_path / "ring", model=str(folder), arguments=words), RINGS[2]) as ring:
+        answer = await ring.generate("Hello there", "--max-tokens", "200", *more)
+    prompt, told = answer["prompt_token_ids"], answer["token_ids"]
+    assert len(prompt) + len(told) == SWITCH + 1  # the last token is said and never computed upon
+    assert told == generated(folder, prompt, 200)[: len(told)]

@@ -147,3 +147,25 @@ def test_a_tensor_named_twice_is_refused() -> None:
     body["tensors"].append(body["tensors"][0])
     with pytest.raises(ModelError, match="twice"):
         parse_manifest(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("kind", [{"rope_type": "longrope"}, {"type": "longrope"}, {"type": "su"}])
+@pytest.mark.parametrize("table", ["rope_parameters", "rope_scaling"])
+def test_a_longrope_text_ends_where_its_frequencies_change(table: str, kind: dict[str, str]) -> None:
+    key, large = "original_max_position_embeddings", {**CONFIG, "max_position_embeddings": 1 << 17}
+
+    def context(own: dict[str, int], inside: dict[str, int]) -> int:
+        manifest = replace(MANIFEST, config={**large, **own, table: {**kind, **inside}})
+        assert manifest.positions == 1 << 17
+        return manifest.context
+
+    assert context({key: 8192}, {}) == 8192
+    assert context({key: 64}, {key: 32}) == context({key: 32}, {key: 64}) == 32
+    assert context({}, {key: 64}) == 64
+    assert context({}, {}) == 4096  # what Phi-3 takes for it
+
+
+@pytest.mark.parametrize("rope", [None, {"rope_type": "default"}, {"rope_type": "llama3", "type": "llama3"}])
+def test_other_rotary_kinds_leave_the_context_whole(rope: dict[str, str] | None) -> None:
+    config = {**CONFIG, "rope_scaling": rope, "original_max_position_embeddings": 8}
+    assert replace(MANIFEST, config=config).context == 16
