@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 
 import torch
 from torch import nn
+
+from swarm.model.kernels import bound_kernels
 
 FEW_ROWS = 8
 """Rows for which the order is chosen; it serves any number, and others were not faster."""
 SHARED_BYTES = 128 << 20
 """A head that shares the embedding's matrix gets a copy of its own up to this size: the embedding stays as it is."""
-
-KERNELS_KEPT = 128
-"""Prepared kernels that torch and oneDNN keep, one for each matrix shape and number of rows. They keep 1,024 by
-themselves, about 0.6 MB each, so that a node grows by a gigabyte as prompts of all lengths come by. 128 are more than
-the row counts of decoding times the shapes of a layer; to prepare one again takes 0.6 ms, once for all layers."""
 
 
 class BlockedLinear(nn.Module):
@@ -49,7 +45,7 @@ def can_block(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this torch has the kernels for this device and dtype; tried, since it depends on the processor."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return False
-    _bound_kernels()
+    bound_kernels()
     try:
         BlockedLinear(nn.Linear(64, 64, dtype=dtype))(torch.zeros(1, 2, 64, dtype=dtype))
     except (RuntimeError, AttributeError, NotImplementedError):
@@ -71,13 +67,6 @@ def block_linears(model: nn.Module) -> None:
                 continue
             parent._modules[name] = BlockedLinear(child)
     _give_back()
-
-
-def _bound_kernels() -> None:
-    """Keep fewer prepared kernels. Both libraries ask the environment, once, when the first kernel is prepared, and
-    have no other way to be told; whoever set it before knows better."""
-    for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        os.environ.setdefault(cache, str(KERNELS_KEPT))
 
 
 def _give_back() -> None:

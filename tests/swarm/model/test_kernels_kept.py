@@ -9,7 +9,8 @@ GROWS = """
 import torch
 from pathlib import Path
 from torch import nn
-from swarm.model.blocked import KERNELS_KEPT, block_linears, can_block
+from swarm.model.blocked import block_linears, can_block
+from swarm.model.kernels import KERNELS_KEPT
 
 if can_block(torch.device("cpu"), torch.float32):
     torch.set_num_threads(1)
