@@ -26,6 +26,8 @@ from swarm.ring.run import Draft, RunRequest
 GUESSED_STEP_MS = 15.0
 WARM_UP_PROMPT = (0,)
 LEAVES = (4, 8)
+MOST_IDLE = 8
+"""Model drafters that wait for a run, each with the keys and values of a context: after a crowd the others go."""
 WIDE = 1.3
 """Eight leaves are worth this many times the time of four: the second four are far less likely to matter."""
 
@@ -60,7 +62,7 @@ class Drafters:
 
     def give_back(self, drafting: Drafting) -> None:
         """The run is over: its model drafter may serve the next."""
-        if isinstance(drafting.deferred, LmDrafter):
+        if isinstance(drafting.deferred, LmDrafter) and len(self._idle) < MOST_IDLE:
             self._idle.append(drafting.deferred)
 
     def _take(self) -> LmDrafter | None:

@@ -26,7 +26,7 @@ from swarm.model.template import NEW_ANSWER, Turn
 from swarm.net.reach import Reach
 from swarm.net.switchboard import Switchboard
 from swarm.ring.notary import Notary, open_log, open_published, software
-from swarm.ring.private import PrivateBlocks
+from swarm.ring.private import PrivateBlocks, PrivateShelf
 from swarm.ring.pruning import Pruner
 from swarm.ring.receipt import ReceiptPlan
 from swarm.ring.request import Desk, TargetFacts
@@ -81,7 +81,7 @@ class Requester:
         self._stack = stack
         self._target, self._board, self.gossip = target, board, gossip
         self.receipts_dir = config.member.state / "receipts"
-        self._private: dict[int, PrivateBlocks] = {}
+        self._private = PrivateShelf(self._load_private)
         self._routes = Routes(board, gossip, self.manifest, config.rules, target.drafters.step_ms)
         self.desk = Desk(
             board,
@@ -109,7 +109,7 @@ class Requester:
                 ask=self._routes.ask_witness,
                 pruner=Pruner(self.receipts_dir, config.keep_receipts_s),
             ),
-            self._private_blocks,
+            self._private.get,
             config.keep_s,
         )
 
@@ -221,14 +221,11 @@ class Requester:
         flights = {run: {"rows_in_flight": rows} for run, rows in self.desk.flights().items()}
         return {**mesh_status(self.gossip, self._board), "runs": flights}
 
-    async def _private_blocks(self, count: int) -> PrivateBlocks:
-        """The first and the last `count` layers on this machine, loaded once. Raises UsageError, ModelError."""
+    async def _load_private(self, count: int) -> PrivateBlocks:
+        """The first and the last `count` layers on this machine. Raises UsageError, ModelError."""
         self._target.require_private(count)
-        if count not in self._private:
-            exact = self._routes.dtype(self._routes.plan(frozenset(), count)) == "float32"
-            dtype = torch.float32 if exact else torch.bfloat16
-            self._private[count] = await asyncio.to_thread(self._target.private_blocks, count, dtype)
-        return self._private[count]
+        exact = self._routes.dtype(self._routes.plan(frozenset(), count)) == "float32"
+        return await asyncio.to_thread(self._target.private_blocks, count, torch.float32 if exact else torch.bfloat16)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 demo) stand at the top: they may import all of these, and none of these may import them."""
 
 NO_ENVIRONMENT_BUT = {
+    "swarm/model/kernels.py",  # bounds two caches of torch, which has no other way to be told
     "swarm/model/wheel.py",  # hands its own environment on to pip, with another folder for temporary files
 }
 """Files that may touch the environment; HF_HUB_OFFLINE by name is allowed everywhere."""

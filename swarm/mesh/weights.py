@@ -57,6 +57,8 @@ class WeightsServer:
         """Serve other blobs from now on."""
         self._source = source
         self._sizes = {blob.digest: blob.nbytes for blob in source.blobs()}
+        self._lists = {digest: listed for digest, listed in self._lists.items() if digest in self._sizes}
+        self._listing = {digest: lock for digest, lock in self._listing.items() if digest in self._sizes}
 
     def handlers(self) -> Mapping[str, Handler]:
         """What the node's switchboard calls for messages of peers."""
@@ -83,7 +85,8 @@ class WeightsServer:
                 async with self._reads:
                     found = await asyncio.to_thread(self._source.chunk_digests, digest)
                 self._lists[digest] = b"".join(bytes.fromhex(d) for d in found)
-        return Message(LIST, {}, self._lists[digest])
+            listed = self._lists[digest]
+        return Message(LIST, {}, listed)
 
     async def _on_get(self, peer: Peer, message: Message) -> Message:
         self._check(peer)

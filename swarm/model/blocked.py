@@ -13,6 +13,8 @@ import ctypes
 import torch
 from torch import nn
 
+from swarm.model.kernels import bound_kernels
+
 FEW_ROWS = 8
 """Rows for which the order is chosen; it serves any number, and others were not faster."""
 SHARED_BYTES = 128 << 20
@@ -43,6 +45,7 @@ def can_block(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this torch has the kernels for this device and dtype; tried, since it depends on the processor."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return False
+    bound_kernels()
     try:
         BlockedLinear(nn.Linear(64, 64, dtype=dtype))(torch.zeros(1, 2, 64, dtype=dtype))
     except (RuntimeError, AttributeError, NotImplementedError):

@@ -100,6 +100,7 @@ class Reach:
             asyncio.get_running_loop().call_later(self.limits.punch, self._board.inbound_edges.pop, node, None)
             mutual.cancel()
             await asyncio.gather(mutual, return_exceptions=True)
+            self._board.await_no_more(node)
 
     # -- leaving the relay
 

@@ -182,8 +182,17 @@ class Switchboard:
         arrival = self._arrivals.get(node)
         if arrival is None:
             arrival = self._arrivals[node] = asyncio.get_running_loop().create_future()
-            arrival.add_done_callback(lambda future: self._arrivals.pop(node, None))
+            arrival.add_done_callback(lambda future: self._arrived(node, future))
         return arrival
+
+    def _arrived(self, node: NodeId, arrival: asyncio.Future[Peer]) -> None:
+        if self._arrivals.get(node) is arrival:
+            del self._arrivals[node]
+
+    def await_no_more(self, node: NodeId) -> None:
+        """Whoever asked for the arrival of `node` gave up; callers of `peer`, whose dial still runs, have not."""
+        if node not in self._dials and (arrival := self._arrivals.pop(node, None)) is not None:
+            arrival.cancel()
 
     async def dial(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar, TypeVarTuple
@@ -40,6 +40,31 @@ class PrivateBlocks:
 
     head: Block
     tail: Block
+
+
+MOST_SHELVED = 2
+"""Numbers of private layers whose weights stay loaded: each holds that part of the model."""
+
+
+class PrivateShelf:
+    """Private layers by their number, as `load` gives them: each loaded once, those not asked for longest go.
+
+    Runs hold what they use; an entry that goes is freed with the last of them.
+    """
+
+    def __init__(self, load: Callable[[int], Awaitable[PrivateBlocks]]) -> None:
+        self._load = load
+        self._kept: dict[int, PrivateBlocks] = {}
+        self._loading = asyncio.Lock()
+
+    async def get(self, count: int) -> PrivateBlocks:
+        """The blocks of that many layers at either end. Raises what `load` raises, and keeps nothing then."""
+        async with self._loading:
+            found = self._kept.pop(count, None) or await self._load(count)
+            self._kept[count] = found
+            while len(self._kept) > MOST_SHELVED:
+                del self._kept[next(iter(self._kept))]
+            return found
 
 
 class PrivateEnds:

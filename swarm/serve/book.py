@@ -39,12 +39,16 @@ class RunNote:
     result: RunResult | None = None
     recent: deque[tuple[float, int]] = field(default_factory=deque)
 
+    def forget(self, now: float) -> None:
+        """Drop what came before the last seconds."""
+        while self.recent and self.recent[0][0] < now - _WINDOW_S:
+            self.recent.popleft()
+
     def rate(self, now: float) -> float:
         """Tokens per second: of the whole run once it is over, else over the last seconds."""
         if self.result is not None:
             return self.result.tokens_per_second
-        while self.recent and self.recent[0][0] < now - _WINDOW_S:
-            self.recent.popleft()
+        self.forget(now)
         if len(self.recent) < 2:
             return 0.0
         span = now - self.recent[0][0]
@@ -125,6 +129,7 @@ class RunBook:
                 note.tokens += len(tokens)
                 note.drafted += sum(drafted)
                 note.recent.append((now, len(tokens)))
+                note.forget(now)
             case Recovering(lost, _, leaving):
                 note.state, note.lost = "recovering", lost
                 note.recoveries += not leaving
@@ -142,6 +147,7 @@ class RunBook:
             note.state = ("refused" if refused else "failed") if error else "cancelled"
             note.error = error
         self.active.pop(note.key, None)
+        note.recent.clear()
         if note.state != "refused":
             self.past.appendleft(note)
         self._changed()

@@ -70,11 +70,14 @@ async def test_greedy_output_is_that_of_transformers(
 async def test_a_model_drafter_changes_nothing_but_the_speed(
     make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, speculation: Any, bad: bool
 ) -> None:
+    sent = accepted = 0
     async with make_ring(CUTS[3], bad_drafter=bad) as ring:
         for prompt in prompts(4, seed=21):
             result = await generate(ring, RunRequest(prompt, max_tokens=64, speculation=speculation, draft="lm"))
             assert list(result.token_ids) == reference(tiny_model, prompt, 64)
-            assert not bad or result.acceptance < 0.5
+            sent, accepted = sent + sum(result.depth_sent), accepted + sum(result.depth_accepted)
+    if bad:  # a ring soon sends none of its rows, and one in fifty is right by chance: over all runs, and one is free
+        assert accepted < max(2, sent / 2)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.5])

@@ -207,3 +207,16 @@ async def test_strangers_and_malformed_calls_get_nothing(room: Room) -> None:
             await member.call(message, 5)
     with pytest.raises(ModelError, match="does not hold blob"):
         await member.call(Message(weights.LIST, {"digest": bytes(32)}), 5)
+
+
+async def test_lists_go_with_the_blobs_that_they_are_of(room: Room) -> None:
+    """A node that moves from layers to layers for weeks keeps the lists of what it holds alone."""
+    server = WeightsServer(MANIFEST, Shelf(), lambda node: True)
+    board = await room.stack.enter_async_context(Switchboard(Identity.generate(), server.handlers()))
+    peer = await room.board.peer(board.id, [await board.listen("127.0.0.1", 0)])
+    for digest in DATA:
+        await peer.call(Message(weights.LIST, {"digest": bytes.fromhex(digest)}), 10.0)
+    assert set(server._lists) == set(server._listing) == set(DATA)
+    kept = next(iter(DATA))
+    server.exchange(Shelf({kept: DATA[kept]}))
+    assert set(server._lists) == set(server._listing) == {kept}

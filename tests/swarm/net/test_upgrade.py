@@ -15,6 +15,7 @@ from swarm.net.channel import Channel
 from swarm.net.dial import connect
 from swarm.net.message import Message
 from swarm.net.peer import Peer
+from swarm.net.race import Race
 from swarm.net.reach import Reach
 from swarm.net.switchboard import Switchboard
 from tests.swarm.net.test_reach import NO_PUNCH, Three, three
@@ -172,3 +173,16 @@ async def test_a_relayed_connection_that_breaks_before_it_has_finished_ends_the_
         async with asyncio.timeout(5):
             await asyncio.gather(peer.wait_closed(), other.wait_closed())
         assert "before it had finished" in f"{peer.closed_reason}{other.closed_reason}"
+
+
+async def test_a_search_that_fails_leaves_nothing_to_wait_for() -> None:
+    """Who waited for the arrival of a relayed node and gave up waits no more: for weeks, one for each such node."""
+    async with three(relay=(True, True)) as nodes:
+        await relayed(nodes)
+        for board in (nodes.asker, nodes.target):
+            assert not board._arrivals
+        reach = nodes.reaches[1]
+        race = Race(nodes.asker, nodes.target.id, over_relay=True)
+        with pytest.raises(PeerError):
+            await reach._race(race, [free_address()], 0.5, relay=False)
+        assert not nodes.asker._arrivals and not nodes.target._arrivals

@@ -1,0 +1,65 @@
+"""A real `swarm serve` process over a real ring gets SIGTERM while it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from swarm.local import LocalSwarm, local_ring
+from tests.swarm.serve.tiny import tiny_model, tiny_tokenizer
+
+STREAMS = 6
+ASK = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "temperature": 0, "stream": True}
+
+
+async def rest(stream: aiohttp.ClientResponse) -> list[Any]:
+    lines = [line[6:].strip() for line in (await stream.content.read()).split(b"\n") if line.startswith(b"data: ")]
+    return [line.decode() if line == b"[DONE]" else json.loads(line) for line in lines]
+
+
+async def said(process: asyncio.subprocess.Process, wanted: str) -> re.Match[str]:
+    assert process.stderr is not None
+    while line := (await process.stderr.readline()).decode():
+        if found := re.search(wanted, line):
+            return found
+    raise AssertionError(f"the gateway ended before it said {wanted}")
+
+
+async def test_answers_under_way_end_and_new_ones_are_refused(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    tiny_model(258).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    swarm = LocalSwarm(
+        tmp_path / "swarm", model=str(model), arguments=("--cpu", "--threads", "1", "--dtype", "float32")
+    )
+    async with asyncio.timeout(100), local_ring(swarm, [(0, 1), (1, 2)]) as ring:
+        words = ["serve", "--swarm", ring.invite, "--state", str(tmp_path / "asker"), "--models", str(tmp_path / "m")]
+        words += ["--no-lan", "--port", "0", "--speculation", "plain", "--grace", "60"]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "swarm", *words, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            url = (await said(process, r"http://[0-9.:]+")).group()
+            async with aiohttp.ClientSession(url) as http:
+                streams = [await http.post("/v1/chat/completions", json=ASK) for _ in range(STREAMS)]
+                assert all([await stream.content.readline() for stream in streams])
+                process.send_signal(signal.SIGTERM)
+                await said(process, "stopping: answers under way may finish")
+                refused = await http.post("/v1/chat/completions", json=ASK)
+                assert refused.status == 503 and int(refused.headers["Retry-After"]) > 0
+                assert (await refused.json())["error"]["code"] == "gateway_stopping"
+                for stream in streams:
+                    *chunks, last = await rest(stream)
+                    assert last == "[DONE]" and chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+            assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
