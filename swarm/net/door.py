@@ -67,26 +67,35 @@ class Door:
         """Listen on host:port (port 0: any); returns what was bound. Raises UsageError when it cannot be had."""
         sock = listening_socket(host, port)
         self._sockets.append(sock)
-        self._spawn(self._accept(sock))
+        self._listen(sock)
         name = sock.getsockname()
         return name[0], name[1]
 
     def close(self) -> None:
         """Stop listening."""
         for sock in self._sockets:
+            asyncio.get_running_loop().remove_reader(sock)
             sock.close()
         self._sockets.clear()
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except OSError as exc:  # out of descriptors: wait for some to be given back
-                log.warning("cannot accept a connection: %s", exc.strerror or exc)
-                await asyncio.sleep(_FULL_PAUSE_SECONDS)
-                continue
-            self.receive(sock, remote_address(sock)[0], "direct", None)
+    def _accept(self, listener: socket.socket) -> None:
+        """Take what waits at a listener. A callback and no task: one that is cancelled as a connection comes loses it."""
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as exc:  # out of descriptors: wait for some to be given back
+            log.warning("cannot accept a connection: %s", exc.strerror or exc)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(_FULL_PAUSE_SECONDS, self._listen, listener)
+            return
+        sock.setblocking(False)
+        self.receive(sock, remote_address(sock)[0], "direct", None)
+
+    def _listen(self, listener: socket.socket) -> None:
+        if listener in self._sockets:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def receive(self, sock: socket.socket, host: str, edge: str, address: Address | None) -> None:
         """Begin with a connection from `host`. `address`: of the other end, where the socket does not tell it."""
@@ -96,6 +105,8 @@ class Door:
         self._pending[task] = host
         self._pending_hosts[host] += 1
         task.add_done_callback(self._forget_pending)
+        # A task that is cancelled before its first step runs none of its own clean-up.
+        task.add_done_callback(lambda done: sock.close() if done.cancelled() else None)
 
     def _make_room(self, host: str) -> None:
         """Close the oldest unauthenticated connection of `host`, or of all, when there is one too many."""
