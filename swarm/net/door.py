@@ -79,7 +79,7 @@ class Door:
         self._sockets.clear()
 
     def _accept(self, listener: socket.socket) -> None:
-        """Take what waits at a listener. A callback and no task: one that is cancelled as a connection comes loses it."""
+        """Take what waits at a listener. No task: one that is cancelled as a connection comes loses it."""
         try:
             sock, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
