@@ -16,7 +16,15 @@ from receipts.checks import short
 from receipts.closing import End
 from receipts.context import Followed, check_context, drawn_in, published
 from receipts.errors import ReceiptError, Refusal
-from receipts.opened import MAX_LEAVES, Frame, Opened, OpeningRequest, history_untrusted, opened_untrusted
+from receipts.opened import (
+    MAX_FRAMES,
+    MAX_LEAVES,
+    Frame,
+    Opened,
+    OpeningRequest,
+    history_untrusted,
+    opened_untrusted,
+)
 from receipts.opening import Order, PlannedStage
 from receipts.recompute import (
     MILLION,
@@ -87,8 +95,11 @@ class TokenSample:
 class Auditor(Protocol):
     """Talks to nodes and computes with the model."""
 
-    def fetch(self, node: str, request: OpeningRequest) -> bytes | None:
-        """The node's answer to the request; None when it cannot be reached or no longer keeps the run."""
+    def fetch(self, node: str, request: OpeningRequest, known: Sequence[Frame] = ()) -> bytes | None:
+        """The node's answer to the request; None when it cannot be reached or no longer keeps the run.
+
+        `known`: inbound frames of an earlier answer; those of this one need not be sent again, only put in place.
+        """
         ...
 
     def recompute(
@@ -208,7 +219,8 @@ def choose_rows(run: Run, count: int, below: Callable[[int], int]) -> list[tuple
     """`count` outbound leaves over all parts, as even as can be, in rising order; none of a part that sent nothing.
 
     A tail opens all: an answer is a hundred bytes, says less of the computation than a row does, and every kept token
-    has to be among them. The head opens its last frame besides, so that all that came in to it is shown.
+    has to be among them. Every part opens its last frame besides, so that all that came in to it is shown: then no
+    frame of it saw another text, and the tree holds as many frames as were signed.
     `below(n)` is a random integer in [0, n) that the nodes cannot foresee (`secrets.randbelow`).
     """
     parts = parts_of(run)
@@ -221,7 +233,7 @@ def choose_rows(run: Run, count: int, below: Callable[[int], int]) -> list[tuple
             leaves = set(range(1, frames + 1))
         while len(leaves) < share:
             leaves.add(1 + below(frames))
-        if part.stage.first == 0 and frames:
+        if frames:
             leaves.add(frames)
         chosen.append((part, tuple(sorted(leaves))))
     return chosen
@@ -242,6 +254,10 @@ def check_audit(
     """
     if not run.last.closed:
         return Outcome((), False, "the last epoch was interrupted: its edges have no roots signed by both ends")
+    if not run.close.new_tokens:
+        return Outcome((), False, "the run kept no token, so an audit of it shows nothing")
+    if most := [part for part in parts_of(run) if max(part.end.sent, part.end.came) > MAX_FRAMES]:
+        return Outcome((), False, f"{_name(run, most[0])} signed more frames than the {MAX_FRAMES} an audit opens")
     audit = _Audit(run, auditor, replace(limit, tie_ppm=tie_ppm), published(disclosed))
     for part, leaves in choose_rows(run, count, below):
         audit.check(part, leaves)
@@ -290,7 +306,7 @@ class _Audit:
         claim = _judge(run, part, before, opened, self._auditor, self._limit)
         if claim.standing is Standing.PROVEN:
             began = self._began(part, taken)
-            claim = replace(claim, text=claim.text + began)
+            claim = replace(claim, text=claim.text + began + _size_text(part, opened))
             self.proven.add(key)
         else:
             self.missing.append(f"{name}: {claim.text}")
@@ -329,6 +345,12 @@ class _Audit:
 
 def _name(run: Run, part: Part) -> str:
     return short(part.stage.node) + ("" if part.epoch is run.last else f" in epoch {part.epoch.number}")
+
+
+def _size_text(part: Part, opened: Opened) -> str:
+    """What the opened frames show of how many there were; a root alone fits trees of several sizes."""
+    came, shown = part.end.came, len(opened.inbound)
+    return "" if shown == came else f"; {came - shown} of {came} frames that came in are not shown: a signed number"
 
 
 def _silent(run: Run) -> list[Claim]:
@@ -377,15 +399,17 @@ def _fetched(run: Run, part: Part, leaves: tuple[int, ...], auditor: Auditor) ->
     end = part.end
     inbound: tuple[Frame, ...] = ()
     outbound: list[tuple[int, Frame]] = []
-    for start in range(0, len(leaves), MAX_LEAVES):
+    # The last first: what came in before it is a prefix of nothing else, so each inbound frame crosses once.
+    for start in reversed(range(0, len(leaves), MAX_LEAVES)):
         some = leaves[start : start + MAX_LEAVES]
-        answer = auditor.fetch(part.stage.node, OpeningRequest(run.order_digest, part.epoch.number, some))
+        request = OpeningRequest(run.order_digest, part.epoch.number, some)
+        answer = auditor.fetch(part.stage.node, request, inbound)
         if answer is None:
             return None
         with _naming(part):
             opened = opened_untrusted(answer, some, (end.inbound, end.came), (end.outbound, end.sent))
         inbound = max(inbound, opened.inbound, key=len)
-        outbound += opened.outbound
+        outbound[:0] = opened.outbound
     return Opened(inbound, tuple(outbound))
 
 

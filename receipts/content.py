@@ -15,6 +15,7 @@ from receipts.verdict import Claim, Disclosed, Standing
 
 _WRONG = {"prompt": Refusal.PROMPT, "tokens": Refusal.TOKENS, "text": Refusal.TEXT}
 MAX_TOKEN = 2**31
+MAX_POSITION = 2**32
 # Tail and requester measure the same span on their own clocks; a slow link shifts it by its jitter, not by this.
 SPAN_SLACK_US = 250_000
 SPAN_BROKEN_US = 5_000_000
@@ -82,6 +83,8 @@ def check_tokens(run: Run, disclosed: Disclosed, token_salt: bytes | None) -> li
     close, order = run.close, run.order
     if close.first_position != order.prompt_tokens:
         raise ReceiptError(Refusal.TOKENS, f"tokens begin at {close.first_position} after {order.prompt_tokens}")
+    if close.first_position + close.new_tokens > MAX_POSITION:
+        raise ReceiptError(Refusal.TOKENS, f"tokens up to position {close.first_position + close.new_tokens}")
     if close.new_tokens > order.max_tokens:
         raise ReceiptError(Refusal.TOKENS, f"{close.new_tokens} tokens, the order allows {order.max_tokens}")
     until = close.first_position + close.new_tokens

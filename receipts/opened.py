@@ -24,6 +24,8 @@ from receipts.tree import Tree
 
 MAGIC = b"wanswarm-opened-1\n"
 MAX_LEAVES = 512
+MAX_FRAMES = 1 << 16
+"""Inbound frames of one answer."""
 MAX_HEADER = 8 << 20
 MAX_OPENING = 1 << 30
 """Of one answer, in bytes; a verifier holds it in memory."""
@@ -113,7 +115,7 @@ class _Chosen:
 class _Header:
     salt: Digest
     """Leaf 0 of the inbound tree."""
-    prefix: Annotated[tuple[_FrameEntry, ...], Many(0, 1 << 16)]
+    prefix: Annotated[tuple[_FrameEntry, ...], Many(0, MAX_FRAMES)]
     prefix_path: _Path
     chosen: Annotated[tuple[_Chosen, ...], Many(0, MAX_LEAVES)]
 
@@ -188,6 +190,29 @@ def history_untrusted(data: bytes, inbound: tuple[str, int], max_bytes: int = MA
         raise ReceiptError(Refusal.OPENING, f"{len(header.prefix)} frames were opened, {inbound[1]} were signed")
     _check_prefix(header, frames, inbound)
     return tuple(frames)
+
+
+def with_known_untrusted(begun: bytes, known: Sequence[Frame]) -> bytes:
+    """The beginning of an answer, continued with inbound frames that the caller has, where it begins with those.
+
+    `begun` as it is where its header is not whole, or does not outline them: whether they are those that crossed is
+    for `opened_untrusted` to say, of the whole answer. Raises ReceiptError for a header that is none.
+    """
+    start = len(MAGIC) + 4
+    if not known or len(begun) < start or begun[: len(MAGIC)] != MAGIC:
+        return begun
+    (length,) = struct.unpack_from(">I", begun, len(MAGIC))
+    if length > MAX_HEADER or len(begun) < start + length:
+        return begun
+    header = decode_untrusted(_Header, parse_untrusted(begun[start : start + length], MAX_HEADER, 8), "opening")
+    size = start + length
+    parts = []
+    for entry, frame in zip(header.prefix, known, strict=False):
+        if (entry.seq, entry.head, entry.body) != (frame.seq, len(frame.head), len(frame.body)):
+            break
+        parts += [frame.head, frame.body]
+        size += entry.head + entry.body
+    return begun if size <= len(begun) else begun + b"".join(parts)[len(begun) - start - length :]
 
 
 def _check_prefix(header: _Header, frames: Sequence[Frame], inbound: tuple[str, int]) -> None:

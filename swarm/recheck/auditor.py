@@ -37,8 +37,11 @@ from swarm.ring.session import SlotTokens
 CONTEXT_SLACK = 64
 """A session's context is rounded up by less than this many positions."""
 
-Fetch = Callable[[str, OpeningRequest], bytes | None]
-"""Asks the node of this name (hex) to open rows; None when it cannot be reached or no longer keeps them."""
+Fetch = Callable[[str, OpeningRequest, Sequence[OpenedFrame]], bytes | None]
+"""Asks the node of this name (hex) to open rows; None when it cannot be reached or no longer keeps them.
+
+The frames came in to it, and an earlier answer held them: they need not be sent again.
+"""
 
 
 class RingAuditor:
@@ -55,9 +58,9 @@ class RingAuditor:
         self._group_bytes, self._report = group_bytes, report
         self._done: list[tuple[Taken, _Recomputed]] = []
 
-    def fetch(self, node: str, request: OpeningRequest) -> bytes | None:
+    def fetch(self, node: str, request: OpeningRequest, known: Sequence[OpenedFrame] = ()) -> bytes | None:
         """The node's answer."""
-        return self._fetch(node, request)
+        return self._fetch(node, request, known)
 
     def recompute(
         self,
@@ -144,9 +147,11 @@ class _Recomputed:
 
     def _step_untrusted(self, frame: Frame) -> Step:
         """Raises PeerError for rows that do not fit the model."""
+        tokens = frame.rows.token
+        if int(tokens.max()) >= self._vocab:
+            raise PeerError(f"expected token ids below {self._vocab}, found {int(tokens.max())}")
         if self._layers.first == 0:
-            tokens = frame.rows.token
-            if frame.hidden is not None or int(tokens.min()) < 0 or int(tokens.max()) >= self._vocab:
+            if frame.hidden is not None or int(tokens.min()) < 0:
                 raise PeerError("expected token ids of the model at the head of the ring")
             return Step(frame.commits, frame.rows)
         return Step(frame.commits, frame.rows, self._hidden_untrusted(frame, len(frame.rows)))
@@ -254,7 +259,9 @@ class _Recomputed:
     def followed(self, outbound: Sequence[OpenedFrame], text: Sequence[int]) -> Followed:
         """The epoch's passes held against the text, and what was drawn after them. Raises PeerError."""
         head = self._layers.first == 0
-        trace, passes = Trace(self._layout, text, head), self._frames[self._passes_from :]
+        # A penalty draws from the tokens that came with the rows: one that is missing there changes what is drawn.
+        trace = Trace(self._layout, text, head or self._sampling.repetition_penalty != 1)
+        passes = self._frames[self._passes_from :]
         for frame in self._frames[: self._passes_from]:
             trace.take(frame)
         right = tuple(tuple(bool(row) for row in trace.take(frame)) for frame in passes)

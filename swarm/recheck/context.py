@@ -18,7 +18,8 @@ class Trace:
     once and each right: what deeper layers keep of a row depends on all that the row saw when it was computed, so a
     row that saw another text stays wrong whatever is written over that text later.
 
-    tokens  every row has its token, as at the head; elsewhere most do not, and only those that do are compared
+    tokens  every row must have its token, as at the head, and everywhere where a penalty draws from them; else most
+            have none, and only those that do are compared
     """
 
     def __init__(self, layout: Layout, text: Sequence[int], tokens: bool) -> None:

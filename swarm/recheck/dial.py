@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from receipts.opened import MAX_OPENING, OpeningRequest
+from receipts.errors import ReceiptError
+from receipts.opened import MAX_OPENING, Frame, OpeningRequest, with_known_untrusted
 from swarm.config import MemberConfig
 from swarm.entry import enter_as_guest
 from swarm.errors import BusyError, PeerError, SwarmError
@@ -27,6 +28,8 @@ DIAL_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 120.0
 OPENING_TIMEOUT_S = 1800.0
 """For one node's opening, all pieces together."""
+HEADER_BYTES = 9 << 20
+"""Within which the header of an opening ends: then its known frames were passed over, or never will be."""
 BUSY_WAITS_S = (1.0, 4.0, 15.0)
 NEWS_WAIT_S = 4.0
 
@@ -53,9 +56,9 @@ async def opener(
             known = {**found, **addresses}
         loop = asyncio.get_running_loop()
 
-        def fetch(node: str, request: OpeningRequest) -> bytes | None:
-            asking = asyncio.run_coroutine_threadsafe(_ask(board, node, known.get(node, ()), request, report), loop)
-            return asking.result()
+        def fetch(node: str, request: OpeningRequest, had: Sequence[Frame] = ()) -> bytes | None:
+            asked = _ask(board, node, known.get(node, ()), request, had, report)
+            return asyncio.run_coroutine_threadsafe(asked, loop).result()
 
         yield fetch
 
@@ -83,7 +86,12 @@ async def _look(
 
 
 async def _ask(
-    board: Switchboard, node: str, addresses: Sequence[Address], request: OpeningRequest, report: Report
+    board: Switchboard,
+    node: str,
+    addresses: Sequence[Address],
+    request: OpeningRequest,
+    known: Sequence[Frame],
+    report: Report,
 ) -> bytes | None:
     """The node's opening; None, with a notice that says why, when there is none."""
     if not addresses:
@@ -92,7 +100,7 @@ async def _ask(
     try:
         async with asyncio.timeout(OPENING_TIMEOUT_S):
             peer = await board.peer(parse_id_untrusted(node), list(addresses), DIAL_TIMEOUT_S)
-            return await opening_from_untrusted(peer, request.to_bytes())
+            return await opening_from_untrusted(peer, request.to_bytes(), known)
     except TimeoutError:
         why = f"it took longer than {OPENING_TIMEOUT_S:.0f} s"
     except SwarmError as error:
@@ -101,10 +109,11 @@ async def _ask(
     return None
 
 
-async def opening_from_untrusted(peer: Peer, request: bytes) -> bytes:
+async def opening_from_untrusted(peer: Peer, request: bytes, known: Sequence[Frame] = ()) -> bytes:
     """An opening, asked for piece by piece. Raises SwarmError; PeerError for pieces that do not make one.
 
-    A node that does not know pieces answers with all of it; one that is busy is asked again, a few times.
+    A node that does not know pieces answers with all of it; one that is busy is asked again, a few times. `known`:
+    inbound frames of an earlier opening of the same part; what they fill is passed over, once the header is here.
     """
     found = bytearray()
     while True:
@@ -117,6 +126,17 @@ async def opening_from_untrusted(peer: Peer, request: bytes) -> bytes:
             return bytes(found)
         if len(found) > size or len(answer.body) < PIECE_BYTES:
             raise PeerError(f"expected pieces of {PIECE_BYTES} bytes up to {size}, found {len(answer.body)}")
+        if known:
+            found = _passed_over_untrusted(found, size, known)
+            known = known if len(found) < HEADER_BYTES else ()
+
+
+def _passed_over_untrusted(found: bytearray, size: int, known: Sequence[Frame]) -> bytearray:
+    try:
+        longer = with_known_untrusted(bytes(found), known)
+    except ReceiptError as error:
+        raise PeerError(f"expected the header of an opening: {error.claim}") from error
+    return bytearray(longer) if len(longer) < size else found
 
 
 async def _piece(peer: Peer, request: bytes, offset: int) -> Message:

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 
-from receipts.audit import Replayed, RowSample, TokenSample, choose_rows
+from receipts.audit import Part, Replayed, RowSample, TokenSample, _fetched, check_audit, choose_rows
+from receipts.content import check_tokens
 from receipts.context import Drew, Followed
+from receipts.edge import frame_leaf
 from receipts.errors import ReceiptError, Refusal
-from receipts.opened import MAGIC, Frame, OpeningRequest, opened_untrusted
+from receipts.merkle import leaf_hash, tree_root
+from receipts.opened import MAGIC, Frame, OpeningRequest, opened_untrusted, with_known_untrusted
 from receipts.recompute import Limit
 from receipts.rows import RowStore
-from receipts.verdict import Level, Standing
+from receipts.tail import Drawn
+from receipts.verdict import Disclosed, Level, Standing
 from receipts.verify import Options, verify
 
 WIDTH = 48
@@ -73,7 +77,7 @@ class Nodes:
                     kept.outbound(frame.seq, frame.head, frame.body)
                 kept.close()
 
-    def fetch(self, node: str, request: OpeningRequest) -> bytes | None:
+    def fetch(self, node: str, request: OpeningRequest, known: Sequence[Frame] = ()) -> bytes | None:
         return self.edit(self.stores[node].answer(request.to_bytes()).whole())
 
     def recompute(
@@ -278,8 +282,9 @@ def test_rows_are_chosen_by_the_verifier(ring: Any) -> None:
         return len(asked) % n
 
     requests = [leaves for _, leaves in choose_rows(run, 7, below)]
-    # The tail opens all, the head its last besides.
-    assert [len(leaves) for leaves in requests] == [4, 2, 5] and asked and 5 in requests[0]
+    # The tail opens all, the others their last besides.
+    assert asked and all(5 in leaves for leaves in requests) and len(requests[-1]) == 5
+    assert all(len(leaves) <= 4 for leaves in requests[:-1])
     assert all(1 <= leaf <= 5 for leaves in requests for leaf in leaves)
     assert [len(leaves) for _, leaves in choose_rows(run, 10_000, below)] == [5, 5, 5]
 
@@ -325,3 +330,99 @@ def test_a_failed_run_has_nothing_to_replay(make_ring: Any) -> None:
     ring = make_ring(tokens=[], show=("prompt", "tokens", "text"))
     verdict = verify(ring.receipt, Options(replayer=Replay()))
     assert (verdict.level, verdict.exit_code) == (Level.SIGNED, 4)
+
+
+def test_nothing_is_shown_by_a_run_without_a_token(make_ring: Any, tmp_path: Path) -> None:
+    ring = make_ring(body_of=bodies())
+    run = verify(ring.receipt).run
+    assert run is not None
+    empty = replace(run, close=replace(run.close, new_tokens=0))
+    outcome = check_audit(empty, Disclosed((1,), Drawn(1, (), ())), Nodes(ring, tmp_path), LIMIT, 1, 9, lambda n: 0)
+    assert not outcome.conclusive and "no token" in outcome.why
+
+
+def test_more_frames_than_an_audit_opens_cost_the_verifier_nothing(make_ring: Any, tmp_path: Path) -> None:
+    """Anybody can sign a number under fresh keys; it may not become a list of that many leaves."""
+    ring = make_ring(body_of=bodies())
+    run = verify(ring.receipt).run
+    assert run is not None
+    node = run.last.plan[-1].node
+    run.last.ends[node] = replace(run.last.ends[node], sent=2**52)
+    outcome = check_audit(run, Disclosed(), Nodes(ring, tmp_path), LIMIT, 1, 9, lambda n: 0)
+    assert not outcome.conclusive and "more frames" in outcome.why
+
+
+def _kept(folder: Path, count: int) -> tuple[RowStore, tuple[tuple[str, int], tuple[str, int]]]:
+    salts = leaf_hash(b"in"), leaf_hash(b"out")
+    store, trees = RowStore(folder), ([salts[0]], [salts[1]])
+    rows = store.begin("ab" * 32, 0, salts, 1_790_000_000)
+    for seq in range(count):
+        for tree, take, size in zip(trees, (rows.inbound, rows.outbound), (300, 30), strict=True):
+            tree.append(frame_leaf(seq, b"head", bytes([seq % 251]) * size))
+            take(seq, b"head", bytes([seq % 251]) * size)
+    rows.close()
+    came, went = (tree_root(tree).hex() for tree in trees)
+    return store, ((came, count), (went, count))
+
+
+def test_a_tree_of_another_size_than_signed_is_refused(tmp_path: Path) -> None:
+    """Both ends of an edge sign other numbers than crossed: the last frame they open hashes to no such root."""
+    store, (came, went) = _kept(tmp_path, 11)
+    last = store.answer(OpeningRequest("ab" * 32, 0, (11,)).to_bytes()).whole()
+    assert len(opened_untrusted(last, (11,), came, went).inbound) == 11
+    for signed in (9, 10, 12, 13):
+        leaves = (min(signed, 11),)
+        data = store.answer(OpeningRequest("ab" * 32, 0, leaves).to_bytes()).whole()
+        with pytest.raises(ReceiptError):
+            opened_untrusted(data, leaves, (came[0], signed), (went[0], signed))
+
+
+def test_inbound_frames_cross_once_however_many_answers_are_opened(make_ring: Any, tmp_path: Path) -> None:
+    """A tail of 1,100 answers opens them in three requests; only the first sends what came in."""
+    store, (came, went) = _kept(tmp_path, 1100)
+    run = verify(make_ring().receipt).run
+    assert run is not None
+    sent: list[int] = []
+
+    class Counting:
+        def fetch(self, node: str, request: OpeningRequest, known: Sequence[Frame] = ()) -> bytes:
+            whole = store.answer(request.to_bytes()).whole()
+            header = len(MAGIC) + 4 + struct.unpack_from(">I", whole, len(MAGIC))[0]
+            begun = with_known_untrusted(whole[:header], known)  # as `swarm.recheck.dial` goes on where that ends
+            sent.append(len(whole) - (len(begun) - header))
+            return begun + whole[len(begun) :]
+
+    stage = run.last.plan[-1].node
+    end = replace(run.last.ends[stage], inbound=came[0], came=came[1], outbound=went[0], sent=went[1])
+    part = Part(run.last, len(run.last.plan) - 1, end)
+    opened = _fetched(replace(run, order_digest="ab" * 32), part, tuple(range(1, 1101)), Counting())  # type: ignore[arg-type]
+    assert opened is not None and [leaf for leaf, _ in opened.outbound] == list(range(1, 1101))
+    assert len(opened.inbound) == 1100 and len(sent) == 3
+    first, *others = (store.answer(OpeningRequest("ab" * 32, 0, tuple(range(low, high))).to_bytes()).size
+                      for low, high in ((1025, 1101), (513, 1025), (1, 513)))  # fmt: skip
+    assert sent[0] == first and [whole - part for whole, part in zip(others, sent[1:], strict=True)] == [
+        1024 * 304, 512 * 304
+    ]  # fmt: skip
+
+
+def test_known_frames_that_did_not_cross_are_refused(tmp_path: Path) -> None:
+    store, (came, went) = _kept(tmp_path, 20)
+    whole = store.answer(OpeningRequest("ab" * 32, 0, (20,)).to_bytes()).whole()
+    header = len(MAGIC) + 4 + struct.unpack_from(">I", whole, len(MAGIC))[0]
+    known = [Frame(seq, b"head", b"x" * 300) for seq in range(20)]
+    begun = with_known_untrusted(whole[:header], known)
+    assert len(begun) == header + 20 * 304
+    with pytest.raises(ReceiptError):
+        opened_untrusted(begun + whole[len(begun) :], (20,), came, went)
+    for cut in (0, 10, header - 1):
+        assert with_known_untrusted(whole[:cut], known) == whole[:cut]
+
+
+def test_positions_beyond_what_a_leaf_holds_are_refused(rings: Any) -> None:
+    """A verdict, where packing such a position would raise: whoever signs an order chooses its numbers."""
+    run = verify(rings("open").receipt).run
+    assert run is not None
+    far = 2**32 - 2
+    order, close = replace(run.order, prompt_tokens=far), replace(run.close, first_position=far)
+    with pytest.raises(ReceiptError, match="position"):
+        check_tokens(replace(run, order=order, close=close), Disclosed(), bytes(32))

@@ -45,7 +45,7 @@ def test_the_score_is_a_bounded_mean(gaps: list[float]) -> None:
     [
         ([0.0] * 100, "as honest rounding leaves it"),
         ([0.0] * 95 + [0.05] * 5, "as honest rounding leaves it"),
-        ([0.0] * 70 + [0.05] * 30, "more than honest runs"),
+        ([0.0] * 70 + [0.05] * 30, "not told apart from int8"),
         ([0.0] * 50 + [2.0] * 50, "another model, precision, seed or sampler"),
         ([0.0] * (FEW - 1), "say little"),
     ],

@@ -13,7 +13,7 @@ from torch import nn
 
 import receipts
 from draft.suffix import SuffixDrafter
-from receipts.opened import OpeningRequest
+from receipts.opened import Frame, OpeningRequest
 from receipts.rows import RowStore
 from swarm.errors import CoverageError, PeerError
 from swarm.identity import Identity
@@ -103,7 +103,7 @@ class SignedRing:
         """An auditor that calls the nodes over their sockets, from another thread than this loop's."""
         loop = asyncio.get_running_loop()
 
-        def fetch(node: str, request: OpeningRequest) -> bytes | None:
+        def fetch(node: str, request: OpeningRequest, known: Sequence[Frame] = ()) -> bytes | None:
             return asyncio.run_coroutine_threadsafe(self._ask(node, request), loop).result(60)
 
         return RingAuditor(checkpoint, fetch, group_bytes)

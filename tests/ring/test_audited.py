@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,9 @@ from receipts.verdict import Level, Standing
 from receipts.verify import verify
 from swarm.model.checkpoint import Checkpoint
 from swarm.model.sampler import Sampling
+from swarm.net.message import Message
+from swarm.ring import sender
+from swarm.ring.frame import Frame
 from swarm.ring.run import Committed, Finished, RunRequest
 
 from .signed import LIES, signed_ring
@@ -124,6 +129,23 @@ async def test_runs_that_began_from_others_are_audited(wide: Checkpoint, tmp_pat
             store.expire(int(time.time()) + 2 * DAY_S, most=1)
         gone = await audited(ring, path, wide)
         assert (gone.exit_code, gone.refusal) == (4, None) and "did not open" in gone.line
+
+
+async def test_a_stage_that_drops_the_tokens_a_penalty_needs_is_caught(
+    wide: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An honest tail then draws as if nothing had been said before: every row and answer is right by what came in."""
+    encode = sender.encode_frame
+
+    def stripped(frame: Frame) -> Message:
+        tokens = np.full(len(frame.rows), -1, np.int32)
+        return encode(replace(frame, rows=replace(frame.rows, token=tokens)))
+
+    monkeypatch.setattr(sender, "encode_frame", stripped)
+    async with signed_ring(wide, SPANS, tmp_path) as ring:
+        result = await ring.generate(RunRequest(PROMPT, 12, SAMPLINGS[1], speculation="plain"))
+        verdict = await audited(ring, Path(str(result.receipt)), wide)
+        assert verdict.refusal is Refusal.AUDIT and "another text" in verdict.line, verdict.line
 
 
 async def test_a_liar_that_began_from_another_run_is_caught(wide: Checkpoint, tmp_path: Path) -> None:

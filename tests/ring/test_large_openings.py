@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import receipts
+from receipts.answer import Answer
 from receipts.merkle import leaf_hash
 from receipts.opened import OpeningRequest, opened_untrusted
 from receipts.rows import RowStore
@@ -77,11 +78,24 @@ async def test_an_opening_beyond_one_message_is_audited_in_pieces(tmp_path: Path
         assert store is not None
         ends = keep(store, 80)
         request = OpeningRequest(ORDER, 0, (3, 80))
+        pieces: list[int] = []
+        kept_answer = store.answer
+
+        def counted(asked: bytes) -> Answer:
+            pieces.append(len(asked))
+            return kept_answer(asked)
+
+        store.answer = counted  # type: ignore[method-assign]
         async with opener([board.id.hex()], {board.id.hex(): [address]}, None) as fetch:
             data = await asyncio.to_thread(fetch, board.id.hex(), request)
         assert data is not None and len(data) > Limits().message_bytes
         opened = opened_untrusted(data, [3, 80], *ends)
         assert len(opened.inbound) == 80 and [leaf for leaf, _ in opened.outbound] == [3, 80]
+        before = len(pieces)
+        async with opener([board.id.hex()], {board.id.hex(): [address]}, None) as fetch:
+            again = await asyncio.to_thread(fetch, board.id.hex(), OpeningRequest(ORDER, 0, (70,)), opened.inbound)
+        assert again is not None and len(opened_untrusted(again, [70], *ends).inbound) == 70
+        assert len(pieces) - before <= 3 < before  # its 70 MiB of what came in are not sent again
         async with asking(board, address) as peer:
             with pytest.raises(PeerError, match="in pieces"):  # by name, where it would have been silence before
                 await peer.call(Message(AUDIT, {}, request.to_bytes()), 20.0)
