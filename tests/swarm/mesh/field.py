@@ -106,7 +106,6 @@ def kill_tasks(node: Node) -> None:
 def kill(node: Node) -> None:
     """End a node without a goodbye, as kill -9 does."""
     kill_tasks(node)
-    for sock in node.board._door._sockets:
-        sock.close()
+    node.board._door.close()
     for peer in node.board.peers():
         peer.drop("killed")

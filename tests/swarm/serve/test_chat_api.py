@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 
 import openai
 import pytest
@@ -13,7 +12,6 @@ from swarm.errors import BusyError, CoverageError, RunError
 from tests.swarm.serve.conftest import Serve, Served
 
 HELLO = [{"role": "user", "content": "hello"}]
-EXAMPLE = Path(__file__).parents[3] / "docs/receipts/three-cpu-stages.json"
 
 
 async def test_an_answer_has_text_usage_and_a_receipt(served: Served) -> None:
@@ -28,9 +26,6 @@ async def test_an_answer_has_text_usage_and_a_receipt(served: Served) -> None:
     assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.cached_tokens == 0
     assert raw.headers["x-request-id"]
-    kept = served.backend.receipts_dir / f"{raw.headers['x-receipt'].rsplit('/', 1)[1]}.json"
-    assert json.loads(kept.read_bytes())["tokens"] == 12
-    kept.write_bytes(EXAMPLE.read_bytes())  # what is no receipt is not handed out
     async with served.http.get(raw.headers["x-receipt"]) as receipt:
         assert receipt.status == 200 and (await receipt.json())["format"] == "wanswarm-receipt"
 
