@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from receipts.checks import MIXED
 from swarm.atlas import members_of, rtts_of
 from swarm.errors import CoverageError, PeerError
 from swarm.greeting import greeting
@@ -20,7 +21,6 @@ from swarm.net.nodeid import NodeId, id_text, parse_id_untrusted
 from swarm.net.switchboard import Switchboard
 from swarm.ring.control import Costs
 from swarm.ring.opening import StagePlan
-from swarm.ring.ordered import MIXED
 from swarm.ring.plan import Ask, Member, plan_route, usual_speed
 from swarm.ring.plan_costs import StageCost, expected_costs
 from swarm.ring.plan_wire import choose_wire, edge_rates

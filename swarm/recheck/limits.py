@@ -6,14 +6,13 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+from receipts.checks import MIXED
 from receipts.errors import ReceiptError
 from receipts.recompute import Limit, Limits, default_limit, limits_bytes, limits_untrusted
 from swarm.disk import write_whole
 from swarm.errors import UsageError
 from swarm.model.packing import PACKED
 
-MIXED = "mixed"
-"""What an order says when its stages compute in different types."""
 LimitOf = Callable[[str, str], Limit]
 
 

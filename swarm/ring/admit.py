@@ -90,7 +90,7 @@ def admit(
 def check_room(session: StageSession, limits: StageLimits, frame: Frame) -> None:
     """Whether a frame may wait here. Raises BusyError; one always may.
 
-    A replay comes as fast as the stage before can send it, so it is bounded by what this session holds anyway.
+    A replay comes as fast as the stage before can send it, so it is bounded by what the run's session holds anyway.
     """
     replay, rows = frame.replay >= 0, len(frame.rows)
     waiting = [len(arrived.frame.rows) for arrived in session.queue if (arrived.frame.replay >= 0) == replay]

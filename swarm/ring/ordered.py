@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from receipts import PlannedStage, Sampler
+from receipts.checks import MIXED
 from receipts.epoch import Opening
 from swarm.disk import write_whole
 from swarm.errors import BusyError, PeerError
@@ -20,8 +21,6 @@ from swarm.ring.opening import OpenRun
 
 CONTEXT_STEP = 64
 """A session's context is what the order needs, rounded up to a multiple of this, or the model's own."""
-MIXED = "mixed"
-"""What an order says of types where those who may take part differ."""
 MOST_ORDERS = 50_000
 
 
