@@ -20,15 +20,15 @@ from transformers import PreTrainedTokenizerBase
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
 from draft.packed import can_pack, pack_linears
-from swarm.errors import UsageError
-from swarm.events import Report, silent
+from swarm.base.errors import UsageError
+from swarm.base.events import Report, silent
 from swarm.model.block import Block, load_block
-from swarm.model.checkpoint import Checkpoint, load_tokenizer, open_model
 from swarm.model.dtype import choose_dtype
-from swarm.model.manifest import Manifest, TensorEntry
+from swarm.model.files.checkpoint import Checkpoint, load_tokenizer, open_model
+from swarm.model.files.manifest import Manifest, TensorEntry
+from swarm.model.files.store import ModelStore
+from swarm.model.files.weights import make_config
 from swarm.model.quant.matrix import Matrix
-from swarm.model.store import ModelStore
-from swarm.model.weights import make_config
 
 DATA = Path(__file__).parent / "data"
 SCALE = ".scale"

@@ -27,10 +27,10 @@ from draft.pick import pick_head, pick_layers
 from draft.student import Student, short_config, whole_model
 from draft.train import Score, Trainer, endless, evaluate, round_int8
 from draft.trainer_state import load_state, save_state
-from swarm.errors import UsageError
-from swarm.events import Notice, Progress, Report, silent
-from swarm.model.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
-from swarm.model.store import ModelStore
+from swarm.base.errors import UsageError
+from swarm.base.events import Notice, Progress, Report, silent
+from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
+from swarm.model.files.store import ModelStore
 
 
 @dataclass(frozen=True)

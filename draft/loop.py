@@ -15,7 +15,7 @@ import torch
 
 from draft.base import Child
 from draft.ranker import WIDTH, Ranker
-from swarm.events import Notice, Report, silent
+from swarm.base.events import Notice, Report, silent
 from swarm.model.block import Block
 from swarm.model.kvcache import SessionKV
 from swarm.model.rows import Rows
@@ -30,7 +30,7 @@ MAX_PROGRAMS = 48
 """Shapes and samplings held at once; the oldest goes, its graph and buffers with it."""
 
 
-class StaticPlan:
+class DeviceTreePlan:
     """A plan (see swarm.model.attention) of device tensors: `write` int64 [n] slots, `seen` bool [n, slots read]."""
 
     def __init__(self, kv: SessionKV, rows: int, slots: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -59,7 +59,7 @@ class Program:
     ids int64 [steps, n, w], confidence float32 [steps, n, w]: the outputs.
     """
 
-    plan: StaticPlan
+    plan: DeviceTreePlan
     tokens: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
@@ -132,7 +132,7 @@ class ChainLoop:
 
     def _make(self, size: int, steps: int, slots: int) -> Program:
         device, vocab = self._block.device, self._ranker.vocab
-        plan = StaticPlan(self._kv, size, slots, device, self._block.dtype)
+        plan = DeviceTreePlan(self._kv, size, slots, device, self._block.dtype)
         width = min(WIDTH, vocab)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> torch.Tensor:

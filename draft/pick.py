@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from draft.corpus import Batch, Sample, batches
 from draft.student import shortened
-from swarm.errors import UsageError
-from swarm.events import Progress, Report, silent
+from swarm.base.errors import UsageError
+from swarm.base.events import Progress, Report, silent
 
 
 def pick_layers(

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from swarm.errors import ModelError
-from swarm.model.checkpoint import Checkpoint
+from swarm.base.errors import ModelError
+from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.load import model_class
 from swarm.model.prune import layer_list
 

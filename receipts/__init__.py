@@ -3,17 +3,17 @@
 A ring uses `RequesterRecord`, `StageRecord` and `WitnessRecord`; a verifier uses `verify`.
 """
 
-from receipts.edge import EdgeLog
-from receipts.epoch import Opening, opening_untrusted
-from receipts.errors import ReceiptError, Refusal
-from receipts.opening import Hardware, Model, PlannedStage, Sampler, Software
-from receipts.own import OwnLayers, OwnLog
-from receipts.requester import RequesterRecord
-from receipts.salt import Secret
-from receipts.stage import StageRecord
-from receipts.statement import Author, ChainHead
-from receipts.tail import TailLog
-from receipts.witness import WitnessRecord
+from receipts.format.errors import ReceiptError, Refusal
+from receipts.format.opening import Hardware, Model, PlannedStage, Sampler, Software
+from receipts.format.salt import Secret
+from receipts.format.statement import Author, ChainHead
+from receipts.record.edge import EdgeLog
+from receipts.record.epoch import Opening, opening_untrusted
+from receipts.record.own import OwnLayers, OwnLog
+from receipts.record.requester import RequesterRecord
+from receipts.record.stage import StageRecord
+from receipts.record.tail import TailLog
+from receipts.record.witness import WitnessRecord
 
 __all__ = [
     "Author",

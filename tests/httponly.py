@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from swarm.config import parse_address
+from swarm.base.config import parse_address
 
 VERBS = (b"GET ", b"POST ", b"CONNECT ")
 

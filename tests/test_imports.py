@@ -18,20 +18,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("swarm", "draft", "receipts")
 
-LEAVES = {"swarm.errors", "swarm.events", "swarm.disk"}
-NET = {"swarm.net", "swarm.identity"} | LEAVES
+LEAVES = {"swarm.base.errors", "swarm.base.events", "swarm.base.files"}
+NET = {"swarm.net", "swarm.net.identity"} | LEAVES
 MODEL = {"swarm.model"} | LEAVES
 RING = {"swarm.ring", "receipts", "draft"} | MODEL | NET
 MESH = {"swarm.mesh"} | MODEL | NET
 MAY_IMPORT: dict[str, set[str]] = {
     "receipts": {"receipts"},
     "draft": {"draft"} | MODEL,
-    "swarm.errors": set(),
-    "swarm.events": LEAVES,
-    "swarm.disk": set(),
+    "swarm.base.errors": set(),
+    "swarm.base.events": LEAVES,
+    "swarm.base.files": set(),
     "swarm.model": MODEL,
-    "swarm.net": {"swarm.net", "swarm.errors"},
-    "swarm.identity": {"swarm.net", "swarm.errors", "swarm.disk"},
+    "swarm.net": {"swarm.net", "swarm.base.errors"},
+    "swarm.net.identity": {"swarm.net", "swarm.base.errors", "swarm.base.files"},
     "swarm.ring": RING,
     "swarm.mesh": MESH,
     "swarm.serve": {"swarm.serve", "swarm.ring", "swarm.mesh"} | RING | MESH,
@@ -41,7 +41,7 @@ demo) stand at the top: they may import all of these, and none of these may impo
 
 NO_ENVIRONMENT_BUT = {
     "swarm/model/kernels.py",  # bounds two caches of torch, which has no other way to be told
-    "swarm/model/wheel.py",  # hands its own environment on to pip, with another folder for temporary files
+    "swarm/model/files/wheel.py",  # hands its own environment on to pip, with another folder for temporary files
 }
 """Files that may touch the environment; HF_HUB_OFFLINE by name is allowed everywhere."""
 
@@ -225,7 +225,7 @@ def test_untrusted_functions_raise_one_error_type() -> None:
 
 def test_looking_at_a_swarm_loads_no_model_library() -> None:
     """`swarm status` is asked again and again: two seconds of imports would be most of it."""
-    code = "import sys, swarm.onlooker; print(*sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    code = "import sys, swarm.terminal.observer; print(*sorted({'torch', 'transformers'} & sys.modules.keys()))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )

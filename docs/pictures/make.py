@@ -24,13 +24,13 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
-from receipts.verify import verify
-from swarm.config import MemberConfig
-from swarm.local import LocalSwarm, local_ring, split_layers
-from swarm.progress import reporter
-from swarm.requester import Requester, RequesterConfig
+from receipts.check.verify import verify
+from swarm.base.config import MemberConfig
+from swarm.client.client import Requester, RequesterConfig
 from swarm.serve.config import GatewayConfig
 from swarm.serve.gateway import gateway
+from swarm.terminal.progress import reporter
+from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
 
 COLUMNS = 100
 QUESTION = "Why does ice float on water?"

@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from swarm.base.config import MemberConfig
+from swarm.base.errors import RunError, UsageError
+from swarm.base.events import Report
 from swarm.cli.common import keep_receipts_s, say
-from swarm.config import MemberConfig
-from swarm.errors import RunError, UsageError
-from swarm.events import Report
+from swarm.client.route_policy import RouteRules
 from swarm.model.sampler import Sampling
-from swarm.ring.run import (
-    Committed,
+from swarm.run.api import (
+    CommittedTokens,
     Draft,
     Finished,
-    Opened,
     Recovering,
+    RingOpened,
     RunRequest,
     RunResult,
     Speculation,
     StageInfo,
-    Waiting,
+    WaitingForCoverage,
 )
-from swarm.rules import RouteRules
 
 ACCEPTED = "\x1b[32m"
 CORRECTED = "\x1b[33m"
@@ -109,7 +109,7 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
     """Connect, run, print. Raises SwarmError."""
     from dataclasses import replace
 
-    from swarm.requester import Requester, RequesterConfig
+    from swarm.client.client import Requester, RequesterConfig
 
     member = RequesterConfig(
         config.member,
@@ -142,23 +142,23 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
     return result
 
 
-def _show(event: Waiting | Opened | Committed | Recovering, config: GenerateConfig) -> None:
+def _show(event: WaitingForCoverage | RingOpened | CommittedTokens | Recovering, config: GenerateConfig) -> None:
     match event:
-        case Waiting():
+        case WaitingForCoverage():
             say(f"waiting for coverage: {event.reason}")
-        case Opened():
+        case RingOpened():
             if config.stream:
                 say(ring_line(event.ring))
         case Recovering():
             what = "is leaving" if event.leaving else f"is lost ({event.reason})"
             say(f"stage {event.lost} {what}; looking for another route")
-        case Committed():
+        case CommittedTokens():
             if config.stream:
                 sys.stdout.write(coloured(event) if config.color else event.text)
                 sys.stdout.flush()
 
 
-def coloured(event: Committed) -> str:
+def coloured(event: CommittedTokens) -> str:
     """The text of a commit: green where drafts foresaw it, yellow where the target corrected them.
 
     Text is coloured by commit: its last token is the target's own word, all before it were drafted.

@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
+from swarm.base.config import DEFAULT_MODEL
 from swarm.cli.common import GPU, THREADS, add_draft_model, add_folders, models_dir, number, say, state_dir
-from swarm.config import DEFAULT_MODEL
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -101,13 +101,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write, print."""
-    from swarm.bench import BenchPlan, measure, table
-    from swarm.bench_plots import plot
-    from swarm.bench_ring import RingSettings, open_ring
-    from swarm.local import LocalSwarm
-    from swarm.model.store import DEFAULT_MODEL as SHIPPED
-    from swarm.model.store import ModelStore
-    from swarm.progress import reporter
+    from swarm.model.files.store import DEFAULT_MODEL as SHIPPED
+    from swarm.model.files.store import ModelStore
+    from swarm.terminal.progress import reporter
+    from swarm.testbed.bench import BenchPlan, measure, table
+    from swarm.testbed.bench_plots import plot
+    from swarm.testbed.bench_ring import RingSettings, open_ring
+    from swarm.testbed.cluster import LocalSwarm
 
     plan = BenchPlan(
         rtts_ms=tuple(arguments.rtt),

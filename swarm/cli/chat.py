@@ -59,12 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _chat(arguments: argparse.Namespace) -> int:
-    from swarm.chat import ChatConfig, chat
-    from swarm.chat_view import screen_and_reader
+    from swarm.client.client import Requester, RequesterConfig
     from swarm.model.sampler import Sampling
-    from swarm.progress import reporter
-    from swarm.requester import Requester, RequesterConfig
-    from swarm.ring.run import Draft, RunRequest
+    from swarm.run.api import Draft, RunRequest
+    from swarm.terminal.chat import ChatConfig, chat
+    from swarm.terminal.chat_screen import screen_and_reader
+    from swarm.terminal.progress import reporter
 
     draft: Draft = "none" if arguments.speculation == "plain" else arguments.draft
     request = RunRequest(

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.config import MemberConfig, parse_proxy
-from swarm.errors import UsageError
+from swarm.base.config import MemberConfig, parse_proxy
+from swarm.base.errors import UsageError
 
 if TYPE_CHECKING:
-    from swarm.rules import RouteRules
+    from swarm.client.route_policy import RouteRules
 
 
 def number(kind: Callable[[str], int | float], low: float, high: float, what: str) -> Callable[[str], int | float]:
@@ -155,7 +155,7 @@ def add_wire(group: argparse._ArgumentGroup) -> None:
 
 def route_rules(arguments: argparse.Namespace) -> RouteRules:
     """The constraints that `add_route_options` reads. Raises UsageError."""
-    from swarm.rules import read_rules
+    from swarm.client.route_policy import read_rules
 
     return read_rules(arguments.exclude, arguments.only, arguments.owners)
 

@@ -9,14 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swarm.base.events import Report
 from swarm.cli.common import PORT, THREADS, add_folders, add_weights_as, models_dir, number, say, state_dir
 from swarm.cli.draw import draw_ring
 from swarm.cli.generate import add_run_options
-from swarm.events import Report
 
 if TYPE_CHECKING:
-    from swarm.config import MemberConfig
-    from swarm.ring.run import Draft
+    from swarm.base.config import MemberConfig
+    from swarm.run.api import Draft
 
 PROMPT = "Write a Python function that reverses a string."
 
@@ -65,20 +65,20 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start, ask, draw, verify, stop."""
-    from swarm.progress import reporter
+    from swarm.terminal.progress import reporter
 
     with reporter(json_lines=False, out=sys.stderr) as report:
         return asyncio.run(_demo(arguments, report))
 
 
 async def _demo(arguments: argparse.Namespace, report: Report) -> int:
+    from swarm.base.config import DEFAULT_MODEL, MemberConfig
     from swarm.cli.ask import GenerateConfig, ask
     from swarm.cli.verify import verify_file
-    from swarm.config import DEFAULT_MODEL, MemberConfig
-    from swarm.local import LocalSwarm, local_ring, split_layers
-    from swarm.model.checkpoint import open_model
-    from swarm.model.store import ModelStore
-    from swarm.rules import RouteRules
+    from swarm.client.route_policy import RouteRules
+    from swarm.model.files.checkpoint import open_model
+    from swarm.model.files.store import ModelStore
+    from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
 
     models = models_dir(arguments)
     checkpoint = await asyncio.to_thread(
@@ -116,7 +116,7 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
 async def _dashboard(arguments: argparse.Namespace, member: MemberConfig) -> None:
     """The swarm behind a gateway, for a browser."""
     from swarm.cli.serve import KEEP_S, serve_until_stopped
-    from swarm.requester import RequesterConfig
+    from swarm.client.client import RequesterConfig
     from swarm.serve.config import GatewayConfig
 
     draft: Draft = "none" if arguments.speculation == "plain" else arguments.draft

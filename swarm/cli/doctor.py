@@ -9,8 +9,8 @@ import sys
 import time
 from dataclasses import asdict
 
+from swarm.base.config import DEFAULT_MODEL
 from swarm.cli.common import GPU, add_member_options, member_config, number
-from swarm.config import DEFAULT_MODEL
 
 MARKS = {"ok": "ok", "warning": "!!", "wrong": "XX"}
 
@@ -38,9 +38,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Look, print, advise."""
     config = member_config(arguments)
-    from swarm.doctor import Finding, look_at_kept, look_at_machine, look_at_speed, look_at_swarm
-    from swarm.errors import SwarmError
-    from swarm.progress import reporter
+    from swarm.base.errors import SwarmError
+    from swarm.terminal.doctor import Finding, look_at_kept, look_at_machine, look_at_speed, look_at_swarm
+    from swarm.terminal.progress import reporter
 
     kept = look_at_kept(config, time.time())
     findings = [*look_at_machine(config, arguments.gpu), *kept]

@@ -7,9 +7,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from swarm.base.config import DEFAULT_MODEL
+from swarm.base.errors import UsageError
 from swarm.cli.common import GPU, add_folders, models_dir, number, say
-from swarm.config import DEFAULT_MODEL
-from swarm.errors import UsageError
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     gpu = parse_device(arguments.device) if arguments.device else arguments.gpu
     from draft.distill import DistillSettings, distill
     from swarm.model.device import choose_device
-    from swarm.model.store import ModelStore
-    from swarm.progress import reporter
+    from swarm.model.files.store import ModelStore
+    from swarm.terminal.progress import reporter
 
     device = choose_device(gpu)
     store = ModelStore(models_dir(arguments))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from swarm.ring.run import StageInfo  # at run time this would load torch, for every --help
+    from swarm.run.api import StageInfo  # at run time this would load torch, for every --help
 
 
 def draw_ring(ring: Sequence[StageInfo]) -> str:

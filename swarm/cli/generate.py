@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from swarm.base.errors import UsageError
 from swarm.cli.common import (
     add_draft_model,
     add_keep_receipts,
@@ -21,7 +22,6 @@ from swarm.cli.common import (
     route_rules,
     say,
 )
-from swarm.errors import UsageError
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not prompt.strip():
         raise UsageError("expected a prompt, found an empty one; give some text")
     from swarm.cli.ask import GenerateConfig, ask
-    from swarm.progress import reporter
+    from swarm.terminal.progress import reporter
 
     config = GenerateConfig.from_arguments(arguments, member_config(arguments), prompt, route_rules(arguments))
     with reporter(json_lines=False, out=sys.stderr) as report:

@@ -7,9 +7,9 @@ import asyncio
 import json
 import sys
 
+from swarm.base.config import DEFAULT_MODEL, JoinConfig, parse_address, parse_layers
+from swarm.base.errors import UsageError
 from swarm.cli.common import GPU, THREADS, add_log, add_member_options, add_weights_as, member_config, number, say
-from swarm.config import DEFAULT_MODEL, JoinConfig, parse_address, parse_layers
-from swarm.errors import UsageError
 
 MOST_OVERFLOW_GB = 65_536.0
 
@@ -153,8 +153,8 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
     config = join_config(arguments)
-    from swarm.node import Ready, serve_block
-    from swarm.progress import reporter
+    from swarm.node.node import Ready, serve_block
+    from swarm.terminal.progress import reporter
 
     def ready(what: Ready) -> None:
         if arguments.json:

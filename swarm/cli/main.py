@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from swarm import __version__
+from swarm.base.errors import SwarmError
+from swarm.base.files import DISK_ERRNOS
 from swarm.cli import (
     bench,
     chat,
@@ -26,8 +28,6 @@ from swarm.cli import (
     status,
     verify,
 )
-from swarm.disk import DISK_ERRNOS
-from swarm.errors import SwarmError
 
 EXAMPLES = """\
 first steps:

@@ -9,9 +9,9 @@ import re
 import time
 from dataclasses import replace
 
+from swarm.base.config import parse_address
+from swarm.base.errors import SwarmError, UsageError
 from swarm.cli.common import add_folders, add_member_options, member_config, say, state_dir
-from swarm.config import parse_address
-from swarm.errors import SwarmError, UsageError
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -59,10 +59,10 @@ def seconds(text: str) -> int:
 
 def run_invite(arguments: argparse.Namespace) -> int:
     """Print an invite."""
-    from swarm.identity import Identity
+    from swarm.discovery.state_dir import LAST_INVITE
     from swarm.mesh.invite import make_invite, parse_invite_untrusted, qr_text
     from swarm.mesh.saved import load
-    from swarm.state import LAST_INVITE
+    from swarm.net.identity import Identity
 
     state = state_dir(arguments)
     last = state / LAST_INVITE
@@ -96,11 +96,11 @@ def run_revoke(arguments: argparse.Namespace) -> int:
 
 
 async def _revoke(arguments: argparse.Namespace) -> int:
-    from swarm.identity import Identity
     from swarm.mesh.gossip import Gossip
     from swarm.mesh.invite import parse_invite_untrusted
     from swarm.mesh.membership import Membership
     from swarm.mesh.saved import load, save
+    from swarm.net.identity import Identity
     from swarm.net.switchboard import Switchboard
 
     invite = parse_invite_untrusted(arguments.invite)

@@ -7,8 +7,8 @@ import json
 import sys
 from dataclasses import asdict
 
+from swarm.base.config import parse_layers
 from swarm.cli.common import add_folders, models_dir
-from swarm.config import parse_layers
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,8 +31,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run_pull(arguments: argparse.Namespace) -> int:
     """Fetch, with progress; prints where it lies."""
-    from swarm.model.store import ModelStore
-    from swarm.progress import reporter
+    from swarm.model.files.store import ModelStore
+    from swarm.terminal.progress import reporter
 
     layers = parse_layers(arguments.layers) if arguments.layers else None
     with reporter(json_lines=arguments.json, out=sys.stderr) as report:
@@ -43,7 +43,7 @@ def run_pull(arguments: argparse.Namespace) -> int:
 
 def run_list(arguments: argparse.Namespace) -> int:
     """One line a model."""
-    from swarm.model.store import ModelStore
+    from swarm.model.files.store import ModelStore
 
     models = ModelStore(models_dir(arguments)).list()
     if arguments.json:
@@ -59,8 +59,8 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def run_show(arguments: argparse.Namespace) -> int:
     """A model's numbers."""
-    from swarm.model.store import ModelStore
-    from swarm.progress import reporter
+    from swarm.model.files.store import ModelStore
+    from swarm.terminal.progress import reporter
 
     with reporter(json_lines=arguments.json, out=sys.stderr) as report:
         summary = ModelStore(models_dir(arguments)).show(arguments.ref, report)

@@ -29,17 +29,17 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan and print."""
-    from swarm.ring.dry_run import dry_run, dry_run_data
-    from swarm.ring.fleet_file import read_fleet
+    from swarm.planner.dry_run import dry_run, dry_run_data
+    from swarm.planner.fleet_file import read_fleet
 
     fleet = read_fleet(arguments.nodes)
     shape = None
     if arguments.model is not None:
         import torch
 
-        from swarm.model.store import ModelStore
-        from swarm.progress import reporter
-        from swarm.shape import model_shape
+        from swarm.discovery.model_shape import model_shape
+        from swarm.model.files.store import ModelStore
+        from swarm.terminal.progress import reporter
 
         with reporter(json_lines=False, out=sys.stderr) as report:
             manifest = ModelStore(models_dir(arguments)).open(arguments.model, (0, 1), report).manifest
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         from rich.console import Console
 
-        from swarm.plan_text import render_plan
+        from swarm.terminal.plan_table import render_plan
 
         width = shutil.get_terminal_size((100, 24)).columns
         Console(width=width, highlight=False).print(render_plan(planned, width, arguments.explain))

@@ -26,7 +26,7 @@ from swarm.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from swarm.requester import RequesterConfig
+    from swarm.client.client import RequesterConfig
     from swarm.serve.config import GatewayConfig
 
 
@@ -85,7 +85,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
     member = member_config(arguments)
-    from swarm.requester import RequesterConfig
+    from swarm.client.client import RequesterConfig
     from swarm.serve.config import GatewayConfig
     from swarm.serve.keys import load_keys
 
@@ -120,10 +120,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def serve_until_stopped(asked: RequesterConfig, config: GatewayConfig, host: str, port: int) -> None:
     """Connect, serve, and stop at SIGTERM or Ctrl-C; a second one does not wait for answers. Raises SwarmError."""
-    from receipts.verify import verify
-    from swarm.progress import EventLog, reporter, tee
-    from swarm.requester import Requester
+    from receipts.check.verify import verify
+    from swarm.client.client import Requester
     from swarm.serve.gateway import gateway
+    from swarm.terminal.progress import EventLog, reporter, tee
 
     log = EventLog()
     with reporter(json_lines=False, out=sys.stderr) as terminal:

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _look(arguments: argparse.Namespace) -> int:
-    from swarm.onlooker import look_at
+    from swarm.terminal.observer import look_at
 
     async with look_at(member_config(arguments)) as snapshot:
         if not arguments.watch:
@@ -52,7 +52,7 @@ def _show(data: dict[str, Any], as_json: bool, clear: bool) -> None:
         return
     from rich.console import Console
 
-    from swarm.status import render_status
+    from swarm.terminal.status import render_status
 
     width = shutil.get_terminal_size((80, 24)).columns
     console = Console(width=width, highlight=False)

@@ -11,19 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from receipts.document import secrets_untrusted
-from receipts.draw import svg_report
-from receipts.errors import ReceiptError
-from receipts.report import text_report
-from receipts.salt import Secret
-from receipts.verdict import REQUIREMENTS, Level, Requirement, Verdict
-from receipts.verify import trust_untrusted, verify
+from receipts.check.draw import svg_report
+from receipts.check.report import text_report
+from receipts.check.verdict import REQUIREMENTS, Level, Requirement, Verdict
+from receipts.check.verify import trust_untrusted, verify
+from receipts.format.document import secrets_untrusted
+from receipts.format.errors import ReceiptError
+from receipts.format.salt import Secret
+from swarm.base.errors import UsageError
 from swarm.cli.common import add_member_options, member_config, models_dir, number, say
-from swarm.errors import UsageError
 
 if TYPE_CHECKING:
-    from receipts.tiles import LogProof
-    from swarm.net.address import Address
+    from receipts.format.log_tiles import LogProof
+    from swarm.base.address import Address
     from swarm.recheck.check import CheckConfig
 
 SECRETS = ".secrets.json"
@@ -153,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _verdict(arguments: argparse.Namespace, data: bytes) -> Verdict:
     if not (arguments.replay or arguments.audit or arguments.model):
-        from receipts.verify import Options
+        from receipts.check.verify import Options
 
         options = Options(
             required=Level(arguments.require_level),
@@ -164,8 +164,8 @@ def _verdict(arguments: argparse.Namespace, data: bytes) -> Verdict:
             log=read_log(arguments.log, arguments.log_proof, data),
         )
         return verify(data, options)
-    from swarm.progress import reporter
     from swarm.recheck.check import check
+    from swarm.terminal.progress import reporter
 
     config = _config(arguments, data)
     with reporter(json_lines=False, out=sys.stderr) as report:
@@ -200,9 +200,9 @@ def read_log(log: Path | None, keep: Path | None, data: bytes) -> LogProof | Non
         if keep is not None:
             raise UsageError("expected --log DIR with --log-proof, found no log to make a proof from")
         return None
-    from receipts.logged import entries_of
-    from receipts.tiles import LogProof, find_proof, proof_untrusted
-    from swarm.ring.tlog import read_file
+    from receipts.check.logged import entries_of
+    from receipts.format.log_tiles import LogProof, find_proof, proof_untrusted
+    from swarm.ring.transparency_log import read_file
 
     try:
         if not log.is_dir():
@@ -257,7 +257,7 @@ def read_secrets(arguments: argparse.Namespace, data: bytes) -> tuple[Secret, ..
 
 def read_addresses(given: list[str], data: bytes) -> dict[str, list[Address]]:
     """--address NODE=HOST:PORT for nodes of this receipt. Raises UsageError."""
-    from swarm.config import parse_address
+    from swarm.base.config import parse_address
 
     run = verify(data).run
     nodes = run.nodes() if run is not None else ()
@@ -281,12 +281,12 @@ def _write(path: Path, text: str) -> None:
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     """Measure and keep the limits of a model."""
-    from swarm.config import DEFAULT_MODEL
-    from swarm.model.checkpoint import load_tokenizer, open_model
-    from swarm.model.store import ModelStore
-    from swarm.progress import reporter
+    from swarm.base.config import DEFAULT_MODEL
+    from swarm.model.files.checkpoint import load_tokenizer, open_model
+    from swarm.model.files.store import ModelStore
     from swarm.recheck.calibrate import TEXT, measure_limits
     from swarm.recheck.limits import save_limits
+    from swarm.terminal.progress import reporter
 
     if arguments.receipt is not None:
         raise UsageError("expected --calibrate without a receipt: limits are of a model; name it with --model REF")

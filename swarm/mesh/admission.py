@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import msgpack
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, verify
 from swarm.mesh.record import MAX_PROOF_BYTES
-from swarm.net.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, verify
 
 TOKEN_ID_BYTES = 8
 MAX_DEPTH = 12

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from swarm.base.nodeid import NodeId
 from swarm.mesh import overlay
 from swarm.mesh.action import Action, Changed, Dial, Expel, Refresh, SendDelta, SendDigest, SendHints, Step
 from swarm.mesh.event import (
@@ -34,7 +35,6 @@ from swarm.mesh.spread import ask_again, delta_heard, digest_heard, hints_heard,
 from swarm.mesh.state import Neighbour, State, round_s
 from swarm.mesh.suspicion import cleared, dial_failed, take_suspicion
 from swarm.mesh.table import BUCKETS, Held
-from swarm.net.nodeid import NodeId
 
 SWEEP = 16
 """Buckets of the table that are swept in a round."""

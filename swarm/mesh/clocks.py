@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from swarm.base.nodeid import NodeId, short_id
 from swarm.mesh.membership import InviteError
 from swarm.mesh.record import MAX_SKEW_S
-from swarm.net.nodeid import NodeId, short_id
 
 
 def check_clocks_untrusted(theirs: object, caller: NodeId, here: NodeId, now_wall: float) -> None:

@@ -8,10 +8,10 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NodeId
 from swarm.mesh.latency import RttTable
 from swarm.mesh.record import EDGES, KEY_BYTES, NodeRecord
-from swarm.net.nodeid import NodeId
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from swarm.base.nodeid import NodeId
 from swarm.mesh.latency import Coordinate
 from swarm.mesh.membership import Revocation
 from swarm.mesh.state import Blame, Hint, Suspicion
 from swarm.mesh.table import Held
-from swarm.net.nodeid import NodeId
 
 
 @dataclass(frozen=True, slots=True)

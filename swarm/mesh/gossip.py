@@ -15,7 +15,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NodeId
 from swarm.mesh import messages
 from swarm.mesh.action import Accuse, Action, Changed, Clash, Dial, Expel, Leave, Refresh
 from swarm.mesh.apply import apply
@@ -23,7 +24,7 @@ from swarm.mesh.distances import Distances
 from swarm.mesh.event import Accused, Aged, DeltaHeard, Ended, Event, Moved, Published, Revoked, Tick, Unlinked
 from swarm.mesh.inbox import read_untrusted
 from swarm.mesh.latency import Coordinate, RttTable, unpack_coordinate, updated
-from swarm.mesh.membership import Membership, Revocation, Token
+from swarm.mesh.membership import InviteToken, Membership, Revocation
 from swarm.mesh.neighbours import Neighbours
 from swarm.mesh.own import OwnRecord
 from swarm.mesh.record import NodeRecord, key_of
@@ -31,8 +32,7 @@ from swarm.mesh.saved import Saved
 from swarm.mesh.spread import expel
 from swarm.mesh.state import Bounds, State, round_s
 from swarm.mesh.view import MemberView, held_of, say_clash, view_of, worth_keeping
-from swarm.net.message import Message
-from swarm.net.nodeid import NodeId
+from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 
@@ -173,12 +173,12 @@ class Gossip:
     async def measure(self, nodes: Sequence[NodeId]) -> None:
         """Measure the round trips to these members where none is fresh, and tell of them in this node's record.
 
-        For the edges that a route is likely to use (`swarm.ring.plan_probe`). A member that is not reached is skipped.
+        For the edges that a route is likely to use (`swarm.planner.probe_targets`). A member that is not reached is skipped.
         """
         found = [held.record for node in nodes if (held := held_of(self.state, node)) is not None]
         await self._distances.measure(found)
 
-    def revoke(self, token: Token) -> None:
+    def revoke(self, token: InviteToken) -> None:
         """End an invite and what came of it, everywhere. Raises InviteError for a guest."""
         self.spread(self.membership.revoke(token))
 

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swarm.errors import PeerError
+from swarm.base.address import Address
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NodeId, short_id
 from swarm.mesh.admission import ROLES, Signer
 from swarm.mesh.invite import Invite, read_token_untrusted, token_parts
-from swarm.mesh.membership import InviteError, Ledger, Membership, Token, check_token
+from swarm.mesh.membership import InviteError, InviteToken, Ledger, Membership, check_token
 from swarm.mesh.messages import HELLO
 from swarm.mesh.record import SWARM_ID_BYTES
-from swarm.net.address import Address
-from swarm.net.message import Message
-from swarm.net.nodeid import NodeId, short_id
+from swarm.net.channel.message import Message
 from swarm.net.switchboard import Switchboard
 
 HELLO_TIMEOUT_S = 10.0
@@ -34,7 +34,7 @@ class Hello:
     model: bytes
     role: str
     proof: bytes | None
-    token: Token | None
+    token: InviteToken | None
 
 
 @dataclass(frozen=True)

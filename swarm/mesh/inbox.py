@@ -6,15 +6,15 @@ import asyncio
 import logging
 from collections.abc import Container
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NodeId, short_id
 from swarm.mesh import messages
 from swarm.mesh.event import DeltaHeard, DigestHeard, Event, HintsHeard, WantHeard
 from swarm.mesh.membership import Membership
 from swarm.mesh.record import ClockError, parse_record_untrusted, peek_record_untrusted
 from swarm.mesh.state import State
 from swarm.mesh.table import Held
-from swarm.net.message import Message
-from swarm.net.nodeid import NodeId, short_id
+from swarm.net.channel.message import Message
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import msgpack
 
-from swarm.errors import PeerError
+from swarm.base.address import Address, format_address, parse_address_untrusted
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId
 from swarm.mesh.admission import TOKEN_ID_BYTES
-from swarm.mesh.membership import MAX_TOKEN_S, InviteError, Membership, Token, say_ago
+from swarm.mesh.membership import MAX_TOKEN_S, InviteError, InviteToken, Membership, say_ago
 from swarm.mesh.record import MAX_PROOF_BYTES, SWARM_ID_BYTES
-from swarm.net.address import Address, format_address, parse_address_untrusted
-from swarm.net.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId
 
 PREFIX = "swarm1"
 MODEL_BYTES = 16
@@ -44,7 +44,7 @@ class Invite:
     model: bytes
     ref: str
     members: tuple[tuple[NodeId, tuple[Address, ...]], ...]
-    token: Token | None = None
+    token: InviteToken | None = None
 
     def text(self) -> str:
         """The one line that people pass on."""
@@ -173,7 +173,7 @@ def _member(member: Any) -> tuple[NodeId, tuple[Address, ...]]:
     return _sized(member[0], NODE_ID_BYTES, "node id"), tuple(parse_address_untrusted(a) for a in member[1])
 
 
-def token_parts(token: Token | None) -> list[Any] | None:
+def token_parts(token: InviteToken | None) -> list[Any] | None:
     """A token as a message header carries it."""
     if token is None:
         return None
@@ -181,14 +181,14 @@ def token_parts(token: Token | None) -> list[Any] | None:
     return [token.id, token.expires, flags, token.issuer, token.chain, token.signature]
 
 
-def read_token_untrusted(parts: object) -> Token:
+def read_token_untrusted(parts: object) -> InviteToken:
     """The token of `token_parts`. Raises InviteError, a PeerError."""
     if not isinstance(parts, list) or len(parts) != 6 or type(parts[1]) is not int or not 0 <= parts[1] < 2**40:
         raise InviteError("expected a join token, found something else")
     flags, chain = parts[2], parts[4]
     if type(flags) is not int or not 0 <= flags < 4 or type(chain) is not bytes or len(chain) > MAX_PROOF_BYTES:
         raise InviteError("expected a join token, found something else")
-    return Token(
+    return InviteToken(
         _sized(parts[0], TOKEN_ID_BYTES, "token id"),
         parts[1],
         "guest" if flags & 1 else "node",

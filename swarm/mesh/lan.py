@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from zeroconf import IPVersion, ServiceInfo, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from swarm.errors import PeerError
+from swarm.base.address import Address, parse_address_untrusted
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NodeId, id_text, parse_id_untrusted, short_id
 from swarm.mesh.record import SWARM_ID_BYTES
-from swarm.net.address import Address, parse_address_untrusted
-from swarm.net.nodeid import NodeId, id_text, parse_id_untrusted, short_id
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NODE_ID_BYTES, NodeId, verify
 from swarm.mesh.admission import (
     FOUNDER_PROOF,
     TOKEN_ID_BYTES,
@@ -28,7 +29,6 @@ from swarm.mesh.admission import (
     read_proof_untrusted,
 )
 from swarm.mesh.record import SWARM_ID_BYTES
-from swarm.net.nodeid import NODE_ID_BYTES, NodeId, verify
 
 SALT_BYTES = 16
 CHARTER_BYTES = NODE_ID_BYTES + SALT_BYTES
@@ -47,7 +47,7 @@ class InviteError(PeerError):
 
 
 @dataclass(frozen=True)
-class Token:
+class InviteToken:
     """The part of an invite that admits. `expires`: wall seconds; `role`: the most that it lets anybody be.
 
     `once`: for one use, at `issuer`; `chain`: the issuer's proof.
@@ -144,7 +144,7 @@ class Membership:
             self._read[proof] = found
         return found
 
-    def prove(self, node: NodeId, role: str = "node", expires: int = 0, token: Token | None = None) -> bytes:
+    def prove(self, node: NodeId, role: str = "node", expires: int = 0, token: InviteToken | None = None) -> bytes:
         """The proof for `node`, let in by `token` or by this member's own word. Raises InviteError for a guest."""
         self._need("admit nodes")
         if node == self.founder:
@@ -164,21 +164,21 @@ class Membership:
             return False
         return found.node == node and role in (found.role, "guest")
 
-    def issue(self, expires: int, once: bool = False, role: str = "node") -> Token:
+    def issue(self, expires: int, once: bool = False, role: str = "node") -> InviteToken:
         """A new token; with `once` for single use here. Raises InviteError for a guest."""
         self._need("invite")
-        token = Token(secrets.token_bytes(TOKEN_ID_BYTES), expires, role, once, self.signer.id, self.proof, b"")
+        token = InviteToken(secrets.token_bytes(TOKEN_ID_BYTES), expires, role, once, self.signer.id, self.proof, b"")
         return replace(token, signature=self.signer.sign(token.signed_part(self.swarm)))
 
-    def revoke(self, token: Token) -> Revocation:
+    def revoke(self, token: InviteToken) -> Revocation:
         """The notice that ends `token`. Raises InviteError for a guest."""
         self._need("revoke")
         notice = Revocation(token.id, token.expires if token.role == "guest" else 0, self.signer.id, self.proof, b"")
         return replace(notice, signature=self.signer.sign(notice.signed_part(self.swarm)))
 
-    def genuine(self, item: Token | Revocation) -> bool:
+    def genuine(self, item: InviteToken | Revocation) -> bool:
         """Whether a member of this swarm made it; whether that member still is one, `Ledger` knows."""
-        maker = item.issuer if isinstance(item, Token) else item.revoker
+        maker = item.issuer if isinstance(item, InviteToken) else item.revoker
         return self.proves(maker, item.chain, "node") and verify(maker, item.signature, item.signed_part(self.swarm))
 
     def _need(self, what: str) -> None:
@@ -203,7 +203,7 @@ class Ledger:
             kept[notice.id] = notice
         return replace(self, revoked=kept)
 
-    def using(self, token: Token, node: NodeId, now_wall: float) -> Ledger:
+    def using(self, token: InviteToken, node: NodeId, now_wall: float) -> Ledger:
         """With a single use noted. Raises InviteError at MAX_REMEMBERED: forgetting a use would allow a second."""
         kept = {i: u for i, u in self.used.items() if u[0] > now_wall}
         if len(kept) >= MAX_REMEMBERED and token.id not in kept:
@@ -212,7 +212,7 @@ class Ledger:
 
 
 def check_token(
-    token: Token, node: NodeId, here: NodeId, membership: Membership, ledger: Ledger, now_wall: float
+    token: InviteToken, node: NodeId, here: NodeId, membership: Membership, ledger: Ledger, now_wall: float
 ) -> None:
     """Raise InviteError unless `token` admits `node` at the member `here` now.
 

@@ -9,15 +9,15 @@ from typing import Any, assert_never
 
 import msgpack
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, check_id_untrusted, verify
 from swarm.mesh.action import SendDelta, SendDigest, SendHints, SendWant
 from swarm.mesh.admission import TOKEN_ID_BYTES
 from swarm.mesh.membership import Membership, Revocation
 from swarm.mesh.record import MAX_PROOF_BYTES, MAX_RECORD_BYTES
 from swarm.mesh.state import Blame, Hint, Suspicion
 from swarm.mesh.table import DIGEST_BYTES
-from swarm.net.message import Body, Message
-from swarm.net.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, check_id_untrusted, verify
+from swarm.net.channel.message import Body, Message
 
 HELLO, BYE = "mesh.hello", "mesh.bye"
 """The hello is the one kind that a stranger may send; see `Switchboard(open_kinds=...)`."""

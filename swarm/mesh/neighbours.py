@@ -8,7 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any
 
-from swarm.errors import PeerError
+from swarm.base.address import Address
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NodeId, short_id
 from swarm.mesh import hello
 from swarm.mesh.admission import Admission
 from swarm.mesh.clocks import check_clocks_untrusted
@@ -17,9 +19,7 @@ from swarm.mesh.membership import InviteError, Revocation
 from swarm.mesh.messages import BYE, HELLO
 from swarm.mesh.record import NodeRecord
 from swarm.mesh.saved import Saved
-from swarm.net.address import Address
-from swarm.net.message import Message
-from swarm.net.nodeid import NodeId, short_id
+from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 

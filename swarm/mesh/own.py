@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from swarm.base.nodeid import NodeId
 from swarm.mesh.latency import Coordinate
 from swarm.mesh.membership import Membership
 from swarm.mesh.record import MIN_TTL_S, NodeRecord, sign_record
 from swarm.mesh.state import ttl_s
 from swarm.mesh.table import Held
-from swarm.net.nodeid import NodeId
 
 BATCH_S = 0.5
 URGENT = ("state", "layers", "claim", "addresses", "model")

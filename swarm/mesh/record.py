@@ -16,9 +16,9 @@ from typing import Any
 
 import msgpack
 
-from swarm.errors import PeerError
-from swarm.net.address import Address, format_address, parse_address_untrusted
-from swarm.net.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, short_id, verify
+from swarm.base.address import Address, format_address, parse_address_untrusted
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, short_id, verify
 
 FORMAT = 3
 CONTEXT = b"wanswarm node record 1\0"

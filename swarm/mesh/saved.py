@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swarm.disk import write_whole
-from swarm.errors import PeerError, UsageError
+from swarm.base.address import Address, format_address, parse_address_untrusted
+from swarm.base.errors import PeerError, UsageError
+from swarm.base.files import write_whole
+from swarm.base.nodeid import NodeId, check_id_untrusted, id_text, parse_id_untrusted
 from swarm.mesh.admission import Signer
 from swarm.mesh.membership import Ledger, Membership
 from swarm.mesh.messages import read_revocation_untrusted, revocation_parts
 from swarm.mesh.record import SWARM_ID_BYTES
-from swarm.net.address import Address, format_address, parse_address_untrusted
-from swarm.net.nodeid import NodeId, check_id_untrusted, id_text, parse_id_untrusted
 
 PEERS_FILE = "peers.json"
 FORMAT = 2

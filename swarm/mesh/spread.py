@@ -5,12 +5,12 @@ Every neighbour has an allowance; who goes beyond it again and again is turned a
 
 from __future__ import annotations
 
+from swarm.base.nodeid import NodeId
 from swarm.mesh.action import Action, Changed, Clash, Expel, Refresh, SendDelta, SendHints, SendWant, Step
 from swarm.mesh.event import DeltaHeard
 from swarm.mesh.state import Blame, Hint, Neighbour, State
 from swarm.mesh.suspicion import cleared, lacks, take_suspicion
 from swarm.mesh.table import Held
-from swarm.net.nodeid import NodeId
 
 MAX_HINTS = 4096
 MAX_DELTA = 128

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from swarm.base.nodeid import NodeId
 from swarm.mesh.latency import Coordinate
 from swarm.mesh.membership import Revocation
 from swarm.mesh.record import key_of
 from swarm.mesh.table import Held, Table
-from swarm.net.nodeid import NodeId
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from swarm.base.nodeid import NodeId
 from swarm.mesh.action import Accuse, Action, Changed, Dial, Refresh, Step
 from swarm.mesh.record import key_of
 from swarm.mesh.state import Blame, State, Suspicion
 from swarm.mesh.table import Held
-from swarm.net.nodeid import NodeId
 
 ENOUGH = 2
 """Nodes that have to lose one before the rest believes it."""

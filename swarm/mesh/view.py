@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from swarm.base.address import Address, format_address
+from swarm.base.nodeid import NodeId, short_id
 from swarm.mesh.latency import RttTable
 from swarm.mesh.record import NodeRecord, key_of
 from swarm.mesh.saved import MAX_PEERS
 from swarm.mesh.state import State
 from swarm.mesh.suspicion import standing
 from swarm.mesh.table import Held
-from swarm.net.address import Address, format_address
-from swarm.net.nodeid import NodeId, short_id
 
 
 @dataclass(frozen=True)

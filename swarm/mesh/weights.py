@@ -8,7 +8,7 @@ Calls (answers in brackets):
 - weights.get {"digest", "offset", "length"}  [body: the bytes]
 
 Trust: the swarm's model digest names the manifest, the manifest names the blobs, and a blob counts only when it adds
-up to its digest (`swarm.model.blobs`). A source's list of chunks is its promise. Sources with equal promises are used
+up to its digest (`swarm.model.files.blobs`). A source's list of chunks is its promise. Sources with equal promises are used
 together: a chunk that is not as promised convicts who sent it, a blob that does not add up convicts all that promised
 it; they are dropped and the rest finishes.
 """
@@ -20,11 +20,11 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from swarm.errors import ModelError, PeerError
-from swarm.model.blobs import CHUNK, Blob
-from swarm.model.manifest import Manifest
-from swarm.net.message import Message
-from swarm.net.nodeid import NodeId
+from swarm.base.errors import ModelError, PeerError
+from swarm.base.nodeid import NodeId
+from swarm.model.files.blobs import CHUNK, Blob
+from swarm.model.files.manifest import Manifest
+from swarm.net.channel.message import Message
 from swarm.net.peer import Handler, Peer
 
 log = logging.getLogger(__name__)

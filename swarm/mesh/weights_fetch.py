@@ -12,14 +12,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swarm.errors import ModelError, PeerError, SwarmError
-from swarm.events import Notice, Progress, Report, silent
+from swarm.base.errors import ModelError, PeerError, SwarmError
+from swarm.base.events import Notice, Progress, Report, silent
+from swarm.base.nodeid import NodeId, short_id
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.weights import DIGEST_BYTES, GET, HAVE, LIST, MANIFEST, MAX_ASKED
-from swarm.model.blobs import CHUNK, Blob, TensorSink, Wanted
-from swarm.model.manifest import Manifest, parse_manifest
-from swarm.net.message import Message
-from swarm.net.nodeid import NodeId, short_id
+from swarm.model.files.blobs import CHUNK, Blob, TensorSink, WantedBlob
+from swarm.model.files.manifest import Manifest, parse_manifest
+from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 
@@ -73,7 +73,7 @@ async def weight_peers(
 
 
 async def fetch_blobs(
-    peers: Sequence[Peer], wanted: Sequence[Wanted], sink: TensorSink, report: Report = silent
+    peers: Sequence[Peer], wanted: Sequence[WantedBlob], sink: TensorSink, report: Report = silent
 ) -> None:
     """Fetch what `sink` lacks of `wanted`, several blobs and several peers at a time; what is there stays.
 
@@ -86,7 +86,7 @@ async def fetch_blobs(
     await errand.find(missing)
     room = asyncio.Semaphore(BLOBS_AT_ONCE)
 
-    async def one(item: Wanted) -> None:
+    async def one(item: WantedBlob) -> None:
         async with room:
             await errand.fetch(item)
 
@@ -126,7 +126,7 @@ class _Errand:
         self.holders: dict[str, dict[NodeId, int]] = {}
         self.done = self.total = 0
 
-    async def find(self, missing: Sequence[Wanted]) -> None:
+    async def find(self, missing: Sequence[WantedBlob]) -> None:
         """Ask everybody what they have."""
         for start in range(0, len(missing), MAX_ASKED):
             part = missing[start : start + MAX_ASKED]
@@ -134,7 +134,7 @@ class _Errand:
             await asyncio.gather(*(self._ask_have(worker, asked, part) for worker in list(self.workers.values())))
         self.total = sum(max(self.holders.get(item.digest, {None: item.least}).values()) for item in missing)
 
-    async def _ask_have(self, worker: _Worker, asked: Message, part: Sequence[Wanted]) -> None:
+    async def _ask_have(self, worker: _Worker, asked: Message, part: Sequence[WantedBlob]) -> None:
         try:
             answer = await worker.peer.call(asked, CALL_S)
             sizes = answer.header.get("sizes")
@@ -147,7 +147,7 @@ class _Errand:
             if item.least <= size <= item.most:
                 self.holders.setdefault(item.digest, {})[worker.peer.id] = size
 
-    async def fetch(self, item: Wanted) -> None:
+    async def fetch(self, item: WantedBlob) -> None:
         """One blob, from whoever promises it honestly."""
         while True:
             promises = await self._promises(item)
@@ -159,7 +159,7 @@ class _Errand:
             if await self._take(max(promises, key=lambda promise: len(promise.peers))):
                 return
 
-    async def _promises(self, item: Wanted) -> list[_Promise]:
+    async def _promises(self, item: WantedBlob) -> list[_Promise]:
         """The lists that the remaining holders give, equal ones together."""
         asked = Message(LIST, {"digest": bytes.fromhex(item.digest)})
         groups: dict[tuple[int, bytes], list[NodeId]] = {}

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AttentionInterface
 
-from swarm.errors import ModelError
+from swarm.base.errors import ModelError
 from swarm.model.kvcache import SessionKV
 from swarm.model.masks import Seen, register_trial
 from swarm.model.rows import Rows

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from swarm.events import Report, silent
+from swarm.base.events import Report, silent
 from swarm.model.attention import JobPlan, Plan
 from swarm.model.blocked import BlockedLinear, block_linears, can_block
-from swarm.model.checkpoint import Checkpoint
 from swarm.model.dtype import dtype_name
 from swarm.model.edges import open_edges
+from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.guard import check_cut
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers

@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import torch
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Hardware:
+class DeviceHardware:
     """A device in words, for status, dashboard and receipts.
 
     kind "cpu" or "cuda"; memory_bytes of the device (RAM for a CPU); cores of the CPU that this process may use;
@@ -43,14 +43,14 @@ def choose_device(gpu: int | None) -> torch.device:
     return torch.device("cuda", gpu)
 
 
-def describe(device: torch.device) -> Hardware:
+def describe(device: torch.device) -> DeviceHardware:
     """The hardware behind a device."""
     cores, threads = usable_cores(), torch.get_num_threads()
     if device.type != "cuda":
-        return Hardware("cpu", _cpu_name(), psutil.virtual_memory().total, cores, threads)
+        return DeviceHardware("cpu", _cpu_name(), psutil.virtual_memory().total, cores, threads)
     properties = torch.cuda.get_device_properties(device)
     uuid = str(getattr(properties, "uuid", ""))
-    return Hardware("cuda", properties.name, properties.total_memory, cores, threads, _driver(), uuid)
+    return DeviceHardware("cuda", properties.name, properties.total_memory, cores, threads, _driver(), uuid)
 
 
 def usable_cores() -> int:

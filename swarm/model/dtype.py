@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from swarm.events import Notice, Report, silent
+from swarm.base.events import Notice, Report, silent
 from swarm.model.attention import note_positions, visible_slots
 from swarm.model.block import Block, Job
 from swarm.model.kvcache import SessionKV

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from swarm.errors import SwarmError
+from swarm.base.errors import SwarmError
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool, KVShape
 from swarm.model.prune import unfit

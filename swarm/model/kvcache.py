@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swarm.errors import BusyError
+from swarm.base.errors import BusyError
 from swarm.model.rows import Commits, Layout
 
 SPARE = 1

@@ -14,17 +14,17 @@ import transformers
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from swarm.errors import ModelError, SwarmError
-from swarm.events import Progress, Report
+from swarm.base.errors import ModelError, SwarmError
+from swarm.base.events import Progress, Report
 from swarm.model import attention
 from swarm.model.attention import Attending, Call
-from swarm.model.checkpoint import Checkpoint
 from swarm.model.edges import Edges, open_edges
+from swarm.model.files.checkpoint import Checkpoint
+from swarm.model.files.manifest import Manifest
 from swarm.model.kvcache import KVShape
-from swarm.model.manifest import Manifest
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.packing import plan_packing, put_in, share_head
-from swarm.model.prune import Shape, check_config, cut, inner_model, join, layer_list, unfit
+from swarm.model.prune import LayerRange, check_config, cut, inner_model, join, layer_list, unfit
 from swarm.model.quant.matrix import Matrix
 from swarm.model.rope import settle_rope
 from swarm.model.state import read_state, unconsumed
@@ -38,7 +38,7 @@ class Loaded:
     for."""
 
     model: nn.Module
-    shape: Shape
+    shape: LayerRange
     attending: Attending
     edges: Edges
     kv_shapes: tuple[KVShape, ...]
@@ -60,7 +60,7 @@ def load_layers(
     manifest = checkpoint.manifest
     manifest.check_layers()
     manifest.check_range(first, last)
-    shape = Shape(first, last, manifest.n_layers, manifest.hidden_size, manifest.vocab_size)
+    shape = LayerRange(first, last, manifest.n_layers, manifest.hidden_size, manifest.vocab_size)
     kind = model_class(checkpoint.config, manifest.model)
     done = 0
     models: list[nn.Module] = []
@@ -99,7 +99,7 @@ def _pieces(manifest: Manifest, first: int, last: int, piece_bytes: int) -> list
 def _load_piece(
     checkpoint: Checkpoint,
     kind: type[Any],
-    shape: Shape,
+    shape: LayerRange,
     dtype: torch.dtype,
     tell: Callable[[int], None],
     weights: str,
@@ -167,7 +167,7 @@ def _check_architecture(config: Any, kind: type[Any], model: str) -> None:
 
 
 def _pruned_class(
-    kind: type[Any], shape: Shape, packed: Mapping[str, Matrix] | None = None, dtype: torch.dtype = torch.float32
+    kind: type[Any], shape: LayerRange, packed: Mapping[str, Matrix] | None = None, dtype: torch.dtype = torch.float32
 ) -> type[Any]:
     """The class again, pruned as soon as it is built: transformers then loads (and misses) only what is left. packed:
     matrices that take the place of weights."""
@@ -219,7 +219,7 @@ def _fill(part: type[Any], config: Any, state: dict[str, torch.Tensor], model: s
 
 @torch.inference_mode()
 def _try_once(
-    model: nn.Module, shape: Shape, attending: Attending, edges: Edges, device: torch.device, dtype: torch.dtype
+    model: nn.Module, shape: LayerRange, attending: Attending, edges: Edges, device: torch.device, dtype: torch.dtype
 ) -> list[KVShape]:
     """Run two rows through, with attention watched: every layer must ask for it exactly once, in order."""
     attending.trial = calls = list[Call]()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 from swarm.model.quant.matrix import KERNEL, Matrix
 from swarm.model.quant.modules import PackedEmbedding, PackedLinear
 from swarm.model.quant.native import library

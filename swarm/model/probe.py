@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import torch
 
-from swarm.events import Progress, Report, silent
+from swarm.base.events import Progress, Report, silent
 from swarm.model.block import Block, Job
 from swarm.model.device import free_bytes
 from swarm.model.kvcache import KVPool

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swarm.errors import ModelError
+from swarm.base.errors import ModelError
 from swarm.model.quant.modules import PackedEmbedding
 
 _LISTS = ("layers", "h", "blocks", "block")
@@ -24,7 +24,7 @@ _KINDS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayerRange:
     """A layer range [first, last) of a model and the sizes of its rows."""
 
     first: int
@@ -33,7 +33,7 @@ class Shape:
     hidden_size: int
     vocab_size: int
 
-    def within(self, first: int, last: int) -> Shape:
+    def within(self, first: int, last: int) -> LayerRange:
         return replace(self, first=first, last=last)
 
 
@@ -79,7 +79,7 @@ def check_config(config: object, name: str) -> None:
         raise unfit(name, "it computes attention in an order of its own")
 
 
-def cut(model: nn.Module, shape: Shape, offset: int = 0) -> None:
+def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
     """Keep layers [first, last) and the ends that the range reaches. Mutates the top and the inner model only.
 
     offset: number of the first layer that `model` still has.
@@ -105,7 +105,7 @@ def cut(model: nn.Module, shape: Shape, offset: int = 0) -> None:
     model.config = inner.config = short
 
 
-def join(parts: Sequence[nn.Module], shape: Shape, config: Any) -> nn.Module:
+def join(parts: Sequence[nn.Module], shape: LayerRange, config: Any) -> nn.Module:
     """One model of range `shape` from models cut to ranges that follow each other. The first one is changed and
     returned. config: of the whole model."""
     model, tail = parts[0], parts[-1]
@@ -152,7 +152,7 @@ def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _shorten(config: Any, shape: Shape, offset: int) -> Any:
+def _shorten(config: Any, shape: LayerRange, offset: int) -> Any:
     """The config with per-layer lists cut like the layers; forwards look things up by place in the list."""
     short = copy.copy(config)
     kinds = getattr(config, "layer_types", None)

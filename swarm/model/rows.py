@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
 
 MAX_SCRATCH = 512
 MAX_ROWS = 4096

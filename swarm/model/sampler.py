@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 
 MAX_LOGPROBS = 20
 _FEW = 1024

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from swarm.errors import ModelError
-from swarm.model.checkpoint import Checkpoint
-from swarm.model.manifest import is_embedding, layer_of
-from swarm.model.prune import Shape
+from swarm.base.errors import ModelError
+from swarm.model.files.checkpoint import Checkpoint
+from swarm.model.files.manifest import is_embedding, layer_of
+from swarm.model.prune import LayerRange
 from swarm.model.quant.matrix import Matrix
 
 _RENAMED = {"embed_out.weight": "lm_head.weight"}
@@ -42,7 +42,7 @@ EXPANDED = Packing()
 
 def read_state(
     checkpoint: Checkpoint,
-    shape: Shape,
+    shape: LayerRange,
     expected: dict[str, torch.Size],
     prefix: str,
     dtype: torch.dtype,

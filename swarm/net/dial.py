@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
-from swarm.errors import PeerError
-from swarm.net.address import Address, format_address
-from swarm.net.sockets import reason_of, share_port, tune
+from swarm.base.address import Address, format_address
+from swarm.base.errors import PeerError
+from swarm.net.channel.sockets import reason_of, share_port, tune
 
 HEAD_START_SECONDS = 0.25
 """How long an address is tried alone before the next one joins; a failure lets the next one begin at once."""

@@ -9,11 +9,11 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from swarm.errors import BusyError, CoverageError, ModelError, PeerError, RunError, SwarmError
-from swarm.net.channel import Channel
-from swarm.net.limits import Limits
-from swarm.net.message import MAX_CALL, Envelope, Message, Mode
-from swarm.net.nodeid import short_id
+from swarm.base.errors import BusyError, CoverageError, ModelError, PeerError, RunError, SwarmError
+from swarm.base.nodeid import short_id
+from swarm.net.channel.channel import Channel
+from swarm.net.channel.limits import ChannelLimits
+from swarm.net.channel.message import MAX_CALL, Envelope, Message, Mode
 
 if TYPE_CHECKING:
     from swarm.net.peer import Peer
@@ -51,7 +51,7 @@ class Exchange:
         self,
         peer: Peer,
         handlers: Mapping[str, Handler],
-        limits: Limits,
+        limits: ChannelLimits,
         spawn: Spawn,
         channel: Callable[[], Channel],
         may_read: Callable[[], bool],
@@ -65,7 +65,7 @@ class Exchange:
         self._queues: dict[str, asyncio.Queue[tuple[Envelope, int] | None]] = {}
         self.waiting_bytes = 0
 
-    def bound(self, limits: Limits, only: Collection[str] | None) -> None:
+    def bound(self, limits: ChannelLimits, only: Collection[str] | None) -> None:
         """Hold what comes from now on to `limits`, and to kinds out of `only`."""
         self._limits, self._only = limits, only
 

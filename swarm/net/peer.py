@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 
-from swarm.errors import PeerError
-from swarm.net.address import Address
-from swarm.net.channel import RIVAL_SECONDS, STRANGER_READ_BYTES, Bye, Channel
+from swarm.base.address import Address
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NodeId, short_id
+from swarm.net.channel.channel import RIVAL_SECONDS, STRANGER_READ_BYTES, Bye, Channel
+from swarm.net.channel.limits import ChannelLimits
+from swarm.net.channel.message import Envelope, Message
+from swarm.net.channel.ping import PingSeries
 from swarm.net.exchange import Exchange, Handler, Spawn
-from swarm.net.limits import Limits
-from swarm.net.message import Envelope, Message
-from swarm.net.nodeid import NodeId, short_id
-from swarm.net.ping import PingSeries
 
 __all__ = ["Handler", "Peer"]
 
@@ -35,7 +35,7 @@ class Peer:
         channel: Channel,
         edge: str,
         handlers: Mapping[str, Handler],
-        limits: Limits,
+        limits: ChannelLimits,
         spawn: Spawn,
         open_kinds: Collection[str] | None = None,
     ):

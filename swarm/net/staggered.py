@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
 
 T = TypeVar("T")
 

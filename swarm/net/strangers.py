@@ -6,16 +6,16 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
+from swarm.base.nodeid import NodeId
+from swarm.net.channel.limits import ChannelLimits
 from swarm.net.hosts import host_key
-from swarm.net.limits import Limits
-from swarm.net.nodeid import NodeId
 from swarm.net.peer import Peer
 
 
 class Strangers:
     """The strangers among a switchboard's peers. `known`: whether a node was admitted on other grounds meanwhile."""
 
-    def __init__(self, limits: Limits, known: Callable[[NodeId], bool]) -> None:
+    def __init__(self, limits: ChannelLimits, known: Callable[[NodeId], bool]) -> None:
         self._limits, self._known = limits, known
         self._hosts: dict[Peer, str] = {}
         self._count: Counter[str] = Counter()

@@ -10,16 +10,16 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from swarm.errors import PeerError, UsageError
-from swarm.net.address import Address
-from swarm.net.channel import STRANGER_READ_BYTES, Channel
-from swarm.net.contact import Contact
+from swarm.base.address import Address
+from swarm.base.errors import PeerError, UsageError
+from swarm.base.nodeid import NodeId, short_id
+from swarm.net.acceptor import Acceptor, Http
+from swarm.net.channel.channel import STRANGER_READ_BYTES, Channel
+from swarm.net.channel.handshake import ChannelKeys, Signer
+from swarm.net.channel.limits import ChannelLimits
+from swarm.net.channel.opening import open_channel
 from swarm.net.dial import connect
-from swarm.net.door import Door, Http
-from swarm.net.handshake import ChannelKeys, Signer
-from swarm.net.limits import Limits
-from swarm.net.nodeid import NodeId, short_id
-from swarm.net.opening import open_channel
+from swarm.net.dialer import Dialer
 from swarm.net.peer import Handler, Peer
 from swarm.net.strangers import Strangers
 
@@ -43,7 +43,7 @@ class Switchboard:
         self,
         identity: Signer,
         handlers: Mapping[str, Handler] | None = None,
-        limits: Limits | None = None,
+        limits: ChannelLimits | None = None,
         *,
         http: Http | None = None,
         refuse: Callable[[NodeId], str | None] = lambda node: None,
@@ -54,15 +54,15 @@ class Switchboard:
     ) -> None:
         self.identity = identity
         self.id: NodeId = identity.id
-        self.limits = limits or Limits()
+        self.limits = limits or ChannelLimits()
         self.connector: Connector = self.dial
-        """How `peer` connects to a node that is not connected; `swarm.net.reach` puts its own here."""
+        """How `peer` connects to a node that is not connected; `swarm.net.traversal.reach` puts its own here."""
         self.inbound_edges: dict[NodeId, str] = {}
         """What to call the connection that a node makes to this one, where that is not "direct"."""
         self._handlers: dict[str, Handler] = dict(handlers or {})
         self._keys = ChannelKeys.make(identity, self.limits.message_bytes)
-        self._contact = Contact(self.spawn, proxy)
-        self._door = Door(self._keys, self.limits, self.spawn, self._enter, http)
+        self._contact = Dialer(self.spawn, proxy)
+        self._door = Acceptor(self._keys, self.limits, self.spawn, self._enter, http)
         self._refuse, self._opened, self._closed = refuse, opened, closed
         self.known: Callable[[NodeId], bool] = lambda node: False
         """Whether a node is admitted whatever it said on its connection; gossip puts its own here."""

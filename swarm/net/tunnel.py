@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, ClientWSTimeout, TCPConnector, WSMsgType, web
 
-from swarm.errors import PeerError
-from swarm.net.address import Address, format_address
-from swarm.net.sockets import tune
+from swarm.base.address import Address, format_address
+from swarm.base.errors import PeerError
+from swarm.net.channel.sockets import tune
 
 HTTPS_PORTS = (443,)
 """Where HTTPS is spoken: a proxy that ends TLS is in front of the node, for networks that let out no HTTP."""

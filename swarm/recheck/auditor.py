@@ -10,29 +10,29 @@ import msgpack
 import numpy as np
 import torch
 
-from receipts.audit import RowSample, Taken, TokenSample
-from receipts.context import Drew, Followed
-from receipts.errors import ReceiptError, Refusal
-from receipts.opened import Frame as OpenedFrame
-from receipts.opened import OpeningRequest
-from receipts.opening import Order, PlannedStage
-from swarm.errors import ModelError, PeerError
-from swarm.events import Report, silent
-from swarm.model.checkpoint import Checkpoint
+from receipts.check.audit import RowSample, Taken, TokenSample
+from receipts.check.context import Drew, Followed
+from receipts.format.errors import ReceiptError, Refusal
+from receipts.format.opening import Order, PlannedStage
+from receipts.record.row_opening import CrossedFrame as OpenedFrame
+from receipts.record.row_opening import OpeningRequest
+from swarm.base.errors import ModelError, PeerError
+from swarm.base.events import Report, silent
+from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.packing import PACKED
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, check_untrusted
-from swarm.net.limits import Limits
-from swarm.net.message import Message, unpack_untrusted
-from swarm.net.wire import decode_tensor_untrusted
+from swarm.net.channel.limits import ChannelLimits
+from swarm.net.channel.message import Message, unpack_untrusted
+from swarm.net.channel.wire import decode_tensor_untrusted
 from swarm.recheck.context import Trace, said_of_rows
-from swarm.recheck.gap import token_gaps
+from swarm.recheck.draw_distance import token_gaps
+from swarm.recheck.quantization_grid import compared, grains, is_coarse, on_wire
+from swarm.recheck.recompute import Layers, Step
 from swarm.recheck.replayer import sampling_of
-from swarm.recheck.steps import compared, grains, is_coarse, on_wire
 from swarm.recheck.tail import at_least_usual, rounding, scores_of
-from swarm.recheck.walk import Layers, Step
 from swarm.ring.frame import ANSWER, DOWN, Answer, Frame, parse_answer_untrusted, parse_frame_untrusted
-from swarm.ring.session import SlotTokens
+from swarm.ring.kept_rows import SlotTokens
 
 CONTEXT_SLACK = 64
 """A session's context is rounded up by less than this many positions."""
@@ -45,7 +45,7 @@ The frames came in to it, and an earlier answer held them: they need not be sent
 
 
 class RingAuditor:
-    """`receipts.audit.Auditor`: `fetch` talks to nodes, the checkpoint recomputes in float32.
+    """`receipts.check.audit.Auditor`: `fetch` talks to nodes, the checkpoint recomputes in float32.
 
     Every output that the inbound frames give is computed at once and kept for the stage's other samples, so asking for
     the last frame first makes one pass over the layers of each stage. Those of the stage before are kept beside them.
@@ -376,7 +376,7 @@ def weights_of(order: Order) -> str:
 def message_untrusted(kind: str, opened: OpenedFrame) -> Message:
     """The message whose header and body were hashed. Raises PeerError."""
     packed = b"\x94" + b"".join(bytes(msgpack.packb(part)) for part in (kind, 0, 0)) + opened.head
-    return unpack_untrusted(packed, opened.body, Limits()).message
+    return unpack_untrusted(packed, opened.body, ChannelLimits()).message
 
 
 def _whole(frames: Sequence[Frame], layout: Layout) -> bool:

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 import torch
 
-from receipts.errors import ReceiptError
-from receipts.recompute import LEAST_GRAINS, Limit, Limits, calibrate, coarse_error, delta_error, limit_name
-from swarm.events import Progress, Report, silent
+from receipts.check.recompute import LEAST_GRAINS, ErrorLimits, Limit, calibrate, coarse_error, delta_error, limit_name
+from receipts.format.errors import ReceiptError
+from swarm.base.events import Progress, Report, silent
 from swarm.model.block import Block, load_block
-from swarm.model.checkpoint import Checkpoint
+from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.packing import PACKED
 from swarm.model.rows import Layout, no_commits
-from swarm.recheck.steps import compared, grains, is_coarse, on_wire
-from swarm.recheck.walk import CPU, Step, run_block
-from swarm.ring.replay import certain_rows
+from swarm.recheck.quantization_grid import compared, grains, is_coarse, on_wire
+from swarm.recheck.recompute import CPU, Step, run_block
+from swarm.ring.certain_rows import certain_rows
 
 TEXT = """The sky is blue because molecules of air scatter short waves of light more than long ones. At sunset the \
 light has come a long way, and what is left of it is red.
@@ -53,7 +53,7 @@ LEAST = 1e-9
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredLimit:
     """One limit, and how it was found: medians of the honest error and of the honest gap to float32."""
 
     name: str
@@ -74,11 +74,11 @@ def measure_limits(
     tokens: Sequence[int],
     settings: Sequence[tuple[str, str]] = SETTINGS,
     report: Report = silent,
-) -> tuple[Limits, list[Measured]]:
+) -> tuple[ErrorLimits, list[MeasuredLimit]]:
     """Limits of a model from the rows of these tokens (at most 96 are used). Raises ModelError."""
     tokens = list(tokens)[:MOST_TOKENS]
     work = _Bench(checkpoint, tokens)
-    found: list[Measured] = []
+    found: list[MeasuredLimit] = []
     for done, (dtype, wire) in enumerate(settings):
         if dtype == PACKED and not work.packs:
             continue
@@ -89,7 +89,7 @@ def measure_limits(
             continue  # too few rows: the built-in limit stays
     report(Progress("calibrate", checkpoint.manifest.model, len(settings), len(settings), "limits"))
     manifest = checkpoint.manifest
-    limits = Limits(manifest.digest, manifest.model[:100], {item.name: item.limit for item in found})
+    limits = ErrorLimits(manifest.digest, manifest.model[:100], {item.name: item.limit for item in found})
     return limits, found
 
 
@@ -111,7 +111,7 @@ class _Bench:
         """Whether anything of the model is multiplied as it is stored here."""
         return self._block(PACKED).computes_in == PACKED
 
-    def measure(self, dtype: str, wire: str) -> Measured:
+    def measure(self, dtype: str, wire: str) -> MeasuredLimit:
         """Honest rows of every stage, at the noise of each row; ties of the whole model. Raises ReceiptError."""
         rows: list[float] = []
         medians: list[float] = []
@@ -138,7 +138,7 @@ class _Bench:
         if (dtype, wire) != ("float32", "float32"):
             rows = [typical * ratio for ratio in rows]
         limit = calibrate(rows, self._ties(dtype, wire))
-        return Measured(limit_name(dtype, wire), _at_least(limit, dtype, wire), typical, len(spans))
+        return MeasuredLimit(limit_name(dtype, wire), _at_least(limit, dtype, wire), typical, len(spans))
 
     def _ties(self, dtype: str, wire: str) -> list[float]:
         """The gap between likely tokens that rounding makes at one position in twenty, over stages of a third each."""

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from receipts.run import Run
-from receipts.salt import Secret
-from receipts.tiles import LogProof
-from receipts.verdict import Level, Requirement, Verdict
-from receipts.verify import Options, verify
-from swarm.config import DEFAULT_MODEL, MemberConfig
-from swarm.errors import ModelError, UsageError
-from swarm.events import Report, silent
-from swarm.model.checkpoint import Checkpoint, load_tokenizer, open_model
-from swarm.model.store import ModelStore
-from swarm.net.address import Address
+from receipts.check.run import ReceiptRun
+from receipts.check.verdict import Level, Requirement, Verdict
+from receipts.check.verify import Options, verify
+from receipts.format.log_tiles import LogProof
+from receipts.format.salt import Secret
+from swarm.base.address import Address
+from swarm.base.config import DEFAULT_MODEL, MemberConfig
+from swarm.base.errors import ModelError, UsageError
+from swarm.base.events import Report, silent
+from swarm.model.files.checkpoint import Checkpoint, load_tokenizer, open_model
+from swarm.model.files.store import ModelStore
 from swarm.recheck.auditor import RingAuditor
 from swarm.recheck.dial import opener
 from swarm.recheck.limits import limit_of, load_limits
@@ -89,7 +89,7 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
         return await asyncio.to_thread(verify, data, options)
 
 
-def _usual_model(run: Run) -> str:
+def _usual_model(run: ReceiptRun) -> str:
     """The model that is at hand without being named: a stranger's receipt must not choose what is fetched."""
     if run.order.model.name == DEFAULT_MODEL:
         return DEFAULT_MODEL

@@ -6,23 +6,23 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from receipts.errors import ReceiptError
-from receipts.opened import MAX_OPENING, Frame, OpeningRequest, with_known_untrusted
-from swarm.config import MemberConfig
-from swarm.entry import enter_as_guest
-from swarm.errors import BusyError, PeerError, SwarmError
-from swarm.events import Notice, Report, silent
-from swarm.identity import Identity
+from receipts.format.errors import ReceiptError
+from receipts.record.row_opening import MAX_OPENING, CrossedFrame, OpeningRequest, with_known_untrusted
+from swarm.base.address import Address
+from swarm.base.config import MemberConfig
+from swarm.base.errors import BusyError, PeerError, SwarmError
+from swarm.base.events import Notice, Report, silent
+from swarm.base.nodeid import parse_id_untrusted
+from swarm.discovery.bootstrap import enter_as_guest
+from swarm.discovery.state_dir import requester_folder
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.saved import save
-from swarm.net.address import Address
-from swarm.net.message import Message
-from swarm.net.nodeid import parse_id_untrusted
+from swarm.net.channel.message import Message
+from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.recheck.auditor import Fetch
-from swarm.ring.witness import AUDIT, PIECE_BYTES
-from swarm.state import requester_folder
+from swarm.ring.witness_service import AUDIT, PIECE_BYTES
 
 DIAL_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 120.0
@@ -56,7 +56,7 @@ async def opener(
             known = {**found, **addresses}
         loop = asyncio.get_running_loop()
 
-        def fetch(node: str, request: OpeningRequest, had: Sequence[Frame] = ()) -> bytes | None:
+        def fetch(node: str, request: OpeningRequest, had: Sequence[CrossedFrame] = ()) -> bytes | None:
             asked = _ask(board, node, known.get(node, ()), request, had, report)
             return asyncio.run_coroutine_threadsafe(asked, loop).result()
 
@@ -90,7 +90,7 @@ async def _ask(
     node: str,
     addresses: Sequence[Address],
     request: OpeningRequest,
-    known: Sequence[Frame],
+    known: Sequence[CrossedFrame],
     report: Report,
 ) -> bytes | None:
     """The node's opening; None, with a notice that says why, when there is none."""
@@ -109,7 +109,7 @@ async def _ask(
     return None
 
 
-async def opening_from_untrusted(peer: Peer, request: bytes, known: Sequence[Frame] = ()) -> bytes:
+async def opening_from_untrusted(peer: Peer, request: bytes, known: Sequence[CrossedFrame] = ()) -> bytes:
     """An opening, asked for piece by piece. Raises SwarmError; PeerError for pieces that do not make one.
 
     A node that does not know pieces answers with all of it; one that is busy is asked again, a few times. `known`:
@@ -131,7 +131,7 @@ async def opening_from_untrusted(peer: Peer, request: bytes, known: Sequence[Fra
             known = known if len(found) < HEADER_BYTES else ()
 
 
-def _passed_over_untrusted(found: bytearray, size: int, known: Sequence[Frame]) -> bytearray:
+def _passed_over_untrusted(found: bytearray, size: int, known: Sequence[CrossedFrame]) -> bytearray:
     try:
         longer = with_known_untrusted(bytes(found), known)
     except ReceiptError as error:

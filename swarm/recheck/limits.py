@@ -6,11 +6,11 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
-from receipts.checks import MIXED
-from receipts.errors import ReceiptError
-from receipts.recompute import Limit, Limits, default_limit, limits_bytes, limits_untrusted
-from swarm.disk import write_whole
-from swarm.errors import UsageError
+from receipts.check.checks import MIXED
+from receipts.check.recompute import ErrorLimits, Limit, default_limit, limits_bytes, limits_untrusted
+from receipts.format.errors import ReceiptError
+from swarm.base.errors import UsageError
+from swarm.base.files import write_whole
 from swarm.model.packing import PACKED
 
 LimitOf = Callable[[str, str], Limit]
@@ -21,7 +21,7 @@ def limits_path(models: Path, manifest: str) -> Path:
     return models / "limits" / f"{manifest}.json"
 
 
-def save_limits(models: Path, limits: Limits) -> Path:
+def save_limits(models: Path, limits: ErrorLimits) -> Path:
     """Keep limits for later verifications. Raises UsageError when they cannot be written."""
     path = limits_path(models, limits.manifest)
     try:
@@ -32,7 +32,7 @@ def save_limits(models: Path, limits: Limits) -> Path:
     return path
 
 
-def load_limits(models: Path, manifest: str) -> Limits | None:
+def load_limits(models: Path, manifest: str) -> ErrorLimits | None:
     """Limits measured here, else those that ship; None when nobody measured this model. Raises UsageError."""
     path = limits_path(models, manifest)
     here = path.read_bytes() if path.is_file() else None
@@ -49,8 +49,8 @@ def load_limits(models: Path, manifest: str) -> Limits | None:
     return None
 
 
-def limit_of(limits: Limits | None) -> LimitOf:
-    """What `receipts.verify` asks for; stages of different types are held to the coarsest."""
+def limit_of(limits: ErrorLimits | None) -> LimitOf:
+    """What `receipts.check.verify` asks for; stages of different types are held to the coarsest."""
 
     def limit(dtype: str, wire: str) -> Limit:
         dtype = "bfloat16" if dtype == MIXED else dtype

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from receipts.audit import Replayed
-from receipts.errors import ReceiptError, Refusal
-from receipts.opening import Order
-from swarm.errors import UsageError
-from swarm.events import Report, silent
-from swarm.model.checkpoint import Checkpoint
+from receipts.check.audit import Replayed
+from receipts.format.errors import ReceiptError, Refusal
+from receipts.format.opening import Order
+from swarm.base.errors import UsageError
+from swarm.base.events import Report, silent
+from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
-from swarm.recheck.gap import token_gaps
-from swarm.recheck.walk import Layers, Step
-from swarm.ring.replay import certain_rows
+from swarm.recheck.draw_distance import token_gaps
+from swarm.recheck.recompute import Layers, Step
+from swarm.ring.certain_rows import certain_rows
 
 CHUNK_ROWS = 64
 
 
 class ModelReplayer:
-    """`receipts.audit.Replayer` over a checkpoint, in float32 on this machine.
+    """`receipts.check.audit.Replayer` over a checkpoint, in float32 on this machine.
 
     decode       tokens as text, to compare with the receipt's; None leaves that out
     group_bytes  as in `walk.Layers`

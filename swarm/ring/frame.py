@@ -14,16 +14,17 @@ or, where the requester runs the last layers itself, the hidden rows of the whol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
 from swarm.model.rows import MAX_ROWS, Commits, Layout, Rows
-from swarm.net.message import Body, Message
+from swarm.model.sampler import Picked
+from swarm.net.channel.message import Body, Message
 
 DOWN = "ring.down"
 """Kind of every message that walks from the requester towards the tail: one kind, so that one order holds."""
@@ -249,3 +250,22 @@ def _hidden(header: Mapping[str, Any], reader: _Reader) -> tuple[dict[str, Any],
     if not isinstance(wire, dict):
         raise PeerError("expected a tensor header in a frame")
     return wire, reader.body
+
+
+def answer_of(
+    frame: Frame, wanted: np.ndarray, picked: Sequence[Picked], timings: tuple[tuple[int, int], ...]
+) -> Answer:
+    """The answer that names `picked[i]` as the token after row `wanted[i]`."""
+    tops = max((len(p.top) for p in picked), default=0)
+    return Answer(
+        frame.run,
+        frame.epoch,
+        frame.seq,
+        wanted.astype(np.uint32),
+        np.array([p.token for p in picked], np.int32),
+        np.array([p.margin for p in picked], np.float32),
+        np.array([p.logprob for p in picked], np.float32),
+        np.array([[t for t, _ in p.top] for p in picked], np.int32).reshape(len(picked), tops),
+        np.array([[v for _, v in p.top] for p in picked], np.float32).reshape(len(picked), tops),
+        timings,
+    )

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from swarm.errors import PeerError, UsageError
+from swarm.base.errors import PeerError, UsageError
 from swarm.model.rows import MAX_SCRATCH, Layout
 from swarm.model.sampler import Sampling
-from swarm.net.message import Message
+from swarm.net.channel.message import Message
 from swarm.ring.frame import DOWN
 
 UP = "ring.up"
@@ -123,7 +123,7 @@ def parse_open_untrusted(header: Mapping[str, Any]) -> OpenRun:
 
 
 @dataclass(frozen=True)
-class Word:
+class RingSignal:
     """News that walks up the ring about a run.
 
     do      "opened": `said` has an entry for every stage from the sender on, or `refused` says who refused and why
@@ -147,12 +147,12 @@ class Word:
 WORDS = ("opened", "half", "lost", "leave")
 
 
-def encode_word(word: Word) -> Message:
+def encode_word(word: RingSignal) -> Message:
     """The message that carries news up the ring."""
     return Message(UP, {**vars(word), "said": list(word.said), "reason": word.reason[:MAX_REASON]})
 
 
-def parse_word_untrusted(header: Mapping[str, Any]) -> Word:
+def parse_word_untrusted(header: Mapping[str, Any]) -> RingSignal:
     """News from the next stage. Raises PeerError. What stages say of themselves is checked where it is used."""
     try:
         said = header["said"]
@@ -161,7 +161,7 @@ def parse_word_untrusted(header: Mapping[str, Any]) -> Word:
         if header["do"] not in WORDS or type(header["busy"]) is not bool:
             raise ValueError("an unknown word")
         refused = header["refused"]
-        return Word(
+        return RingSignal(
             do=header["do"],
             run=_exactly(header["run"], 16),
             epoch=_within(header["epoch"], 0, 2**31),
@@ -176,7 +176,7 @@ def parse_word_untrusted(header: Mapping[str, Any]) -> Word:
         raise PeerError(f"expected news of a ring, found something malformed: {error}") from error
 
 
-def behind(word: Word, opening: OpenRun) -> Word:
+def behind(word: RingSignal, opening: OpenRun) -> RingSignal:
     """News as stage `opening.index` passes it on: of stages behind it alone.
 
     Whatever the next stage says of itself or of others before it, it has said that it cannot go on itself.

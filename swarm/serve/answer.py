@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from swarm.model.spelling import Spelling
-from swarm.ring.run import Committed, RunResult
+from swarm.model.text.spelling import Spelling
+from swarm.run.api import CommittedTokens, RunResult
 from swarm.serve.logprobs import Entry, Ledger, chat_entry, text_entries
-from swarm.serve.parse import Wanted
+from swarm.serve.parse import GenerationRequest
 from swarm.serve.tools import ToolCall, ToolSplitter
 
 
@@ -31,7 +31,7 @@ class Choice:
             return None
         return "tool_calls" if self.calls else self.result.finish_reason
 
-    def entries(self, event: Committed) -> list[Entry]:
+    def entries(self, event: CommittedTokens) -> list[Entry]:
         """Log-probabilities that may be told with this event's text."""
         self.ledger.add(event.tokens, event.logprobs)
         return self.ledger.release(event.text)
@@ -74,13 +74,13 @@ def usage(results: Sequence[RunResult], prompts: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Shape:
+class AnswerShape:
     """What the bodies of one request share. `spelling`: of single tokens."""
 
     id: str
     created: int
     model: str
-    wanted: Wanted
+    wanted: GenerationRequest
     spelling: Spelling
     prompts: int = 1
 
@@ -93,7 +93,7 @@ class Shape:
         return {**body, "usage": None} if self.wanted.include_usage else body
 
 
-class ChatShape(Shape):
+class ChatShape(AnswerShape):
     """chat.completion and chat.completion.chunk."""
 
     chunk_kind = "chat.completion.chunk"
@@ -101,7 +101,7 @@ class ChatShape(Shape):
     def opening(self, choice: Choice) -> list[dict[str, Any]]:
         return [self._delta(choice, {"role": "assistant", "content": ""})]
 
-    def more(self, choice: Choice, event: Committed) -> list[dict[str, Any]]:
+    def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
         text, calls = choice.splitter.feed(*(event.pieces or (event.text,)))
         return self._say(choice, text, calls, choice.entries(event))
 
@@ -153,7 +153,7 @@ class ChatShape(Shape):
         return {"id": name, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-class TextShape(Shape):
+class TextShape(AnswerShape):
     """text_completion, whole or in chunks. `prompts_text`: put before the answer when echo was asked for."""
 
     chunk_kind = "text_completion"
@@ -161,7 +161,7 @@ class TextShape(Shape):
     def opening(self, choice: Choice) -> list[dict[str, Any]]:
         return [self._chunk(choice, choice.text, None)] if choice.text else []
 
-    def more(self, choice: Choice, event: Committed) -> list[dict[str, Any]]:
+    def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
         return self._say(choice, event.text, choice.entries(event))
 
     def closing(self, choice: Choice) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the gateway needs of a requester; `swarm.node.Requester` fits without inheriting from it."""
+"""What the gateway needs of a requester; `swarm.node.node.Requester` fits without inheriting from it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from swarm.model.template import NEW_ANSWER, Turn
-from swarm.ring.run import RunEvent, RunRequest
+from swarm.model.text.template import NEW_ANSWER, Turn
+from swarm.run.api import RunEvent, RunRequest
 
 
-class ModelFacts(Protocol):
+class ServedModel(Protocol):
     """The part of a manifest that the gateway reads. `context` in tokens; `digest` is hex sha256."""
 
     @property
@@ -33,7 +33,7 @@ class Backend(Protocol):
     """
 
     @property
-    def manifest(self) -> ModelFacts: ...
+    def manifest(self) -> ServedModel: ...
 
     @property
     def tokenizer(self) -> Any:
@@ -63,7 +63,7 @@ class Backend(Protocol):
         """
 
     def view(self) -> dict[str, Any]:
-        """Who is there: the shape of `swarm.serve.mesh.mesh_status`.
+        """Who is there: the shape of `swarm.mesh.status.mesh_status`.
 
         May hold "runs" besides: by run id, what is known of a run under way, such as {"rows_in_flight": 12}.
         """

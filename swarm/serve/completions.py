@@ -11,13 +11,12 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from swarm.errors import SwarmError
-from swarm.model.spelling import Spelling
-from swarm.ring.run import Committed, Finished, Opened, RunEvent, RunRequest, RunResult
+from swarm.base.errors import SwarmError
+from swarm.model.text.spelling import Spelling
+from swarm.run.api import CommittedTokens, Finished, RingOpened, RunEvent, RunRequest, RunResult
 from swarm.serve.admission import Admission
 from swarm.serve.answer import ChatShape, Choice, TextShape, receipt_address, run_facts, usage
 from swarm.serve.backend import Backend
-from swarm.serve.book import RunBook
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, translate
 from swarm.serve.logprobs import Ledger
@@ -29,6 +28,7 @@ from swarm.serve.parse import (
     parse_generate_untrusted,
 )
 from swarm.serve.plan import plan_chat, plan_text
+from swarm.serve.run_registry import RunBook
 from swarm.serve.stream import EventStream
 from swarm.serve.tools import ToolSplitter, tool_names
 from swarm.serve.web import REQUEST_ID, USER, read_json
@@ -102,7 +102,7 @@ class Completions:
 
         async def on_event(index: int, event: RunEvent) -> None:
             choice = choices[index]
-            if isinstance(event, Committed):
+            if isinstance(event, CommittedTokens):
                 shape.more(choice, event)
             elif isinstance(event, Finished):
                 choice.result = complete(event.result)
@@ -142,10 +142,10 @@ class Completions:
         async def on_event(index: int, event: RunEvent) -> None:
             choice = choices[index]
             chunks: list[dict[str, Any]] = []
-            if isinstance(event, Opened):
+            if isinstance(event, RingOpened):
                 await stream.open({"x-receipt": receipt_address(event.run_id)} if shape.wanted.receipt else {})
                 chunks = shape.opening(choice)
-            elif isinstance(event, Committed):
+            elif isinstance(event, CommittedTokens):
                 chunks = shape.more(choice, event)
             elif isinstance(event, Finished):
                 await stream.open({})

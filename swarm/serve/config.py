@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from swarm.ring.run import Draft, Speculation
+from swarm.run.api import Draft, Speculation
 
 PrefixSharing = Literal["off", "user", "shared"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from swarm.errors import BusyError, CoverageError, ModelError, PeerError, RunError, SwarmError, UsageError
+from swarm.base.errors import BusyError, CoverageError, ModelError, PeerError, RunError, SwarmError, UsageError
 
 _KINDS = {
     401: "authentication_error",

@@ -10,26 +10,26 @@ from dataclasses import replace
 from aiohttp import web
 from jinja2.exceptions import TemplateError
 
-from swarm.errors import SwarmError
+from swarm.base.errors import SwarmError
 from swarm.serve.admission import Admission, FairQueue
 from swarm.serve.backend import Backend
-from swarm.serve.book import RunBook
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
-from swarm.serve.hub import Hub
 from swarm.serve.listen import listening
 from swarm.serve.metrics import GatewayMetrics, StateCollector
 from swarm.serve.models import Models
 from swarm.serve.openapi import describe
 from swarm.serve.receipts import Receipts, Verify
+from swarm.serve.run_registry import RunBook
 from swarm.serve.snapshot import Progress, gateway_state
 from swarm.serve.state import DashboardState
+from swarm.serve.state_broadcaster import StateBroadcaster
 from swarm.serve.views import Views, state_registry
 from swarm.serve.vocabulary import VocabularyViews
 from swarm.serve.web import add_headers, frame, inviting, observer
 
 ADMISSION = web.AppKey("admission", Admission)
-HUB = web.AppKey("hub", Hub)
+HUB = web.AppKey("hub", StateBroadcaster)
 BOOK = web.AppKey("book", RunBook)
 
 
@@ -37,7 +37,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     """The application.
 
     `verify`: what `/api/verify/{id}` calls with a receipt's bytes, in a worker thread; returns the verdict as JSON.
-    `progress`: what is under way, in the shape of `swarm.progress.EventLog.as_json`.
+    `progress`: what is under way, in the shape of `swarm.terminal.progress.EventLog.as_json`.
     """
     config = replace(config, model_sampling=getattr(backend, "generation_defaults", config.model_sampling))
     metrics = GatewayMetrics()
@@ -49,7 +49,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     def state() -> DashboardState:
         return gateway_state(backend, book, admission.queue, progress())
 
-    hub = Hub(state)
+    hub = StateBroadcaster(state)
     book.watch(hub.touch)
     completions = Completions(backend, config, admission, book, metrics)
     receipts = Receipts(backend.receipts_dir, book, verify, bool(config.api_keys))

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from pathlib import Path
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 
 MIN_SECRET_CHARS = 16
 MAX_FILE_BYTES = 1 << 20

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 from swarm.serve.config import GatewayConfig
 
 _FULL = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from swarm.model.spelling import Spelling
+from swarm.model.text.spelling import Spelling
 
 Told = tuple[float, tuple[tuple[int, float], ...]]
 """Own log-probability, and those of the likeliest tokens."""

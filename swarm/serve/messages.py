@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from swarm.model.template import RESERVED
+from swarm.model.text.template import RESERVED
 from swarm.serve.errors import bad_field
 from swarm.serve.fields import Fields, clean_text, describe
 

@@ -8,11 +8,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from swarm.ring.counts import StageCounts
-from swarm.ring.outcome import PARTS
-from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent, Waiting
-from swarm.serve.book import RunNote
+from swarm.run.api import CommittedTokens, Finished, Recovering, RingOpened, RunEvent, WaitingForCoverage
+from swarm.run.run_stats import PARTS
+from swarm.serve.run_registry import RunNote
 from swarm.serve.state import DashboardState, NodeState
+from swarm.stage.stats import StageCounts
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _RATES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
@@ -61,9 +61,9 @@ class GatewayMetrics:
 
     def event(self, event: RunEvent) -> None:
         match event:
-            case Waiting() | Opened():
+            case WaitingForCoverage() | RingOpened():
                 pass
-            case Committed(tokens, _, drafted):
+            case CommittedTokens(tokens, _, drafted):
                 self._tokens.labels("generated").inc(len(tokens))
                 self._tokens.labels("foreseen").inc(sum(drafted))
             case Recovering(_, _, leaving):

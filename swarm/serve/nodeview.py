@@ -10,17 +10,17 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from swarm.ring.counts import StageCounts
-from swarm.ring.stage import StageServer
-from swarm.serve.backend import ModelFacts
+from swarm.serve.backend import ServedModel
 from swarm.serve.config import GatewayConfig
-from swarm.serve.hub import Hub
 from swarm.serve.listen import Entrance, runner_of
 from swarm.serve.metrics import RequestMetrics, StageCollector, StateCollector
 from swarm.serve.snapshot import Progress, state_from
 from swarm.serve.state import DashboardState
+from swarm.serve.state_broadcaster import StateBroadcaster
 from swarm.serve.views import Views, state_registry
 from swarm.serve.web import add_headers, frame, observer
+from swarm.stage.server import StageServer
+from swarm.stage.stats import StageCounts
 
 # Anybody who can reach the node may look, under whatever name it has; there is nothing here to protect from a page.
 VIEW_CONFIG = GatewayConfig(allow_hosts=("*",), max_connections=256)
@@ -28,12 +28,12 @@ VIEW_CONFIG = GatewayConfig(allow_hosts=("*",), max_connections=256)
 
 def make_view(
     status: Callable[[], Mapping[str, Any]],
-    manifest: ModelFacts,
+    manifest: ServedModel,
     progress: Progress = dict,
     more: Sequence[web.RouteDef] = (),
     stage: Callable[[], StageServer | None] = lambda: None,
 ) -> web.Application:
-    """The application. `status`: as `mesh_status` tells it; `progress`: as `swarm.progress.EventLog.as_json` does.
+    """The application. `status`: as `mesh_status` tells it; `progress`: as `swarm.terminal.progress.EventLog.as_json` does.
 
     `more`: what else the port serves, such as a relay. `stage`: the node's stage once it has one, for its metrics.
     """
@@ -51,7 +51,7 @@ def make_view(
 
     registry = CollectorRegistry()
     registry.register(StageCollector(counts, waiting))
-    hub = Hub(state)
+    hub = StateBroadcaster(state)
     views = Views(hub, VIEW_CONFIG, (registry, state_registry(StateCollector(state))))
     app = web.Application(middlewares=[frame(VIEW_CONFIG, observer(RequestMetrics(registry)))])
     app.on_response_prepare.append(add_headers(VIEW_CONFIG))
@@ -64,7 +64,7 @@ def make_view(
 @asynccontextmanager
 async def node_view(
     status: Callable[[], Mapping[str, Any]],
-    manifest: ModelFacts,
+    manifest: ServedModel,
     progress: Progress = dict,
     more: Sequence[web.RouteDef] = (),
     stage: Callable[[], StageServer | None] = lambda: None,

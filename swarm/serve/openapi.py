@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from swarm import __version__
-from swarm.model.template import RESERVED
-from swarm.ring.run import DRAFTS, SPECULATIONS
+from swarm.model.text.template import RESERVED
+from swarm.run.api import DRAFTS, SPECULATIONS
 from swarm.serve.config import GatewayConfig
 from swarm.serve.messages import MAX_MESSAGES, MAX_OPTIONS, MAX_TOOLS
 from swarm.serve.parse import MAX_STOP_CHARS, MAX_STOP_TOKENS, MAX_STOPS, MAX_TOP_LOGPROBS

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from swarm.model.template import NEW_ANSWER, Turn
-from swarm.ring.run import DRAFTS, SPECULATIONS, Draft, Speculation
+from swarm.model.text.template import NEW_ANSWER, Turn
+from swarm.run.api import DRAFTS, SPECULATIONS, Draft, Speculation
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.fields import Fields, clean_text, describe
@@ -46,7 +46,7 @@ _GENERATE = frozenset("prompt model max_tokens temperature top_p seed stop".spli
 
 
 @dataclass(frozen=True)
-class Wanted:
+class GenerationRequest:
     """What chat and text requests share. `logprobs`: None for none, else how many alternatives per token;
     `truncate`: how many of a prompt's last tokens are kept."""
 
@@ -77,7 +77,7 @@ class Wanted:
 class ChatRequest:
     """A chat. Messages and tools hold only the keys that chat templates know; `options`: further variables of it."""
 
-    wanted: Wanted
+    wanted: GenerationRequest
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class ChatRequest:
 class TextRequest:
     """Prompts to continue: text, or token ids. `plain`: answer in the short shape of /generate."""
 
-    wanted: Wanted
+    wanted: GenerationRequest
     prompts: tuple[str | tuple[int, ...], ...]
     echo: bool = False
     plain: bool = False
@@ -175,7 +175,7 @@ def _wanted(
     limit: int | None,
     logprobs: int | None,
     default_temperature: float | None = None,
-) -> Wanted:
+) -> GenerationRequest:
     own = config.model_sampling if default_temperature is None else {}
     if default_temperature is None:
         default_temperature = config.default_temperature
@@ -183,7 +183,7 @@ def _wanted(
         default_temperature = own.get("temperature", 1.0)
     top_k = fields.integer("top_k", -1, 2**31 - 1)
     stream = fields.flag("stream")
-    return Wanted(
+    return GenerationRequest(
         model=fields.text("model"),
         max_tokens=limit,
         temperature=fields.number("temperature", default_temperature, 0.0, 2.0),

@@ -9,14 +9,14 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 from swarm.model.sampler import Sampling
-from swarm.model.template import NEW_ANSWER
-from swarm.ring.run import RunRequest
+from swarm.model.text.template import NEW_ANSWER
+from swarm.run.api import RunRequest
 from swarm.serve.backend import Backend
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
-from swarm.serve.parse import ChatRequest, TextRequest, Wanted
+from swarm.serve.parse import ChatRequest, GenerationRequest, TextRequest
 
 
 async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfig) -> list[RunRequest]:
@@ -81,7 +81,12 @@ def check_ids(ids: Sequence[int], vocab: int, param: str) -> None:
 
 
 def _runs(
-    wanted: Wanted, prompt: tuple[int, ...], param: str, backend: Backend, config: GatewayConfig, default: int
+    wanted: GenerationRequest,
+    prompt: tuple[int, ...],
+    param: str,
+    backend: Backend,
+    config: GatewayConfig,
+    default: int,
 ) -> list[RunRequest]:
     context = backend.manifest.context
     if wanted.truncate is not None:
@@ -121,7 +126,7 @@ def _runs(
     ]
 
 
-def _sampling(wanted: Wanted, seed: int) -> Sampling:
+def _sampling(wanted: GenerationRequest, seed: int) -> Sampling:
     return Sampling(
         temperature=wanted.temperature,
         top_p=wanted.top_p,

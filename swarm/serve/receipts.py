@@ -12,9 +12,9 @@ from typing import Any
 from aiohttp import web
 
 from receipts import ReceiptError
-from receipts.document import redact
-from swarm.serve.book import RunBook
+from receipts.format.document import redact
 from swarm.serve.errors import ApiError
+from swarm.serve.run_registry import RunBook
 from swarm.serve.web import USER
 
 MAX_RECEIPT_BYTES = 64 << 20

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from swarm.serve.admission import FairQueue
-from swarm.serve.backend import Backend, ModelFacts
-from swarm.serve.book import RunBook
+from swarm.serve.backend import Backend, ServedModel
+from swarm.serve.run_registry import RunBook
 from swarm.serve.state import DashboardState, EdgeState, NodeState, count_holders, find_missing
 
 SHOWN_RUNS = 30
@@ -30,7 +30,7 @@ def gateway_state(
 
 def state_from(
     status: Mapping[str, Any],
-    manifest: ModelFacts,
+    manifest: ServedModel,
     role: str,
     runs: tuple[Mapping[str, Any], ...] = (),
     waiting: int = 0,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swarm.ring.run import Piece, Special
+from swarm.run.api import Piece, Special
 
 _OPEN, _CLOSE, _MISTRAL, _PYTHON = "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"
 _MARKS = (_OPEN, _MISTRAL, _PYTHON)

@@ -8,14 +8,14 @@ from prometheus_client import CollectorRegistry
 from swarm.serve import metrics
 from swarm.serve.assets import load_assets, respond
 from swarm.serve.config import GatewayConfig
-from swarm.serve.hub import Hub
+from swarm.serve.state_broadcaster import StateBroadcaster
 from swarm.serve.stream import EventStream
 
 
 class Views:
     """Handlers that only show."""
 
-    def __init__(self, hub: Hub, config: GatewayConfig, registries: tuple[CollectorRegistry, ...]) -> None:
+    def __init__(self, hub: StateBroadcaster, config: GatewayConfig, registries: tuple[CollectorRegistry, ...]) -> None:
         self._hub = hub
         self._config = config
         self._registries = registries

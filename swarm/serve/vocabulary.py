@@ -7,8 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
-from swarm.errors import UsageError
-from swarm.model.template import NEW_ANSWER
+from swarm.base.errors import UsageError
+from swarm.model.text.template import NEW_ANSWER
 from swarm.serve.backend import Backend
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import bad_field

@@ -7,14 +7,14 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from receipts.document import secrets_untrusted
-from receipts.salt import Secret
-from receipts.verdict import Level, Verdict
-from swarm.config import MemberConfig
+from receipts.check.verdict import Level, Verdict
+from receipts.format.document import secrets_untrusted
+from receipts.format.salt import Secret
+from swarm.base.config import MemberConfig
+from swarm.client.client import Requester, RequesterConfig
 from swarm.recheck.check import CheckConfig, check
-from swarm.requester import Requester, RequesterConfig
-from swarm.ring.link import RingLink
-from swarm.ring.run import Committed, Finished, RunRequest, RunResult
+from swarm.run.api import CommittedTokens, Finished, RunRequest, RunResult
+from swarm.run.ring_client import RingLink
 from tests.ring.nest import Nest, nest
 
 SPANS = [(0, 4), (4, 8), (8, 12)]
@@ -36,7 +36,7 @@ class Arena:
         count = 0
         async with aclosing(self.requester.run(request)) as events:
             async for event in events:
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     count += len(event.tokens)
                     seen(next(iter(self.requester.desk.links.values())), count)
                 if isinstance(event, Finished):

@@ -10,7 +10,7 @@ import torch
 
 def _twisted(from_position: int) -> None:
     """Rows from this position on are passed on with a part that no layer gave."""
-    from swarm.ring import compute
+    from swarm.stage import compute
 
     encode = compute.encode_tensor
 
@@ -37,17 +37,17 @@ def and_drop_after_the_prompt() -> None:
 
 def and_drop_at_the_closing() -> None:
     """The same, gone when the closing comes: everything was computed, nothing is signed."""
-    from swarm.ring.ending import Ending
+    from swarm.stage.session_close import SessionClose
 
     async def closed(self: Any, *about: Any) -> None:
         os._exit(0)
 
-    Ending.close = closed  # type: ignore[method-assign]
+    SessionClose.close = closed  # type: ignore[method-assign]
     always()
 
 
 def _drop_after(frames: int) -> None:
-    from swarm.ring.stage import StageServer
+    from swarm.stage.server import StageServer
 
     always()
     dispatch, seen = StageServer._dispatch, [0]
@@ -65,8 +65,8 @@ def silent_about_it() -> None:
     """The same, and it says of an epoch that was interrupted that it sent nothing."""
     from dataclasses import replace
 
-    from receipts.closing import End
-    from receipts.stage import StageRecord
+    from receipts.format.closing import End
+    from receipts.record.stage import StageRecord
 
     always()
     issue = StageRecord._issue

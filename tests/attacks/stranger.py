@@ -8,12 +8,12 @@ import os
 import socket
 import struct
 
-from swarm.identity import Identity
-from swarm.net.address import Address
-from swarm.net.handshake import MAGIC, PREAMBLE, VERSION, ChannelKeys, Handshake
-from swarm.net.lanes import FIRST_HEAD, MORE_HEAD, WHOLE_HEAD, Chunk
-from swarm.net.message import Envelope, Message, Mode, pack_header
-from swarm.net.record import Opener, Sealer
+from swarm.base.address import Address
+from swarm.net.channel.handshake import MAGIC, PREAMBLE, VERSION, ChannelKeys, Handshake
+from swarm.net.channel.lanes import FIRST_HEAD, MORE_HEAD, WHOLE_HEAD, Chunk
+from swarm.net.channel.message import Envelope, Message, Mode, pack_header
+from swarm.net.channel.record import Opener, Sealer
+from swarm.net.identity import Identity
 
 HELLO_BYTES = PREAMBLE.pack(MAGIC, VERSION)
 

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from receipts.errors import Refusal
-from receipts.verdict import Level
+from receipts.check.verdict import Level
+from receipts.format.errors import Refusal
 from swarm.model.rows import Commits
 from swarm.model.sampler import Sampling
-from swarm.ring.account import head_bytes
 from swarm.ring.frame import Frame
-from swarm.ring.link import Loss, RingLink
-from swarm.ring.receipt import RunAccount
-from swarm.ring.run import RunRequest
-from swarm.ring.speculate import Speculation
+from swarm.ring.receipt_log import head_bytes
+from swarm.run.api import RunRequest
+from swarm.run.receipt import RunAccount
+from swarm.run.ring_client import Loss, RingLink
+from swarm.run.speculation import Speculation
 from tests.attacks.arena import OTHER, PROMPT, Arena, arena
 
 Change = Callable[[Frame], list[Frame]]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from swarm.identity import Identity
+from swarm.base.address import parse_address_untrusted
+from swarm.base.nodeid import parse_id_untrusted
 from swarm.mesh.hello import Hello, knock
 from swarm.mesh.invite import parse_invite_untrusted
-from swarm.net.address import parse_address_untrusted
-from swarm.net.nodeid import parse_id_untrusted
+from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 from tests.attacks.stranger import descriptors, resident
 from tests.ring.nest import Node, nest

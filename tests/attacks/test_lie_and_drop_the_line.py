@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from receipts.errors import Refusal
-from receipts.verdict import Level
-from swarm.ring.link import Loss, RingLink
-from swarm.ring.run import RunRequest
+from receipts.check.verdict import Level
+from receipts.format.errors import Refusal
+from swarm.run.api import RunRequest
+from swarm.run.ring_client import Loss, RingLink
 from tests.attacks.arena import PROMPT, SPANS, arena
 
 REQUEST = RunRequest(PROMPT, 16, speculation="plain", patience_s=20.0)
@@ -26,7 +26,7 @@ REQUEST = RunRequest(PROMPT, 16, speculation="plain", patience_s=20.0)
 async def test_gone_before_its_end(model: Path, tmp_path: Path, when: str) -> None:
     async with arena(model, tmp_path, [*SPANS, SPANS[1]], ["", f"tests.attacks.lies:{when}"]) as field:
         liar = field.nodes.nodes[1].id
-        from swarm.net.nodeid import parse_id_untrusted
+        from swarm.base.nodeid import parse_id_untrusted
 
         key = parse_id_untrusted(liar)
         plan = field.requester.desk.planner

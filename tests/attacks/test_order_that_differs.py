@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from receipts.requester import RequesterRecord
-from swarm.errors import RunError
+from receipts.record.requester import RequesterRecord
+from swarm.base.errors import RunError
 from swarm.model.sampler import Sampling
-from swarm.ring.receipt import RunAccount
-from swarm.ring.run import RunRequest
+from swarm.run.api import RunRequest
+from swarm.run.receipt import RunAccount
 from tests.attacks.arena import PROMPT, arena
 
 Edit = Callable[[dict[str, Any]], dict[str, Any]]

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from swarm.errors import PeerError
-from swarm.identity import Identity
+from swarm.base.address import Address, parse_address_untrusted
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NodeId, parse_id_untrusted
 from swarm.mesh.admission import FOUNDER_PROOF, extend_proof
 from swarm.mesh.hello import Hello, Welcome, hello_message, knock
 from swarm.mesh.invite import Invite, parse_invite_untrusted
-from swarm.mesh.membership import InviteError, Membership, Token
-from swarm.net.address import Address, parse_address_untrusted
-from swarm.net.message import Message
-from swarm.net.nodeid import NodeId, parse_id_untrusted
+from swarm.mesh.membership import InviteError, InviteToken, Membership
+from swarm.net.channel.message import Message
+from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from tests.ring.nest import Nest, nest
@@ -44,7 +44,7 @@ class Attacker:
     async def say(self, door: tuple[NodeId, Address], hello: Hello) -> Welcome:
         return await knock(self.board, hello, door[0], [door[1]])
 
-    def by(self, invite: Invite, role: str, token: Token | None, proof: bytes | None = None) -> Hello:
+    def by(self, invite: Invite, role: str, token: InviteToken | None, proof: bytes | None = None) -> Hello:
         return Hello(invite.swarm, b"", role, proof, token)
 
 
@@ -130,7 +130,7 @@ async def test_a_guest_stays_a_guest(doors: Doors) -> None:
     friend, swarm = await doors.attacker(), invite.swarm
     for chain in (proof, FOUNDER_PROOF):
         forged = extend_proof(chain, guest.identity, swarm, friend.identity.id, "node", 0, ())
-        token = Token(bytes(8), int(time.time()) + 600, "node", False, guest.identity.id, chain, b"")
+        token = InviteToken(bytes(8), int(time.time()) + 600, "node", False, guest.identity.id, chain, b"")
         token = replace(token, signature=guest.identity.sign(token.signed_part(swarm)))
         for hello in (friend.by(invite, "node", None, forged), friend.by(invite, "node", token)):
             with pytest.raises(InviteError, match="admits by invite|not issued by a member"):

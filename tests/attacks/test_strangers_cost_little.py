@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from swarm.net.address import Address, parse_address_untrusted
-from swarm.net.message import Message
+from swarm.base.address import Address, parse_address_untrusted
+from swarm.net.channel.message import Message
 from tests.attacks.stranger import Stranger, descriptors, resident
 from tests.ring.nest import Node, nest
 

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from receipts.errors import Refusal
-from receipts.verify import Options, verify
+from receipts.check.verify import Options, verify
+from receipts.format.errors import Refusal
 from swarm.model.block import Block, load_block
-from swarm.model.checkpoint import Checkpoint, open_model
-from swarm.model.store import ModelStore
+from swarm.model.files.checkpoint import Checkpoint, open_model
+from swarm.model.files.store import ModelStore
 from swarm.recheck.limits import LimitOf, limit_of, load_limits
-from swarm.ring.run import RunRequest
+from swarm.run.api import RunRequest
 from tests.ring.signed import LIES, SignedRing, signed_ring, skipping
 
 OPENED = (1, 5, 20, 90)

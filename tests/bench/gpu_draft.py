@@ -24,13 +24,13 @@ from draft.asset import MadeCheckpoint, default_drafter, read_made
 from draft.base import ROOT, DraftNode, DraftStep
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
-from swarm.errors import SwarmError
-from swarm.events import Event, Notice
+from swarm.base.errors import SwarmError
+from swarm.base.events import Event, Notice
 from swarm.model.block import load_block
-from swarm.model.checkpoint import Checkpoint, open_model
-from swarm.model.manifest import Manifest, TensorEntry
+from swarm.model.files.checkpoint import Checkpoint, open_model
+from swarm.model.files.manifest import Manifest, TensorEntry
+from swarm.model.files.store import DEFAULT_MODEL, ModelStore
 from swarm.model.sampler import Sampling
-from swarm.model.store import DEFAULT_MODEL, ModelStore
 
 PROMPT = list(range(10, 74))
 SHAPES = {

@@ -12,8 +12,8 @@ import platformdirs
 import torch
 
 from swarm.model.block import load_block
+from swarm.model.files.store import DEFAULT_MODEL, ModelStore
 from swarm.model.guard import check_cut
-from swarm.model.store import DEFAULT_MODEL, ModelStore
 
 
 def main() -> None:

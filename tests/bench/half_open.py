@@ -16,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from swarm.local import split_layers
-from swarm.model.store import ModelStore
-from swarm.requester import Requester
-from swarm.ring.run import Committed, RunRequest
+from swarm.client.client import Requester
+from swarm.model.files.store import ModelStore
+from swarm.run.api import CommittedTokens, RunRequest
+from swarm.testbed.cluster import split_layers
 from tests.ring.nest import nest
 from tests.ring.trials import all_serve, connected
 
@@ -27,7 +27,7 @@ from tests.ring.trials import all_serve, connected
 async def passes(requester: Requester, tokens: int) -> list[float]:
     """Milliseconds between the tokens of one run."""
     request = RunRequest((5, 4, 3, 2, 1), tokens, speculation="plain", draft="none", ignore_eos=True)
-    times = [time.perf_counter() async for event in requester.run(request) if isinstance(event, Committed)]
+    times = [time.perf_counter() async for event in requester.run(request) if isinstance(event, CommittedTokens)]
     return [1e3 * (b - a) for a, b in zip(times, times[1:], strict=False)]
 
 

@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from swarm.atlas import members_of
-from swarm.config import MemberConfig
-from swarm.local import LocalNode, LocalRing, LocalSwarm, local_ring
-from swarm.requester import Requester, RequesterConfig
-from swarm.ring.run import Committed, Finished, RunRequest, RunResult
+from swarm.base.config import MemberConfig
+from swarm.client.client import Requester, RequesterConfig
+from swarm.discovery.planner_view import members_of
+from swarm.run.api import CommittedTokens, Finished, RunRequest, RunResult
+from swarm.testbed.cluster import LocalNode, LocalRing, LocalSwarm, local_ring
 from tests.swarm.serve.tiny import tiny_tokenizer
 
 N_LAYERS = 12
@@ -135,7 +135,7 @@ class Watch:
         seen = 0
         async with aclosing(self.requester.run(request)) as events:
             async for event in events:
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     seen += len(event.tokens)
                     if begun is not None and seen >= KILL_AFTER:
                         begun.set()

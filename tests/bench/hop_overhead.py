@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from swarm.identity import Identity
-from swarm.net.message import Message
+from swarm.net.channel.message import Message
+from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor
+from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
-from swarm.net.wire import decode_tensor_untrusted, encode_tensor
 
 
 async def measure(rows: int, hidden: int, wire: str, frames: int) -> dict[str, object]:

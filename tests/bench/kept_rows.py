@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from receipts.merkle import leaf_hash
-from receipts.opened import OpeningRequest
-from receipts.rows import RowStore
+from receipts.format.merkle import leaf_hash
+from receipts.record.row_opening import OpeningRequest
+from receipts.record.rows import RowStore
 
 LEAVES = (leaf_hash(bytes(32)), leaf_hash(bytes(32)))
 HEAD, BODY = bytes(120), bytes(2304)

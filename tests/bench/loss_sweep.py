@@ -22,14 +22,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from swarm.bench import load_prompts
-from swarm.child import Child
-from swarm.config import DEFAULT_MODEL, MemberConfig
-from swarm.local import LocalSwarm, local_ring, split_layers
-from swarm.model.checkpoint import open_model
-from swarm.model.store import ModelStore
-from swarm.requester import Requester, RequesterConfig
-from swarm.ring.run import Committed, Finished, RunRequest
+from swarm.base.config import DEFAULT_MODEL, MemberConfig
+from swarm.client.client import Requester, RequesterConfig
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
+from swarm.run.api import CommittedTokens, Finished, RunRequest
+from swarm.testbed.bench import load_prompts
+from swarm.testbed.child_process import ChildProcess
+from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
 from tests.lab.lab import HostSpec, Lab, lab
 
 STAGES = 3
@@ -60,7 +60,7 @@ async def once(requester: Requester, order: dict[str, Any]) -> dict[str, float]:
     at: list[float] = []
     async with aclosing(requester.run(request)) as events:
         async for event in events:
-            if isinstance(event, Committed):
+            if isinstance(event, CommittedTokens):
                 at.append(time.monotonic())
             if isinstance(event, Finished):
                 speed = event.result.tokens_per_second
@@ -74,7 +74,7 @@ async def once(requester: Requester, order: dict[str, Any]) -> dict[str, float]:
 class Asker:
     """Gives orders to the requester and waits for each."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: ChildProcess) -> None:
         self._child, self._count = child, 0
 
     async def __call__(self, mode: str, draft: str, prompt: str, tokens: int) -> dict[str, Any]:

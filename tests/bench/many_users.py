@@ -22,11 +22,11 @@ from typing import Any
 import platformdirs
 from openai import AsyncOpenAI
 
-from swarm.config import MemberConfig
-from swarm.local import LocalSwarm, local_ring, split_layers
-from swarm.requester import Requester, RequesterConfig
+from swarm.base.config import MemberConfig
+from swarm.client.client import Requester, RequesterConfig
 from swarm.serve.config import GatewayConfig
 from swarm.serve.gateway import gateway
+from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
 
 QUESTIONS = (
     "Why does ice float?",

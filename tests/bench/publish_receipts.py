@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 
-from receipts.verify import verify
-from swarm.config import MemberConfig
-from swarm.local import LocalRing, LocalSwarm, local_ring
-from swarm.model.store import ModelStore
-from swarm.net.nodeid import id_text
-from swarm.requester import Requester, RequesterConfig
-from swarm.ring.run import Committed, Finished, RunRequest
+from receipts.check.verify import verify
+from swarm.base.config import MemberConfig
+from swarm.base.nodeid import id_text
+from swarm.client.client import Requester, RequesterConfig
+from swarm.model.files.store import ModelStore
+from swarm.run.api import CommittedTokens, Finished, RunRequest
+from swarm.testbed.cluster import LocalRing, LocalSwarm, local_ring
 
 THIRDS = [(0, 10), (10, 20), (20, 30)]
 FLOAT32 = ("--cpu", "--threads", "1", "--dtype", "float32")
@@ -55,7 +55,7 @@ async def _killing(ring: LocalRing, path: Path) -> None:
         seen = 0
         async with aclosing(requester.run(request, path)) as events:
             async for event in events:
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     seen += len(event.tokens)
                     if seen == 12:
                         stages = next(iter(requester.desk.links.values())).opening.stages

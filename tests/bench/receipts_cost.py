@@ -10,11 +10,11 @@ import json
 import time
 from collections.abc import Callable
 
-from receipts.closing import Witness
-from receipts.document import document_untrusted
-from receipts.edge import EdgeLog
-from receipts.tail import TailLog
-from receipts.verify import verify
+from receipts.check.verify import verify
+from receipts.format.closing import Witness
+from receipts.format.document import document_untrusted
+from receipts.record.edge import EdgeLog
+from receipts.record.tail import TailLog
 from tests.receipts.conftest import Party, run_ring
 
 SALT = bytes(32)

@@ -17,12 +17,12 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from swarm.config import DEFAULT_MODEL, MemberConfig
-from swarm.local import LocalSwarm, local_ring, split_layers
-from swarm.model.checkpoint import open_model
-from swarm.model.store import ModelStore
-from swarm.requester import Requester, RequesterConfig
-from swarm.ring.run import Finished, RunRequest
+from swarm.base.config import DEFAULT_MODEL, MemberConfig
+from swarm.client.client import Requester, RequesterConfig
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
+from swarm.run.api import Finished, RunRequest
+from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
 
 PROMPT = "Tell me a long story about a ship."
 

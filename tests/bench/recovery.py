@@ -23,9 +23,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from swarm.local import split_layers
-from swarm.model.store import ModelStore
-from swarm.ring.run import Finished, RunRequest
+from swarm.model.files.store import ModelStore
+from swarm.run.api import Finished, RunRequest
+from swarm.testbed.cluster import split_layers
 from tests.ring.nest import Nest, Node, nest
 from tests.ring.trials import MODES, Blows, Trial, all_serve, connected
 

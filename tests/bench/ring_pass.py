@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swarm.bench import load_prompts, machine
-from swarm.bench_ring import RingSettings, open_ring
-from swarm.events import silent
-from swarm.local import LocalSwarm, local_ring, split_layers
-from swarm.model.store import ModelStore
+from swarm.base.events import silent
+from swarm.model.files.store import ModelStore
+from swarm.testbed.bench import load_prompts, machine
+from swarm.testbed.bench_ring import RingSettings, open_ring
+from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
 from tests.lab.lab import lab, ring
 
 
@@ -88,8 +88,8 @@ def one_process(args: argparse.Namespace) -> tuple[int, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from swarm.model.checkpoint import load_tokenizer, open_model
-    from swarm.model.store import DEFAULT_MODEL
+    from swarm.model.files.checkpoint import load_tokenizer, open_model
+    from swarm.model.files.store import DEFAULT_MODEL
 
     torch.set_num_threads(args.threads)
     store, ref, dtype = ModelStore(), args.model or DEFAULT_MODEL, getattr(torch, args.dtype)

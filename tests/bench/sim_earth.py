@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from swarm.mesh.latency import Coordinate, updated
-from swarm.ring.fleet import Matrix
+from swarm.planner.fleet import Matrix
 
 CITIES = (
     *((50, 9, 16), (51, 0, 12), (48, 2, 10), (52, 21, 6), (41, -4, 5), (59, 18, 3), (41, 29, 5)),

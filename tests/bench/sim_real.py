@@ -21,13 +21,13 @@ import torch
 
 from draft.asset import load_drafter
 from draft.lm import LmDrafter
-from swarm.bench import load_prompts
 from swarm.model.block import Block, Job, load_block
-from swarm.model.checkpoint import load_tokenizer, open_model
+from swarm.model.files.checkpoint import load_tokenizer, open_model
+from swarm.model.files.store import DEFAULT_MODEL, ModelStore
 from swarm.model.kvcache import KVPool, SessionKV
-from swarm.model.store import DEFAULT_MODEL, ModelStore
-from swarm.ring.control import Setting
-from swarm.ring.speculate import PlannedFrame
+from swarm.run.controller import Setting
+from swarm.run.speculation import PlannedFrame
+from swarm.testbed.bench import load_prompts
 from tests.bench.sim_drafters import Draft
 from tests.bench.sim_speculation import Outcome, Ring, Simulation
 

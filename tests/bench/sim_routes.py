@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from swarm.discovery.rtt_probing import MOST_ENDS, REPLANS
 from swarm.mesh.latency import Coordinate, apart
-from swarm.ring.fleet import Matrix, Member, Speed, lay_known
-from swarm.ring.forecast import reprice
-from swarm.ring.plan_block import Room, choose_block
-from swarm.ring.plan_probe import PROBES, ends, next_hops
-from swarm.ring.plan_route import Ask, plan_route
-from swarm.scout import MOST_ENDS, REPLANS
+from swarm.planner.block_choice import Room, choose_block
+from swarm.planner.fleet import Matrix, Member, Speed, lay_known
+from swarm.planner.forecast import reprice
+from swarm.planner.probe_targets import PROBES, ends, next_hops
+from swarm.planner.route import Ask, plan_route
 from tests.bench.sim_earth import Earth, settle_coordinates
 from tests.bench.sim_world import MODEL
 
@@ -27,7 +27,7 @@ def routes(
     """Pass time of planned routes over the optimum that true distances give, and the time that planning takes.
 
     Nodes know coordinates (from 16 random peers: their neighbours, and whom they met before) and have measured what
-    `plan_probe` names, so many each as `probes` says, 0 for coordinates alone. A requester measures what `swarm.scout`
+    `plan_probe` names, so many each as `probes` says, 0 for coordinates alone. A requester measures what `swarm.discovery.rtt_probing`
     does before the first route; then it plans, opens its ring, which measures the ring's own edges, and plans again.
     """
     earth = Earth(seed)

@@ -26,9 +26,10 @@ from pathlib import Path
 from draft.suffix import SuffixDrafter
 from swarm.model.rows import Layout
 from swarm.model.sampler import Sampling
-from swarm.ring.control import Controller, Costs, Setting
-from swarm.ring.proposals import Calibrations
-from swarm.ring.speculate import Ending, PlannedFrame, Speculation
+from swarm.planner.costs import Costs
+from swarm.run.controller import Controller, Setting
+from swarm.run.proposals import Calibrations
+from swarm.run.speculation import PlannedFrame, Speculation, StopRule
 from tests.bench.sim_drafters import Draft, SyntheticDrafter, TraceDrafter
 
 Times = tuple[tuple[float, float], ...]
@@ -136,7 +137,7 @@ class _World:
 
 
 class Simulation(_World):
-    """One run: the shell of a requester, as `swarm.ring.speculate` describes it, around a simulated ring."""
+    """One run: the shell of a requester, as `swarm.run.speculation` describes it, around a simulated ring."""
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class Simulation(_World):
         self.spec = Speculation(
             prompt,
             self.layout,
-            Ending(count),
+            StopRule(count),
             self.control,
             inline=inline,
             deferred=drafter is not None,

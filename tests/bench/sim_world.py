@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from swarm.atlas import FIRM_S
+from swarm.discovery.planner_view import FIRM_S
 from swarm.mesh.action import (
     Accuse,
     Action,
@@ -49,8 +49,8 @@ from swarm.mesh.record import NodeRecord, Signed, key_of
 from swarm.mesh.state import State, Suspicion, round_s, ttl_s
 from swarm.mesh.suspicion import standing
 from swarm.mesh.table import DIGEST_BYTES, Held
-from swarm.ring.fleet import Member, ModelShape, Speed, holders
-from swarm.ring.plan_block import Block, Room, choose_block, reconsider
+from swarm.planner.block_choice import BlockChoice, Room, choose_block, reconsider
+from swarm.planner.fleet import Member, ModelShape, Speed, holders
 from tests.bench.sim_earth import Earth, node_id
 
 RECORD_BYTES = 420
@@ -77,7 +77,7 @@ class SimNode:
     dialling: set[bytes] = field(default_factory=set)
     sent: int = 0
     born: float = 0.0
-    block: Block | None = None
+    block: BlockChoice | None = None
     took_block: float = -1e9
     room: Room | None = None
 
@@ -298,7 +298,7 @@ class World:
             return
         members = self._members(node)
         if node.block is None:
-            wish: Block | None = choose_block(MODEL, node.room, members)
+            wish: BlockChoice | None = choose_block(MODEL, node.room, members)
         else:
             since = self.now - node.took_block
             wish = reconsider(MODEL, node.room, node.block, members, idle=True, since_move_s=since)
@@ -312,7 +312,7 @@ class World:
             self._publish(node, claim=(wish.first, wish.last))
             self.at(SETTLE_S, self._look, node, (wish.first, wish.last))
 
-    def _serve(self, node: SimNode, block: Block) -> None:
+    def _serve(self, node: SimNode, block: BlockChoice) -> None:
         if node.alive:
             node.block, node.took_block = block, self.now
             self._publish(node, state="serving", layers=(block.first, block.last), claim=None)

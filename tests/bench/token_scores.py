@@ -16,16 +16,16 @@ from pathlib import Path
 
 import torch
 
-from receipts.opening import Order
-from receipts.recompute import default_limit
-from receipts.token_stats import TokenStats, token_stats
-from receipts.verify import verify
-from swarm.config import DEFAULT_MODEL
-from swarm.model.checkpoint import Checkpoint, load_tokenizer, open_model
+from receipts.check.recompute import default_limit
+from receipts.check.token_stats import TokenStats, token_stats
+from receipts.check.verify import verify
+from receipts.format.opening import Order
+from swarm.base.config import DEFAULT_MODEL
+from swarm.model.files.checkpoint import Checkpoint, load_tokenizer, open_model
+from swarm.model.files.store import ModelStore
 from swarm.model.sampler import Sampling
-from swarm.model.store import ModelStore
 from swarm.recheck.replayer import ModelReplayer
-from swarm.ring.run import RunRequest
+from swarm.run.api import RunRequest
 from tests.ring.signed import LIES, signed_ring
 
 PROMPTS = ("Write a short story about a lighthouse keeper.", "Explain why the sky is blue.")

@@ -47,11 +47,11 @@ def ours(path: str, weights: str, threads: int) -> dict[str, object]:
     import torch
 
     from swarm.model.block import load_block
+    from swarm.model.files.store import ModelStore
     from swarm.model.job import Job
     from swarm.model.kvcache import KVPool
     from swarm.model.rows import Layout, no_commits
-    from swarm.model.store import ModelStore
-    from swarm.ring.replay import certain_rows
+    from swarm.ring.certain_rows import certain_rows
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:

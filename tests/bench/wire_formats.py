@@ -24,18 +24,18 @@ from typing import Any
 
 import torch
 
-from swarm.bench import CLASSES, load_prompts
-from swarm.config import DEFAULT_MODEL, MemberConfig
-from swarm.local import LocalSwarm, local_ring, split_layers
+from swarm.base.config import DEFAULT_MODEL, MemberConfig
+from swarm.client.client import Requester, RequesterConfig
 from swarm.model.block import load_block
-from swarm.model.checkpoint import open_model
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
 from swarm.model.rows import Layout, no_commits
-from swarm.model.store import ModelStore
-from swarm.net.wire import decode_tensor_untrusted, encode_tensor, wire_nbytes
-from swarm.recheck.walk import CPU, Step, run_block
-from swarm.requester import Requester, RequesterConfig
-from swarm.ring.replay import certain_rows
-from swarm.ring.run import Finished, RunRequest
+from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, wire_nbytes
+from swarm.recheck.recompute import CPU, Step, run_block
+from swarm.ring.certain_rows import certain_rows
+from swarm.run.api import Finished, RunRequest
+from swarm.testbed.bench import CLASSES, load_prompts
+from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
 
 REFERENCE = "bfloat16"
 FORMATS = (REFERENCE, "int8", "fp8")

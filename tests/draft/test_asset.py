@@ -12,8 +12,8 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from draft.asset import DATA, EMBEDDING, HEAD_TOKENS, SCALE, MadeCheckpoint, default_drafter, read_made
-from swarm.errors import UsageError
-from swarm.model.manifest import Manifest
+from swarm.base.errors import UsageError
+from swarm.model.files.manifest import Manifest
 
 SHIPPED = sorted(path.parent for path in DATA.glob("*/config.json"))
 

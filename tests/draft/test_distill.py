@@ -22,11 +22,11 @@ from draft.prompts import Prompt
 from draft.student import Student, shortened, sparse_kl
 from draft.train import Trainer, endless, evaluate
 from draft.trainer_state import load_state, save_state
-from swarm.errors import UsageError
-from swarm.events import Event, Notice
-from swarm.model.checkpoint import Checkpoint, open_model
+from swarm.base.errors import UsageError
+from swarm.base.events import Event, Notice
+from swarm.model.files.checkpoint import Checkpoint, open_model
+from swarm.model.files.store import ModelStore
 from swarm.model.sampler import Sampling
-from swarm.model.store import ModelStore
 from tests.draft.tiny import save_tiny, tiny_tokenizer
 
 END = frozenset({1})

@@ -13,7 +13,7 @@ from draft.base import ROOT, Child, DraftNode, DraftStep, Expansion
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
 from draft.ranker import Ranker
-from swarm.events import Event, Notice
+from swarm.base.events import Event, Notice
 from swarm.model.block import Block
 from swarm.model.sampler import Sampling, pick
 from tests.draft.tiny import VOCAB, save_tiny, tiny_block

@@ -12,8 +12,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swarm.model.block import Block, load_block
-from swarm.model.checkpoint import open_model
-from swarm.model.store import ModelStore
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
 
 VOCAB = 61
 

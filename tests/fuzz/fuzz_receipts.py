@@ -15,15 +15,15 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["receipts"]):
-    from receipts.beside import other_untrusted
-    from receipts.document import secrets_untrusted
-    from receipts.epoch import opening_untrusted
-    from receipts.errors import ReceiptError
-    from receipts.opened import history_untrusted, opened_untrusted, request_untrusted
-    from receipts.recompute import limits_untrusted
-    from receipts.report import text_report
-    from receipts.sign import envelope_untrusted
-    from receipts.verify import verify
+    from receipts.check.recompute import limits_untrusted
+    from receipts.check.report import text_report
+    from receipts.check.sequence_check import other_untrusted
+    from receipts.check.verify import verify
+    from receipts.format.document import secrets_untrusted
+    from receipts.format.errors import ReceiptError
+    from receipts.format.sign import envelope_untrusted
+    from receipts.record.epoch import opening_untrusted
+    from receipts.record.row_opening import history_untrusted, opened_untrusted, request_untrusted
     from tests.receipts.conftest import resigned, run_ring
 
 

@@ -16,10 +16,10 @@ import msgpack
 import numpy as np
 import torch
 
-from receipts.errors import ReceiptError
-from receipts.verify import verify as verify_receipt
-from swarm.errors import PeerError
-from swarm.identity import Identity
+from receipts.check.verify import verify as verify_receipt
+from receipts.format.errors import ReceiptError
+from swarm.base.address import parse_address_untrusted
+from swarm.base.errors import PeerError
 from swarm.mesh.action import SendDelta
 from swarm.mesh.hello import Hello, hello_message, parse_hello_untrusted, parse_welcome_untrusted
 from swarm.mesh.invite import make_invite, parse_invite_untrusted
@@ -35,22 +35,22 @@ from swarm.mesh.messages import (
 from swarm.mesh.record import NodeRecord, parse_record_untrusted, peek_record_untrusted, sign_record
 from swarm.model.rows import Commits, Layout, Rows, check_untrusted
 from swarm.model.sampler import Sampling
-from swarm.net.address import parse_address_untrusted
-from swarm.net.handshake import MAGIC, PREAMBLE, VERSION, ChannelKeys, Handshake, check_preamble_untrusted
-from swarm.net.lanes import FIRST_HEAD, WHOLE_HEAD, Chunk, Inbox
-from swarm.net.limits import Limits
-from swarm.net.message import Envelope, Message, pack_header, unpack_untrusted
-from swarm.net.natpmp import parse_mapping_answer_untrusted
-from swarm.net.ping import PingRun
-from swarm.net.record import Sealer
-from swarm.net.rendezvous import Knock, parse_knock_untrusted
-from swarm.net.visits import dial_back_addresses
-from swarm.net.wire import decode_tensor_untrusted, encode_tensor
+from swarm.net.channel.handshake import MAGIC, PREAMBLE, VERSION, ChannelKeys, Handshake, check_preamble_untrusted
+from swarm.net.channel.lanes import FIRST_HEAD, WHOLE_HEAD, Chunk, Inbox
+from swarm.net.channel.limits import ChannelLimits
+from swarm.net.channel.message import Envelope, Message, pack_header, unpack_untrusted
+from swarm.net.channel.ping import PingRun
+from swarm.net.channel.record import Sealer
+from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor
+from swarm.net.identity import Identity
+from swarm.net.traversal.inbound import dial_back_addresses
+from swarm.net.traversal.natpmp import parse_mapping_answer_untrusted
+from swarm.net.traversal.rendezvous import Knock, parse_knock_untrusted
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_frame, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.opening import (
     OpenRun,
+    RingSignal,
     StagePlan,
-    Word,
     encode_open,
     encode_word,
     parse_open_untrusted,
@@ -65,7 +65,7 @@ from tests.swarm.net.memory import joined
 
 NOW = 1_790_000_000.0
 LAYOUT = Layout(64, 256)
-LIMITS = Limits(message_bytes=1 << 20)
+LIMITS = ChannelLimits(message_bytes=1 << 20)
 NAT_PMP = bytes((0, 130, 0, 0, 0, 0, 3, 232, 0, 7, 0, 8, 0, 0, 14, 16))
 
 
@@ -265,8 +265,8 @@ def targets() -> dict[str, Target]:
         "opening": of_messages(lambda m: parse_open_untrusted(m.header), honest_opening()),
         "word": of_messages(
             lambda m: parse_word_untrusted(m.header),
-            encode_word(Word("opened", bytes(16), 0, ({"device": "cpu"},))),
-            encode_word(Word("lost", bytes(16), 1, stage=1, reason="gone")),
+            encode_word(RingSignal("opened", bytes(16), 0, ({"device": "cpu"},))),
+            encode_word(RingSignal("lost", bytes(16), 1, stage=1, reason="gone")),
         ),
         "tensor": Target(tensor, PeerError, honest_tensors()),
         "handshake": Target(handshake(keys), PeerError, (PREAMBLE.pack(MAGIC, VERSION) + caller.write(),), dear=True),

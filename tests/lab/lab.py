@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from swarm.child import Child
-from swarm.local import Place
+from swarm.testbed.child_process import ChildProcess
+from swarm.testbed.cluster import ProcessPlace
 
 Mode = Literal["open", "full", "cone", "leaky", "sym", "noudp"]
 SCRIPT = Path(__file__).with_name("natlab.sh")
@@ -69,7 +69,7 @@ class Lab:
         self.prefix = prefix
         self.folder = folder
         self.hosts = tuple(f"h{i + 1}" for i in range(hosts))
-        self._children: list[Child] = []
+        self._children: list[ChildProcess] = []
 
     def address(self, host: str) -> str:
         """The public address that others see for `host`: its own, or its NAT's."""
@@ -79,14 +79,14 @@ class Lab:
         """The words that run a command in `host`."""
         return ("ip", "netns", "exec", f"{self.prefix}-{host}")
 
-    def place(self, host: str, port: int = 0) -> Place:
-        """`host` as a place for `swarm.local`, listening on its public address (for hosts without NAT)."""
-        return Place(self.inside(host), f"{self.address(host)}:{port}")
+    def place(self, host: str, port: int = 0) -> ProcessPlace:
+        """`host` as a place for `swarm.testbed.cluster`, listening on its public address (for hosts without NAT)."""
+        return ProcessPlace(self.inside(host), f"{self.address(host)}:{port}")
 
-    async def start(self, host: str, *command: str, stdin: bool = False) -> Child:
+    async def start(self, host: str, *command: str, stdin: bool = False) -> ChildProcess:
         """Start a process in `host`; it is stopped with the lab at the latest. stderr goes to a log in `folder`."""
         log = self.folder / f"{host}-{len(self._children)}.log"
-        child = await Child.start([*self.inside(host), *command], log, stdin=stdin)
+        child = await ChildProcess.start([*self.inside(host), *command], log, stdin=stdin)
         self._children.append(child)
         return child
 

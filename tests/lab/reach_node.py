@@ -15,14 +15,14 @@ import time
 
 from aiohttp import web
 
-from swarm.errors import PeerError
-from swarm.identity import Identity, parse_id_untrusted
-from swarm.net.address import parse_address_untrusted
-from swarm.net.message import Message
+from swarm.base.address import parse_address_untrusted
+from swarm.base.errors import PeerError
+from swarm.net.channel.message import Message
+from swarm.net.identity import Identity, parse_id_untrusted
 from swarm.net.peer import Peer
-from swarm.net.reach import Reach
-from swarm.net.relay import Relay
 from swarm.net.switchboard import Switchboard
+from swarm.net.traversal.reach import Reach
+from swarm.net.traversal.relay import Relay
 
 
 def say(event: str, **fields: object) -> None:

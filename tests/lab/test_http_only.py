@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from receipts.verify import verify
-from swarm.child import Child
-from swarm.events import silent
-from swarm.local import LocalRing, LocalSwarm, Place
+from receipts.check.verify import verify
+from swarm.base.events import silent
+from swarm.testbed.child_process import ChildProcess
+from swarm.testbed.cluster import LocalRing, LocalSwarm, ProcessPlace
 from tests.lab.lab import HostSpec, Lab, lab
 from tests.lab.test_ring_behind_nats import edges
 from tests.ring.test_processes import expected, folder
@@ -41,7 +41,7 @@ async def shut(net: Lab, host: str, ports: tuple[str, ...]) -> None:
     await net.run(host, "nft", "-f", str(rules))
 
 
-async def wall(net: Lab, port: str, to: str) -> Child:
+async def wall(net: Lab, port: str, to: str) -> ChildProcess:
     child = await net.start("s", sys.executable, "-m", "tests.httponly", f"{net.address('s')}:{port}", to)
     await child.event("ready", 60)
     return child
@@ -52,8 +52,8 @@ async def behind(folder: Path, state: Path, layers: list[tuple[int, int]]) -> As
     """A node on the server for each of `layers`, told of at a port that lets in HTTP alone, and a host "h1"."""
     async with lab(HostSpec("cone")) as net:
         here = net.address("s")
-        inside = Place(net.inside("h1"), "0.0.0.0:7000")
-        places = *(Place(net.inside("s"), f"{here}:{7000 + i}") for i in range(len(layers))), inside
+        inside = ProcessPlace(net.inside("h1"), "0.0.0.0:7000")
+        places = *(ProcessPlace(net.inside("s"), f"{here}:{7000 + i}") for i in range(len(layers))), inside
         words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(state / "models"))
         swarm = LocalSwarm(state, str(folder), arguments=words, places=places, requester=inside, patience=120)
         ring = LocalRing(swarm, silent)

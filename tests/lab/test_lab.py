@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm.child import Child
+from swarm.testbed.child_process import ChildProcess
 from tests.lab.lab import HostSpec, Lab, lab, ring
 
 pytestmark = pytest.mark.lab
@@ -51,7 +51,7 @@ print(back == data)
 """
 
 
-async def echo(net: Lab, host: str) -> tuple[Child, int]:
+async def echo(net: Lab, host: str) -> tuple[ChildProcess, int]:
     child = await net.start(host, sys.executable, "-c", ECHO, net.address(host) if host == "s" else "0.0.0.0")
     return child, int((await child.event("ready", 30))["port"])
 

@@ -11,8 +11,8 @@ from typing import get_args
 
 import pytest
 
-from swarm.child import Child
-from swarm.identity import Identity
+from swarm.net.identity import Identity
+from swarm.testbed.child_process import ChildProcess
 from tests.lab.lab import HostSpec, Lab, Mode, lab
 
 pytestmark = pytest.mark.lab
@@ -32,7 +32,7 @@ def identity(host: str) -> Identity:
     return Identity.from_seed((0 if host == "s" else int(host[1:])).to_bytes(32, "big"))
 
 
-async def start(net: Lab, host: str) -> Child:
+async def start(net: Lab, host: str) -> ChildProcess:
     listen = f"{net.address('s') if host == 's' else '0.0.0.0'}:{PORT}"
     home = () if host == "s" else (identity("s").text, f"{net.address('s')}:{PORT}")
     seed = "0" if host == "s" else host[1:]
@@ -45,7 +45,7 @@ Pair = tuple[str, str]
 
 
 async def reach_all(
-    rounds: Iterable[Sequence[Pair]], net: Lab, nodes: dict[str, Child]
+    rounds: Iterable[Sequence[Pair]], net: Lab, nodes: dict[str, ChildProcess]
 ) -> dict[Pair, dict[str, object]]:
     """Let the first host of each pair reach the second: one round after the other, the pairs of a round at once."""
     commands = dict.fromkeys(nodes, 0)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from receipts.verify import verify
-from swarm.events import silent
-from swarm.local import LocalRing, LocalSwarm, Place
+from receipts.check.verify import verify
+from swarm.base.events import silent
+from swarm.testbed.cluster import LocalRing, LocalSwarm, ProcessPlace
 from tests.lab.lab import HostSpec, lab
 from tests.swarm.serve.tiny import tiny_tokenizer
 
@@ -74,8 +74,8 @@ def as_expected(kinds: list[set[str]]) -> bool:
 @pytest.mark.timeout(300)
 async def test_a_ring_of_nodes_that_cannot_be_dialled_generates_and_verifies(folder: Path, tmp_path: Path) -> None:
     async with lab(*HOSTS) as net:
-        home = Place(net.inside("s"), f"{net.address('s')}:7000")
-        hidden = [Place(net.inside(host), "0.0.0.0:7000") for host in net.hosts]
+        home = ProcessPlace(net.inside("s"), f"{net.address('s')}:7000")
+        hidden = [ProcessPlace(net.inside(host), "0.0.0.0:7000") for host in net.hosts]
         words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(tmp_path / "models"))
         swarm = LocalSwarm(
             tmp_path, model=str(folder), arguments=words, places=(home, *hidden[:3]), requester=hidden[3], patience=120

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from swarm.local import LocalRing, LocalSwarm, local_ring
+from swarm.testbed.cluster import LocalRing, LocalSwarm, local_ring
 from tests.lab.lab import HostSpec, Lab, lab
 from tests.ring.test_processes import LAYERS, busy, expected, folder
 

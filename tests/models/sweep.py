@@ -18,11 +18,11 @@ import numpy as np
 import torch
 import transformers
 
-from swarm.errors import SwarmError
+from swarm.base.errors import SwarmError
 from swarm.model.block import Block, load_block
+from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Commits, Layout, no_commits
-from swarm.model.store import ModelStore
 from tests.models.configs import LAYERS, VOCAB, class_name, tiny_config
 from tests.swarm.model.tiny import CPU, Chain, certain, drafted, path_to
 

@@ -25,11 +25,11 @@ from receipts import (
     WitnessRecord,
     opening_untrusted,
 )
-from receipts.document import document_bytes, document_untrusted
-from receipts.edge import EdgeLog
-from receipts.opened import Frame
-from receipts.sign import Envelope
-from receipts.statement import Chain, Statement, payload_type, statement_payload, statement_untrusted
+from receipts.format.document import document_bytes, document_untrusted
+from receipts.format.sign import SignedEnvelope
+from receipts.format.statement import Chain, Statement, payload_type, statement_payload, statement_untrusted
+from receipts.record.edge import EdgeLog
+from receipts.record.row_opening import CrossedFrame
 
 MANIFEST = "5a" * 32
 LAYERS = 30
@@ -76,9 +76,9 @@ class Ring:
     stages: list[StageRecord]
     witnesses: list[WitnessRecord]
     body_of: Callable[[int, int], bytes]
-    traffic: dict[tuple[int, int], list[Frame]] = field(default_factory=dict)
+    traffic: dict[tuple[int, int], list[CrossedFrame]] = field(default_factory=dict)
     """Frames by (epoch, edge), as their sender has them."""
-    heard: dict[tuple[int, int], list[Frame]] = field(default_factory=dict)
+    heard: dict[tuple[int, int], list[CrossedFrame]] = field(default_factory=dict)
     """The same as the receiver says that it has them."""
     hear: Callable[[int, int, bytes], bytes] = lambda epoch, edge, body: body
 
@@ -224,8 +224,8 @@ def _passes(ring: Ring, stages: list[StageRecord], positions: range, tokens: Seq
     for position in positions:
         token = tokens[position - len(PROMPT)]
         for index, (upstream, downstream) in enumerate(_edges(record, stages)):
-            frame = Frame(position, b"head %d %d" % (position, index), ring.body_of(position, index))
-            heard = Frame(position, frame.head, ring.hear(epoch, index, frame.body))
+            frame = CrossedFrame(position, b"head %d %d" % (position, index), ring.body_of(position, index))
+            heard = CrossedFrame(position, frame.head, ring.hear(epoch, index, frame.body))
             ring.traffic.setdefault((epoch, index), []).append(frame)
             ring.heard.setdefault((epoch, index), []).append(heard)
             upstream.frame(frame.seq, frame.head, frame.body)
@@ -267,7 +267,7 @@ def resigned(ring: Ring, change: Callable[[list[dict[str, Any]]], None]) -> byte
     change(items)
     renamed: dict[str, str] = {}
     previous: dict[str, str] = {}
-    envelopes: list[Envelope] = []
+    envelopes: list[SignedEnvelope] = []
     for item in items:
         body, chain = item["body"], item["chain"]
         about = {name: renamed.get(digest, digest) for name, digest in item["about"].items()}
@@ -281,15 +281,15 @@ def resigned(ring: Ring, change: Callable[[list[dict[str, Any]]], None]) -> byte
         key = keys[item["signer"]].key
         kind = payload_type(item.get("signed_as", item["kind"]))
         message = b"DSSEv1 %d %b %d %b" % (len(kind), kind.encode(), len(payload), payload)
-        envelope = Envelope(kind, payload, bytes(key.verify_key), key.sign(message).signature)
+        envelope = SignedEnvelope(kind, payload, bytes(key.verify_key), key.sign(message).signature)
         envelopes.append(envelope)
         renamed[item["digest"]] = previous[item["signer"]] = envelope.digest
     return document_bytes(envelopes, document.disclosed)
 
 
 def _payload(about: dict[str, str], chain: dict[str, Any], kind: str, body: dict[str, Any]) -> bytes:
-    from receipts.canonical import emit
-    from receipts.statement import STATEMENT_TYPE, predicate_type
+    from receipts.format.canonical import emit
+    from receipts.format.statement import STATEMENT_TYPE, predicate_type
 
     subject = [{"name": name, "digest": {"sha256": about[name]}} for name in sorted(about)]
     predicate = body | {"chain": chain}
@@ -299,7 +299,7 @@ def _payload(about: dict[str, str], chain: dict[str, Any], kind: str, body: dict
 
 
 def _loose(statement: Statement) -> dict[str, Any]:
-    from receipts.codec import encode
+    from receipts.format.codec import encode
 
     assert isinstance(statement.chain, Chain)
     assert statement_payload(statement.about, statement.chain, statement.body)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from receipts.canonical import emit
-from receipts.errors import Refusal
-from receipts.recompute import default_limit
-from receipts.sign import envelope_from_json_untrusted
-from receipts.statement import BODIES, statement_untrusted
-from receipts.verdict import LEVEL_NAMES
-from receipts.verify import verify
+from receipts.check.recompute import default_limit
+from receipts.check.verdict import LEVEL_NAMES
+from receipts.check.verify import verify
+from receipts.format.canonical import emit
+from receipts.format.errors import Refusal
+from receipts.format.sign import envelope_from_json_untrusted
+from receipts.format.statement import BODIES, statement_untrusted
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "receipts.md").read_text()

@@ -9,16 +9,16 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receipts.beside import other_untrusted
-from receipts.canonical import emit
-from receipts.document import document_bytes, document_untrusted, secrets_untrusted
-from receipts.epoch import opening_untrusted
-from receipts.errors import ReceiptError, Refusal
-from receipts.opened import history_untrusted, opened_untrusted, request_untrusted
-from receipts.recompute import limits_untrusted
-from receipts.sign import Envelope, envelope_untrusted
-from receipts.statement import statement_untrusted
-from receipts.verify import trust_untrusted, verify
+from receipts.check.recompute import limits_untrusted
+from receipts.check.sequence_check import other_untrusted
+from receipts.check.verify import trust_untrusted, verify
+from receipts.format.canonical import emit
+from receipts.format.document import document_bytes, document_untrusted, secrets_untrusted
+from receipts.format.errors import ReceiptError, Refusal
+from receipts.format.sign import SignedEnvelope, envelope_untrusted
+from receipts.format.statement import statement_untrusted
+from receipts.record.epoch import opening_untrusted
+from receipts.record.row_opening import history_untrusted, opened_untrusted, request_untrusted
 
 READERS = [
     document_untrusted,
@@ -100,7 +100,7 @@ def test_any_field_replaced_by_anything(rings: Any, seed: int, value: Any) -> No
         payload = emit(statement)
     except ReceiptError:
         return
-    changed = Envelope(envelope.payload_type, payload, envelope.key, envelope.signature)
+    changed = SignedEnvelope(envelope.payload_type, payload, envelope.key, envelope.signature)
     only_own_error(statement_untrusted, changed)
     if not unchanged:
         receipt = document_bytes([changed if e is envelope else e for e in envelopes], [])

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from receipts.audit import Replayed
-from receipts.canonical import emit
-from receipts.document import document_bytes, document_untrusted
-from receipts.errors import ReceiptError, Refusal
-from receipts.salt import Secret
-from receipts.verdict import Level
-from receipts.verify import Options, trust_untrusted, verify
+from receipts.check.audit import Replayed
+from receipts.check.verdict import Level
+from receipts.check.verify import Options, trust_untrusted, verify
+from receipts.format.canonical import emit
+from receipts.format.document import document_bytes, document_untrusted
+from receipts.format.errors import ReceiptError, Refusal
+from receipts.format.salt import Secret
 
 
 def refusal(receipt: bytes, **options: Any) -> Refusal | None:

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from receipts import RequesterRecord, StageRecord, WitnessRecord, opening_untrusted
-from receipts.closing import MAX_SAMPLES
-from receipts.document import disclose, document_untrusted, redact, secrets_bytes, secrets_untrusted
-from receipts.edge import EdgeLog, frame_leaf, rtt_series
-from receipts.errors import ReceiptError, Refusal
-from receipts.merkle import leaf_hash, tree_root
-from receipts.run import Run
-from receipts.tail import Drawn, TailLog, margin_ppm
-from receipts.verdict import Level, Standing
-from receipts.verify import Options, verify
+from receipts.check.run import ReceiptRun
+from receipts.check.verdict import Level, Standing
+from receipts.check.verify import Options, verify
+from receipts.format.closing import MAX_SAMPLES
+from receipts.format.document import disclose, document_untrusted, redact, secrets_bytes, secrets_untrusted
+from receipts.format.errors import ReceiptError, Refusal
+from receipts.format.merkle import leaf_hash, tree_root
+from receipts.record.edge import EdgeLog, frame_leaf, rtt_series
+from receipts.record.tail import Drawn, TailLog, margin_ppm
 
 SALT = b"\x05" * 32
 
@@ -31,7 +31,7 @@ def refused(wanted: Refusal, action: Callable[[], Any]) -> None:
     assert caught.value.refusal is wanted
 
 
-def run_of(receipt: bytes) -> Run:
+def run_of(receipt: bytes) -> ReceiptRun:
     run = verify(receipt).run
     assert run is not None
     return run

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from receipts.document import document_bytes, document_untrusted
-from receipts.errors import Refusal
-from receipts.sign import Envelope
-from receipts.statement import payload_type, statement_untrusted
-from receipts.verdict import Level, Standing
-from receipts.verify import Options, verify
+from receipts.check.verdict import Level, Standing
+from receipts.check.verify import Options, verify
+from receipts.format.document import document_bytes, document_untrusted
+from receipts.format.errors import Refusal
+from receipts.format.sign import SignedEnvelope
+from receipts.format.statement import payload_type, statement_untrusted
 
 Items = list[dict[str, Any]]
 
@@ -30,7 +30,7 @@ def find(items: Items, kind: str, index: int = 0) -> dict[str, Any]:
     return [item for item in items if item["kind"] == kind][index]
 
 
-def cut(receipt: bytes, change: Callable[[list[Envelope]], None]) -> bytes:
+def cut(receipt: bytes, change: Callable[[list[SignedEnvelope]], None]) -> bytes:
     """The receipt with its list of envelopes changed and its layout right again: what an outsider can do."""
     document = document_untrusted(receipt)
     envelopes = list(document.envelopes)
@@ -63,7 +63,7 @@ def test_any_duplicated_envelope(ring: Any) -> None:
 
 
 def test_any_two_neighbours_swapped(ring: Any) -> None:
-    def swap(envelopes: list[Envelope], index: int) -> None:
+    def swap(envelopes: list[SignedEnvelope], index: int) -> None:
         envelopes[index], envelopes[index + 1] = envelopes[index + 1], envelopes[index]
 
     count = len(document_untrusted(ring.receipt).envelopes)
@@ -112,10 +112,10 @@ def test_signed_under_another_type(ring: Any, resign: Any) -> None:
 
     assert refusal(resign(ring, change)) is Refusal.PAYLOAD_TYPE
 
-    def relabel(envelopes: list[Envelope]) -> None:
+    def relabel(envelopes: list[SignedEnvelope]) -> None:
         index = place(ring.receipt, "end")
         old = envelopes[index]
-        envelopes[index] = Envelope(payload_type("accept"), old.payload, old.key, old.signature)
+        envelopes[index] = SignedEnvelope(payload_type("accept"), old.payload, old.key, old.signature)
 
     assert refusal(cut(ring.receipt, relabel)) is Refusal.SIGNATURE
 
@@ -126,20 +126,20 @@ def test_signed_under_another_type(ring: Any, resign: Any) -> None:
 
 
 def test_payload_changed_under_the_old_signature(ring: Any) -> None:
-    def change(envelopes: list[Envelope]) -> None:
+    def change(envelopes: list[SignedEnvelope]) -> None:
         old = envelopes[place(ring.receipt, "close")]
         payload = old.payload.replace(b'"new_tokens":5', b'"new_tokens":4')
         assert payload != old.payload
-        envelopes[place(ring.receipt, "close")] = Envelope(old.payload_type, payload, old.key, old.signature)
+        envelopes[place(ring.receipt, "close")] = SignedEnvelope(old.payload_type, payload, old.key, old.signature)
 
     assert refusal(cut(ring.receipt, change)) is Refusal.SIGNATURE
 
 
 def test_signature_by_another_key(ring: Any) -> None:
-    def change(envelopes: list[Envelope]) -> None:
+    def change(envelopes: list[SignedEnvelope]) -> None:
         index = place(ring.receipt, "accept")
         old, other = envelopes[index], envelopes[index + 1]
-        envelopes[index] = Envelope(old.payload_type, old.payload, other.key, old.signature)
+        envelopes[index] = SignedEnvelope(old.payload_type, old.payload, other.key, old.signature)
 
     assert refusal(cut(ring.receipt, change)) is Refusal.SIGNATURE
 

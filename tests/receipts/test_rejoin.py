@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from receipts import Author, PlannedStage
-from receipts.document import document_untrusted
-from receipts.errors import Refusal
-from receipts.statement import ChainHead, statement_untrusted
-from receipts.verify import verify
+from receipts.check.verify import verify
+from receipts.format.document import document_untrusted
+from receipts.format.errors import Refusal
+from receipts.format.statement import ChainHead, statement_untrusted
 from tests.receipts.conftest import NOW, PROMPT, Party, Randomness, Ring, _close, _open, _passes, resigned, run_ring
 
 FIRST = len(PROMPT)

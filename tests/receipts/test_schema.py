@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from receipts.shape import receipt_schema, schema_text
-from receipts.statement import BODIES
+from receipts.format.json_schema import receipt_schema, schema_text
+from receipts.format.statement import BODIES
 
 STORED = files("receipts").joinpath("schema/receipt-v1.schema.json").read_text()
 VALIDATOR = Draft202012Validator(json.loads(STORED))
 
 
 def test_the_stored_schema_is_up_to_date() -> None:
-    assert schema_text() == STORED, "run: python -m receipts.shape > receipts/schema/receipt-v1.schema.json"
+    assert schema_text() == STORED, (
+        "run: python -m receipts.format.json_schema > receipts/schema/receipt-v1.schema.json"
+    )
 
 
 def test_the_schema_is_a_schema() -> None:

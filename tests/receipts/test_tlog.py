@@ -17,16 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
-from receipts.errors import ReceiptError, Refusal
-from receipts.logged import entries_of
-from receipts.merkle import check_consistency, consistency_proof, inclusion_proof, leaf_hash, tree_root
-from receipts.note import Checkpoint, checkpoint_untrusted, key_id
-from receipts.sign import Envelope
-from receipts.statement import payload_type
-from receipts.tiles import Tiles, bundle_untrusted, find_proof, proof_untrusted, tile_path
-from receipts.verify import Options, verify
-from swarm.errors import UsageError
-from swarm.ring.tlog import TransparencyLog, read_file
+from receipts.check.logged import entries_of
+from receipts.check.verify import Options, verify
+from receipts.format.errors import ReceiptError, Refusal
+from receipts.format.log_tiles import Tiles, bundle_untrusted, find_proof, proof_untrusted, tile_path
+from receipts.format.merkle import check_consistency, consistency_proof, inclusion_proof, leaf_hash, tree_root
+from receipts.format.sign import SignedEnvelope
+from receipts.format.signed_note import Checkpoint, checkpoint_untrusted, key_id
+from receipts.format.statement import payload_type
+from swarm.base.errors import UsageError
+from swarm.ring.transparency_log import TransparencyLog, read_file
 
 KEY = SigningKey(bytes(range(32)))
 PUBLIC = bytes(KEY.verify_key)
@@ -235,7 +235,7 @@ def test_a_receipt_is_checked_against_a_log(tmp_path: Path, make_ring: Any) -> N
     for kind, entry in [("edge", None), ("close", next(iter(entries_of(run))))]:
         (statement,) = [s for s in run.statements if s.body.kind == kind][:1]
         payload = next(e.payload for e in _envelopes(ring.receipt) if e.digest == statement.digest)
-        log.publish(Envelope(payload_type(kind), payload, PUBLIC, bytes(64)))
+        log.publish(SignedEnvelope(payload_type(kind), payload, PUBLIC, bytes(64)))
         assert entry is None or entry.decode().endswith(statement.digest)
     log.close()
     proof = find_proof(lambda path: read_file(tmp_path, path), list(entries_of(run)))
@@ -248,6 +248,6 @@ def test_a_receipt_is_checked_against_a_log(tmp_path: Path, make_ring: Any) -> N
 
 
 def _envelopes(data: bytes) -> Any:
-    from receipts.document import document_untrusted
+    from receipts.format.document import document_untrusted
 
     return document_untrusted(data).envelopes

@@ -16,24 +16,24 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from draft.base import Child, DraftStep, Expansion
 from draft.lm import LmDrafter
 from draft.suffix import SuffixDrafter
-from swarm.errors import CoverageError
-from swarm.identity import Identity
+from swarm.base.errors import CoverageError
 from swarm.model.block import Block, load_block
-from swarm.model.checkpoint import open_model
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
 from swarm.model.sampler import Sampling
-from swarm.model.store import ModelStore
-from swarm.net.message import Message
+from swarm.net.channel.message import Message
+from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
-from swarm.ring.admit import HostedModel, StageLimits
-from swarm.ring.control import Costs
+from swarm.planner.costs import Costs
 from swarm.ring.frame import Frame, parse_frame_untrusted
 from swarm.ring.opening import StagePlan
-from swarm.ring.private import PrivateBlocks
-from swarm.ring.request import Desk, Drafting, TargetFacts
-from swarm.ring.run import RunRequest, StageInfo
-from swarm.ring.stage import StageServer
+from swarm.run.api import RunRequest, StageInfo
+from swarm.run.engine import Drafting, RunEngine, TargetFacts
+from swarm.run.private_layers import PrivateBlocks
+from swarm.stage.admission import HostedModel, StageLimits
+from swarm.stage.server import StageServer
 
 VOCAB = 97
 
@@ -106,7 +106,7 @@ class TestRing:
     __test__ = False
 
     stages: list[Stage]
-    desk: Desk
+    desk: RunEngine
     board: Switchboard
 
 
@@ -209,7 +209,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                 return PrivateBlocks(head, tail)
 
             board = await stack.enter_async_context(Switchboard(Identity.generate()))
-            desk = Desk(
+            desk = RunEngine(
                 board,
                 TargetFacts(manifest.digest, 512, frozenset(), lambda ids: " ".join(map(str, ids)) + " ", VOCAB),
                 planner,

@@ -144,10 +144,10 @@ class Command:
 @asynccontextmanager
 async def nest(model: Path | str, state: Path, *arguments: str, models: Path | None = None) -> AsyncIterator[Nest]:
     """An empty nest; every process of it ends with the `async with`. `arguments`: for every node."""
-    from swarm.child import Child
+    from swarm.testbed.child_process import ChildProcess
 
     state.mkdir(parents=True, exist_ok=True)
-    child = await Child.start([sys.executable, str(Path(__file__).resolve())], state / "nursery.log", stdin=True)
+    child = await ChildProcess.start([sys.executable, str(Path(__file__).resolve())], state / "nursery.log", stdin=True)
     try:
         await child.event("ready", READY_S)
         yield Nest(child, model, state, models or state / "models", arguments)
@@ -168,8 +168,8 @@ def _nursery() -> None:
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import swarm.node
-    import swarm.progress  # noqa: F401
+    import swarm.node.node
+    import swarm.terminal.progress  # noqa: F401
 
     torch.set_num_threads(1)
     waiting = selectors.DefaultSelector()

@@ -13,27 +13,27 @@ from torch import nn
 
 import receipts
 from draft.suffix import SuffixDrafter
-from receipts.opened import Frame, OpeningRequest
-from receipts.rows import RowStore
-from swarm.errors import CoverageError, PeerError
-from swarm.identity import Identity
+from receipts.record.row_opening import CrossedFrame, OpeningRequest
+from receipts.record.rows import RowStore
+from swarm.base.errors import CoverageError, PeerError
 from swarm.model.block import Block, load_block
-from swarm.model.checkpoint import Checkpoint
+from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.kvcache import KVPool
 from swarm.model.prune import inner_model
-from swarm.net.message import Message
+from swarm.net.channel.message import Message
+from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
+from swarm.planner.costs import Costs
 from swarm.recheck.auditor import RingAuditor
-from swarm.ring.admit import HostedModel
-from swarm.ring.control import Costs
-from swarm.ring.notary import Notary, open_log, salted
 from swarm.ring.opening import StagePlan
-from swarm.ring.private import PrivateBlocks
-from swarm.ring.receipt import ReceiptPlan
-from swarm.ring.request import Desk, Drafting, TargetFacts
-from swarm.ring.run import Committed, Finished, RunRequest, RunResult, StageInfo
-from swarm.ring.stage import StageServer
-from swarm.ring.witness import WITNESS, NotaryServer
+from swarm.ring.signer import ReceiptSigner, open_log, salted
+from swarm.ring.witness_service import WITNESS, NotaryServer
+from swarm.run.api import CommittedTokens, Finished, RunRequest, RunResult, StageInfo
+from swarm.run.engine import Drafting, RunEngine, TargetFacts
+from swarm.run.private_layers import PrivateBlocks
+from swarm.run.receipt import ReceiptPlan
+from swarm.stage.admission import HostedModel
+from swarm.stage.server import StageServer
 
 SOFTWARE = receipts.Software("wanswarm", "test", "11" * 32)
 
@@ -63,7 +63,7 @@ class Node:
     identity: Identity
     board: Switchboard
     address: tuple[str, int]
-    notary: Notary
+    notary: ReceiptSigner
     server: StageServer | None = None
     plan: StagePlan | None = None
     task: asyncio.Task[None] | None = None
@@ -81,7 +81,7 @@ class Node:
 class SignedRing:
     nodes: list[Node]
     witnesses: list[Node]
-    desk: Desk
+    desk: RunEngine
     board: Switchboard
     folder: Path
 
@@ -90,7 +90,7 @@ class SignedRing:
         seen = 0
         async with aclosing(self.desk.run(request, path)) as events:
             async for event in events:
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     seen += len(event.tokens)
                     if drop_after and seen >= drop_after:
                         drop_after = 0
@@ -103,7 +103,7 @@ class SignedRing:
         """An auditor that calls the nodes over their sockets, from another thread than this loop's."""
         loop = asyncio.get_running_loop()
 
-        def fetch(node: str, request: OpeningRequest, known: Sequence[Frame] = ()) -> bytes | None:
+        def fetch(node: str, request: OpeningRequest, known: Sequence[CrossedFrame] = ()) -> bytes | None:
             return asyncio.run_coroutine_threadsafe(self._ask(node, request), loop).result(60)
 
         return RingAuditor(checkpoint, fetch, group_bytes)
@@ -153,7 +153,7 @@ async def signed_ring(
         identity = Identity.generate()
         board = await stack.enter_async_context(Switchboard(identity))
         log = open_log(folder / "requester", identity.id)
-        notary = Notary(log.author(identity.sign), log, SOFTWARE, manifest.digest, manifest.weights_digest)
+        notary = ReceiptSigner(log.author(identity.sign), log, SOFTWARE, manifest.digest, manifest.weights_digest)
         stack.callback(notary.close)
 
         def planner(excluded: frozenset[bytes], private: int = 0) -> list[StagePlan]:
@@ -179,7 +179,7 @@ async def signed_ring(
             peer = await board.peer(node, [there.address], 5.0)
             return bytes((await peer.call(Message(WITNESS, header), 5.0)).header["envelope"])
 
-        desk = Desk(
+        desk = RunEngine(
             board,
             TargetFacts(manifest.digest, manifest.context, eos, decode),
             planner,
@@ -215,7 +215,7 @@ async def _node(
     log = open_log(state / "log", identity.id)
     private = (salted("uuid", f"GPU-{state.name}"),)
     hardware = receipts.Hardware("Test CPU", "cpu", 8 << 30, "", "Test CPU", 2, private[0].digest, {"1": 900})
-    notary = Notary(
+    notary = ReceiptSigner(
         log.author(identity.sign), log, SOFTWARE, manifest.digest, manifest.weights_digest, hardware, private,
         RowStore(state / "rows"), disclose,
     )  # fmt: skip

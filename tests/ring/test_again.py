@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from receipts.verify import verify
-from swarm.ring.run import RunRequest
+from receipts.check.verify import verify
+from swarm.run.api import RunRequest
 from tests.ring.nest import Node, nest
 from tests.ring.test_processes import folder
 from tests.ring.trials import Blows, all_serve, connected, kill, undisturbed

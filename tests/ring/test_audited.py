@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from receipts.errors import Refusal
-from receipts.rows import DAY_S
-from receipts.verdict import Level, Standing
-from receipts.verify import verify
-from swarm.model.checkpoint import Checkpoint
+from receipts.check.verdict import Level, Standing
+from receipts.check.verify import verify
+from receipts.format.errors import Refusal
+from receipts.record.rows import DAY_S
+from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.sampler import Sampling
-from swarm.net.message import Message
-from swarm.ring import sender
+from swarm.net.channel.message import Message
 from swarm.ring.frame import Frame
-from swarm.ring.run import Committed, Finished, RunRequest
+from swarm.run.api import CommittedTokens, Finished, RunRequest
+from swarm.stage import sender
 
 from .signed import LIES, signed_ring
 from .test_signed import PROMPT, SPANS, audited, replaying, wide
@@ -194,7 +194,7 @@ async def test_the_margin_of_a_cancelled_private_run(wide: Checkpoint, tmp_path:
         async with aclosing(ring.desk.run(RunRequest(PROMPT, max_tokens=300, private=1), path)) as events:
             async for event in events:
                 assert not isinstance(event, Finished)
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     break
         verdict = verify(path.read_bytes())
         assert (verdict.exit_code, verdict.level) == (0, Level.SIGNED), verdict.line

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
-from swarm.ring.run import RunRequest
+from swarm.run.api import RunRequest
 from tests.ring.test_ring import CUTS, generate, prompts
 
 TOKENS = 64

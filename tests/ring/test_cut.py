@@ -17,10 +17,10 @@ from transformers import LlamaForCausalLM
 from draft.base import DraftStep, Expansion
 from swarm.model.block import Job
 from swarm.model.sampler import Sampling
-from swarm.ring.drive import RunLoop
-from swarm.ring.facts import Drafting
-from swarm.ring.run import Committed, Finished, Opened, RunRequest
-from swarm.ring.session import StageSession
+from swarm.run.api import CommittedTokens, Finished, RingOpened, RunRequest
+from swarm.run.learned_costs import Drafting
+from swarm.run.run_loop import RunLoop
+from swarm.stage.session import StageSession
 from tests.ring.conftest import VOCAB, Stage, TestRing, reference
 
 BLOCKS = [(0, 2), (2, 4), (4, 6)]
@@ -118,9 +118,9 @@ async def test_after_requests_of_which_half_are_cut_nothing_is_left(
         async with aclosing(ring.desk.run(RunRequest(prompt, max_tokens=16))) as events:
             got: list[int] = []
             async for event in events:
-                if isinstance(event, Opened) and cut_after == 0:
+                if isinstance(event, RingOpened) and cut_after == 0:
                     return
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     got += event.tokens
                     if len(got) >= cut_after:
                         return

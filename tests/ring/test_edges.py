@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
-from swarm.ring.run import Committed, RunRequest
+from swarm.run.api import CommittedTokens, RunRequest
 from tests.ring.conftest import TestRing
 
 
@@ -21,7 +21,7 @@ async def test_every_link_of_a_ring_is_warm_during_a_run_and_none_after(make_rin
         head, middle, tail = (stage.board.id for stage in ring.stages)
         async with aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=20))) as events:
             async for event in events:
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     around = {(ring.board.id, head), (head, middle), (middle, tail), (tail, ring.board.id)}
                     assert warm_edges(ring) >= around
                     break

@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from swarm.errors import BusyError, RunError
+from swarm.base.errors import BusyError, RunError
 from swarm.model.block import load_block
-from swarm.model.checkpoint import open_model
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
 from swarm.model.overflow import SplitBlock, SplitPool
-from swarm.model.store import ModelStore
-from swarm.ring.admit import HostedModel
-from swarm.ring.run import Committed, Finished, RunRequest, RunResult
+from swarm.run.api import CommittedTokens, Finished, RunRequest, RunResult
+from swarm.stage.admission import HostedModel
 from tests.ring.conftest import TestRing, reference
 
 PROMPT = (1, 2, 3, 4, 5)
@@ -63,7 +63,7 @@ async def test_nothing_is_exchanged_under_a_run(make_ring: Callable[..., Any], t
         tokens: list[int] = []
         async with aclosing(ring.desk.run(RunRequest(PROMPT, 60, speculation="plain"))) as events:
             async for event in events:
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     tokens += event.tokens
                     if not isinstance(event, Finished) and len(tokens) < 50:
                         assert server.sessions.busy

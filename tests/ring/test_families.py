@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GraniteConfig, OlmoConfig, Phi3Config
 
 from swarm.cli.main import main
-from swarm.local import LocalSwarm, local_ring
+from swarm.testbed.cluster import LocalSwarm, local_ring
 from tests.swarm.serve.tiny import tiny_tokenizer
 
 SIZES: dict[str, Any] = {

@@ -20,10 +20,10 @@ import pytest_asyncio
 import torch
 from transformers import LlamaForCausalLM
 
-from receipts.verify import verify
-from swarm.net.nodeid import parse_id_untrusted
-from swarm.requester import Requester
-from swarm.ring.run import RunRequest
+from receipts.check.verify import verify
+from swarm.base.nodeid import parse_id_untrusted
+from swarm.client.client import Requester
+from swarm.run.api import RunRequest
 from tests.ring.nest import Nest, Node, nest
 from tests.ring.test_processes import folder
 from tests.ring.trials import Blows, Trial, all_serve, connected, undisturbed

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from swarm.ring.run import RunRequest
+from swarm.run.api import RunRequest
 from tests.ring.nest import nest
 from tests.ring.test_processes import folder
 from tests.ring.trials import Blows, all_serve, connected, undisturbed

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
-from receipts.verify import verify
-from swarm.model.checkpoint import open_model
-from swarm.model.store import ModelStore
-from swarm.ring.run import Committed, Finished, RunRequest
-from swarm.ring.stage import StageServer
+from receipts.check.verify import verify
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
+from swarm.run.api import CommittedTokens, Finished, RunRequest
+from swarm.stage.server import StageServer
 from tests.ring.conftest import reference
 from tests.ring.signed import signed_ring
 
@@ -64,7 +64,7 @@ async def test_a_witness_with_a_full_disk_costs_no_run(
             monkeypatch.setattr(log, "_file", Full())
         async with aclosing(ring.desk.run(REQUEST)) as events:
             async for event in events:
-                if isinstance(event, Committed) and late:
+                if isinstance(event, CommittedTokens) and late:
                     monkeypatch.setattr(log, "_file", Full())
                     late = False
                 if isinstance(event, Finished):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
-from swarm.ring import drive, stage
-from swarm.ring.run import Committed, Finished, Recovering, RunRequest, RunResult
+from swarm.run import run_loop as drive
+from swarm.run.api import CommittedTokens, Finished, Recovering, RunRequest, RunResult
+from swarm.stage import server as stage
 from tests.ring.conftest import Stage, TestRing, reference
 
 PAIRS = [(0, 2), (2, 4), (4, 6), (0, 2), (2, 4), (4, 6)]
@@ -32,7 +33,7 @@ async def leaving(ring: TestRing, node: Stage, request: RunRequest, grace_s: flo
         async for event in events:
             if isinstance(event, Recovering):
                 news.append(event)
-            if isinstance(event, Committed) and left is None:
+            if isinstance(event, CommittedTokens) and left is None:
                 left = asyncio.create_task(leave())
             if isinstance(event, Finished):
                 assert left is not None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from receipts.verify import verify
+from receipts.check.verify import verify
 from tests.ring.conftest import VOCAB
 from tests.ring.nest import nest
 from tests.ring.test_processes import folder

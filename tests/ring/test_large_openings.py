@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 
 import receipts
-from receipts.answer import Answer
-from receipts.merkle import leaf_hash
-from receipts.opened import OpeningRequest, opened_untrusted
-from receipts.rows import RowStore
-from receipts.tree import Tree
-from swarm.errors import BusyError, PeerError
-from swarm.identity import Identity
-from swarm.net.limits import Limits
-from swarm.net.message import Message
+from receipts.format.merkle import leaf_hash
+from receipts.format.merkle_tree import Tree
+from receipts.record.opening_answer import Answer
+from receipts.record.row_opening import OpeningRequest, opened_untrusted
+from receipts.record.rows import RowStore
+from swarm.base.errors import BusyError, PeerError
+from swarm.net.channel.limits import ChannelLimits
+from swarm.net.channel.message import Message
+from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.recheck.dial import opener, opening_from_untrusted
 from swarm.ring import openings, witness
-from swarm.ring.notary import Notary, open_log
-from swarm.ring.witness import AUDIT, PIECE_BYTES, NotaryServer
+from swarm.ring.signer import ReceiptSigner, open_log
+from swarm.ring.witness_service import AUDIT, PIECE_BYTES, NotaryServer
 
 ORDER = "ab" * 32
 SALTS = (leaf_hash(b"in"), leaf_hash(b"out"))
@@ -55,7 +55,7 @@ async def node(folder: Path, member: bool = False) -> AsyncIterator[tuple[Switch
         identity = Identity.generate()
         log = open_log(folder / "log", identity.id)
         software = receipts.Software("wanswarm", "test", "00" * 32)
-        notary = Notary(
+        notary = ReceiptSigner(
             log.author(identity.sign), log, software, "00" * 32, lambda a, b: "", rows=RowStore(folder / "rows")
         )
         stack.callback(notary.close)
@@ -88,7 +88,7 @@ async def test_an_opening_beyond_one_message_is_audited_in_pieces(tmp_path: Path
         store.answer = counted  # type: ignore[method-assign]
         async with opener([board.id.hex()], {board.id.hex(): [address]}, None) as fetch:
             data = await asyncio.to_thread(fetch, board.id.hex(), request)
-        assert data is not None and len(data) > Limits().message_bytes
+        assert data is not None and len(data) > ChannelLimits().message_bytes
         opened = opened_untrusted(data, [3, 80], *ends)
         assert len(opened.inbound) == 80 and [leaf for leaf, _ in opened.outbound] == [3, 80]
         before = len(pieces)

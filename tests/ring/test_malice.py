@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
-from swarm.errors import RunError, UsageError
-from swarm.net.message import Message
-from swarm.ring import drive
-from swarm.ring.admit import StageLimits
+from swarm.base.errors import RunError, UsageError
+from swarm.net.channel.message import Message
 from swarm.ring.frame import DOWN, Answer, encode_answer, parse_answer_untrusted
-from swarm.ring.opening import Word, encode_word
-from swarm.ring.run import Finished, Recovering, RunRequest, RunResult
-from swarm.ring.sender import Sender
-from swarm.ring.session import StageSession
-from swarm.ring.speculate import MOST_FRAMES, MOST_ROWS, Speculation
+from swarm.ring.opening import RingSignal, encode_word
+from swarm.run import run_loop as drive
+from swarm.run.api import Finished, Recovering, RunRequest, RunResult
+from swarm.run.speculation import MOST_FRAMES, MOST_ROWS, Speculation
+from swarm.stage.admission import StageLimits
+from swarm.stage.sender import Sender
+from swarm.stage.session import StageSession
 from tests.ring.conftest import VOCAB, Stage, TestRing, reference
 
 BLOCKS = [(0, 2), (2, 4), (4, 6)]
@@ -168,7 +168,7 @@ async def test_who_accuses_repeatedly_is_left_out_with_the_accused(
         async def accusing(self: Sender, session: StageSession, peer: Any, seq: int, message: Message) -> None:
             await give(self, session, peer, seq, message)
             if self is liar._sender and seq % 8 == 5:
-                word = Word("lost", session.run, session.opening.epoch, stage=2, reason="it computes nonsense")
+                word = RingSignal("lost", session.run, session.opening.epoch, stage=2, reason="it computes nonsense")
                 await session.upstream.send(encode_word(word))
 
         monkeypatch.setattr(Sender, "give", accusing)
@@ -187,7 +187,7 @@ async def test_a_stage_cannot_have_one_before_it_left_out(
         async def accusing(self: Sender, session: StageSession, peer: Any, seq: int, message: Message) -> None:
             await give(self, session, peer, seq, message)
             if self is liar._sender and seq == 5:
-                word = Word("lost", session.run, session.opening.epoch, stage=0, reason="it computes nonsense")
+                word = RingSignal("lost", session.run, session.opening.epoch, stage=0, reason="it computes nonsense")
                 await session.upstream.send(encode_word(word))
 
         monkeypatch.setattr(Sender, "give", accusing)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from swarm.base.errors import RunError
 from swarm.cli.main import main
-from swarm.errors import RunError
-from swarm.local import LocalRing, LocalSwarm, local_ring
+from swarm.testbed.cluster import LocalRing, LocalSwarm, local_ring
 from tests.bench.heal import make_model
 
 

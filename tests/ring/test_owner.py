@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from swarm.errors import BusyError, PeerError
-from swarm.identity import Identity
-from swarm.model.checkpoint import open_model
-from swarm.model.store import ModelStore
-from swarm.ring.admit import StageLimits, admit
+from swarm.base.errors import BusyError, PeerError
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
+from swarm.net.identity import Identity
 from swarm.ring.opening import OpenRun
-from swarm.ring.run import Finished, Opened, Recovering, RunRequest
+from swarm.run.api import Finished, Recovering, RingOpened, RunRequest
+from swarm.stage.admission import StageLimits, admit
 from tests.ring.conftest import Stage, TestRing
 from tests.ring.signed import signed_ring
 from tests.ring.test_ring import generate
@@ -83,7 +83,7 @@ async def test_an_order_binds_the_session_to_its_signer(tiny_folder: Path, tmp_p
     async with signed_ring(checkpoint, BLOCKS, tmp_path) as ring:
         async with aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=200, speculation="plain"))) as events:
             async for event in events:
-                if isinstance(event, Opened):
+                if isinstance(event, RingOpened):
                     break
             server = ring.nodes[1].server
             assert server is not None and server.hosted is not None

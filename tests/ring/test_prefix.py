@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from swarm.ring.admit import StageLimits
-from swarm.ring.prefix import KeptRun, PrefixCache, common
-from swarm.ring.run import RunRequest
+from swarm.run.api import RunRequest
+from swarm.run.prefix_cache import KeptRun, PrefixCache, common
+from swarm.stage.admission import StageLimits
 from tests.ring.conftest import VOCAB, reference
 from tests.ring.test_ring import generate
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from receipts.verify import verify
+from receipts.check.verify import verify
+from swarm.base.errors import RunError
 from swarm.cli.main import main
-from swarm.errors import RunError
-from swarm.local import LocalNode, LocalRing, LocalSwarm, local_ring
+from swarm.testbed.cluster import LocalNode, LocalRing, LocalSwarm, local_ring
 from tests.swarm.serve.tiny import tiny_tokenizer
 
 LAYERS = [(0, 2), (2, 4), (4, 6)]

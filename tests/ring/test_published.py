@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from receipts.document import document_untrusted
-from receipts.recompute import default_limit
-from receipts.token_stats import HONEST, OTHER, TokenStats, token_stats
-from receipts.verify import Options, verify
+from receipts.check.recompute import default_limit
+from receipts.check.token_stats import HONEST, OTHER, TokenStats, token_stats
+from receipts.check.verify import Options, verify
+from receipts.format.document import document_untrusted
+from swarm.base.events import silent
 from swarm.cli.main import main
-from swarm.events import silent
-from swarm.model.checkpoint import Checkpoint
+from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.sampler import Sampling
 from swarm.recheck.replayer import ModelReplayer
-from swarm.ring.notary import open_published
-from swarm.ring.run import RunRequest
+from swarm.ring.signer import open_published
+from swarm.run.api import RunRequest
 
 from .signed import LIES, signed_ring
 from .test_signed import PROMPT, SPANS, wide

@@ -12,15 +12,16 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from swarm.errors import RunError
+from swarm.base.errors import RunError
 from swarm.model.block import Block
 from swarm.model.sampler import Sampling
-from swarm.ring import drive, link
-from swarm.ring.admit import StageLimits
 from swarm.ring.frame import Frame
-from swarm.ring.opening import Word
-from swarm.ring.run import Committed, Finished, Recovering, RunRequest, RunResult
-from swarm.ring.stage import StageServer
+from swarm.ring.opening import RingSignal
+from swarm.run import ring_client as link
+from swarm.run import run_loop as drive
+from swarm.run.api import CommittedTokens, Finished, Recovering, RunRequest, RunResult
+from swarm.stage.admission import StageLimits
+from swarm.stage.server import StageServer
 from tests.ring.conftest import VOCAB, TestRing, reference
 
 SPARE = [(0, 2), (2, 4), (4, 6), (0, 2), (2, 4), (4, 6)]
@@ -34,7 +35,7 @@ async def disturbed(ring: TestRing, request: RunRequest, victims: list[int], aft
         async for event in events:
             if isinstance(event, Recovering):
                 news.append(event)
-            if isinstance(event, Committed):
+            if isinstance(event, CommittedTokens):
                 seen += len(event.tokens)
                 if seen >= after and all(ring.stages[v].alive for v in victims):
                     for victim in victims:
@@ -98,7 +99,7 @@ async def test_late_news_of_the_ring_that_was_lost_harms_nobody_in_the_new_one(
 
     async def late(self: link.RingLink, opening: Any, *more: Any) -> None:
         if opening.epoch:
-            self.take_word(Word("lost", opening.run, opening.epoch - 1, stage=1, reason="late"))
+            self.take_word(RingSignal("lost", opening.run, opening.epoch - 1, stage=1, reason="late"))
         await whole(self, opening, *more)
 
     monkeypatch.setattr(link.RingLink, "open", late)
@@ -123,7 +124,7 @@ async def test_a_requester_that_dies_leaves_nothing_behind(make_ring: Callable[.
     async with make_ring([(0, 3), (3, 6)], limits=StageLimits(lease_s=0.5)) as ring:
         async with aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=400))) as events:
             async for event in events:
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     break
             for peer in ring.board.peers():
                 peer.drop("killed")

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
-from receipts.verify import verify
-from swarm.model.checkpoint import open_model
-from swarm.model.store import ModelStore
-from swarm.ring.link import RingLink
-from swarm.ring.opening import Word
-from swarm.ring.run import Committed, Finished, RunRequest, RunResult
+from receipts.check.verify import verify
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
+from swarm.ring.opening import RingSignal
+from swarm.run.api import CommittedTokens, Finished, RunRequest, RunResult
+from swarm.run.ring_client import RingLink
 from tests.ring.conftest import reference
 from tests.ring.signed import SignedRing, signed_ring
 
@@ -28,7 +28,7 @@ async def run(ring: SignedRing, seen: Callable[[RingLink, int], None]) -> RunRes
     tokens = 0
     async with aclosing(ring.desk.run(REQUEST)) as events:
         async for event in events:
-            if isinstance(event, Committed):
+            if isinstance(event, CommittedTokens):
                 tokens += len(event.tokens)
                 seen(next(iter(ring.desk.links.values())), tokens)
             if isinstance(event, Finished):
@@ -37,7 +37,7 @@ async def run(ring: SignedRing, seen: Callable[[RingLink, int], None]) -> RunRes
 
 
 def lose(link: RingLink, stage: int) -> None:
-    link.take_word(Word("lost", link.opening.run, link.opening.epoch, stage=stage, reason="a test says so"))
+    link.take_word(RingSignal("lost", link.opening.run, link.opening.epoch, stage=stage, reason="a test says so"))
 
 
 async def test_a_node_that_was_left_out_and_came_back(
@@ -72,7 +72,7 @@ async def test_a_ring_that_broke_before_it_stood(
     """Every stage had accepted and begun, but the news never came home."""
     whole_word, whole_answer = RingLink.take_word, RingLink.take_answer
 
-    def word(self: RingLink, word: Word) -> None:
+    def word(self: RingLink, word: RingSignal) -> None:
         if word.do == "opened" and word.epoch == 0:
             lose(self, 1)
         else:
@@ -99,7 +99,7 @@ async def test_a_ring_that_drew_tokens_and_never_was_heard_to_stand(
     """Answers come straight home, the news that the ring stands by every stage; one was lost in between."""
     whole_word, whole_answer, answered = RingLink.take_word, RingLink.take_answer, [0]
 
-    def word(self: RingLink, word: Word) -> None:
+    def word(self: RingLink, word: RingSignal) -> None:
         if word.do != "opened" or word.epoch:
             whole_word(self, word)
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 from swarm.model.sampler import Sampling
-from swarm.ring import pump
-from swarm.ring.compute import compute
 from swarm.ring.frame import Frame
-from swarm.ring.link import RingLink
-from swarm.ring.opening import Word
-from swarm.ring.run import Committed, Finished, Opened, RunRequest, RunResult
+from swarm.ring.opening import RingSignal
+from swarm.run.api import CommittedTokens, Finished, RingOpened, RunRequest, RunResult
+from swarm.run.ring_client import RingLink
+from swarm.stage import batcher as pump
+from swarm.stage.compute import compute
 from tests.ring.conftest import VOCAB, TestRing, reference
 
 
@@ -33,7 +33,7 @@ async def generate(ring: TestRing, request: RunRequest) -> RunResult:
     seen: list[int] = []
     async with aclosing(ring.desk.run(request)) as events:
         async for event in events:
-            if isinstance(event, Committed):
+            if isinstance(event, CommittedTokens):
                 seen += event.tokens
             if isinstance(event, Finished):
                 result = event.result
@@ -120,7 +120,7 @@ async def test_a_reader_that_leaves_frees_the_ring(make_ring: Callable[..., Any]
     async with make_ring([(0, 3), (3, 6)]) as ring:
         async with aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=400))) as events:
             async for event in events:
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     break
         assert [stage.server.hosted.pool.used_bytes for stage in ring.stages] == [0, 0]
         assert not ring.desk.links
@@ -129,7 +129,7 @@ async def test_a_reader_that_leaves_frees_the_ring(make_ring: Callable[..., Any]
 async def test_the_opening_tells_the_ring(make_ring: Callable[..., Any]) -> None:
     async with make_ring([(0, 3), (3, 6)]) as ring:
         async with aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=4))) as events:
-            opened = [event async for event in events if isinstance(event, Opened)]
+            opened = [event async for event in events if isinstance(event, RingOpened)]
         assert [s.layers for s in opened[0].ring] == [(0, 3), (3, 6)]
 
 
@@ -144,7 +144,7 @@ async def test_the_opening_comes_before_the_answer_though_its_news_travels_longe
         take_answer(link, *parts)
         answered.set()
 
-    def word(link: RingLink, news: Word) -> None:
+    def word(link: RingLink, news: RingSignal) -> None:
         later = asyncio.get_running_loop().create_task(answered.wait())
         later.add_done_callback(lambda _: take_word(link, news))
         held.append(later)
@@ -154,8 +154,8 @@ async def test_the_opening_comes_before_the_answer_though_its_news_travels_longe
     monkeypatch.setattr(RingLink, "take_word", word)
     async with make_ring(CUTS[2]) as ring, aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=8))) as events:
         seen = [event async for event in events]
-    assert [type(event) for event in seen].count(Opened) == 1
-    assert isinstance(seen[0], Opened) and [stage.layers for stage in seen[0].ring] == CUTS[2]
+    assert [type(event) for event in seen].count(RingOpened) == 1
+    assert isinstance(seen[0], RingOpened) and [stage.layers for stage in seen[0].ring] == CUTS[2]
     assert [stage.device for stage in seen[-1].result.ring] == ["cpu", "cpu"]
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from swarm.requester import Requester
-from swarm.ring.run import Finished, RunRequest
+from swarm.client.client import Requester
+from swarm.run.api import Finished, RunRequest
 from tests.attacks.stranger import descriptors, resident
 from tests.bench.heal import make_model
 from tests.ring.nest import Nest, nest

@@ -13,18 +13,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from receipts.document import secrets_untrusted
-from receipts.errors import Refusal
-from receipts.verdict import Level, Verdict
-from receipts.verify import Options, verify
+from receipts.check.verdict import Level, Verdict
+from receipts.check.verify import Options, verify
+from receipts.format.document import secrets_untrusted
+from receipts.format.errors import Refusal
 from swarm.model.block import Block, load_block
-from swarm.model.checkpoint import Checkpoint, open_model
+from swarm.model.files.checkpoint import Checkpoint, open_model
+from swarm.model.files.store import ModelStore
 from swarm.model.sampler import Sampling
-from swarm.model.store import ModelStore
 from swarm.recheck.auditor import RingAuditor
+from swarm.recheck.recompute import groups
 from swarm.recheck.replayer import ModelReplayer
-from swarm.recheck.walk import groups
-from swarm.ring.run import Committed, RunRequest
+from swarm.run.api import CommittedTokens, RunRequest
 
 from .signed import LIES, SignedRing, signed_ring
 
@@ -235,7 +235,7 @@ async def test_a_run_whose_reader_left_has_a_receipt(wide: Checkpoint, tmp_path:
     async with signed_ring(wide, SPANS, tmp_path) as ring:
         async with aclosing(ring.desk.run(RunRequest(PROMPT, max_tokens=300), tmp_path / "left.json")) as events:
             async for event in events:
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     break
         verdict = verify((tmp_path / "left.json").read_bytes())
         assert (verdict.exit_code, verdict.level) == (0, Level.SIGNED), verdict.line
@@ -250,7 +250,7 @@ async def test_a_witness_that_fails_does_not_cost_the_others(wide: Checkpoint, t
         path, seen = tmp_path / "run.json", 0
         async with aclosing(ring.desk.run(RunRequest(PROMPT, max_tokens=24, speculation="plain"), path)) as events:
             async for event in events:
-                seen += isinstance(event, Committed)
+                seen += isinstance(event, CommittedTokens)
                 if seen == 12:
                     await gone.board.aclose()
         verdict = verify(path.read_bytes())

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from receipts.errors import Refusal
-from receipts.verdict import Level
+from receipts.check.verdict import Level
+from receipts.format.errors import Refusal
 from swarm.model.block import Block, Job, load_block
-from swarm.model.checkpoint import Checkpoint
-from swarm.ring.run import RunRequest
+from swarm.model.files.checkpoint import Checkpoint
+from swarm.run.api import RunRequest
 from tests.ring.signed import LIES, signed_ring
 from tests.ring.test_signed import PROMPT, SPANS, Stretched, audited, receipt_of, small, wide
 

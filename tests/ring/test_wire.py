@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from swarm.errors import RunError
-from swarm.model.checkpoint import open_model
-from swarm.model.store import ModelStore
-from swarm.net.wire import WIRE_FORMATS, encode_tensor
+from swarm.base.errors import RunError
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
+from swarm.net.channel.wire import WIRE_FORMATS, encode_tensor
 from swarm.ring.frame import Frame
-from swarm.ring.receipt import RunAccount
-from swarm.ring.run import Finished, RunRequest, RunResult
+from swarm.run.api import Finished, RunRequest, RunResult
+from swarm.run.receipt import RunAccount
 from tests.ring.conftest import TestRing, reference
 from tests.ring.signed import signed_ring
 
@@ -59,7 +59,7 @@ async def test_a_stage_that_sends_coarser_rows_than_agreed_is_found_out(
     def coarse(tensor: torch.Tensor, wire: str) -> Any:
         return encode_tensor(tensor, "int8")
 
-    monkeypatch.setattr("swarm.ring.compute.encode_tensor", coarse)
+    monkeypatch.setattr("swarm.stage.compute.encode_tensor", coarse)
     async with make_ring(BLOCKS) as ring:
         with pytest.raises(RunError, match="expected hidden rows as float32, found 'int8'"):
             await generate(ring, "float32")
@@ -73,7 +73,7 @@ async def test_stages_accept_no_order_for_another_format_than_the_rings(
     def promising(plan: Any, request: Any, stages: Any, wire: str, run: str) -> RunAccount:
         return RunAccount(plan, request, stages, "float32", run)
 
-    monkeypatch.setattr("swarm.ring.request.RunAccount", promising)
+    monkeypatch.setattr("swarm.run.engine.RunAccount", promising)
     checkpoint = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
     async with signed_ring(checkpoint, BLOCKS, tmp_path, wire="int8") as ring:
         with pytest.raises(RunError, match="differs from the ring in its wire format: float32 and int8"):

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
-from swarm.config import MemberConfig
-from swarm.net.address import format_address
-from swarm.net.message import Message
-from swarm.net.nodeid import id_text, parse_id_untrusted
-from swarm.requester import Requester, RequesterConfig
+from swarm.base.address import format_address
+from swarm.base.config import MemberConfig
+from swarm.base.nodeid import id_text, parse_id_untrusted
+from swarm.client.client import Requester, RequesterConfig
+from swarm.net.channel.message import Message
 from swarm.ring.frame import Answer
-from swarm.ring.link import RingLink
-from swarm.ring.run import Committed, Finished, Opened, Recovering, RunRequest, RunResult
+from swarm.run.api import CommittedTokens, Finished, Recovering, RingOpened, RunRequest, RunResult
+from swarm.run.ring_client import RingLink
 from tests.ring.nest import Nest, Node
 
 MODES = ("plain", "chain", "tree", "stream")
@@ -81,13 +81,13 @@ class Blows:
         async with aclosing(self.requester.run(self.request)) as events:
             async for event in events:
                 now = time.monotonic()
-                if isinstance(event, Opened):
+                if isinstance(event, RingOpened):
                     link = self.requester.desk.links.get(bytes.fromhex(event.run_id), link)
                     self._watch(link, marks)
                 if isinstance(event, Recovering):
                     reasons.append(event.reason)
                     marks.setdefault("detect", now)
-                if isinstance(event, Committed):
+                if isinstance(event, CommittedTokens):
                     if "detect" in marks and "token" not in marks:
                         marks["token"] = now
                         marks["pause"] = now - last

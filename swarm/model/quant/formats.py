@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm.errors import ModelError
+from swarm.base.errors import ModelError
 from swarm.model.quant.native import Library
 
 _HALVES = {

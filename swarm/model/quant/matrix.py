@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from swarm.errors import ModelError
+from swarm.base.errors import ModelError
 from swarm.model.quant.formats import Format
 from swarm.model.quant.native import Library
 

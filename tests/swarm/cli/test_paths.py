@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from swarm.base.errors import UsageError
 from swarm.cli.common import member_config
 from swarm.cli.join import join_config
 from swarm.cli.main import build_parser
-from swarm.errors import UsageError
 
 
 def test_relays_are_used_and_not_offered_unless_told() -> None:

@@ -14,11 +14,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from swarm.cli.main import main
-from swarm.model.checkpoint import open_model
-from swarm.model.store import ModelStore
+from swarm.model.files.checkpoint import open_model
+from swarm.model.files.store import ModelStore
 from swarm.recheck.calibrate import measure_limits
 from swarm.recheck.limits import limit_of, load_limits, save_limits
-from swarm.ring.run import RunRequest
+from swarm.run.api import RunRequest
 
 from ...ring.signed import LIES, signed_ring
 from ..serve.tiny import tiny_tokenizer

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from swarm.identity import Identity
+from swarm.base.address import Address
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.hello import enter, invited
 from swarm.mesh.invite import make_invite, parse_invite_untrusted
@@ -16,7 +16,7 @@ from swarm.mesh.membership import Membership
 from swarm.mesh.messages import HELLO
 from swarm.mesh.record import NOWHERE, NodeRecord
 from swarm.mesh.saved import Saved
-from swarm.net.address import Address
+from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 
 MODEL = bytes(range(32))

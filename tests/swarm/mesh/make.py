@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from swarm.identity import Identity
 from swarm.mesh.membership import Membership
 from swarm.mesh.record import NodeRecord, Signed, sign_record
 from swarm.mesh.table import Held
+from swarm.net.identity import Identity
 
 NOW = 1_700_000_000
 MODEL = bytes(range(32))

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from swarm.errors import PeerError
-from swarm.identity import Identity
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import short_id
 from swarm.mesh import gossip
 from swarm.mesh.action import SendDelta
 from swarm.mesh.hello import Hello, enter, invited
@@ -21,8 +21,8 @@ from swarm.mesh.messages import delta_message
 from swarm.mesh.record import NodeRecord, sign_record
 from swarm.mesh.saved import Saved
 from swarm.mesh.table import Held, Table
-from swarm.net.message import Message
-from swarm.net.nodeid import short_id
+from swarm.net.channel.message import Message
+from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 from tests.swarm.mesh.field import MODEL, REF, Field, invite_of, kill, kill_tasks, until
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.errors import PeerError
-from swarm.identity import Identity
+from swarm.base.errors import PeerError
+from swarm.base.nodeid import NodeId
 from swarm.mesh.admission import FOUNDER_PROOF, MAX_DEPTH, extend_proof
 from swarm.mesh.hello import Hello, answer_hello, hello_message, invited, parse_hello_untrusted, parse_welcome_untrusted
 from swarm.mesh.invite import Invite, make_invite, parse_invite_untrusted, qr_text, read_token_untrusted, token_parts
-from swarm.mesh.membership import InviteError, Ledger, Membership, Token, check_token, say_ago
-from swarm.net.nodeid import NodeId
+from swarm.mesh.membership import InviteError, InviteToken, Ledger, Membership, check_token, say_ago
+from swarm.net.identity import Identity
 from tests.swarm.mesh.make import ANN, BOB, EVE, MEMBERSHIP, MODEL, NOW
 
 PEOPLE = {person.id: person for person in (ANN, BOB, EVE)}
@@ -119,7 +119,7 @@ def test_a_valid_invite_admits_and_hands_over_membership() -> None:
             act()
 
 
-def guest_token() -> Token:
+def guest_token() -> InviteToken:
     return MEMBERSHIP.issue(NOW + 60, role="guest")
 
 
@@ -150,7 +150,7 @@ def test_a_guest_that_signs_for_itself_or_others_opens_nothing() -> None:
     assert not MEMBERSHIP.proves(EVE.id, forged)
     out_of_thin_air = extend_proof(FOUNDER_PROOF, BOB, MEMBERSHIP.swarm, EVE.id, "node", 0, ())
     assert not MEMBERSHIP.proves(EVE.id, out_of_thin_air)
-    token = Token(bytes(8), NOW + 60, "node", False, BOB.id, guest.proof, b"")
+    token = InviteToken(bytes(8), NOW + 60, "node", False, BOB.id, guest.proof, b"")
     for chain in (guest.proof, FOUNDER_PROOF, b""):
         made = replace(token, chain=chain)
         made = replace(made, signature=BOB.sign(made.signed_part(MEMBERSHIP.swarm)))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
 from swarm.mesh.lan import LanNode, announce, find, parse_txt_untrusted, txt_of
 from tests.swarm.mesh.make import ANN, BOB, MEMBERSHIP, MODEL
 

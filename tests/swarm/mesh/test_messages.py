@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
 from swarm.mesh.action import SendDelta
 from swarm.mesh.messages import (
     DELTA,
@@ -28,7 +28,7 @@ from swarm.mesh.messages import (
 )
 from swarm.mesh.state import Suspicion
 from swarm.mesh.table import DIGEST_BYTES, Held
-from swarm.net.message import Message
+from swarm.net.channel.message import Message
 from tests.swarm.mesh.make import ANN, BOB, MEMBERSHIP, NOW, signed
 
 u64 = st.integers(0, 2**64 - 1)

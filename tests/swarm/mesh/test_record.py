@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
 from swarm.mesh.record import (
     CONTEXT,
     MAX_RECORD_BYTES,

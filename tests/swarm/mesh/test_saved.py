@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 from swarm.mesh.membership import Ledger, Membership
 from swarm.mesh.saved import PEERS_FILE, Saved, load, save
 from tests.swarm.mesh.make import ANN, BOB, EVE, MEMBERSHIP, MODEL, NOW

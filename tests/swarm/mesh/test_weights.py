@@ -12,22 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from swarm.errors import ModelError, PeerError
-from swarm.events import Event, Notice, Progress
-from swarm.identity import Identity
+from swarm.base.errors import ModelError, PeerError
+from swarm.base.events import Event, Notice, Progress
 from swarm.mesh import weights
 from swarm.mesh.weights import WeightsServer
 from swarm.mesh.weights_fetch import fetch_blobs, fetch_manifest
-from swarm.model.blobs import CHUNK, Blob, TensorSink, Wanted
-from swarm.model.manifest import Manifest, TensorEntry
-from swarm.net.message import Message
+from swarm.model.files.blobs import CHUNK, Blob, TensorSink, WantedBlob
+from swarm.model.files.manifest import Manifest, TensorEntry
+from swarm.net.channel.message import Message
+from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 
 SIZES = (3 * CHUNK + 77, CHUNK, 500, 2 * CHUNK)
 CONTENT = [os.urandom(size) for size in SIZES]
 DATA = {hashlib.sha256(data).hexdigest(): data for data in CONTENT}
-WANTED = [Wanted(digest, len(data), len(data)) for digest, data in DATA.items()]
+WANTED = [WantedBlob(digest, len(data), len(data)) for digest, data in DATA.items()]
 CONFIG = {"num_hidden_layers": 1, "hidden_size": 8, "vocab_size": 9}
 MANIFEST = Manifest(
     "m", CONFIG, tuple(TensorEntry(f"t{i}", (1,), "F32", len(d), h) for i, (h, d) in enumerate(DATA.items()))

@@ -12,7 +12,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swarm.errors import ModelError
+from swarm.base.errors import ModelError
 from swarm.model.attention import JobPlan, attend, visible_slots
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Commits, Layout, Rows, no_commits

@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 from swarm.model.block import load_block
 from swarm.model.device import choose_device, describe, free_bytes, usable_cores
 from swarm.model.dtype import choose_dtype, computes_bfloat16, dtype_name

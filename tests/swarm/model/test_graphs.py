@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from swarm.events import Event, Notice
+from swarm.base.events import Event, Notice
 from swarm.model.block import Block, Job, load_block
 from swarm.model.graphs import GraphedBlock, graphed
 from swarm.model.kvcache import KVPool

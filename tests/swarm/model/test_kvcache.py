@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from swarm.errors import BusyError
+from swarm.base.errors import BusyError
 from swarm.model.kvcache import SPARE, KVPool, KVShape
 from swarm.model.rows import Commits, Layout, no_commits
 

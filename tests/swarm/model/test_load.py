@@ -13,13 +13,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from swarm.errors import ModelError
-from swarm.events import Event, Progress, silent
+from swarm.base.errors import ModelError
+from swarm.base.events import Event, Progress, silent
 from swarm.model.block import load_block
+from swarm.model.files.manifest import Manifest, layer_of
+from swarm.model.files.store import ModelStore
 from swarm.model.load import load_layers
-from swarm.model.manifest import Manifest, layer_of
 from swarm.model.prune import inner_model
-from swarm.model.store import ModelStore
 from tests.swarm.model.tiny import CPU, FAMILIES, MemoryCheckpoint, random_model, tiny_config
 
 
@@ -161,7 +161,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 from swarm.model.block import load_block
 from swarm.model.load import load_layers
-from swarm.model.local import open_folder
+from swarm.model.files.local import open_folder
 
 def mine():
     # Private memory of the process, and what it has mapped of the model's files.

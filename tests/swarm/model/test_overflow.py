@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from swarm.errors import BusyError
+from swarm.base.errors import BusyError
 from swarm.model.block import Block, Job, load_block
 from swarm.model.kvcache import KVPool
 from swarm.model.overflow import SplitBlock, SplitPool

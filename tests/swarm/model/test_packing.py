@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from swarm.config import DEFAULT_MODEL
-from swarm.errors import UsageError
+from swarm.base.config import DEFAULT_MODEL
+from swarm.base.errors import UsageError
+from swarm.discovery.model_shape import held_bytes, model_shape
 from swarm.model.block import Block, load_block
-from swarm.model.checkpoint import Checkpoint
+from swarm.model.files.checkpoint import Checkpoint
+from swarm.model.files.store import ModelStore
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
 from swarm.model.packing import PACKED, choose_weights
@@ -20,9 +22,7 @@ from swarm.model.quant.matrix import dense
 from swarm.model.quant.modules import PackedEmbedding, PackedLinear
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, no_commits
-from swarm.model.store import ModelStore
-from swarm.ring.replay import certain_rows
-from swarm.shape import held_bytes, model_shape
+from swarm.ring.certain_rows import certain_rows
 
 CPU = torch.device("cpu")
 TOKENS = [504, 2644, 282, 4649, 314, 3575, 28, 284, 260, 2644, 282, 5790, 314]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from swarm.errors import ModelError
+from swarm.base.errors import ModelError
 from swarm.model.quant.formats import _HALVES, Format, find_format
 from swarm.model.quant.matrix import PackedMatrix, StoredMatrix, dense, hold
 from swarm.model.quant.native import ISAS, Library, library

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swarm.errors import UsageError
+from swarm.base.errors import UsageError
 from swarm.model.sampler import Sampling, filtered, gumbel, pick
 
 LOGITS = hnp.arrays(

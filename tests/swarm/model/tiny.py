@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from swarm.model.block import Block, Job, load_block
+from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.kvcache import KVPool, SessionKV
-from swarm.model.manifest import Manifest, TensorEntry
 from swarm.model.rows import Commits, Layout, Rows, check_untrusted
 
 VOCAB = 97

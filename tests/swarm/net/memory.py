@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from swarm.identity import Identity
-from swarm.net.channel import Channel
-from swarm.net.handshake import Established
-from swarm.net.limits import Limits
-from swarm.net.message import Envelope, Message
+from swarm.net.channel.channel import Channel
+from swarm.net.channel.handshake import Established
+from swarm.net.channel.limits import ChannelLimits
+from swarm.net.channel.message import Envelope, Message
+from swarm.net.identity import Identity
 
 LEFT, RIGHT = Identity.from_seed(bytes(32)), Identity.from_seed(bytes([1]) * 32)
 
@@ -81,9 +81,9 @@ class End:
             data = data[size:]
 
 
-def joined(limits: Limits | None = None) -> tuple[End, End]:
+def joined(limits: ChannelLimits | None = None) -> tuple[End, End]:
     """Two ends that share keys."""
-    limits = limits or Limits()
+    limits = limits or ChannelLimits()
     keys = bytes(range(32)), bytes(range(32, 64))
     sides = []
     for mine, (send, receive) in ((RIGHT, keys), (LEFT, keys[::-1])):

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.errors import PeerError
-from swarm.net import dial, sockets
-from swarm.net.address import Address
+from swarm.base.address import Address
+from swarm.base.errors import PeerError
+from swarm.net import dial
+from swarm.net.channel import sockets
+from swarm.net.channel.sockets import CONGESTION, UNSENT_BYTES, listening_socket, tune
 from swarm.net.dial import connect, in_turn
-from swarm.net.sockets import CONGESTION, UNSENT_BYTES, listening_socket, tune
 
 SIX, FOUR, OTHER = ("2001:db8::1", 1), ("192.0.2.1", 1), ("192.0.2.2", 1)
 

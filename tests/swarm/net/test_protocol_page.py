@@ -8,12 +8,12 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from swarm.identity import Identity
-from swarm.net.handshake import CONTEXT, MAGIC, PREAMBLE, VERSION, ChannelKeys, Handshake
-from swarm.net.message import Message
-from swarm.net.noise import NoiseXX
+from swarm.net.channel.handshake import CONTEXT, MAGIC, PREAMBLE, VERSION, ChannelKeys, Handshake
+from swarm.net.channel.message import Message
+from swarm.net.channel.noise import NoiseXX
+from swarm.net.channel.record import Opener
+from swarm.net.identity import Identity
 from swarm.net.peer import Peer
-from swarm.net.record import Opener
 from swarm.net.switchboard import Switchboard
 from tests.swarm.net.second import SecondNode
 

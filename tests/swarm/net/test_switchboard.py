@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from swarm.errors import BusyError, ModelError, PeerError, RunError, UsageError
-from swarm.identity import Identity
-from swarm.net.address import Address
-from swarm.net.limits import Limits
-from swarm.net.message import Message
+from swarm.base.address import Address
+from swarm.base.errors import BusyError, ModelError, PeerError, RunError, UsageError
+from swarm.net.channel.limits import ChannelLimits
+from swarm.net.channel.message import Message
+from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 
@@ -207,7 +207,7 @@ async def test_a_handler_that_is_behind_slows_the_sender_down_and_nothing_is_los
         if len(got) == 60:
             complete.set()
 
-    small = Limits(inbox_bytes=1 << 20, queue_bytes=1 << 20)
+    small = ChannelLimits(inbox_bytes=1 << 20, queue_bytes=1 << 20)
     a, b = Identity.generate(), Identity.generate()
     async with Switchboard(a, {"m": slow}, small) as left, Switchboard(b, {}, small) as right:
         peer = await right.peer(a.id, [await left.listen("127.0.0.1", 0)])
@@ -235,7 +235,7 @@ async def test_a_handler_that_is_behind_slows_the_sender_down_and_nothing_is_los
 async def test_a_silent_peer_is_closed_and_its_calls_fail() -> None:
     """The line goes dead without a FIN: a proxy in between stops forwarding."""
     dead = asyncio.Event()
-    quick = Limits(heartbeat_seconds=0.05, silence_seconds=0.3)
+    quick = ChannelLimits(heartbeat_seconds=0.05, silence_seconds=0.3)
     a, b = Identity.generate(), Identity.generate()
     async with Switchboard(a, {"echo": _echo}, quick) as left, Switchboard(b, {}, quick) as right:
         target = await left.listen("127.0.0.1", 0)
@@ -285,7 +285,7 @@ async def test_refused_and_surplus_nodes_are_told_why() -> None:
     a, b, c, banned = (Identity.generate() for _ in range(4))
     refuse = lambda node: "revoked key" if node == banned.id else None  # noqa: E731
     async with contextlib.AsyncExitStack() as stack:
-        left = await stack.enter_async_context(Switchboard(a, limits=Limits(peers=1), refuse=refuse))
+        left = await stack.enter_async_context(Switchboard(a, limits=ChannelLimits(peers=1), refuse=refuse))
         address = await left.listen("127.0.0.1", 0)
         boards = [await stack.enter_async_context(Switchboard(node)) for node in (banned, b, c)]
         turned_away = await boards[0].peer(a.id, [address])

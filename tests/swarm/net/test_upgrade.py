@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from swarm.errors import PeerError
-from swarm.identity import Identity
-from swarm.net.channel import Channel
+from swarm.base.errors import PeerError
+from swarm.net.channel.channel import Channel
+from swarm.net.channel.message import Message
 from swarm.net.dial import connect
-from swarm.net.message import Message
+from swarm.net.identity import Identity
 from swarm.net.peer import Peer
-from swarm.net.race import Race
-from swarm.net.reach import Reach
 from swarm.net.switchboard import Switchboard
-from tests.swarm.net.test_reach import NO_PUNCH, Three, three
+from swarm.net.traversal.race import Race
+from swarm.net.traversal.reach import Reach
+from tests.swarm.net.traversal.test_reach import NO_PUNCH, Three, three
 
 AGAIN = replace(NO_PUNCH, upgrade_after=(0.05,) * 100, upgrade_busy=0.01)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from receipts.recompute import default_limit, limits_untrusted
-from swarm.model.store import DEFAULT_MODEL
+from receipts.check.recompute import default_limit, limits_untrusted
+from swarm.model.files.store import DEFAULT_MODEL
 from swarm.recheck.calibrate import SETTINGS
 from swarm.recheck.limits import limit_of, load_limits
 

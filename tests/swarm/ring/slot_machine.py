@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from draft.base import ROOT, Child, DraftStep, Expansion
 from swarm.model.rows import Layout, check_untrusted
-from swarm.ring.speculate import PlannedFrame
+from swarm.run.speculation import PlannedFrame
 
 VOCAB = 11
 Path = tuple[int, ...]

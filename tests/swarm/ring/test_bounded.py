@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from draft.lm import LmDrafter
-from swarm.drafters import MOST_IDLE, Drafters
-from swarm.ring.facts import Drafting
-from swarm.ring.openings import MOST_KNOWN, Quota
-from swarm.ring.prefix import MOST_KEPT, KeptRun, PrefixCache
+from swarm.client.drafters import MOST_IDLE, Drafters
+from swarm.ring.opening_limits import MOST_KNOWN, Quota
+from swarm.run.learned_costs import Drafting
+from swarm.run.prefix_cache import MOST_KEPT, KeptRun, PrefixCache
 
 
 def test_of_many_closed_runs_the_newest_are_kept_and_none_beyond_its_time() -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
-from swarm.net.message import Message
+from swarm.net.channel.message import Message
+from swarm.ring.certain_rows import certain_rows
 from swarm.ring.frame import Answer, Frame
-from swarm.ring.link import RingLink
-from swarm.ring.opening import OpenRun, StagePlan, Word
-from swarm.ring.replay import certain_rows
-from swarm.ring.session import StageSession
+from swarm.ring.opening import OpenRun, RingSignal, StagePlan
+from swarm.run.ring_client import RingLink
+from swarm.stage.session import StageSession
 
 RUN = bytes(16)
 
@@ -37,7 +37,7 @@ async def test_an_answer_of_another_epoch_is_ignored(epoch: int) -> None:
     link = RingLink(nobody, opening(1))
     link.take_answer(answer(epoch), Message("ring.answer", {}))
     for do in ("lost", "leave", "opened"):
-        link.take_word(Word(do, RUN, epoch, stage=1, reason="late"))
+        link.take_word(RingSignal(do, RUN, epoch, stage=1, reason="late"))
     link.take_end({"epoch": epoch, "do": "closed"})
     assert not link.answers and not link.losses and not link.wake.is_set()
     link.take_answer(answer(1), Message("ring.answer", {}))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
 from swarm.model.rows import Commits, Layout, Rows, check_untrusted
-from swarm.net.message import Message
+from swarm.net.channel.message import Message
 from swarm.ring.frame import (
     Answer,
     Frame,

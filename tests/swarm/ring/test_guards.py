@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swarm.errors import BusyError, PeerError
+from swarm.base.errors import BusyError, PeerError
 from swarm.model.rows import Commits, Layout, Rows, check_untrusted, no_commits
 from swarm.model.sampler import Sampling
-from swarm.ring.admit import StageLimits, check_room
-from swarm.ring.control import Controller, Costs, Setting
+from swarm.planner.costs import Costs
+from swarm.ring.certain_rows import certain_rows
 from swarm.ring.frame import (
     Answer,
     Frame,
@@ -25,10 +25,11 @@ from swarm.ring.frame import (
     parse_frame_untrusted,
 )
 from swarm.ring.opening import OpenRun, StagePlan
-from swarm.ring.register import Register
-from swarm.ring.replay import certain_rows
-from swarm.ring.session import Arrived, StageSession
-from swarm.ring.speculate import Ending, Speculation
+from swarm.run.controller import Controller, Setting
+from swarm.run.speculation import Speculation, StopRule
+from swarm.stage.admission import StageLimits, check_room
+from swarm.stage.session import Arrived, StageSession
+from swarm.stage.sessions import Register
 
 LAYOUT = Layout(8, 64)
 RUN = bytes(16)
@@ -153,7 +154,7 @@ class _Closable:
 
 
 def test_rows_in_flight_that_are_never_lowered() -> None:
-    core = Speculation(list(range(1, 40)), LAYOUT, Ending(8), Controller(Costs(), Setting("plain")), chunk=10)
+    core = Speculation(list(range(1, 40)), LAYOUT, StopRule(8), Controller(Costs(), Setting("plain")), chunk=10)
     sent = []
     while (planned := core.next_frame(0.0)) is not None:
         sent.append(planned)
@@ -174,7 +175,7 @@ def test_a_prompt_of_20000_tokens_is_never_wholly_in_flight(eased: bool) -> None
     """At the shipped bounds of a stage, which lets 16,384 rows and 256 frames wait."""
     limits, prompt = StageLimits(), list(range(1, 22_001))
     layout = Layout(0, 22_528)
-    core = Speculation(prompt, layout, Ending(4), Controller(Costs(), Setting("plain")))
+    core = Speculation(prompt, layout, StopRule(4), Controller(Costs(), Setting("plain")))
     waiting: list[Frame] = []
     stage = replace(session(), opening=replace(session().opening, layout=layout))
     placed, now, most = 0, 0.0, 0

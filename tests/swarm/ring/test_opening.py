@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.errors import PeerError
+from swarm.base.errors import PeerError
 from swarm.model.rows import Layout
 from swarm.model.sampler import Sampling
 from swarm.ring.opening import (
     OpenRun,
+    RingSignal,
     StagePlan,
-    Word,
     encode_open,
     encode_word,
     parse_open_untrusted,
@@ -80,5 +80,5 @@ def test_plans_with_gaps_or_nonsense_are_refused(stages: list[object]) -> None:
 
 
 def test_news_survives_its_bytes() -> None:
-    word = Word("opened", b"r" * 16, 1, ({"device": "cpu"},), b"n" * 32, True, 2, "because", {"accepts": [b"x"]})
+    word = RingSignal("opened", b"r" * 16, 1, ({"device": "cpu"},), b"n" * 32, True, 2, "because", {"accepts": [b"x"]})
     assert parse_word_untrusted(msgpack.unpackb(msgpack.packb(encode_word(word).header))) == word

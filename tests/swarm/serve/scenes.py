@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from swarm.ring.run import StageInfo
+from swarm.run.api import StageInfo
 from tests.swarm.serve.tiny import TinyManifest
 
 MANIFEST = TinyManifest(model="smollm2-135m-instruct", n_layers=30, context=8192)

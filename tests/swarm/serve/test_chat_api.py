@@ -8,7 +8,7 @@ import json
 import openai
 import pytest
 
-from swarm.errors import BusyError, CoverageError, RunError
+from swarm.base.errors import BusyError, CoverageError, RunError
 from tests.swarm.serve.conftest import Serve, Served
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -191,7 +191,7 @@ async def test_html_in_an_answer_stays_text(chromium: Browser, serve: Serve, bac
 async def test_an_error_is_said_where_the_answer_would_be(
     chromium: Browser, serve: Serve, backend: TinyBackend
 ) -> None:
-    from swarm.errors import RunError
+    from swarm.base.errors import RunError
 
     backend.fail, backend.fail_after = RunError("no other route to layers 22-29"), 3
     async with serve() as served, look(chromium, served, "chat") as page:

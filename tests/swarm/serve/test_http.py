@@ -13,8 +13,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from receipts.verify import verify
-from swarm.errors import UsageError
+from receipts.check.verify import verify
+from swarm.base.errors import UsageError
 from swarm.serve.keys import find_user, load_keys
 from tests.swarm.serve.conftest import Serve, Served
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import aiohttp
 
-from swarm.identity import Identity
+from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 from swarm.serve.nodeview import node_view
 from tests.swarm.serve import scenes

@@ -15,15 +15,15 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from receipts.verify import verify
-from swarm.config import MemberConfig
-from swarm.errors import CoverageError
-from swarm.local import LocalRing, LocalSwarm, local_ring
-from swarm.requester import Requester, RequesterConfig
-from swarm.ring.run import RunRequest
-from swarm.rules import RouteRules
+from receipts.check.verify import verify
+from swarm.base.config import MemberConfig
+from swarm.base.errors import CoverageError
+from swarm.client.client import Requester, RequesterConfig
+from swarm.client.route_policy import RouteRules
+from swarm.run.api import RunRequest
 from swarm.serve.config import GatewayConfig
 from swarm.serve.gateway import gateway
+from swarm.testbed.cluster import LocalRing, LocalSwarm, local_ring
 from tests.swarm.serve.conftest import Served
 from tests.swarm.serve.tiny import TinyBackend, tiny_model, tiny_tokenizer
 

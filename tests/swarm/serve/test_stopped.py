@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from swarm.local import LocalSwarm, local_ring
+from swarm.testbed.cluster import LocalSwarm, local_ring
 from tests.swarm.serve.tiny import tiny_model, tiny_tokenizer
 
 STREAMS = 6

@@ -16,21 +16,21 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
-from receipts.document import secrets_untrusted
-from receipts.verify import verify
-from swarm.chat import ChatConfig, chat
-from swarm.chat_view import PlainScreen
-from swarm.config import MemberConfig
-from swarm.errors import ModelError, UsageError
-from swarm.local import LocalRing, LocalSwarm, local_ring
-from swarm.model.generation import generation_defaults
+from receipts.check.verify import verify
+from receipts.format.document import secrets_untrusted
+from swarm.base.config import MemberConfig
+from swarm.base.errors import ModelError, UsageError
+from swarm.client.client import Requester, RequesterConfig
+from swarm.model.files.generation_config import generation_defaults
+from swarm.model.files.store import ModelStore
 from swarm.model.sampler import Sampling
-from swarm.model.store import ModelStore
 from swarm.recheck.check import CheckConfig, check
-from swarm.requester import Requester, RequesterConfig
-from swarm.ring.run import RunRequest
+from swarm.run.api import RunRequest
 from swarm.serve.config import GatewayConfig
 from swarm.serve.gateway import gateway
+from swarm.terminal.chat import ChatConfig, chat
+from swarm.terminal.chat_screen import PlainScreen
+from swarm.testbed.cluster import LocalRing, LocalSwarm, local_ring
 from tests.swarm.serve.conftest import Served
 from tests.swarm.serve.spoken import save_spoken
 from tests.swarm.serve.tiny import TinyBackend

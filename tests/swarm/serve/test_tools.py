@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.ring.run import Special
+from swarm.run.api import Special
 from swarm.serve.tools import ToolCall, ToolSplitter
 
 NAMES = frozenset({"add", "look"})

@@ -15,12 +15,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from swarm.errors import SwarmError
+from swarm.base.errors import SwarmError
 from swarm.model.sampler import pick
-from swarm.model.spelling import special_tokens
-from swarm.model.template import NEW_ANSWER, TemplateRenderer, Turn
-from swarm.ring.run import Committed, Finished, Opened, Recovering, RunEvent, RunRequest, RunResult, StageInfo
-from swarm.ring.text import TextStream
+from swarm.model.text.spelling import special_tokens
+from swarm.model.text.template import NEW_ANSWER, TemplateRenderer, Turn
+from swarm.run.api import CommittedTokens, Finished, Recovering, RingOpened, RunEvent, RunRequest, RunResult, StageInfo
+from swarm.run.detokenizer import TextStream
 
 TEMPLATE = (
     "{%- if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
@@ -142,7 +142,7 @@ class TinyBackend:
             if self.fail is not None and not self.fail_after:
                 raise self.fail
             run_id = f"run{next(self._ids)}"
-            yield Opened(run_id, self.ring)
+            yield RingOpened(run_id, self.ring)
             async for event in self._answer(request, run_id):
                 yield event
         except (asyncio.CancelledError, GeneratorExit):
@@ -180,14 +180,14 @@ class TinyBackend:
             tokens.append(drawn.token)
             logprobs = ((drawn.logprob, drawn.top),) if request.sampling.logprobs else ()
             text = stream.feed(drawn.token) + "x" * self.flood
-            yield Committed((drawn.token,), text, (len(tokens) % 2 == 0,), logprobs, stream.take_pieces())
+            yield CommittedTokens((drawn.token,), text, (len(tokens) % 2 == 0,), logprobs, stream.take_pieces())
             self.on_token(len(tokens))
             if stream.stopped:
                 finish = "stop"
                 break
         rest = stream.finish()
         if rest:
-            yield Committed((), rest, ())
+            yield CommittedTokens((), rest, ())
         seconds = max(time.monotonic() - started, 1e-6)
         if self.incomplete:
             finish = "swarm_incomplete"

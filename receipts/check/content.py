@@ -1,0 +1,201 @@
+"""What a run said and what it said it on: disclosed values, tokens, times, hardware, witnesses, as claims."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from receipts.check.checks import ms
+from receipts.check.run import ReceiptRun
+from receipts.check.verdict import Claim, Disclosed, Standing
+from receipts.format.errors import ReceiptError, Refusal
+from receipts.format.opening import Accept
+from receipts.format.salt import Secret
+from receipts.record.tail import Drawn
+
+_WRONG = {"prompt": Refusal.PROMPT, "tokens": Refusal.TOKENS, "text": Refusal.TEXT}
+MAX_TOKEN = 2**31
+MAX_POSITION = 2**32
+# Tail and requester measure the same span on their own clocks; a slow link shifts it by its jitter, not by this.
+SPAN_SLACK_US = 250_000
+SPAN_BROKEN_US = 5_000_000
+
+
+def check_disclosed(run: ReceiptRun, secrets: Sequence[Secret]) -> Disclosed:
+    """Each disclosed value is the one whose salted digest was signed."""
+    signed = _signed_digests(run)
+    prompt: tuple[int, ...] | None = None
+    tokens: Drawn | None = None
+    text: str | None = None
+    plain: dict[str, Secret] = {}
+    for secret in secrets:
+        if secret.digest not in signed[secret.name]:
+            refusal = _WRONG.get(secret.name, Refusal.DISCLOSURE)
+            raise ReceiptError(refusal, f"the disclosed {secret.name} is not the one whose digest was signed")
+        if secret.name == "prompt":
+            prompt = _numbers(secret.value, "prompt")
+            if len(prompt) != run.order.prompt_tokens:
+                raise ReceiptError(Refusal.PROMPT, f"{len(prompt)} tokens, the order says {run.order.prompt_tokens}")
+        elif secret.name == "tokens":
+            tokens = _drawn(run, secret.value)
+        elif not isinstance(secret.value, str):
+            raise ReceiptError(Refusal.SHAPE, f"the disclosed {secret.name} is not text")
+        elif secret.name == "text":
+            text = secret.value
+        else:
+            plain[secret.digest] = secret
+    return Disclosed(prompt, tokens, text, plain)
+
+
+def _signed_digests(run: ReceiptRun) -> dict[str, set[str]]:
+    observed = {edge.observed for epoch in run.epochs for edge in epoch.edges.values()}
+    for witness in run.witnesses:
+        observed |= {body.observed for body in (witness.order, witness.closed) if body is not None}
+    uuids = {accept.hardware.uuid for epoch in run.epochs for accept in epoch.accepts.values()}
+    return {
+        "prompt": {run.order.prompt},
+        "tokens": {run.close.tokens},
+        "text": {run.close.text},
+        "address": {digest for digest in observed if digest is not None},
+        "uuid": {digest for digest in uuids if digest is not None},
+    }
+
+
+def _numbers(value: Any, what: str, limit: int = MAX_TOKEN) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < limit for item in value):
+        raise ReceiptError(Refusal.SHAPE, f"the disclosed {what} is not a list of integers")
+    return tuple(value)
+
+
+def _drawn(run: ReceiptRun, value: Any) -> Drawn:
+    if not isinstance(value, dict) or value.keys() != {"first", "tokens", "margins_ppm"}:
+        raise ReceiptError(Refusal.SHAPE, "the disclosed tokens have other fields than first, tokens, margins_ppm")
+    drawn = Drawn(value["first"], _numbers(value["tokens"], "tokens"), _numbers(value["margins_ppm"], "margins", 2**53))
+    if len(drawn.tokens) != len(drawn.margins_ppm) or len(drawn.tokens) != run.close.new_tokens:
+        raise ReceiptError(Refusal.TOKENS, f"{len(drawn.tokens)} tokens, the close says {run.close.new_tokens}")
+    if drawn.first != run.close.first_position:
+        raise ReceiptError(Refusal.TOKENS, f"tokens begin at {drawn.first}, the close says {run.close.first_position}")
+    return drawn
+
+
+def check_tokens(run: ReceiptRun, disclosed: Disclosed, token_salt: bytes | None) -> list[Claim]:
+    """The tails drew what the requester says was drawn, position by position."""
+    close, order = run.close, run.order
+    if close.first_position != order.prompt_tokens:
+        raise ReceiptError(Refusal.TOKENS, f"tokens begin at {close.first_position} after {order.prompt_tokens}")
+    if close.first_position + close.new_tokens > MAX_POSITION:
+        raise ReceiptError(Refusal.TOKENS, f"tokens up to position {close.first_position + close.new_tokens}")
+    if close.new_tokens > order.max_tokens:
+        raise ReceiptError(Refusal.TOKENS, f"{close.new_tokens} tokens, the order allows {order.max_tokens}")
+    until = close.first_position + close.new_tokens
+    checked = covered = 0
+    for epoch, following in zip(run.epochs, [*run.epochs[1:], None], strict=True):
+        tail = epoch.tail
+        if tail is None:
+            continue
+        label = f"tail of epoch {epoch.number}"
+        if tail.first != epoch.first_position:
+            raise ReceiptError(Refusal.TOKENS, f"{label}: begins at {tail.first}, its plan at {epoch.first_position}")
+        stop = following.first_position if following is not None else until
+        if following is None and epoch.closed and tail.first + tail.count != until:
+            raise ReceiptError(Refusal.TOKENS, f"{label}: accounts for {tail.count} tokens up to {until}")
+        if tail.first + tail.count > stop:
+            raise ReceiptError(
+                Refusal.TOKENS, f"{label}: claims positions up to {tail.first + tail.count}, the next begins at {stop}"
+            )
+        covered += tail.count
+        if disclosed.tokens is not None and token_salt is not None:
+            part = disclosed.tokens.between(tail.first, tail.first + tail.count)
+            if part.root(token_salt) != tail.root:
+                raise ReceiptError(Refusal.TOKENS, f"{label}: drew other tokens than the requester's list")
+            checked += tail.count
+    if order.own_layers:
+        shown = "" if disclosed.tokens is not None else ", not disclosed"
+        text = f"{close.new_tokens} tokens{shown}, by the requester alone: it drew them behind its own layers"
+        return [Claim(Standing.CLAIMED, "tokens", text)]
+    return [_token_claim(close.new_tokens, covered, checked, disclosed)]
+
+
+def _token_claim(count: int, covered: int, checked: int, disclosed: Disclosed) -> Claim:
+    if disclosed.tokens is None:
+        return Claim(Standing.NOT_CHECKED, "tokens", f"{count} tokens, not disclosed; the tail accounts for {covered}")
+    if checked == count:
+        return Claim(Standing.COSIGNED, "tokens", f"{count}/{count} tokens by tail and requester")
+    text = f"{checked}/{count} tokens by tail and requester, the rest by the requester alone"
+    return Claim(Standing.CLAIMED, "tokens", text)
+
+
+def check_times(run: ReceiptRun) -> list[Claim]:
+    """Times of the requester are in order, and its speed is one that the tail's own clock allows."""
+    close = run.close
+    if not close.first_token_us <= close.last_token_us <= close.elapsed_us:
+        raise ReceiptError(Refusal.TIMES, "first token, last token and end are not in this order")
+    span = close.last_token_us - close.first_token_us
+    count = close.new_tokens
+    seconds = max(close.elapsed_us, 1) / 1e6
+    text = f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s"
+    tail = run.last.tail
+    if count < 2 or tail is None or tail.count != count:
+        return [Claim(Standing.CLAIMED, "speed", text)]
+    if 2 * span + SPAN_BROKEN_US < tail.span_us:
+        raise ReceiptError(
+            Refusal.TIMES, f"requester says {ms(span)} ms from first token to last, the tail {ms(tail.span_us)} ms"
+        )
+    agree = abs(span - tail.span_us) <= SPAN_SLACK_US + max(span, tail.span_us) // 10
+    text += f" (first to last: requester {ms(span)} ms, tail {ms(tail.span_us)} ms)"
+    return [Claim(Standing.COSIGNED if agree else Standing.CLAIMED, "speed", text)]
+
+
+def output_claim(disclosed: Disclosed, tied: bool = False) -> Claim:
+    """What is known of the text. `tied`: its tokens were decoded to it here.
+
+    No digest of the text is said: one without a salt would let anybody confirm a guess at a short answer.
+    """
+    if disclosed.text is None:
+        return Claim(Standing.NOT_CHECKED, "output", "text not disclosed")
+    if tied:
+        return Claim(Standing.PROVEN, "output", "the tokens decode to the text")
+    return Claim(Standing.CLAIMED, "output", "the text is the requester's word: only --replay decodes the tokens to it")
+
+
+def hardware_claims(run: ReceiptRun) -> list[Claim]:
+    """What each node says it is: nothing here is checked, whoever signed it."""
+    claims = []
+    for node in run.nodes():
+        accept = next((epoch.accepts[node] for epoch in reversed(run.epochs) if node in epoch.accepts), None)
+        if accept is None:
+            continue
+        claims.append(Claim(Standing.CLAIMED, "hardware", _device(accept), node))
+        text = f"{accept.software.name} {accept.software.version} {accept.software.digest[:12]}"
+        claims.append(Claim(Standing.CLAIMED, "software", text, node))
+    return claims
+
+
+def _device(accept: Accept) -> str:
+    hardware = accept.hardware
+    speed = hardware.us_per_layer.get("1")
+    text = f"{hardware.device}, {hardware.memory_bytes / 2**30:.1f} GiB, {hardware.cores} cores"
+    return text + (f", {ms(speed)} ms per layer" if speed is not None else "")
+
+
+def outcome_claim(run: ReceiptRun) -> Claim:
+    return Claim(Standing.CLAIMED, "outcome", f"{run.close.outcome} ({run.close.finish_reason})")
+
+
+def draft_claim(run: ReceiptRun) -> Claim:
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(run.close.draft.items()))
+    return Claim(Standing.CLAIMED, "draft", f"{run.close.speculation}, {run.close.drafter}: {counts}")
+
+
+def witness_claims(run: ReceiptRun, trusted: Collection[str]) -> list[Claim]:
+    """A witness says when it saw order and close. Who it is, only a trust file tells."""
+    claims = []
+    for witness in run.witnesses:
+        if witness.closed is None:
+            text = "saw the order, not the close"
+        else:
+            apart = witness.closed.close_seen_us - witness.closed.order_seen_us
+            text = f"saw order and close {apart / 1e6:.2f} s apart"
+        known = "a trusted key" if witness.key in trusted else "a key that is not in a trust file"
+        claims.append(Claim(Standing.WITNESSED, "witness", f"{text} ({known})", witness.key))
+    return claims

@@ -1,0 +1,130 @@
+"""Statements made when a ring opens: the requester's order, each stage's accept, and a new plan after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from receipts.format.codec import Count, Digest, Hex, Key, Many, Micros, Name, Range, Text
+
+Ppm = Annotated[int, Range(0, 1_000_000_000_000)]
+Position = Annotated[int, Range(0, 2**32 - 1)]
+Epoch = Annotated[int, Range(0, 255)]
+Layer = Annotated[int, Range(0, 4096)]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is to be run. `manifest` is the digest of the model's manifest, `layers` how many it has."""
+
+    name: Name
+    manifest: Digest
+    layers: Annotated[int, Range(1, 4096)]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How tokens are drawn; ratios in parts per million, the seed as 16 hex digits (it may exceed 2^53)."""
+
+    temperature_ppm: Ppm = 0
+    top_p_ppm: Ppm = 1_000_000
+    top_k: Count = 0
+    min_p_ppm: Ppm = 0
+    repetition_penalty_ppm: Ppm = 1_000_000
+    seed: Annotated[str, Hex(8)] = "0" * 16
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """Layers [first, last) at one node."""
+
+    node: Key
+    first: Layer
+    last: Layer
+
+
+Plan = Annotated[tuple[PlannedStage, ...], Many(1, 128)]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The requester asks for one run. Signed before anything is computed."""
+
+    kind: ClassVar[str] = "order"
+    nonce: Digest
+    time_us: Micros
+    """Unix time in microseconds, by the requester's clock."""
+    model: Model
+    dtype: Name
+    """What the stages compute in."""
+    wire: Name
+    """What hidden rows are sent as."""
+    sampler: Sampler
+    prompt: Digest
+    """Salted digest of the list of prompt token ids."""
+    prompt_tokens: Count
+    max_tokens: Count
+    own_layers: Layer
+    """Layers that the requester computes itself at either end of the model; 0: none, the plan covers all."""
+    plan: Plan
+    previous_receipt: Digest | None
+    """SHA-256 of the requester's previous receipt file."""
+
+
+@dataclass(frozen=True)
+class Replan:
+    """After a failure the requester sets a new plan: epoch `epoch` draws its first token at `position`."""
+
+    kind: ClassVar[str] = "replan"
+    epoch: Epoch
+    time_us: Micros
+    position: Position
+    lost: Annotated[tuple[Key, ...], Many(0, 128)]
+    """Nodes of the epoch before that no longer answer."""
+    reason: Name
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Software:
+    """The program that a node says it runs; `digest` is over its files."""
+
+    name: Name
+    version: Name
+    digest: Digest
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device that a node says it has: a claim, nothing more."""
+
+    device: Name
+    """As the driver names it: "NVIDIA GeForce RTX 4090", "AMD EPYC 7B13"."""
+    type: Annotated[str, Text(16, ("cpu", "cuda", "rocm", "mps", "xpu", "other"))]
+    memory_bytes: Count
+    driver: Name
+    cpu: Name
+    cores: Annotated[int, Range(0, 65536)]
+    uuid: Digest | None
+    """Salted digest of the device's UUID."""
+    us_per_layer: Annotated[Mapping[str, Count], Many(0, 16)]
+    """Measured microseconds per layer, by number of rows: {"1": 900, "8": 1200, "64": 5200}."""
+
+
+@dataclass(frozen=True)
+class Accept:
+    """A stage takes its part of the plan. Signed while the ring opens, before any row."""
+
+    kind: ClassVar[str] = "accept"
+    epoch: Epoch
+    plan: Digest
+    """Digest of the order (epoch 0) or of the replan that holds the plan."""
+    first: Layer
+    last: Layer
+    nonce: Digest
+    time_us: Micros
+    weights: Digest
+    """Digest over the manifest's entries of these layers: a claim until rows are audited."""
+    software: Software
+    hardware: Hardware

@@ -1,0 +1,235 @@
+"""A requester: in a swarm as a guest, with tokenizer and drafter, ready to run. Wires the rooms; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from swarm.base.config import MemberConfig
+from swarm.base.events import Report, silent
+from swarm.client.route_policy import RouteRules
+from swarm.client.router import Routes
+from swarm.client.target_model import Target, load_target
+from swarm.discovery.bootstrap import enter_as_guest
+from swarm.discovery.connect import greeting
+from swarm.discovery.introducers import introducing
+from swarm.discovery.rtt_probing import keep_scouting_ends, scout_first
+from swarm.discovery.state_dir import remember_swarm, requester_folder
+from swarm.mesh.gossip import Gossip
+from swarm.mesh.invite import parse_invite_untrusted
+from swarm.mesh.messages import HELLO
+from swarm.mesh.status import mesh_status
+from swarm.model.files.manifest import Manifest
+from swarm.model.text.template import NEW_ANSWER, Turn
+from swarm.net.identity import Identity
+from swarm.net.switchboard import Switchboard
+from swarm.net.traversal.reach import Reach
+from swarm.ring.signer import ReceiptSigner, open_log, open_published, software
+from swarm.run.api import Draft, RunEvent, RunRequest
+from swarm.run.engine import RunEngine, TargetFacts
+from swarm.run.private_layers import PrivateBlocks, PrivateShelf
+from swarm.run.receipt import ReceiptPlan
+from swarm.run.receipt_pruning import Pruner
+
+
+@dataclass(frozen=True)
+class RequesterConfig:
+    """Who asks, and with which drafter.
+
+    draft_model    None: the one that ships for the model
+    keep_s         how long stages are asked to hold a closed run, for one that begins alike; 0: not at all
+    keep_receipts_s  after how long receipts in the state folder are removed; None: never
+    rules          whom requests may pass through
+    log            folder of a transparency log that receipts are entered in; None: they are not
+    await_news     connecting waits a moment until every layer is known to be held; runs wait for what is missing
+    """
+
+    member: MemberConfig
+    draft: Draft = "auto"
+    draft_model: str | None = None
+    draft_gpu: int | None = None
+    await_news: bool = True
+    keep_s: float = 0.0
+    keep_receipts_s: float | None = None
+    rules: RouteRules = RouteRules()
+    log: Path | None = None
+
+    def load(self, ref: str, report: Report = silent) -> Target:
+        """The model `ref` with the drafter that is asked for. Raises UsageError for a drafter that does not fit."""
+        return load_target(ref, self.member.models, self.draft, self.draft_model, self.draft_gpu, report)
+
+
+class Requester:
+    """`async with await Requester.connect(config, report) as r`: then any number of `r.run(...)` at once."""
+
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        target: Target,
+        board: Switchboard,
+        gossip: Gossip,
+        notary: ReceiptSigner,
+        config: RequesterConfig,
+    ) -> None:
+        self._stack = stack
+        self._target, self._board, self.gossip = target, board, gossip
+        self.receipts_dir = config.member.state / "receipts"
+        self._private = PrivateShelf(self._load_private)
+        self._routes = Routes(board, gossip, self.manifest, config.rules, target.drafters.step_ms)
+        self.desk = RunEngine(
+            board,
+            TargetFacts(
+                self.manifest.digest,
+                self.manifest.context,
+                target.eos,
+                target.decode,
+                vocab_size=self.manifest.vocab_size,
+                special=target.special,
+            ),
+            self._routes.plan,
+            target.drafters,
+            self._routes.costs,
+            self._routes.describe,
+            self._routes.wire,
+            greeting(board, gossip),
+            ReceiptPlan(
+                folder=self.receipts_dir,
+                notary=notary,
+                model=target.ref[:100],
+                n_layers=self.manifest.n_layers,
+                dtype=self._routes.ordered_dtype,
+                witnesses=self._routes.witnesses,
+                ask=self._routes.ask_witness,
+                pruner=Pruner(self.receipts_dir, config.keep_receipts_s),
+            ),
+            self._private.get,
+            config.keep_s,
+        )
+
+    @classmethod
+    async def connect(cls, config: RequesterConfig, report: Report = silent) -> Requester:
+        """Enter the swarm and wait until its members are known. Raises SwarmError."""
+        target: Target | None = None
+        if config.member.invite is not None:
+            # What is wrong on this side is said before anybody is dialled.
+            invite = parse_invite_untrusted(config.member.invite)
+            target = await asyncio.to_thread(config.load, invite.ref, report)
+            invite.require_model(target.digest, invite.ref)
+        async with AsyncExitStack() as stack:
+            folder = stack.enter_context(requester_folder(config.member.state))
+            identity = Identity.load_or_create(folder)
+            board = await stack.enter_async_context(
+                Switchboard(identity, proxy=config.member.http_proxy, open_kinds=(HELLO,))
+            )
+            saved = await enter_as_guest(board, config.member, folder, identity, report)
+            if target is None:
+                target = await asyncio.to_thread(config.load, saved.ref, report)
+            stack.callback(target.templates.close)
+            target.require_served(saved)
+            gossip = await stack.enter_async_context(
+                Gossip(board, identity.sign, saved, kept=lambda what: remember_swarm(folder, what))
+            )
+            manifest = target.manifest
+            kept = open_log(folder / "log", identity.id)
+            author = kept.author(identity.sign)
+            published = open_published(config.log, kept, identity.id, identity.sign, report)
+            notary = ReceiptSigner(
+                author, kept, software(), manifest.digest, manifest.weights_digest, published=published
+            )
+            stack.callback(notary.close)
+            requester = cls(stack, target, board, gossip, notary, config)
+            if config.member.punch:
+                Reach(
+                    board,
+                    relay=config.member.relay,
+                    admitted=gossip.admitted,
+                    introduce=introducing(board, gossip),
+                )
+            for kind, handler in requester.desk.handlers().items():
+                board.handle(kind, handler)
+            await stack.enter_async_context(requester.desk)
+            for member, _ in saved.peers[:1]:
+                await gossip.link(member)
+            if config.await_news:
+                await requester._routes.await_news()
+            where = gossip, board.id, target.digest, manifest.n_layers
+            routes = requester._routes
+            await scout_first(*where, lambda: [stage.node for stage in routes.plan(frozenset())])
+            scouting = asyncio.create_task(keep_scouting_ends(*where))
+            stack.push_async_callback(_ended, scouting)
+            requester._stack = stack.pop_all()
+            return requester
+
+    async def __aenter__(self) -> Requester:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model's content identity."""
+        return self._target.manifest
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._target.tokenizer
+
+    @property
+    def generation_defaults(self) -> Mapping[str, float]:
+        """Sampling options that the model's makers want where a request names none."""
+        return self._target.generation_defaults
+
+    @property
+    def node_id(self) -> bytes:
+        return self._board.id
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of raw text."""
+        return self._target.encode(text)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        turn: Turn = NEW_ANSWER,
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation by the model's chat template. `options`: further variables of the template.
+
+        Raises ModelError when it has none, UsageError when it refuses the conversation.
+        """
+        return self._target.encode_chat(messages, tools, options, turn)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return self._target.decode(ids)
+
+    async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncGenerator[RunEvent]:
+        """The events of one run, `Finished` last."""
+        async with aclosing(self.desk.run(request, receipt)) as events:
+            async for event in events:
+                yield event
+
+    def view(self) -> dict[str, Any]:
+        """The swarm as the dashboard shows it: no addresses, measured distances only."""
+        flights = {run: {"rows_in_flight": rows} for run, rows in self.desk.flights().items()}
+        return {**mesh_status(self.gossip, self._board), "runs": flights}
+
+    async def _load_private(self, count: int) -> PrivateBlocks:
+        """The first and the last `count` layers on this machine. Raises UsageError, ModelError."""
+        self._target.require_private(count)
+        exact = self._routes.dtype(self._routes.plan(frozenset(), count)) == "float32"
+        return await asyncio.to_thread(self._target.private_blocks, count, torch.float32 if exact else torch.bfloat16)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

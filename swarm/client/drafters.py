@@ -1,0 +1,126 @@
+"""The drafters of a requester: which ones a run uses, made from weights that are loaded once."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from draft.asset import load_drafter
+from draft.base import ROOT, DraftNode, DraftStep
+from draft.lm import LmDrafter
+from draft.suffix import SuffixDrafter
+from swarm.base.errors import UsageError
+from swarm.base.events import Report
+from swarm.model.device import choose_device
+from swarm.model.files.checkpoint import Checkpoint
+from swarm.model.files.store import ModelStore
+from swarm.model.sampler import Sampling
+from swarm.run.api import Draft, RunRequest
+from swarm.run.engine import Drafting
+
+GUESSED_STEP_MS = 15.0
+WARM_UP_PROMPT = (0,)
+LEAVES = (4, 8)
+MOST_IDLE = 8
+"""Model drafters that wait for a run, each with the keys and values of a context: after a crowd the others go."""
+WIDE = 1.3
+"""Eight leaves are worth this many times the time of four: the second four are far less likely to matter."""
+
+
+@dataclass
+class Drafters:
+    """Makes the drafters of each run. Runs at once need one model drafter each; they share the weights.
+
+    step_ms   measured milliseconds of a draft step of the model drafter for one leaf
+    leaves    most leaves of a step
+    threads   compute threads of a draft step, on a CPU
+    """
+
+    lm: LmDrafter | None = None
+    step_ms: float = GUESSED_STEP_MS
+    leaves: int = LEAVES[-1]
+    threads: int = 1
+    _idle: list[LmDrafter] = field(default_factory=list)
+
+    def make(self, request: RunRequest) -> Drafting:
+        """Drafters for one run, begun where that is quick."""
+        choice = request.draft
+        inline = None
+        if choice in ("suffix", "auto") and request.speculation != "plain":
+            inline = SuffixDrafter()
+            inline.begin(request.prompt_ids, request.sampling)
+        deferred = None
+        if choice in ("lm", "auto") and request.speculation != "plain":
+            deferred = self._take()
+        names = [name for name, used in (("suffix", inline), ("lm", deferred)) if used is not None]
+        return Drafting("+".join(names) or "none", inline, deferred, self.leaves, self.threads)
+
+    def give_back(self, drafting: Drafting) -> None:
+        """The run is over: its model drafter may serve the next."""
+        if isinstance(drafting.deferred, LmDrafter) and len(self._idle) < MOST_IDLE:
+            self._idle.append(drafting.deferred)
+
+    def _take(self) -> LmDrafter | None:
+        if self.lm is None:
+            return None
+        return self._idle.pop() if self._idle else self.lm.another()
+
+
+def load_drafters(
+    choice: Draft,
+    ref: str | None,
+    gpu: int | None,
+    target: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    store: ModelStore,
+    report: Report,
+) -> Drafters:
+    """What `--draft` and `--draft-model` ask for. Raises UsageError when it is not to be had."""
+    if choice in ("none", "suffix"):
+        return Drafters()
+    device = choose_device(gpu)
+    lm = load_drafter(ref, target, tokenizer, store, device, context=target.manifest.context, report=report)
+    if lm is None:
+        if choice == "lm":
+            raise UsageError(
+                f"expected a drafter for {target.manifest.model}, none ships with it; give --draft-model REF, or make "
+                "one: swarm draft distill"
+            )
+        return Drafters()
+    threads = draft_threads()
+    with ThreadPoolExecutor(1, "draft", torch.set_num_threads, (threads,)) as thread:
+        step_ms, leaves = thread.submit(_measured, lm).result()
+    return Drafters(lm, step_ms, leaves, threads, [lm])
+
+
+def draft_threads() -> int:
+    """Half of the cores: drafting runs beside the ring's traffic, and often beside a stage on the same machine.
+
+    Threads of one step wait for each other, so one core that is taken makes the whole step late.
+    """
+    return max(1, (psutil.cpu_count(logical=False) or 2) // 2)
+
+
+def _measured(lm: LmDrafter) -> tuple[float, int]:
+    """Milliseconds of a draft step for one leaf, and how many leaves a step should have.
+
+    The quickest of a few: what else runs on the machine while it loads makes a step slower, never quicker.
+    """
+    took = {count: min(_step_ms(lm, count) for _ in range(4)) for count in (1, *LEAVES)}
+    few, many = LEAVES
+    return max(0.5, took[1]), many if took[many] < WIDE * took[few] else few
+
+
+def _step_ms(lm: LmDrafter, leaves: int) -> float:
+    """One step for so many leaves, all of them children of the root."""
+    lm.begin(WARM_UP_PROMPT, Sampling())
+    nodes = tuple(DraftNode(i + 1, ROOT, i, len(WARM_UP_PROMPT)) for i in range(leaves))
+    start = time.perf_counter()
+    with torch.inference_mode():
+        lm.step(DraftStep(nodes=nodes, expand=tuple(node.id for node in nodes)))
+    return (time.perf_counter() - start) * 1000.0

@@ -1,0 +1,72 @@
+"""Whom requests may pass through: nodes to leave out, nodes to keep to, and how many owners must share them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarm.base.errors import UsageError
+from swarm.base.nodeid import SHORT_CHARS, TEXT_CHARS
+from swarm.planner.fleet import Member
+
+MOST_TRUSTED = 10_000
+
+
+@dataclass(frozen=True)
+class RouteRules:
+    """Constraints on every route of a requester.
+
+    exclude   node ids, beginnings of node ids of at least 8 digits, or owners' names
+    only      full node ids; None: anybody. Not owners' names, which nodes give themselves
+    owners    at least so many different owners in a route; a node without one counts as its own
+    """
+
+    exclude: tuple[str, ...] = ()
+    only: frozenset[str] | None = None
+    owners: int = 1
+
+    def excluded(self, members: Iterable[Member]) -> frozenset[str]:
+        """Names of the members that no request may touch."""
+        return frozenset(member.node for member in members if self._barred(member))
+
+    def _barred(self, member: Member) -> bool:
+        if self.only is not None and member.node not in self.only:
+            return True
+        return any(member.owner == name or (_is_id(name) and member.node.startswith(name)) for name in self.exclude)
+
+
+def read_rules(exclude: Sequence[str], only: Sequence[str], owners: int) -> RouteRules:
+    """From the command line. A value of `only` is a node id or a file of such, one a line, # before a remark.
+
+    Raises UsageError.
+    """
+    trusted: list[str] = []
+    for value in only:
+        trusted += [value] if _is_id(value) else _read_list(value)
+    for name in trusted:
+        if not _is_id(name) or len(name) != TEXT_CHARS:
+            raise UsageError(
+                f"expected full node ids of {TEXT_CHARS} hexadecimal digits in --only, found {name[:70]!r}; "
+                "swarm status --json shows them"
+            )
+    if len(trusted) > MOST_TRUSTED:
+        raise UsageError(f"expected at most {MOST_TRUSTED} nodes in --only, found {len(trusted)}")
+    if any(not name.strip() for name in exclude):
+        raise UsageError("expected a node or an owner after --exclude, found nothing")
+    if only and not trusted:
+        raise UsageError("expected at least one node id in --only, found none; leave it away to trust all")
+    return RouteRules(tuple(name.strip() for name in exclude), frozenset(trusted) if only else None, owners)
+
+
+def _is_id(text: str) -> bool:
+    return SHORT_CHARS <= len(text) <= TEXT_CHARS and re.fullmatch("[0-9a-f]+", text) is not None
+
+
+def _read_list(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UsageError(f"expected a node id or a file of node ids after --only, found {path[:80]!r}") from error
+    return [line for raw in lines if (line := raw.partition("#")[0].strip())]

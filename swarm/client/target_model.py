@@ -1,0 +1,119 @@
+"""The model that a swarm serves, as far as a requester has it on its own machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from swarm.base.errors import ModelError, UsageError
+from swarm.base.events import Report, silent
+from swarm.client.drafters import Drafters, load_drafters
+from swarm.mesh.saved import Saved
+from swarm.model.block import load_block
+from swarm.model.device import choose_device
+from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
+from swarm.model.files.generation_config import generation_defaults
+from swarm.model.files.manifest import Manifest
+from swarm.model.files.store import ModelStore
+from swarm.model.text.spelling import special_tokens
+from swarm.model.text.template import NEW_ANSWER, TemplateRenderer, Turn
+from swarm.run.api import Draft
+from swarm.run.private_layers import PrivateBlocks
+
+
+@dataclass(frozen=True)
+class Target:
+    """Tokenizer, end tokens and drafters of a model, and its checkpoint for more of it.
+
+    ref      what the swarm calls the model
+    models   folder of the model store
+    generation_defaults   how its makers want it sampled
+    """
+
+    ref: str
+    checkpoint: Checkpoint
+    tokenizer: PreTrainedTokenizerBase
+    eos: frozenset[int]
+    drafters: Drafters
+    models: Path
+    generation_defaults: Mapping[str, float] = field(default_factory=dict)
+    templates: TemplateRenderer = field(default_factory=TemplateRenderer)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model's content identity."""
+        return self.checkpoint.manifest
+
+    @property
+    def digest(self) -> bytes:
+        """Of the manifest, 32 bytes."""
+        return bytes.fromhex(self.manifest.digest)
+
+    def require_served(self, saved: Saved) -> None:
+        """Raises ModelError when the swarm serves another model than this copy."""
+        if saved.model != self.digest:
+            raise ModelError(
+                f"the swarm serves {saved.ref} with digest {saved.model.hex()[:16]}, but the copy on this machine has "
+                f"{self.digest.hex()[:16]}; remove it and pull it again: swarm model pull {saved.ref}"
+            )
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of raw text."""
+        return tuple(int(t) for t in self.tokenizer(text)["input_ids"])
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        turn: Turn = NEW_ANSWER,
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation by the model's chat template. `options`: further variables of the template.
+
+        Raises ModelError when it has none, UsageError when it refuses the conversation.
+        """
+        if not self.tokenizer.chat_template:
+            raise ModelError(f"{self.ref} has no chat template; use --raw")
+        return self.templates.encode(self.tokenizer, messages, tools, options, turn)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @cached_property
+    def special(self) -> Mapping[int, str]:
+        """Names of the ids that `decode` leaves out."""
+        return special_tokens(self.tokenizer)
+
+    def require_private(self, count: int) -> None:
+        """Raises UsageError when `count` layers at either end leave none between them."""
+        n = self.manifest.n_layers
+        if 2 * count >= n:
+            raise UsageError(f"expected --private under {(n + 1) // 2} for a model of {n} layers, found {count}")
+
+    def private_blocks(self, count: int, dtype: torch.dtype) -> PrivateBlocks:
+        """The first and the last `count` layers, loaded. Raises ModelError."""
+        n, device = self.manifest.n_layers, choose_device(None)
+        store = ModelStore(self.models)
+        head, tail = (
+            load_block(open_model(self.ref, store, span), *span, device, dtype) for span in ((0, count), (n - count, n))
+        )
+        return PrivateBlocks(head, tail)
+
+
+def load_target(
+    ref: str, models: Path, draft: Draft, draft_model: str | None, draft_gpu: int | None, report: Report = silent
+) -> Target:
+    """Tokenizer, embedding and drafter of a model. Raises UsageError for a drafter that does not fit."""
+    store = ModelStore(models)
+    checkpoint = open_model(ref, store, (0, 1), report)
+    tokenizer = load_tokenizer(ref, store, report)
+    drafters = load_drafters(draft, draft_model, draft_gpu, checkpoint, tokenizer, store, report)
+    eos, defaults = end_tokens(checkpoint, store, ref), generation_defaults(store, ref)
+    return Target(ref, checkpoint, tokenizer, eos, drafters, models, defaults)

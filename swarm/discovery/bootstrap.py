@@ -1,0 +1,99 @@
+"""Into a swarm: by invite, by what is remembered, by the local network. Loads no model: who only looks needs none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from swarm.base.config import MemberConfig
+from swarm.base.errors import PeerError, UsageError
+from swarm.base.events import Notice, Report
+from swarm.discovery.state_dir import LAST_INVITE, remember_invite
+from swarm.mesh.hello import Hello, enter, invited
+from swarm.mesh.invite import Invite, parse_invite_untrusted
+from swarm.mesh.lan import LanNode, find
+from swarm.mesh.membership import InviteError
+from swarm.mesh.saved import Saved, load
+from swarm.net.identity import Identity
+from swarm.net.switchboard import Switchboard
+
+LAN_SECONDS = 1.5
+
+
+async def enter_by_invite(
+    board: Switchboard, invite: Invite, role: str, model: bytes = b"", known: Saved | None = None
+) -> Saved:
+    """Knock at the invite's members, then at those that this machine knew: `known`, if it is of the same swarm.
+
+    Who was admitted before needs no fresh invite. Raises InviteError when refused, PeerError when nobody is reached.
+    """
+    before = known if known is not None and known.membership.swarm == invite.swarm else None
+    if before is None:
+        invite.require_fresh(time.time())
+    named = {node for node, _ in invite.members}
+    peers = [peer for peer in (before.peers if before is not None else ()) if peer[0] not in named]
+    proof = before.membership.proof if before is not None else None
+    welcome, by = await enter(board, invited(invite, role, model, proof), [*invite.members, *peers])
+    members = tuple(sorted([*invite.members, *peers], key=lambda member: member[0] != by))
+    if before is not None:
+        return replace(before, membership=welcome.membership, model=welcome.model, ref=welcome.ref, peers=members)
+    return Saved(welcome.membership, welcome.model, welcome.ref, members)
+
+
+def remembered(folder: Path, identity: Identity) -> Saved | None:
+    """What the folder knows of a swarm; beside an invite a damaged file is no reason to stop."""
+    try:
+        return load(folder, identity)
+    except UsageError:
+        return None
+
+
+async def find_on_lan(board: Switchboard, role: str, model: bytes, report: Report) -> Saved | None:
+    """Enter an open swarm of the local network. A closed one is named, so that its owner can be asked."""
+    heard = [node for node in await find(LAN_SECONDS) if node.node != board.id]
+    for node in heard:
+        if node.open and (not model or not node.model or node.model == model):
+            hello = Hello(node.swarm, model[:16], role, None, None)
+            try:
+                welcome, _ = await enter(board, hello, [(node.node, node.addresses)])
+            except (InviteError, PeerError):
+                continue
+            return Saved(welcome.membership, welcome.model, welcome.ref, ((node.node, node.addresses),))
+    if heard:
+        report(Notice(f"{_swarms(heard)} on this network admit by invite only; join one with --swarm INVITE"))
+    return None
+
+
+def _swarms(heard: Sequence[LanNode]) -> str:
+    count = len({node.swarm for node in heard})
+    return f"{count} swarm{'s' if count > 1 else ''}"
+
+
+async def enter_as_guest(
+    board: Switchboard, config: MemberConfig, folder: Path, identity: Identity, report: Report
+) -> Saved:
+    """The swarm that a requester asks: the invite's, else the LAN's, else the one used last.
+
+    Raises UsageError when there is none.
+    """
+    if config.invite is not None:
+        invite = parse_invite_untrusted(config.invite)
+        saved = await enter_by_invite(board, invite, "guest", known=remembered(folder, identity))
+        remember_invite(config.state, config.invite)
+        return saved
+    if config.lan and (found := await find_on_lan(board, "guest", b"", report)) is not None:
+        return found
+    saved_here = load(folder, identity)
+    if saved_here is not None and saved_here.peers:
+        hello = Hello(saved_here.membership.swarm, b"", "guest", saved_here.membership.proof, None)
+        try:
+            welcome, _ = await enter(board, hello, saved_here.peers)
+            return replace(saved_here, membership=welcome.membership, model=welcome.model, ref=welcome.ref)
+        except InviteError as error:
+            report(Notice(f"the swarm used last does not know this key any more: {error}", "warning"))
+    last = config.state / LAST_INVITE
+    if last.is_file():
+        return await enter_by_invite(board, parse_invite_untrusted(last.read_text("utf-8", errors="replace")), "guest")
+    raise UsageError("expected a swarm to ask, found none on the LAN and none used before; give --swarm INVITE")

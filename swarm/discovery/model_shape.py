@@ -1,0 +1,63 @@
+"""Sizes of a model as the planner wants them, from its manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from swarm.model.files.manifest import Manifest, TensorEntry, is_embedding, layer_of
+from swarm.model.files.weights import packs
+from swarm.model.quant.formats import find_format
+from swarm.model.quant.native import library
+from swarm.planner.api import ModelShape
+
+
+def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded") -> ModelShape:
+    """What each layer weighs in memory, what its KV takes, and what the ends hold besides.
+
+    weights: of `load_block`; what it expands counts as `dtype`, what stays as stored with its bytes as held.
+    """
+    size = dtype.itemsize
+    held: dict[int | None, int] = {}
+    table = 0
+    for tensor in manifest.tensors:
+        layer = layer_of(tensor.name)
+        count = held_bytes(tensor, manifest.config, dtype, weights)
+        held[layer] = held.get(layer, 0) + count
+        if is_embedding(tensor.name) and len(tensor.shape) == 2 and tensor.shape[0] == manifest.vocab_size:
+            table = count
+    config = manifest.config
+    ends, table = held.get(None, 0), table or manifest.hidden_size * manifest.vocab_size * size
+    return ModelShape(
+        name=manifest.model,
+        layer_bytes=tuple(held.get(layer, 0) for layer in range(manifest.n_layers)),
+        hidden_size=manifest.hidden_size,
+        kv_bytes=2 * _kv_width(config, manifest.hidden_size) * size,
+        head_bytes=table,
+        tail_bytes=max(0, ends if _tied(manifest) else ends - table),
+        wire_bytes=manifest.hidden_size * size,
+        digest=manifest.digest,
+    )
+
+
+def held_bytes(tensor: TensorEntry, config: Mapping[str, Any], dtype: torch.dtype, weights: str) -> int:
+    """Bytes that a tensor takes once it is loaded."""
+    form, lib = find_format(tensor.format), library()
+    if weights == "expanded" or form is None or not packs(tensor, config, weights == "stored"):
+        return math.prod(tensor.shape) * dtype.itemsize
+    packed = 0 if lib is None else lib.packed_bytes(form.number, *tensor.shape)
+    return packed or tensor.nbytes
+
+
+def _tied(manifest: Manifest) -> bool:
+    return not any(tensor.name.startswith("lm_head") for tensor in manifest.tensors)
+
+
+def _kv_width(config: Mapping[str, Any], hidden: int) -> int:
+    """Values of one key of one token: key/value heads times their size."""
+    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    return kv_heads * int(config.get("head_dim") or hidden // heads)

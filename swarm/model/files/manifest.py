@@ -1,0 +1,232 @@
+"""What a model is, by content: its architecture and a digest for every tensor's stored bytes.
+
+Two nodes serve the same model exactly when their manifests have the same digest. To make that hold between a node
+that keeps one shard and a node that keeps them all, a tensor is identified by the *blob* that holds it:
+
+- GGUF: every tensor is a blob of its own (`digest` = SHA-256 of its stored bytes, `offset` 0). The file is always
+  whole when its manifest is made, so this costs one read of the file.
+- safetensors: the blob is the shard file (`digest` = SHA-256 of the file, `offset` = start of the tensor behind the
+  file's header). A model hub states the digest of every shard, and the headers are small, so a node knows the whole
+  manifest after fetching only the shards of its block; a local copy of the same files gives the same manifest.
+
+Blobs are also the unit in which weights travel between nodes (see blobs.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from swarm.base.errors import ModelError
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+
+_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|wpe|word_embeddings|word_embeddings_layernorm)\.")
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
+
+VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_commit_hash")
+"""Keys of a config.json that say how a file was written, not what the model is."""
+
+MAX_MANIFEST_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor as stored.
+
+    name    the transformers name, with the layer's number in the whole model
+    shape   as a model wants it (rows first), not as a file orders it
+    format  "F32", "BF16", ... (safetensors) or "gguf:Q4_1", ...
+    nbytes  stored size in bytes
+    digest  hex SHA-256 of the blob that holds it; `offset` is where it starts in that blob's tensor data
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    nbytes: int
+    digest: str
+    offset: int = 0
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor belongs to; None for embeddings, final norm and head."""
+    found = _LAYER.search(name)
+    return int(found.group(1)) if found else None
+
+
+def is_embedding(name: str) -> bool:
+    """Is it read where token ids come in?"""
+    return _EMBEDDING.search(name) is not None
+
+
+def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without the keys that differ between copies of one model."""
+    return {key: config[key] for key in sorted(config) if key not in VOLATILE}
+
+
+def canonical_json(value: Any) -> bytes:
+    """One byte string per value: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+_LONGROPE_SWITCH = 4096
+"""Where Phi-3 changes frequencies when its config does not say."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Identity of a model. `model` is its name for people and not part of the digest."""
+
+    model: str
+    config: Mapping[str, Any]
+    tensors: tuple[TensorEntry, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 over config and tensors, in canonical JSON."""
+        body = {"config": dict(self.config), "tensors": [asdict(t) for t in self._sorted]}
+        return hashlib.sha256(canonical_json(body)).hexdigest()
+
+    @cached_property
+    def _sorted(self) -> tuple[TensorEntry, ...]:
+        return tuple(sorted(self.tensors, key=lambda t: t.name))
+
+    @cached_property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """Tensors by name."""
+        return {t.name: t for t in self.tensors}
+
+    def _int(self, *keys: str) -> int:
+        for key in keys:
+            value = self.config.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+        if "text_config" in self.config:
+            raise ModelError(
+                f"{self.model} takes more than text ({self.config.get('model_type')}); use a text-only model"
+            )
+        raise ModelError(f"the config of {self.model} must state {keys[0]}; it does not")
+
+    @property
+    def n_layers(self) -> int:
+        return self._int("num_hidden_layers", "n_layer", "num_layers")
+
+    @property
+    def hidden_size(self) -> int:
+        return self._int("hidden_size", "n_embd", "d_model")
+
+    @property
+    def vocab_size(self) -> int:
+        return self._int("vocab_size")
+
+    @property
+    def positions(self) -> int:
+        """Positions the model was made for."""
+        return self._int("max_position_embeddings", "n_positions", "n_ctx")
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a text: all positions, with `longrope` those before its frequencies change (see rope.py)."""
+        rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+            return self.positions
+        # The config's own field goes before the table's, and Phi-3's has a default: the least of them is always right.
+        key = "original_max_position_embeddings"
+        stated = (self.config.get(key, _LONGROPE_SWITCH), rope.get(key))
+        return min(self.positions, *(n for n in stated if isinstance(n, int) and n > 0))
+
+    @cached_property
+    def _by_layer(self) -> Mapping[int | None, tuple[TensorEntry, ...]]:
+        layers: dict[int | None, list[TensorEntry]] = {}
+        for entry in self._sorted:
+            layers.setdefault(layer_of(entry.name), []).append(entry)
+        return {layer: tuple(entries) for layer, entries in layers.items()}
+
+    def layer_bytes(self, layer: int) -> int:
+        """Stored bytes of one layer."""
+        return sum(t.nbytes for t in self._by_layer.get(layer, ()))
+
+    def layer_tensors(self, first: int, last: int) -> tuple[TensorEntry, ...]:
+        """Tensors of layers [first, last), by name; with the first layer also embeddings, with the last also final
+        norm and head (the embeddings where the head shares them)."""
+        self.check_range(first, last)
+        found = [t for layer in range(first, last) for t in self._by_layer.get(layer, ())]
+        outer = self._by_layer.get(None, ())
+        shared = not any(_HEAD.search(t.name) for t in outer)
+        for entry in outer:
+            if is_embedding(entry.name):
+                wanted = first == 0 or (shared and last == self.n_layers)
+            else:
+                wanted = last == self.n_layers
+            if wanted:
+                found.append(entry)
+        return tuple(sorted(found, key=lambda t: t.name))
+
+    def weights_digest(self, first: int, last: int) -> str:
+        """Hex SHA-256 over the entries of layers [first, last): what a stage claims to have computed with."""
+        entries = [asdict(t) for t in self.layer_tensors(first, last)]
+        return hashlib.sha256(canonical_json({"layers": [first, last], "tensors": entries})).hexdigest()
+
+    def check_layers(self) -> None:
+        """Raises ModelError unless the tensors make up as many layers as the config says (a config alone could name
+        any number, and a model is built from it)."""
+        held = {layer for layer in self._by_layer if layer is not None}
+        if held != set(range(len(held))) or len(held) != self.n_layers:
+            raise ModelError(f"the config of {self.model} says {self.n_layers} layers, its weights hold {len(held)}")
+
+    def check_range(self, first: int, last: int) -> None:
+        """Raises ModelError unless 0 <= first < last <= n_layers."""
+        if not 0 <= first < last <= self.n_layers:
+            raise ModelError(f"layers {first}:{last} are not in {self.model}, which has layers 0:{self.n_layers}")
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON, name included; what is kept on disk and sent to a node that lacks the model."""
+        return canonical_json(
+            {"model": self.model, "config": dict(self.config), "tensors": [asdict(t) for t in self._sorted]}
+        )
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read `Manifest.to_bytes`. Raises ModelError for anything else; safe on bytes from anywhere."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ModelError(f"a manifest has at most {MAX_MANIFEST_BYTES} bytes, found {len(data)}")
+    try:
+        body = json.loads(data)
+        tensors = tuple(_entry(item) for item in body["tensors"])
+        manifest = Manifest(str(body["model"]), dict(body["config"]), tensors)
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise ModelError("a manifest is malformed: pull the model again") from exc
+    if len(manifest.entries) != len(tensors):
+        raise ModelError("a manifest names a tensor twice: pull the model again")
+    return manifest
+
+
+def _entry(item: dict[str, Any]) -> TensorEntry:
+    entry = TensorEntry(
+        name=str(item["name"]),
+        shape=tuple(int(d) for d in item["shape"]),
+        format=str(item["format"]),
+        nbytes=int(item["nbytes"]),
+        digest=str(item["digest"]),
+        offset=int(item["offset"]),
+    )
+    if entry.nbytes < 0 or entry.offset < 0 or any(d < 0 for d in entry.shape) or len(entry.shape) > 8:
+        raise ValueError(entry.name)
+    if not re.fullmatch(r"[0-9a-f]{64}", entry.digest):
+        raise ValueError(entry.name)
+    return entry
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """A manifest kept on disk; None when there is none or it is of no use any more."""
+    try:
+        return parse_manifest(path.read_bytes())
+    except (OSError, ModelError):
+        return None

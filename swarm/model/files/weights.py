@@ -1,0 +1,161 @@
+"""Weights on disk, one tensor at a time.
+
+A checkpoint knows where every tensor lies. `read` maps just that tensor's bytes, turns them into the wanted dtype and
+unmaps them, so a process that holds a third of a model has touched a third of its bytes. Tensors whose file is not on
+this machine stay in the manifest and are refused when read.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from swarm.base.errors import ModelError
+from swarm.model.files.gguf_layout import layout
+from swarm.model.files.manifest import Manifest, TensorEntry
+from swarm.model.files.safetensors_file import DTYPES
+from swarm.model.quant.formats import find_format, has_kernel
+from swarm.model.quant.matrix import Matrix, hold
+from swarm.model.quant.native import library
+
+
+@dataclass(frozen=True)
+class Place:
+    """Stored bytes of one tensor: `offset` in bytes from the start of the file `path`."""
+
+    path: Path
+    offset: int
+
+
+class FileCheckpoint:
+    """A checkpoint whose tensors lie in files (safetensors, GGUF or blobs; the manifest's formats say how to decode).
+
+    places: where the tensors that are on this machine lie, by name.
+    """
+
+    def __init__(self, manifest: Manifest, places: Mapping[str, Place]) -> None:
+        self.manifest = manifest
+        self.config = make_config(manifest.config, manifest.model)
+        self.places = places
+        self.bytes_read = 0
+
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        entry, place = self._find(name)
+        with _Mapped(place, 0, entry.nbytes, name) as data:
+            self.bytes_read += entry.nbytes
+            tensor = decode(entry, data, self.manifest.config)
+            # A copy in any case: nothing may keep pointing into the mapping.
+            return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+
+    def hold(self, name: str, without_kernel: bool) -> Matrix | None:
+        """A matrix that stays as it is stored; None when it is stored as plain numbers, when its values lie in an
+        order that takes unpacking to undo, or (unless `without_kernel`) when nothing here multiplies its format."""
+        entry, place = self._find(name)
+        if not packs(entry, self.manifest.config, without_kernel):
+            return None
+        form = find_format(entry.format)
+        assert form is not None
+        with _Mapped(place, 0, entry.nbytes, name) as data:
+            self.bytes_read += entry.nbytes
+            order = layout(name, entry.shape, self.manifest.config).rows
+            return hold(data, form, entry.shape, order, name, library())
+
+    def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:
+        entry, place = self._find(name)
+        if offset < 0 or length < 0 or offset + length > entry.nbytes:
+            raise ModelError(f"bytes {offset}:{offset + length} of {name} wanted, which has {entry.nbytes}")
+        with _Mapped(place, offset, length, name) as data:
+            return data.tobytes()
+
+    def _find(self, name: str) -> tuple[TensorEntry, Place]:
+        entry, place = self.manifest.entries.get(name), self.places.get(name)
+        if entry is None:
+            raise ModelError(f"{self.manifest.model} has no tensor {name}; is the file complete?")
+        if place is None:
+            raise ModelError(f"{name} of {self.manifest.model} is not on this machine; pull its layers first")
+        return entry, place
+
+
+def packs(entry: TensorEntry, config: Mapping[str, Any], without_kernel: bool = False) -> bool:
+    """Whether a matrix can be held as it is stored (`FileCheckpoint.hold`), should the model have a layer for it."""
+    form = find_format(entry.format)
+    if form is None or len(entry.shape) != 2 or ".experts." in entry.name:  # experts are stacked when they are loaded
+        return False
+    if not layout(entry.name, entry.shape, config).packed_safe:
+        return False
+    return without_kernel or has_kernel(form, entry.shape, library())
+
+
+def decode(entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config: Mapping[str, Any]) -> torch.Tensor:
+    """Stored bytes to a tensor of the entry's shape; may share memory with `data`. Raises ModelError."""
+    if entry.format in DTYPES:
+        if not entry.nbytes:
+            return torch.empty(entry.shape, dtype=DTYPES[entry.format])
+        return torch.frombuffer(data, dtype=DTYPES[entry.format]).reshape(entry.shape)
+    kind = entry.format.removeprefix("gguf:")
+    try:
+        values = gguf.dequantize(data, gguf.GGMLQuantizationType[kind])
+    except (KeyError, NotImplementedError) as exc:
+        raise ModelError(f"{entry.name} is stored as {entry.format}, which cannot be read; use another file") from exc
+    tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(entry.shape)
+    return layout(entry.name, entry.shape, config).apply(tensor)
+
+
+class _Mapped:
+    """Bytes [offset, offset + length) after a place, mapped while the `with` block runs."""
+
+    def __init__(self, place: Place, offset: int, length: int, name: str) -> None:
+        self.start, self.length = place.offset + offset, length
+        self.path, self.name = place.path, name
+        self.map: mmap.mmap | None = None
+
+    def __enter__(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        lead = self.start % mmap.ALLOCATIONGRANULARITY
+        if not self.length:
+            return np.zeros(0, np.uint8)
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self.start + self.length:
+                    raise ModelError(f"{self.path} is shorter than when it was pulled: pull the model again")
+                # Copy-on-write, because torch wants to write to what it wraps; no page is ever written.
+                self.map = mmap.mmap(
+                    file.fileno(), lead + self.length, offset=self.start - lead, access=mmap.ACCESS_COPY
+                )
+        except OSError as exc:
+            raise ModelError(f"cannot read {self.name} from {self.path}: {exc.strerror}") from exc
+        return np.frombuffer(self.map, np.uint8)[lead : lead + self.length]
+
+    def __exit__(self, *exc: object) -> None:
+        # Dropping the reference unmaps as soon as no array points into it; closing would fail while one does.
+        self.map = None
+
+
+def make_config(values: Mapping[str, Any], model: str) -> PretrainedConfig:
+    """The transformers config of an architecture. Code shipped with a model is never run. Raises ModelError."""
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ModelError(f"{model} is of type {kind!r}, which this transformers does not know; try a newer one")
+    try:
+        config = CONFIG_MAPPING[kind].from_dict(_floats(values))
+    except Exception as exc:  # config classes validate in ways of their own
+        raise ModelError(f"the config of {model} does not fit its type {kind}: {exc}".splitlines()[0]) from exc
+    return config
+
+
+def _floats(value: Any) -> Any:
+    """JSON has no infinities: transformers writes `{"__float__": "Infinity"}` for one, and its `from_dict` does not
+    read it back."""
+    if isinstance(value, Mapping):
+        if set(value) == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {key: _floats(item) for key, item in value.items()}
+    return [_floats(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,177 @@
+"""The rendezvous: how a node that two others are connected to helps them find a direct path.
+
+    asker -> rendezvous    knock   "I want to reach T; these are my addresses"
+    rendezvous -> T        knocked "A wants you; it looks like this from here; begin in so many ms"
+    rendezvous -> asker    answer  "T looks like this from here; begin in so many ms"
+
+Then T dials the asker's addresses, and both open a TCP connection to each other at the same moment from the port that
+each already uses towards the rendezvous, whose mapping in their NATs is alive (TCP simultaneous open, RFC 9293 3.5).
+Every node is a rendezvous for its peers: it costs two small messages. It also tells a peer where it sees it, and
+whether the peer's port can be dialled from outside ("check").
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from swarm.base.address import Address, format_address, parse_address_untrusted
+from swarm.base.errors import BusyError, PeerError
+from swarm.base.nodeid import NodeId, check_id_untrusted, short_id
+from swarm.net.channel.message import Message
+from swarm.net.peer import Peer
+from swarm.net.switchboard import Switchboard
+
+KNOWS, KNOCK, KNOCKED, CHECK = "reach.knows", "reach.knock", "reach.knocked", "reach.check"
+MAX_ADDRESSES = 8
+MAX_WAIT_MS = 2000
+CHECK_SECONDS = 2.0
+KNOCKS_PER_MINUTE = 120
+
+
+@dataclass(frozen=True)
+class Knock:
+    """What one side learns of the other from the rendezvous.
+
+    `node` the other side; `seen` where the rendezvous sees it, None where it is seen through HTTP; `self_seen` where it
+    sees this side; `addresses` where the other side listens, as it says; `wait_ms` when to begin, counted from the
+    arrival of this message.
+    """
+
+    node: NodeId
+    seen: Address | None
+    self_seen: Address
+    addresses: tuple[Address, ...]
+    wait_ms: float
+
+    def header(self) -> dict[str, Any]:
+        return {
+            "node": self.node,
+            "seen": None if self.seen is None else format_address(self.seen),
+            "self": format_address(self.self_seen),
+            "addresses": [format_address(a) for a in self.addresses],
+            "wait_ms": self.wait_ms,
+        }
+
+
+def parse_knock_untrusted(header: Mapping[str, Any]) -> Knock:
+    """Read `Knock.header`. Raises PeerError."""
+    wait, seen = header.get("wait_ms"), header.get("seen")
+    if not isinstance(wait, int | float) or not 0 <= wait <= MAX_WAIT_MS:
+        raise PeerError(f"expected a wait of 0 to {MAX_WAIT_MS} ms, found {str(wait)[:20]}")
+    return Knock(
+        check_id_untrusted(header.get("node")),
+        None if seen is None else parse_address_untrusted(seen),
+        parse_address_untrusted(header.get("self")),
+        parse_addresses_untrusted(header.get("addresses")),
+        float(wait),
+    )
+
+
+def parse_addresses_untrusted(texts: object) -> tuple[Address, ...]:
+    """A list of at most MAX_ADDRESSES addresses. Raises PeerError."""
+    if not isinstance(texts, list) or len(texts) > MAX_ADDRESSES:
+        raise PeerError(f"expected a list of at most {MAX_ADDRESSES} addresses, found {str(texts)[:60]}")
+    return tuple(parse_address_untrusted(text) for text in texts)
+
+
+@dataclass
+class Quota:
+    """At most `count` events in `seconds`; `take` says whether one more is within it. Pure: `now` in seconds."""
+
+    count: int
+    seconds: float
+    _times: deque[float] = field(default_factory=deque)
+
+    def take(self, now: float) -> bool:
+        while self._times and self._times[0] <= now - self.seconds:
+            self._times.popleft()
+        if len(self._times) >= self.count:
+            return False
+        self._times.append(now)
+        return True
+
+
+class Rendezvous:
+    """Answers KNOWS and KNOCK for those peers of `board` that are `admitted`.
+
+    `offers_relay` says whether this node relays as well.
+    """
+
+    def __init__(
+        self, board: Switchboard, admitted: Callable[[NodeId], bool], offers_relay: Callable[[], bool]
+    ) -> None:
+        self._board = board
+        self._admitted = admitted
+        self._offers_relay = offers_relay
+        self._quotas: dict[NodeId, Quota] = {}
+        board.handle(KNOWS, self._on_knows)
+        board.handle(KNOCK, self._on_knock)
+        board.handle(CHECK, self._on_check)
+
+    async def _on_knows(self, peer: Peer, message: Message) -> Message:
+        require_admitted(self._admitted, peer)
+        target = self._board.get(check_id_untrusted(message.header.get("node")))
+        return Message(KNOWS, {"knows": target is not None, "relay": self._offers_relay()})
+
+    async def _on_knock(self, asker: Peer, message: Message) -> Message:
+        """Tell both sides of each other, so that both begin at the same moment."""
+        require_admitted(self._admitted, asker)
+        node = check_id_untrusted(message.header.get("node"))
+        addresses = parse_addresses_untrusted(message.header.get("addresses"))
+        if not self._take_quota(asker.id):
+            raise BusyError(f"node {short_id(asker.id)} knocks too often; try again in a minute")
+        target = self._board.get(node)
+        if target is None or target is asker:
+            raise PeerError(f"node {short_id(self._board.id)} is not connected to node {short_id(node)}")
+        if asker.tunnelled or target.edge == "relay":
+            raise PeerError("a connection that goes through HTTP itself shows no address to open")
+        wait_asker, wait_target = waits_ms(await _rtt_ms(asker), await _rtt_ms(target))
+        knocked = Knock(asker.id, asker.address, target.address, addresses, wait_target)
+        await target.send(Message(KNOCKED, knocked.header()))
+        seen = None if target.tunnelled else target.address  # it can only come by itself then
+        return Message(KNOCK, Knock(node, seen, asker.address, (), wait_asker).header())
+
+    async def _on_check(self, asker: Peer, message: Message) -> Message:
+        """Dial the asker's own host at the port that it names, and nothing else."""
+        require_admitted(self._admitted, asker)
+        port = message.header.get("port")
+        if type(port) is not int or not 1 <= port <= 65535:
+            raise PeerError(f"expected a port from 1 to 65535, found {str(port)[:20]}")
+        if not self._take_quota(asker.id):
+            raise BusyError(f"node {short_id(asker.id)} asks too often; try again in a minute")
+        outer = (asker.address[0], port)
+        is_open = asker.edge != "relay" and await self._board.proves(asker.id, outer, CHECK_SECONDS)
+        return Message(CHECK, {"seen": format_address(asker.address), "open": is_open})
+
+    def _take_quota(self, node: NodeId) -> bool:
+        for gone in [other for other in self._quotas if self._board.get(other) is None]:
+            del self._quotas[gone]
+        return self._quotas.setdefault(node, Quota(KNOCKS_PER_MINUTE, 60.0)).take(time.monotonic())
+
+
+async def check_port(via: Peer, port: int) -> tuple[Address, bool]:
+    """Where `via` sees this node, and whether this node answers there at `port`. Raises PeerError, BusyError."""
+    answer = await via.call(Message(CHECK, {"port": port}), timeout=2 * CHECK_SECONDS)
+    return parse_address_untrusted(answer.header.get("seen")), answer.header.get("open") is True
+
+
+def require_admitted(admitted: Callable[[NodeId], bool], peer: Peer) -> None:
+    """Raises PeerError for a peer that is not a member: strangers get no help in reaching others."""
+    if not admitted(peer.id):
+        raise PeerError(f"node {short_id(peer.id)} is not a member of this swarm; it has to say hello first")
+
+
+def waits_ms(rtt_a_ms: float, rtt_b_ms: float) -> tuple[float, float]:
+    """How long a and b wait after their message so that both begin at once: the nearer one waits for the farther."""
+    difference = min(abs(rtt_a_ms - rtt_b_ms) / 2, MAX_WAIT_MS)
+    return (difference, 0.0) if rtt_a_ms < rtt_b_ms else (0.0, difference)
+
+
+async def _rtt_ms(peer: Peer) -> float:
+    if peer.rtt_ms is None:
+        await peer.ping(2, timeout=2.0)
+    return peer.rtt_ms or 0.0

@@ -1,0 +1,188 @@
+"""Which block a node takes, and the block loaded and measured."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from swarm.base.config import JoinConfig
+from swarm.base.errors import ModelError
+from swarm.base.events import Notice, Report
+from swarm.base.nodeid import id_text
+from swarm.discovery.model_shape import model_shape
+from swarm.discovery.planner_view import Outlook, rtts_of, speed_us
+from swarm.mesh.gossip import Gossip
+from swarm.model.block import Block, load_block
+from swarm.model.device import describe, free_bytes
+from swarm.model.files.manifest import Manifest
+from swarm.model.files.store import ModelStore
+from swarm.model.files.weights import FileCheckpoint
+from swarm.model.graphs import graphed
+from swarm.model.kvcache import KVPool
+from swarm.model.overflow import SplitBlock, SplitPool
+from swarm.model.probe import ROWS, probe
+from swarm.node.benchmark_cache import ProbeCache
+from swarm.planner.api import ModelShape, Room, Speed, choose_block
+from swarm.planner.block_choice import fit
+from swarm.planner.coverage_need import MEMORY_SHARE, PLANNED_CONTEXT
+from swarm.stage.admission import HostedModel, StageLimits
+
+KV_SHARE = 0.4
+MOST_KV = 64 << 30
+CLAIM_WAIT_S = 1.0
+CLAIM_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """A loaded block with its limits; `speed_us` microseconds per layer for 1, 8 and 64 rows.
+
+    The last `overflow` layers lie in spare RAM and take `overflow_us` each.
+    """
+
+    hosted: HostedModel
+    checkpoint: FileCheckpoint
+    limits: StageLimits
+    speed_us: tuple[int, int, int]
+    overflow: int = 0
+    overflow_us: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """[first, last)."""
+        return self.hosted.block.first, self.hosted.block.last
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a node computes with: `node` its id, `threads` of the CPU.
+
+    `kept`: what was measured before; None: nothing is kept. `spare`: where layers go that `device` has no room for;
+    None: nowhere. `free`: bytes that a device can still take. `weights`: of `load_block`.
+    """
+
+    config: JoinConfig
+    store: ModelStore
+    node: bytes
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    report: Report
+    kept: ProbeCache | None = None
+    spare: torch.device | None = None
+    free: Callable[[torch.device], int] = free_bytes
+    weights: str = "expanded"
+
+    def shape(self, manifest: Manifest) -> ModelShape:
+        """The model's sizes as this node would hold it."""
+        return model_shape(manifest, self.dtype, self.weights)
+
+    def room(self, manifest: Manifest) -> Room:
+        """What this node can give now."""
+        spare = 0
+        if self.spare is not None:
+            spare = min(self.config.overflow_bytes or 1 << 62, int(self.free(self.spare) * MEMORY_SHARE))
+        return Room(
+            id_text(self.node),
+            memory_bytes=int(self.free(self.device) * MEMORY_SHARE),
+            context_tokens=min(PLANNED_CONTEXT, manifest.context),
+            max_layers=self.config.capacity,
+            speed=self._known(self.device, manifest),
+            overflow_bytes=spare,
+            overflow_speed=self._known(self.spare, manifest),
+        )
+
+    def fits(self, manifest: Manifest, layers: tuple[int, int]) -> bool:
+        """Whether layers [first, last) fit beside what is loaded now."""
+        return self._split(manifest, layers)[0] == layers[1] - layers[0]
+
+    def load(self, ref: str, layers: tuple[int, int]) -> Hosting:
+        """Load and measure a block. Runs in a thread. Raises ModelError when it does not fit."""
+        checkpoint = self.store.open(ref, layers, self.report)
+        manifest = checkpoint.manifest
+        overflow = self._overflow(manifest, layers)
+        torch.set_num_threads(self.threads)
+        cut = layers[1] - overflow
+        front, pool, speed = self._load_part(checkpoint, layers[0], cut, self.device, layers)
+        name, about = describe(self.device).name, StageLimits()
+        if self.spare is None or not overflow:
+            return Hosting(HostedModel(manifest.digest, front, pool, name, self.node), checkpoint, about, speed)
+        back, back_pool, back_speed = self._load_part(checkpoint, cut, layers[1], self.spare, layers)
+        self.report(Notice(f"{overflow} of {layers[1] - layers[0]} layers are in main memory: {name} has no room"))
+        block, both = SplitBlock(front, back), SplitPool(pool, back_pool)
+        hosted = HostedModel(manifest.digest, block, both, name, self.node)
+        return Hosting(hosted, checkpoint, about, speed, overflow, back_speed)
+
+    def _load_part(
+        self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device, whole: tuple[int, int]
+    ) -> tuple[Block, KVPool, tuple[int, int, int]]:
+        weights = self.weights if device.type == "cpu" else "expanded"
+        block = graphed(
+            load_block(checkpoint, first, last, device, self.dtype, self.report, weights=weights), self.report
+        )
+        budget = min(MOST_KV, int(self.free(device) * KV_SHARE))
+        if self.config.kv_bytes is not None:
+            budget = self.config.kv_bytes * (last - first) // (whole[1] - whole[0])
+        speed = self._known(device, checkpoint.manifest)
+        if speed is None or self.config.probe:
+            speed = self._measure(block, checkpoint.manifest)
+        return block, KVPool(block, budget), speed_us(speed)
+
+    def _measure(self, block: Block, manifest: Manifest) -> Speed:
+        measured = probe(block, report=self.report)
+        if self.kept is not None:
+            self.kept.keep(block.device, self.dtype, self.threads, manifest, measured, self.weights)
+        return Speed(*(measured.ms_per_layer[rows] for rows in ROWS))
+
+    def _known(self, device: torch.device | None, manifest: Manifest) -> Speed | None:
+        """Milliseconds per layer as measured before."""
+        if device is None or self.kept is None:
+            return None
+        found = self.kept.find(device, self.dtype, self.threads, manifest.digest, self.weights)
+        return None if found is None else found.speed
+
+    def _split(self, manifest: Manifest, layers: tuple[int, int]) -> tuple[int, int]:
+        """How many of these layers fit, and how many of those in spare RAM."""
+        room = replace(self.room(manifest), max_layers=layers[1] - layers[0])
+        return fit(self.shape(manifest), room, layers[0])
+
+    def _overflow(self, manifest: Manifest, layers: tuple[int, int]) -> int:
+        """How many of the layers go to spare RAM. Raises ModelError when they do not all fit."""
+        shape, count = self.shape(manifest), layers[1] - layers[0]
+        need = sum(shape.layer_bytes[layers[0] : layers[1]])
+        need += shape.head_bytes * (layers[0] == 0) + shape.tail_bytes * (layers[1] == manifest.n_layers)
+        free = self.free(self.device)
+        if self.spare is None and need <= free:
+            return 0
+        taken, overflow = self._split(manifest, layers) if self.spare is not None else (0, 0)
+        if taken == count and overflow < count:
+            return overflow
+        beside = f" and {self.free(self.spare) / 1e9:.1f} GB beside" if self.spare is not None else ""
+        if taken == count:
+            raise ModelError(f"not one layer fits the device, with {free / 1e9:.1f} GB free{beside}; use --cpu")
+        raise ModelError(
+            f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free{beside}; "
+            "take fewer with --layers A:B or --capacity LAYERS"
+        )
+
+
+async def settle_block(host: Host, gossip: Gossip, manifest: Manifest, room: Room) -> tuple[int, int]:
+    """Choose layers together with whoever else is choosing: claim, listen, choose again until it stays."""
+    shape = host.shape(manifest)
+    outlook = Outlook(gossip, bytes.fromhex(manifest.digest))
+    claimed: tuple[int, int] | None = None
+    for _ in range(CLAIM_ROUNDS):
+        others = [member for member in outlook.members() if member.node != room.node]
+        block = choose_block(shape, room, others, rtts_of(gossip, host.node))
+        if (block.first, block.last) == claimed:
+            break
+        claimed = (block.first, block.last)
+        gossip.publish(state="joining", claim=claimed)
+        if not others and not gossip.saved().peers:
+            break
+        await asyncio.sleep(CLAIM_WAIT_S)
+    assert claimed is not None
+    return claimed

@@ -1,0 +1,313 @@
+"""A node's life: enter or found a swarm, take a block, serve it, leave. Wires the rooms; decides nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swarm.base.address import Address, format_address
+from swarm.base.config import JoinConfig
+from swarm.base.errors import PeerError, RunError
+from swarm.base.events import Notice, Report
+from swarm.base.nodeid import id_text
+from swarm.discovery.bootstrap_node import check_layers, enter_as_node
+from swarm.discovery.connect import greeting
+from swarm.discovery.introducers import introducing
+from swarm.discovery.rtt_probing import keep_scouting
+from swarm.discovery.state_dir import locked, remember_invite, remember_swarm
+from swarm.mesh.gossip import Gossip
+from swarm.mesh.lan import LanNode, announce
+from swarm.mesh.messages import HELLO
+from swarm.mesh.record import MAX_ADDRESSES
+from swarm.mesh.saved import Saved
+from swarm.mesh.status import mesh_status
+from swarm.model.device import choose_device, describe, usable_cores
+from swarm.model.dtype import choose_dtype, dtype_name
+from swarm.model.files.manifest import Manifest
+from swarm.model.files.store import ModelStore
+from swarm.model.packing import choose_weights
+from swarm.net.identity import Identity
+from swarm.net.peer import Peer
+from swarm.net.switchboard import Switchboard
+from swarm.net.traversal.portmap import kept_port
+from swarm.net.traversal.reach import Reach
+from swarm.net.traversal.relay import Relay
+from swarm.net.traversal.webdoor import door_routes
+from swarm.node.address_check import keep_judging
+from swarm.node.bandwidth import RateServer, measure_rates
+from swarm.node.benchmark_cache import ProbeCache
+from swarm.node.block_manager import BlockManager
+from swarm.node.host import Host, Hosting, settle_block
+from swarm.node.node_record import node_record, notary_of, own_addresses, own_invite
+from swarm.node.weights import learn_manifest
+from swarm.ring.witness_service import AUDIT, NotaryServer
+from swarm.serve.nodeview import node_view
+from swarm.stage.server import StageServer
+
+log = logging.getLogger(__name__)
+
+PUBLISH_EVERY_S = 2.0
+LEAVE_SECONDS = 15.0
+RATES_AFTER_S = 10.0
+ANY_HOST = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a node says when it serves. `layers` is [first, last); `listen` and `advertise` are host:port."""
+
+    node: str
+    listen: str
+    advertise: str
+    invite: str
+    model: str
+    layers: tuple[int, int]
+    device: str
+    dtype: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of the ready event."""
+        return asdict(self)
+
+
+async def serve_block(config: JoinConfig, ready: Callable[[Ready], None], report: Report) -> int:
+    """Run a node until SIGTERM, Ctrl-C or a fatal finding. Returns the exit code. Raises SwarmError."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with locked(config.member.state) as state:
+        node = asyncio.create_task(_Life(config, state, stop, report).run(ready))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({node, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not node.done():
+            # Loading cannot be interrupted halfway through a layer; a serving node leaves by itself when told.
+            await asyncio.wait({node}, timeout=config.grace_s + LEAVE_SECONDS)
+        if not node.done():
+            node.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await node
+    return 0
+
+
+class _Life:
+    """One life of a node, from the socket to the goodbye."""
+
+    def __init__(self, config: JoinConfig, state: Path, stop: asyncio.Event, report: Report) -> None:
+        self.config, self.state, self.stop, self.report = config, state, stop, report
+        self.device = choose_device(config.gpu)
+        self.dtype = choose_dtype(config.dtype, self.device)
+        self.hardware = describe(self.device)
+        self.identity = Identity.load_or_create(state)
+        self.store = ModelStore(config.member.models)
+        threads = config.threads or usable_cores()
+        spare = torch.device("cpu") if config.overflow_bytes is not None else None
+        self.kept = ProbeCache(state)
+        self.host = Host(
+            config,
+            self.store,
+            self.identity.id,
+            self.device,
+            self.dtype,
+            threads,
+            report,
+            self.kept,
+            spare,
+            weights=choose_weights(config.weights_as, config.dtype, self.device),
+        )
+        self.server: StageServer | None = None
+        self.fatal: str | None = None
+
+    async def run(self, ready: Callable[[Ready], None]) -> None:
+        """Enter, load, serve, leave. Raises SwarmError."""
+        config = self.config
+        async with AsyncExitStack() as stack:
+            board = await stack.enter_async_context(
+                Switchboard(
+                    self.identity,
+                    opened=self._opened,
+                    closed=self._closed,
+                    proxy=config.member.http_proxy,
+                    open_kinds=(HELLO, AUDIT),  # anybody may hold a receipt and have it opened
+                )
+            )
+            listening = await board.listen(*config.listen)
+            reachable = await self._addresses(stack, listening)
+            saved, manifest = await enter_as_node(config, self.state, self.identity, board, self.store, self.report)
+            device, dtype = self.hardware.name, dtype_name(self.dtype)
+            about = node_record(config, self.identity, reachable, saved.model, device, dtype)
+            gossip = await stack.enter_async_context(
+                Gossip(board, self.identity.sign, saved, about, clashed=self._end, kept=self._keep)
+            )
+            from_members = manifest is None
+            if manifest is None:
+                manifest = await learn_manifest(gossip, board, saved)
+                check_layers(config, manifest)
+            known = None if config.probe else self.kept.rates()
+            rates = {} if known is None else {"up_kbps": known.up_kbps, "down_kbps": known.down_kbps}
+            gossip.publish(n_layers=manifest.n_layers, **rates)
+            room = self.host.room(manifest)
+            layers = config.layers or await settle_block(self.host, gossip, manifest, room)
+            if config.member.punch:
+                Reach(
+                    board,
+                    addresses=lambda: reachable,
+                    relay=config.member.relay,
+                    offers_relay=lambda: config.offer_relay,
+                    admitted=gossip.admitted,
+                    introduce=introducing(board, gossip),
+                )
+                self._judge_addresses(stack, gossip, board, reachable)
+            relayed = Relay(board, reachable, admitted=gossip.admitted).routes() if config.offer_relay else ()
+            more = [*door_routes(board), *relayed]
+            view = node_view(lambda: mesh_status(gossip, board), manifest, more=more, stage=lambda: self.server)
+            board.http = await stack.enter_async_context(view)
+            ref = config.model or saved.ref
+            tenant = BlockManager(self.host, board, gossip, manifest, ref, from_members, self.stop, self._end)
+            hosting = await tenant.load(layers)
+            if hosting is None:
+                return
+            server = await self._serve(stack, board, gossip, manifest, hosting)
+            tenant.take(hosting)
+            if config.layers is None:
+                looking = tenant.mover(server, room).keep_looking()
+                stack.push_async_callback(_ended, asyncio.create_task(looking))
+            if config.member.lan:
+                digest = bytes.fromhex(manifest.digest)
+                here = LanNode(saved.membership.swarm, self.identity.id, digest, saved.membership.open)
+                await stack.enter_async_context(
+                    announce(here, listening[1], [address[0] for address in reachable if address != config.relay_at])
+                )
+            invite = own_invite(saved, self.identity, reachable, gossip).text()
+            remember_invite(self.state, invite)
+            ready(
+                Ready(
+                    node=id_text(self.identity.id),
+                    listen=format_address(listening),
+                    advertise=format_address(reachable[0]),
+                    invite=invite,
+                    model=saved.ref,
+                    layers=layers,
+                    device=hosting.hosted.device,
+                    dtype=hosting.hosted.block.computes_in,
+                )
+            )
+            await self._until_told(gossip)
+
+    async def _addresses(self, stack: AsyncExitStack, listening: Address) -> list[Address]:
+        """Where others may dial this node, best first; last the proxy in front of it, for those who need HTTP."""
+        own = own_addresses(self.config, listening)
+        if self.config.map_port:
+            inner = next((a for a in own if ":" not in a[0]), own[0])
+            try:
+                mapping = await stack.enter_async_context(kept_port(inner, lambda fresh: None))
+            except PeerError as error:
+                self.report(
+                    Notice(f"the router maps no port ({error}); forward one yourself and say so with --advertise")
+                )
+            else:
+                self.report(Notice(f"the router forwards {format_address(mapping.outer)} to this node"))
+                own = [mapping.outer, *own]
+        return self._with_proxy(own)
+
+    def _with_proxy(self, own: Sequence[Address]) -> list[Address]:
+        behind = [self.config.relay_at] if self.config.relay_at is not None else []
+        return list(dict.fromkeys([*own[: MAX_ADDRESSES - len(behind)], *behind]))
+
+    def _judge_addresses(
+        self, stack: AsyncExitStack, gossip: Gossip, board: Switchboard, reachable: list[Address]
+    ) -> None:
+        """Tell only of addresses that members can dial, unless the user said which to listen on or to tell."""
+        if self.config.advertise is None and self.config.listen[0] in ANY_HOST:
+
+            def tell(told: tuple[Address, ...]) -> None:
+                gossip.publish(addresses=tuple(self._with_proxy(told)))
+
+            judging = keep_judging(gossip, board, reachable, tell, self.report)
+            stack.push_async_callback(_ended, asyncio.create_task(judging))
+
+    async def _serve(
+        self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, manifest: Manifest, hosting: Hosting
+    ) -> StageServer:
+        """Start the stage, and all that answers beside it."""
+        notary = notary_of(self.config, self.state, self.identity, manifest, hosting, self.hardware, self.report)
+        stack.callback(notary.close)
+        server = StageServer(
+            hosting.hosted,
+            board,
+            hosting.limits,
+            reach=greeting(board, gossip),
+            admitted=gossip.admitted,
+            threads=self.host.threads,
+            notary=notary,
+        )
+        self.server = server
+        services = (server, NotaryServer(notary, gossip.admitted), RateServer(gossip.admitted))
+        for kind, handler in (pair for service in services for pair in service.handlers().items()):
+            board.handle(kind, handler)
+        scouting = keep_scouting(gossip, board.id, bytes.fromhex(manifest.digest), manifest.n_layers)
+        for work in (server.run(), _publish(gossip, server), _tell_rates(gossip, board, self.kept), scouting):
+            stack.push_async_callback(_ended, asyncio.create_task(work))
+        return server
+
+    async def _until_told(self, gossip: Gossip) -> None:
+        """Serve; then let open runs finish."""
+        await self.stop.wait()
+        if self.fatal is not None:
+            raise RunError(self.fatal)
+        self.report(Notice("leaving: open runs may finish, no new ones are taken"))
+        gossip.publish(state="draining")
+        assert self.server is not None
+        await self.server.drain(self.config.grace_s)
+
+    def _opened(self, peer: Peer) -> None:
+        if self.server is not None:
+            self.server.peer_opened()
+
+    def _closed(self, peer: Peer) -> None:
+        if self.server is not None:
+            self.server.peer_closed(peer)
+
+    def _end(self, text: str) -> None:
+        """This life cannot go on: another process has this key, or no layers can be loaded any more."""
+        self.fatal = text
+        self.stop.set()
+
+    def _keep(self, saved: Saved) -> None:
+        remember_swarm(self.state, saved)
+
+
+async def _publish(gossip: Gossip, server: StageServer) -> None:
+    """Tell the swarm how busy this node is."""
+    while True:
+        await asyncio.sleep(PUBLISH_EVERY_S)
+        if server.hosted is not None:
+            gossip.publish(sessions=len(server.sessions), kv_free=server.hosted.pool.free_bytes)
+
+
+async def _tell_rates(gossip: Gossip, board: Switchboard, kept: ProbeCache) -> None:
+    """Measure the way to two neighbours, once there are any."""
+    while True:
+        await asyncio.sleep(RATES_AFTER_S)
+        rates = await measure_rates(gossip, board)
+        if rates.up_kbps or rates.down_kbps:
+            gossip.publish(up_kbps=rates.up_kbps, down_kbps=rates.down_kbps)
+            kept.keep_rates(rates)
+            return
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a task of the node failed: %r", error)

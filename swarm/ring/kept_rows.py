@@ -1,0 +1,81 @@
+"""What a stage keeps by slot beside keys and values: the hidden rows that it passed on, and token ids."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from swarm.model.rows import Commits, Layout, Rows
+
+
+class SentRows:
+    """The hidden rows that a stage passed on, by slot, so that a replacement of the next stage can be replayed.
+
+    Addressed like the KV cache, and moved by the same commits; a bounded run keeps them all.
+    """
+
+    def __init__(self, layout: Layout, hidden_size: int, dtype: torch.dtype) -> None:
+        self._scratch = layout.scratch
+        self._rows = torch.empty(layout.slots, hidden_size, dtype=dtype)
+        self._tokens = np.full(layout.slots, -1, np.int32)
+
+    @staticmethod
+    def size_bytes(layout: Layout, hidden_size: int, dtype: torch.dtype) -> int:
+        """Bytes of memory that the rows of a session take."""
+        return layout.slots * hidden_size * dtype.itemsize
+
+    def commit(self, commits: Commits) -> None:
+        """Copy scratch rows to the positions that they became."""
+        if len(commits):
+            to = torch.from_numpy(commits.position.astype(np.int64)) + self._scratch
+            self._rows[to] = self._rows[torch.from_numpy(commits.slot.astype(np.int64))]
+            self._tokens[commits.position.astype(np.int64) + self._scratch] = self._tokens[commits.slot]
+
+    def write(self, rows: Rows, hidden: torch.Tensor) -> None:
+        """Keep `hidden` [n, hidden] under the slots of `rows`."""
+        self._rows[torch.from_numpy(rows.slot.astype(np.int64))] = hidden.to("cpu", self._rows.dtype)
+        self._tokens[rows.slot] = rows.token
+
+    def committed(self, first: int, last: int) -> torch.Tensor:
+        """Rows of the committed positions [first, last): [last - first, hidden]."""
+        return self._rows[self._scratch + first : self._scratch + last]
+
+    def tokens(self, first: int, last: int) -> list[int]:
+        """Token ids of the committed positions [first, last); -1 where they do not travel."""
+        return [int(token) for token in self._tokens[self._scratch + first : self._scratch + last]]
+
+    def copy_prefix(self, other: SentRows, keep: int) -> None:
+        """Take over the first `keep` positions of another session."""
+        self._tokens[self._scratch : self._scratch + keep] = other.tokens(0, keep)
+        self._rows[self._scratch : self._scratch + keep] = other.committed(0, keep).to(self._rows.dtype)
+
+
+class SlotTokens:
+    """Token ids by slot, for penalties that look at what came before. Only kept where sampling asks for it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._tokens = np.full(layout.slots, -1, np.int64)
+
+    def commit(self, commits: Commits) -> None:
+        """Copy the tokens of scratch slots to the positions that they became."""
+        self._tokens[commits.position.astype(np.int64) + self._layout.scratch] = self._tokens[commits.slot]
+
+    def write(self, rows: Rows) -> None:
+        """Note the tokens of a frame."""
+        self._tokens[rows.slot] = rows.token
+
+    def copy_prefix(self, other: SlotTokens, keep: int) -> None:
+        """Take over the first `keep` positions of another session."""
+        mine, theirs = self._layout.scratch, other._layout.scratch
+        self._tokens[mine : mine + keep] = other._tokens[theirs : theirs + keep]
+
+    def contexts(self, rows: Rows) -> list[list[int]]:
+        """For each wanted row, the tokens that it sees, its own included."""
+        scratch = self._layout.scratch
+        found = []
+        for index in np.flatnonzero(rows.want):
+            committed = self._tokens[scratch : scratch + int(rows.prefix[index])]
+            drafted = self._tokens[:scratch][np.unpackbits(rows.ancestors[index], bitorder="little").astype(bool)]
+            found.append([int(t) for t in np.concatenate((committed, drafted)) if t >= 0])
+        return found

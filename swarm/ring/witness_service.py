@@ -1,0 +1,128 @@
+"""A node's services to receipts that are not its own run's: countersigning, and opening kept rows for an audit."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+from receipts import ReceiptError, WitnessRecord
+from receipts.format.errors import Refusal
+from receipts.format.sign import sha256
+from receipts.record.kept_frames import RECORD_BYTES
+from receipts.record.opening_answer import Answer
+from receipts.record.rows import RowStore
+from swarm.base.address import format_address
+from swarm.base.errors import BusyError, PeerError
+from swarm.net.channel.message import Message
+from swarm.net.peer import Handler, Peer
+from swarm.ring.opening_limits import Quota
+from swarm.ring.signer import ReceiptSigner, unix_us
+
+WITNESS = "receipt.witness"
+AUDIT = "receipt.audit"
+MOST_WITNESSED = 256
+WITNESSED_FOR_S = 6 * 3600.0
+MAX_REQUEST = 64 << 10
+PIECE_BYTES = 4 << 20
+"""Of an opening, in one message: small beside what a peer may have under way, so that runs pass it."""
+WHOLE_BYTES = 48 << 20
+"""The most that is opened in one message, for verifiers that do not ask in pieces."""
+MOST_ASKING = 16
+READ_TIMEOUT_S = 60.0
+
+
+class NotaryServer:
+    """Answers `receipt.witness` calls ({"order"} then {"close"}: an envelope each) and `receipt.audit` calls.
+
+    Bounded: the oldest witnessed order is forgotten when there are too many; audits are read in a thread, one at a
+    time.
+    """
+
+    def __init__(self, notary: ReceiptSigner, admitted: Callable[[bytes], bool]) -> None:
+        self._notary, self._admitted = notary, admitted
+        self._quota, self._reading, self._asking = Quota(), asyncio.Lock(), 0
+        self._orders: OrderedDict[tuple[bytes, str], tuple[WitnessRecord, float]] = OrderedDict()
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What the node's switchboard calls."""
+        return {WITNESS: self._on_witness, AUDIT: self._on_audit}
+
+    async def _on_witness(self, peer: Peer, message: Message) -> Message:
+        if not self._admitted(peer.id):
+            raise PeerError("expected a member of the swarm to ask for a witness, found a stranger")
+        header = message.header
+        try:
+            if isinstance(order := header.get("order"), bytes):
+                return Message(WITNESS, {"envelope": self._witness_order(peer, order)})
+            close, digest = header.get("close"), header.get("about")
+            if not isinstance(close, bytes) or not isinstance(digest, str):
+                raise PeerError("expected an order or a close to witness, found neither")
+            self._forget(time.monotonic())
+            # Remembered still: when another witness fails, the requester signs a close without it and comes again.
+            found = self._orders.get((peer.id, digest))
+            if found is None:
+                raise BusyError("this node does not remember that order; it may have restarted")
+            return Message(WITNESS, {"envelope": found[0].sign_close(close, unix_us())})
+        except ReceiptError as error:
+            raise PeerError(f"expected something to witness, found {error}") from error
+
+    def _witness_order(self, peer: Peer, order: bytes) -> bytes:
+        now = time.monotonic()
+        record = WitnessRecord(
+            self._notary.author, order, unix_us(), format_address(peer.address), secrets.token_bytes(32)
+        )
+        self._orders[peer.id, sha256(order)] = (record, now)
+        self._forget(now)
+        return record.sign_order()
+
+    def _forget(self, now: float) -> None:
+        """Drop the oldest orders beyond what is kept."""
+        while self._orders:
+            _, seen = next(iter(self._orders.values()))
+            if len(self._orders) <= MOST_WITNESSED and now - seen <= WITNESSED_FOR_S:
+                return
+            self._orders.popitem(last=False)
+
+    async def _on_audit(self, peer: Peer, message: Message) -> Message:
+        """Any peer that holds a receipt may ask: the digest of its order names the run, and nobody guesses that.
+
+        Header {"offset"}: the answer is a piece, with {"size"} of the whole. Without: the whole, where one message
+        holds it. One request is read at a time, within the asker's quota.
+        """
+        if self._notary.rows is None:
+            raise BusyError("this node keeps no rows")
+        request, offset = bytes(message.body), message.header.get("offset")
+        if len(request) > MAX_REQUEST:
+            raise PeerError(f"expected an audit request of at most {MAX_REQUEST} bytes, found {len(request)}")
+        if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or offset < 0):
+            raise PeerError(f"expected a piece's offset in bytes, found {offset!r}")
+        if self._asking >= MOST_ASKING:
+            raise BusyError(f"busy: {self._asking} audits wait already; ask again later")
+        asker = peer.id if self._admitted(peer.id) else b""
+        self._asking += 1
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S), self._reading:
+                if (wait := self._quota.wait_s(asker, time.monotonic())) > 0:
+                    raise BusyError(f"busy: enough was opened for now; ask again in {wait:.0f} s")
+                answer, data = await asyncio.to_thread(_read, self._notary.rows, request, offset)
+                self._quota.charge(asker, len(data) + RECORD_BYTES * len(answer.frames), time.monotonic())
+        except ReceiptError as error:
+            raise PeerError(f"that cannot be opened: {error}") from error
+        except TimeoutError as error:
+            raise BusyError("busy: the disk of this node did not answer in time; ask again later") from error
+        finally:
+            self._asking -= 1
+        return Message(AUDIT, {} if offset is None else {"size": answer.size}, data)
+
+
+def _read(rows: RowStore, request: bytes, offset: int | None) -> tuple[Answer, bytes]:
+    """In a thread. Raises ReceiptError(OPENING)."""
+    answer = rows.answer(request)
+    if offset is not None:
+        return answer, answer.read(offset, PIECE_BYTES)
+    if answer.size > WHOLE_BYTES:
+        raise ReceiptError(Refusal.OPENING, f"{answer.size} bytes are too many for one message; ask in pieces")
+    return answer, answer.whole()

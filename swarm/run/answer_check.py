@@ -1,0 +1,43 @@
+"""What the tail of a ring may answer: exactly the frames in flight, in order, with tokens that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swarm.base.errors import PeerError
+from swarm.ring.frame import Answer
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A frame in flight: when it left (monotonic seconds), and the numbers of its rows that want an answer."""
+
+    at: float
+    wanted: NDArray[np.intp]
+
+
+def check_answer_untrusted(answer: Answer, in_flight: Mapping[int, Sent], vocab_size: int | None) -> None:
+    """Raise PeerError unless `answer` is to the next frame in flight that wants one, for each of its wanted rows.
+
+    `in_flight`: frames of this epoch by number. `vocab_size`: tokens are below it; None: it is not known.
+    """
+    seq = answer.seq
+    if seq not in in_flight:
+        late = "an answer to" if not in_flight or seq > max(in_flight) else "another answer to"
+        raise PeerError(f"expected an answer to a frame in flight, found {late} frame {seq}")
+    skipped = [number for number, sent in in_flight.items() if number < seq and len(sent.wanted)]
+    if skipped:
+        raise PeerError(f"expected the answer to frame {min(skipped)}, found one to frame {seq}")
+    wanted = in_flight[seq].wanted
+    if len(answer.row) != len(wanted) or np.any(answer.row != wanted):
+        raise PeerError(f"expected tokens for {len(wanted)} rows of frame {seq}, found {len(answer.row)} others")
+    for tokens in (answer.token, answer.top_token):
+        if tokens.size and (int(tokens.min()) < 0 or (vocab_size is not None and int(tokens.max()) >= vocab_size)):
+            worst = int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max())
+            raise PeerError(f"expected token ids from 0 to {(vocab_size or 0) - 1}, found {worst} in an answer")
+    if any(np.isnan(values).any() for values in (answer.margin, answer.logprob, answer.top_logprob)):
+        raise PeerError("expected log-probabilities in an answer, found what is not a number")

@@ -1,0 +1,62 @@
+"""The model drafter of one run, in its own thread: one step at a time, beside frames and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from draft.base import Drafter, DraftStep, Expansion
+from swarm.run.speculation import Speculation
+
+
+class DraftSteps:
+    """Runs the steps that the core asks for. `begin` prepares the drafter; `wake` is called with whatever ends."""
+
+    def __init__(
+        self,
+        core: Speculation,
+        drafter: Drafter | None,
+        thread: ThreadPoolExecutor,
+        begin: Callable[[], None] | None,
+        wake: Callable[[], None],
+    ) -> None:
+        self._core, self._drafter, self._thread, self._wake = core, drafter, thread, wake
+        self._step: asyncio.Future[list[Expansion]] | None = None
+        self._begun: asyncio.Future[None] | None = None
+        if begin is not None:
+            self._begun = asyncio.get_running_loop().run_in_executor(thread, begin)
+            self._begun.add_done_callback(lambda _: wake())
+
+    def go_on(self) -> None:
+        """Start the next step if one is wanted and none is out."""
+        drafter = self._drafter
+        if drafter is None or self._step is not None or (self._begun is not None and not self._begun.done()):
+            return
+        if self._begun is not None and self._begun.exception() is not None:
+            self._core.drafter_failed()
+            return
+        step = self._core.draft_work(time.monotonic())
+        if step is None:
+            return
+        self._step = asyncio.get_running_loop().run_in_executor(self._thread, _stepped, drafter, step)
+        self._step.add_done_callback(self._done)
+
+    def _done(self, step: asyncio.Future[list[Expansion]]) -> None:
+        self._step = None
+        if step.cancelled() or step.exception() is not None:
+            self._core.drafter_failed()
+        else:
+            self._core.drafted(step.result(), time.monotonic())
+        self._wake()
+
+    async def settle(self) -> None:
+        """Let the thread finish its step: nobody reads it, but the drafter must be whole for the next run."""
+        pending = [future for future in (self._step, self._begun) if future is not None and not future.done()]
+        if pending:
+            await asyncio.wait(pending)
+
+
+def _stepped(drafter: Drafter, step: DraftStep) -> list[Expansion]:
+    return drafter.step(step)

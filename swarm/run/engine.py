@@ -1,0 +1,325 @@
+"""The requester's half: turns requests into runs over rings, any number at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from receipts import ReceiptError
+from swarm.base.errors import PeerError, SwarmError, UsageError
+from swarm.model.rows import Layout
+from swarm.net.channel.message import Message
+from swarm.net.peer import Handler, Peer
+from swarm.net.switchboard import Switchboard
+from swarm.planner.costs import Costs
+from swarm.ring.connect import Reach, dialler, unreachable
+from swarm.ring.frame import ANSWER, parse_answer_untrusted
+from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
+from swarm.ring.order_check import CONTEXT_STEP, exact
+from swarm.run.api import Finished, FinishReason, RunEvent, RunRequest, RunResult, StageInfo
+from swarm.run.controller import Controller, Setting
+from swarm.run.detokenizer import TextStream
+from swarm.run.learned_costs import Drafting, DraftingSource, LearnedCosts, RoutePlanner, TargetFacts
+from swarm.run.prefix_cache import KeptRun, PrefixCache
+from swarm.run.private_layers import PrivateBlocks, PrivateEnds
+from swarm.run.receipt import ReceiptPlan, RunAccount
+from swarm.run.ring_client import RingLink
+from swarm.run.run_loop import RunLoop, RunParts
+from swarm.run.run_stats import for_receipt, summed_up
+from swarm.run.speculation import Speculation, StopRule
+from swarm.run.wait_for_coverage import patiently
+
+SCRATCH: Mapping[str, int] = {"plain": 0, "chain": 64, "tree": 128, "stream": 192}
+
+
+class RunEngine:
+    """Starts runs and hands their answers to them. Use as an async context; leaving it cancels what is open.
+
+    `drafting` makes the drafters of a run from its request; `costs` guesses what a route costs over a wire format.
+    """
+
+    def __init__(
+        self,
+        switchboard: Switchboard,
+        target: TargetFacts,
+        planner: RoutePlanner,
+        drafting: DraftingSource,
+        costs: Callable[[Sequence[StagePlan], str], Costs],
+        describe: Callable[[StagePlan, Mapping[str, object], float], StageInfo],
+        wire: Callable[[RunRequest, Sequence[StagePlan]], str],
+        reach: Reach | None = None,
+        receipts: ReceiptPlan | None = None,
+        private: Callable[[int], Awaitable[PrivateBlocks]] | None = None,
+        keep_s: float = 0.0,
+    ) -> None:
+        self.switchboard, self.target, self.planner = switchboard, target, planner
+        self._drafting, self._costs, self._describe, self._wire = drafting, costs, describe, wire
+        self._receipts = receipts
+        self._private = private
+        self._keep_s = keep_s
+        self._prefixes = PrefixCache()
+        self._reach = reach or dialler(switchboard)
+        self.links: dict[bytes, RingLink] = {}
+        self.loops: dict[bytes, RunLoop] = {}
+        self.memory = LearnedCosts()
+        self._group: asyncio.TaskGroup | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> RunEngine:
+        self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What the switchboard calls for answers and bad news."""
+        return {ANSWER: self._on_answer, UP: self._on_up, TAIL: self._on_tail}
+
+    def flights(self) -> dict[str, int]:
+        """Rows that are under way now, by run."""
+        return {run.hex(): loop.core.rows_in_flight for run, loop in self.loops.items()}
+
+    async def _on_answer(self, peer: Peer, message: Message) -> None:
+        run = message.header.get("r")
+        link = self.links.get(run) if isinstance(run, bytes) else None
+        if link is None:
+            parse_answer_untrusted(message)  # a malformed one is told of; one of a run that is over is late
+            return
+        if peer.id != link.opening.stages[-1].node:
+            raise PeerError("expected an answer from the tail of the ring, found another's")
+        try:
+            link.take_answer(parse_answer_untrusted(message), message)
+        except (PeerError, ReceiptError) as error:
+            link.lose_tail(link.opening.epoch, str(error))
+
+    async def _on_tail(self, peer: Peer, message: Message) -> None:
+        link = self.links.get(message.header.get("run", b""))
+        if link is not None and peer.id == link.opening.stages[-1].node:
+            link.take_end(message.header)
+
+    async def _on_up(self, peer: Peer, message: Message) -> None:
+        word = parse_word_untrusted(message.header)
+        link = self.links.get(word.run)
+        if link is not None and peer.id == link.opening.stages[0].node:
+            link.take_word(word)
+
+    async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncGenerator[RunEvent]:
+        """The events of one run, `Finished` last. Closing the iterator ends the run and frees the ring.
+
+        `receipt`: where its receipt goes, None for the usual folder.
+        """
+        self._check(request)
+        request = replace(request, sampling=exact(request.sampling))
+        events: asyncio.Queue[RunEvent | BaseException] = asyncio.Queue()
+        assert self._group is not None, "the desk is not open"
+        task = self._group.create_task(self._guarded(request, receipt, events))
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def _check(self, request: RunRequest) -> None:
+        prompt, context = len(request.prompt_ids), self.target.context
+        if prompt >= context:
+            raise UsageError(f"the prompt has {prompt} tokens, but the model's context holds {context}; shorten it")
+        most = self.target.vocab_size
+        worst = next((token for token in request.prompt_ids if token < 0 or (most is not None and token >= most)), None)
+        if worst is not None:
+            known = f"0 to {most - 1}" if most is not None else "0 or more"
+            raise UsageError(
+                f"expected token ids of {known}, which the model knows, found {worst} in the prompt: "
+                "the tokenizer has tokens that the model's embedding lacks; use the model's own tokenizer"
+            )
+
+    async def _guarded(
+        self, request: RunRequest, receipt: Path | None, events: asyncio.Queue[RunEvent | BaseException]
+    ) -> None:
+        """A failed run fails its own reader, never the other runs of the desk."""
+        try:
+            await self._drive(request, receipt, events.put_nowait)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            events.put_nowait(_single(error))
+
+    async def _drive(self, request: RunRequest, where: Path | None, emit: Callable[[RunEvent], None]) -> None:
+        opening = await patiently(lambda: self._opening(request), request.patience_s, emit)
+        drafting = self._drafting.make(request)
+        text = TextStream(
+            self.target.decode,
+            request.stop,
+            before=request.prompt_ids,
+            special=self.target.special,
+            keep_stop=request.keep_stop,
+            stop_tokens=frozenset(request.stop_token_ids),
+        )
+        core = self._core(request, opening, drafting)
+        link = RingLink(self._reach, opening)
+        if request.private and self._private is not None:
+            blocks = await self._private(request.private)
+            link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire)
+        self.links[opening.run] = link
+        thread = ThreadPoolExecutor(1, "draft", torch.set_num_threads, (drafting.threads,))
+        deferred = drafting.deferred
+        parts = RunParts(
+            link=link,
+            opening=opening,
+            planner=lambda excluded: self.planner(excluded, request.private),
+            core=core,
+            text=text,
+            drafter=deferred,
+            draft_thread=thread,
+            begin_drafter=(lambda: deferred.begin(request.prompt_ids, request.sampling)) if deferred else None,
+            emit=emit,
+            describe=self._describe,
+            unreachable=lambda stages: unreachable(self._reach, stages),
+            patience_s=request.patience_s,
+            vocab_size=None if request.private else self.target.vocab_size,
+            order=self._ordering(request, opening),
+        )
+        loop = self.loops[opening.run] = RunLoop(parts)
+        try:
+            reason = await loop.run()
+            loop.flush()
+            await self._close(request, link, loop, collect=reason != "swarm_incomplete")
+            result = self._result(request, loop, drafting.name, reason)
+            if link.account is not None:
+                path = await link.account.write(
+                    self._as_signed(result), for_receipt(loop.tally, loop.core.counts), where
+                )
+                result = replace(result, receipt=str(path))
+            await loop.settle()
+            emit(Finished(result))
+        except BaseException as error:
+            reason = "cancelled" if isinstance(error, asyncio.CancelledError) else "swarm_incomplete"
+            await self._account_for(request, loop, drafting.name, reason, where)
+            raise
+        finally:
+            await self._close(request, link, loop, collect=False)
+            await loop.settle()
+            thread.shutdown(wait=False, cancel_futures=True)
+            self.loops.pop(opening.run, None)
+            if link.private is not None:
+                link.private.close()
+            self._drafting.give_back(drafting)
+
+    async def _account_for(
+        self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason, where: Path | None
+    ) -> None:
+        """A run that has no result has a receipt all the same: who took part, and how far it came."""
+        link = loop.link
+        if link.account is None or link.opening.run not in self.links:
+            return
+        await self._close(request, link, loop, collect=reason == "cancelled")
+        with contextlib.suppress(SwarmError, ReceiptError):
+            await link.account.write(
+                self._as_signed(self._result(request, loop, drafter, reason)),
+                for_receipt(loop.tally, loop.core.counts),
+                where,
+            )
+
+    async def _close(self, request: RunRequest, link: RingLink, loop: RunLoop, collect: bool) -> None:
+        """Once: every stage frees the run's memory before its reader hears that it is over."""
+        if link.opening.run in self.links:
+            until = loop.prompt_tokens + len(loop.emitted)
+            commits = loop.core.closing_commits()
+            holds = loop.core.finished and not link.private and request.prefix is not None
+            hold_s = self._keep_s if holds else 0.0
+            await link.close(until, commits, collect, hold_s)
+            if hold_s:
+                held = tuple(loop.core.tokens[: loop.core.held])
+                route = _route(link.opening.stages)
+                until_s = time.monotonic() + hold_s
+                self._prefixes.add(KeptRun(link.opening.run, route, held, until_s, request.prefix or ""))
+            self.links.pop(link.opening.run, None)
+
+    def _ordering(self, request: RunRequest, opening: OpenRun) -> Callable[[Sequence[StagePlan]], RunAccount] | None:
+        plan = self._receipts
+        if plan is None or not request.receipt:
+            return None
+        return lambda stages: RunAccount(plan, request, stages, opening.wire, opening.run.hex())
+
+    def _opening(self, request: RunRequest) -> OpenRun:
+        stages = tuple(self.planner(frozenset(), request.private))
+        want = len(request.prompt_ids) + request.max_tokens
+        context = min(-(-want // CONTEXT_STEP) * CONTEXT_STEP, self.target.context)
+        base, keep = b"", 0
+        if self._keep_s and not request.private and request.prefix is not None:
+            base, keep = self._prefixes.best(request.prompt_ids, _route(stages), time.monotonic(), request.prefix)
+        return OpenRun(
+            run=secrets.token_bytes(16),
+            epoch=0,
+            requester=self.switchboard.id,
+            model=self.target.model,
+            wire=self._wire(request, stages),
+            layout=Layout(SCRATCH[request.speculation], context),
+            sampling=request.sampling,
+            stages=stages,
+            keep=keep,
+            base=base,
+        )
+
+    def _core(self, request: RunRequest, opening: OpenRun, drafting: Drafting) -> Speculation:
+        key = (request.speculation, drafting.name, opening.wire, *(s.node for s in opening.stages))
+        setting = Setting(mode=request.speculation, leaves=drafting.leaves)
+        controller = self.memory.controller(key, lambda: Controller(self._costs(opening.stages, opening.wire), setting))
+        return Speculation(
+            request.prompt_ids,
+            opening.layout,
+            StopRule(request.max_tokens, self.target.eos, request.ignore_eos),
+            controller,
+            inline=drafting.inline,
+            deferred=drafting.deferred is not None,
+            calibrations=self.memory.calibrations,
+            held=opening.keep,
+        )
+
+    def _result(self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason) -> RunResult:
+        return summed_up(
+            request,
+            loop.tally,
+            loop.core.counts,
+            reason,
+            text=loop.parts.text.text,
+            tokens=loop.emitted,
+            ring=loop.ring,
+            drafter=drafter,
+            run_id=loop.link.opening.run.hex(),
+            cached=loop.parts.opening.keep,
+        )
+
+    def _as_signed(self, result: RunResult) -> RunResult:
+        """The text of a receipt is what its tokens decode to by themselves, so that a replay finds the same: what was
+        shown may be cut at a stop string, and begins as the end of the prompt wants it."""
+        return replace(result, text=self.target.decode(result.token_ids))
+
+
+def _route(stages: Sequence[StagePlan]) -> tuple[tuple[bytes, int, int], ...]:
+    return tuple((stage.node, stage.first, stage.last) for stage in stages)
+
+
+def _single(error: BaseException) -> BaseException:
+    """The one error inside a group of one; task groups wrap what a run raises."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+__all__ = ["RunEngine", "Drafting", "TargetFacts"]

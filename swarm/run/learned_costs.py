@@ -1,0 +1,79 @@
+"""What the runs of one requester share: the model, where routes and drafters come from, what earlier runs learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from draft.base import Drafter
+from swarm.ring.opening import StagePlan
+from swarm.run.api import RunRequest
+from swarm.run.controller import Controller
+from swarm.run.detokenizer import Decode
+from swarm.run.proposals import Calibrations, fresh_calibrations
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text.
+
+    vocab_size    token ids are below it; None: not known
+    special       names of the ids that `decode` leaves out
+    """
+
+    model: str
+    context: int
+    eos: frozenset[int]
+    decode: Decode
+    vocab_size: int | None = None
+    special: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """The drafters of one run. `inline` answers on the spot, `deferred` in the draft thread; both may be absent.
+
+    leaves    most nodes that a step of `deferred` expands
+    threads   compute threads of `deferred`, on a CPU
+    """
+
+    name: str
+    inline: Drafter | None = None
+    deferred: Drafter | None = None
+    leaves: int = 8
+    threads: int = 1
+
+
+RoutePlanner = Callable[[frozenset[bytes], int], Sequence[StagePlan]]
+"""The best route without the nodes named, leaving out that many layers at either end. Raises CoverageError."""
+
+
+class DraftingSource(Protocol):
+    """Where runs get their drafters."""
+
+    def make(self, request: RunRequest) -> Drafting:
+        """Drafters for one run."""
+
+    def give_back(self, drafting: Drafting) -> None:
+        """The run is over and its draft thread idle."""
+
+
+MAX_CONTROLLERS = 64
+"""Rings whose costs one requester remembers: nodes come and go, and each new route is a ring of its own."""
+
+
+@dataclass
+class LearnedCosts:
+    """What runs over one ring learn for the next: measured costs, and how far each drafter is to be trusted."""
+
+    controllers: dict[tuple[object, ...], Controller] = field(default_factory=dict)
+    calibrations: Calibrations = field(default_factory=fresh_calibrations)
+
+    def controller(self, key: tuple[object, ...], make: Callable[[], Controller]) -> Controller:
+        """What was learned of the ring `key`, or `make()`; of MAX_CONTROLLERS rings, the least recently used goes."""
+        found = self.controllers.pop(key, None) or make()
+        self.controllers[key] = found
+        while len(self.controllers) > MAX_CONTROLLERS:
+            del self.controllers[next(iter(self.controllers))]
+        return found

@@ -1,0 +1,332 @@
+"""The loop of one run: frames out, answers in, drafts beside, another route when a stage is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from draft.base import Drafter
+from swarm.base.errors import CoverageError, PeerError, RunError
+from swarm.base.nodeid import short_id
+from swarm.ring.frame import Answer, Frame
+from swarm.ring.opening import OpenRun, StagePlan
+from swarm.run.answer_check import Sent, check_answer_untrusted
+from swarm.run.api import CommittedTokens, FinishReason, Recovering, RingOpened, RunEvent, StageInfo
+from swarm.run.blame import Blame
+from swarm.run.detokenizer import TextStream
+from swarm.run.draft_steps import DraftSteps
+from swarm.run.exclusions import Exclusions
+from swarm.run.receipt import RunAccount
+from swarm.run.ring_client import Loss, RingLink, StageRefused
+from swarm.run.run_stats import Tally
+from swarm.run.speculation import Speculation
+
+Planner = Callable[[frozenset[bytes]], Sequence[StagePlan]]
+"""The best route without the nodes named. Raises CoverageError when none is left."""
+
+KEEP_EVERY_S = 10.0
+REPLAN_EVERY_S = 0.5
+LEAST_DEADLINE_S = 4.0
+DEADLINE_PASSES = 8.0
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What a run is made of; built by the desk."""
+
+    link: RingLink
+    opening: OpenRun
+    planner: Planner
+    core: Speculation
+    text: TextStream
+    drafter: Drafter | None
+    draft_thread: ThreadPoolExecutor
+    begin_drafter: Callable[[], None] | None
+    emit: Callable[[RunEvent], None]
+    describe: Callable[[StagePlan, dict[str, object], float], StageInfo]
+    unreachable: Callable[[Sequence[StagePlan]], Awaitable[frozenset[bytes]]]
+    patience_s: float
+    vocab_size: int | None = None
+    order: Callable[[Sequence[StagePlan]], RunAccount] | None = None
+
+
+class RunLoop:
+    """Drives one run to its end. `run()` returns why it ended; the sums are in `tally`."""
+
+    def __init__(self, parts: RunParts) -> None:
+        self.parts = parts
+        self.core = parts.core
+        self.link = parts.link
+        self.tally = Tally(time.monotonic())
+        self.ring: tuple[StageInfo, ...] = ()
+        self.prompt_tokens = len(parts.core.tokens)
+        self.emitted: list[int] = []
+        self._absent = Exclusions()
+        self._blame = Blame(self._absent, parts.unreachable, self._can_do_without)
+        self._drafting: DraftSteps | None = None
+        self._opening: asyncio.Task[StageRefused | None] | None = None
+        self._in_flight: dict[int, Sent] = {}
+        self._last_reason = ""
+        self._announced = -1
+        self._last_sent = time.monotonic()
+
+    async def run(self) -> FinishReason:
+        """Generate until the core is finished or the swarm is. Frees nothing: the desk closes the link."""
+        parts = self.parts
+        self._drafting = DraftSteps(
+            self.core, parts.drafter, parts.draft_thread, parts.begin_drafter, self.link.wake.set
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                if not await self._form(parts.opening):
+                    return "swarm_incomplete"
+                reason = await self._generate()
+                if self._opening is not None:
+                    self._opening.cancel()
+                return reason
+        finally:
+            self.tally.ended = time.monotonic()
+            self._blame.close()
+
+    async def settle(self) -> None:
+        """Wait until the drafter is idle. After the ring is closed: a long draft step must not keep it working."""
+        if self._drafting is not None:
+            await self._drafting.settle()
+
+    def flush(self) -> None:
+        """Give out the text that was held back for a stop string that did not come."""
+        rest, pieces = self.parts.text.finish(), self.parts.text.take_pieces()
+        if rest or pieces:
+            self.parts.emit(CommittedTokens((), rest, (), pieces=pieces))
+
+    async def _generate(self) -> FinishReason:
+        while self.core.finished is None:
+            loss = await self._turn()
+            if loss is not None and not await self._recover(loss):
+                return "swarm_incomplete"
+        return "stop" if self.core.finished == "stop" else "length"
+
+    async def _turn(self) -> Loss | None:
+        """Send what may go, draft what is wanted, then take in what came. Returns a loss instead of going on."""
+        link = self.link
+        try:
+            while (planned := self.core.next_frame(time.monotonic())) is not None:
+                opening = link.opening
+                self._last_sent = time.monotonic()
+                self._in_flight[planned.seq] = Sent(self._last_sent, np.flatnonzero(planned.rows.want))
+                self.tally.passes += 1
+                self.tally.rows += len(planned.rows)
+                await link.send(Frame(opening.run, opening.epoch, planned.seq, planned.commits, planned.rows))
+        except StageRefused as error:
+            return Loss(link.opening.epoch, 0, str(error))
+        if time.monotonic() - self._last_sent > KEEP_EVERY_S:
+            self._last_sent = time.monotonic()
+            await link.keep()
+        if self._drafting is not None:
+            self._drafting.go_on()
+        loss = await self._wait()
+        while link.answers and loss is None and self.core.finished is None:
+            answer, at = link.answers.popleft()
+            try:
+                check_answer_untrusted(answer, self._in_flight, self.parts.vocab_size)
+                self._take(answer, at)
+            except PeerError as error:
+                loss = Loss(link.opening.epoch, len(link.opening.stages) - 1, str(error))
+        return loss
+
+    async def _wait(self) -> Loss | None:
+        """Until something happens; a pass that is overdue is a loss."""
+        link = self.link
+        now = time.monotonic()
+        wakeup = self.core.next_wakeup()
+        until = now + KEEP_EVERY_S if wakeup is None else max(now, wakeup)
+        if self._in_flight:
+            until = min(until, self._due())
+        try:
+            async with asyncio.timeout(max(0.0, until - now)):
+                await link.wake.wait()
+        except TimeoutError:
+            pass
+        link.wake.clear()
+        if self._opening is not None and self._opening.done():
+            refusal, self._opening = self._opening.result(), None
+            if refusal is not None:
+                return self._loss_of(refusal)
+            self._announce()
+        while link.losses:
+            loss = link.losses.popleft()
+            if loss.epoch == link.opening.epoch:  # of an older one it may name a newcomer's place
+                return loss
+        if link.head is not None and link.head.closed_reason is not None:
+            return Loss(link.opening.epoch, 0, "the connection to the head was lost")
+        if link.tail is not None and link.tail.closed_reason is not None:
+            return Loss(link.opening.epoch, len(link.opening.stages) - 1, "the connection to the tail was lost")
+        overdue = self._in_flight and time.monotonic() > self._due()
+        if overdue and not link.answers:
+            return Loss(link.opening.epoch, -1, f"no answer for {self._deadline_s():.1f} s")
+        return None
+
+    def _due(self) -> float:
+        """When the oldest frame in flight is overdue. Each answer is to another frame, so this moves on or comes."""
+        return min(sent.at for sent in self._in_flight.values()) + self._deadline_s()
+
+    def _deadline_s(self) -> float:
+        usual = max(self.tally.pass_ms[-16:], default=2000.0) / 1000.0
+        return LEAST_DEADLINE_S + DEADLINE_PASSES * usual
+
+    def _take(self, answer: Answer, at: float) -> None:
+        sent = self._in_flight.pop(answer.seq, None)
+        for seq in [s for s in self._in_flight if s < answer.seq]:
+            del self._in_flight[seq]
+        if sent is not None and len(answer.token):
+            self.tally.pass_ms.append((at - sent.at) * 1000.0)
+            self.tally.took((at - sent.at) * 1000.0, answer.timings)
+            if not self._in_flight:
+                self.tally.lone_pass_ms.append((at - sent.at) * 1000.0)
+        self.tally.stage_us.append([computed for _, computed in answer.timings])
+        stages = [(queued / 1000.0, computed / 1000.0) for queued, computed in answer.timings]
+        settled = self.core.on_answer(answer.seq, [int(t) for t in answer.token], at, stages)
+        tokens, drafted, logprobs, added = [], [], [], []
+        for token in settled.tokens:
+            if self.tally.first_token is None:
+                self.tally.first_token = at
+            tokens.append(token.token)
+            drafted.append(token.drafted)
+            top = zip(answer.top_token[token.answer], answer.top_logprob[token.answer], strict=True)
+            logprobs.append((float(answer.logprob[token.answer]), tuple((int(t), float(v)) for t, v in top)))
+            added.append(self.parts.text.feed(token.token))
+            if self.parts.text.stopped:
+                self.core.finish("stop")
+                break
+        self.emitted += tokens
+        if tokens:
+            if self._announced != self.link.opening.epoch:
+                self._announce()  # the answer comes straight home, the news that the ring stands by every stage
+            pieces = self.parts.text.take_pieces()
+            self.parts.emit(CommittedTokens(tuple(tokens), "".join(added), tuple(drafted), tuple(logprobs), pieces))
+
+    # Forming and re-forming the ring
+
+    async def _form(self, opening: OpenRun) -> bool:
+        """Open a ring, planning again while stages refuse. False when patience ran out with layers missing."""
+        deadline = time.monotonic() + self.parts.patience_s
+        while True:
+            now = time.monotonic()
+            try:
+                stages = tuple(self.parts.planner(self._absent.now(now)))
+            except CoverageError:
+                if not self._absent:
+                    raise
+                if now > deadline:
+                    if self.tally.first_token is None:
+                        raise RunError(f"no ring could be formed: {self._last_reason}; try again later") from None
+                    return False
+                await asyncio.sleep(REPLAN_EVERY_S)
+                continue
+            opening = replace(opening, stages=stages, record=self._signed(stages))
+            told = asyncio.Event()
+            tokens = self.core.tokens[: opening.keep]
+            self._opening = self._group.create_task(_refusal(self.link.open(opening, told.set, tokens)))
+            self._opening.add_done_callback(lambda _: self.link.wake.set())
+            waiter = self._group.create_task(told.wait())
+            await asyncio.wait({self._opening, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            waiter.cancel()
+            if told.is_set():
+                return True
+            refusal, self._opening = self._opening.result(), None
+            assert refusal is not None
+            self._last_reason = str(refusal)
+            by_word = refusal.told and not refusal.busy
+            await self._blame.named(opening.stages, refusal.node, self._progress, by_word, briefly=refusal.busy)
+            opening = replace(opening, epoch=opening.epoch + 1)
+
+    def _signed(self, stages: Sequence[StagePlan]) -> Mapping[str, Any] | None:
+        """The order, or the plan that replaces the one before, for the opening."""
+        if self.parts.order is None:
+            return None
+        account = self.link.account
+        if account is None:
+            account = self.link.account = self.parts.order(stages)
+            self._group.create_task(account.witness_order(stages))
+        else:
+            lost = self._absent.ever(stage.node for stage in self.link.opening.stages)
+            account.replan(stages, len(self.core.tokens), lost, self._last_reason)
+        return account.header
+
+    def _loss_of(self, refusal: StageRefused) -> Loss:
+        nodes = [stage.node for stage in self.link.opening.stages]
+        index = nodes.index(refusal.node) if refusal.node in nodes else -1
+        return Loss(self.link.opening.epoch, index, str(refusal), refusal.busy, told=refusal.told)
+
+    async def _recover(self, loss: Loss) -> bool:
+        """Leave the lost stage out and go on from what every stage is known to hold."""
+        link, stages = self.link, self.link.opening.stages
+        if loss.leaving and not self._can_do_without(stages[loss.stage].node):
+            return True  # it works until it goes, and then the run waits for another
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+        self._last_reason, progress = loss.reason, self._progress
+        lost = frozenset[bytes]()
+        if loss.crowded:
+            self.core.ease()
+            self._blame.crowded(stages, progress)
+        elif 0 <= loss.stage < len(stages):
+            lost = frozenset({stages[loss.stage].node})
+            told, briefly = loss.told and not loss.busy, loss.busy or loss.leaving
+            await self._blame.named(stages, stages[loss.stage].node, progress, told, briefly)
+        else:
+            lost = await self._blame.nobody_named(stages, progress)
+        name = ", ".join(short_id(node) for node in lost) or "no stage in particular"
+        self.parts.emit(Recovering(name, loss.reason, loss.leaving))
+        self.tally.recoveries += not loss.leaving
+        if (stuck_s := self._blame.stuck_s(progress)) > self.parts.patience_s:
+            times = self._blame.times(progress)
+            raise RunError(
+                f"the run made no progress for {stuck_s:.0f} s while its ring broke {times} times, the last time "
+                f"because: {loss.reason}; try again, or --exclude nodes that were in it"
+            )
+        self.core.restart()
+        self._in_flight.clear()
+        link.answers.clear()
+        link.losses.clear()
+        return await self._form(link.next_epoch(keep=self.core.held))
+
+    @property
+    def _progress(self) -> int:
+        """Rises with every token, and with every part of the prompt that is known to be held."""
+        return len(self.core.tokens) + self.core.held
+
+    def _can_do_without(self, node: bytes) -> bool:
+        try:
+            self.parts.planner(self._absent.now(time.monotonic()) | {node})
+        except CoverageError:
+            return False
+        return True
+
+    def _announce(self) -> None:
+        """Note what the stages said of themselves, and tell the reader once per ring who forms it."""
+        infos = []
+        stages = self.link.opening.stages
+        for index, (plan, said) in enumerate(zip(stages, self.link.said or ({},) * len(stages), strict=True)):
+            infos.append(self.parts.describe(plan, said, self.tally.compute_ms(index, last=64) or 0.0))
+        self.ring = tuple(infos)
+        if self._announced != self.link.opening.epoch:
+            self._announced = self.link.opening.epoch
+            self.parts.emit(RingOpened(self.link.opening.run.hex(), self.ring))
+
+
+async def _refusal(opening: Awaitable[None]) -> StageRefused | None:
+    """None when the ring stands. A refusal is a result here: it must not end the run's task group."""
+    try:
+        await opening
+    except StageRefused as refusal:
+        return refusal
+    return None

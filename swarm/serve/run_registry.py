@@ -1,0 +1,166 @@
+"""What the gateway remembers of its runs: the active ones, and the last few with their receipts. No prompt, no text."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from swarm.run.api import (
+    CommittedTokens,
+    Finished,
+    Recovering,
+    RingOpened,
+    RunEvent,
+    RunResult,
+    StageInfo,
+    WaitingForCoverage,
+)
+
+RunState = Literal["queued", "opening", "waiting", "answering", "recovering", "done", "failed", "cancelled", "refused"]
+KEPT = 200
+_WINDOW_S = 3.0
+
+
+@dataclass
+class RunNote:
+    """One run. Times are Unix seconds for `started`, seconds of the monotonic clock for the rest.
+
+    `user` asked for it and alone may have its receipt, which tells what was said. `awaited`: what it waits or waited
+    for before there was a route.
+    """
+
+    key: int
+    user: str
+    started: float
+    prompt_tokens: int
+    max_tokens: int
+    state: RunState = "queued"
+    run_id: str = ""
+    tokens: int = 0
+    drafted: int = 0
+    ring: tuple[StageInfo, ...] = ()
+    awaited: str | None = None
+    lost: str | None = None
+    recoveries: int = 0
+    error: str | None = None
+    result: RunResult | None = None
+    recent: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def forget(self, now: float) -> None:
+        """Drop what came before the last seconds."""
+        while self.recent and self.recent[0][0] < now - _WINDOW_S:
+            self.recent.popleft()
+
+    def rate(self, now: float) -> float:
+        """Tokens per second: of the whole run once it is over, else over the last seconds."""
+        if self.result is not None:
+            return self.result.tokens_per_second
+        self.forget(now)
+        if len(self.recent) < 2:
+            return 0.0
+        span = now - self.recent[0][0]
+        return sum(count for _, count in self.recent) / span if span > 0 else 0.0
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        result = self.result
+        return {
+            "key": self.key,
+            "run_id": self.run_id,
+            "state": self.state,
+            "started": round(self.started, 3),
+            "prompt_tokens": self.prompt_tokens,
+            "max_tokens": self.max_tokens,
+            "tokens": self.tokens,
+            "tokens_per_second": round(self.rate(now), 2),
+            "foreseen": round(self.drafted / self.tokens, 4) if self.tokens else 0.0,
+            "acceptance": round(result.acceptance, 4) if result and result.rows_sent else None,
+            "passes": result.passes if result else None,
+            "tokens_per_pass": round(result.tokens_per_pass, 3) if result else None,
+            "pass_ms": round(result.pass_ms, 2) if result else None,
+            "parts_ms": dict(result.parts_ms) if result else {},
+            "speculation": result.speculation if result else None,
+            "drafter": result.drafter if result else None,
+            "seconds": round(result.seconds, 3) if result else None,
+            "finish_reason": result.finish_reason if result else None,
+            "recoveries": self.recoveries,
+            "awaited": self.awaited,
+            "lost": self.lost,
+            "error": self.error,
+            "receipt": result is not None and result.receipt is not None,
+            "ring": [stage_json(stage) for stage in self.ring],
+        }
+
+
+def stage_json(stage: StageInfo) -> dict[str, Any]:
+    return {
+        "node": stage.node,
+        "device": stage.device,
+        "layers": list(stage.layers),
+        "compute_ms": round(stage.compute_ms, 3),
+        "edge": stage.edge,
+        "rtt_ms": None if stage.rtt_ms is None else round(stage.rtt_ms, 2),
+    }
+
+
+class RunBook:
+    """State changes through `begin`, `apply` and `end` alone; watchers are called after each."""
+
+    def __init__(self) -> None:
+        self.active: OrderedDict[int, RunNote] = OrderedDict()
+        self.past: deque[RunNote] = deque(maxlen=KEPT)
+        self._watchers: list[Callable[[], None]] = []
+        self._next = 1
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        self._watchers.append(changed)
+
+    def _changed(self) -> None:
+        for changed in self._watchers:
+            changed()
+
+    def begin(self, user: str, prompt_tokens: int, max_tokens: int, wall: float) -> RunNote:
+        note = RunNote(self._next, user, wall, prompt_tokens, max_tokens)
+        self._next += 1
+        self.active[note.key] = note
+        self._changed()
+        return note
+
+    def apply(self, note: RunNote, event: RunEvent, now: float) -> None:
+        match event:
+            case WaitingForCoverage(reason):
+                note.state, note.awaited = "waiting", reason
+            case RingOpened(run_id, ring):
+                note.run_id, note.ring, note.state = run_id, ring, "answering"
+            case CommittedTokens(tokens, _, drafted):
+                note.state = "answering"
+                note.tokens += len(tokens)
+                note.drafted += sum(drafted)
+                note.recent.append((now, len(tokens)))
+                note.forget(now)
+            case Recovering(lost, _, leaving):
+                note.state, note.lost = "recovering", lost
+                note.recoveries += not leaving
+            case Finished(result):
+                note.result, note.ring = result, result.ring
+                note.run_id = result.run_id or note.run_id
+                note.tokens = result.new_tokens
+                note.state = "failed" if result.finish_reason == "swarm_incomplete" else "done"
+        self._changed()
+
+    def end(self, note: RunNote, error: str | None = None) -> None:
+        """The run is over, however it ended. One that was refused a turn never was a run, and is forgotten."""
+        if note.result is None:
+            refused = note.state == "queued"
+            note.state = ("refused" if refused else "failed") if error else "cancelled"
+            note.error = error
+        self.active.pop(note.key, None)
+        note.recent.clear()
+        if note.state != "refused":
+            self.past.appendleft(note)
+        self._changed()
+
+    def find(self, run_id: str) -> RunNote | None:
+        notes = [*self.active.values(), *self.past]
+        return next((note for note in notes if note.run_id and note.run_id == run_id), None)

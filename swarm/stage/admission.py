@@ -1,0 +1,190 @@
+"""Whether a stage takes a run, and the session that it then gets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from swarm.base.errors import BusyError, PeerError
+from swarm.model.overflow import AnyBlock, AnyPool
+from swarm.net.channel.wire import WIRE_FORMATS
+from swarm.net.peer import Peer
+from swarm.ring.frame import Frame
+from swarm.ring.kept_rows import SentRows, SlotTokens
+from swarm.ring.opening import OpenRun
+from swarm.stage.session import StageSession
+from swarm.stage.session_owner import Owner, owner_untrusted
+
+
+@dataclass(frozen=True)
+class StageLimits:
+    """Bounds of one stage.
+
+    row_budget     rows of one forward
+    sessions       open sessions in all, and of one requester
+    queue_frames   frames of one session that may wait, and queue_rows their rows
+    lease_s        longest silence of a requester before its session is freed, in seconds
+    kv_share       of the memory for sessions that one requester may hold
+    sent_bytes     memory for the rows kept for replay, of one session
+    """
+
+    row_budget: int = 512
+    sessions: int = 64
+    sessions_per_peer: int = 32
+    queue_frames: int = 256
+    queue_rows: int = 16_384
+    kv_share: float = 0.75
+    lease_s: float = 45.0
+    sent_bytes: int = 512 << 20
+
+
+@dataclass(frozen=True)
+class HostedModel:
+    """What this node serves: manifest digest, block, memory for sessions, and the device in words."""
+
+    model: str
+    block: AnyBlock
+    pool: AnyPool
+    device: str
+    node: bytes
+
+
+def admit(
+    sessions: dict[bytes, StageSession],
+    hosted: HostedModel,
+    limits: StageLimits,
+    opening: OpenRun,
+    peer: Peer,
+    draining: bool,
+) -> tuple[StageSession, bool]:
+    """The session of a run, new or carried over from an older epoch; and whether its KV starts empty.
+
+    Raises PeerError for an opening that is not for this node, BusyError when there is no room.
+    """
+    _check_addressed_untrusted(hosted, opening, peer)
+    owner = owner_untrusted(opening, peer.id)
+    old = sessions.get(opening.run)
+    if old is not None:
+        if old.opening.requester != opening.requester or (old.owner.signed and not owner.signed):
+            raise PeerError("that run belongs to another requester")
+        if old.opening.epoch >= opening.epoch:
+            raise PeerError(f"expected an epoch after {old.opening.epoch}, found {opening.epoch}")
+        if opening.keep and _same_work(old, opening):
+            _carry_over(old, opening, owner, peer)
+            return old, False
+        old.closed = True
+        if old.idle.is_set():
+            old.release()
+        sessions.pop(opening.run)
+    session = _new(sessions, hosted, limits, opening, owner, peer, draining)
+    base = sessions.get(opening.base)
+    begun = (
+        base is not None
+        and opening.keep > 0
+        and (base.opening.requester, base.owner.node) == (opening.requester, owner.node)
+        and session.begin_from(base, opening.keep)
+    )
+    return session, not begun
+
+
+def check_room(session: StageSession, limits: StageLimits, frame: Frame) -> None:
+    """Whether a frame may wait here. Raises BusyError; one always may.
+
+    A replay comes as fast as the stage before can send it, so it is bounded by what the run's session holds anyway.
+    """
+    replay, rows = frame.replay >= 0, len(frame.rows)
+    waiting = [len(arrived.frame.rows) for arrived in session.queue if (arrived.frame.replay >= 0) == replay]
+    most_frames = max(limits.queue_frames, session.opening.keep) if replay else limits.queue_frames
+    most_rows = max(limits.queue_rows, session.opening.keep) if replay else limits.queue_rows
+    if waiting and (len(waiting) >= most_frames or sum(waiting) + rows > most_rows):
+        raise BusyError(
+            f"busy: {len(waiting)} frames of {sum(waiting)} rows wait here and {rows} rows more came; "
+            f"expected at most {most_frames} frames of {most_rows} rows in flight"
+        )
+
+
+def _check_addressed_untrusted(hosted: HostedModel, opening: OpenRun, peer: Peer) -> None:
+    if opening.me.node != hosted.node or peer.id != opening.upstream():
+        raise PeerError("expected the opening of a ring from the node before this one, found another's")
+    if opening.model != hosted.model:
+        raise PeerError(f"expected a ring for model {hosted.model[:16]}, found one for {opening.model[:16]}")
+    if opening.wire not in WIRE_FORMATS:
+        raise PeerError(f"expected a wire format of {', '.join(WIRE_FORMATS)}, found {opening.wire[:40]!r}")
+    block, me = hosted.block, opening.me
+    if not block.first <= me.first < me.last <= block.last:
+        raise PeerError(
+            f"expected layers within {block.first}-{block.last - 1}, which this node holds, found "
+            f"{me.first}-{me.last - 1}; plan the route again"
+        )
+
+
+def _same_work(old: StageSession, opening: OpenRun) -> bool:
+    """Whether the KV of the old epoch serves the new one: the same layers and slots, filled as far as is kept."""
+    then, now = old.opening, opening
+    same = (then.me.first, then.me.last, then.layout) == (now.me.first, now.me.last, now.layout)
+    return same and old.held >= now.keep
+
+
+def _carry_over(session: StageSession, opening: OpenRun, owner: Owner, peer: Peer) -> None:
+    session.opening, session.owner, session.upstream, session.downstream = opening, owner, peer, None
+    session.last_seq, session.last_replay, session.refused = -1, -1, False
+    session.heard, session.measured_back = time.monotonic(), False
+    session.ready, session.outbox = asyncio.Event(), asyncio.Queue()
+    session.queue.clear()
+
+
+def _new(
+    sessions: dict[bytes, StageSession],
+    hosted: HostedModel,
+    limits: StageLimits,
+    opening: OpenRun,
+    owner: Owner,
+    peer: Peer,
+    draining: bool,
+) -> StageSession:
+    if draining:
+        raise BusyError("busy: this node is leaving; take another")
+    layout, me = opening.layout, opening.me
+    pool, need = hosted.pool, hosted.pool.session_bytes(opening.layout, me.first, me.last)
+
+    def mine() -> int:
+        return sum(s.owner.node == owner.node for s in sessions.values())
+
+    def held() -> int:
+        return sum(s.kv.nbytes for s in sessions.values() if s.owner.node == owner.node)
+
+    most = int(pool.budget_bytes * limits.kv_share)
+    while (
+        len(sessions) >= limits.sessions
+        or mine() >= limits.sessions_per_peer
+        or need > min(pool.free_bytes, most - held())
+    ):
+        if not _let_one_go(sessions, opening):
+            break
+    if len(sessions) >= limits.sessions or mine() >= limits.sessions_per_peer:
+        raise BusyError(f"busy: {len(sessions)} sessions are open, {mine()} of them yours; try later")
+    if need > most - held() and held():
+        raise BusyError(
+            f"busy: your sessions hold {held() >> 20} of {most >> 20} MiB that one requester may; try later"
+        )
+    block = hosted.block.view(me.first, me.last)
+    kv = pool.open(layout, me.first, me.last)
+    session = StageSession(opening, block, kv, peer, time.monotonic(), owner=owner)
+    last = opening.index + 1 == len(opening.stages)
+    if not last and SentRows.size_bytes(layout, block.hidden_size, block.dtype) <= limits.sent_bytes:
+        session.sent = SentRows(layout, block.hidden_size, block.dtype)
+    if block.tail and opening.sampling.repetition_penalty != 1.0:
+        session.tokens = SlotTokens(layout)
+    return session
+
+
+def _let_one_go(sessions: dict[bytes, StageSession], opening: OpenRun) -> bool:
+    """Free the session that is kept only for its beginning and runs out first; never the one now wanted."""
+    kept = [s for s in sessions.values() if s.kept_until and s.account is None and s.run != opening.base]
+    if not kept:
+        return False
+    oldest = min(kept, key=lambda s: s.kept_until)
+    sessions.pop(oldest.run)
+    oldest.release()
+    return True

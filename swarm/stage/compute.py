@@ -1,0 +1,120 @@
+"""What a stage does with a batch of frames, on the one compute thread: rows in, bytes out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from swarm.base.errors import ModelError, PeerError
+from swarm.model.block import Job
+from swarm.model.sampler import pick
+from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor
+from swarm.ring.frame import Answer, Frame, answer_of
+from swarm.stage.session import Arrived, StageSession
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """The outcome of one frame: what goes to the next stage or to the requester, nothing, or a failure."""
+
+    session: StageSession
+    arrived: Arrived
+    out: Frame | Answer | None = None
+    compute_us: int = 0
+    error: str | None = None
+
+
+def compute(batch: Sequence[tuple[StageSession, Arrived]]) -> list[Computed]:
+    """Run one forward for each layer range that the batch touches; usually that is one.
+
+    A frame that cannot be computed fails alone: the others of the batch are still answered.
+    """
+    started = time.monotonic()
+    done: list[Computed] = []
+    ranges: dict[tuple[int, int], list[tuple[StageSession, Arrived, Job]]] = {}
+    for session, arrived in batch:
+        try:
+            job = _job(session, arrived.frame)
+        except PeerError as error:
+            done.append(Computed(session, arrived, error=str(error)))
+            continue
+        ranges.setdefault((session.block.first, session.block.last), []).append((session, arrived, job))
+    for group in ranges.values():
+        try:
+            outputs = group[0][0].block.forward([job for _, _, job in group])
+        except Exception as error:  # a device that is out of memory, for one: the node lives on, these runs do not
+            log.exception("a forward failed")
+            done += [Computed(session, arrived, error=f"the forward failed: {error}") for session, arrived, _ in group]
+            continue
+        spent_us = int((time.monotonic() - started) * 1e6)
+        for (session, arrived, _), output in zip(group, outputs, strict=True):
+            session.computed(arrived.frame)
+            timing = (max(0, int((started - arrived.since) * 1e6)), spent_us)
+            done.append(_outcome(session, arrived, output, timing))
+    return done
+
+
+def _job(session: StageSession, frame: Frame) -> Job:
+    block = session.block
+    if block.head:
+        if frame.hidden is not None:
+            raise PeerError("expected token ids at the head of the ring, found hidden rows")
+        tokens = frame.rows.token
+        if int(tokens.min()) < 0 or int(tokens.max()) >= block.vocab_size:
+            worst = int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max())
+            raise PeerError(f"expected token ids from 0 to {block.vocab_size - 1}, found {worst}")
+        hidden = None
+    else:
+        if frame.hidden is None:
+            raise PeerError("expected hidden rows after the head of the ring, found token ids")
+        header, data = frame.hidden
+        if header.get("wire") != session.opening.wire:
+            raise PeerError(f"expected hidden rows as {session.opening.wire}, found {str(header.get('wire'))[:40]!r}")
+        hidden = decode_tensor_untrusted(header, data, block.dtype).to(block.device)
+        if hidden.shape != (len(frame.rows), block.hidden_size):
+            raise PeerError(f"expected hidden rows {len(frame.rows)} x {block.hidden_size}, found {list(hidden.shape)}")
+    if session.sent is not None:
+        session.sent.commit(frame.commits)
+    if session.tokens is not None:
+        session.tokens.commit(frame.commits)
+        session.tokens.write(frame.rows)
+    return Job(session.kv, frame.commits, frame.rows, hidden)
+
+
+def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, timing: tuple[int, int]) -> Computed:
+    frame = arrived.frame
+    if not torch.isfinite(output).all():
+        return Computed(session, arrived, error="the block's output is not finite; use --dtype float32 on that node")
+    timings = (*frame.timings, timing)
+    if session.sent is not None:
+        session.sent.write(frame.rows, output)
+    if frame.replay == session.opening.index:
+        return Computed(session, arrived, None, timing[1])
+    if session.block.tail:
+        try:
+            return Computed(session, arrived, _sampled(session, frame, output, timings), timing[1])
+        except ModelError as error:
+            return Computed(session, arrived, error=str(error))
+    wire = encode_tensor(output, session.opening.wire)
+    if session.opening.sampling.repetition_penalty == 1.0:
+        # Only a penalty at the tail needs token ids behind the head: nobody else is shown them.
+        frame = replace(frame, rows=replace(frame.rows, token=np.full(len(frame.rows), -1, np.int32)))
+    if session.opening.index + 1 < len(session.opening.stages):
+        return Computed(session, arrived, replace(frame, timings=timings, hidden=wire), timing[1])
+    return Computed(session, arrived, replace(answer_of(frame, np.zeros(0), [], timings), hidden=wire), timing[1])
+
+
+def _sampled(session: StageSession, frame: Frame, logits: torch.Tensor, timings: tuple[tuple[int, int], ...]) -> Answer:
+    """Draw the token that follows each wanted row: position + 1, by the run's seed."""
+    wanted = np.flatnonzero(frame.rows.want)
+    contexts = session.tokens.contexts(frame.rows) if session.tokens is not None else None
+    positions = [int(p) + 1 for p in frame.rows.position[wanted]]
+    picked = pick(logits, positions, session.opening.sampling, contexts) if len(wanted) else []
+    return answer_of(frame, wanted, picked, timings)

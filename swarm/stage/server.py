@@ -1,0 +1,322 @@
+"""A stage's half of a run: take frames in, compute them in fair batches, pass them on.
+
+Stages know nothing of chains, trees or rollback. They open and close sessions, follow the slots that frames name,
+and tell upstream when the next stage is gone. Everything that walks down the ring is of one message kind, so a stage
+meets openings, frames and closings of all runs in the order in which they were sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from receipts import ReceiptError
+from swarm.base.errors import BusyError, PeerError, SwarmError
+from swarm.model.rows import check_untrusted
+from swarm.net.channel.message import Message
+from swarm.net.peer import Handler, Peer
+from swarm.net.switchboard import Switchboard
+from swarm.ring.connect import Reach, dialler
+from swarm.ring.frame import DOWN, parse_frame_untrusted
+from swarm.ring.opening import (
+    UP,
+    OpenRun,
+    RingSignal,
+    behind,
+    encode_release,
+    encode_word,
+    parse_open_untrusted,
+    parse_word_untrusted,
+)
+from swarm.ring.receipt_log import measure
+from swarm.ring.signer import ReceiptSigner
+from swarm.stage.admission import HostedModel, StageLimits, admit, check_room
+from swarm.stage.batcher import Batcher
+from swarm.stage.compute import Computed
+from swarm.stage.sender import Sender
+from swarm.stage.session import Arrived, StageSession
+from swarm.stage.session_close import SessionClose, nobody_untrusted, post, settle_untrusted
+from swarm.stage.session_open import SessionOpen
+from swarm.stage.sessions import Register
+from swarm.stage.stats import StageCounts
+
+log = logging.getLogger(__name__)
+
+EXPIRE_EVERY_S = 1.0
+HAND_OVER_S = 3.0
+"""What a leaving stage keeps of its time for runs that have to move."""
+
+
+class StageServer:
+    """Serves the block of one node to any number of runs.
+
+    `run()` owns the pump and every sender; handlers only take in and never wait for compute.
+    """
+
+    def __init__(
+        self,
+        hosted: HostedModel,
+        switchboard: Switchboard,
+        limits: StageLimits | None = None,
+        *,
+        reach: Reach | None = None,
+        admitted: Callable[[bytes], bool] = lambda node: True,
+        threads: int = 1,
+        notary: ReceiptSigner | None = None,
+    ) -> None:
+        self.hosted: HostedModel | None = hosted
+        self.limits = limits or StageLimits()
+        self.sessions = Register()
+        self.draining = False
+        self._switchboard = switchboard
+        self._admitted = admitted
+        self.counts = StageCounts()
+        self._pump = Batcher(self.sessions, self.limits.row_budget, threads, self._dispatch, self.counts.forward)
+        self._sender = Sender(switchboard, self._lose, self._spawn, self.counts)
+        dial, known = reach or dialler(switchboard), switchboard.get
+        self._forming = SessionOpen(self.sessions, dial, notary, self._sender, self._device, self._spawn, known)
+        self._ending = SessionClose(switchboard, self.sessions.free, self._lose)
+        self._group: asyncio.TaskGroup | None = None
+
+    def _device(self) -> str:
+        return self.hosted.device if self.hosted is not None else ""
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What the node's switchboard calls for messages of peers."""
+        return {DOWN: self._on_down, UP: self._on_up}
+
+    async def run(self) -> None:
+        """Compute and send until cancelled; then free every session."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                group.create_task(self._pump.run())
+                group.create_task(self._expire())
+        finally:
+            self._group = None
+            self.sessions.free_all()
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no new run and let the open ones end; hand those over that do not. At most `grace_s` seconds.
+
+        Handing over: the requester is told while this stage still works, and goes on over another.
+        """
+        self.draining = True
+        hand_over_s = min(HAND_OVER_S, grace_s)
+        if await self.sessions.empty_within(grace_s - hand_over_s):
+            return
+        for session in self.sessions.values():
+            if not session.closing:
+                self._tell(session, "leave", session.opening.index, "this node is leaving")
+        await self.sessions.empty_within(hand_over_s)
+
+    def exchange(self, hosted: HostedModel | None) -> None:
+        """Serve another block from now on; None: nothing, until the next exchange. Raises BusyError during a run."""
+        if self.sessions.busy:
+            raise BusyError("busy: a run uses the layers that were to be exchanged")
+        self.sessions.free_all()
+        self.hosted = hosted
+
+    def peer_opened(self) -> None:
+        """A peer connected: an answer may be waiting for it."""
+        self._sender.peer_opened()
+
+    def peer_closed(self, peer: Peer) -> None:
+        """A peer is gone: runs that pass frames to it lose a stage."""
+        for session in list(self.sessions.values()):
+            if session.downstream is peer:
+                self._lose(session, session.opening.index + 1, f"the connection was lost: {peer.closed_reason}")
+
+    # What walks down the ring
+
+    async def _on_down(self, peer: Peer, message: Message) -> None:
+        match message.header.get("do"):
+            case "frame":
+                self._take_frame(peer, message)
+            case "open":
+                self._open(peer, message.header)
+            case "close":
+                self._close(peer, message)
+            case "collect":
+                self._collect(peer, message)
+            case "half":
+                self._half(peer, message)
+            case "release":
+                self._release(peer, message.header)
+            case "halt":
+                self._halt(peer, message)
+            case "keep":
+                session = self.sessions.of_upstream(peer, message.header)
+                if session is not None and session.downstream is not None:
+                    await post(session.downstream, message)
+            case other:
+                raise PeerError(f"expected a word that rings know, found {other!r:.40}")
+
+    def _open(self, peer: Peer, header: Mapping[str, Any]) -> None:
+        opening = parse_open_untrusted(header)
+        try:
+            if not self._admitted(peer.id):
+                raise PeerError("expected the opening of a ring from a member of the swarm, found a stranger's")
+            if self.hosted is None:
+                raise BusyError("busy: this node is loading other layers; take another")
+            old = self.sessions.get(opening.run)
+            below, before = (old.downstream, old.opening) if old is not None else (None, opening)
+            session, fresh = admit(self.sessions, self.hosted, self.limits, opening, peer, self.draining)
+            try:
+                opening = self._forming.sign(session, opening, old, fresh)
+            except BaseException:
+                self.sessions.free(session)
+                raise
+        except (SwarmError, ReceiptError) as error:
+            self._refuse(peer, opening, str(error), isinstance(error, BusyError))
+            return
+        except Exception:
+            log.exception("a session could not be opened")
+            self._refuse(peer, opening, "that node failed inside while it opened a session", False)
+            return
+        if below is not None and below.id not in {stage.node for stage in opening.stages}:
+            self._spawn(post(below, encode_release(before), opening.run))
+        self.counts.opened(opening.epoch)
+        self.sessions.enter(session)
+        session.fresh = fresh
+        session.stop_tasks()
+        session.tasks.append(self._spawn(self._sender.run(session)))
+        if session.account is not None:
+            session.tasks.append(self._spawn(measure(peer, session.account.record.inbound)))
+        self._spawn(self._forming.go_on(session, session.opening))
+
+    def _refuse(self, peer: Peer, opening: OpenRun, why: str, busy: bool) -> None:
+        word = RingSignal("opened", opening.run, opening.epoch, (), self._switchboard.id, busy, -1, why)
+        self._spawn(post(peer, encode_word(word)))
+
+    def _take_frame(self, peer: Peer, message: Message) -> None:
+        run = message.header.get("r")
+        session = self.sessions.get(run) if isinstance(run, bytes) else None
+        if session is None:
+            parse_frame_untrusted(message)  # a malformed one is told of; one of a run that is over is late
+            return
+        if peer.id != session.upstream.id:
+            raise PeerError("expected a frame from the node before this one, found another's")
+        if session.closing or session.refused:
+            return
+        try:
+            frame = parse_frame_untrusted(message)
+            if not session.accept_untrusted(frame):
+                return
+            check_untrusted(frame.rows, frame.commits, session.opening.layout)
+            check_room(session, self.limits, frame)
+        except (PeerError, BusyError) as error:
+            # Later frames would be computed over keys that this one was to leave: the epoch ends here.
+            session.refuse()
+            self._tell(session, "lost", session.opening.index, str(error), busy=isinstance(error, BusyError))
+            return
+        if session.account is not None:
+            session.account.took(frame, message)
+        session.heard = time.monotonic()
+        session.queue.append(Arrived(frame, session.heard))
+        self._pump.wake()
+
+    def _close(self, peer: Peer, message: Message) -> None:
+        session = self.sessions.of_upstream(peer, message.header)
+        if session is None:
+            self._spawn(post(peer, nobody_untrusted(message.header)))
+            return
+        if session.closing:
+            return
+        session.closing = True
+        session.queue.clear()
+        session.stop_tasks()
+        if session.downstream is not None:
+            halt = Message(DOWN, {"do": "halt", "run": session.run, "epoch": session.opening.epoch})
+            self._spawn(post(session.downstream, halt, session.run))
+        self._spawn(self._ending.close(session, message.header))
+
+    def _halt(self, peer: Peer, message: Message) -> None:
+        """The run is being closed: what waits here is not wanted, though the closing itself takes its time."""
+        session = self.sessions.of_upstream(peer, message.header)
+        if session is None or session.closing or session.opening.epoch != message.header.get("epoch"):
+            return
+        session.refuse()
+        if session.downstream is not None:
+            self._spawn(post(session.downstream, message, session.run))
+
+    def _release(self, peer: Peer, header: Mapping[str, Any]) -> None:
+        """The run goes on without this stage."""
+        session = self.sessions.of_upstream(peer, header)
+        if session is not None and session.opening.epoch == header.get("epoch") and not session.closing:
+            self._forming.remember(session)
+            self.sessions.free(session)
+
+    def _collect(self, peer: Peer, message: Message) -> None:
+        session = self.sessions.of_upstream(peer, message.header)
+        if session is not None and session.closing and session.account is not None:
+            self._spawn(self._ending.collect(session, message.header))
+
+    def _half(self, peer: Peer, message: Message) -> None:
+        """The requester's half of the edge between the tail and it."""
+        session = self.sessions.get(message.header.get("run", b""))
+        if session is not None and session.is_last and peer.id == session.opening.requester:
+            settle_untrusted(session, message.header.get("record"))
+
+    # What walks up the ring
+
+    async def _on_up(self, peer: Peer, message: Message) -> None:
+        word = parse_word_untrusted(message.header)
+        session = self.sessions.get(word.run)
+        if session is None or session.downstream is not peer or word.epoch != session.opening.epoch:
+            return
+        match word.do:
+            case "opened" if not word.refused:
+                self._spawn(self._forming.stands(session, word))
+            case "half":
+                settle_untrusted(session, word.record)
+            case _:
+                await post(session.upstream, encode_word(behind(word, session.opening)))
+
+    def _lose(self, session: StageSession, stage: int, reason: str) -> None:
+        """Tell the requester, through the stages before this one, that stage number `stage` is gone or failing."""
+        self._tell(session, "lost", stage, reason)
+
+    def _tell(self, session: StageSession, do: str, stage: int, reason: str, busy: bool = False) -> None:
+        word = RingSignal(do, session.run, session.opening.epoch, busy=busy, stage=stage, reason=reason)
+        self._spawn(post(session.upstream, encode_word(word)))
+
+    # Computing
+
+    def _dispatch(self, done: Computed) -> None:
+        session, frame = done.session, done.arrived.frame
+        self.counts.computed(done)
+        if session.closed or session.closing or session.refused or frame.epoch != session.opening.epoch:
+            return
+        if session.account is not None and done.error is None:
+            session.account.computed(frame, done.out, session.opening.layout.scratch, done.compute_us)
+        if done.error is not None:
+            session.refuse()
+            self._lose(session, session.opening.index, done.error)
+        elif done.out is not None:
+            session.outbox.put_nowait(done.out)
+
+    # Ending
+
+    async def _expire(self) -> None:
+        """Free sessions whose requester has been silent for longer than its lease."""
+        while True:
+            await asyncio.sleep(EXPIRE_EVERY_S)
+            self.sessions.free_outlived(time.monotonic(), self.limits.lease_s, self.draining)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        assert self._group is not None, "the stage is not running"
+        task = self._group.create_task(_guarded(work))
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, `work` was never begun
+        return task
+
+
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    """What fails for one run must not end the others."""
+    try:
+        await work
+    except Exception:
+        log.exception("a task of a stage failed")

@@ -1,0 +1,66 @@
+"""A guest that only looks: enters a swarm without loading any model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+from swarm.base.config import MemberConfig
+from swarm.base.events import silent
+from swarm.base.nodeid import parse_id_untrusted
+from swarm.discovery.bootstrap import enter_as_guest
+from swarm.discovery.introducers import introducing
+from swarm.discovery.state_dir import requester_folder
+from swarm.mesh.gossip import Gossip
+from swarm.mesh.saved import save
+from swarm.net.identity import Identity
+from swarm.net.switchboard import Switchboard
+from swarm.net.traversal.reach import Reach
+from swarm.terminal.status import status_data
+
+NEWS_WAIT_S = 3.0
+SETTLE_S = 0.3
+ENDS_WAIT_S = 3.0
+
+
+@asynccontextmanager
+async def look_at(config: MemberConfig) -> AsyncIterator[Callable[[], Awaitable[dict[str, Any]]]]:
+    """Gives a function that takes a snapshot, in the shape of `swarm status --json`. Raises SwarmError."""
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(requester_folder(config.state))
+        identity = Identity.load_or_create(folder)
+        board = await stack.enter_async_context(Switchboard(identity, proxy=config.http_proxy))
+        saved = await enter_as_guest(board, config, folder, identity, silent)
+        gossip = await stack.enter_async_context(
+            Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what))
+        )
+        for member, _ in saved.peers[:1]:
+            await gossip.link(member)
+        try:
+            async with asyncio.timeout(NEWS_WAIT_S):
+                while not gossip.members():
+                    await gossip.wait_change()
+        except TimeoutError:
+            pass
+
+        if config.punch:
+            Reach(board, relay=config.relay, admitted=gossip.admitted, introduce=introducing(board, gossip))
+
+        def edge_of(node: bytes) -> str | None:
+            peer = board.get(node)
+            return None if peer is None else peer.edge
+
+        async def snapshot() -> dict[str, Any]:
+            await asyncio.sleep(SETTLE_S)  # the neighbour's records come in a few messages
+            data = status_data(gossip, board.id, saved.model, saved.ref, edge_of=edge_of)
+            if data["ring"] is None:
+                return data
+            stages = data["ring"]["stages"]
+            with suppress(TimeoutError):  # of its own two edges this process knows once it has them
+                async with asyncio.timeout(ENDS_WAIT_S):
+                    await gossip.measure([parse_id_untrusted(stage["node"]) for stage in (stages[0], stages[-1])])
+            return status_data(gossip, board.id, saved.model, saved.ref, edge_of=edge_of)
+
+        yield snapshot

@@ -1,0 +1,86 @@
+"""What a node loads where: on its device, and beside it when that is full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from swarm.base.config import JoinConfig, MemberConfig
+from swarm.base.errors import ModelError
+from swarm.base.events import silent
+from swarm.discovery.model_shape import model_shape
+from swarm.model.files.store import ModelStore
+from swarm.model.overflow import SplitBlock
+from swarm.node.host import Host
+from swarm.planner.api import choose_block
+from tests.ring.conftest import tiny_folder  # noqa: F401  a fixture
+
+FAST, BESIDE = torch.device("cpu"), torch.device("cpu", 0)
+
+
+def host_of(tmp_path: Path, layers_that_fit: float, spare: bool = True, **changes: object) -> Host:
+    """A device with room for so many layers (of 6, with the embedding) and spare RAM beside it."""
+    config = JoinConfig(MemberConfig(tmp_path, tmp_path / "models"), **changes)  # type: ignore[arg-type]
+
+    def free(device: torch.device) -> int:
+        return 1 << 30 if device.index is not None else int(layers_that_fit)
+
+    beside = BESIDE if spare else None
+    return Host(config, ModelStore(tmp_path / "models"), b"n" * 32, FAST, torch.float32, 1, silent, None, beside, free)
+
+
+def bytes_of(host: Host, folder: Path, layers: int) -> float:
+    """Free memory that just holds the first `layers` layers with their KV."""
+    manifest = host.store.open(str(folder), (0, 1), silent).manifest
+    shape = model_shape(manifest, host.dtype)
+    need = shape.head_bytes + layers * (shape.layer_bytes[0] + host.room(manifest).context_tokens * shape.kv_bytes)
+    return need / 0.8 + 16
+
+
+def test_what_the_device_has_no_room_for_goes_beside_it(tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    fits = bytes_of(host_of(tmp_path, 0), tiny_folder, 4)
+    host = host_of(tmp_path, fits)
+    manifest = host.store.open(str(tiny_folder), (0, 6), silent).manifest
+    block = choose_block(model_shape(manifest, host.dtype), host.room(manifest), [])
+    assert (block.first, block.last, block.overflow) == (0, 6, 2)
+    hosting = host.load(str(tiny_folder), (0, 6))
+    split = hosting.hosted.block
+    assert isinstance(split, SplitBlock) and (split.front.last, split.back.device) == (4, BESIDE)
+    assert hosting.layers == (0, 6) and hosting.overflow == 2
+    assert all(us > 0 for us in (*hosting.speed_us, *hosting.overflow_us))
+    assert host.fits(manifest, (0, 6)) and not host_of(tmp_path, fits, spare=False).fits(manifest, (0, 6))
+
+
+def test_nothing_goes_beside_what_fits(tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    host = host_of(tmp_path, 1 << 30)
+    hosting = host.load(str(tiny_folder), (1, 5))
+    assert hosting.overflow == 0 and hosting.overflow_us == (0, 0, 0) and hosting.hosted.block.device == FAST
+
+
+def test_memory_for_sessions_is_shared_by_layers(tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    fits = bytes_of(host_of(tmp_path, 0), tiny_folder, 4)
+    hosting = host_of(tmp_path, fits, kv_bytes=6_000_000).load(str(tiny_folder), (0, 6))
+    pool = hosting.hosted.pool
+    assert (pool.front.budget_bytes, pool.back.budget_bytes) == (4_000_000, 2_000_000)
+
+
+@pytest.mark.parametrize(
+    ("free", "spare", "limit", "says"),
+    [
+        (1000, False, None, r"layers 0-5 need 0\.0 GB, 0\.0 GB are free; take fewer"),
+        (1000, True, 1, r"0\.0 GB are free and 1\.1 GB beside; take fewer"),
+        (1000, True, None, "not one layer fits the device"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_numbers(
+    tiny_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    free: int,
+    spare: bool,
+    limit: int | None,
+    says: str,
+) -> None:
+    with pytest.raises(ModelError, match=says):
+        host_of(tmp_path, free, spare, overflow_bytes=limit).load(str(tiny_folder), (0, 6))
