@@ -19,7 +19,7 @@ GREEDY_SHARE = 0.45
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurnChange:
     """What is put into the sequence when the target ends its turn, and how it goes on: `temperature` 0 is greedy."""
 
     tokens: tuple[int, ...]
@@ -38,7 +38,7 @@ class Script:
     prompt: tuple[int, ...]
     temperature: float
     settle: int
-    turns: tuple[Turn, ...]
+    turns: tuple[TurnChange, ...]
     register: str
     kind: str
     greedy: bool
@@ -65,9 +65,9 @@ class Chat:
         opening, to_answer, to_user = self._pieces(prompt.system)
         head = self._encode(opening + prompt.user)
         if prompt.source == "self":
-            back, forth = Turn(self._after_end(to_answer), answer), Turn(self._after_end(to_user), user)
+            back, forth = TurnChange(self._after_end(to_answer), answer), TurnChange(self._after_end(to_user), user)
             return replace(plain, prompt=tuple(head), turns=(back, forth, back, forth, back))
-        turns = tuple(Turn(self._after_end(to_user + text + to_answer), answer) for text in prompt.follow)
+        turns = tuple(TurnChange(self._after_end(to_user + text + to_answer), answer) for text in prompt.follow)
         whole = tuple(self._encode(opening + prompt.user + to_answer))
         return replace(plain, prompt=whole, temperature=answer, turns=turns)
 

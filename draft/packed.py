@@ -16,7 +16,7 @@ COLUMNS = 64
 """The kernel reads whole vectors and does not look where a matrix ends, so sizes are multiples of this."""
 
 
-class PackedLinear(nn.Module):
+class Int8Linear(nn.Module):
     """y = x W^T + b with W as int8 [out, in] and bfloat16 scales [out]; x and y bfloat16 [..., in] and [..., out]."""
 
     def __init__(self, packed: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> None:
@@ -54,7 +54,7 @@ def pack_linears(model: nn.Module) -> int:
     found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
     linears = [(p, n, m) for p, n, m in found if isinstance(m, nn.Linear) and m.in_features % COLUMNS == 0]
     for parent, name, linear in linears:
-        parent._modules[name] = PackedLinear(*round_rows(linear.weight.data), linear.bias)
+        parent._modules[name] = Int8Linear(*round_rows(linear.weight.data), linear.bias)
     return len(linears)
 
 

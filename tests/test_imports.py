@@ -1,16 +1,17 @@
-"""The shape of the code base, held by reading it: which part may import which, and a few habits of the house.
+"""The shape of the code base, held by reading it: which room may import which, and a few habits of the house.
 
-Imports point one way: `cli -> node, serve -> ring, mesh -> draft -> model`, `ring -> receipts`, everything -> net.
-A new arrow fails here; if it is really wanted, it is added to `MAY_IMPORT` and to docs/architecture.md.
+`MAY_IMPORT` is the map of docs/architecture.md. A new arrow fails here; if it is really wanted, it is added to both.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,26 +19,50 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("swarm", "draft", "receipts")
 
-LEAVES = {"swarm.base.errors", "swarm.base.events", "swarm.base.files"}
-NET = {"swarm.net", "swarm.net.identity"} | LEAVES
-MODEL = {"swarm.model"} | LEAVES
-RING = {"swarm.ring", "receipts", "draft"} | MODEL | NET
-MESH = {"swarm.mesh"} | MODEL | NET
 MAY_IMPORT: dict[str, set[str]] = {
-    "receipts": {"receipts"},
-    "draft": {"draft"} | MODEL,
-    "swarm.base.errors": set(),
-    "swarm.base.events": LEAVES,
-    "swarm.base.files": set(),
-    "swarm.model": MODEL,
-    "swarm.net": {"swarm.net", "swarm.base.errors"},
-    "swarm.net.identity": {"swarm.net", "swarm.base.errors", "swarm.base.files"},
-    "swarm.ring": RING,
-    "swarm.mesh": MESH,
-    "swarm.serve": {"swarm.serve", "swarm.ring", "swarm.mesh"} | RING | MESH,
+    "receipts.format": set(),
+    "receipts.record": {"receipts.format"},
+    "receipts.check": {"receipts.format", "receipts.record"},
+    "swarm.base": set(),
+    "swarm.net": {"swarm.base"},
+    "swarm.model": {"swarm.base"},
+    "swarm.planner": {"swarm.base"},
+    "draft": {"swarm.base", "swarm.model"},
+    "swarm.mesh": {"swarm.base", "swarm.model", "swarm.net"},
+    "swarm.ring": {"draft", "receipts", "swarm.base", "swarm.model", "swarm.net"},
+    "swarm.stage": {"swarm.base", "swarm.model", "swarm.net", "swarm.ring"},
+    "swarm.run": {"draft", "receipts", "swarm.base", "swarm.model", "swarm.net", "swarm.planner", "swarm.ring"},
+    "swarm.discovery": {"swarm.base", "swarm.mesh", "swarm.model", "swarm.net", "swarm.planner", "swarm.ring"},
+    "swarm.serve": {"receipts", "swarm.base", "swarm.model", "swarm.run", "swarm.stage"},
+    "swarm.recheck": {
+        "receipts",
+        "swarm.base",
+        "swarm.discovery",
+        "swarm.mesh",
+        "swarm.model",
+        "swarm.net",
+        "swarm.ring",
+    },
 }
-"""What each part may import of ours. Parts not named here (the command line, the composition root, the helpers of the
-demo) stand at the top: they may import all of these, and none of these may import them."""
+"""What each room may import of ours beside itself; `receipts` alone stands for its three rooms.
+
+Rooms not named here (`node`, `client`, `terminal`, `testbed`, `cli`) wire the others: they may import all of these, and
+none of these may import them.
+"""
+
+INNER: dict[str, set[str]] = {
+    "swarm.net.channel": set(),
+    "swarm.net": {"swarm.net.channel"},
+    "swarm.net.traversal": {"swarm.net.channel", "swarm.net"},
+    "swarm.model.quant": set(),
+    "swarm.model.text": set(),
+    "swarm.model.files": {"swarm.model.quant"},
+    "swarm.model": {"swarm.model.quant", "swarm.model.files"},
+}
+"""Rooms inside a room: which of their own house they may import. From outside they count as the house."""
+
+MOST_ROOMS, MOST_ARROWS = 22, 100
+"""More would not fit on the map that a newcomer reads first."""
 
 NO_ENVIRONMENT_BUT = {
     "swarm/model/kernels.py",  # bounds two caches of torch, which has no other way to be told
@@ -77,12 +102,18 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def part_of(name: str) -> str | None:
-    """The part of the house that a module name belongs to; None for what is not ours."""
+def room_of(name: str) -> str | None:
+    """The room that a module name belongs to; None for what is not ours or stands above all rooms."""
     words = name.split(".")
-    if words[0] not in PACKAGES:
-        return None
-    return ".".join(words[: 2 if words[0] == "swarm" else 1])
+    if words[0] == "draft":
+        return "draft"
+    return ".".join(words[:2]) if words[0] in PACKAGES and len(words) > 1 and words[1] != "__main__" else None
+
+
+def inner_of(name: str) -> str | None:
+    """The room of `INNER` that a module name belongs to."""
+    words = name.split(".")
+    return next((room for count in (3, 2) if (room := ".".join(words[:count])) in INNER), None)
 
 
 def is_module(name: str) -> bool:
@@ -90,35 +121,120 @@ def is_module(name: str) -> bool:
     return path.with_suffix(".py").exists() or path.is_dir()
 
 
-def forbidden_arrows(path: Path) -> list[str]:
-    allowed = MAY_IMPORT.get(part_of(module_name(path)) or "")
-    if allowed is None:
-        return []
+def modules_imported(path: Path) -> set[str]:
+    """Full names of our modules that a file imports."""
     names = {name for name in imported(path) if is_module(name)}
-    parts = {part for name in names if (part := part_of(name)) not in (None, "swarm")}
-    return [f"{path.relative_to(ROOT)} imports {part}" for part in sorted(filter(None, parts - allowed))]
+    return {name for name in names if not any(other.startswith(name + ".") for other in names)}
+
+
+def forbidden_arrows(path: Path) -> list[str]:
+    module = module_name(path)
+    place = path.relative_to(ROOT)
+    names = modules_imported(path)
+    bad: set[str] = set()
+    room, inner = room_of(module), inner_of(module)
+    if room in MAY_IMPORT:
+        allowed = MAY_IMPORT[room] | {room}
+        rooms = {other for name in names if (other := room_of(name))}
+        bad |= {other for other in rooms if other not in allowed and other.split(".")[0] not in allowed}
+    if inner is not None:
+        mine = {other for name in names if room_of(name) == room and (other := inner_of(name))}
+        bad |= mine - INNER[inner] - {inner}
+    return [f"{place} imports {name}" for name in sorted(bad)]
+
+
+def arrows() -> set[tuple[str, str]]:
+    """Every arrow between two rooms that the code draws now."""
+    found = set()
+    for path in sources():
+        room = room_of(module_name(path))
+        found |= {
+            (room, other) for name in modules_imported(path) if (other := room_of(name)) and room and other != room
+        }
+    return found
 
 
 def test_imports_point_one_way() -> None:
     assert [arrow for path in sources() for arrow in forbidden_arrows(path)] == []
+    TopologicalSorter({room: set(map(str, others)) for room, others in drawn().items()}).prepare()  # raises on a circle
+
+
+def drawn() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for room, other in arrows():
+        found.setdefault(room, set()).add(other)
+    return found
+
+
+def test_the_map_stays_small() -> None:
+    rooms = {room for path in sources() if (room := room_of(module_name(path)))}
+    assert len(rooms) <= MOST_ROOMS
+    assert len(arrows()) <= MOST_ARROWS
 
 
 def test_a_new_arrow_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    for name in ("receipts", "swarm/net", "swarm/ring", "swarm/mesh"):
+    for name in ("receipts/format", "receipts/check", "swarm/net/channel", "swarm/ring", "swarm/mesh"):
         (tmp_path / name).mkdir(parents=True)
+    for name in ("receipts/check/verify.py", "swarm/net/peer.py", "swarm/mesh/gossip.py"):
+        (tmp_path / name).write_text("")
     bad = tmp_path / "swarm/ring/bad.py"
     bad.write_text("def f():\n    from ..mesh import gossip\n    from swarm.net import peer\n")
     assert forbidden_arrows(bad) == ["swarm/ring/bad.py imports swarm.mesh"]
-    pure = tmp_path / "receipts/impure.py"
-    pure.write_text("import swarm.net as net\n")
-    assert forbidden_arrows(pure) == ["receipts/impure.py imports swarm.net"]
+    impure = tmp_path / "receipts/format/impure.py"
+    impure.write_text("import swarm.net.peer as peer\nfrom receipts.check import verify\n")
+    assert forbidden_arrows(impure) == [
+        "receipts/format/impure.py imports receipts.check",
+        "receipts/format/impure.py imports swarm.net",
+    ]
+    deep = tmp_path / "swarm/net/channel/deep.py"
+    deep.write_text("from swarm.net.peer import Peer\n")
+    assert forbidden_arrows(deep) == ["swarm/net/channel/deep.py imports swarm.net"]
 
 
-def test_every_arrow_that_is_allowed_names_a_part_that_may_exist() -> None:
-    for part, allowed in MAY_IMPORT.items():
-        for name in {part, *allowed}:
-            assert part_of(name) == name, f"{name} is not a part"
+def test_every_room_that_is_named_exists() -> None:
+    for room in {
+        *MAY_IMPORT,
+        *INNER,
+        *(other for others in (*MAY_IMPORT.values(), *INNER.values()) for other in others),
+    }:
+        assert is_module(room), f"{room} is not a room"
+
+
+def faces() -> list[Path]:
+    return sorted(path for package in ("swarm", "receipts") for path in (ROOT / package).glob("*/**/__init__.py"))
+
+
+@pytest.mark.parametrize("face", faces(), ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_a_room_says_what_it_is_and_names_what_it_has(face: Path) -> None:
+    """The face of a room is its docstring; a name in backquotes is a module of it, or a name in such a module."""
+    text = ast.get_docstring(tree(face))
+    assert text, "a room without a face"
+    for name in re.findall(r"`([a-z_]\w*(?:\.\w+)?)[`(]", text):
+        module, _, symbol = name.partition(".")
+        inside = face.parent / f"{module}.py"
+        rooms = {path.name for path in (*face.parent.iterdir(), *face.parent.parent.iterdir()) if path.is_dir()}
+        assert inside.exists() or module in {*rooms, *PACKAGES} or f"def {module}(" in whole(face.parent), name
+        if symbol:
+            assert re.search(rf"^(class|def|async def) {symbol}\b", inside.read_text(), re.MULTILINE), name
+
+
+@cache
+def whole(room: Path) -> str:
+    return "\n".join(path.read_text() for path in room.glob("*.py"))
+
+
+def test_class_names_are_used_once() -> None:
+    """One name, one thing: two public classes of one name make every reader ask which is meant."""
+    seen: dict[str, str] = {}
+    twice = []
+    for path in sources():
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                if node.name in seen:
+                    twice.append(f"{node.name}: {seen[node.name]}, {path.relative_to(ROOT)}")
+                seen[node.name] = str(path.relative_to(ROOT))
+    assert twice == []
 
 
 def test_nothing_that_runs_code_from_data_is_imported() -> None:
@@ -156,7 +272,15 @@ def test_configuration_does_not_come_from_the_environment() -> None:
 DECODERS = {("msgpack", "unpackb"), ("msgpack", "Unpacker"), ("torch", "load"), ("torch", "frombuffer")}
 """Calls that turn bytes into objects. In the parts that hear peers, only functions named `..._untrusted` make them."""
 
-HEARS_PEERS = ("swarm/net/", "swarm/ring/", "swarm/mesh/")
+HEARS_PEERS = (
+    "swarm/net/",
+    "swarm/ring/",
+    "swarm/stage/",
+    "swarm/run/",
+    "swarm/mesh/",
+    "swarm/discovery/",
+    "swarm/node/",
+)
 
 
 def decoding_outside_untrusted(path: Path) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.merkle import EMPTY_ROOT, check_inclusion, leaf_hash, node_hash
 from receipts.format.merkle_tree import split
-from receipts.format.signed_note import MAX_NOTE, Checkpoint, _base64, _refused, checkpoint_untrusted
+from receipts.format.signed_note import MAX_NOTE, LogCheckpoint, _base64, _refused, checkpoint_untrusted
 
 WIDTH = 256
 HEIGHT = 8
@@ -130,7 +130,7 @@ class LogProof:
         lines = [PROOF_MAGIC, f"index {self.index}", *(base64.b64encode(step).decode() for step in self.path), ""]
         return "\n".join(lines).encode() + b"\n" + self.checkpoint
 
-    def check(self, entry: bytes) -> Checkpoint:
+    def check(self, entry: bytes) -> LogCheckpoint:
         """The checkpoint that the entry is under. Raises ReceiptError(LOG)."""
         if self.missing:
             raise _refused(self.missing)

@@ -26,7 +26,7 @@ _SIZE = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class LogCheckpoint:
     """The head of the log of node `key` (32 bytes): how many entries, and the RFC 6962 root over them."""
 
     key: bytes
@@ -49,7 +49,7 @@ def key_id(name: str, key: bytes) -> bytes:
     return hashlib.sha256(name.encode() + b"\n" + ED25519 + key).digest()[:4]
 
 
-def checkpoint_untrusted(data: bytes) -> Checkpoint:
+def checkpoint_untrusted(data: bytes) -> LogCheckpoint:
     """Read a checkpoint and check the log's own signature; others are passed over. Raises ReceiptError(LOG)."""
     if len(data) > MAX_NOTE:
         raise _refused(f"a checkpoint of {len(data)} bytes")
@@ -64,12 +64,12 @@ def checkpoint_untrusted(data: bytes) -> Checkpoint:
     match = _ORIGIN.fullmatch(lines[0])
     if match is None or len(lines) < 3 or "" in lines or _SIZE.fullmatch(lines[1]) is None:
         raise _refused("the checkpoint is not of a node's log: origin, size and root are its first lines")
-    found = Checkpoint(bytes.fromhex(match[1]), int(lines[1]), _base64(lines[2], 32))
+    found = LogCheckpoint(bytes.fromhex(match[1]), int(lines[1]), _base64(lines[2], 32))
     _check_signature(found, (text + "\n").encode(), signatures.split("\n")[:-1])
     return found
 
 
-def _check_signature(checkpoint: Checkpoint, text: bytes, lines: list[str]) -> None:
+def _check_signature(checkpoint: LogCheckpoint, text: bytes, lines: list[str]) -> None:
     own = key_id(checkpoint.origin, checkpoint.key)
     for line in lines:
         dash, _, rest = line.partition(" ")

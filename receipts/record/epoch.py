@@ -45,7 +45,7 @@ class Opening:
         return derive(self.secret, "edge", self.epoch, index)
 
     def salt_leaves(self, key: str) -> tuple[bytes, bytes]:
-        """Leaf hashes 0 of a stage's inbound and outbound edge: what `receipts.record.rows` needs to open rows later."""
+        """Leaf hashes 0 of a stage's inbound and outbound edge; `receipts.record.rows` opens rows with them."""
         index = self.part_of(key)
         return leaf_hash(self._edge_salt(index)), leaf_hash(self._edge_salt(index + 1))
 

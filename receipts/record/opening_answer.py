@@ -15,7 +15,7 @@ from receipts.record.row_opening import opening_header
 
 
 @dataclass(frozen=True)
-class Answer:
+class OpeningAnswer:
     """The bytes of one opening (`receipts.record.row_opening`): a header in memory, then frames on disk.
 
     frames   as they follow, from the file `inbound` the first `prefix`, then from `outbound`
@@ -72,7 +72,7 @@ def answer_of(
     went: Sequence[Kept],
     salts: tuple[bytes, bytes],
     leaves: Sequence[int],
-) -> Answer:
+) -> OpeningAnswer:
     """The answer to a request for `leaves` (1 is the first outbound frame), from all frames that came and went.
 
     No leaves: all inbound frames, as evidence of what an epoch began from. Raises ReceiptError(OPENING).
@@ -80,4 +80,4 @@ def answer_of(
     header, prefix = opening_header(came, went, salts, leaves)
     frames = (*came[:prefix], *(went[leaf - 1] for leaf in leaves))
     starts = accumulate((frame.size for frame in frames), initial=len(header))
-    return Answer(header, inbound, outbound, prefix, frames, tuple(starts))
+    return OpeningAnswer(header, inbound, outbound, prefix, frames, tuple(starts))

@@ -1,9 +1,9 @@
 """Frames kept for a day, so that a stage can open any row that a verifier picks: a bounded folder, oldest out first.
 
-Per run and epoch there is a folder with `in` and `out`, files of records (`receipts.record.kept_frames`), and `salts`. What lies in
-the folder is read once, in a thread of its own, when the store is made; from then on an index in memory answers for it.
-Writing happens in the thread that hashes, never in the event loop, and opening a run touches no disk at all: its folder
-is made when its first frame comes. A full disk loses the run's frames, never the run.
+Per run and epoch there is a folder with `in` and `out`, files of records (`receipts.record.kept_frames`), and `salts`.
+What lies in the folder is read once, in a thread of its own, when the store is made; from then on an index in memory
+answers for it. Writing happens in the thread that hashes, never in the event loop, and opening a run touches no disk at
+all: its folder is made when its first frame comes. A full disk loses the run's frames, never the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from receipts.format.closing import MAX_HISTORY, History
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.record.edge import Buffer, frame_leaf
 from receipts.record.kept_frames import Kept, record, scan
-from receipts.record.opening_answer import Answer, answer_of
+from receipts.record.opening_answer import OpeningAnswer, answer_of
 from receipts.record.row_opening import history_root, request_untrusted
 
 DAY_S = 24 * 3600
@@ -138,7 +138,7 @@ class RowStore:
         self._index: dict[Key, _Run] = {}
         self._oldest: list[tuple[int, Key]] = []
         """A heap of closed runs; entries of runs that are gone or were begun anew are passed over."""
-        self._answers: OrderedDict[bytes, Answer] = OrderedDict()
+        self._answers: OrderedDict[bytes, OpeningAnswer] = OrderedDict()
         self._bytes = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._block = max(512, os.statvfs(folder).f_frsize)
@@ -235,7 +235,7 @@ class RowStore:
             self._remove(oldest)
             count += 1
 
-    def answer(self, request: bytes) -> Answer:
+    def answer(self, request: bytes) -> OpeningAnswer:
         """The opening that a verifier asked for, to be read piece by piece.
 
         Reads the heads of the run's records: call it in a thread. Raises ReceiptError(OPENING).
@@ -251,7 +251,7 @@ class RowStore:
                 self._answers.popitem(last=False)
         return made
 
-    def _answer(self, request: bytes) -> Answer:
+    def _answer(self, request: bytes) -> OpeningAnswer:
         asked = request_untrusted(request)
         run = self._kept((asked.order, asked.epoch))
         try:
@@ -286,7 +286,7 @@ class RowStore:
             return ()
         return tuple(found)
 
-    def _history(self, run: _Run, entry: int) -> Answer:
+    def _history(self, run: _Run, entry: int) -> OpeningAnswer:
         noted = run.folder / "before"
         lines = noted.read_text("ascii").splitlines() if noted.is_file() else []
         if entry > len(lines):

@@ -1,1 +1,6 @@
-"""TODO."""
+"""What every room may stand on: the one error root, events, settings, whole writes, names and addresses of nodes.
+
+Look here for `SwarmError` and its kinds (`errors`), what a waiting person is told (`events`), frozen settings built at
+the command line (`config`), files that are there whole or not at all (`files`), `NodeId` (`nodeid`), `Address`
+(`address`). Imports nothing of ours.
+"""

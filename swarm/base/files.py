@@ -1,7 +1,7 @@
 """Small files that are there whole or not at all, whatever happens while they are written.
 
-Everything that this program keeps goes through here, apart from what only ever grows (`receipts.record.log`, `receipts.record.rows`,
-fetched tensors), which cuts off what a crash left torn.
+Everything that this program keeps goes through here, apart from what only ever grows (`receipts.record.log`,
+`receipts.record.rows`, fetched tensors), which cuts off what a crash left torn.
 """
 
 from __future__ import annotations

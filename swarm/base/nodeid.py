@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from nacl.exceptions import BadSignatureError, CryptoError
 from nacl.signing import VerifyKey
@@ -16,6 +16,15 @@ NODE_ID_BYTES = 32
 SIGNATURE_BYTES = 64
 TEXT_CHARS = 64
 SHORT_CHARS = 8
+
+
+class Signer(Protocol):
+    """A node's identity: its name, and what signs in that name."""
+
+    @property
+    def id(self) -> NodeId: ...
+
+    def sign(self, data: bytes) -> bytes: ...
 
 
 def id_text(node: NodeId) -> str:

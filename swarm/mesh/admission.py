@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgpack
 
 from swarm.base.errors import PeerError
-from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, verify
+from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, Signer, verify
 from swarm.mesh.record import MAX_PROOF_BYTES
 
 TOKEN_ID_BYTES = 8
@@ -26,15 +26,6 @@ MAX_TOKENS = 24
 ROLES = ("node", "guest")
 FOUNDER_PROOF: bytes = msgpack.packb([])
 _CONTEXT = b"wanswarm admission 1\0"
-
-
-class Signer(Protocol):
-    """A node's identity."""
-
-    @property
-    def id(self) -> NodeId: ...
-
-    def sign(self, data: bytes) -> bytes: ...
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,8 @@ class Gossip:
     async def measure(self, nodes: Sequence[NodeId]) -> None:
         """Measure the round trips to these members where none is fresh, and tell of them in this node's record.
 
-        For the edges that a route is likely to use (`swarm.planner.probe_targets`). A member that is not reached is skipped.
+        For the edges that a route is likely to use (`swarm.planner.probe_targets`). A member that is not reached is
+        skipped.
         """
         found = [held.record for node in nodes if (held := held_of(self.state, node)) is not None]
         await self._distances.measure(found)

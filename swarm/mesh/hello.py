@@ -14,8 +14,8 @@ from typing import Any
 
 from swarm.base.address import Address
 from swarm.base.errors import PeerError
-from swarm.base.nodeid import NodeId, short_id
-from swarm.mesh.admission import ROLES, Signer
+from swarm.base.nodeid import NodeId, Signer, short_id
+from swarm.mesh.admission import ROLES
 from swarm.mesh.invite import Invite, read_token_untrusted, token_parts
 from swarm.mesh.membership import InviteError, InviteToken, Ledger, Membership, check_token
 from swarm.mesh.messages import HELLO

@@ -19,15 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from swarm.base.errors import PeerError
-from swarm.base.nodeid import NODE_ID_BYTES, NodeId, verify
-from swarm.mesh.admission import (
-    FOUNDER_PROOF,
-    TOKEN_ID_BYTES,
-    Admission,
-    Signer,
-    extend_proof,
-    read_proof_untrusted,
-)
+from swarm.base.nodeid import NODE_ID_BYTES, NodeId, Signer, verify
+from swarm.mesh.admission import FOUNDER_PROOF, TOKEN_ID_BYTES, Admission, extend_proof, read_proof_untrusted
 from swarm.mesh.record import SWARM_ID_BYTES
 
 SALT_BYTES = 16

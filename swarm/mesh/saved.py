@@ -14,8 +14,7 @@ from typing import Any
 from swarm.base.address import Address, format_address, parse_address_untrusted
 from swarm.base.errors import PeerError, UsageError
 from swarm.base.files import write_whole
-from swarm.base.nodeid import NodeId, check_id_untrusted, id_text, parse_id_untrusted
-from swarm.mesh.admission import Signer
+from swarm.base.nodeid import NodeId, Signer, check_id_untrusted, id_text, parse_id_untrusted
 from swarm.mesh.membership import Ledger, Membership
 from swarm.mesh.messages import read_revocation_untrusted, revocation_parts
 from swarm.mesh.record import SWARM_ID_BYTES

@@ -7,10 +7,10 @@ Calls (answers in brackets):
 - weights.list {"digest": 32 bytes}       [body: 32-byte SHA-256 of each chunk]
 - weights.get {"digest", "offset", "length"}  [body: the bytes]
 
-Trust: the swarm's model digest names the manifest, the manifest names the blobs, and a blob counts only when it adds
-up to its digest (`swarm.model.files.blobs`). A source's list of chunks is its promise. Sources with equal promises are used
-together: a chunk that is not as promised convicts who sent it, a blob that does not add up convicts all that promised
-it; they are dropped and the rest finishes.
+Trust: the swarm's model digest names the manifest, the manifest names the blobs, and a blob counts only when it adds up
+to its digest (`swarm.model.files.blobs`). A source's list of chunks is its promise. Sources with equal promises are
+used together: a chunk that is not as promised convicts who sent it, a blob that does not add up convicts all that
+promised it; they are dropped and the rest finishes.
 """
 
 from __future__ import annotations

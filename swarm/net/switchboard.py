@@ -12,10 +12,10 @@ from typing import Any, Self, TypeAlias
 
 from swarm.base.address import Address
 from swarm.base.errors import PeerError, UsageError
-from swarm.base.nodeid import NodeId, short_id
+from swarm.base.nodeid import NodeId, Signer, short_id
 from swarm.net.acceptor import Acceptor, Http
 from swarm.net.channel.channel import STRANGER_READ_BYTES, Channel
-from swarm.net.channel.handshake import ChannelKeys, Signer
+from swarm.net.channel.handshake import ChannelKeys
 from swarm.net.channel.limits import ChannelLimits
 from swarm.net.channel.opening import open_channel
 from swarm.net.dial import connect

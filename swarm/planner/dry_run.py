@@ -17,7 +17,7 @@ MOVE_ROUNDS = 4
 
 
 @dataclass(frozen=True)
-class Taken:
+class BlockTaken:
     """What one node takes: its block, or why it takes none."""
 
     node: FleetNode
@@ -39,7 +39,7 @@ class DryRun:
 
     title: str
     model: ModelShape
-    taken: tuple[Taken, ...]
+    taken: tuple[BlockTaken, ...]
     held: tuple[int, ...]
     requester: str
     route: Route | None
@@ -74,8 +74,8 @@ def dry_run(fleet: Fleet, model: ModelShape | None = None, explain: bool = False
     return DryRun(fleet.title, shape, taken, held, fleet.requester, route, "", times, guess, instead)
 
 
-def _join(fleet: Fleet, shape: ModelShape) -> tuple[Taken, ...]:
-    taken: list[Taken] = []
+def _join(fleet: Fleet, shape: ModelShape) -> tuple[BlockTaken, ...]:
+    taken: list[BlockTaken] = []
     members: list[Member] = []
     for node in fleet.nodes:
         if node.layers is not None:
@@ -91,7 +91,7 @@ def _join(fleet: Fleet, shape: ModelShape) -> tuple[Taken, ...]:
                 why = block.reason
             except UsageError as error:
                 block, why = None, str(error)
-        taken.append(Taken(node, block, why))
+        taken.append(BlockTaken(node, block, why))
         members.append(_member(taken[-1], shape))
     for _ in range(MOVE_ROUNDS):
         if not _move(fleet, shape, taken, members):
@@ -99,20 +99,20 @@ def _join(fleet: Fleet, shape: ModelShape) -> tuple[Taken, ...]:
     return tuple(taken)
 
 
-def _move(fleet: Fleet, shape: ModelShape, taken: list[Taken], members: list[Member]) -> bool:
+def _move(fleet: Fleet, shape: ModelShape, taken: list[BlockTaken], members: list[Member]) -> bool:
     moved = False
     for i, (node, block) in enumerate((t.node, t.block) for t in list(taken)):
         if block is None or node.layers is not None:
             continue
         better = reconsider(shape, node.room, block, members, idle=True, since_move_s=1e9, rtts=fleet.rtts)
         if better is not None:
-            taken[i] = Taken(node, better, f"{better.reason} (moved)")
+            taken[i] = BlockTaken(node, better, f"{better.reason} (moved)")
             members[i] = _member(taken[i], shape)
             moved = True
     return moved
 
 
-def _member(taken: Taken, shape: ModelShape) -> Member:
+def _member(taken: BlockTaken, shape: ModelShape) -> Member:
     node, block = taken.node, taken.block
     room = node.room
     rates = {"up_mbps": node.up_mbps, "down_mbps": node.down_mbps, "owner": node.owner}
@@ -131,7 +131,7 @@ def _member(taken: Taken, shape: ModelShape) -> Member:
     )
 
 
-def _lacking(shape: ModelShape, taken: Sequence[Taken]) -> str:
+def _lacking(shape: ModelShape, taken: Sequence[BlockTaken]) -> str:
     weights = sum(shape.layer_bytes) + shape.head_bytes + shape.tail_bytes
     room = sum(t.node.room.memory_bytes + t.node.room.overflow_bytes for t in taken)
     return f"the model needs {weights / 1e9:.0f} GB and KV besides, the nodes have {room / 1e9:.0f} GB"

@@ -12,7 +12,7 @@ BURST_BYTES = 512 << 20
 
 
 @dataclass
-class Quota:
+class OpeningQuota:
     """Token buckets in bytes: one per member of the swarm, one that all strangers share; `now` is monotonic seconds.
 
     A receipt's audit is well within a burst; who asks for more waits for its bucket to fill.

@@ -12,7 +12,7 @@ from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.log_tiles import WIDTH, Tiles, bundle, bundle_untrusted, tile_path
 from receipts.format.merkle import EMPTY_ROOT, leaf_hash, node_hash
 from receipts.format.sign import Sign, SignedEnvelope
-from receipts.format.signed_note import Checkpoint, checkpoint_untrusted
+from receipts.format.signed_note import LogCheckpoint, checkpoint_untrusted
 from swarm.base.errors import UsageError
 from swarm.base.events import Notice, Report, silent
 from swarm.base.files import write_whole
@@ -65,7 +65,7 @@ class TransparencyLog:
         number = self._size
         self._grow(levels, files, leaf_hash(entry))
         files[tile_path(None, number // WIDTH, len(entries))] = bundle(entries)
-        checkpoint = Checkpoint(self._key, number + 1, _root(levels))
+        checkpoint = LogCheckpoint(self._key, number + 1, _root(levels))
         for path, data in files.items():
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / path, data, PUBLIC)

@@ -12,13 +12,13 @@ from receipts import ReceiptError, WitnessRecord
 from receipts.format.errors import Refusal
 from receipts.format.sign import sha256
 from receipts.record.kept_frames import RECORD_BYTES
-from receipts.record.opening_answer import Answer
+from receipts.record.opening_answer import OpeningAnswer
 from receipts.record.rows import RowStore
 from swarm.base.address import format_address
 from swarm.base.errors import BusyError, PeerError
 from swarm.net.channel.message import Message
 from swarm.net.peer import Handler, Peer
-from swarm.ring.opening_limits import Quota
+from swarm.ring.opening_limits import OpeningQuota
 from swarm.ring.signer import ReceiptSigner, unix_us
 
 WITNESS = "receipt.witness"
@@ -43,7 +43,7 @@ class NotaryServer:
 
     def __init__(self, notary: ReceiptSigner, admitted: Callable[[bytes], bool]) -> None:
         self._notary, self._admitted = notary, admitted
-        self._quota, self._reading, self._asking = Quota(), asyncio.Lock(), 0
+        self._quota, self._reading, self._asking = OpeningQuota(), asyncio.Lock(), 0
         self._orders: OrderedDict[tuple[bytes, str], tuple[WitnessRecord, float]] = OrderedDict()
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -118,7 +118,7 @@ class NotaryServer:
         return Message(AUDIT, {} if offset is None else {"size": answer.size}, data)
 
 
-def _read(rows: RowStore, request: bytes, offset: int | None) -> tuple[Answer, bytes]:
+def _read(rows: RowStore, request: bytes, offset: int | None) -> tuple[OpeningAnswer, bytes]:
     """In a thread. Raises ReceiptError(OPENING)."""
     answer = rows.answer(request)
     if offset is not None:

@@ -78,7 +78,7 @@ class FairQueue:
                 del self.served[user]
 
 
-class Admission:
+class RequestQueue:
     """The queue, with futures as tickets. `slot` is held for the length of one run."""
 
     def __init__(self, queue: FairQueue, max_wait_s: float) -> None:

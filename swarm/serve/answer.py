@@ -8,7 +8,7 @@ from typing import Any
 
 from swarm.model.text.spelling import Spelling
 from swarm.run.api import CommittedTokens, RunResult
-from swarm.serve.logprobs import Entry, Ledger, chat_entry, text_entries
+from swarm.serve.logprobs import Entry, LogprobLedger, chat_entry, text_entries
 from swarm.serve.parse import GenerationRequest
 from swarm.serve.tools import ToolCall, ToolSplitter
 
@@ -19,7 +19,7 @@ class Choice:
 
     index: int
     splitter: ToolSplitter
-    ledger: Ledger
+    ledger: LogprobLedger
     text: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)

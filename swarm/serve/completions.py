@@ -14,12 +14,12 @@ from aiohttp import web
 from swarm.base.errors import SwarmError
 from swarm.model.text.spelling import Spelling
 from swarm.run.api import CommittedTokens, Finished, RingOpened, RunEvent, RunRequest, RunResult
-from swarm.serve.admission import Admission
+from swarm.serve.admission import RequestQueue
 from swarm.serve.answer import ChatShape, Choice, TextShape, receipt_address, run_facts, usage
 from swarm.serve.backend import Backend
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, translate
-from swarm.serve.logprobs import Ledger
+from swarm.serve.logprobs import LogprobLedger
 from swarm.serve.metrics import GatewayMetrics
 from swarm.serve.parse import (
     TextRequest,
@@ -40,7 +40,7 @@ class Completions:
     """The handlers, and the one way in which they drive runs."""
 
     def __init__(
-        self, backend: Backend, config: GatewayConfig, admission: Admission, book: RunBook, metrics: GatewayMetrics
+        self, backend: Backend, config: GatewayConfig, admission: RequestQueue, book: RunBook, metrics: GatewayMetrics
     ) -> None:
         self._backend = backend
         self._config = config
@@ -55,7 +55,7 @@ class Completions:
         names, spelling = tool_names(parsed.tools), self._spelling()
         special = frozenset(spelling.special.values())
         choices = [
-            Choice(index, ToolSplitter(names, special), Ledger(spelling, run.prompt_ids))
+            Choice(index, ToolSplitter(names, special), LogprobLedger(spelling, run.prompt_ids))
             for index, run in enumerate(runs)
         ]
         shape = ChatShape(*self._envelope(request, "chatcmpl-"), parsed.wanted, spelling)
@@ -78,7 +78,7 @@ class Completions:
                 prompt = parsed.prompts[index // parsed.wanted.n]
                 whole = isinstance(prompt, str) and parsed.wanted.truncate is None
                 echoed = str(prompt) if whole else self._backend.decode(run.prompt_ids)
-            ledger = Ledger(spelling, run.prompt_ids, len(echoed))
+            ledger = LogprobLedger(spelling, run.prompt_ids, len(echoed))
             choices.append(Choice(index, ToolSplitter(frozenset()), ledger, echoed))
         if parsed.plain:
             return await self._respond_plain(request, runs)

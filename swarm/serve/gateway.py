@@ -11,7 +11,7 @@ from aiohttp import web
 from jinja2.exceptions import TemplateError
 
 from swarm.base.errors import SwarmError
-from swarm.serve.admission import Admission, FairQueue
+from swarm.serve.admission import FairQueue, RequestQueue
 from swarm.serve.backend import Backend
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
@@ -28,7 +28,7 @@ from swarm.serve.views import Views, state_registry
 from swarm.serve.vocabulary import VocabularyViews
 from swarm.serve.web import add_headers, frame, inviting, observer
 
-ADMISSION = web.AppKey("admission", Admission)
+ADMISSION = web.AppKey("admission", RequestQueue)
 HUB = web.AppKey("hub", StateBroadcaster)
 BOOK = web.AppKey("book", RunBook)
 
@@ -41,7 +41,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     """
     config = replace(config, model_sampling=getattr(backend, "generation_defaults", config.model_sampling))
     metrics = GatewayMetrics()
-    admission = Admission(
+    admission = RequestQueue(
         FairQueue(config.max_running, config.max_waiting, config.max_waiting_per_user), config.max_wait_s
     )
     book = RunBook()

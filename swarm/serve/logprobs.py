@@ -25,7 +25,7 @@ class Entry:
     offset: int
 
 
-class Ledger:
+class LogprobLedger:
     """Holds entries until their text is out, so that the bytes of all that were told, joined, are the text: tokens of a
     stop string are never told. Special tokens add nothing to the text."""
 

@@ -33,7 +33,7 @@ def make_view(
     more: Sequence[web.RouteDef] = (),
     stage: Callable[[], StageServer | None] = lambda: None,
 ) -> web.Application:
-    """The application. `status`: as `mesh_status` tells it; `progress`: as `swarm.terminal.progress.EventLog.as_json` does.
+    """The application. `status`: as `mesh_status` tells it; `progress`: as `terminal.progress.EventLog.as_json` does.
 
     `more`: what else the port serves, such as a relay. `stage`: the node's stage once it has one, for its metrics.
     """

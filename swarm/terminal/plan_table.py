@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from swarm.planner.dry_run import DryRun, Taken
+from swarm.planner.dry_run import BlockTaken, DryRun
 from swarm.planner.forecast import hop_share
 from swarm.planner.route import Route
 from swarm.terminal.status import coverage_bar, draw_ring
@@ -61,7 +61,7 @@ def _blocks(run: DryRun, explain: bool) -> Table:
     return table
 
 
-def _layers(taken: Taken) -> str:
+def _layers(taken: BlockTaken) -> str:
     if taken.block is None:
         return "none"
     spare = f" ({taken.block.overflow} in RAM)" if taken.block.overflow else ""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RingSettings:
-    """How the measured ring is made: `layers` of the model over `nodes` stages, keys and logs under `swarm.discovery.state_dir`."""
+    """How the measured ring is made: `layers` of the model over `nodes` stages, keys and logs in state folders."""
 
     swarm: LocalSwarm
     models: Path

@@ -6,8 +6,8 @@ after three one-way delays (SYN, SYN-ACK, ACK), and bytes written earlier count 
 
 What this is not: packets. There is no loss, no slow start and no congestion; the lab under `tests/lab` has those.
 
-Run as `python -m swarm.testbed.delay_proxy --listen 127.0.0.1:0 --to 127.0.0.1:7700 --delay-ms 25`. It prints one JSON line
-with its address, then obeys lines on stdin (`delay MS`, `jitter MS`, `rate MBIT`, `to HOST:PORT`, `down`, `up`)
+Run as `python -m swarm.testbed.delay_proxy --listen 127.0.0.1:0 --to 127.0.0.1:7700 --delay-ms 25`. It prints one JSON
+line with its address, then obeys lines on stdin (`delay MS`, `jitter MS`, `rate MBIT`, `to HOST:PORT`, `down`, `up`)
 and ends when stdin closes or on SIGTERM, so it never outlives whoever started it.
 """
 

@@ -27,8 +27,9 @@ def routes(
     """Pass time of planned routes over the optimum that true distances give, and the time that planning takes.
 
     Nodes know coordinates (from 16 random peers: their neighbours, and whom they met before) and have measured what
-    `plan_probe` names, so many each as `probes` says, 0 for coordinates alone. A requester measures what `swarm.discovery.rtt_probing`
-    does before the first route; then it plans, opens its ring, which measures the ring's own edges, and plans again.
+    `plan_probe` names, so many each as `probes` says, 0 for coordinates alone. A requester measures what
+    `swarm.discovery.rtt_probing` does before the first route; then it plans, opens its ring, which measures the ring's
+    own edges, and plans again.
     """
     earth = Earth(seed)
     draw = random.Random(seed)

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from draft import prompts
 from draft.asset import MadeCheckpoint, check_vocabulary, default_drafter, load_drafter, read_made
 from draft.base import ROOT, DraftStep
-from draft.chat import Chat, Script, Turn
+from draft.chat import Chat, Script, TurnChange
 from draft.collect import play
 from draft.corpus import Sample, batches, load_samples, recorded, save_samples
 from draft.distill import Distiller, DistillSettings, distill
@@ -117,7 +117,7 @@ def test_greedy_play_is_the_models_own_continuation_whatever_is_beside_it(model:
 
 def test_turns_are_forced_after_an_end_and_the_last_end_closes(model: LlamaForCausalLM) -> None:
     ends = frozenset(range(0, 258, 3))
-    script = Script((4, 5), 1.0, -1, (Turn((20, 21, 22), 1.0),), "chat", "test", False)
+    script = Script((4, 5), 1.0, -1, (TurnChange((20, 21, 22), 1.0),), "chat", "test", False)
     sample = play(model, [script], ends, 60, 3)[0]
     said = sample.tokens.tolist()[2:]
     first = next(i for i, token in enumerate(said) if token in ends)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from draft.packed import FEW_ROWS, PackedLinear, can_pack, pack_linears, round_rows
+from draft.packed import FEW_ROWS, Int8Linear, can_pack, pack_linears, round_rows
 
 
 @pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.bfloat16), reason="this torch has no int8 kernel")
@@ -39,4 +39,4 @@ def test_a_size_that_the_kernel_would_overrun_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(40, 9))
     assert pack_linears(model) == 0 and isinstance(model[0], nn.Linear)
     with pytest.raises(ValueError, match="steps of 64"):
-        PackedLinear(*round_rows(torch.randn(9, 40)))
+        Int8Linear(*round_rows(torch.randn(9, 40)))

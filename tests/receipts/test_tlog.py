@@ -23,7 +23,7 @@ from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.log_tiles import Tiles, bundle_untrusted, find_proof, proof_untrusted, tile_path
 from receipts.format.merkle import check_consistency, consistency_proof, inclusion_proof, leaf_hash, tree_root
 from receipts.format.sign import SignedEnvelope
-from receipts.format.signed_note import Checkpoint, checkpoint_untrusted, key_id
+from receipts.format.signed_note import LogCheckpoint, checkpoint_untrusted, key_id
 from receipts.format.statement import payload_type
 from swarm.base.errors import UsageError
 from swarm.ring.transparency_log import TransparencyLog, read_file
@@ -150,7 +150,7 @@ def test_proofs_and_checkpoints_of_strangers_raise_the_one_error(data: bytes) ->
 
 def test_a_checkpoint_may_have_cosignatures_and_extension_lines(tmp_path: Path) -> None:
     """Of unknown keys, which are passed over; the log's own must be there and fit."""
-    plain = Checkpoint(PUBLIC, 0, tree_root([]))
+    plain = LogCheckpoint(PUBLIC, 0, tree_root([]))
     data = plain.signed(sign)
     other = "\u2014 witness.example/w1 " + base64.b64encode(bytes(76)).decode() + "\n"
     assert checkpoint_untrusted(data + other.encode()) == plain

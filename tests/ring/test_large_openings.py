@@ -14,7 +14,7 @@ import pytest
 import receipts
 from receipts.format.merkle import leaf_hash
 from receipts.format.merkle_tree import Tree
-from receipts.record.opening_answer import Answer
+from receipts.record.opening_answer import OpeningAnswer
 from receipts.record.row_opening import OpeningRequest, opened_untrusted
 from receipts.record.rows import RowStore
 from swarm.base.errors import BusyError, PeerError
@@ -24,7 +24,7 @@ from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.recheck.dial import opener, opening_from_untrusted
-from swarm.ring import openings, witness
+from swarm.ring import opening_limits, witness_service
 from swarm.ring.signer import ReceiptSigner, open_log
 from swarm.ring.witness_service import AUDIT, PIECE_BYTES, NotaryServer
 
@@ -81,7 +81,7 @@ async def test_an_opening_beyond_one_message_is_audited_in_pieces(tmp_path: Path
         pieces: list[int] = []
         kept_answer = store.answer
 
-        def counted(asked: bytes) -> Answer:
+        def counted(asked: bytes) -> OpeningAnswer:
             pieces.append(len(asked))
             return kept_answer(asked)
 
@@ -126,7 +126,7 @@ async def test_a_piece_costs_a_piece_of_memory(tmp_path: Path) -> None:
 
 async def test_audits_are_read_one_at_a_time_within_a_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = most = 0
-    real = witness._read
+    real = witness_service._read
 
     def slow(*args: object) -> object:
         nonlocal at_once, most
@@ -137,8 +137,8 @@ async def test_audits_are_read_one_at_a_time_within_a_quota(tmp_path: Path, monk
         at_once -= 1
         return found
 
-    monkeypatch.setattr(witness, "_read", slow)
-    monkeypatch.setattr(witness, "MOST_ASKING", 4)
+    monkeypatch.setattr(witness_service, "_read", slow)
+    monkeypatch.setattr(witness_service, "MOST_ASKING", 4)
     async with node(tmp_path) as (board, address, server), AsyncExitStack() as stack:
         assert server._notary.rows is not None
         keep(server._notary.rows, 1)
@@ -148,7 +148,7 @@ async def test_audits_are_read_one_at_a_time_within_a_quota(tmp_path: Path, monk
         refused = [answer for answer in answers if isinstance(answer, BaseException)]
         assert most == 1 and refused and all(isinstance(error, BusyError) for error in refused)
         assert len(answers) - len(refused) >= 4
-        server._quota = openings.Quota(burst=1)
+        server._quota = opening_limits.Quota(burst=1)
         await peers[0].call(ask, 20.0)
         async with asking(board, address) as stranger:  # a new identity has no quota of its own
             with pytest.raises(BusyError, match="ask again in"):
@@ -191,7 +191,7 @@ async def test_pieces_that_make_no_opening(answer: Message) -> None:
 
 
 def test_a_quota_fills_again_with_time_and_strangers_share_one() -> None:
-    quota = openings.Quota(burst=100, member_rate=10, strangers_rate=5)
+    quota = opening_limits.Quota(burst=100, member_rate=10, strangers_rate=5)
     for member, rate in ((b"ann", 10), (b"", 5)):
         quota.charge(member, 150, 0.0)
         assert quota.wait_s(member, 0.0) == pytest.approx(50 / rate)
@@ -199,4 +199,4 @@ def test_a_quota_fills_again_with_time_and_strangers_share_one() -> None:
     assert quota.wait_s(b"bob", 0.0) == 0.0
     for number in range(5000):
         quota.charge(b"%d" % number, 1, 1.0)
-    assert len(quota._spent) <= openings.MOST_KNOWN
+    assert len(quota._spent) <= opening_limits.MOST_KNOWN

@@ -16,7 +16,7 @@ def transposed(name: str, config: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """What undoes the converter's change of a tensor.
 
     rows: for each row of the model's tensor, the row of the stored one; None where they agree. Whole rows move, so it
@@ -42,7 +42,7 @@ class Layout:
         return tensor if self.rows is None else tensor[self.rows]
 
 
-def layout(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> Layout:
+def layout(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> TensorLayout:
     """How the tensor `name` of `shape` lies in a GGUF file, by its transformers name.
 
     The Llama family's `q_proj` and `k_proj` (weight and bias) have the halves of each head's rotary dimensions
@@ -52,7 +52,7 @@ def layout(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> Layo
     if family in ("llama", "mistral") and (".q_proj." in name or ".k_proj." in name):
         heads = int(config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
         order = torch.arange(shape[0]).reshape(heads, shape[0] // heads // 2, 2).transpose(1, 2).reshape(-1)
-        return Layout(rows=order)
+        return TensorLayout(rows=order)
     if family in ("gemma2", "gemma3_text") and name.endswith("norm.weight"):
-        return Layout(minus_one=True)
-    return Layout(transposed=transposed(name, config))
+        return TensorLayout(minus_one=True)
+    return TensorLayout(transposed=transposed(name, config))

@@ -1,8 +1,8 @@
 """The opening of a channel: Noise XX between two node identities, as a state machine without I/O.
 
-Noise_XX_25519_ChaChaPoly_SHA256 (Noise Protocol Framework, revision 34) is in `swarm.net.channel.noise`. The X25519 static key
-of a process is signed once by the node's Ed25519 key, and each side sends that signature in its encrypted payload;
-Noise proves that the sender holds the static key, the signature says whose it is.
+Noise_XX_25519_ChaChaPoly_SHA256 (Noise Protocol Framework, revision 34) is in `swarm.net.channel.noise`. The X25519
+static key of a process is signed once by the node's Ed25519 key, and each side sends that signature in its encrypted
+payload; Noise proves that the sender holds the static key, the signature says whose it is.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import secrets
 import struct
 from dataclasses import dataclass
-from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from swarm.base.errors import PeerError
-from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, short_id, verify
+from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, Signer, short_id, verify
 from swarm.net.channel.noise import KEY_BYTES, TAG_BYTES, NoiseXX
 
 VERSION = 1
@@ -28,15 +27,6 @@ _PAYLOAD = struct.Struct(f">{NODE_ID_BYTES}s{SIGNATURE_BYTES}s8sI")
 _KEY, _TAG = KEY_BYTES, TAG_BYTES
 MESSAGE_BYTES = (_KEY, _KEY + _KEY + _TAG + _PAYLOAD.size + _TAG, _KEY + _TAG + _PAYLOAD.size + _TAG)
 """Exact sizes of the three handshake messages."""
-
-
-class Signer(Protocol):
-    """What a channel needs of a node's identity."""
-
-    @property
-    def id(self) -> NodeId: ...
-
-    def sign(self, data: bytes) -> bytes: ...
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The single ways to open a connection to a node; `swarm.net.traversal.reach` races them, `swarm.net.traversal.inbound` answers them."""
+"""The single ways to open a connection to a node; `traversal.reach` races them, `traversal.inbound` answers them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.connect_methods import enter_room, open_at_once
 from swarm.net.traversal.race import Race
 from swarm.net.traversal.relay import JOIN
-from swarm.net.traversal.rendezvous import KNOCKED, Knock, Quota, parse_knock_untrusted, require_admitted
+from swarm.net.traversal.rendezvous import KNOCKED, EventQuota, Knock, parse_knock_untrusted, require_admitted
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class InboundTraversal:
         self, board: Switchboard, admitted: Callable[[NodeId], bool], relay: bool, limits: ReachLimits
     ) -> None:
         self._board, self._admitted, self._relay, self._limits = board, admitted, relay, limits
-        self._quota = Quota(limits.visits_per_minute, 60.0)
+        self._quota = EventQuota(limits.visits_per_minute, 60.0)
         board.handle(KNOCKED, self._on_knocked)
         board.handle(JOIN, self._on_join)
 

@@ -79,7 +79,7 @@ def parse_addresses_untrusted(texts: object) -> tuple[Address, ...]:
 
 
 @dataclass
-class Quota:
+class EventQuota:
     """At most `count` events in `seconds`; `take` says whether one more is within it. Pure: `now` in seconds."""
 
     count: int
@@ -107,7 +107,7 @@ class Rendezvous:
         self._board = board
         self._admitted = admitted
         self._offers_relay = offers_relay
-        self._quotas: dict[NodeId, Quota] = {}
+        self._quotas: dict[NodeId, EventQuota] = {}
         board.handle(KNOWS, self._on_knows)
         board.handle(KNOCK, self._on_knock)
         board.handle(CHECK, self._on_check)
@@ -150,7 +150,7 @@ class Rendezvous:
     def _take_quota(self, node: NodeId) -> bool:
         for gone in [other for other in self._quotas if self._board.get(other) is None]:
             del self._quotas[gone]
-        return self._quotas.setdefault(node, Quota(KNOCKS_PER_MINUTE, 60.0)).take(time.monotonic())
+        return self._quotas.setdefault(node, EventQuota(KNOCKS_PER_MINUTE, 60.0)).take(time.monotonic())
 
 
 async def check_port(via: Peer, port: int) -> tuple[Address, bool]:

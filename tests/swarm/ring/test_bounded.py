@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from draft.lm import LmDrafter
 from swarm.client.drafters import MOST_IDLE, Drafters
-from swarm.ring.opening_limits import MOST_KNOWN, Quota
+from swarm.ring.opening_limits import MOST_KNOWN, OpeningQuota
 from swarm.run.learned_costs import Drafting
 from swarm.run.prefix_cache import MOST_KEPT, KeptRun, PrefixCache
 
@@ -19,7 +19,7 @@ def test_of_many_closed_runs_the_newest_are_kept_and_none_beyond_its_time() -> N
 
 
 def test_of_many_members_that_ask_for_openings_the_latest_are_known() -> None:
-    quota = Quota(burst=10, member_rate=1)
+    quota = OpeningQuota(burst=10, member_rate=1)
     for number in range(5 * MOST_KNOWN):
         quota.charge(b"greedy", 1000, 0.0)
         quota.charge(number.to_bytes(4, "big"), 1, 0.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.serve.admission import Admission, FairQueue
+from swarm.serve.admission import FairQueue, RequestQueue
 from swarm.serve.errors import ApiError
 
 
@@ -80,7 +80,7 @@ def test_counts_stay_true(steps: list[tuple[str, str]]) -> None:
 
 
 async def test_a_slot_given_up_while_waiting_is_not_lost() -> None:
-    admission = Admission(queue(running=1), 10.0)
+    admission = RequestQueue(queue(running=1), 10.0)
     entered = asyncio.Event()
 
     async def work() -> None:
@@ -104,7 +104,7 @@ async def test_a_slot_given_up_while_waiting_is_not_lost() -> None:
 
 
 async def test_refusals_carry_a_time() -> None:
-    admission = Admission(queue(running=1, waiting=1, each=1), 10.0)
+    admission = RequestQueue(queue(running=1, waiting=1, each=1), 10.0)
     async with admission.slot("a"):
         waiting = asyncio.create_task(admission.slot("a").__aenter__())
         await asyncio.sleep(0)

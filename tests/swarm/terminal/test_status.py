@@ -15,7 +15,7 @@ from swarm.planner.fleet_file import read_fleet
 from swarm.terminal.plan_table import render_plan
 from swarm.terminal.status import coverage_bar, draw_ring, render_status
 
-FLEETS = Path(__file__).parents[2] / "docs" / "fleets"
+FLEETS = Path(__file__).parents[3] / "docs" / "fleets"
 
 
 def drawn(shown: RenderableType, width: int = 60, color: bool = False) -> str:

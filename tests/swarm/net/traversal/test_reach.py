@@ -30,8 +30,8 @@ from swarm.net.traversal.rendezvous import (
     KNOCK,
     KNOCKED,
     KNOWS,
+    EventQuota,
     Knock,
-    Quota,
     check_port,
     parse_knock_untrusted,
     waits_ms,
@@ -193,7 +193,7 @@ async def test_a_rendezvous_refuses_what_it_cannot_do() -> None:
         ):
             with pytest.raises(PeerError, match=reason):
                 await home.call(Message(KNOCK, {"node": node, "addresses": addresses}), 5)
-        nodes.reaches[0].rendezvous._quotas[nodes.asker.id] = Quota(0, 60.0)
+        nodes.reaches[0].rendezvous._quotas[nodes.asker.id] = EventQuota(0, 60.0)
         with pytest.raises(BusyError, match="too often"):
             await home.call(Message(KNOCK, {"node": nodes.target.id, "addresses": []}), 5)
 
@@ -229,7 +229,7 @@ async def test_strangers_get_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.lists(st.floats(0, 100), max_size=60))
 def test_a_quota_holds_in_every_window(gaps: list[float]) -> None:
-    quota, now, taken = Quota(3, 50.0), 0.0, []
+    quota, now, taken = EventQuota(3, 50.0), 0.0, []
     for gap in gaps:
         now += gap
         if quota.take(now):
