@@ -1,0 +1,29 @@
+"""docs/architecture.md against the code: files that it names exist, rooms that exist are on the map."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path for path in (*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "README.md"))
+HOMES = (ROOT, ROOT / "swarm", ROOT / "receipts", ROOT / "draft")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_0-9]+\.py)`", page.read_text())
+    assert [name for name in named if not any((home / name).exists() for home in HOMES)] == []
+
+
+def test_every_room_is_on_the_map() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    rooms = [
+        path
+        for package in ("swarm", "receipts")
+        for path in (ROOT / package).iterdir()
+        if (path / "__init__.py").exists()
+    ]
+    assert [str(room.relative_to(ROOT)) for room in rooms if f"| `{room.relative_to(ROOT)}` |" not in text] == []
