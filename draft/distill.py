@@ -172,8 +172,9 @@ class Distiller:
         if not found:
             scripts = [self.chat.script(prompts.held_out(rng), rng) for _ in range(self.settings.held_out)]
             for i, group in enumerate(length_groups(scripts, size, rng)):
-                self.report(Progress("distil", "held-out text", i * size, self.settings.held_out, "sequences"))
                 save_samples(self._file("held", i), self._play(group, 10_000 + i))
+                done = min((i + 1) * size, self.settings.held_out)
+                self.report(Progress("distil", "held-out text", done, self.settings.held_out, "sequences"))
             found = sorted((self.work / "held").glob("*.safetensors"))
         return [sample for file in found for sample in load_samples(file)]
 
@@ -190,8 +191,7 @@ class Distiller:
                 state.batches += 1
                 state.collected_s += self.clock() - start
                 self._save()
-                what = f"{recorded(samples)} positions more"
-                self.report(Progress("distil", f"collecting: {what}", int(state.collected_s), int(seconds), "seconds"))
+                self._tell("collecting", state.collected_s, seconds, f"{recorded(samples)} positions more")
                 if state.collected_s >= seconds:
                     break
 
@@ -228,12 +228,16 @@ class Distiller:
             now = trainer.step(batch, self.state.trained_s / seconds)
             loss = now if not loss else 0.97 * loss + 0.03 * now
             self.state.trained_s += self.clock() - start
-            what = f"training: KL {loss:.3f} after {trainer.positions} positions"
-            self.report(Progress("distil", what, int(self.state.trained_s), int(seconds), "seconds"))
+            said = f"KL {loss:.3f} after {trainer.positions} positions"
+            self._tell("training", self.state.trained_s, seconds, said)
             if self.clock() - saved > 60:
                 self._keep(trainer)
                 saved = self.clock()
         self._keep(trainer)
+
+    def _tell(self, what: str, spent: float, seconds: float, detail: str) -> None:
+        """Seconds spent of those allowed."""
+        self.report(Progress("distil", what, min(int(spent), int(seconds)), int(seconds), "seconds", detail))
 
     def _keep(self, trainer: Trainer) -> None:
         save_state(self.work / "student.safetensors", trainer)

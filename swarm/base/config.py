@@ -46,7 +46,7 @@ class JoinConfig:
     weights_as "auto", "stored" or "expanded": how matrices are held and multiplied
     kv_bytes   memory for sessions; None: a share of what is free
     grace_s    how long a leaving node lets its sessions finish, in seconds
-    open_swarm, owner, disclose   as the command line's help says
+    open_swarm, found, owner, disclose   as the command line's help says
     offer_relay  forward (encrypted) traffic of members that cannot reach each other
     relay_at   (host, port) of a proxy in front of the relay and of the node's door for HTTP; None: there is none
     weights    "hub" (or this machine's files), "peers", or "auto": peers where the model is not to be had otherwise
@@ -69,6 +69,7 @@ class JoinConfig:
     kv_bytes: int | None = None
     grace_s: float = 10.0
     open_swarm: bool = False
+    found: bool = False
     owner: str = ""
     offer_relay: bool = False
     relay_at: tuple[str, int] | None = None

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Progress:
     """Part of a long step is done.
 
-    `step`: "download", "load", "probe", "warm-up", "coverage", "distil".
+    `step`: "download", "load", "probe", "warm-up", "coverage", "distil". `what` names the one thing that is done and
+    stays the same until `done` reaches `total`, which ends it; `detail` may change on the way.
     `done`, `total`: in `unit` ("bytes", "layers", "tokens", ...); total 0 when unknown.
     """
 
@@ -19,6 +20,7 @@ class Progress:
     done: int
     total: int
     unit: str = "bytes"
+    detail: str = ""
 
 
 @dataclass(frozen=True)

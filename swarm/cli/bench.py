@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from pathlib import Path
 
 from swarm.base.config import DEFAULT_MODEL
 from swarm.cli.common import GPU, THREADS, add_draft_model, add_folders, models_dir, number, say, state_dir
+from swarm.cli.loop import run_loop
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments=(*device, "--threads", str(arguments.threads), "--models", str(models)),
         )
         ring = RingSettings(swarm, models, n_layers, arguments.nodes, arguments.draft_model, arguments.draft_gpu)
-        summary = asyncio.run(measure(plan, lambda rtt_ms: open_ring(ring, rtt_ms, report), arguments.out, report))
+        summary = run_loop(measure(plan, lambda rtt_ms: open_ring(ring, rtt_ms, report), arguments.out, report))
     if arguments.json:
         print(json.dumps(summary))
         return 0

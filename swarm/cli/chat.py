@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 
 from swarm.cli.common import (
@@ -17,6 +16,7 @@ from swarm.cli.common import (
     route_rules,
     state_dir,
 )
+from swarm.cli.loop import run_loop
 
 KEEP_S = 600.0
 """How long the stages are asked to hold what was said, so that an answer needs only the new words."""
@@ -55,7 +55,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Talk until the end of input."""
-    return asyncio.run(_chat(arguments))
+    return run_loop(_chat(arguments))
 
 
 async def _chat(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from swarm.base.events import Report
 from swarm.cli.common import PORT, THREADS, add_folders, add_weights_as, models_dir, number, say, state_dir
 from swarm.cli.draw import draw_ring
 from swarm.cli.generate import add_run_options
+from swarm.cli.loop import run_loop
 
 if TYPE_CHECKING:
     from swarm.base.config import MemberConfig
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from swarm.terminal.progress import reporter
 
     with reporter(json_lines=False, out=sys.stderr) as report:
-        return asyncio.run(_demo(arguments, report))
+        return run_loop(_demo(arguments, report))
 
 
 async def _demo(arguments: argparse.Namespace, report: Report) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 import time
@@ -11,6 +10,7 @@ from dataclasses import asdict
 
 from swarm.base.config import DEFAULT_MODEL
 from swarm.cli.common import GPU, add_member_options, member_config, number
+from swarm.cli.loop import run_loop
 
 MARKS = {"ok": "ok", "warning": "!!", "wrong": "XX"}
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
                 findings.append(Finding("speed", "wrong", "not measured", str(error)))
     if config.invite is not None:
         try:
-            findings += asyncio.run(look_at_swarm(config, arguments.port))
+            findings += run_loop(look_at_swarm(config, arguments.port))
         except SwarmError as error:
             findings.append(Finding("swarm", "wrong", "not reached", str(error)))
     if arguments.json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from swarm.cli.common import (
     route_rules,
     say,
 )
+from swarm.cli.loop import run_loop
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = GenerateConfig.from_arguments(arguments, member_config(arguments), prompt, route_rules(arguments))
     with reporter(json_lines=False, out=sys.stderr) as report:
-        result = asyncio.run(ask(config, report))
+        result = run_loop(ask(config, report))
     if arguments.json:
         print(json.dumps(result.as_json(), ensure_ascii=False))
     if result.finish_reason == "swarm_incomplete":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 
 from swarm.base.config import DEFAULT_MODEL, JoinConfig, parse_address, parse_layers
 from swarm.base.errors import UsageError
 from swarm.cli.common import GPU, THREADS, add_log, add_member_options, add_weights_as, member_config, number, say
+from swarm.cli.loop import run_loop
 
 MOST_OVERFLOW_GB = 65_536.0
 
@@ -19,8 +19,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "join",
         help="hold layers of a model and serve them",
-        description="Take a block of layers and serve it until Ctrl-C. Without --swarm and with nobody on the LAN, a "
-        "new swarm starts here, and the invite for others is printed.",
+        description="Take a block of layers and serve it until Ctrl-C. Without --swarm an open swarm of the "
+        "local network is joined; with nobody there a new one starts here, and the invite for others is printed.",
     )
     parser.set_defaults(run=run)
     parser.add_argument(
@@ -99,6 +99,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--open", action="store_true", help="when starting a swarm: let anybody in who knows its address"
     )
     parser.add_argument(
+        "--found", action="store_true", help="start a swarm of its own though others are heard on the local network"
+    )
+    parser.add_argument(
         "--owner", default="", metavar="NAME", help="who runs this node, for routes that want several owners"
     )
     parser.add_argument(
@@ -138,6 +141,7 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
         kv_bytes=int(arguments.kv_memory * 1e9) if arguments.kv_memory else None,
         grace_s=arguments.grace,
         open_swarm=arguments.open,
+        found=arguments.found,
         owner=arguments.owner,
         offer_relay=arguments.relay,
         relay_at=parse_address(arguments.relay_at) if arguments.relay_at else None,
@@ -167,4 +171,4 @@ def run(arguments: argparse.Namespace) -> int:
         print(f'  swarm generate --swarm {what.invite} "your prompt"\n', flush=True)
 
     with reporter(json_lines=arguments.json, out=sys.stderr) as report:
-        return asyncio.run(serve_block(config, ready, report))
+        return run_loop(serve_block(config, ready, report))

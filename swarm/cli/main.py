@@ -28,6 +28,7 @@ from swarm.cli import (
     status,
     verify,
 )
+from swarm.cli.loop import INTERRUPTED, leave_now
 
 EXAMPLES = """\
 first steps:
@@ -75,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)
     arguments = build_parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
     except KeyboardInterrupt:
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left (as `| head` does): nothing more to say, and nothing to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first is None:
             raise
         return _told(first)
+    if code == INTERRUPTED and argv is None:  # a process of our own, not a program that calls us
+        leave_now(code)
+    return code
 
 
 def _told(error: SwarmError | OSError) -> int:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from swarm.base.config import parse_address
 from swarm.base.errors import SwarmError, UsageError
 from swarm.cli.common import add_folders, add_member_options, member_config, say, state_dir
+from swarm.cli.loop import run_loop
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -92,7 +93,7 @@ def run_invite(arguments: argparse.Namespace) -> int:
 
 def run_revoke(arguments: argparse.Namespace) -> int:
     """Tell the swarm that an invite is void."""
-    return asyncio.run(_revoke(arguments))
+    return run_loop(_revoke(arguments))
 
 
 async def _revoke(arguments: argparse.Namespace) -> int:

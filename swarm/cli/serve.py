@@ -24,6 +24,7 @@ from swarm.cli.common import (
     route_rules,
     say,
 )
+from swarm.cli.loop import run_loop
 
 if TYPE_CHECKING:
     from swarm.client.client import RequesterConfig
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         say(f"whoever reaches {arguments.host} port {arguments.port} may use the swarm; --api-key FILE asks for a key")
-    asyncio.run(serve_until_stopped(asked, config, arguments.host, arguments.port))
+    run_loop(serve_until_stopped(asked, config, arguments.host, arguments.port))
     return 0
 
 

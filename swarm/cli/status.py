@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from swarm.cli.common import add_member_options, member_config, number
+from swarm.cli.loop import run_loop
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,7 +32,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look once, or keep looking."""
-    return asyncio.run(_look(arguments))
+    return run_loop(_look(arguments))
 
 
 async def _look(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import shutil
 import sys
@@ -20,6 +19,7 @@ from receipts.format.errors import ReceiptError
 from receipts.format.salt import Secret
 from swarm.base.errors import UsageError
 from swarm.cli.common import add_member_options, member_config, models_dir, number, say
+from swarm.cli.loop import run_loop
 
 if TYPE_CHECKING:
     from receipts.format.log_tiles import LogProof
@@ -169,7 +169,7 @@ def _verdict(arguments: argparse.Namespace, data: bytes) -> Verdict:
 
     config = _config(arguments, data)
     with reporter(json_lines=False, out=sys.stderr) as report:
-        return asyncio.run(check(data, config, report))
+        return run_loop(check(data, config, report))
 
 
 def _config(arguments: argparse.Namespace, data: bytes) -> CheckConfig:

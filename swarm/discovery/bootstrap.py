@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swarm.base.config import MemberConfig
@@ -50,25 +50,49 @@ def remembered(folder: Path, identity: Identity) -> Saved | None:
         return None
 
 
-async def find_on_lan(board: Switchboard, role: str, model: bytes, report: Report) -> Saved | None:
-    """Enter an open swarm of the local network. A closed one is named, so that its owner can be asked."""
-    heard = [node for node in await find(LAN_SECONDS) if node.node != board.id]
+@dataclass(frozen=True)
+class LanSearch:
+    """What the local network holds: the swarm that was entered, if one let us in, and all nodes that were heard."""
+
+    entered: Saved | None
+    heard: tuple[LanNode, ...]
+
+
+async def search_lan(board: Switchboard, role: str, model: bytes) -> LanSearch:
+    """Enter an open swarm of the local network that serves `model` (16 bytes of its digest; b"": any)."""
+    heard = tuple(node for node in await find(LAN_SECONDS) if node.node != board.id)
     for node in heard:
-        if node.open and (not model or not node.model or node.model == model):
+        if node.open and _serves(node, model):
             hello = Hello(node.swarm, model[:16], role, None, None)
             try:
                 welcome, _ = await enter(board, hello, [(node.node, node.addresses)])
             except (InviteError, PeerError):
                 continue
-            return Saved(welcome.membership, welcome.model, welcome.ref, ((node.node, node.addresses),))
-    if heard:
-        report(Notice(f"{_swarms(heard)} on this network admit by invite only; join one with --swarm INVITE"))
-    return None
+            saved = Saved(welcome.membership, welcome.model, welcome.ref, ((node.node, node.addresses),))
+            return LanSearch(saved, heard)
+    return LanSearch(None, heard)
 
 
-def _swarms(heard: Sequence[LanNode]) -> str:
-    count = len({node.swarm for node in heard})
-    return f"{count} swarm{'s' if count > 1 else ''}"
+def why_not_entered(heard: Sequence[LanNode], model: bytes) -> str:
+    """In words: which swarms were heard and why none was entered. `heard` is not empty."""
+    closed = {node.swarm for node in heard if not node.open}
+    other = {node.swarm for node in heard if node.open and not _serves(node, model)}
+    silent = {node.swarm for node in heard} - closed - other
+    said = [
+        f"{count} {why}"
+        for count, why in (
+            (len(closed), "by invite only"),
+            (len(other), "for another model"),
+            (len(silent), "that did not let this node in"),
+        )
+        if count
+    ]
+    hosts = list(dict.fromkeys(host for node in heard for host, _ in node.addresses))[:3]
+    return f"on the local network ({', '.join(hosts) or 'no address given'}) there are swarms: {', '.join(said)}"
+
+
+def _serves(node: LanNode, model: bytes) -> bool:
+    return not model or not node.model or node.model == model
 
 
 async def enter_as_guest(
@@ -83,8 +107,12 @@ async def enter_as_guest(
         saved = await enter_by_invite(board, invite, "guest", known=remembered(folder, identity))
         remember_invite(config.state, config.invite)
         return saved
-    if config.lan and (found := await find_on_lan(board, "guest", b"", report)) is not None:
-        return found
+    heard: Sequence[LanNode] = ()
+    if config.lan:
+        lan = await search_lan(board, "guest", b"")
+        if lan.entered is not None:
+            return lan.entered
+        heard = lan.heard
     saved_here = load(folder, identity)
     if saved_here is not None and saved_here.peers:
         hello = Hello(saved_here.membership.swarm, b"", "guest", saved_here.membership.proof, None)
@@ -96,4 +124,8 @@ async def enter_as_guest(
     last = config.state / LAST_INVITE
     if last.is_file():
         return await enter_by_invite(board, parse_invite_untrusted(last.read_text("utf-8", errors="replace")), "guest")
+    if heard:
+        raise UsageError(
+            f"{why_not_entered(heard, b'')}; on one of its machines run: swarm invite --guest; then give --swarm INVITE"
+        )
     raise UsageError("expected a swarm to ask, found none on the LAN and none used before; give --swarm INVITE")

@@ -8,7 +8,7 @@ from pathlib import Path
 from swarm.base.config import DEFAULT_MODEL, JoinConfig
 from swarm.base.errors import ModelError, PeerError, UsageError
 from swarm.base.events import Notice, Report
-from swarm.discovery.bootstrap import enter_by_invite, find_on_lan, remembered
+from swarm.discovery.bootstrap import enter_by_invite, remembered, search_lan, why_not_entered
 from swarm.mesh.invite import parse_invite_untrusted
 from swarm.mesh.membership import Membership
 from swarm.mesh.saved import Saved, load
@@ -48,9 +48,14 @@ async def enter_as_node(
         wanted = b""
         if config.model is not None:
             wanted = bytes.fromhex((await _manifest(config, config.model, store, report)).digest)
-        found = await find_on_lan(board, "node", wanted, report)
-        if found is not None:
-            return found, await _if_here(config, found.ref, store, report)
+        lan = await search_lan(board, "node", wanted)
+        if lan.entered is not None:
+            return lan.entered, await _if_here(config, lan.entered.ref, store, report)
+        if lan.heard and not config.found:
+            raise UsageError(
+                f"{why_not_entered(lan.heard, wanted)}; to enter one, run there: swarm invite; and here: "
+                "swarm join --swarm INVITE; to start a swarm of its own beside it: swarm join --found"
+            )
     manifest = await _manifest(config, config.model or DEFAULT_MODEL, store, report)
     founded = Membership.found(identity, config.open_swarm)
     return Saved(founded, bytes.fromhex(manifest.digest), config.model or DEFAULT_MODEL), manifest

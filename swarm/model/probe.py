@@ -50,7 +50,7 @@ def probe(block: Block, repeats: int = 5, report: Report = silent) -> Probe:
     for done, rows in enumerate(ROWS, 1):
         per_layer[rows] = _median_ms(inner, rows, repeats) / (inner.last - inner.first)
         end_ms[rows] = sum(max(0.0, _median_ms(end, rows, repeats) - per_layer[rows]) for end in ends)
-        report(Progress("probe", f"{rows} rows", done, len(ROWS), "steps"))
+        report(Progress("probe", "this machine", done, len(ROWS), "steps", f"passes of {rows} rows"))
     return Probe(per_layer, end_ms, free_bytes(block.device), load)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 from collections.abc import Callable, Sequence
@@ -57,6 +56,8 @@ log = logging.getLogger(__name__)
 
 PUBLISH_EVERY_S = 2.0
 LEAVE_SECONDS = 15.0
+STOPPED_WHILE_LOADING = 130
+"""Exit code of a node that was told to stop before it served: the shell's code for Ctrl-C."""
 RATES_AFTER_S = 10.0
 ANY_HOST = ("0.0.0.0", "::")
 
@@ -80,24 +81,30 @@ class Ready:
 
 
 async def serve_block(config: JoinConfig, ready: Callable[[Ready], None], report: Report) -> int:
-    """Run a node until SIGTERM, Ctrl-C or a fatal finding. Returns the exit code. Raises SwarmError."""
+    """Run a node until SIGTERM, Ctrl-C or a fatal finding. Returns the exit code. Raises SwarmError.
+
+    A serving node lets open runs end; one that still loads stops at once.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with locked(config.member.state) as state:
-        node = asyncio.create_task(_Life(config, state, stop, report).run(ready))
+        life = _Life(config, state, stop, report)
+        node = asyncio.create_task(life.run(ready))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({node, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if not node.done():
-            # Loading cannot be interrupted halfway through a layer; a serving node leaves by itself when told.
+        serves = life.server is not None
+        if serves and not node.done():
             await asyncio.wait({node}, timeout=config.grace_s + LEAVE_SECONDS)
         if not node.done():
-            node.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+            node.cancel()  # nobody depends on it yet: what it was loading is not waited for
+        try:
             await node
-    return 0
+        except asyncio.CancelledError:
+            return 0 if serves else STOPPED_WHILE_LOADING
+    return 0 if serves else STOPPED_WHILE_LOADING
 
 
 class _Life:

@@ -82,7 +82,7 @@ def measure_limits(
     for done, (dtype, wire) in enumerate(settings):
         if dtype == PACKED and not work.packs:
             continue
-        report(Progress("calibrate", f"{dtype} over {wire}", done, len(settings), "limits"))
+        report(Progress("calibrate", checkpoint.manifest.model, done, len(settings), "limits", f"{dtype} over {wire}"))
         try:
             found.append(work.measure(dtype, wire))
         except ReceiptError:

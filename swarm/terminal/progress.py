@@ -32,8 +32,11 @@ def reporter(json_lines: bool, out: TextIO) -> Iterator[Report]:
         lines = _Lines(out, JsonLines())
         yield lines.report
     elif out.isatty():
-        with _bars(out) as report:
-            yield report
+        bars = _Bars(out)
+        try:
+            yield bars.report
+        finally:
+            bars.close()
     else:
         lines = _Lines(out, PlainLines())
         yield lines.report
@@ -77,7 +80,8 @@ class PlainLines:
         if not _due(self._last, event, now, self.every_s):
             return None
         share = f" ({event.done * 100 // event.total}%)" if event.total else ""
-        return f"{event.step} {event.what}: {amount(event.done, event.total, event.unit)}{share}"
+        more = f" ({event.detail})" if event.detail else ""
+        return f"{event.step} {event.what}: {amount(event.done, event.total, event.unit)}{share}{more}"
 
 
 @dataclass
@@ -135,44 +139,68 @@ class _Amount(Column):
         return Text(amount(int(task.completed), total, str(task.fields["unit"])), style="progress.download")
 
 
-@contextmanager
-def _bars(out: TextIO) -> Iterator[Report]:
-    console = Console(file=out)
-    bars = Bars(
-        TextColumn("{task.fields[step]}", style="bold"),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        _Amount(),
-        console=console,
-        transient=True,
-    )
-    tasks: dict[tuple[str, str], Any] = {}
-    lock = threading.Lock()
+class _Bars:
+    """Bars on a terminal, drawn only while a step is under way.
 
-    def report(event: Event) -> None:
-        if isinstance(event, Notice):
-            style = "yellow" if event.level == "warning" else ""
-            bars.console.print(escape(event.text), style=style, highlight=False, soft_wrap=True)
-            return
-        key = (event.step, event.what)
-        with lock:
-            if event.total and event.done >= event.total:
-                if key in tasks:
-                    bars.remove_task(tasks.pop(key))
-                return
-            if key in tasks:
-                bars.update(tasks[key], completed=event.done, total=event.total or None)
+    Between steps nothing is drawn and nothing is redirected, so what a command prints then (an invite, an answer)
+    reaches the terminal or a file as it was written, in lines of its own length.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._console = Console(file=out)
+        self._lock = threading.Lock()
+        self._live: Bars | None = None
+        self._tasks: dict[tuple[str, str], Any] = {}
+
+    def report(self, event: Event) -> None:
+        with self._lock:
+            if isinstance(event, Notice):
+                style = "yellow" if event.level == "warning" else ""
+                self._console.print(escape(event.text), style=style, highlight=False, soft_wrap=True)
+            elif event.total and event.done >= event.total:
+                self._end((event.step, event.what))
             else:
-                tasks[key] = bars.add_task(
-                    escape(event.what),
-                    total=event.total or None,
-                    completed=event.done,
-                    step=event.step,
-                    unit=event.unit,
-                )
+                self._draw(event)
 
-    with bars:
-        yield report
+    def close(self) -> None:
+        """Leave the terminal as it was; bars of steps that did not end go as well."""
+        with self._lock:
+            self._tasks.clear()
+            self._stop()
+
+    def _draw(self, event: Progress) -> None:
+        if self._live is None:
+            self._live = Bars(
+                TextColumn("{task.fields[step]}", style="bold"),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                _Amount(),
+                console=self._console,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        key, total = (event.step, event.what), event.total or None
+        words = escape(f"{event.what}: {event.detail}" if event.detail else event.what)
+        if key in self._tasks:
+            self._live.update(self._tasks[key], completed=event.done, total=total, description=words)
+        else:
+            self._tasks[key] = self._live.add_task(
+                words, total=total, completed=event.done, step=event.step, unit=event.unit
+            )
+
+    def _end(self, key: tuple[str, str]) -> None:
+        if self._live is None or key not in self._tasks:
+            return
+        self._live.remove_task(self._tasks.pop(key))
+        if not self._tasks:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 class EventLog:
