@@ -98,8 +98,9 @@ class JsonLines:
 
 
 def as_json(event: Event) -> dict[str, Any]:
-    """`{"event": "progress" | "notice", ...fields}`."""
-    return {"event": "notice" if isinstance(event, Notice) else "progress", **asdict(event)}
+    """`{"event": "progress" | "notice", ...fields}`; `detail` only where there is one."""
+    fields = {name: value for name, value in asdict(event).items() if name != "detail" or value}
+    return {"event": "notice" if isinstance(event, Notice) else "progress", **fields}
 
 
 def _due(last: dict[tuple[str, str], float], event: Progress, now: float, every_s: float) -> bool:

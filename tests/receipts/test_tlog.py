@@ -203,9 +203,9 @@ def test_killed_at_any_moment_a_log_goes_on_where_its_checkpoint_says(tmp_path: 
 
 
 def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from swarm.ring import tlog
+    from swarm.ring import transparency_log
 
-    log, real = grown(tmp_path, 4), tlog.write_whole
+    log, real = grown(tmp_path, 4), transparency_log.write_whole
     for failing in range(4):  # bundle, tile, checkpoint
         left = [failing]
 
@@ -216,7 +216,7 @@ def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytes
             real(*args)
 
         with monkeypatch.context() as patched:
-            patched.setattr(tlog, "write_whole", full)
+            patched.setattr(transparency_log, "write_whole", full)
             if failing < 3:
                 with pytest.raises(OSError):
                     log.append(b"lost")

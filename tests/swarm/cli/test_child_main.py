@@ -9,14 +9,14 @@ import sys
 WAIT = """
 import signal, sys
 from unittest import mock
-from swarm import leash
+from swarm.cli import child_main
 
 def swarm():
     print("up", flush=True)
     signal.sigwait([signal.SIGUSR1])  # SIGTERM ends the process, as it does a node that has no handler yet
 
 with mock.patch("swarm.cli.main.main", swarm):
-    leash.main()
+    child_main.main()
 """
 
 
@@ -33,7 +33,7 @@ def test_the_end_of_stdin_ends_the_process() -> None:
 
 def test_a_command_that_ends_by_itself_gives_its_code() -> None:
     code = WAIT.replace("signal.sigwait([signal.SIGUSR1])", "return 3").replace(
-        "    leash.main()", "    sys.exit(leash.main())"
+        "    child_main.main()", "    sys.exit(child_main.main())"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.wait(30) == 3

@@ -1,0 +1,100 @@
+"""Commands on a real terminal: what can be copied from it, what reaches a file, and how soon Ctrl-C is heard."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from swarm.mesh.invite import parse_invite_untrusted
+from tests.swarm.model.tiny import random_model, tiny_config
+
+SLOW = """
+import asyncio, sys, time
+from swarm.cli import main, status
+from swarm.cli.loop import run_loop
+
+async def work():
+    print("loading", flush=True)
+    await asyncio.to_thread(time.sleep, 120)
+
+status.run = lambda arguments: run_loop(work())
+sys.argv = ["swarm", "status"]
+sys.exit(main())
+"""
+
+
+def terminal(columns: int) -> tuple[int, int]:
+    """Both ends of a pseudo-terminal of that width."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    return ours, theirs
+
+
+def read_until(end: int, mark: bytes, seconds: float) -> bytes:
+    """Everything that the terminal showed up to `mark`."""
+    shown, deadline = b"", time.monotonic() + seconds
+    while mark not in shown and time.monotonic() < deadline:
+        if select.select([end], [], [], 0.2)[0]:
+            try:
+                shown += os.read(end, 65536)
+            except OSError:  # the other end is closed
+                break
+    return shown
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("terminal") / "tiny"
+    random_model(tiny_config("llama")).save_pretrained(folder)
+    return folder
+
+
+def words(model: Path, state: Path) -> list[str]:
+    join = ["join", "--no-lan", "--listen", "127.0.0.1:0", "--cpu", "--threads", "1", "--model", str(model)]
+    return [sys.executable, "-m", "swarm", *join, "--state", str(state), "--models", str(state / "models")]
+
+
+@pytest.mark.parametrize("columns", [60, 110])
+def test_an_invite_can_be_copied_from_a_terminal_and_written_to_a_file(
+    model: Path, tmp_path: Path, columns: int
+) -> None:
+    ours, theirs = terminal(columns)
+    with (tmp_path / "out").open("wb") as out:
+        to = {60: theirs, 110: out}[columns]
+        node = subprocess.Popen(words(model, tmp_path / "node"), stdin=theirs, stdout=to, stderr=theirs)
+    os.close(theirs)
+    try:
+        mark = b"your prompt" if columns == 60 else b"invite others with"
+        shown = read_until(ours, mark, 120)
+        assert mark in shown
+        if columns == 110:
+            while not (written := (tmp_path / "out").read_bytes()).count(b"\n") >= 2:
+                assert node.poll() is None
+                time.sleep(0.1)
+            shown += written
+    finally:
+        node.send_signal(signal.SIGINT)
+        assert node.wait(60) == 0
+        os.close(ours)
+    lines = [line for line in shown.decode().replace("\r", "").split("\n") if "swarm join --swarm" in line]
+    assert len(lines) == 1 and len(lines[0]) > 110
+    parse_invite_untrusted(lines[0].split()[-1])
+
+
+def test_ctrl_c_is_heard_while_a_thread_is_loading() -> None:
+    command = subprocess.Popen([sys.executable, "-c", SLOW], stdout=subprocess.PIPE)
+    assert command.stdout is not None and command.stdout.readline() == b"loading\n"
+    command.send_signal(signal.SIGINT)
+    assert command.wait(30) == 130
+    command.stdout.close()
