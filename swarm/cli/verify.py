@@ -18,7 +18,7 @@ from receipts.format.document import secrets_untrusted
 from receipts.format.errors import ReceiptError
 from receipts.format.salt import Secret
 from swarm.base.errors import UsageError
-from swarm.cli.common import add_member_options, member_config, models_dir, number, say
+from swarm.cli.common import add_member_options, member_config, models_dir, number, say, state_dir
 from swarm.cli.loop import run_loop
 
 if TYPE_CHECKING:
@@ -39,7 +39,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "audit was not conclusive; 10 and above: refused, one code for each reason (docs/receipts.md).",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("receipt", type=Path, nargs="?", metavar="RECEIPT", help="the receipt file")
+    parser.add_argument(
+        "receipt",
+        type=Path,
+        nargs="?",
+        metavar="RECEIPT",
+        help="the receipt file, or - for stdin (default: the last one that a run of this machine left)",
+    )
     more = parser.add_argument_group("what to check beyond the receipt itself")
     more.add_argument("--replay", action="store_true", help="recompute the whole run with the model and compare tokens")
     more.add_argument(
@@ -116,8 +122,26 @@ def _requirements(text: str) -> frozenset[Requirement]:
     return found
 
 
+STDIN = Path("-")
+MOST_BYTES = 256_000_000
+"""Larger than any receipt; a pipe that brings more brings something else."""
+
+
+def last_receipt(folder: Path) -> Path:
+    """The receipt that was written last in a state folder's `receipts`. Raises UsageError when there is none."""
+    found = [path for path in folder.glob("*.json") if not path.name.endswith(SECRETS)]
+    if not found:
+        raise UsageError(f"expected a receipt, found none in {folder}; write swarm verify RECEIPT")
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
 def read_receipt(path: Path) -> bytes:
-    """The bytes of a receipt. Raises UsageError (exit code 2) when there are none."""
+    """The bytes of a receipt, from stdin for `-`. Raises UsageError (exit code 2) when there are none."""
+    if path == STDIN:
+        data = sys.stdin.buffer.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UsageError(f"expected a receipt of at most {MOST_BYTES} bytes on stdin, found more")
+        return data
     try:
         return path.read_bytes()
     except OSError as error:
@@ -140,7 +164,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.calibrate:
         return _calibrate(arguments)
     if arguments.receipt is None:
-        raise UsageError("expected a receipt file, found none; write swarm verify RECEIPT")
+        arguments.receipt = last_receipt(state_dir(arguments) / "receipts")
+        say(f"the last receipt here: {arguments.receipt}")
     data = read_receipt(arguments.receipt)
     verdict = _verdict(arguments, data)
     if arguments.svg is not None:
@@ -241,9 +266,9 @@ def read_beside(paths: list[Path]) -> tuple[bytes, ...]:
 
 def read_secrets(arguments: argparse.Namespace, data: bytes) -> tuple[Secret, ...]:
     """The file given, or of the one beside the receipt what belongs to it. Raises UsageError."""
-    beside = arguments.receipt.with_suffix(SECRETS)
+    beside = arguments.receipt.with_suffix(SECRETS) if arguments.receipt != STDIN else None
     path = arguments.secrets or beside
-    if arguments.secrets is None and not beside.is_file():
+    if path is None or (arguments.secrets is None and not path.is_file()):
         return ()
     try:
         secrets = secrets_untrusted(path.read_bytes())

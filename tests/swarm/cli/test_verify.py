@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +89,27 @@ def test_what_the_receipt_itself_shows(place: Place, capsys: pytest.CaptureFixtu
     changed = tmp_path / "changed.json"
     changed.write_bytes(place.receipt.read_bytes().replace(b'"level"', b'"leval"', 1)[:-2])
     assert place.verify(changed) not in (0, 1, 3, 4)
+
+
+def test_the_last_receipt_and_one_from_a_pipe(
+    place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "receipts"
+    folder.mkdir()
+    assert main(["verify", "--state", str(tmp_path)]) == 2
+    assert "expected a receipt, found none" in capsys.readouterr().err
+    for age, name in ((50, "b.json"), (20, "a.json"), (10, "a.secrets.json")):
+        beside = place.receipt.with_suffix(".secrets.json").read_bytes()
+        content = {"a.json": place.receipt.read_bytes(), "a.secrets.json": beside, "b.json": b"an older one"}
+        (folder / name).write_bytes(content[name])
+        os.utime(folder / name, (time.time() - age,) * 2)
+    assert main(["verify", "--state", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "a.json" in told.err and "level 1" in told.out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(place.receipt.read_bytes())))
+    assert main(["verify", "-"]) == 0
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert main(["verify", "-"]) not in (0, 1, 3, 4)
 
 
 def test_trust(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

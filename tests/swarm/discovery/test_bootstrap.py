@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 
 from swarm.base.config import JoinConfig, MemberConfig
-from swarm.base.errors import PeerError
+from swarm.base.errors import PeerError, UsageError
 from swarm.base.events import Event
-from swarm.discovery.bootstrap import enter_by_invite
+from swarm.discovery.bootstrap import enter_as_guest, enter_by_invite
 from swarm.discovery.bootstrap_node import enter_as_node
 from swarm.mesh.invite import make_invite, parse_invite_untrusted
+from swarm.mesh.lan import LanNode
 from swarm.mesh.membership import InviteError, Membership
 from swarm.mesh.saved import Saved, save
 from swarm.model.files.store import ModelStore
 from swarm.net.identity import Identity
 from tests.swarm.mesh.field import MODEL, REF, Field, invite_of, kill
+from tests.swarm.model.tiny import random_model, tiny_config
 
 
 @pytest.fixture
@@ -58,6 +60,36 @@ async def test_who_was_admitted_needs_no_fresh_invite_and_a_stranger_does(field_
     for known in (None, other):
         with pytest.raises(InviteError, match="expired"):
             await enter_by_invite(board, old, "node", known=known)
+
+
+async def test_a_swarm_that_is_heard_and_may_not_be_entered_stops_a_founder(
+    field_: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await field_.first()
+    closed = LanNode(a.gossip.membership.swarm, a.board.id, MODEL[:16], False, (a.address,))
+    heard = [closed]
+
+    async def hear(seconds: float) -> list[LanNode]:
+        return heard
+
+    monkeypatch.setattr("swarm.discovery.bootstrap.find", hear)
+    identity = Identity.generate()
+    board, _ = await field_.board(identity)
+    store = ModelStore(tmp_path / "models")
+    member = MemberConfig(tmp_path, tmp_path / "models")
+    said: list[Event] = []
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1.* 1 by invite only; .*swarm invite.*swarm join --found"):
+        await enter_as_node(JoinConfig(member), tmp_path, identity, board, store, said.append)
+    with pytest.raises(UsageError, match="swarm invite --guest"):
+        await enter_as_guest(board, member, tmp_path, identity, said.append)
+    model = tmp_path / "tiny"
+    random_model(tiny_config("llama")).save_pretrained(model)
+    founder = JoinConfig(member, model=str(model), found=True)
+    found, manifest = await enter_as_node(founder, tmp_path, identity, board, store, said.append)
+    assert manifest is not None and found.membership.swarm != closed.swarm
+    heard.append(replace(closed, open=True, model=bytes(16), swarm=bytes(32)))  # open, and for another model
+    with pytest.raises(UsageError, match="1 by invite only, 1 for another model"):
+        await enter_as_node(replace(founder, found=False), tmp_path, identity, board, store, said.append)
 
 
 async def test_a_member_that_reaches_nobody_waits_and_a_newcomer_is_told(field_: Field, tmp_path: Path) -> None:
