@@ -103,7 +103,7 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
         async with local_ring(swarm, layers, report) as ring:
             member = MemberConfig(state_dir(arguments), models, ring.invite, lan=False, punch=not arguments.rtt)
             if arguments.dashboard is not None:
-                await _dashboard(arguments, member)
+                await _dashboard(arguments, member, report)
                 return 0
             say(f"\n> {arguments.prompt}\n")
             arguments.json = False
@@ -114,7 +114,7 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
             return verify_file(Path(result.receipt), show=say)
 
 
-async def _dashboard(arguments: argparse.Namespace, member: MemberConfig) -> None:
+async def _dashboard(arguments: argparse.Namespace, member: MemberConfig, report: Report) -> None:
     """The swarm behind a gateway, for a browser."""
     from swarm.cli.serve import KEEP_S, serve_until_stopped
     from swarm.client.client import RequesterConfig
@@ -123,4 +123,4 @@ async def _dashboard(arguments: argparse.Namespace, member: MemberConfig) -> Non
     draft: Draft = "none" if arguments.speculation == "plain" else arguments.draft
     config = GatewayConfig(speculation=arguments.speculation, draft=draft, wire=arguments.wire)
     asked = RequesterConfig(member, draft, arguments.draft_model, arguments.draft_gpu, keep_s=KEEP_S)
-    await serve_until_stopped(asked, config, "127.0.0.1", arguments.dashboard)
+    await serve_until_stopped(asked, config, "127.0.0.1", arguments.dashboard, report)

@@ -9,6 +9,7 @@ import sys
 from swarm.base.config import DEFAULT_MODEL, JoinConfig, parse_address, parse_layers
 from swarm.base.errors import UsageError
 from swarm.cli.common import GPU, THREADS, add_log, add_member_options, add_weights_as, member_config, number, say
+from swarm.cli.logs import add_log_options, log_config, logging_to
 from swarm.cli.loop import run_loop
 
 MOST_OVERFLOW_GB = 65_536.0
@@ -117,6 +118,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="show GPU UUIDs and addresses in receipts, not only their salted digests",
     )
     add_log(parser, "what this node signs at the end of each run")
+    add_log_options(parser)
     parser.add_argument("--json", action="store_true", help="print events as JSON lines on stdout")
     add_member_options(parser)
 
@@ -170,5 +172,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  swarm join --swarm {what.invite}", flush=True)
         print(f'  swarm generate --swarm {what.invite} "your prompt"\n', flush=True)
 
-    with reporter(json_lines=arguments.json, out=sys.stderr) as report:
+    with reporter(json_lines=arguments.json, out=sys.stderr) as report, logging_to(report, log_config(arguments)):
         return run_loop(serve_block(config, ready, report))

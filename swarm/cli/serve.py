@@ -24,9 +24,11 @@ from swarm.cli.common import (
     route_rules,
     say,
 )
+from swarm.cli.logs import add_log_options, log_config, logging_to
 from swarm.cli.loop import run_loop
 
 if TYPE_CHECKING:
+    from swarm.base.events import Report
     from swarm.client.client import RequesterConfig
     from swarm.serve.config import GatewayConfig
 
@@ -81,6 +83,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_patience(runs)
     add_keep_receipts(runs)
     add_log(runs, "each receipt's close")
+    add_log_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -115,20 +118,24 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         say(f"whoever reaches {arguments.host} port {arguments.port} may use the swarm; --api-key FILE asks for a key")
-    run_loop(serve_until_stopped(asked, config, arguments.host, arguments.port))
+    from swarm.terminal.progress import reporter
+
+    with reporter(json_lines=False, out=sys.stderr) as report, logging_to(report, log_config(arguments)):
+        run_loop(serve_until_stopped(asked, config, arguments.host, arguments.port, report))
     return 0
 
 
-async def serve_until_stopped(asked: RequesterConfig, config: GatewayConfig, host: str, port: int) -> None:
+async def serve_until_stopped(
+    asked: RequesterConfig, config: GatewayConfig, host: str, port: int, report: Report
+) -> None:
     """Connect, serve, and stop at SIGTERM or Ctrl-C; a second one does not wait for answers. Raises SwarmError."""
     from receipts.check.verify import verify
     from swarm.client.client import Requester
     from swarm.serve.gateway import gateway
-    from swarm.terminal.progress import EventLog, reporter, tee
+    from swarm.terminal.progress import EventLog, tee
 
     log = EventLog()
-    with reporter(json_lines=False, out=sys.stderr) as terminal:
-        connected = await Requester.connect(asked, tee(terminal, log.report))
+    connected = await Requester.connect(asked, tee(report, log.report))
     stop, hurry = asyncio.Event(), asyncio.Event()
     for number_ in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number_, lambda: (hurry if stop.is_set() else stop).set())

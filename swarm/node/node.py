@@ -46,6 +46,7 @@ from swarm.node.bandwidth import RateServer, measure_rates
 from swarm.node.benchmark_cache import ProbeCache
 from swarm.node.block_manager import BlockManager
 from swarm.node.host import Host, Hosting, settle_block
+from swarm.node.member_log import keep_log
 from swarm.node.node_record import node_record, notary_of, own_addresses, own_invite
 from swarm.node.weights import learn_manifest
 from swarm.ring.witness_service import AUDIT, NotaryServer
@@ -263,7 +264,8 @@ class _Life:
         for kind, handler in (pair for service in services for pair in service.handlers().items()):
             board.handle(kind, handler)
         scouting = keep_scouting(gossip, board.id, bytes.fromhex(manifest.digest), manifest.n_layers)
-        for work in (server.run(), _publish(gossip, server), _tell_rates(gossip, board, self.kept), scouting):
+        telling = keep_log(gossip, board.id)
+        for work in (server.run(), _publish(gossip, server), _tell_rates(gossip, board, self.kept), scouting, telling):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         return server
 

@@ -72,8 +72,19 @@ def observer(metrics: RequestMetrics) -> Observe:
     def observe(request: web.Request, status: int, seconds: float) -> None:
         resource = request.match_info.route.resource
         metrics.request(resource.canonical if resource else "unknown", _method(request), status, seconds)
+        quiet = status < 400 and request.method in ("GET", "HEAD", "OPTIONS")  # pictures of the dashboard, scrapes
+        log.log(
+            logging.DEBUG if quiet else logging.INFO,
+            "%s %s %d in %.0f ms for %s, request %s",
+            request.method, _path(request), status, seconds * 1000, request.get(USER) or "nobody", request[REQUEST_ID],
+        )  # fmt: skip
 
     return observe
+
+
+def _path(request: web.Request) -> str:
+    """The path without its query, in printable characters and cut to what a line bears: it is a stranger's."""
+    return request.path[:100].encode("unicode_escape").decode("ascii")
 
 
 def _method(request: web.Request) -> str:
@@ -94,7 +105,10 @@ async def _answer(request: web.Request, handler: Handler, config: GatewayConfig)
             raise
         return error_response(_from_http(request, exc), request[REQUEST_ID])
     except SwarmError as exc:
-        return error_response(translate(exc), request[REQUEST_ID])
+        error = translate(exc)
+        if error.status >= 500:
+            log.warning("request %s failed: %s", request[REQUEST_ID], exc)
+        return error_response(error, request[REQUEST_ID])
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:

@@ -15,6 +15,7 @@ from typing import Any
 
 from receipts import ReceiptError
 from swarm.base.errors import BusyError, PeerError, SwarmError
+from swarm.base.nodeid import short_id
 from swarm.model.rows import check_untrusted
 from swarm.net.channel.message import Message
 from swarm.net.peer import Handler, Peer
@@ -180,6 +181,12 @@ class StageServer:
         if below is not None and below.id not in {stage.node for stage in opening.stages}:
             self._spawn(post(below, encode_release(before), opening.run))
         self.counts.opened(opening.epoch)
+        again = f", epoch {opening.epoch}" if opening.epoch else ""
+        plan = opening.stages[opening.index]
+        log.info(
+            "run %s begins: layers %d-%d for requester %s%s",
+            opening.run.hex()[:8], plan.first, plan.last - 1, short_id(opening.requester), again,
+        )  # fmt: skip
         self.sessions.enter(session)
         session.fresh = fresh
         session.stop_tasks()
@@ -189,6 +196,7 @@ class StageServer:
         self._spawn(self._forming.go_on(session, session.opening))
 
     def _refuse(self, peer: Peer, opening: OpenRun, why: str, busy: bool) -> None:
+        log.info("run %s is not taken: %s", opening.run.hex()[:8], why)
         word = RingSignal("opened", opening.run, opening.epoch, (), self._switchboard.id, busy, -1, why)
         self._spawn(post(peer, encode_word(word)))
 
@@ -278,6 +286,7 @@ class StageServer:
 
     def _lose(self, session: StageSession, stage: int, reason: str) -> None:
         """Tell the requester, through the stages before this one, that stage number `stage` is gone or failing."""
+        log.warning("run %s: stage %d is lost: %s", session.run.hex()[:8], stage, reason)
         self._tell(session, "lost", stage, reason)
 
     def _tell(self, session: StageSession, do: str, stage: int, reason: str, busy: bool = False) -> None:

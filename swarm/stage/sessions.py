@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from swarm.base.errors import PeerError
 from swarm.net.peer import Peer
 from swarm.stage.session import StageSession
+
+log = logging.getLogger(__name__)
 
 
 class Register(dict[bytes, StageSession]):
@@ -29,6 +32,7 @@ class Register(dict[bytes, StageSession]):
         """Forget a session and end its tasks; its memory is freed as soon as the compute thread lets go."""
         if self.get(session.run) is session:
             del self[session.run]
+            log.info("run %s is over: %d positions", session.run.hex()[:8], session.held)
         session.closed = True
         session.queue.clear()
         session.stop_tasks()

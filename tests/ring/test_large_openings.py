@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import receipts
+from receipts import Software
 from receipts.format.merkle import leaf_hash
 from receipts.format.merkle_tree import Tree
+from receipts.record.edge import frame_leaf
 from receipts.record.opening_answer import OpeningAnswer
 from receipts.record.row_opening import OpeningRequest, opened_untrusted
 from receipts.record.rows import RowStore
@@ -40,7 +41,7 @@ def keep(store: RowStore, frames: int) -> tuple[tuple[str, int], tuple[str, int]
     for seq in range(frames):
         head, body = bytes([seq % 251]) * 180, bytes([seq % 7]) * (ROWS * HIDDEN * 2)
         for which, take in enumerate((rows.inbound, rows.outbound)):
-            leaf = receipts.edge.frame_leaf(seq, head, body)
+            leaf = frame_leaf(seq, head, body)
             leaves[which].append(leaf)
             take(seq, head, body, leaf)
     rows.close()
@@ -54,7 +55,7 @@ async def node(folder: Path, member: bool = False) -> AsyncIterator[tuple[Switch
     async with AsyncExitStack() as stack:
         identity = Identity.generate()
         log = open_log(folder / "log", identity.id)
-        software = receipts.Software("wanswarm", "test", "00" * 32)
+        software = Software("wanswarm", "test", "00" * 32)
         notary = ReceiptSigner(
             log.author(identity.sign), log, software, "00" * 32, lambda a, b: "", rows=RowStore(folder / "rows")
         )
@@ -148,7 +149,7 @@ async def test_audits_are_read_one_at_a_time_within_a_quota(tmp_path: Path, monk
         refused = [answer for answer in answers if isinstance(answer, BaseException)]
         assert most == 1 and refused and all(isinstance(error, BusyError) for error in refused)
         assert len(answers) - len(refused) >= 4
-        server._quota = opening_limits.Quota(burst=1)
+        server._quota = opening_limits.OpeningQuota(burst=1)
         await peers[0].call(ask, 20.0)
         async with asking(board, address) as stranger:  # a new identity has no quota of its own
             with pytest.raises(BusyError, match="ask again in"):
@@ -191,7 +192,7 @@ async def test_pieces_that_make_no_opening(answer: Message) -> None:
 
 
 def test_a_quota_fills_again_with_time_and_strangers_share_one() -> None:
-    quota = opening_limits.Quota(burst=100, member_rate=10, strangers_rate=5)
+    quota = opening_limits.OpeningQuota(burst=100, member_rate=10, strangers_rate=5)
     for member, rate in ((b"ann", 10), (b"", 5)):
         quota.charge(member, 150, 0.0)
         assert quota.wait_s(member, 0.0) == pytest.approx(50 / rate)
