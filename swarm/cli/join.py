@@ -9,6 +9,7 @@ import sys
 from swarm.base.config import DEFAULT_MODEL, JoinConfig, parse_address, parse_layers
 from swarm.base.errors import UsageError
 from swarm.cli.common import GPU, THREADS, add_log, add_member_options, add_weights_as, member_config, number, say
+from swarm.cli.early import check_node_port, check_state
 from swarm.cli.logs import add_log_options, log_config, logging_to
 from swarm.cli.loop import run_loop
 
@@ -159,6 +160,8 @@ def join_config(arguments: argparse.Namespace) -> JoinConfig:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
     config = join_config(arguments)
+    check_state(config.member.state)
+    check_node_port(config.listen)
     from swarm.node.node import Ready, serve_block
     from swarm.terminal.progress import reporter
 

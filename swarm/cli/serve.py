@@ -24,6 +24,7 @@ from swarm.cli.common import (
     route_rules,
     say,
 )
+from swarm.cli.early import check_http_port
 from swarm.cli.logs import add_log_options, log_config, logging_to
 from swarm.cli.loop import run_loop
 
@@ -89,6 +90,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
     member = member_config(arguments)
+    check_http_port(arguments.host, arguments.port)
     from swarm.client.client import RequesterConfig
     from swarm.serve.config import GatewayConfig
     from swarm.serve.keys import load_keys

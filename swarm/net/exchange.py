@@ -114,7 +114,7 @@ class Exchange:
             return
         kind = envelope.message.kind
         if kind not in self._handlers:
-            log.info("node %s sent a message of unknown kind %r", short_id(self._peer.id), kind[:40])
+            log.debug("node %s sent a message of unknown kind %r", short_id(self._peer.id), kind[:40])
             self._answer_error(envelope, PeerError(f"this node does not know messages of kind {kind!r}"))
             return
         if self._only is not None and kind not in self._only:
