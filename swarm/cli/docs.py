@@ -14,7 +14,7 @@ from pathlib import Path
 HEAD = """\
 # Commands
 
-Made by `python -m swarm.cli.docs` from the commands themselves; `swarm COMMAND --help` shows the same.
+Made by `python -m swarm.cli.docs` from the commands themselves; `swarm COMMAND --help-all` shows the same.
 Status goes to stderr, results to stdout. Exit codes: 0 done, 1 failed, 2 misuse; `swarm verify` has more.
 """
 
@@ -48,7 +48,11 @@ def _section(parser: argparse.ArgumentParser, depth: int) -> Iterator[str]:
 
 def _row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     """One option as a table row; empty for what is hidden or the same everywhere."""
-    if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction):
+    if (
+        action.help == argparse.SUPPRESS
+        or isinstance(action, argparse._HelpAction)
+        or "--help-all" in action.option_strings
+    ):
         return ""
     value = _value(action)
     names = [f"{name} {value}".strip() for name in action.option_strings] or [value or action.dest]

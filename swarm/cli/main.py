@@ -29,6 +29,7 @@ from swarm.cli import (
     verify,
 )
 from swarm.cli.loop import INTERRUPTED, leave_now
+from swarm.cli.parser import Parser
 
 EXAMPLES = """\
 first steps:
@@ -40,9 +41,9 @@ first steps:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The whole command line. docs/cli.md is made from it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="swarm",
         description="Run language models that no single machine holds, over the open internet.",
         epilog=EXAMPLES,

@@ -102,7 +102,8 @@ def test_what_is_taken_is_told_before_anything_heavy_is_imported(tmp_path: Path)
             (["join", "--state", str(tmp_path / "s"), "--listen", f"127.0.0.1:{port}"], "Address already in use"),
             (["serve", "--state", str(tmp_path / "t"), "--port", str(port)], "Address already in use"),
         ):
-            code = f"import sys; from swarm.cli import main; c = main({words!r}); print('torch' in sys.modules); exit(c)"
+            code = f"import sys; from swarm.cli import main; c = main({words!r}); "
+            code += "print('torch' in sys.modules); sys.exit(c)"
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
             assert done.returncode == 2 and said in done.stderr and done.stdout == "False\n"
 
@@ -143,3 +144,33 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     names = "join generate chat serve status demo verify model invite revoke plan doctor draft bench completion"
     for command in names.split():
         assert command in out
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["generat", "hi"], "generate"),
+        (["generate", "hi", "--max-toknes", "3"], "--max-tokens"),
+        (["generate", "--speculation", "tre", "hi"], "tree"),
+        (["join", "--lissten=x"], "--listen"),
+        (["verify", "--frobnicate"], ""),
+    ],
+)
+def test_a_misspelt_word_is_guessed(capsys: pytest.CaptureFixture[str], words: list[str], meant: str) -> None:
+    code, said = run(capsys, *words)
+    assert code == 2 and said.strip().endswith(f"; did you mean {meant}?" if meant else "--frobnicate")
+
+
+def test_help_is_short_first_and_whole_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for depth in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as end:
+            main(["join", depth])
+        assert end.value.code == 0
+        shown.append(capsys.readouterr().out)
+    short, whole = shown
+    assert "--layers" in short and "--relay-at" not in short and "--help-all" in short
+    assert "--layers" in whole and "--relay-at" in whole and len(short) < 0.6 * len(whole)
+    with pytest.raises(SystemExit):
+        main(["revoke", "--help"])
+    assert "--http-proxy" in capsys.readouterr().out  # a command with few options has one depth
