@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,11 @@ def test_what_is_emitted_is_read_back_and_is_a_fixed_point(value: Any) -> None:
     depth = 16 if len(data) < 100_000 else 64
     assert parse_untrusted(data, max_depth=depth) == value
     assert emit(parse_untrusted(data, max_depth=depth)) == data
+
+
+@given(VALUES)
+def test_another_implementation_emits_the_same_bytes(value: Any) -> None:
+    assert emit(value) == rfc8785.dumps(value)
 
 
 @pytest.mark.parametrize(
