@@ -1,6 +1,7 @@
 # Needs git, make and Python 3.11 or later; everything else goes into .venv.
 #   make demo    start three nodes on this machine, generate, verify the receipt
-#   make test    the tests;   make lint, make types: the style and the type checks;   make check: all of them
+#   make test    the tests, in two processes (make WORKERS=1 test: in one);   make lint, make types: style and types
+#   make check   lint, types and tests
 #   make fuzz    a coverage-guided minute for every parser;   make soak: the long tests
 #   make sweep   every model class of transformers against itself, cut; remakes docs/models.md (long)
 #   make bench   the benchmarks (long);   make clean: remove what make made
@@ -9,6 +10,7 @@
 PYTHON   ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS  ?= 2
 DEMO_ARGS ?=
 BIN      := .venv/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
@@ -20,7 +22,7 @@ demo: .venv/.demo
 	$(BIN)/swarm demo $(DEMO_ARGS)
 
 test: .venv/.test
-	$(BIN)/python -m pytest -m "not soak and not sweep and not gpu and not fuzz" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not soak and not sweep and not gpu and not fuzz" $(PYTEST_ARGS)
 
 lint: .venv/.test
 	$(BIN)/ruff format --check .
