@@ -7,6 +7,7 @@ the whole model, so models whose layers depend on it (GPT-2 scaling, sparse step
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 
@@ -23,10 +24,14 @@ from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.guard import check_cut
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
-from swarm.model.packing import computes_in
+from swarm.model.packing import PACKED, computes_in
 from swarm.model.prune import cut, inner_model, layer_list
 from swarm.model.quant.modules import PackedLinear
+from swarm.model.quant.native import library
 from swarm.model.rows import Rows
+
+_FEW_SEEN = 128 * 2048
+"""Rows times slots in sight up to which attention of a layer over packed weights is too little to divide."""
 
 
 class Block:
@@ -69,6 +74,10 @@ class Block:
         slot that an earlier one writes; ValueError otherwise.
         """
         self._attending.jobs = plans = self._plan(jobs)
+        with self._divided(plans):
+            return self._forward(jobs, plans)
+
+    def _forward(self, jobs: Sequence[Job], plans: Sequence[JobPlan]) -> list[torch.Tensor]:
         try:
             rows = [job.rows for job in jobs]
             position = np.concatenate([r.position for r in rows]).astype(np.int64)
@@ -83,6 +92,14 @@ class Block:
             return self._logits(rows, inputs)
         finally:
             self._attending.jobs = []
+
+    def _divided(self, plans: Sequence[JobPlan]) -> contextlib.AbstractContextManager[None]:
+        """Who has the CPU's threads: the kernels of packed weights alone, where little else is worth dividing."""
+        if self.computes_in == PACKED and sum((p.stop - p.start) * p.high for p in plans) <= _FEW_SEEN:
+            lib = library()
+            if lib is not None:
+                return lib.undivided()
+        return contextlib.nullcontext()
 
     @torch.inference_mode()
     def compute(self, plans: Sequence[Plan], inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
