@@ -21,7 +21,8 @@ from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.dtype import dtype_name
 from swarm.model.edges import open_edges
 from swarm.model.files.checkpoint import Checkpoint
-from swarm.model.guard import check_cut
+from swarm.model.fused import settle
+from swarm.model.guard import check_cut, one_layer
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
 from swarm.model.packing import PACKED, computes_in
@@ -196,6 +197,7 @@ def load_block(
     if blocked and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
+    settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
     check_cut(block, type(loaded.model).__name__, loaded.positions)
     return block
 

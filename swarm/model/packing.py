@@ -22,7 +22,7 @@ PACKED = "q8"
 """What stages say they compute in when kernels multiply weights as stored by rows rounded to bytes (`KERNEL`)."""
 WEIGHTS = ("auto", "stored", "expanded")
 _SAME_ROWS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one module that are asked with the same rows, in this order, by the names that transformers has for them."""
+"""Layers of one module that are asked with the same rows, in this order, by the names that transformers has."""
 
 
 def choose_weights(weights: str, dtype: str, device: torch.device) -> str:

@@ -45,6 +45,8 @@ class Library:
         lib.swarm_quant_pack.argtypes = [whole, pointer, pointer, wide, wide, pointer, whole]
         lib.swarm_quant_numbers.argtypes = [whole, pointer, wide, pointer, wide, pointer, whole]
         lib.swarm_quant_products.argtypes = [whole, pointer, wide, wide, pointer, wide, whole, whole, pointer]
+        lib.swarm_layer_before.argtypes = [whole, *[pointer] * 2, wide, *[pointer] * 5, whole, whole, pointer]
+        lib.swarm_layer_after.argtypes = [whole, *[pointer] * 3, wide, pointer, whole, whole, pointer]
         self.version = int(lib.swarm_quant_version())
         self.best_isa = int(lib.swarm_quant_isa())
         self._local = threading.local()
@@ -57,10 +59,10 @@ class Library:
 
     @contextlib.contextmanager
     def undivided(self) -> Iterator[None]:
-        """Leave the processors to the kernels: torch works with one thread meanwhile. For passes of not many rows, whose
-        products are all that is worth dividing. The kernels then have helpers of their own, who are not waited for when
-        other programs hold the processors; torch's would look out for work on the processors that those need. Without
-        this, products are divided among torch's."""
+        """Leave the processors to the kernels: torch works with one thread meanwhile. For passes of few rows, whose
+        products are all that is worth dividing. The kernels then have helpers of their own, who are not waited for
+        when other programs hold the processors; torch's would look out for work on the processors that those need.
+        Without this, products are divided among torch's."""
         threads = self.threads
         if threads == 1:
             yield
@@ -101,8 +103,8 @@ class Library:
         out: torch.Tensor,
         isa: int | None = None,
     ) -> None:
-        """out [n, rows] = x [n, columns] W^T + bias. x and out both float32 or both bfloat16, bias float32. isa: another
-        instruction set than the best."""
+        """out [n, rows] = x [n, columns] W^T + bias. x and out both float32 or both bfloat16, bias float32. isa:
+        another instruction set than the best."""
         self._products([Operand(kind, packed, out.shape[1], bias)], x, [out], self.best_isa if isa is None else isa)
 
     def products(self, operands: Sequence[Operand], x: torch.Tensor) -> list[torch.Tensor]:
@@ -118,12 +120,50 @@ class Library:
             bias = 0 if operand.bias is None else operand.bias.data_ptr()
             words += (operand.packed.data_ptr(), bias, out.data_ptr(), operand.out_features, operand.kind)
         items = (ctypes.c_int64 * len(words))(*words)
-        narrow, gomp = x.dtype == torch.bfloat16, None if getattr(self._local, "threads", 0) else self._gomp
         self._check(
             self._lib.swarm_quant_products(
-                isa, items, len(operands), x.shape[1], x.data_ptr(), x.shape[0], narrow, self.threads, gomp
+                isa, items, len(operands), x.shape[1], x.data_ptr(), x.shape[0], *self._crew(x.dtype)
             )
         )
+
+    def layer_before(
+        self,
+        layer: bytes,
+        x: torch.Tensor,
+        rows: int,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        isa: int | None = None,
+    ) -> None:
+        """What stands before attention in a decoder layer (native/layer.h; `layer`: its struct Layer).
+
+        x [rows, hidden], cos and sin [rows, dim]; fills query, key and value. All bfloat16 or all float32.
+        """
+        places = [tensor.data_ptr() for tensor in (cos, sin, query, key, value)]
+        isa = self.best_isa if isa is None else isa
+        self._check(self._lib.swarm_layer_before(isa, layer, x.data_ptr(), rows, *places, *self._crew(x.dtype)))
+
+    def layer_after(
+        self,
+        layer: bytes,
+        x: torch.Tensor,
+        seen: torch.Tensor,
+        rows: int,
+        out: torch.Tensor,
+        isa: int | None = None,
+    ) -> None:
+        """What stands behind attention. seen: what it gave, [rows, heads * dim]; fills out [rows, hidden]."""
+        isa = self.best_isa if isa is None else isa
+        places = (x.data_ptr(), seen.data_ptr(), rows, out.data_ptr())
+        self._check(self._lib.swarm_layer_after(isa, layer, *places, *self._crew(x.dtype)))
+
+    def _crew(self, dtype: torch.dtype) -> tuple[bool, int, int | None]:
+        """Whether numbers are bfloat16, how many threads, and whose: None for the kernels' own helpers."""
+        own = getattr(self._local, "threads", 0)
+        return dtype == torch.bfloat16, self.threads, None if own else self._gomp
 
     @staticmethod
     def _check(code: int) -> None:

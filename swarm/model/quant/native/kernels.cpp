@@ -19,6 +19,7 @@ struct Rounded {
 #define TARGET
 #include "simd_plain.h"
 #include "product.h"
+#include "layer.h"
 #undef ISA
 #undef TARGET
 
@@ -28,12 +29,14 @@ struct Rounded {
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #include "simd_avx2.h"
 #include "product.h"
+#include "layer.h"
 #undef ISA
 #undef TARGET
 #define ISA avx512
 #define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #include "simd_avx512.h"
 #include "product.h"
+#include "layer.h"
 #undef ISA
 #undef TARGET
 #endif
@@ -195,6 +198,74 @@ int products(int isa, const Item *items, int64_t many, int64_t columns, const vo
     return 0;
 }
 
+// A decoder layer as Python fills it in (layer.py); matrices without results, which a call names.
+struct Layer {
+    const void *first_norm, *second_norm, *q_norm, *k_norm;  // the last two: null, or for each head
+    int64_t hidden, inner, heads, kv_heads, dim;
+    Item q, k, v, o, gate, up, down;
+    double first_eps, second_eps, q_eps, k_eps;
+};
+
+struct Scratch {  // freed when a call ends
+    void *at[6] = {};
+    int count = 0;
+    template <class E> E *take(int64_t n) { return static_cast<E *>(at[count++] = std::malloc(size_t(n) * sizeof(E))); }
+    ~Scratch() { for (void *p : at) std::free(p); }
+};
+
+template <class F> void rowwise(int64_t rows, Crew crew, const F &work) {
+    each(rows, rows < 8 ? Crew{1, nullptr} : crew, true, work);
+}
+
+template <class E>
+int before(int isa, const Layer &l, const E *x, int64_t rows, const E *cos, const E *sin, E *q, E *k, E *v, Crew crew) {
+    constexpr bool narrow = sizeof(E) == 2;
+    Scratch scratch;
+    E *normed = scratch.take<E>(rows * l.hidden);
+    if (!normed) return -2;
+    rowwise(rows, crew, [&](int64_t r) {
+        BY_ISA(isa, norm_row(x + r * l.hidden, static_cast<const E *>(l.first_norm), float(l.first_eps), l.hidden,
+                             normed + r * l.hidden));
+    });
+    Item items[3] = {l.q, l.k, l.v};
+    items[0].y = q, items[1].y = k, items[2].y = v;
+    if (int code = products(isa, items, 3, l.hidden, normed, rows, narrow, crew)) return code;
+    rowwise(rows, crew, [&](int64_t r) {
+        E *heads = q + r * l.heads * l.dim, *keys = k + r * l.kv_heads * l.dim;
+        for (int64_t h = 0; l.q_norm && h < l.heads; h++)
+            BY_ISA(isa, norm_row(heads + h * l.dim, static_cast<const E *>(l.q_norm), float(l.q_eps), l.dim, heads + h * l.dim));
+        for (int64_t h = 0; l.k_norm && h < l.kv_heads; h++)
+            BY_ISA(isa, norm_row(keys + h * l.dim, static_cast<const E *>(l.k_norm), float(l.k_eps), l.dim, keys + h * l.dim));
+        BY_ISA(isa, rotate_row(heads, l.heads, l.dim, cos + r * l.dim, sin + r * l.dim));
+        BY_ISA(isa, rotate_row(keys, l.kv_heads, l.dim, cos + r * l.dim, sin + r * l.dim));
+    });
+    return 0;
+}
+
+template <class E> int after(int isa, const Layer &l, const E *x, const E *seen, int64_t rows, E *y, Crew crew) {
+    constexpr bool narrow = sizeof(E) == 2;
+    Scratch scratch;
+    E *sum = scratch.take<E>(rows * l.hidden), *normed = scratch.take<E>(rows * l.hidden);
+    E *gate = scratch.take<E>(rows * l.inner), *up = scratch.take<E>(rows * l.inner);
+    if (!sum || !normed || !gate || !up) return -2;
+    Item o = l.o, wide[2] = {l.gate, l.up}, down = l.down;
+    o.y = sum, wide[0].y = gate, wide[1].y = up, down.y = y;
+    if (int code = products(isa, &o, 1, l.heads * l.dim, seen, rows, narrow, crew)) return code;
+    rowwise(rows, crew, [&](int64_t r) {
+        int64_t at = r * l.hidden;
+        BY_ISA(isa, add_row(x + at, sum + at, l.hidden, sum + at));
+        BY_ISA(isa, norm_row(sum + at, static_cast<const E *>(l.second_norm), float(l.second_eps), l.hidden, normed + at));
+    });
+    if (int code = products(isa, wide, 2, l.hidden, normed, rows, narrow, crew)) return code;
+    rowwise(rows, crew, [&](int64_t r) { BY_ISA(isa, activate_row(gate + r * l.inner, up + r * l.inner, l.inner)); });
+    if (int code = products(isa, &down, 1, l.inner, gate, rows, narrow, crew)) return code;
+    rowwise(rows, crew, [&](int64_t r) {
+        int64_t at = r * l.hidden;
+        BY_ISA(isa, add_row(sum + at, y + at, l.hidden, y + at));
+    });
+    return 0;
+}
+
 }  // namespace
 
 extern "C" {
@@ -249,5 +320,33 @@ int swarm_quant_products(int isa, const void *items, int64_t many, int64_t colum
                          int narrow, int threads, void *gomp) {
     return products(isa, static_cast<const Item *>(items), many, columns, x, rows, narrow != 0,
                     Crew{threads, reinterpret_cast<Gomp>(gomp)});
+}
+
+// The part of a decoder layer before its attention: norm, queries, keys, values, rotation. x [rows, hidden], cos and sin
+// [rows, dim]; q [rows, heads * dim], k and v [rows, kv_heads * dim]. All bfloat16 (`narrow`) or float32.
+int swarm_layer_before(int isa, const void *layer, const void *x, int64_t rows, const void *cos, const void *sin, void *q,
+                       void *k, void *v, int narrow, int threads, void *gomp) {
+    const Layer &l = *static_cast<const Layer *>(layer);
+    Crew crew{threads, reinterpret_cast<Gomp>(gomp)};
+    if (!narrow) {
+        typedef float E;
+        return before(isa, l, static_cast<const E *>(x), rows, static_cast<const E *>(cos), static_cast<const E *>(sin),
+                      static_cast<E *>(q), static_cast<E *>(k), static_cast<E *>(v), crew);
+    }
+    typedef uint16_t E;
+    return before(isa, l, static_cast<const E *>(x), rows, static_cast<const E *>(cos), static_cast<const E *>(sin),
+                  static_cast<E *>(q), static_cast<E *>(k), static_cast<E *>(v), crew);
+}
+
+// The part behind it: output, sum, norm, gated layers, sum. seen [rows, heads * dim]: what attention gave; y [rows, hidden].
+int swarm_layer_after(int isa, const void *layer, const void *x, const void *seen, int64_t rows, void *y, int narrow,
+                      int threads, void *gomp) {
+    const Layer &l = *static_cast<const Layer *>(layer);
+    Crew crew{threads, reinterpret_cast<Gomp>(gomp)};
+    if (!narrow)
+        return after(isa, l, static_cast<const float *>(x), static_cast<const float *>(seen), rows,
+                     static_cast<float *>(y), crew);
+    return after(isa, l, static_cast<const uint16_t *>(x), static_cast<const uint16_t *>(seen), rows,
+                 static_cast<uint16_t *>(y), crew);
 }
 }
