@@ -146,8 +146,8 @@ def look_at_kept(config: MemberConfig, now_wall: float) -> list[Finding]:
             Finding(
                 "weights",
                 "ok",
-                f"held {chosen}: one layer of {both.name} takes {stored[0]:.2f} ms a row stored, {wide[0]:.2f} expanded "
-                f"(8 rows: {stored[1]:.2f} and {wide[1]:.2f}), {both.threads} threads, {_ago(now_wall, both.at)}",
+                f"held {chosen}: one layer of {both.name} takes {stored[0]:.2f} ms a row stored, {wide[0]:.2f} expanded"
+                f" (8 rows: {stored[1]:.2f} and {wide[1]:.2f}), {both.threads} threads, {_ago(now_wall, both.at)}",
             )
         )
     rates = kept.rates()
