@@ -133,8 +133,12 @@ def agreement(checkpoint: Checkpoint, prompt: list[int], tokens: int = 32) -> Ag
 
 def agree(path: str) -> Agreement:
     """`agreement` of a file, on a sentence."""
+    import torch
+
     from swarm.model.files.checkpoint import load_tokenizer
     from swarm.model.files.store import ModelStore
+
+    torch.set_num_threads(1)
 
     with tempfile.TemporaryDirectory() as folder:
         store = ModelStore(Path(folder))
