@@ -44,6 +44,7 @@ def greedy(models: Path, prompt: list[int], tokens: int) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(600)  # seven processes of a real model, one after the other on a busy machine
 async def test_three_nodes_with_stored_weights_answer_like_one_and_pass_audit_and_replay(tmp_path: Path) -> None:
     words = ("--cpu", "--threads", "1", "--weights-as", "stored", "--models", str(tmp_path / "models"))
     async with local_ring(LocalSwarm(tmp_path, model=DEFAULT_MODEL, arguments=words), LAYERS) as ring:
