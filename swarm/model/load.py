@@ -21,6 +21,7 @@ from swarm.model.attention import Attending, Call
 from swarm.model.edges import Edges, open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
+from swarm.model.fused import fuse
 from swarm.model.kvcache import KVShape
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.packing import plan_packing, put_in, share_head
@@ -80,6 +81,7 @@ def load_layers(
             setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
     settle_rope(inner_model(model), kind.__name__)
     _, layers = layer_list(model, kind.__name__)
+    fuse(layers)
     edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers)
     tried = _try_once(model, shape, attending, edges, device, dtype)
     return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)

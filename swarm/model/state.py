@@ -75,10 +75,11 @@ def read_state(
     packed: dict[str, Matrix] = {}
     for done, layer in enumerate(range(shape.first, shape.last), 1):
         for source, target in wanted.get(layer, ()):
-            if target in packing.targets and (matrix := checkpoint.hold(source, packing.without_kernel)):
-                _check_shape(source, matrix.shape, expected[target], manifest.model)
-                packed[target] = matrix
-                continue
+            if target in packing.targets:  # another shape is refused before memory is taken
+                _check_shape(source, manifest.entries[source].shape, expected[target], manifest.model)
+                if matrix := checkpoint.hold(source, packing.without_kernel):
+                    packed[target] = matrix
+                    continue
             tensor = checkpoint.read(source, dtype)
             if target in expected:
                 _check_shape(source, tensor.shape, expected[target], manifest.model)
