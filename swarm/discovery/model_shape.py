@@ -29,7 +29,7 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
         held[layer] = held.get(layer, 0) + count
         if is_embedding(tensor.name) and len(tensor.shape) == 2 and tensor.shape[0] == manifest.vocab_size:
             table = count
-    config = manifest.config
+    config = manifest.text_config
     ends, table = held.get(None, 0), table or manifest.hidden_size * manifest.vocab_size * size
     return ModelShape(
         name=manifest.model,
