@@ -176,7 +176,7 @@ def load_drafter(
 
 def _fitting(block: Block, context: int) -> int:
     """A context whose keys and values take a quarter of the GPU's free memory at most: it is all taken at once."""
-    per_position = sum(2 * shape.heads * shape.dim for shape in block.kv_shapes) * block.dtype.itemsize
+    per_position = sum(shape.numbers for shape in block.kv_shapes) * block.dtype.itemsize
     free, _ = torch.cuda.mem_get_info(block.device)
     return max(1024, min(context, free // 4 // per_position))
 

@@ -82,8 +82,10 @@ class Block:
         try:
             rows = [job.rows for job in jobs]
             position = np.concatenate([r.position for r in rows]).astype(np.int64)
+            places = torch.from_numpy(position).to(self.device)
+            self._attending.position = places
             inputs = {
-                "position_ids": torch.from_numpy(position[None]).to(self.device),
+                "position_ids": places[None],
                 "use_cache": False,
                 **self._input(jobs),
             }
@@ -109,7 +111,7 @@ class Block:
         inputs: token ids int64 [T] at the head, else hidden rows [T, hidden_size]; positions int64 [T]; the plans
         cover the T rows. Returns hidden rows [T, hidden_size], at the tail float32 logits [T, vocab_size] of all rows.
         """
-        self._attending.jobs = plans
+        self._attending.jobs, self._attending.position = plans, positions
         try:
             named = "input_ids" if self.head else "inputs_embeds"
             given = {named: inputs[None], "position_ids": positions[None], "use_cache": False}

@@ -13,6 +13,7 @@ from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import is_embedding, layer_of
 from swarm.model.prune import LayerRange
 from swarm.model.quant.matrix import Matrix
+from swarm.model.wrappers import is_wrapper, text_name
 
 _RENAMED = {"embed_out.weight": "lm_head.weight"}
 """Outer tensors by the names that older files have for them (GPT-NeoX)."""
@@ -58,8 +59,10 @@ def read_state(
     manifest = checkpoint.manifest
     bare = not any(name.startswith(prefix + ".") for name in manifest.entries)  # saved without its head class
     wanted: dict[int, list[tuple[str, str]]] = {}
+    wraps = is_wrapper(manifest.config)
     for entry in manifest.layer_tensors(shape.first, shape.last):
         name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
+        name = (text_name(entry.name) or name) if wraps else name
         layer = layer_of(entry.name)
         if layer is not None:
             target = re.sub(rf"\.{layer}\.", f".{layer - shape.first}.", name, count=1)
