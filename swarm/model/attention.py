@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from swarm.base.errors import ModelError
 from swarm.model.kvcache import SessionKV
+from swarm.model.linear.paths import Paths
 from swarm.model.masks import Seen, register_trial
 from swarm.model.rows import Rows
 
@@ -64,12 +65,15 @@ class JobPlan:
     write: slice | torch.Tensor = field(init=False)
     low: int = field(init=False)
     high: int = field(init=False)
+    paths: Paths | None = field(init=False, default=None)
     masks: dict[tuple[int | None, int], torch.Tensor | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         rows, scratch = self.rows, self.kv.layout.scratch
         slots = rows.slot.astype(np.int64)
         note_positions(rows, self.kv)
+        if self.kv.recurrent:
+            self.paths = Paths(rows, self.kv.position)
         first = int(slots[0])
         if np.array_equal(slots, np.arange(first, first + len(slots))):
             self.write = slice(first, first + len(slots))
@@ -137,6 +141,7 @@ class Attending:
     def __init__(self) -> None:
         self.jobs: Sequence[Plan] = []
         self.trial: list[Call] | None = None
+        self.kept: list[Any] = []
 
 
 def register_attention() -> None:

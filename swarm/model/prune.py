@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from swarm.base.errors import ModelError
+from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.quant.modules import PackedEmbedding
 
 _LISTS = ("layers", "h", "blocks", "block")
-_KINDS = {"full_attention", "sliding_attention"}
+_KINDS = {"full_attention", "sliding_attention"} | RECURRENT_KINDS | PLAIN_KINDS
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,18 @@ def _shorten(config: Any, shape: LayerRange, offset: int) -> Any:
     short = copy.copy(config)
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
-        short.layer_types = list(kinds)[shape.first - offset : shape.last - offset]
+        kinds = list(kinds)[shape.first - offset : shape.last - offset]
+        _settle(short, "layer_types", kinds)
     short.num_hidden_layers = shape.last - shape.first
     return short
+
+
+def _settle(config: Any, name: str, value: list[str]) -> None:
+    """Give a config a list that its class may work out from numbers of the whole model (Jamba, Bamba, Falcon-H1), which
+    are wrong for a range."""
+    kind = type(config)
+    derived = {n: value for n in (name, "layers_block_type") if isinstance(getattr(kind, n, None), property)}
+    if derived:
+        config.__class__ = type(kind.__name__, (kind,), derived)
+    else:
+        setattr(config, name, value)

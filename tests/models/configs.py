@@ -59,7 +59,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gemma4_text": {"layer_types": SHARING, "sliding_window": 7, "global_head_dim": 8, "enable_moe_block": False},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]], "window_size": 7},
     "moshi": {"audio_encoder_config": None, "depth_decoder_config": None},
-    "lfm2_moe": {"layer_types": ["full_attention", "conv"] * (LAYERS // 2)},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"] * (LAYERS // 3)},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"] * (LAYERS // 3)},
 }
 
 
