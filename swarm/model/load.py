@@ -275,9 +275,9 @@ def _kept(calls: list[Call], kept: list[Kept], shape: LayerRange, config: Any, n
         recurrent = kind in RECURRENT_KINDS
         if len(own) != (kind not in PLAIN_KINDS and (not recurrent or kind == "hybrid")) or recurrent != bool(states):
             found = f"layer {layer} ({kind}) asked for attention {len(own)} and for states {len(states)} times"
-            raise unfit(
-                name, found if kept else f"its layers asked for attention {len(calls)} times, expected once each"
-            )
+            if not kept:
+                found = f"its layers asked for attention {len(calls)} times, expected once each"
+            raise unfit(name, found)
         if len({type(state) for state in states}) != len(states):
             raise unfit(name, f"layer {layer} has several recurrent parts")
         if any(call.key != call.value or call.key[0] != 1 or call.key[2] != 2 for call in own):

@@ -202,6 +202,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "mamba2_chunk_scan": _mamba2,
 }
 _UNKNOWN = frozenset({"mamba_selective_scan"})
-"""Rules that stand in a `forward` beside a convolution and are not ours yet: such a layer is left alone, and refused."""
+"""Rules that stand in a `forward` beside a convolution and are not ours yet: such a layer is refused."""
 
 _WHOLE: dict[str, Callable[..., Any]] = {"MiniMaxLightningAttention": _lightning}
