@@ -22,7 +22,9 @@ from tests.models.sweep import _random_model
 from tests.swarm.model.tiny import CPU, Chain, MemoryCheckpoint, certain, chain_of, drafted, path_to
 
 LAYOUT = Layout(scratch=192, context=1024)
-KINDS = {"lfm2": 1e-4, "qwen3_next": 1e-4, "granitemoehybrid": 1e-4, "minimax": 1e-4}
+KINDS = {"lfm2": 1e-4, "qwen3_next": 1e-3, "granitemoehybrid": 1e-4, "minimax": 1e-4}
+"""Largest difference over the largest logit. Single rows of this random Qwen3-Next magnify rounding: transformers' own
+whole pass and its steps lie 4e-4 apart there, ours is nearer to the steps, and the median row is at 2e-6."""
 TREE, COMMITTED = (-1, 0, 0, 1, 2, -1), 4
 SLOTS = [191, 190, 189, 188, 187, 186]
 
