@@ -22,7 +22,7 @@ from swarm.model.edges import Edges, open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
 from swarm.model.kvcache import KVShape
-from swarm.model.linear.mixers import Kept, replaced, take_over
+from swarm.model.linear.mixers import StateCall, replaced, take_over
 from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.packing import plan_packing, put_in, share_head
@@ -264,7 +264,7 @@ def _try_once(
     return _kept(calls, attending.kept, shape, config, name)
 
 
-def _kept(calls: list[Call], kept: list[Kept], shape: LayerRange, config: Any, name: str) -> list[KVShape]:
+def _kept(calls: list[Call], kept: list[StateCall], shape: LayerRange, config: Any, name: str) -> list[KVShape]:
     """What each layer keeps, from what its modules asked for in the trial."""
     kinds = getattr(config, "layer_types", None) or ()
     shapes = []

@@ -28,7 +28,7 @@ from swarm.model.linear.shapes import ConvShape, RuleShape, StateShape
 
 
 @dataclass(frozen=True)
-class Kept:
+class StateCall:
     """One call of an operator, as the trial forward at loading saw it."""
 
     layer: int
@@ -77,7 +77,7 @@ class Operator:
     def _tried(self, shape: StateShape) -> bool:
         if self.attending.trial is None:
             return False
-        self.attending.kept.append(Kept(self.layer, shape))
+        self.attending.kept.append(StateCall(self.layer, shape))
         return True
 
 
