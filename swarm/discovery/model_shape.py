@@ -10,9 +10,14 @@ import torch
 
 from swarm.model.files.manifest import Manifest, TensorEntry, is_embedding, layer_of
 from swarm.model.files.weights import packs
+from swarm.model.linear.sizes import keeps_keys, layer_kinds, layer_states
 from swarm.model.quant.formats import find_format
 from swarm.model.quant.native import library
+from swarm.model.rows import Layout
 from swarm.planner.api import ModelShape
+
+_PLANNED = Layout(scratch=192, context=1 << 20)
+"""What sessions are planned for: as many scratch slots as a run asks for; the context matters when it is tiny."""
 
 
 def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded") -> ModelShape:
@@ -40,7 +45,18 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
         tail_bytes=max(0, ends if _tied(manifest) else ends - table),
         wire_bytes=manifest.hidden_size * size,
         digest=manifest.digest,
+        keyless=frozenset(layer for layer, kind in enumerate(layer_kinds(manifest)) if not keeps_keys(kind)),
+        state_bytes=_state_bytes(manifest, size),
     )
+
+
+def _state_bytes(manifest: Manifest, size: int) -> tuple[int, ...]:
+    """Per layer, for a session with the scratch slots of a run that is planned for; empty without recurrent layers."""
+    states = layer_states(manifest)
+    if not any(states):
+        return ()
+    context = min(manifest.context, _PLANNED.context)
+    return tuple(sum(s.bytes(_PLANNED.scratch, context, size) for s in layer) for layer in states)
 
 
 def held_bytes(tensor: TensorEntry, config: Mapping[str, Any], dtype: torch.dtype, weights: str) -> int:

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from swarm.base.errors import ModelError
 from swarm.model.kvcache import SessionKV
+from swarm.model.linear.paths import Paths
 from swarm.model.masks import Chunk, Seen, Span, register_trial
 from swarm.model.rows import Rows
 
@@ -65,11 +66,14 @@ class JobPlan:
     low: int = field(init=False)
     high: int = field(init=False)
     masks: dict[tuple[Span, int], torch.Tensor | None] = field(init=False, default_factory=dict)
+    paths: Paths | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         rows, scratch = self.rows, self.kv.layout.scratch
         slots = rows.slot.astype(np.int64)
         note_positions(rows, self.kv)
+        if self.kv.recurrent:
+            self.paths = Paths(rows, self.kv.position)
         first = int(slots[0])
         if np.array_equal(slots, np.arange(first, first + len(slots))):
             self.write = slice(first, first + len(slots))
@@ -142,6 +146,7 @@ class Attending:
         self.position: torch.Tensor | None = None
         self.jobs: Sequence[Plan] = []
         self.trial: list[Call] | None = None
+        self.kept: list[Any] = []
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ short.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from swarm.base.errors import BusyError
+from swarm.model.linear.shapes import ConvShape, StateShape
+from swarm.model.linear.store import ConvStore, RuleStore, Store
 from swarm.model.rows import Commits, Layout
 
 SPARE = 1
@@ -25,12 +27,16 @@ SPARE = 1
 
 @dataclass(frozen=True)
 class KVShape:
-    """Keys and values of one layer: `heads` key/value heads; a key has `dim` values, a value `value_dim` (0: as many;
-    multi-head latent attention has more in its keys, which end in a rotated part)."""
+    """What one layer keeps: `heads` key/value heads (0: none), and what its recurrent operators need (`states`).
+
+    A key has `dim` values, a value `value_dim` (0: as many; multi-head latent attention has more in its keys, which end
+    in a rotated part).
+    """
 
     heads: int
     dim: int
     value_dim: int = 0
+    states: tuple[StateShape, ...] = ()
 
     @property
     def numbers(self) -> int:
@@ -66,7 +72,9 @@ class KVPool:
     def session_bytes(self, layout: Layout, first: int, last: int) -> int:
         """Bytes that a session over layers [first, last) takes."""
         shapes = self._shapes(first, last)
-        return sum(s.numbers for s in shapes) * (layout.slots + SPARE) * self.block.dtype.itemsize
+        size = self.block.dtype.itemsize
+        states = sum(state.bytes(layout.scratch, layout.context, size) for s in shapes for state in s.states)
+        return sum(s.numbers for s in shapes) * (layout.slots + SPARE) * size + states
 
     def open(self, layout: Layout, first: int, last: int) -> SessionKV:
         """A session over layers [first, last). Raises BusyError when the budget does not hold it now."""
@@ -103,6 +111,7 @@ class SessionKV:
         self._pool: KVPool | None = pool
         device, dtype = pool.block.device, pool.block.dtype
         self._stores: list[torch.Tensor] = []
+        self._states: list[tuple[ConvStore | RuleStore, ...]] = []
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
         for shape, count in _runs(shapes):
             widths = [shape.dim] if shape.value_dim in (0, shape.dim) else [shape.dim, shape.value_dim]
@@ -110,15 +119,54 @@ class SessionKV:
             stores = [_zeros((count, each, shape.heads, layout.slots + SPARE, n), dtype, device) for n in widths]
             self._stores += stores
             self._layers += [(stores[0][i, 0], stores[-1][i, -1]) for i in range(count)]
+        self._states += [tuple(_state(state, layout, device, dtype) for state in shape.states) for shape in shapes]
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(keys, values) of a layer of the model; written in place."""
         return self._layers[layer - self.first]
 
+    @property
+    def recurrent(self) -> bool:
+        """Does a layer keep a state?"""
+        return any(self._states)
+
+    @property
+    def floor(self) -> int:
+        """The session can go on behind its first n positions for every n from here up; 0 without recurrent layers."""
+        return max((state.floor for states in self._states for state in states), default=0)
+
+    def conv(self, layer: int) -> ConvStore:
+        """Inputs of a layer's convolution."""
+        return next(state for state in self._states[layer - self.first] if isinstance(state, ConvStore))
+
+    def rule(self, layer: int) -> RuleStore:
+        """Entries and states of a layer's rule."""
+        return next(state for state in self._states[layer - self.first] if isinstance(state, RuleStore))
+
+    def begin_from(self, other: SessionKV, keep: int) -> bool:
+        """Take over the first `keep` positions of another session over the same layers. False, and nothing is changed,
+        where that one has folded positions behind them into its states already."""
+        if keep < other.floor:
+            return False
+        mine, theirs = self.layout.scratch, other.layout.scratch
+        for layer in range(self.first, self.last):
+            for own, given in zip(self.layer(layer), other.layer(layer), strict=True):
+                own[:, mine : mine + keep] = given[:, theirs : theirs + keep]
+            for state, base in zip(self.states(layer), other.states(layer), strict=True):
+                state.begin_from(base, keep)
+        return True
+
+    def states(self, layer: int) -> tuple[Store, ...]:
+        """All that a layer's recurrent operators keep."""
+        return self._states[layer - self.first]
+
     def commit(self, commits: Commits) -> None:
         """Copy scratch slots to the committed positions they became. Rotation follows positions, so a copy is all."""
         if not len(commits):
             return
+        for states in self._states:
+            for state in states:
+                state.commit(commits)
         device = self._stores[0].device
         source = torch.from_numpy(commits.slot.astype(np.int64)).to(device)
         target = torch.from_numpy(commits.position.astype(np.int64) + self.layout.scratch).to(device)
@@ -130,17 +178,24 @@ class SessionKV:
         if self._pool is not None:
             self._pool.used_bytes -= self.nbytes
             self._pool = None
-            self._stores, self._layers = [], []
+            self._stores, self._layers, self._states = [], [], []
 
     @property
     def closed(self) -> bool:
         return self._pool is None
 
 
+def _state(shape: StateShape, layout: Layout, device: torch.device, dtype: torch.dtype) -> ConvStore | RuleStore:
+    if isinstance(shape, ConvShape):
+        return ConvStore(shape, layout, device, dtype)
+    return RuleStore(shape, layout, device)
+
+
 def _runs(shapes: Sequence[KVShape]) -> list[tuple[KVShape, int]]:
     """Equal shapes in a row, counted: one store each, so that a commit is one copy for nearly every model."""
     runs: list[tuple[KVShape, int]] = []
     for shape in shapes:
+        shape = replace(shape, states=())
         if runs and runs[-1][0] == shape:
             runs[-1] = (shape, runs[-1][1] + 1)
         else:

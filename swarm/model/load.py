@@ -23,6 +23,8 @@ from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
 from swarm.model.fused import fuse
 from swarm.model.kvcache import KVShape
+from swarm.model.linear.mixers import StateCall, replaced, take_over
+from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.packing import plan_packing, put_in, share_head
 from swarm.model.prune import LayerRange, check_config, cut, inner_model, inner_name, join, layer_list, unfit
@@ -79,6 +81,7 @@ def load_layers(
     for module in inner_model(model).modules():
         if hasattr(module, "layer_idx"):
             setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
+    take_over(inner_model(model), attending)
     settle_rope(inner_model(model), kind.__name__)
     settle_scales(inner_model(model))
     _, layers = layer_list(model, kind.__name__)
@@ -119,6 +122,7 @@ def _load_piece(
             expected = {key: tensor.shape for key, tensor in outline.state_dict().items()}
     except AttributeError as exc:  # it looks for a part of its own that was cut out
         raise unfit(kind.__name__, f"it is not built without the parts that a range lacks ({exc})") from exc
+    _check_recurrent(outline, config, kind.__name__)
     packing = plan_packing(outline, weights)
     state, packed = read_state(checkpoint, shape, expected, inner_name(outline), dtype, tell, packing)
     # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
@@ -146,11 +150,23 @@ def model_class(config: Any, model: str) -> type[Any]:
         raise ModelError(f"{model} is quantised ({method}), which is read from GGUF alone; use its unquantised weights")
     _check_architecture(config, kind, model)
     check_config(config, name)
-    if not getattr(kind, "_supports_attention_backend", False):
+    # No hybrid declares a backend, though their attention takes one: the trial sees whether every layer asks for it.
+    hybrid = not RECURRENT_KINDS.isdisjoint(getattr(config, "layer_types", None) or ())
+    if not hybrid and not getattr(kind, "_supports_attention_backend", False):
         raise unfit(name, "its attention function cannot be replaced")
     if "logits_to_keep" not in inspect.signature(kind.forward).parameters:
         raise unfit(name, "it cannot give logits for chosen rows")
     return kind  # type: ignore[no-any-return]
+
+
+def _check_recurrent(outline: nn.Module, config: Any, name: str) -> None:
+    """Refuse a recurrent layer whose rule is not ours, before its weights are read. Raises ModelError."""
+    kinds = getattr(config, "layer_types", None) or ()
+    for layer in layer_list(outline, name)[1]:
+        numbers = {number for m in layer.modules() if isinstance(number := getattr(m, "layer_idx", None), int)}
+        recurrent = {kinds[n] for n in numbers if n < len(kinds)} & RECURRENT_KINDS
+        if recurrent and not any(replaced(module) for module in layer.modules()):
+            raise unfit(name, f"it has layers of kind {recurrent.pop()} whose rule is not known here")
 
 
 def _check_architecture(config: Any, kind: type[Any], model: str) -> None:
@@ -225,7 +241,7 @@ def _try_once(
     model: nn.Module, shape: LayerRange, attending: Attending, edges: Edges, device: torch.device, dtype: torch.dtype
 ) -> list[KVShape]:
     """Run two rows through, with attention watched: every layer must ask for it exactly once, in order."""
-    attending.trial = calls = list[Call]()
+    attending.trial, attending.kept = (calls := list[Call]()), []
     rows = torch.zeros(1, 2, shape.hidden_size, dtype=dtype, device=device)
     place = torch.arange(2, device=device)[None]
     name = type(model).__name__
@@ -246,12 +262,35 @@ def _try_once(
         config._attn_implementation = attention.NAME
     if any(not call.span_known for call in calls):
         raise unfit(name, "its mask says more than its layers do")
-    if [call.layer for call in calls] != list(range(shape.first, shape.last)) or out.shape != rows.shape:
-        raise unfit(name, f"its layers asked for attention {len(calls)} times, expected once each")
-    if any(call.key[:3] != call.value[:3] or call.key[0] != 1 or call.key[2] != 2 for call in calls):
-        raise unfit(name, "its keys and values differ in number")
     attending.spans = {call.layer: call.span for call in calls}
-    return [KVShape(call.key[1], call.key[3], call.value[3]) for call in calls]
+    if out.shape != rows.shape:
+        raise unfit(name, "its layers give rows of another shape")
+    return _kept(calls, attending.kept, shape, config, name)
+
+
+def _kept(calls: list[Call], kept: list[StateCall], shape: LayerRange, config: Any, name: str) -> list[KVShape]:
+    """What each layer keeps, from what its modules asked for in the trial."""
+    kinds = getattr(config, "layer_types", None) or ()
+    shapes = []
+    for place, layer in enumerate(range(shape.first, shape.last)):
+        own = [call for call in calls if call.layer == layer]
+        states = [one.shape for one in kept if one.layer == layer]
+        kind = kinds[place] if place < len(kinds) else "full_attention"
+        recurrent = kind in RECURRENT_KINDS
+        if len(own) != (kind not in PLAIN_KINDS and (not recurrent or kind == "hybrid")) or recurrent != bool(states):
+            found = f"layer {layer} ({kind}) asked for attention {len(own)} and for states {len(states)} times"
+            if not kept:
+                found = f"its layers asked for attention {len(calls)} times, expected once each"
+            raise unfit(name, found)
+        if len({type(state) for state in states}) != len(states):
+            raise unfit(name, f"layer {layer} has several recurrent parts")
+        if any(call.key[:3] != call.value[:3] or call.key[0] != 1 or call.key[2] != 2 for call in own):
+            raise unfit(name, "its keys and values differ in number")
+        heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if own else (0, 0, 0)
+        shapes.append(KVShape(heads, dim, value_dim, tuple(states)))
+    if [call.layer for call in calls] != sorted(call.layer for call in calls):
+        raise unfit(name, "its layers asked for attention in another order than theirs")
+    return shapes
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import torch
 
 from swarm.model.block import Block, Job
 from swarm.model.kvcache import KVPool, KVShape, SessionKV
+from swarm.model.linear.store import Store
 from swarm.model.packing import PACKED
 from swarm.model.rows import Commits, Layout
 
@@ -28,6 +29,13 @@ class SplitKV(SessionKV):
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         return (self.front if layer < self.front.last else self.back).layer(layer)
+
+    @property
+    def floor(self) -> int:
+        return max(self.front.floor, self.back.floor)
+
+    def states(self, layer: int) -> tuple[Store, ...]:
+        return (self.front if layer < self.front.last else self.back).states(layer)
 
     def commit(self, commits: Commits) -> None:
         self.front.commit(commits)

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from swarm.base.errors import ModelError
+from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.quant.modules import PackedEmbedding
 
 _LISTS = ("layers", "h", "blocks", "block")
-_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+_KINDS = {"full_attention", "sliding_attention", "chunked_attention"} | RECURRENT_KINDS | PLAIN_KINDS
 
 _BY_LAYER = ("layer_types", "layer_rope_theta")
 """Lists of a config with an entry a layer, that a forward looks into."""
@@ -167,6 +168,18 @@ def _shorten(config: Any, shape: LayerRange, offset: int) -> Any:
     short = copy.copy(config)
     for key in _BY_LAYER:
         if isinstance(kinds := getattr(config, key, None), list | tuple):
-            setattr(short, key, list(kinds)[shape.first - offset : shape.last - offset])
+            _settle(short, key, list(kinds)[shape.first - offset : shape.last - offset])
     short.num_hidden_layers = shape.last - shape.first
     return short
+
+
+def _settle(config: Any, name: str, value: list[Any]) -> None:
+    """Give a config a list that its class may work out from numbers of the whole model (Jamba, Bamba, Falcon-H1), which
+    are wrong for a range."""
+    kind = type(config)
+    names = (name, "layers_block_type") if name == "layer_types" else (name,)
+    derived = {n: value for n in names if isinstance(getattr(kind, n, None), property)}
+    if derived:
+        config.__class__ = type(kind.__name__, (kind,), derived)
+    else:
+        setattr(config, name, value)

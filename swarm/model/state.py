@@ -15,8 +15,12 @@ from swarm.model.prune import LayerRange
 from swarm.model.quant.matrix import Matrix
 from swarm.model.wrappers import is_wrapper, text_name
 
-_RENAMED = {"embed_out.weight": "lm_head.weight"}
-"""Outer tensors by the names that older files have for them (GPT-NeoX)."""
+_RENAMED = {
+    "embed_out.weight": "lm_head.weight",
+    "backbone.embeddings.weight": "model.embeddings.weight",
+    "model.word_embeddings.weight": "model.embed_tokens.weight",
+}
+"""Outer tensors by the names that files have for them (GPT-NeoX, Nemotron-H, Ling), where the model has others."""
 
 _HARMLESS = re.compile(
     r"(?:rotary_emb|rotary_pos_emb|rope)\.(?:inv_freq|cos_cached|sin_cached)$|\.(?:attn|attention)\.(?:masked_)?bias$"
@@ -57,7 +61,8 @@ def read_state(
     values that are not finite.
     """
     manifest = checkpoint.manifest
-    bare = not any(name.startswith(prefix + ".") for name in manifest.entries)  # saved without its head class
+    # Saved without its head class; Nemotron-H's files say `backbone`, which its class renames itself.
+    bare = not any(name.startswith((prefix + ".", "backbone.")) for name in manifest.entries)
     wanted: dict[int, list[tuple[str, str]]] = {}
     wraps = is_wrapper(manifest.config)
     for entry in manifest.layer_tensors(shape.first, shape.last):
@@ -67,7 +72,7 @@ def read_state(
         if layer is not None:
             target = re.sub(rf"\.{layer}\.", f".{layer - shape.first}.", name, count=1)
             wanted.setdefault(layer, []).append((entry.name, target))
-        elif name in expected or not is_embedding(entry.name):
+        elif name in expected or _RENAMED.get(name) in expected or not is_embedding(entry.name):
             # What nobody expects is read as well: the model's own renamings may know it, or it is refused by name.
             target = name if name in expected else _RENAMED.get(name, name)
             wanted.setdefault(shape.first, []).append((entry.name, target))
@@ -109,7 +114,7 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 def _embedding(checkpoint: Checkpoint) -> str:
     """Name of the input embedding's weight."""
-    known = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
+    known = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|embeddings)\.weight$")
     for name in checkpoint.manifest.entries:
         if layer_of(name) is None and known.search(name):
             return name

@@ -65,7 +65,8 @@ def fit(model: ModelShape, room: Room, first: int) -> tuple[int, int]:
     taken = overflow = 0
     need = model.head_bytes if first == 0 else 0
     while taken < limit:
-        need += model.layer_bytes[first + taken] + room.context_tokens * model.kv_bytes
+        layer = first + taken
+        need += model.layer_bytes[layer] + model.session_bytes(layer, layer + 1, room.context_tokens)
         tail = model.tail_bytes if first + taken + 1 == model.n_layers else 0
         if not overflow and need + tail <= free:
             free -= need
@@ -86,7 +87,8 @@ def choose_block(model: ModelShape, room: Room, members: Sequence[Member], rtts:
     windows = [(a, *fit(model, room, a)) for a in range(model.n_layers)]
     longest = max(count for _, count, _ in windows)
     if longest == 0:
-        need = min(model.layer_bytes) + room.context_tokens * model.kv_bytes
+        sessions = (model.session_bytes(i, i + 1, room.context_tokens) for i in range(model.n_layers))
+        need = min(weights + kept for weights, kept in zip(model.layer_bytes, sessions, strict=True))
         raise UsageError(
             f"one layer of {model.name} with KV for {room.context_tokens} tokens needs {need / 1e9:.2f} GB, "
             f"found {room.memory_bytes / 1e9:.2f} GB free; free memory, ask for fewer contexts or use another device"

@@ -118,7 +118,7 @@ def _member(taken: BlockTaken, shape: ModelShape) -> Member:
     rates = {"up_mbps": node.up_mbps, "down_mbps": node.down_mbps, "owner": node.owner}
     if block is None:
         return Member(room.node, speed=room.speed, **rates)  # type: ignore[arg-type]
-    kv = block.layers * shape.kv_bytes * room.context_tokens
+    kv = shape.session_bytes(block.first, block.first + block.layers, room.context_tokens)
     return Member(
         room.node,
         block.first,

@@ -50,7 +50,9 @@ class ModelShape:
 
     `layer_bytes` [layers]: weights of each layer as held in memory. `head_bytes`, `tail_bytes`: what a block that
     starts at layer 0 or ends at the last layer holds besides (embedding; final norm and output projection).
-    `kv_bytes`: key and value of one token in one layer. `wire_bytes`: one row of hidden state on the wire.
+    `kv_bytes`: key and value of one token in one layer that keeps them. `wire_bytes`: one row of hidden state on the
+    wire. `keyless`: layers that keep no keys and values. `state_bytes` [layers], or empty: what recurrent layers keep
+    for one session, however long its text.
     """
 
     name: str
@@ -61,6 +63,13 @@ class ModelShape:
     tail_bytes: int = 0
     wire_bytes: int = 0
     digest: str = ""
+    keyless: frozenset[int] = frozenset()
+    state_bytes: tuple[int, ...] = ()
+
+    def session_bytes(self, first: int, last: int, context: int) -> int:
+        """What one session of `context` tokens takes in layers [first, last)."""
+        keys = sum(layer not in self.keyless for layer in range(first, last))
+        return keys * context * self.kv_bytes + sum(self.state_bytes[first:last])
 
     @property
     def n_layers(self) -> int:

@@ -107,7 +107,8 @@ def _usable(member: Member, model: ModelShape, ask: Ask) -> bool:
 
 
 def _fits(member: Member, model: ModelShape, ask: Ask) -> int:
-    per_layer = model.kv_bytes * ask.context
+    # Of layers of several kinds any may be asked for, so they count alike.
+    per_layer = -(-model.session_bytes(0, model.n_layers, ask.context) // model.n_layers)
     if member.kv_free_bytes is None or per_layer == 0:
         return member.layers
     return min(member.layers, member.kv_free_bytes // per_layer)

@@ -120,10 +120,11 @@ def _check_addressed_untrusted(hosted: HostedModel, opening: OpenRun, peer: Peer
 
 
 def _same_work(old: StageSession, opening: OpenRun) -> bool:
-    """Whether the KV of the old epoch serves the new one: the same layers and slots, filled as far as is kept."""
+    """Whether the KV of the old epoch serves the new one: the same layers and slots, filled as far as is kept,
+    and not so far beyond it that recurrent layers cannot go back."""
     then, now = old.opening, opening
     same = (then.me.first, then.me.last, then.layout) == (now.me.first, now.me.last, now.layout)
-    return same and old.held >= now.keep
+    return same and old.held >= now.keep >= old.kv.floor
 
 
 def _carry_over(session: StageSession, opening: OpenRun, owner: Owner, peer: Peer) -> None:

@@ -140,10 +140,8 @@ class StageSession:
             return False
         if (self.sent is not None and base.sent is None) or (self.tokens is not None and base.tokens is None):
             return False
-        mine, theirs = self.opening.layout.scratch, base.opening.layout.scratch
-        for layer in range(self.block.first, self.block.last):
-            for own, other in zip(self.kv.layer(layer), base.kv.layer(layer), strict=True):
-                own[:, mine : mine + keep] = other[:, theirs : theirs + keep]
+        if not self.kv.begin_from(base.kv, keep):
+            return False
         if self.sent is not None and base.sent is not None:
             self.sent.copy_prefix(base.sent, keep)
         if self.tokens is not None and base.tokens is not None:

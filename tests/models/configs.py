@@ -37,7 +37,19 @@ _BASE: dict[str, Any] = {
 SHARING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 """Kinds of layers of which the last two, that keep no keys of their own, find both kinds before them."""
 
+MAMBA2 = {
+    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}  # fmt: skip
+
+DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"] * (LAYERS // 3),
+}  # fmt: skip
+
 SPECIAL: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), DELTA),
+    "olmo_hybrid": {**DELTA, "linear_num_key_heads": 4},
     "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
     "granitemoe": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
     "granitemoeshared": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
@@ -67,7 +79,42 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gemma4_text": {"layer_types": SHARING, "sliding_window": 7, "global_head_dim": 8, "enable_moe_block": False},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]], "window_size": 7},
     "moshi": {"audio_encoder_config": None, "depth_decoder_config": None},
-    "lfm2_moe": {"layer_types": ["full_attention", "conv"] * (LAYERS // 2)},
+    "granitemoehybrid": {
+        **MAMBA2,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"] * (LAYERS // 3),
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+    },
+    "bamba": {**MAMBA2, "attn_layer_indices": [1, 4]},
+    "falcon_h1": {**MAMBA2, "mamba_d_ssm": 64},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "linear_attention", "mlp", "full_attention"],
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 2,
+        "chunk_size": 16,
+        "moe_shared_expert_intermediate_size": 16,
+        "moe_latent_size": None,
+    },
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2, "chunk_size": 16},
+    "bailing_hybrid": {
+        "linear_num_heads": 4,
+        "linear_head_dim": 8,
+        "qk_nope_head_dim": 4,
+        "num_key_value_heads": 4,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"] * (LAYERS // 3),
+    },
+    "kimi_linear": {
+        "linear_num_heads": 4,
+        "linear_head_dim": 8,
+        "qk_nope_head_dim": 4,
+        "num_key_value_heads": 4,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"] * (LAYERS // 3),
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"] * (LAYERS // 3)},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"] * (LAYERS // 3)},
 }
 
 

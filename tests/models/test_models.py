@@ -12,8 +12,10 @@ from tests.models.sweep import CRASH, EXACT, REFUSED, UNBUILT, WRONG, Found, swe
 from tests.models.table import rows, table
 
 EXACTLY = ["granite", "olmo", "gpt2", "phi3-longrope", "gpt_oss", "llama4_text", "deepseek_v3", "phimoe", "granite_swa"]
+EXACTLY += ["lfm2", "qwen3_5_text", "nemotron_h", "falcon_h1", "minimax"]
 """What a middle stage once got wrong, or another session's rows changed, and attention of each kind: sinks, chunks with
-scaled queries, keys wider than values, a window that only the mask has, rotation by layer; the sweep has all others."""
+scaled queries, keys wider than values, a window that only the mask has, rotation by layer;
+and a hybrid of each rule. The sweep has all others."""
 
 REFUSALS = {
     "doge": "it makes a mask of its own",
@@ -27,7 +29,7 @@ def test_a_cut_model_says_what_the_whole_one_says(case: str, tmp_path: Path) -> 
     assert (found.verdict, found.reason) == (EXACT, "")
 
 
-@pytest.mark.parametrize("case", ["gpt2"])
+@pytest.mark.parametrize("case", ["gpt2", "qwen3_next"])
 def test_and_in_bfloat16(case: str, tmp_path: Path) -> None:
     found = sweep(case, tmp_path, torch.bfloat16)
     assert (found.verdict, found.reason) == (EXACT, "")

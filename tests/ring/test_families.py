@@ -1,4 +1,4 @@
-"""Models that do arithmetic around their layers, in rings of real processes."""
+"""Models that do arithmetic around their layers or keep states, in rings of real processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GraniteConfig, OlmoConfig, Phi3Config
+from transformers import AutoModelForCausalLM, GraniteConfig, Lfm2Config, OlmoConfig, Phi3Config
 
 from swarm.cli.main import main
 from swarm.testbed.cluster import LocalSwarm, local_ring
@@ -21,6 +21,7 @@ SIZES: dict[str, Any] = {
 FAMILIES = {
     "granite": lambda **v: GraniteConfig(**v, embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=2.0),
     "olmo": lambda **v: OlmoConfig(**v),
+    "lfm2": lambda **v: Lfm2Config(**v, pad_token_id=0, layer_types=["conv", "full_attention", "conv"] * 2),
     "phi3": lambda **v: Phi3Config(
         **v, pad_token_id=0, original_max_position_embeddings=SWITCH,
         rope_parameters={
@@ -55,10 +56,11 @@ def generated(folder: Path, ids: list[int], tokens: int) -> list[int]:
     [
         ("granite", RINGS[2:]),
         ("olmo", RINGS[1:2]),
+        ("lfm2", RINGS[1:2]),
         pytest.param("granite", RINGS, marks=pytest.mark.soak),
         pytest.param("olmo", RINGS, marks=pytest.mark.soak),
     ],
-    ids=["granite-3", "olmo-2", "granite-all", "olmo-all"],
+    ids=["granite-3", "olmo-2", "lfm2-2", "granite-all", "olmo-all"],
 )
 async def test_a_cut_family_says_what_generate_says_and_replay_accepts_it(
     family: str, rings: tuple[list[tuple[int, int]], ...], tmp_path: Path

@@ -28,7 +28,9 @@ from swarm.model.wrappers import is_wrapper, text_name, text_values
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|wpe|word_embeddings|word_embeddings_layernorm)\.")
+_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:(?:embed_tokens|embed_in|wte|wpe|word_embeddings|word_embeddings_layernorm)\.|embeddings\.weight$)"
+)
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
 
 VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_commit_hash")
@@ -80,6 +82,13 @@ def canonical_json(value: Any) -> bytes:
 _LONGROPE_SWITCH = 4096
 """Where Phi-3 changes frequencies when its config does not say."""
 
+_LAYER_LISTS = ("layers_block_type", "hybrid_override_pattern")
+"""What Nemotron-H's configs state their layers by, one kind or letter each; a number beside it does not count."""
+
+_ENDLESS = {"mamba2"}
+"""Types without attention, whose configs name no end of a text: their rows know no positions."""
+_ENDLESS_POSITIONS = 1 << 20
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -122,6 +131,10 @@ class Manifest:
 
     @property
     def n_layers(self) -> int:
+        for key in _LAYER_LISTS:
+            listed = self.config.get(key)
+            if isinstance(listed, list | str) and listed:
+                return len(listed)
         return self._int("num_hidden_layers", "n_layer", "num_layers")
 
     @property
@@ -135,7 +148,10 @@ class Manifest:
     @property
     def positions(self) -> int:
         """Positions the model was made for."""
-        return self._int("max_position_embeddings", "n_positions", "n_ctx")
+        known = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length")
+        if self.config.get("model_type") in _ENDLESS and not any(self.config.get(key) for key in known):
+            return _ENDLESS_POSITIONS
+        return self._int(*known)
 
     @property
     def context(self) -> int:
