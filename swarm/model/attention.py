@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from swarm.base.errors import ModelError
 from swarm.model.kvcache import SessionKV
 from swarm.model.linear.paths import Paths
-from swarm.model.masks import Chunk, Seen, Span, register_trial
+from swarm.model.masks import AttentionChunk, Seen, Span, register_trial
 from swarm.model.rows import Rows
 
 NAME = "swarm_slots"
@@ -121,7 +121,7 @@ def visible_slots(rows: Rows, kv: SessionKV, span: Span, low: int, high: int) ->
     if span is not None:
         place = np.concatenate([kv.position[low:scratch], committed]).astype(np.int32)
         row = rows.position[:, None].astype(np.int32)
-        seen &= place >= row // span.size * span.size if isinstance(span, Chunk) else row - place < span
+        seen &= place >= row // span.size * span.size if isinstance(span, AttentionChunk) else row - place < span
     return seen
 
 
@@ -223,7 +223,7 @@ def _spans(module: torch.nn.Module, mask: torch.Tensor | Seen | None, window: in
     if isinstance(size := getattr(config, "sliding_window", None), int):
         known.append(size)
     if isinstance(size := getattr(config, "attention_chunk_size", None), int) and size > 0:
-        known.append(Chunk(size))
+        known.append(AttentionChunk(size))
     return [span for span in known if isinstance(mask, Seen) and mask.fits(span)]
 
 

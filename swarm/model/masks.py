@@ -26,13 +26,13 @@ class MaskChanged(AttributeError):
 
 
 @dataclass(frozen=True)
-class Chunk:
+class AttentionChunk:
     """Rows see what is behind them as far as the last multiple of `size` (Llama 4)."""
 
     size: int
 
 
-Span = int | Chunk | None
+Span = int | AttentionChunk | None
 """How far back rows of a layer see: a window of so many positions (their own included), a chunk, everything."""
 
 
@@ -51,7 +51,7 @@ class Seen:
     def fits(self, span: Span) -> bool:
         """Is this the causal mask with this span and nothing else?"""
         for query in (_FAR, _FAR + 1, _FAR + 5):  # chunks begin at multiples
-            reach = query + 1 if span is None else query % span.size + 1 if isinstance(span, Chunk) else span
+            reach = query + 1 if span is None else query % span.size + 1 if isinstance(span, AttentionChunk) else span
             for back in (0, 1, 2, 63, 4097, _FAR // 2, -1, reach - 1, reach, reach + 1):
                 if back <= query and self.visible(query, query - back) != (0 <= back < reach):
                     return False

@@ -11,9 +11,9 @@ import torch
 from swarm.base.errors import ModelError
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import is_embedding, layer_of
+from swarm.model.files.wrappers import is_wrapper, text_name
 from swarm.model.prune import LayerRange
 from swarm.model.quant.matrix import Matrix
-from swarm.model.wrappers import is_wrapper, text_name
 
 _RENAMED = {
     "embed_out.weight": "lm_head.weight",

@@ -11,7 +11,7 @@ import transformers
 
 from swarm.base.errors import ModelError
 from swarm.model.files.manifest import Manifest, TensorEntry
-from swarm.model.wrappers import text_name
+from swarm.model.files.wrappers import text_name
 from tests.models.sweep import CUTS, Reference, _apart
 
 _TEXT: dict[str, Any] = {

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.base.errors import ModelError
-from swarm.model.wrappers import is_wrapper, text_name, text_values
+from swarm.model.files.wrappers import is_wrapper, text_name, text_values
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 

@@ -23,10 +23,10 @@ from swarm.base.errors import ModelError
 from swarm.model.files.gguf_layout import layout
 from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.safetensors_file import DTYPES
+from swarm.model.files.wrappers import is_wrapper, text_values
 from swarm.model.quant.formats import find_format, has_kernel
 from swarm.model.quant.matrix import Matrix, hold
 from swarm.model.quant.native import library
-from swarm.model.wrappers import is_wrapper, text_values
 
 
 @dataclass(frozen=True)
