@@ -7,8 +7,6 @@ from pathlib import Path
 
 from swarm.base.errors import UsageError
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-
 
 @dataclass(frozen=True)
 class MemberConfig:

@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from swarm.base.config import DEFAULT_MODEL
 from swarm.cli.common import GPU, THREADS, add_draft_model, add_folders, models_dir, number, say, state_dir
 from swarm.cli.loop import run_loop
+from swarm.model.files.named import DEFAULT_MODEL
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

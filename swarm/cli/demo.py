@@ -73,11 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _demo(arguments: argparse.Namespace, report: Report) -> int:
-    from swarm.base.config import DEFAULT_MODEL, MemberConfig
+    from swarm.base.config import MemberConfig
     from swarm.cli.ask import GenerateConfig, ask
     from swarm.cli.verify import verify_file
     from swarm.client.route_policy import RouteRules
     from swarm.model.files.checkpoint import open_model
+    from swarm.model.files.named import DEFAULT_MODEL
     from swarm.model.files.store import ModelStore
     from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
 

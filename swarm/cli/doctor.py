@@ -8,9 +8,9 @@ import sys
 import time
 from dataclasses import asdict
 
-from swarm.base.config import DEFAULT_MODEL
 from swarm.cli.common import GPU, add_member_options, member_config, number
 from swarm.cli.loop import run_loop
+from swarm.model.files.named import DEFAULT_MODEL
 
 MARKS = {"ok": "ok", "warning": "!!", "wrong": "XX"}
 

@@ -7,9 +7,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from swarm.base.config import DEFAULT_MODEL
 from swarm.base.errors import UsageError
 from swarm.cli.common import GPU, add_folders, models_dir, number, say
+from swarm.model.files.named import DEFAULT_MODEL
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

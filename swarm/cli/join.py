@@ -6,12 +6,13 @@ import argparse
 import json
 import sys
 
-from swarm.base.config import DEFAULT_MODEL, JoinConfig, parse_address, parse_layers
+from swarm.base.config import JoinConfig, parse_address, parse_layers
 from swarm.base.errors import UsageError
 from swarm.cli.common import GPU, THREADS, add_log, add_member_options, add_weights_as, member_config, number, say
 from swarm.cli.early import check_node_port, check_state
 from swarm.cli.logs import add_log_options, log_config, logging_to
 from swarm.cli.loop import run_loop
+from swarm.model.files.named import DEFAULT_MODEL
 
 MOST_OVERFLOW_GB = 65_536.0
 

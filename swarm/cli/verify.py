@@ -306,8 +306,8 @@ def _write(path: Path, text: str) -> None:
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     """Measure and keep the limits of a model."""
-    from swarm.base.config import DEFAULT_MODEL
     from swarm.model.files.checkpoint import load_tokenizer, open_model
+    from swarm.model.files.named import DEFAULT_MODEL
     from swarm.model.files.store import ModelStore
     from swarm.recheck.calibrate import TEXT, measure_limits
     from swarm.recheck.limits import save_limits

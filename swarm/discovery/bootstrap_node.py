@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from swarm.base.config import DEFAULT_MODEL, JoinConfig
+from swarm.base.config import JoinConfig
 from swarm.base.errors import ModelError, PeerError, UsageError
 from swarm.base.events import Notice, Report
 from swarm.discovery.bootstrap import enter_by_invite, remembered, search_lan, why_not_entered
@@ -14,6 +14,7 @@ from swarm.mesh.membership import Membership
 from swarm.mesh.saved import Saved, load
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.manifest import Manifest
+from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard

@@ -22,7 +22,7 @@ from swarm.mesh.action import Accuse, Action, Changed, Clash, Dial, Expel, Leave
 from swarm.mesh.apply import apply
 from swarm.mesh.distances import Distances
 from swarm.mesh.event import Accused, Aged, DeltaHeard, Ended, Event, Moved, Published, Revoked, Tick, Unlinked
-from swarm.mesh.inbox import read_untrusted
+from swarm.mesh.inbox import Known, read_untrusted
 from swarm.mesh.latency import Coordinate, RttTable, unpack_coordinate, updated
 from swarm.mesh.membership import InviteToken, Membership, Revocation
 from swarm.mesh.neighbours import Neighbours
@@ -272,15 +272,9 @@ class Gossip:
         if peer.id not in self.state.links:
             return
         try:
-            event = await read_untrusted(
-                peer.id,
-                message,
-                self.state,
-                self.membership,
-                self._neighbours.ledger.revoked,
-                self._clock(),
-                self._wall(),
-            )
+            revoked = self._neighbours.ledger.revoked
+            known = Known(self.state, self.membership, revoked, self._clock(), self._wall())
+            event = await read_untrusted(peer.id, message, known)
         except PeerError as error:
             self.state, actions = expel(self.state, peer.id, str(error), self._clock(), [])
             for action in actions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Container
+from dataclasses import dataclass
 
 from swarm.base.errors import PeerError
 from swarm.base.nodeid import NodeId, short_id
@@ -21,15 +22,18 @@ log = logging.getLogger(__name__)
 SLICE = 16
 
 
-async def read_untrusted(
-    peer: NodeId,
-    message: Message,
-    state: State,
-    membership: Membership,
-    revoked: Container[bytes],
-    now: float,
-    now_wall: float,
-) -> Event:
+@dataclass(frozen=True)
+class Known:
+    """What a node holds a neighbour's message against. now: monotonic seconds; now_wall: Unix time."""
+
+    state: State
+    membership: Membership
+    revoked: Container[bytes]
+    now: float
+    now_wall: float
+
+
+async def read_untrusted(peer: NodeId, message: Message, known: Known) -> Event:
     """HINTS, WANT, DIGEST or DELTA as an event; signatures and proofs of what is new are checked. Raises PeerError.
 
     Yields to the event loop now and then: a signature takes 0.1 ms, and frames of a run must pass.
@@ -42,24 +46,16 @@ async def read_untrusted(
         case messages.DIGEST:
             return DigestHeard(peer, messages.parse_digest_untrusted(message))
         case messages.DELTA:
-            return await _read_delta_untrusted(peer, message, state, membership, revoked, now, now_wall)
+            return await _read_delta_untrusted(peer, message, known)
         case _:
             raise PeerError(f"expected a message of membership, found {message.kind!r}")
 
 
-async def _read_delta_untrusted(
-    peer: NodeId,
-    message: Message,
-    state: State,
-    membership: Membership,
-    revoked: Container[bytes],
-    now: float,
-    now_wall: float,
-) -> DeltaHeard:
-    parcel = messages.parse_delta_untrusted(message, membership)
+async def _read_delta_untrusted(peer: NodeId, message: Message, known: Known) -> DeltaHeard:
+    parcel = messages.parse_delta_untrusted(message, known.membership)
     found: list[Held] = []
     for i, (age, wire) in enumerate(parcel.records):
-        held = _check_untrusted(wire, now - age, state, membership, revoked, now_wall)
+        held = _check_untrusted(wire, known.now - age, known)
         if held is not None:
             found.append(held)
         if i % SLICE == SLICE - 1:
@@ -67,24 +63,22 @@ async def _read_delta_untrusted(
     return DeltaHeard(peer, tuple(found), parcel.suspicions, parcel.revocations)
 
 
-def _check_untrusted(
-    wire: bytes, born: float, state: State, membership: Membership, revoked: Container[bytes], now_wall: float
-) -> Held | None:
+def _check_untrusted(wire: bytes, born: float, known: Known) -> Held | None:
     """The record if it is new and genuine; None if it is old news, its clock is off, or its invite is revoked.
 
     Whoever passes the last on may not have heard of it yet. Raises PeerError.
     """
     record = peek_record_untrusted(wire)
-    known = state.table.get(record.key)
-    if known is not None and known.record.version >= record.version and record.node != state.node:
+    before = known.state.table.get(record.key)
+    if before is not None and before.record.version >= record.version and record.node != known.state.node:
         return None
     try:
-        signed = parse_record_untrusted(wire, membership.swarm, now_wall)
+        signed = parse_record_untrusted(wire, known.membership.swarm, known.now_wall)
     except ClockError as error:
         log.info("%s", error)
         return None
-    if not membership.proves(record.node, record.proof, "node"):
+    if not known.membership.proves(record.node, record.proof, "node"):
         raise PeerError(f"the record of node {short_id(record.node)} shows no admission to this swarm")
-    if membership.admission_untrusted(record.proof).void(revoked, now_wall):
+    if known.membership.admission_untrusted(record.proof).void(known.revoked, known.now_wall):
         return None
     return Held.of(signed, born)

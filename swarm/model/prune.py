@@ -82,6 +82,10 @@ def check_config(config: object, name: str) -> None:
     kinds = set(getattr(config, "layer_types", None) or ())
     if not kinds <= _KINDS:
         raise unfit(name, f"it has layers of kind {', '.join(sorted(kinds - _KINDS))}")
+    if any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config")):
+        raise unfit(name, "it takes pictures or sound as well as text")
+    if getattr(config, "hidden_size_per_layer_input", 0):
+        raise unfit(name, "its layers look up the token ids themselves, which only the first node of a ring sees")
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
         raise unfit(name, "it has an encoder")
     if getattr(config, "use_bidirectional_attention", False):

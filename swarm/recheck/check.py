@@ -13,10 +13,11 @@ from receipts.check.verify import Options, verify
 from receipts.format.log_tiles import LogProof
 from receipts.format.salt import Secret
 from swarm.base.address import Address
-from swarm.base.config import DEFAULT_MODEL, MemberConfig
+from swarm.base.config import MemberConfig
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Report, silent
 from swarm.model.files.checkpoint import Checkpoint, load_tokenizer, open_model
+from swarm.model.files.named import DEFAULT_MODEL, NAMED
 from swarm.model.files.store import ModelStore
 from swarm.recheck.auditor import RingAuditor
 from swarm.recheck.dial import opener
@@ -64,8 +65,8 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
     recompute = config.replay or config.audit
     if verdict.refusal is not None or verdict.run is None or not (recompute or config.model):
         return verdict
-    ref = config.model or _usual_model(verdict.run)
     store = ModelStore(config.models)
+    ref = config.model or _usual_model(verdict.run, store)
     checkpoint = await asyncio.to_thread(_open, ref, store, None if recompute else (0, 1), report)
     options = replace(config.options, model=checkpoint.manifest)
     if not recompute or verdict.run.order.model.manifest != checkpoint.manifest.digest:
@@ -89,11 +90,19 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
         return await asyncio.to_thread(verify, data, options)
 
 
-def _usual_model(run: ReceiptRun) -> str:
-    """The model that is at hand without being named: a stranger's receipt must not choose what is fetched."""
-    if run.order.model.name == DEFAULT_MODEL:
-        return DEFAULT_MODEL
-    raise UsageError(f"the receipt is of model {run.order.model.name!r}; say where yours is with --model REF")
+def _usual_model(run: ReceiptRun, store: ModelStore) -> str:
+    """The model that is at hand without being named: the default one, or one with a short name that lies here. A
+    stranger's receipt must not choose what is fetched."""
+    name = run.order.model.name
+    if name == DEFAULT_MODEL:
+        return name
+    if name in NAMED:
+        try:
+            store.path(name)
+        except ModelError as error:
+            raise UsageError(f"the receipt is of model {name!r}, not here: --model {name} fetches it") from error
+        return name
+    raise UsageError(f"the receipt is of model {name!r}; say where yours is with --model REF")
 
 
 def _open(ref: str, store: ModelStore, layers: tuple[int, int] | None, report: Report) -> Checkpoint:

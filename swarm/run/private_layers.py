@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from receipts import OwnLog
-from swarm.base.errors import PeerError
+from swarm.base.errors import ModelError, PeerError
 from swarm.model.block import Block, Job
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Layout
 from swarm.model.sampler import Sampling, pick
-from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor
+from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, fits
 from swarm.ring.frame import Answer, Frame, answer_of
 from swarm.ring.kept_rows import SentRows, SlotTokens
 from swarm.ring.receipt_log import note_answer
@@ -133,6 +133,11 @@ class PrivateEnds:
     def _outward(self, frame: Frame) -> Frame:
         self.sent.commit(frame.commits)
         output = self._blocks.head.forward([Job(self._head_kv, frame.commits, frame.rows, None)])[0]
+        if not torch.isfinite(output).all() or not fits(output, self._wire):
+            raise ModelError(
+                f"expected finite hidden rows from the layers kept here, found others as {self._wire}: "
+                "take --wire float32, or fewer private layers"
+            )
         self.sent.write(frame.rows, output)
         hidden = encode_tensor(output, self._wire)
         rows = replace(frame.rows, token=np.full(len(frame.rows), -1, np.int32))

@@ -13,7 +13,7 @@ import torch
 from swarm.base.errors import ModelError, PeerError
 from swarm.model.block import Job
 from swarm.model.sampler import pick
-from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor
+from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, fits
 from swarm.ring.frame import Answer, Frame, answer_of
 from swarm.stage.session import Arrived, StageSession
 
@@ -22,13 +22,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Computed:
-    """The outcome of one frame: what goes to the next stage or to the requester, nothing, or a failure."""
+    """The outcome of one frame: what goes to the next stage or to the requester, nothing, or a failure.
+
+    given: the failure lies in what the stage before gave, not in this one.
+    """
 
     session: StageSession
     arrived: Arrived
     out: Frame | Answer | None = None
     compute_us: int = 0
     error: str | None = None
+    given: bool = False
+
+
+class UnfitRowsError(PeerError):
+    """The stage before gave hidden rows that no honest stage gives."""
 
 
 def compute(batch: Sequence[tuple[StageSession, Arrived]]) -> list[Computed]:
@@ -43,7 +51,8 @@ def compute(batch: Sequence[tuple[StageSession, Arrived]]) -> list[Computed]:
         try:
             job = _job(session, arrived.frame)
         except PeerError as error:
-            done.append(Computed(session, arrived, error=str(error)))
+            given = isinstance(error, UnfitRowsError)
+            done.append(Computed(session, arrived, error=str(error), given=given))
             continue
         ranges.setdefault((session.block.first, session.block.last), []).append((session, arrived, job))
     for group in ranges.values():
@@ -80,6 +89,8 @@ def _job(session: StageSession, frame: Frame) -> Job:
         hidden = decode_tensor_untrusted(header, data, block.dtype).to(block.device)
         if hidden.shape != (len(frame.rows), block.hidden_size):
             raise PeerError(f"expected hidden rows {len(frame.rows)} x {block.hidden_size}, found {list(hidden.shape)}")
+        if not torch.isfinite(hidden).all():  # attention would spread one such row over all that follow
+            raise UnfitRowsError("expected finite hidden rows from the stage before, found others")
     if session.sent is not None:
         session.sent.commit(frame.commits)
     if session.tokens is not None:
@@ -102,6 +113,9 @@ def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, timi
             return Computed(session, arrived, _sampled(session, frame, output, timings), timing[1])
         except ModelError as error:
             return Computed(session, arrived, error=str(error))
+    if not fits(output, session.opening.wire):
+        why = f"the block's output has values beyond the wire format {session.opening.wire}; use --wire float32"
+        return Computed(session, arrived, error=why)
     wire = encode_tensor(output, session.opening.wire)
     if session.opening.sampling.repetition_penalty == 1.0:
         # Only a penalty at the tail needs token ids behind the head: nobody else is shown them.

@@ -304,7 +304,7 @@ class StageServer:
             session.account.computed(frame, done.out, session.opening.layout.scratch, done.compute_us)
         if done.error is not None:
             session.refuse()
-            self._lose(session, session.opening.index, done.error)
+            self._lose(session, session.opening.index - done.given, done.error)
         elif done.out is not None:
             session.outbox.put_nowait(done.out)
 

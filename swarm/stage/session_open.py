@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from swarm.base.errors import PeerError, SwarmError
+from swarm.base.errors import BusyError, PeerError, SwarmError
 from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
 from swarm.ring.certain_rows import leading_fresh
@@ -110,8 +110,10 @@ class SessionOpen:
                 for frame in replay_frames(session, opening.index + newcomers):
                     await self._sender.give(session, session.downstream, frame.seq, encode_frame(frame))
         except SwarmError as error:
-            node = opening.stages[opening.index + 1].node
-            refusal = RingSignal("opened", opening.run, opening.epoch, (), node, False, -1, str(error))
+            # Rows that were not kept are missing here; only a connection that fails is the next one's.
+            unkept = isinstance(error, BusyError)
+            node = opening.stages[opening.index + (0 if unkept else 1)].node
+            refusal = RingSignal("opened", opening.run, opening.epoch, (), node, unkept, -1, str(error))
             await post(session.upstream, encode_word(refusal))
             return
         session.ready.set()

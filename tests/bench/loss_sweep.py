@@ -22,9 +22,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from swarm.base.config import DEFAULT_MODEL, MemberConfig
+from swarm.base.config import MemberConfig
 from swarm.client.client import Requester, RequesterConfig
 from swarm.model.files.checkpoint import open_model
+from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.run.api import CommittedTokens, Finished, RunRequest
 from swarm.testbed.bench import load_prompts

@@ -17,9 +17,10 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from swarm.base.config import DEFAULT_MODEL, MemberConfig
+from swarm.base.config import MemberConfig
 from swarm.client.client import Requester, RequesterConfig
 from swarm.model.files.checkpoint import open_model
+from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.run.api import Finished, RunRequest
 from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers

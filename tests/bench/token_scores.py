@@ -20,8 +20,8 @@ from receipts.check.recompute import default_limit
 from receipts.check.token_stats import TokenStats, token_stats
 from receipts.check.verify import verify
 from receipts.format.opening import Order
-from swarm.base.config import DEFAULT_MODEL
 from swarm.model.files.checkpoint import Checkpoint, load_tokenizer, open_model
+from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.sampler import Sampling
 from swarm.recheck.replayer import ModelReplayer

@@ -24,10 +24,11 @@ from typing import Any
 
 import torch
 
-from swarm.base.config import DEFAULT_MODEL, MemberConfig
+from swarm.base.config import MemberConfig
 from swarm.client.client import Requester, RequesterConfig
 from swarm.model.block import load_block
 from swarm.model.files.checkpoint import open_model
+from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.rows import Layout, no_commits
 from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, wire_nbytes

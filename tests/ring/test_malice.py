@@ -20,6 +20,7 @@ from swarm.ring.opening import RingSignal, encode_word
 from swarm.run import run_loop as drive
 from swarm.run.api import Finished, Recovering, RunRequest, RunResult
 from swarm.run.speculation import MOST_FRAMES, MOST_ROWS, Speculation
+from swarm.stage import compute
 from swarm.stage.admission import StageLimits
 from swarm.stage.sender import Sender
 from swarm.stage.session import StageSession
@@ -206,3 +207,40 @@ async def test_a_token_id_beyond_the_embedding_is_said_to_be_that(make_ring: Cal
         ring.desk.target = replace(ring.desk.target, vocab_size=None)
         with pytest.raises(RunError, match=f"expected token ids from 0 to {VOCAB - 1}, found {VOCAB}"):
             await lived(ring, RunRequest((1, VOCAB), max_tokens=2, patience_s=0.5))
+
+
+# Hidden rows that are not finite
+
+
+def poisoning(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It passes on one value that is no number, in its second frame and in all that follow."""
+    give, sender = stage.server._sender.give, stage.server._sender
+
+    async def poisoned(session: StageSession, peer: Any, seq: int, message: Message) -> None:
+        if message.header.get("do") == "frame" and seq:
+            body = bytearray(message.body)
+            body[-4:] = np.array([np.nan], "<f4").tobytes()
+            message = replace(message, body=bytes(body))
+        await give(session, peer, seq, message)
+
+    monkeypatch.setattr(sender, "give", poisoned)
+
+
+async def test_rows_that_are_not_finite_end_the_epoch_by_name_and_never_become_a_token(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with make_ring(SPARE) as ring, asyncio.timeout(90):
+        poisoning(ring.stages[1], monkeypatch)
+        result, news = await lived(ring, RunRequest((1, 2, 3), max_tokens=12, patience_s=60.0))
+        assert 1 not in names(ring, result)
+    assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 12)
+    assert "expected finite hidden rows from the stage before" in news[0].reason
+
+
+async def test_rows_too_large_for_the_wire_are_the_word_of_the_one_that_has_them(
+    make_ring: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "fits", lambda output, wire: False)
+    async with make_ring(BLOCKS) as ring, asyncio.timeout(60):
+        with pytest.raises(RunError, match="beyond the wire format float32"):
+            await lived(ring, RunRequest((1, 2, 3), max_tokens=4, patience_s=1.0))

@@ -58,6 +58,12 @@ def encode_tensor(tensor: torch.Tensor, wire: str) -> tuple[dict[str, Any], Body
     return header, b"".join((_bytes_of(scales.cpu()), _bytes_of(values.cpu())))
 
 
+def fits(tensor: torch.Tensor, wire: str) -> bool:
+    """Whether `tensor` (finite, floating) is finite still in format `wire`: float16 ends at 65504; the scaled formats
+    hold any size."""
+    return wire in LARGEST or tensor.dtype == _dtype(wire) or bool(torch.isfinite(tensor.to(_dtype(wire))).all())
+
+
 def decode_tensor_untrusted(
     header: Mapping[str, Any], body: Body, dtype: torch.dtype | None = None, max_bytes: int = 2**26
 ) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from swarm.model.block import load_block
 from swarm.model.files.manifest import Manifest, layer_of
 from swarm.model.files.store import ModelStore
 from swarm.model.load import load_layers
-from swarm.model.prune import inner_model
+from swarm.model.prune import check_config, inner_model
 from tests.swarm.model.tiny import CPU, FAMILIES, MemoryCheckpoint, random_model, tiny_config
 
 
@@ -61,6 +62,21 @@ def test_architectures_that_do_not_fit_are_refused_by_name(config: Any, message:
     model = transformers.AutoModelForCausalLM.from_config(config())
     with pytest.raises(ModelError, match=message):
         load(MemoryCheckpoint(model), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (SimpleNamespace(vision_config={}), "it takes pictures or sound as well as text"),
+        (SimpleNamespace(audio_config={}), "it takes pictures or sound as well as text"),
+        (SimpleNamespace(hidden_size_per_layer_input=8), "its layers look up the token ids themselves"),
+    ],
+    ids=["vision", "audio", "per-layer"],
+)
+def test_what_a_config_shows_is_refused_in_one_sentence_before_anything_is_read(config: Any, reason: str) -> None:
+    with pytest.raises(ModelError, match=f"Some cannot be cut into blocks: {reason}"):
+        check_config(config, "Some")
+    check_config(SimpleNamespace(vision_config=None, hidden_size_per_layer_input=0), "Some")
 
 
 def test_quantised_checkpoints_are_refused(checkpoint: MemoryCheckpoint) -> None:

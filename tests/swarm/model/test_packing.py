@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from swarm.base.config import DEFAULT_MODEL
 from swarm.base.errors import UsageError
 from swarm.discovery.model_shape import held_bytes, model_shape
 from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import Checkpoint
+from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool

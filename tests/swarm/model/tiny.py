@@ -13,7 +13,7 @@ import transformers
 from swarm.model.block import Block, Job, load_block
 from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.kvcache import KVPool, SessionKV
-from swarm.model.rows import Commits, Layout, Rows, check_untrusted
+from swarm.model.rows import Commits, Layout, Rows, check_untrusted, no_commits
 
 VOCAB = 97
 CPU = torch.device("cpu")
@@ -178,3 +178,20 @@ def path_to(row: int, parents: Sequence[int]) -> list[int]:
         path.insert(0, row)
         row = parents[row]
     return path
+
+
+def logits_of(checkpoint: Any, text: Sequence[int], cuts: Sequence[int]) -> torch.Tensor:
+    """Logits of every row of a text, computed by blocks that meet at `cuts`, in float32."""
+    layout, hidden = Layout(scratch=8, context=64), None
+    for first, last in zip(cuts, cuts[1:], strict=False):
+        block = load_block(checkpoint, first, last, CPU, torch.float32)
+        kv = KVPool(block, 1 << 30).open(layout, first, last)
+        (hidden,) = block.forward([Job(kv, no_commits(), certain(text, 0, layout), hidden)])
+    assert hidden is not None
+    return hidden
+
+
+def plain(model: Any, text: Sequence[int]) -> torch.Tensor:
+    """The same by transformers."""
+    with torch.inference_mode():
+        return model(torch.tensor([text])).logits[0]  # type: ignore[no-any-return]

@@ -12,15 +12,13 @@ import torch
 import transformers
 
 from swarm.base.errors import ModelError
-from swarm.model.block import Job, load_block
 from swarm.model.files import gguf_file
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.gguf_layout import layout
 from swarm.model.files.store import ModelStore
-from swarm.model.kvcache import KVPool
-from swarm.model.rows import Layout, no_commits
+from swarm.model.rows import Layout
 from tests.swarm.model.gguf_files import Tensors, write_gguf
-from tests.swarm.model.tiny import CPU, certain, random_model, tiny_config
+from tests.swarm.model.tiny import logits_of, plain, random_model, tiny_config
 
 LAYOUT = Layout(scratch=8, context=64)
 TEXT = [5, 17, 3, 88, 41, 0, 9, 60, 11, 12, 54, 33, 2, 7]
@@ -31,26 +29,11 @@ def store(tmp_path: Path) -> ModelStore:
     return ModelStore(tmp_path / "store", endpoint="http://127.0.0.1:9", hub_cache=tmp_path / "cache")
 
 
-def logits_of(checkpoint: Any, cuts: tuple[int, ...]) -> torch.Tensor:
-    hidden = None
-    for first, last in zip(cuts, cuts[1:], strict=False):
-        block = load_block(checkpoint, first, last, CPU, torch.float32)
-        kv = KVPool(block, 1 << 30).open(LAYOUT, first, last)
-        (hidden,) = block.forward([Job(kv, no_commits(), certain(TEXT, 0, LAYOUT), hidden)])
-    assert hidden is not None
-    return hidden
-
-
-def plain(model: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(torch.tensor([TEXT])).logits[0]
-
-
 def check(path: Path, model: Any, store: ModelStore) -> Any:
     checkpoint = open_model(str(path), store)
     n = checkpoint.manifest.n_layers
     for cuts in ((0, n), (0, n // 3, n // 3 * 2, n)):
-        torch.testing.assert_close(logits_of(checkpoint, cuts), plain(model), rtol=0, atol=3e-5)
+        torch.testing.assert_close(logits_of(checkpoint, TEXT, cuts), plain(model, TEXT), rtol=0, atol=3e-5)
     return checkpoint
 
 

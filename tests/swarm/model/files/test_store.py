@@ -21,25 +21,10 @@ from swarm.model.files.named import DEFAULT_MODEL, NAMED
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Layout, no_commits
-from tests.swarm.model.tiny import CPU, VOCAB, certain, random_model, tiny_config
+from tests.swarm.model.tiny import CPU, VOCAB, certain, logits_of, plain, random_model, tiny_config
 
 LAYOUT = Layout(scratch=8, context=32)
 TEXT = [5, 17, 3, 88, 41, 0, 9, 60]
-
-
-def logits_of(checkpoint: Any, cuts: tuple[int, ...]) -> torch.Tensor:
-    hidden = None
-    for first, last in zip(cuts, cuts[1:], strict=False):
-        block = load_block(checkpoint, first, last, CPU, torch.float32)
-        kv = KVPool(block, 1 << 30).open(LAYOUT, first, last)
-        (hidden,) = block.forward([Job(kv, no_commits(), certain(TEXT, 0, LAYOUT), hidden)])
-    assert hidden is not None
-    return hidden
-
-
-def plain(model: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(torch.tensor([TEXT])).logits[0]
 
 
 @pytest.fixture
@@ -57,7 +42,7 @@ def test_a_sharded_folder_computes_like_the_model_that_was_saved(folder: Path, s
     assert len(list(folder.glob("*.safetensors"))) > 3
     checkpoint = open_model(str(folder), store)
     torch.testing.assert_close(
-        logits_of(checkpoint, (0, 2, 6)), plain(random_model(tiny_config("qwen3"))), rtol=0, atol=2e-5
+        logits_of(checkpoint, TEXT, (0, 2, 6)), plain(random_model(tiny_config("qwen3")), TEXT), rtol=0, atol=2e-5
     )
     assert (checkpoint.manifest.n_layers, checkpoint.manifest.vocab_size) == (6, VOCAB)
 
@@ -67,7 +52,7 @@ def test_experts_saved_one_by_one_are_joined_as_the_model_wants_them(tmp_path: P
     model.save_pretrained(tmp_path / "moe")
     checkpoint = open_model(str(tmp_path / "moe"), store)
     assert "model.layers.0.block_sparse_moe.experts.1.w2.weight" in checkpoint.manifest.entries
-    torch.testing.assert_close(logits_of(checkpoint, (0, 3, 6)), plain(model), rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits_of(checkpoint, TEXT, (0, 3, 6)), plain(model, TEXT), rtol=0, atol=2e-5)
 
 
 def test_a_model_saved_without_its_head_class_works(tmp_path: Path, store: ModelStore) -> None:
@@ -75,7 +60,7 @@ def test_a_model_saved_without_its_head_class_works(tmp_path: Path, store: Model
     model.transformer.save_pretrained(tmp_path / "bare")
     checkpoint = open_model(str(tmp_path / "bare"), store)
     assert "h.0.ln_1.weight" in checkpoint.manifest.entries
-    torch.testing.assert_close(logits_of(checkpoint, (0, 3, 6)), plain(model), rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits_of(checkpoint, TEXT, (0, 3, 6)), plain(model, TEXT), rtol=0, atol=2e-5)
 
 
 def test_the_manifest_is_kept_until_a_file_changes(folder: Path, store: ModelStore) -> None:

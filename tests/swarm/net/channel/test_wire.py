@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.base.errors import PeerError, UsageError
-from swarm.net.channel.wire import WIRE_FORMATS, decode_tensor_untrusted, encode_tensor, wire_nbytes
+from swarm.net.channel.wire import WIRE_FORMATS, decode_tensor_untrusted, encode_tensor, fits, wire_nbytes
 
 SHAPES = st.lists(st.integers(0, 7), min_size=1, max_size=4)
 EXACT = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -111,3 +111,10 @@ def test_unknown_formats_are_misuse_here() -> None:
         encode_tensor(torch.zeros(2), "float64")
     with pytest.raises(UsageError, match="dimensions"):
         encode_tensor(torch.tensor(1.0), "float32")
+
+
+def test_what_a_format_cannot_hold_is_known_before_it_is_sent() -> None:
+    large = torch.tensor([[1.0, 70_000.0]])
+    assert not fits(large, "float16")
+    assert all(fits(large, wire) for wire in ("float32", "bfloat16", "int8"))
+    assert not fits(torch.tensor([[3.4e38]]), "bfloat16")
