@@ -77,6 +77,7 @@ def run_show(arguments: argparse.Namespace) -> int:
         ("vocabulary", summary.vocab_size),
         ("context", f"{summary.context} tokens"),
         ("stored", f"{summary.total_bytes / 1e6:.0f} MB as {', '.join(summary.formats)}"),
+        ("expanded", f"{summary.expanded_bytes / 1e6:.0f} MB as bfloat16"),
         ("path", summary.path),
     ):
         print(f"{name:13} {value}")

@@ -13,6 +13,7 @@ from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import is_embedding, layer_of
 from swarm.model.prune import LayerRange
 from swarm.model.quant.matrix import Matrix
+from swarm.model.quant.schemes import layer_weights
 
 _RENAMED = {"embed_out.weight": "lm_head.weight"}
 """Outer tensors by the names that older files have for them (GPT-NeoX)."""
@@ -58,7 +59,7 @@ def read_state(
     manifest = checkpoint.manifest
     bare = not any(name.startswith(prefix + ".") for name in manifest.entries)  # saved without its head class
     wanted: dict[int, list[tuple[str, str]]] = {}
-    for entry in manifest.layer_tensors(shape.first, shape.last):
+    for entry in (weight.entry for weight in layer_weights(manifest, shape.first, shape.last)):
         name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
         layer = layer_of(entry.name)
         if layer is not None:

@@ -65,7 +65,7 @@ def test_architectures_that_do_not_fit_are_refused_by_name(config: Any, message:
 
 def test_quantised_checkpoints_are_refused(checkpoint: MemoryCheckpoint) -> None:
     checkpoint.config.quantization_config = {"quant_method": "gptq", "bits": 4}
-    with pytest.raises(ModelError, match=r"little is quantised \(gptq\), which is read from GGUF alone"):
+    with pytest.raises(ModelError, match=r"little is quantised \(gptq\) and nothing has unpacked it"):
         load(checkpoint)
 
 
