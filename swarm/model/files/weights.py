@@ -21,10 +21,11 @@ import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from swarm.base.errors import ModelError
+from swarm.model.files.gguf_file import READABLE
 from swarm.model.files.gguf_layout import layout
 from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.safetensors_file import DTYPES, SMALL_FLOATS
-from swarm.model.quant.encoding import EncodedMatrix, MovedColumns, Weight, expand
+from swarm.model.quant.encoding import EncodedMatrix, MovedColumns, Weight, expand, runs
 from swarm.model.quant.formats import find_format, has_kernel
 from swarm.model.quant.matrix import Matrix, hold
 from swarm.model.quant.native import library
@@ -63,6 +64,8 @@ class FileCheckpoint:
         entry, place = self._find(name)
         with _Mapped(place, 0, entry.nbytes, name) as data:
             self.bytes_read += entry.nbytes
+            if (unpacked := _unpack(entry, data, self.manifest.config, dtype)) is not None:
+                return unpacked
             tensor = decode(entry, data, self.manifest.config)
             # A copy in any case: nothing may keep pointing into the mapping.
             return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
@@ -117,7 +120,12 @@ class FileCheckpoint:
                 entry, place = self._find(stored.name)
                 data = stack.enter_context(_Mapped(place, 0, entry.nbytes, entry.name))
                 self.bytes_read += entry.nbytes
-                parts[role] = decode(entry, data, {})
+                if entry.format == "gguf:F32":
+                    parts[role] = torch.from_numpy(data.view(np.float32)).reshape(entry.shape)
+                elif find_format(entry.format) is not None:  # blocks stay blocks
+                    parts[role] = torch.from_numpy(data).reshape(entry.shape[0], -1)
+                else:
+                    parts[role] = decode(entry, data, {})
             yield parts
 
     def _find(self, name: str) -> tuple[TensorEntry, Place]:
@@ -161,6 +169,28 @@ def decode(entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config
         raise ModelError(f"{entry.name} is stored as {entry.format}, which cannot be read; use another file") from exc
     tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(entry.shape)
     return layout(entry.name, entry.shape, config).apply(tensor)
+
+
+def _unpack(
+    entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config: Mapping[str, Any], dtype: torch.dtype
+) -> torch.Tensor | None:
+    """A matrix of GGUF blocks as `dtype`, some rows at a time: in float32 the table of a large vocabulary alone takes
+    gigabytes. None for what is no such matrix. Raises ModelError for scales that are not finite."""
+    form = find_format(entry.format)
+    lies = layout(entry.name, entry.shape, config)
+    if form is None or len(entry.shape) != 2 or lies.transposed or form.name not in READABLE:
+        return None
+    rows, columns = entry.shape
+    if columns % form.block or entry.nbytes != rows * (columns // form.block) * form.block_bytes:
+        raise ModelError(f"{entry.name} of shape {list(entry.shape)} does not fit {entry.nbytes} bytes of {form.name}")
+    form.check_scales(data, entry.name)
+    stored, out = data.reshape(rows, -1), torch.empty(rows, columns, dtype=dtype)
+    for first, last in runs(rows, columns):
+        part = stored[first:last] if lies.rows is None else stored[lies.rows[first:last].numpy()]
+        values = gguf.dequantize(part, gguf.GGMLQuantizationType(form.number))
+        numbers = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(last - first, columns)
+        out[first:last] = numbers - 1 if lies.minus_one else numbers
+    return out
 
 
 class _Mapped:

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from swarm.base.errors import ModelError
+from swarm.model.files.gguf_layout import layout
 from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.safetensors_file import DTYPES
 from swarm.model.quant.bitsandbytes import BNB_ROLES, bitsandbytes
 from swarm.model.quant.compressed import COMPRESSED_ROLES, compressed_tensors
 from swarm.model.quant.encoding import Encoding, Weight
 from swarm.model.quant.floats import Float4, ScaledFloats
+from swarm.model.quant.ggml import SCALE, ScaledBlocks
 from swarm.model.quant.integers import Integers
 
 Choose = Callable[[str, Mapping[str, TensorEntry]], Encoding | None]
@@ -56,6 +58,8 @@ def layer_weights(manifest: Manifest, first: int, last: int) -> tuple[Weight, ..
 def _group(tensors: Sequence[TensorEntry], manifest: Manifest) -> dict[str, Weight]:
     """Parts of a weight share its module, so that a layer's are all among the layer's tensors."""
     method = find_method(manifest.config, manifest.model)
+    if method is None and any(t.name.endswith(SCALE) for t in tensors):
+        method = _gguf(manifest.config)
     if method is None:
         return {t.name: _plain(t, manifest.model) for t in tensors}
     found: dict[str, Weight] = {}
@@ -162,6 +166,23 @@ def _awq(stated: Mapping[str, Any]) -> Method:
         raise ValueError(f"{bits} bits in the order of {version}, expected 4 in that of gemm")
     base = Integers("awq", bits, max(0, group), not stated.get("zero_point", True))
     return Method(_WORDS, lambda name, parts: _integers(name, parts, base))
+
+
+def _gguf(config: Mapping[str, Any]) -> Method:
+    """GGUFs, of whose formats NVFP4 alone takes a second tensor."""
+
+    def choose(module: str, parts: Mapping[str, TensorEntry]) -> Encoding | None:
+        codes = parts["codes"]
+        if codes.format != "gguf:NVFP4":
+            return None
+        if "scales" not in parts:
+            return None
+        lies = layout(codes.name, codes.shape, config)
+        if not lies.packed_safe:
+            raise ValueError("its matrix lies the other way")
+        return ScaledBlocks(lies.rows)
+
+    return Method({SCALE: "scales", ".weight": "codes"}, choose)
 
 
 _F8 = ("F8_E4M3", "F8_E5M2")
