@@ -13,7 +13,7 @@ from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import is_embedding, layer_of
 from swarm.model.prune import LayerRange
 from swarm.model.quant.matrix import Matrix
-from swarm.model.quant.schemes import layer_weights
+from swarm.model.quant.schemes import layer_weights, weights_of
 
 _RENAMED = {"embed_out.weight": "lm_head.weight"}
 """Outer tensors by the names that older files have for them (GPT-NeoX)."""
@@ -107,7 +107,7 @@ def _finite(tensor: torch.Tensor) -> bool:
 def _embedding(checkpoint: Checkpoint) -> str:
     """Name of the input embedding's weight."""
     known = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
-    for name in checkpoint.manifest.entries:
+    for name in weights_of(checkpoint.manifest):
         if layer_of(name) is None and known.search(name):
             return name
     raise ModelError(f"{checkpoint.manifest.model} has neither a head nor an embedding to share; is it complete?")

@@ -19,7 +19,7 @@ from swarm.model.quant.bitsandbytes import BNB_ROLES, bitsandbytes
 from swarm.model.quant.compressed import COMPRESSED_ROLES, compressed_tensors
 from swarm.model.quant.encoding import Encoding, Weight
 from swarm.model.quant.floats import Float4, ScaledFloats
-from swarm.model.quant.ggml import SCALE, ScaledBlocks
+from swarm.model.quant.ggml import GGML_ROLES, SCALE, PlainBlocks, ScaledBlocks, ggml_blocks
 from swarm.model.quant.integers import Integers
 
 Choose = Callable[[str, Mapping[str, TensorEntry]], Encoding | None]
@@ -119,7 +119,7 @@ def _join(module: str, parts: dict[str, TensorEntry], method: Method, model: str
             if len(parts) > 1:
                 raise ValueError("it stands beside plain numbers")
             return _plain(first, model)
-        if "scales" not in parts:
+        if "scales" not in parts and not isinstance(encoding, PlainBlocks):
             raise ValueError("it has no scales")
         shape = encoding.shape(parts)
     except (ValueError, IndexError) as exc:
@@ -251,4 +251,5 @@ _METHODS: Mapping[str, Callable[[Mapping[str, Any]], Method]] = {
     "modelopt": _modelopt,
     "compressed-tensors": _compressed,
     "bitsandbytes": _bitsandbytes,
+    "ggml": lambda stated: Method(GGML_ROLES, ggml_blocks),
 }
