@@ -55,12 +55,24 @@ def _group_of(module: str, groups: list[Mapping[str, Any]]) -> Mapping[str, Any]
     """The group whose targets name the module, else the one for its class."""
     for group in groups:
         for target in map(str, group.get("targets") or ()):
-            if target == module or (target.startswith("re:") and re.match(target[3:], module)):
+            if target == module or (target.startswith("re:") and _pattern(target[3:], module)):
                 return group
     classes = [g for g in groups if any(not str(t).startswith("re:") and "." not in str(t) for t in g["targets"])]
     if len(classes) != 1:
         raise ValueError(f"{len(classes)} config_groups are for it")
     return classes[0]
+
+
+_REPEATED = re.compile(r"\)\s*[*+{?]")
+
+
+def _pattern(pattern: str, module: str) -> bool:
+    """Whether a pattern of a config names the module. Configs come from anywhere, and a pattern can be made to run for
+    ever: few repeats, and none of a group. Raises ValueError for others."""
+    repeats = sum(pattern.count(sign) for sign in "*+{")
+    if len(pattern) > 200 or len(module) > 200 or repeats > 3 or _REPEATED.search(pattern):
+        raise ValueError(f"the target re:{pattern[:40]} is too involved to follow")
+    return re.match(pattern, module) is not None
 
 
 def _encoding(weights: Mapping[str, Any], parts: Mapping[str, TensorEntry]) -> Encoding:

@@ -7,6 +7,7 @@ key/value caches are left alone: rows are computed in more precision than they w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,7 +97,7 @@ def find_method(config: Mapping[str, Any], model: str) -> Method | None:
         raise ModelError(f"{model} is a quantised {config['model_type']}, whose matrices lie the other way; {INSTEAD}")
     try:
         return reader(stated)
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, re.error) as exc:
         raise ModelError(f"{model} is quantised by {name} in a way that is not read: {exc}; {INSTEAD}") from exc
 
 
@@ -122,7 +123,7 @@ def _join(module: str, parts: dict[str, TensorEntry], method: Method, model: str
         if "scales" not in parts and not isinstance(encoding, PlainBlocks):
             raise ValueError("it has no scales")
         shape = encoding.shape(parts)
-    except (ValueError, IndexError) as exc:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, re.error) as exc:
         raise ModelError(f"{first.name} of {model} cannot be read: {exc}; pull it again") from exc
     entry = TensorEntry(
         module + method.target, shape, encoding.name, sum(p.nbytes for p in parts.values()), first.digest

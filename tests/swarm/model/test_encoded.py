@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from swarm.base.errors import ModelError
 from swarm.discovery.model_shape import model_shape
 from swarm.model.block import load_block
 from swarm.model.files.checkpoint import open_model
@@ -226,3 +227,22 @@ def test_experts_in_fp8_are_read_one_by_one(tmp_path: Path, store: ModelStore) -
     checkpoint = open_model(str(tmp_path / "model"), store)
     for cuts in ((0, 6), (0, 3, 6)):
         torch.testing.assert_close(logits_of(checkpoint, cuts), plain(model), rtol=0, atol=3e-5)
+
+
+def test_groups_of_settings_are_for_the_layers_that_they_name(tmp_path: Path, store: ModelStore) -> None:
+    four, eight = files.packed(4, 32), files.packed(8, 0)
+    calls = iter(range(1000))
+
+    def write(w: Any, rng: Any) -> Any:  # state dicts go q, k, v, o, gate, up, down
+        return (eight if next(calls) % 7 == 6 else four)(w, rng)
+
+    channel = {"type": "int", "num_bits": 8, "strategy": "channel", "symmetric": True}
+    stated = ct("pack-quantized", **INT, symmetric=True)
+    stated["config_groups"]["group_1"] = {"targets": [r"re:.*mlp\.down_proj$"], "weights": channel}
+    model = files.save_encoded(tmp_path / "model", tiny(), write, stated)
+    checkpoint = open_model(str(tmp_path / "model"), store)
+    torch.testing.assert_close(logits_of(checkpoint, (0, 2, 3)), plain(model), rtol=0, atol=3e-5)
+    stated["config_groups"]["group_1"]["targets"] = ["re:(.*)*mlp"]
+    files.save_encoded(tmp_path / "other", tiny(), four, stated)
+    with pytest.raises(ModelError, match="is too involved to follow"):
+        open_model(str(tmp_path / "other"), store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from hypothesis import strategies as st
 
 from swarm.base.errors import ModelError
 from swarm.model.files.checkpoint import open_model
+from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.store import ModelStore
 from swarm.model.load import load_layers
+from swarm.model.quant.bitsandbytes import BNB_ROLES
+from swarm.model.quant.compressed import COMPRESSED_ROLES
 from swarm.model.quant.encoding import Encoding
+from swarm.model.quant.ggml import GGML_ROLES, SCALE
 from swarm.model.quant.integers import Integers, unpack
-from swarm.model.quant.schemes import find_method
+from swarm.model.quant.schemes import find_method, weights_of
 from tests.swarm.model import encoded_files as files
 from tests.swarm.model.test_encoded import AWQ, BLOCK, INT, NV, UP, ct, gptq, tiny
 from tests.swarm.model.tiny import CPU
@@ -197,3 +202,66 @@ def test_blocks_hold_the_same_numbers_to_the_last_bit(
     found = StoredMatrix(form, (16, 128), blocks.data, None).rows(torch.arange(16))
     columns = torch.arange(128) if blocks.columns is None else blocks.columns
     assert torch.equal(found, whole[:, columns])
+
+
+ENDINGS = sorted(
+    {*COMPRESSED_ROLES, *BNB_ROLES, *GGML_ROLES, ".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale_inv"}
+    | {".weight_scale_2", "_blocks", "_scales", ".weight", ".bias", ".input_scale", ".weight_format"}
+)
+KINDS = ["F32", "F16", "BF16", "I64", "I32", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "gguf:NVFP4"]
+CONFIGS: list[Any] = [
+    gptq(), gptq(8, -1), gptq(2, 0), AWQ, BLOCK, {"quant_method": "fp8"}, {"quant_method": "fbgemm_fp8"}, PACK, NVFP4,
+    ct("float-quantized", type="float", strategy="block", block_structure=[8, 8]),
+    ct("int-quantized", type="int", strategy="channel"), {"quant_method": "mxfp4"}, {"quant_method": "ggml"},
+    {"quant_method": "modelopt", "quant_algo": "NVFP4"}, {"quant_method": "bitsandbytes"}, None,
+]  # fmt: skip
+ENTRIES = st.lists(
+    st.tuples(
+        st.sampled_from(["model.layers.0.a", "model.layers.0.b", "lm_head"]),
+        st.sampled_from([*ENDINGS, SCALE]),
+        st.lists(st.sampled_from([0, 1, 2, 3, 8, 16, 32, 36, 64]), max_size=4),
+        st.sampled_from(KINDS),
+    ),
+    max_size=8,
+    unique_by=lambda item: item[:2],
+)
+
+
+@given(st.sampled_from(CONFIGS), ENTRIES)
+@settings(max_examples=300, deadline=None)
+def test_any_set_of_tensors_is_read_or_refused_by_name(stated: Any, entries: list[Any]) -> None:
+    tensors = tuple(
+        TensorEntry(module + ending, tuple(shape), kind, math.prod(shape), "0" * 64)
+        for module, ending, shape, kind in entries
+    )
+    config = {"model_type": "qwen3", "num_hidden_layers": 1} | ({"quantization_config": stated} if stated else {})
+    try:
+        found = weights_of(Manifest("m", config, tensors))
+    except ModelError as exc:
+        assert "m" in str(exc)
+        return
+    parts = [part.name for weight in found.values() for part in weight.parts.values()]
+    assert len(parts) == len(set(parts))  # no tensor makes up two weights
+    for weight in found.values():
+        assert weight.entry.nbytes == sum(part.nbytes for part in weight.parts.values())
+
+
+SETTINGS = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 300) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from([c for c in CONFIGS if c]), st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_quantization_config_is_read_or_refused_by_name(stated: dict[str, Any], data: st.DataObject) -> None:
+    bent = {**stated, data.draw(st.sampled_from(sorted(stated))): data.draw(SETTINGS)}
+    tensors = tuple(
+        TensorEntry(f"model.layers.0.a{ending}", (64, 64), kind, 4096, "0" * 64)
+        for ending, kind in ((".qweight", "I32"), (".scales", "F16"), (".weight", "F8_E4M3"), (".weight_scale", "F32"))
+    )
+    try:
+        weights_of(Manifest("m", {"model_type": "qwen3", "quantization_config": bent}, tensors))
+    except ModelError:
+        return
