@@ -77,7 +77,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 def run_quantize(arguments: argparse.Namespace) -> int:
     """Round, write, compare."""
     from swarm.model.files.store import ModelStore
-    from swarm.model.quant.quality import quantize
+    from swarm.model.quality import quantize
     from swarm.terminal.progress import reporter
 
     store = ModelStore(models_dir(arguments))

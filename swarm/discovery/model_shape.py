@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from swarm.model.files.manifest import Manifest, TensorEntry, is_embedding, layer_of
+from swarm.model.files.schemes import Weight, weights_of
 from swarm.model.files.weights import packs, packs_encoded
-from swarm.model.quant.encoding import Weight
 from swarm.model.quant.formats import find_format
 from swarm.model.quant.native import library
-from swarm.model.quant.schemes import weights_of
 from swarm.planner.api import ModelShape
 
 

@@ -11,9 +11,9 @@ import torch
 from swarm.base.errors import ModelError
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import is_embedding, layer_of
+from swarm.model.files.schemes import layer_weights, weights_of
 from swarm.model.prune import LayerRange
 from swarm.model.quant.matrix import Matrix
-from swarm.model.quant.schemes import layer_weights, weights_of
 
 _RENAMED = {"embed_out.weight": "lm_head.weight"}
 """Outer tensors by the names that older files have for them (GPT-NeoX)."""

@@ -13,8 +13,8 @@ from swarm.model.block import Block, Job, load_block
 from swarm.model.device import free_bytes
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
+from swarm.model.files.schemes import layer_weights
 from swarm.model.kvcache import KVPool
-from swarm.model.quant.schemes import layer_weights
 from swarm.model.rows import Commits, Layout, Rows
 
 CPU = torch.device("cpu")

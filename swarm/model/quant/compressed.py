@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from swarm.model.files.manifest import TensorEntry
-from swarm.model.quant.encoding import Encoding
+from swarm.model.quant.encoding import Encoding, StoredTensor
 from swarm.model.quant.floats import Float4, ScaledFloats
 from swarm.model.quant.integers import Integers
 
@@ -29,7 +28,7 @@ _FORMATS = (
 )  # fmt: skip
 
 
-def compressed_tensors(stated: Mapping[str, Any]) -> Callable[[str, Mapping[str, TensorEntry]], Encoding | None]:
+def compressed_tensors(stated: Mapping[str, Any]) -> Callable[[str, Mapping[str, StoredTensor]], Encoding | None]:
     """Raises ValueError for what is not read."""
     if stated.get("transform_config"):
         raise ValueError("transform_config: its activations are to be rotated")
@@ -41,7 +40,7 @@ def compressed_tensors(stated: Mapping[str, Any]) -> Callable[[str, Mapping[str,
         if form is not None and form not in _FORMATS:
             raise ValueError(f"format {form}, expected one of {', '.join(_FORMATS)}")
 
-    def choose(module: str, parts: Mapping[str, TensorEntry]) -> Encoding | None:
+    def choose(module: str, parts: Mapping[str, StoredTensor]) -> Encoding | None:
         codes = parts["codes"]
         if codes.name.endswith(".weight") and codes.format not in ("I8", "F8_E4M3", "F8_E5M2"):
             return None
@@ -75,7 +74,7 @@ def _pattern(pattern: str, module: str) -> bool:
     return re.match(pattern, module) is not None
 
 
-def _encoding(weights: Mapping[str, Any], parts: Mapping[str, TensorEntry]) -> Encoding:
+def _encoding(weights: Mapping[str, Any], parts: Mapping[str, StoredTensor]) -> Encoding:
     bits, kind = int(weights.get("num_bits", 8)), str(weights.get("type", "int"))
     strategy, group = str(weights.get("strategy") or ""), int(weights.get("group_size") or 0)
     codes, scales = parts["codes"], parts.get("scales")

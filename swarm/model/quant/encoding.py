@@ -16,7 +16,6 @@ import torch
 from torch.nn import functional
 
 from swarm.base.errors import ModelError
-from swarm.model.files.manifest import TensorEntry
 from swarm.model.quant.formats import Format
 from swarm.model.quant.matrix import PackedMatrix, StoredMatrix
 
@@ -25,6 +24,22 @@ SCRATCH_BYTES = 16 << 20
 
 Parts = Mapping[str, torch.Tensor]
 """Stored tensors by what they are to the encoding ("codes", "scales", ...), as stored."""
+
+
+class StoredTensor(Protocol):
+    """What is known of a stored tensor before it is read; see `manifest.TensorEntry`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Encoding(Protocol):
         """ggml's name of the blocks that `blocks` will give, as far as the config tells; None for none."""
         ...
 
-    def shape(self, parts: Mapping[str, TensorEntry]) -> tuple[int, ...]:
+    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         """The shape of the model's tensor. Raises ValueError for parts that do not fit each other."""
         ...
 
@@ -65,19 +80,6 @@ class Encoding(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A tensor of the model. entry: its name and shape there, its encoding's name, its stored bytes in all.
-
-    parts: what it is stored in, by role; encoding: None for plain numbers and GGUF blocks, then `entry` is the stored
-    tensor itself.
-    """
-
-    entry: TensorEntry
-    parts: Mapping[str, TensorEntry]
-    encoding: Encoding | None = None
-
-
 def runs(rows: int, row_numbers: int) -> Iterator[tuple[int, int]]:
     """[first, last) for all rows, as many at a time as the scratch memory holds."""
     step = max(1, SCRATCH_BYTES // max(1, 4 * row_numbers))
@@ -85,19 +87,17 @@ def runs(rows: int, row_numbers: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, rows)
 
 
-def expand(weight: Weight, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+def expand(name: str, shape: tuple[int, ...], encoding: Encoding, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     """The whole tensor as `dtype`. Raises ModelError naming the tensor."""
-    assert weight.encoding is not None
-    name, shape = weight.entry.name, weight.entry.shape
     try:
-        weight.encoding.check(parts)
+        encoding.check(parts)
         out = torch.empty(shape, dtype=dtype)
         for first, last in runs(shape[0], math.prod(shape[1:])):
-            part = weight.encoding.rows(parts, first, last)
+            part = encoding.rows(parts, first, last)
             if not bool(torch.isfinite(part).all()):
                 raise ValueError("it holds values that are not finite")
             out[first:last] = part
-        final = getattr(weight.encoding, "final_shape", None)
+        final = getattr(encoding, "final_shape", None)
         out = out if final is None else out.reshape(final(parts))
     except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as exc:
         raise ModelError(f"{name} cannot be unpacked: {exc}: pull it again") from exc

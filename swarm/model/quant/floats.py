@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from swarm.model.files.manifest import TensorEntry
-from swarm.model.quant.encoding import Blocks, Parts
+from swarm.model.quant.encoding import Blocks, Parts, StoredTensor
 
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
@@ -36,7 +35,7 @@ class ScaledFloats:
     def kernel_format(self) -> str | None:
         return None
 
-    def shape(self, parts: Mapping[str, TensorEntry]) -> tuple[int, ...]:
+    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape, found = parts["codes"].shape, parts["scales"].shape
         if len(shape) != 2:
             raise ValueError(f"a matrix of shape {list(shape)}")
@@ -94,7 +93,7 @@ class Float4:
     def kernel_format(self) -> str | None:
         return "MXFP4" if self.group == 32 and not self.stacked else None
 
-    def shape(self, parts: Mapping[str, TensorEntry]) -> tuple[int, ...]:
+    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape, found = parts["codes"].shape, parts["scales"].shape
         if self.stacked:
             if len(shape) != 4 or shape[3] * 2 != self.group or found != shape[:3]:

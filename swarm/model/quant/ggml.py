@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from swarm.base.errors import ModelError
-from swarm.model.files.manifest import TensorEntry
-from swarm.model.quant.encoding import Blocks, Encoding, Parts
+from swarm.model.quant.encoding import Blocks, Encoding, Parts, StoredTensor
 from swarm.model.quant.formats import find_format
 
 SCALE = ".second_scale"
@@ -38,7 +37,7 @@ class ScaledBlocks:
     def kernel_format(self) -> str | None:
         return None
 
-    def shape(self, parts: Mapping[str, TensorEntry]) -> tuple[int, ...]:
+    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape = parts["codes"].shape
         if len(shape) != 2 or parts["codes"].nbytes != shape[0] * (shape[1] // 64) * 36 or shape[1] % 64:
             raise ValueError(f"NVFP4 of shape {list(shape)}")
@@ -72,7 +71,7 @@ class PlainBlocks:
     def kernel_format(self) -> str | None:
         return self.kind
 
-    def shape(self, parts: Mapping[str, TensorEntry]) -> tuple[int, ...]:
+    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         codes, (block, size) = parts["codes"], gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.kind]]
         if codes.format != "U8" or len(codes.shape) != 2 or codes.shape[1] % size:
             raise ValueError(f"{codes.format} of shape {list(codes.shape)} does not divide into blocks of {size} bytes")
@@ -93,7 +92,7 @@ class PlainBlocks:
         return Blocks(self.kind, parts["codes"])
 
 
-def ggml_blocks(module: str, parts: Mapping[str, TensorEntry]) -> Encoding | None:
+def ggml_blocks(module: str, parts: Mapping[str, StoredTensor]) -> Encoding | None:
     """How `X.weight.TYPE` is stored."""
     kind = parts["codes"].name.rpartition(".")[2].upper()
     return PlainBlocks(kind) if kind in TYPES else None

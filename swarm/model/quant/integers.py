@@ -23,8 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from swarm.model.files.manifest import TensorEntry
-from swarm.model.quant.encoding import Blocks, Parts
+from swarm.model.quant.encoding import Blocks, Parts, StoredTensor
 
 BLOCK = 32
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -62,7 +61,7 @@ class Integers:
             return "Q8_0" if self.symmetric else None
         return "Q4_0" if self.symmetric else "Q5_0"
 
-    def shape(self, parts: Mapping[str, TensorEntry]) -> tuple[int, ...]:
+    def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         n = 32 // self.bits
         rows, columns = parts["codes"].shape
         match self.kind:

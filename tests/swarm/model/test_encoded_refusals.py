@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from swarm.base.errors import ModelError
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.manifest import Manifest, TensorEntry
+from swarm.model.files.schemes import find_method, weights_of
 from swarm.model.files.store import ModelStore
 from swarm.model.load import load_layers
 from swarm.model.quant.bitsandbytes import BNB_ROLES
@@ -23,7 +24,6 @@ from swarm.model.quant.compressed import COMPRESSED_ROLES
 from swarm.model.quant.encoding import Encoding
 from swarm.model.quant.ggml import GGML_ROLES, SCALE
 from swarm.model.quant.integers import Integers, unpack
-from swarm.model.quant.schemes import find_method, weights_of
 from tests.swarm.model import encoded_files as files
 from tests.swarm.model.test_encoded import AWQ, BLOCK, INT, NV, UP, ct, gptq, tiny
 from tests.swarm.model.tiny import CPU

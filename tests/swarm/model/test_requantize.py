@@ -20,10 +20,10 @@ from swarm.base.errors import ModelError, UsageError
 from swarm.cli.main import main
 from swarm.model.files.checkpoint import load_tokenizer, open_model
 from swarm.model.files.store import ModelStore
+from swarm.model.quality import compare, quantize
 from swarm.model.quant.kquants import quantize_q4_k
 from swarm.model.quant.native import library
-from swarm.model.quant.quality import compare, quantize
-from swarm.model.quant.requantize import TARGETS, requantize
+from swarm.model.requantize import TARGETS, requantize
 from tests.swarm.model import encoded_files as files
 from tests.swarm.model.files.test_gguf import llama, logits_of, plain
 from tests.swarm.model.gguf_files import write_gguf

@@ -25,10 +25,10 @@ from swarm.base.events import Progress, Report, silent
 from swarm.model.files.files import keep
 from swarm.model.files.local import INDEX
 from swarm.model.files.manifest import canonical_json, layer_of
+from swarm.model.files.schemes import Weight, find_method
 from swarm.model.files.weights import FileCheckpoint
-from swarm.model.quant.encoding import Weight, runs
+from swarm.model.quant.encoding import runs
 from swarm.model.quant.kquants import quantize_q4_k
-from swarm.model.quant.schemes import find_method
 
 Tensors = dict[str, torch.Tensor]
 
@@ -38,7 +38,7 @@ _SHARD = "model-{:05d}-of-{:05d}.safetensors"
 
 
 @dataclass(frozen=True)
-class Target:
+class RoundingTarget:
     """round: a matrix [out, in] of float32 under a module's name -> tensors; None where it stays. stated: the
     quantization_config; outer: whether the embedding and the head are rounded too."""
 
@@ -84,7 +84,7 @@ def requantize(checkpoint: FileCheckpoint, to: str, out: Path, report: Report = 
     return total
 
 
-def _rounded(checkpoint: FileCheckpoint, weight: Weight, target: Target) -> Tensors:
+def _rounded(checkpoint: FileCheckpoint, weight: Weight, target: RoundingTarget) -> Tensors:
     name, shape = weight.entry.name, weight.entry.shape
     inner = layer_of(name) is not None and not _ROUTER.search(name)
     if name.endswith(".weight") and len(shape) == 2 and (inner or (target.outer and _OUTER.search(name))):
@@ -148,10 +148,10 @@ def _compressed(form: str, **weights: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-TARGETS: Mapping[str, Target] = {
-    "q4_k": Target(_ggml("Q4_K"), {"quant_method": "ggml"}, True),
-    "q8_0": Target(_ggml("Q8_0"), {"quant_method": "ggml"}, True),
-    "int8": Target(_int8, _compressed("pack-quantized", type="int"), False),
-    "fp8": Target(_fp8, _compressed("float-quantized", type="float"), False),
+TARGETS: Mapping[str, RoundingTarget] = {
+    "q4_k": RoundingTarget(_ggml("Q4_K"), {"quant_method": "ggml"}, True),
+    "q8_0": RoundingTarget(_ggml("Q8_0"), {"quant_method": "ggml"}, True),
+    "int8": RoundingTarget(_int8, _compressed("pack-quantized", type="int"), False),
+    "fp8": RoundingTarget(_fp8, _compressed("float-quantized", type="float"), False),
 }
 """By the names that `--to` takes."""

@@ -18,7 +18,7 @@ from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.safetensors_file import DTYPES
 from swarm.model.quant.bitsandbytes import BNB_ROLES, bitsandbytes
 from swarm.model.quant.compressed import COMPRESSED_ROLES, compressed_tensors
-from swarm.model.quant.encoding import Encoding, Weight
+from swarm.model.quant.encoding import Encoding
 from swarm.model.quant.floats import Float4, ScaledFloats
 from swarm.model.quant.ggml import GGML_ROLES, SCALE, PlainBlocks, ScaledBlocks, ggml_blocks
 from swarm.model.quant.integers import Integers
@@ -35,6 +35,19 @@ _IGNORED = (
     ".weight_format",
 )  # fmt: skip
 """Endings of what says how activations were to be rounded."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the model. entry: its name and shape there, its encoding's name, its stored bytes in all.
+
+    parts: what it is stored in, by role; encoding: None for plain numbers and GGUF blocks, then `entry` is the stored
+    tensor itself.
+    """
+
+    entry: TensorEntry
+    parts: Mapping[str, TensorEntry]
+    encoding: Encoding | None = None
 
 
 @dataclass(frozen=True)

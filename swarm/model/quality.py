@@ -18,10 +18,10 @@ from swarm.model.block import Block, Job, load_block
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer
 from swarm.model.files.files import keep
 from swarm.model.files.manifest import layer_of
+from swarm.model.files.schemes import layer_weights
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
-from swarm.model.quant.requantize import requantize
-from swarm.model.quant.schemes import layer_weights
+from swarm.model.requantize import requantize
 from swarm.model.rows import Layout, Rows, no_commits
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Made:
+class SmallerModel:
     """A model that `quantize` made: its folder and digest, bytes of weights before and after; quality: None where the
     two were not compared."""
 
@@ -54,7 +54,7 @@ class Made:
     quality: Quality | None
 
 
-def quantize(store: ModelStore, ref: str, to: str, out: Path, compared: bool, report: Report = silent) -> Made:
+def quantize(store: ModelStore, ref: str, to: str, out: Path, compared: bool, report: Report = silent) -> SmallerModel:
     """Make a smaller model in the new folder `out`, its tokenizer with it. to: a name of `requantize.TARGETS`. What is
     not compared needs no tokenizer. Raises ModelError, UsageError."""
     before = store.open(ref, report=report)
@@ -77,7 +77,7 @@ def quantize(store: ModelStore, ref: str, to: str, out: Path, compared: bool, re
     if compared:
         quality = compare(before, after, tokens, report)
     stored = sum(entry.nbytes for entry in before.manifest.tensors)
-    return Made(out, after.manifest.digest, stored, size, quality)
+    return SmallerModel(out, after.manifest.digest, stored, size, quality)
 
 
 def carried_text() -> str:
