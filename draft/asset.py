@@ -23,11 +23,12 @@ from draft.packed import can_pack, pack_linears
 from swarm.base.errors import UsageError
 from swarm.base.events import Report, silent
 from swarm.model.block import Block, load_block
-from swarm.model.dtype import choose_dtype
+from swarm.model.dtype import choose_dtype, dtype_name
 from swarm.model.files.checkpoint import Checkpoint, load_tokenizer, open_model
 from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.store import ModelStore
 from swarm.model.files.weights import make_config
+from swarm.model.packing import choose_weights
 from swarm.model.quant.matrix import Matrix
 
 DATA = Path(__file__).parent / "data"
@@ -159,7 +160,10 @@ def load_drafter(
         check_vocabulary(ref, load_tokenizer(ref, store, report, offline), target.manifest.model, tokenizer)
         checkpoint = open_model(ref, store, None, report, offline)
     int8 = made is not None and can_pack(device, dtype)
-    block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report, blocked=not int8)
+    # Of a model as it is, 4-bit matrices stay so: a draft step is bound by the bytes that it reads.
+    weights = "expanded" if made is not None else choose_weights("auto", dtype_name(dtype), device)
+    n = checkpoint.manifest.n_layers
+    block = load_block(checkpoint, 0, n, device, dtype, report, blocked=not int8, weights=weights)
     if tokens is not None:
         block.narrow_head(tokens)
     if int8:
@@ -172,7 +176,7 @@ def load_drafter(
 
 def _fitting(block: Block, context: int) -> int:
     """A context whose keys and values take a quarter of the GPU's free memory at most: it is all taken at once."""
-    per_position = sum(2 * shape.heads * shape.dim for shape in block.kv_shapes) * block.dtype.itemsize
+    per_position = sum(shape.numbers for shape in block.kv_shapes) * block.dtype.itemsize
     free, _ = torch.cuda.mem_get_info(block.device)
     return max(1024, min(context, free // 4 // per_position))
 

@@ -18,6 +18,7 @@ from draft.ranker import WIDTH, Ranker
 from swarm.base.events import Notice, Report, silent
 from swarm.model.block import Block
 from swarm.model.kvcache import SessionKV
+from swarm.model.masks import Span
 from swarm.model.rows import Rows
 
 ROW_BUCKETS = (1, 2, 4, 8)
@@ -43,9 +44,9 @@ class DeviceTreePlan:
     def stop(self) -> int:
         return self.count
 
-    def mask(self, window: int | None, groups: int) -> torch.Tensor:
+    def mask(self, span: Span, groups: int) -> torch.Tensor:
         """Additive [groups * n, slots]. Raises RuntimeError for sliding windows, which have no static form here."""
-        if window is not None:
+        if span is not None:
             raise RuntimeError("layers with a sliding window are drafted step by step")
         zero = torch.zeros(self.seen.shape, dtype=self.dtype, device=self.device)
         return zero.masked_fill_(~self.seen, float("-inf")).repeat(groups, 1)

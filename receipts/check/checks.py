@@ -14,6 +14,8 @@ from receipts.format.statement import Body, Statement
 
 MIXED = "mixed"
 """What an order says of types where those who may take part differ."""
+MIXED_STORED = "mixed q8"
+"""The same where some of them multiply weights as they are stored, which is coarser than any other type."""
 RTT_SLACK_US = 10_000
 """Two ends that ping at different moments may find least times this far apart, plus a quarter."""
 
@@ -74,8 +76,8 @@ def check_layers(run: ReceiptRun) -> list[Claim]:
     opened = bool(run.last.accepts)
     standing = Standing.PROVEN if opened else Standing.CLAIMED
     claims = [Claim(standing, "layers", f"{text}, {accepted if opened else 'none of its stages accepted'}")]
-    if run.order.dtype == MIXED:
-        text = "stages may compute in different types (mixed): rows and tokens are held to the coarsest"
+    if run.order.dtype in (MIXED, MIXED_STORED):
+        text = f"stages may compute in different types ({run.order.dtype}): rows and tokens are held to the coarsest"
         claims.append(Claim(Standing.CLAIMED, "dtype", text))
     if own:
         text = f"{own_spans(run.order)} computed by the requester itself, who alone accounts for them"

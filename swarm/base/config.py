@@ -65,7 +65,7 @@ class JoinConfig:
     listen: tuple[str, int] = ("0.0.0.0", 0)
     advertise: tuple[str, int] | None = None
     dtype: str = "auto"
-    weights_as: str = "expanded"
+    weights_as: str = "auto"
     kv_bytes: int | None = None
     grace_s: float = 10.0
     open_swarm: bool = False

@@ -224,9 +224,9 @@ def add_weights_as(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights-as",
         choices=("auto", "stored", "expanded"),
-        default="expanded",  # stored is slower where it was measured with two threads; see docs/performance.md
+        default="auto",
         help="stored: hold and multiply weights as the file has them, 4-bit files in 4 bits and a quarter of the "
-        "memory (CPU); expanded: as --dtype; auto: stored where there is a fast kernel, expanded with --dtype float32 "
-        "and on GPUs "
+        "memory (CPU); expanded: as --dtype; auto: stored where there is a fast kernel, unless memory allows the other "
+        "and it was faster when one layer was measured; expanded with --dtype float32 and on GPUs "
         "(default: %(default)s)",
     )

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from swarm.cli.common import add_folders, models_dir
+from swarm.cli.common import add_folders, add_weights_as, models_dir
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,6 +22,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("--nodes", type=Path, required=True, metavar="FILE", help="the fleet, TOML or JSON")
     parser.add_argument("--model", metavar="REF", help="the model (default: the one that the file describes)")
+    add_weights_as(parser)
     parser.add_argument("--explain", action="store_true", help="say why")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_folders(parser)
@@ -39,11 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
 
         from swarm.discovery.model_shape import model_shape
         from swarm.model.files.store import ModelStore
+        from swarm.model.packing import choose_weights
         from swarm.terminal.progress import reporter
 
         with reporter(json_lines=False, out=sys.stderr) as report:
             manifest = ModelStore(models_dir(arguments)).open(arguments.model, (0, 1), report).manifest
-        shape = model_shape(manifest, torch.bfloat16)
+        cpu = torch.device("cpu")
+        shape = model_shape(manifest, torch.bfloat16, choose_weights(arguments.weights_as, "bfloat16", cpu))
     planned = dry_run(fleet, shape, arguments.explain)
     if arguments.json:
         print(json.dumps(dry_run_data(planned)))

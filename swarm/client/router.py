@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 
-from receipts.check.checks import MIXED
+from receipts.check.checks import MIXED, MIXED_STORED
 from swarm.base.address import Address
 from swarm.base.errors import CoverageError, PeerError
 from swarm.base.nodeid import NodeId, id_text, parse_id_untrusted
@@ -19,6 +19,7 @@ from swarm.discovery.model_shape import model_shape
 from swarm.discovery.planner_view import members_of, rtts_of
 from swarm.mesh.gossip import Gossip
 from swarm.model.files.manifest import Manifest
+from swarm.model.packing import PACKED
 from swarm.net.channel.message import Message
 from swarm.net.switchboard import Switchboard
 from swarm.planner.api import Ask, Member, plan_route, usual_speed
@@ -31,6 +32,13 @@ from swarm.run.api import RunRequest, StageInfo
 
 NEWS_WAIT_S = 2.0
 PLANNED_ROWS = 8
+
+
+def joint_dtype(found: Set[str]) -> str:
+    """One word for what several stages compute in: the one they share, or which mixture it is."""
+    if len(found) == 1:
+        return next(iter(found))
+    return MIXED_STORED if found & {PACKED, MIXED_STORED} else MIXED
 
 
 class Routes:
@@ -122,8 +130,7 @@ class Routes:
     def dtype(self, stages: Sequence[StagePlan]) -> str:
         """What the stages say they compute in; "mixed" when they differ."""
         views = [self._gossip.member(stage.node) for stage in stages]
-        found = {view.record.dtype for view in views if view is not None}
-        return found.pop() if len(found) == 1 else MIXED
+        return joint_dtype({view.record.dtype for view in views if view is not None})
 
     def ordered_dtype(self, stages: Sequence[StagePlan]) -> str:
         """The same for the order; "mixed" also where another node that holds layers differs.
@@ -135,8 +142,7 @@ class Routes:
             for member in self._gossip.members()
             if member.record.layers[0] < member.record.layers[1]
         }
-        found = {self.dtype(stages), *others}
-        return found.pop() if len(found) == 1 else MIXED
+        return joint_dtype({self.dtype(stages), *others})
 
     def describe(self, plan: StagePlan, said: Mapping[str, object], compute_ms: float) -> StageInfo:
         """A stage of a run for people; `said` is what it said of itself."""

@@ -17,10 +17,12 @@ from swarm.client.drafters import Drafters, load_drafters
 from swarm.mesh.saved import Saved
 from swarm.model.block import load_block
 from swarm.model.device import choose_device
+from swarm.model.dtype import dtype_name
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
 from swarm.model.files.generation_config import generation_defaults
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
+from swarm.model.packing import choose_weights
 from swarm.model.text.spelling import special_tokens
 from swarm.model.text.template import NEW_ANSWER, TemplateRenderer, Turn
 from swarm.run.api import Draft
@@ -101,8 +103,10 @@ class Target:
         """The first and the last `count` layers, loaded. Raises ModelError."""
         n, device = self.manifest.n_layers, choose_device(None)
         store = ModelStore(self.models)
+        weights = choose_weights("auto", dtype_name(dtype), device)
         head, tail = (
-            load_block(open_model(self.ref, store, span), *span, device, dtype) for span in ((0, count), (n - count, n))
+            load_block(open_model(self.ref, store, span), *span, device, dtype, weights=weights)
+            for span in ((0, count), (n - count, n))
         )
         return PrivateBlocks(head, tail)
 

@@ -31,13 +31,13 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
         held[layer] = held.get(layer, 0) + count
         if is_embedding(tensor.name) and len(tensor.shape) == 2 and tensor.shape[0] == manifest.vocab_size:
             table = count
-    config = manifest.config
+    config = manifest.text_config
     ends, table = held.get(None, 0), table or manifest.hidden_size * manifest.vocab_size * size
     return ModelShape(
         name=manifest.model,
         layer_bytes=tuple(held.get(layer, 0) for layer in range(manifest.n_layers)),
         hidden_size=manifest.hidden_size,
-        kv_bytes=2 * _kv_width(config, manifest.hidden_size) * size,
+        kv_bytes=_kv_numbers(config, manifest.hidden_size) * size,
         head_bytes=table,
         tail_bytes=max(0, ends if _tied(manifest) else ends - table),
         wire_bytes=manifest.hidden_size * size,
@@ -72,8 +72,11 @@ def _tied(manifest: Manifest) -> bool:
     return not any(tensor.name.startswith("lm_head") for tensor in manifest.tensors)
 
 
-def _kv_width(config: Mapping[str, Any], hidden: int) -> int:
-    """Values of one key of one token: key/value heads times their size."""
+def _kv_numbers(config: Mapping[str, Any], hidden: int) -> int:
+    """Numbers in the keys and values of one token in one layer."""
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    if config.get("kv_lora_rank"):  # latent attention, kept as every head sees it
+        widths = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        return heads * sum(int(config.get(width) or 0) for width in widths)
     kv_heads = int(config.get("num_key_value_heads") or heads)
-    return kv_heads * int(config.get("head_dim") or hidden // heads)
+    return 2 * kv_heads * int(config.get("head_dim") or hidden // heads)

@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 
 from swarm.base.errors import ModelError
 from swarm.model.kvcache import SessionKV
-from swarm.model.masks import Seen, register_trial
+from swarm.model.masks import Chunk, Seen, Span, register_trial
 from swarm.model.rows import Rows
 
 NAME = "swarm_slots"
@@ -47,7 +47,7 @@ class Plan(Protocol):
     @property
     def stop(self) -> int: ...
 
-    def mask(self, window: int | None, groups: int) -> torch.Tensor | None:
+    def mask(self, span: Span, groups: int) -> torch.Tensor | None:
         """Additive [groups * rows, high - low] in the block's dtype, the rows repeated; None if all is visible."""
         ...
 
@@ -64,7 +64,7 @@ class JobPlan:
     write: slice | torch.Tensor = field(init=False)
     low: int = field(init=False)
     high: int = field(init=False)
-    masks: dict[tuple[int | None, int], torch.Tensor | None] = field(init=False, default_factory=dict)
+    masks: dict[tuple[Span, int], torch.Tensor | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         rows, scratch = self.rows, self.kv.layout.scratch
@@ -85,16 +85,16 @@ class JobPlan:
     def stop(self) -> int:
         return self.start + len(self.rows)
 
-    def mask(self, window: int | None, groups: int) -> torch.Tensor | None:
+    def mask(self, span: Span, groups: int) -> torch.Tensor | None:
         """Additive mask [groups * n, high - low] in the block's dtype, the rows repeated `groups` times; None if all
         is visible. Made once per forward and kind of layer."""
-        key = (window, groups)
+        key = (span, groups)
         if key not in self.masks:
-            self.masks[key] = self._make_mask(window, groups)
+            self.masks[key] = self._make_mask(span, groups)
         return self.masks[key]
 
-    def _make_mask(self, window: int | None, groups: int) -> torch.Tensor | None:
-        visible = visible_slots(self.rows, self.kv, window, self.low, self.high)
+    def _make_mask(self, span: Span, groups: int) -> torch.Tensor | None:
+        visible = visible_slots(self.rows, self.kv, span, self.low, self.high)
         if visible.all():
             return None
         hidden = torch.from_numpy(~visible).to(self.device)
@@ -108,35 +108,63 @@ def note_positions(rows: Rows, kv: SessionKV) -> None:
     kv.position[rows.slot[drafted]] = rows.position[drafted]
 
 
-def visible_slots(rows: Rows, kv: SessionKV, window: int | None, low: int, high: int) -> NDArray[np.bool_]:
-    """[n, high - low]: may row i see slot low + j? Distance in positions must be under `window` if given."""
+def visible_slots(rows: Rows, kv: SessionKV, span: Span, low: int, high: int) -> NDArray[np.bool_]:
+    """[n, high - low]: may row i see slot low + j? Only as far back as `span`."""
     scratch = kv.layout.scratch
     drafts = np.unpackbits(rows.ancestors, axis=1, bitorder="little").view(np.bool_)[:, low:scratch]
     committed = np.arange(high - scratch)
     seen = np.concatenate([drafts, committed < rows.prefix[:, None]], axis=1)
-    if window is not None:
-        place = np.concatenate([kv.position[low:scratch], committed])
-        seen &= rows.position[:, None].astype(np.int32) - place.astype(np.int32) < window
+    if span is not None:
+        place = np.concatenate([kv.position[low:scratch], committed]).astype(np.int32)
+        row = rows.position[:, None].astype(np.int32)
+        seen &= place >= row // span.size * span.size if isinstance(span, Chunk) else row - place < span
     return seen
 
 
 @dataclass
 class Call:
-    """One call of the attention function, as the trial forward at loading saw it. plain_mask: the model's own mask
-    says no more than the window that the layer passed."""
+    """One call of the attention function, as the trial forward at loading saw it. span: what the model's own mask
+    says, or what the layer passed where there is no mask; span_known: it says that and no more."""
 
     layer: int
     key: tuple[int, ...]
     value: tuple[int, ...]
-    plain_mask: bool
+    span: Span
+    span_known: bool
 
 
 class Attending:
-    """What the attention modules of one block share: the jobs of the forward under way (one thread computes)."""
+    """What the attention modules of one block share: the jobs of the forward under way (one thread computes),
+    their positions (int64 [T], on the device), and how far back the rows of each layer see."""
 
     def __init__(self) -> None:
+        self.spans: dict[int, Span] = {}
+        self.position: torch.Tensor | None = None
         self.jobs: Sequence[Plan] = []
         self.trial: list[Call] | None = None
+
+
+@dataclass(frozen=True)
+class Warmth:
+    """Llama 4 scales the queries of its layers without rotation by their position
+    (https://huggingface.co/papers/2501.19399)."""
+
+    floor: float
+    scale: float
+
+    def scales(self, position: torch.Tensor) -> torch.Tensor:
+        """float32 [T]."""
+        return torch.log1p(torch.floor((position.float() + 1.0) / self.floor)) * self.scale + 1.0
+
+
+def settle_scales(inner: torch.nn.Module) -> None:
+    """Take over from modules that scale a query by the place of its row in the forward: sessions share forwards."""
+    for module in inner.modules():
+        if getattr(module, "attn_temperature_tuning", False) and hasattr(module, "floor_scale"):
+            setattr(module, "attn_temperature_tuning", False)  # noqa: B010
+            if not module.use_rope:
+                warmth = Warmth(float(module.floor_scale), float(module.attn_scale))  # type: ignore[arg-type]
+                setattr(module, "swarm_warmth", warmth)  # noqa: B010
 
 
 def register_attention() -> None:
@@ -154,10 +182,13 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, heads, T, dim], key and value [1, kv heads, T, dim] -> [1, T, heads, dim]. `attention_mask` is not
-    used: masks come from the rows. Raises ModelError for an argument that would change the result unseen."""
+    """query and key [1, heads or kv heads, T, dim], value [1, kv heads, T, value dim] -> [1, T, heads, value dim].
+    `attention_mask` is not used: masks come from the rows. s_aux [heads]: attention sinks, one more logit per head that
+    takes a share of the softmax and adds nothing (gpt-oss). Raises ModelError for an argument that would change the
+    result unseen."""
     state, layer = getattr(module, "swarm_attending", None), getattr(module, "layer_idx", None)
     # Flags (router logits and the like) are let pass; a number or tensor of unknown meaning is not.
     odd = [name for name, item in others.items() if name not in _IGNORED and not isinstance(item, bool | None)]
@@ -166,12 +197,29 @@ def attend(
         raise ModelError(f"{type(module).__name__} cannot be cut into blocks: {found}; use another architecture")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     if state.trial is not None:
-        plain = attention_mask is None or (isinstance(attention_mask, Seen) and attention_mask.fits(sliding_window))
-        state.trial.append(Call(layer, tuple(key.shape), tuple(value.shape), plain))
+        spans = _spans(module, attention_mask, sliding_window)
+        state.trial.append(Call(layer, tuple(key.shape), tuple(value.shape), next(iter(spans), None), bool(spans)))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
-    parts = [_attend_job(job, layer, query, key, value, scale, sliding_window, softcap) for job in state.jobs]
+    if isinstance(warmth := getattr(module, "swarm_warmth", None), Warmth) and state.position is not None:
+        query = (query * warmth.scales(state.position)[:, None]).to(query.dtype)
+    span = state.spans.get(layer, sliding_window)
+    parts = [_attend_job(job, layer, query, key, value, scale, span, softcap, s_aux) for job in state.jobs]
     # Rows in one piece, as transformers' own functions give them: some layers (AFMoE) make a view of them.
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
+
+
+def _spans(module: torch.nn.Module, mask: torch.Tensor | Seen | None, window: int | None) -> list[Span]:
+    """Spans that are all that a mask says, among those that a layer passes or its config has: some models tell their
+    window to nobody but the function that makes masks (Phi-MoE), others have windows and chunks by layer."""
+    if mask is None:
+        return [window]
+    config = getattr(module, "config", None)
+    known: list[Span] = [window, None]
+    if isinstance(size := getattr(config, "sliding_window", None), int):
+        known.append(size)
+    if isinstance(size := getattr(config, "attention_chunk_size", None), int) and size > 0:
+        known.append(Chunk(size))
+    return [span for span in known if isinstance(mask, Seen) and mask.fits(span)]
 
 
 def _attend_job(
@@ -181,8 +229,9 @@ def _attend_job(
     key: torch.Tensor,
     value: torch.Tensor,
     scale: float,
-    window: int | None,
+    span: Span,
     softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """The job's rows of `attend`: writes their slots, then reads. Returns [1, n, heads, dim]."""
     keys, values = job.kv.layer(layer)
@@ -199,19 +248,24 @@ def _attend_job(
     asked = query[0, :, one]
     if rows <= _FEW:
         # Query heads that share a key head become rows of it: keys are read once, and one row is a matrix product.
-        mask = job.mask(window, groups)
+        mask = job.mask(span, groups)
         asked = asked.reshape(1, shared, groups * rows, dim)
         seen_k, seen_v = keys[None, :, job.low : job.high], values[None, :, job.low : job.high]
     else:
         # With many rows the mask, which folding repeats, is the large thing; key heads become a batch, seen by groups.
-        mask = job.mask(window, 1)
+        mask = job.mask(span, 1)
         asked = asked.reshape(shared, groups, rows, dim)
         seen_k = keys[:, None, job.low : job.high].expand(-1, groups, -1, -1)
         seen_v = values[:, None, job.low : job.high].expand(-1, groups, -1, -1)
-    if softcap is None:
+    if softcap is None and sinks is None:
         out = torch.nn.functional.scaled_dot_product_attention(asked, seen_k, seen_v, attn_mask=mask, scale=scale)
     else:
-        scores = torch.tanh(torch.matmul(asked, seen_k.transpose(2, 3)) * scale / softcap) * softcap
+        scores = torch.matmul(asked, seen_k.transpose(2, 3)) * scale
+        scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
         scores = scores if mask is None else scores + mask
-        out = torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype), seen_v)
+        if sinks is not None:  # heads are in order in both layouts, the rows of a head together
+            each = sinks.to(scores.dtype).repeat_interleave(rows).view(*scores.shape[:-1], 1)
+            scores = torch.cat([scores, each], -1)
+        share = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+        out = torch.matmul(share if sinks is None else share[..., :-1], seen_v)
     return out.reshape(1, heads, rows, -1).transpose(1, 2)

@@ -7,6 +7,7 @@ the whole model, so models whose layers depend on it (GPT-2 scaling, sparse step
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 
@@ -20,13 +21,18 @@ from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.dtype import dtype_name
 from swarm.model.edges import open_edges
 from swarm.model.files.checkpoint import Checkpoint
-from swarm.model.guard import check_cut
+from swarm.model.fused import settle
+from swarm.model.guard import check_cut, one_layer
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
-from swarm.model.packing import computes_in
+from swarm.model.packing import PACKED, computes_in
 from swarm.model.prune import cut, inner_model, layer_list
 from swarm.model.quant.modules import PackedLinear
+from swarm.model.quant.native import library
 from swarm.model.rows import Rows
+
+_FEW_SEEN = 128 * 2048
+"""Rows times slots in sight up to which attention of a layer over packed weights is too little to divide."""
 
 
 class Block:
@@ -69,11 +75,17 @@ class Block:
         slot that an earlier one writes; ValueError otherwise.
         """
         self._attending.jobs = plans = self._plan(jobs)
+        with self._divided(plans):
+            return self._forward(jobs, plans)
+
+    def _forward(self, jobs: Sequence[Job], plans: Sequence[JobPlan]) -> list[torch.Tensor]:
         try:
             rows = [job.rows for job in jobs]
             position = np.concatenate([r.position for r in rows]).astype(np.int64)
+            places = torch.from_numpy(position).to(self.device)
+            self._attending.position = places
             inputs = {
-                "position_ids": torch.from_numpy(position[None]).to(self.device),
+                "position_ids": places[None],
                 "use_cache": False,
                 **self._input(jobs),
             }
@@ -84,6 +96,14 @@ class Block:
         finally:
             self._attending.jobs = []
 
+    def _divided(self, plans: Sequence[JobPlan]) -> contextlib.AbstractContextManager[None]:
+        """Who has the CPU's threads: the kernels of packed weights alone, where little else is worth dividing."""
+        if self.computes_in == PACKED and sum((p.stop - p.start) * p.high for p in plans) <= _FEW_SEEN:
+            lib = library()
+            if lib is not None:
+                return lib.undivided()
+        return contextlib.nullcontext()
+
     @torch.inference_mode()
     def compute(self, plans: Sequence[Plan], inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One forward over what is on the device already; nothing is read on the host, so a CUDA graph can hold it.
@@ -91,7 +111,7 @@ class Block:
         inputs: token ids int64 [T] at the head, else hidden rows [T, hidden_size]; positions int64 [T]; the plans
         cover the T rows. Returns hidden rows [T, hidden_size], at the tail float32 logits [T, vocab_size] of all rows.
         """
-        self._attending.jobs = plans
+        self._attending.jobs, self._attending.position = plans, positions
         try:
             named = "input_ids" if self.head else "inputs_embeds"
             given = {named: inputs[None], "position_ids": positions[None], "use_cache": False}
@@ -179,6 +199,7 @@ def load_block(
     if blocked and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
+    settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
     check_cut(block, type(loaded.model).__name__, loaded.positions)
     return block
 

@@ -24,6 +24,7 @@ from swarm.model.attention import note_positions, visible_slots
 from swarm.model.block import Block, Job
 from swarm.model.kvcache import SessionKV
 from swarm.model.load import Loaded
+from swarm.model.masks import Span
 from swarm.model.rows import Rows
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -49,15 +50,15 @@ class StaticPlan:
     dtype: torch.dtype
     start: int = 0
     low: int = 0
-    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
+    masks: dict[tuple[Span, int], torch.Tensor] = field(default_factory=dict)
 
     @property
     def stop(self) -> int:
         return self.rows
 
-    def mask(self, window: int | None, groups: int) -> torch.Tensor:
+    def mask(self, span: Span, groups: int) -> torch.Tensor:
         """Additive mask [groups * rows, high]; made when a layer first asks, then filled by `show`."""
-        key = (window, groups)
+        key = (span, groups)
         if key not in self.masks:
             self.masks[key] = torch.zeros(groups * self.rows, self.high, dtype=self.dtype, device=self.write.device)
         return self.masks[key]
@@ -68,9 +69,9 @@ class StaticPlan:
         slots = np.full(self.rows, layout.slots, np.int64)
         slots[:n] = rows.slot
         self.write.copy_(torch.from_numpy(slots))
-        for (window, groups), mask in self.masks.items():
+        for (span, groups), mask in self.masks.items():
             hidden = np.ones((self.rows, self.high), np.bool_)
-            hidden[:n] = ~visible_slots(rows, self.kv, window, 0, self.high)
+            hidden[:n] = ~visible_slots(rows, self.kv, span, 0, self.high)
             hidden[n:, 0] = False
             fill = torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(torch.from_numpy(hidden), float("-inf"))
             mask.copy_(fill.repeat(groups, 1))

@@ -57,6 +57,15 @@ def check_cut(block: Cuttable, name: str, positions: int) -> None:
         _check_range(block.view(first, last), name, positions)
 
 
+def one_layer(block: Cuttable, layer: int) -> torch.Tensor:
+    """Random rows, the same for each call, through one layer: rows [n, hidden_size], at the tail logits."""
+    part = block.view(layer, layer + 1)
+    rows = _rows(3, block.vocab_size)
+    source = torch.Generator().manual_seed(layer)
+    given = None if part.head else torch.randn(_ROWS, part.hidden_size, generator=source).to(part.device, part.dtype)
+    return _forward(part, [rows], [given])[0]
+
+
 def _samples(first: int, last: int) -> list[tuple[int, int]]:
     """The range, or both ends of a long one."""
     if last - first <= 2 * _END:

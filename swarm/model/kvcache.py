@@ -25,10 +25,17 @@ SPARE = 1
 
 @dataclass(frozen=True)
 class KVShape:
-    """Keys and values of one layer: `heads` key/value heads of `dim` values each."""
+    """Keys and values of one layer: `heads` key/value heads; a key has `dim` values, a value `value_dim` (0: as many;
+    multi-head latent attention has more in its keys, which end in a rotated part)."""
 
     heads: int
     dim: int
+    value_dim: int = 0
+
+    @property
+    def numbers(self) -> int:
+        """Numbers that a slot of the layer holds."""
+        return self.heads * (self.dim + (self.value_dim or self.dim))
 
 
 class HoldsLayers(Protocol):
@@ -59,7 +66,7 @@ class KVPool:
     def session_bytes(self, layout: Layout, first: int, last: int) -> int:
         """Bytes that a session over layers [first, last) takes."""
         shapes = self._shapes(first, last)
-        return sum(2 * s.heads * s.dim for s in shapes) * (layout.slots + SPARE) * self.block.dtype.itemsize
+        return sum(s.numbers for s in shapes) * (layout.slots + SPARE) * self.block.dtype.itemsize
 
     def open(self, layout: Layout, first: int, last: int) -> SessionKV:
         """A session over layers [first, last). Raises BusyError when the budget does not hold it now."""
@@ -83,8 +90,8 @@ class KVPool:
 class SessionKV:
     """Keys and values of one session.
 
-    layer(i): keys and values, each [heads, slots + SPARE, dim] in the block's dtype, zeros at first (a masked slot
-    still takes part in the sum with weight 0, and 0 times NaN would not be 0).
+    layer(i): keys [heads, slots + SPARE, dim] and values [heads, slots + SPARE, value_dim] in the block's dtype, zeros
+    at first (a masked slot still takes part in the sum with weight 0, and 0 times NaN would not be 0).
     position: int64 [scratch], the position of the row that last wrote each scratch slot (for sliding windows).
     """
 
@@ -98,9 +105,11 @@ class SessionKV:
         self._stores: list[torch.Tensor] = []
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
         for shape, count in _runs(shapes):
-            store = _zeros((count, 2, shape.heads, layout.slots + SPARE, shape.dim), dtype, device)
-            self._stores.append(store)
-            self._layers += [(store[i, 0], store[i, 1]) for i in range(count)]
+            widths = [shape.dim] if shape.value_dim in (0, shape.dim) else [shape.dim, shape.value_dim]
+            each = 2 // len(widths)
+            stores = [_zeros((count, each, shape.heads, layout.slots + SPARE, n), dtype, device) for n in widths]
+            self._stores += stores
+            self._layers += [(stores[0][i, 0], stores[-1][i, -1]) for i in range(count)]
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(keys, values) of a layer of the model; written in place."""

@@ -17,14 +17,15 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from swarm.base.errors import ModelError, SwarmError
 from swarm.base.events import Progress, Report
 from swarm.model import attention
-from swarm.model.attention import Attending, Call
+from swarm.model.attention import Attending, Call, settle_scales
 from swarm.model.edges import Edges, open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
+from swarm.model.fused import fuse
 from swarm.model.kvcache import KVShape
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.packing import plan_packing, put_in, share_head
-from swarm.model.prune import LayerRange, check_config, cut, inner_model, join, layer_list, unfit
+from swarm.model.prune import LayerRange, check_config, cut, inner_model, inner_name, join, layer_list, unfit
 from swarm.model.quant.matrix import Matrix
 from swarm.model.rope import settle_rope
 from swarm.model.state import read_state, unconsumed
@@ -79,7 +80,9 @@ def load_layers(
         if hasattr(module, "layer_idx"):
             setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
     settle_rope(inner_model(model), kind.__name__)
+    settle_scales(inner_model(model))
     _, layers = layer_list(model, kind.__name__)
+    fuse(layers)
     edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers)
     tried = _try_once(model, shape, attending, edges, device, dtype)
     return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
@@ -117,7 +120,7 @@ def _load_piece(
     except AttributeError as exc:  # it looks for a part of its own that was cut out
         raise unfit(kind.__name__, f"it is not built without the parts that a range lacks ({exc})") from exc
     packing = plan_packing(outline, weights)
-    state, packed = read_state(checkpoint, shape, expected, kind.base_model_prefix, dtype, tell, packing)
+    state, packed = read_state(checkpoint, shape, expected, inner_name(outline), dtype, tell, packing)
     # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
     planned, present = sum(s.numel() for s in expected.values()), sum(t.numel() for t in state.values())
     present += sum(matrix.shape[0] * matrix.shape[1] for matrix in packed.values())
@@ -240,13 +243,14 @@ def _try_once(
     finally:
         attending.trial = None
         config._attn_implementation = attention.NAME
-    if any(not call.plain_mask for call in calls):
+    if any(not call.span_known for call in calls):
         raise unfit(name, "its mask says more than its layers do")
     if [call.layer for call in calls] != list(range(shape.first, shape.last)) or out.shape != rows.shape:
         raise unfit(name, f"its layers asked for attention {len(calls)} times, expected once each")
-    if any(call.key != call.value or call.key[0] != 1 or call.key[2] != 2 for call in calls):
-        raise unfit(name, "its keys and values differ in shape")
-    return [KVShape(call.key[1], call.key[3]) for call in calls]
+    if any(call.key[:3] != call.value[:3] or call.key[0] != 1 or call.key[2] != 2 for call in calls):
+        raise unfit(name, "its keys and values differ in number")
+    attending.spans = {call.layer: call.span for call in calls}
+    return [KVShape(call.key[1], call.key[3], call.value[3]) for call in calls]
 
 
 @contextlib.contextmanager

@@ -26,6 +26,17 @@ class MaskChanged(AttributeError):
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """Rows see what is behind them as far as the last multiple of `size` (Llama 4)."""
+
+    size: int
+
+
+Span = int | Chunk | None
+"""How far back rows of a layer see: a window of so many positions (their own included), a chunk, everything."""
+
+
+@dataclass(frozen=True)
 class Seen:
     """Stands for a mask: `visible(i, j)` says whether position i sees position j."""
 
@@ -37,13 +48,12 @@ class Seen:
     def __getitem__(self, item: Any) -> Any:
         raise MaskChanged("item")
 
-    def fits(self, window: int | None) -> bool:
-        """Is this the causal mask with this window and nothing else?"""
-        edges = [0, 1] if window is None else [0, 1, window - 1, window, window + 1]
+    def fits(self, span: Span) -> bool:
+        """Is this the causal mask with this span and nothing else?"""
         for query in (_FAR, _FAR + 1, _FAR + 5):  # chunks begin at multiples
-            for back in [*edges, 2, 63, 4097, _FAR // 2, -1]:
-                expected = back >= 0 and (window is None or back < window)
-                if self.visible(query, query - back) != expected:
+            reach = query + 1 if span is None else query % span.size + 1 if isinstance(span, Chunk) else span
+            for back in (0, 1, 2, 63, 4097, _FAR // 2, -1, reach - 1, reach, reach + 1):
+                if back <= query and self.visible(query, query - back) != (0 <= back < reach):
                     return False
         return True
 

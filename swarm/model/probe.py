@@ -48,8 +48,8 @@ def probe(block: Block, repeats: int = 5, report: Report = silent) -> Probe:
     per_layer: dict[int, float] = {}
     end_ms: dict[int, float] = {}
     for done, rows in enumerate(ROWS, 1):
-        per_layer[rows] = _median_ms(inner, rows, repeats) / (inner.last - inner.first)
-        end_ms[rows] = sum(max(0.0, _median_ms(end, rows, repeats) - per_layer[rows]) for end in ends)
+        per_layer[rows] = median_ms(inner, rows, repeats) / (inner.last - inner.first)
+        end_ms[rows] = sum(max(0.0, median_ms(end, rows, repeats) - per_layer[rows]) for end in ends)
         report(Progress("probe", "this machine", done, len(ROWS), "steps", f"passes of {rows} rows"))
     return Probe(per_layer, end_ms, free_bytes(block.device), load)
 
@@ -62,7 +62,8 @@ def _middle(block: Block) -> tuple[int, int]:
     return first, min(last, first + 8)
 
 
-def _median_ms(block: Block, count: int, repeats: int) -> float:
+def median_ms(block: Block, count: int, repeats: int) -> float:
+    """Median milliseconds of a pass of `count` rows behind 128 committed positions; a first one is not counted."""
     pool = KVPool(block, 1 << 62)
     kv = pool.open(_LAYOUT, block.first, block.last)
     try:

@@ -20,7 +20,10 @@ from swarm.base.errors import ModelError
 from swarm.model.quant.modules import PackedEmbedding
 
 _LISTS = ("layers", "h", "blocks", "block")
-_KINDS = {"full_attention", "sliding_attention"}
+_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+_BY_LAYER = ("layer_types", "layer_rope_theta")
+"""Lists of a config with an entry a layer, that a forward looks into."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,20 @@ class ZeroRows(nn.Module):
 
 def inner_model(model: nn.Module) -> nn.Module:
     """The part of a causal language model that turns rows into rows (`model.model`, `model.transformer`)."""
-    return getattr(model, str(model.base_model_prefix))  # type: ignore[no-any-return]
+    return getattr(model, inner_name(model))  # type: ignore[no-any-return]
+
+
+def inner_name(model: nn.Module) -> str:
+    """Its name; Llama 4's class states one that its module does not have."""
+    stated = str(getattr(model, "base_model_prefix", ""))
+    return "model" if stated not in model._modules and "model" in model._modules else stated
 
 
 def layer_list(model: nn.Module, name: str) -> tuple[str, nn.ModuleList]:
     """Name and modules of the layers. Raises ModelError when the inner model is not built around one list."""
-    inner = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
-    lists = [] if inner is None else [(k, m) for k, m in inner.named_children() if isinstance(m, nn.ModuleList)]
+    inner = model._modules.get(inner_name(model))
+    children = [] if inner is None else inner.named_children()
+    lists = [(k, m) for k, m in children if isinstance(m, nn.ModuleList) and (k in _LISTS or _has_parameters(m))]
     if len(lists) != 1 or lists[0][0] not in _LISTS:
         raise unfit(name, "its layers are not one list in its inner model")
     return lists[0]
@@ -155,8 +165,8 @@ def _has_parameters(module: nn.Module) -> bool:
 def _shorten(config: Any, shape: LayerRange, offset: int) -> Any:
     """The config with per-layer lists cut like the layers; forwards look things up by place in the list."""
     short = copy.copy(config)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        short.layer_types = list(kinds)[shape.first - offset : shape.last - offset]
+    for key in _BY_LAYER:
+        if isinstance(kinds := getattr(config, key, None), list | tuple):
+            setattr(short, key, list(kinds)[shape.first - offset : shape.last - offset])
     short.num_hidden_layers = shape.last - shape.first
     return short

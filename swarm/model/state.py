@@ -14,6 +14,7 @@ from swarm.model.files.manifest import is_embedding, layer_of
 from swarm.model.files.schemes import layer_weights, weights_of
 from swarm.model.prune import LayerRange
 from swarm.model.quant.matrix import Matrix
+from swarm.model.wrappers import is_wrapper, text_name
 
 _RENAMED = {"embed_out.weight": "lm_head.weight"}
 """Outer tensors by the names that older files have for them (GPT-NeoX)."""
@@ -59,8 +60,11 @@ def read_state(
     manifest = checkpoint.manifest
     bare = not any(name.startswith(prefix + ".") for name in manifest.entries)  # saved without its head class
     wanted: dict[int, list[tuple[str, str]]] = {}
-    for entry in (weight.entry for weight in layer_weights(manifest, shape.first, shape.last)):
+    wraps = is_wrapper(manifest.config)
+    entries = {weight.entry.name: weight.entry for weight in layer_weights(manifest, shape.first, shape.last)}
+    for entry in entries.values():
         name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
+        name = (text_name(entry.name) or name) if wraps else name
         layer = layer_of(entry.name)
         if layer is not None:
             target = re.sub(rf"\.{layer}\.", f".{layer - shape.first}.", name, count=1)
@@ -76,10 +80,12 @@ def read_state(
     packed: dict[str, Matrix] = {}
     for done, layer in enumerate(range(shape.first, shape.last), 1):
         for source, target in wanted.get(layer, ()):
-            if target in packing.targets and (matrix := checkpoint.hold(source, packing.without_kernel)):
-                _check_shape(source, matrix.shape, expected[target], manifest.model)
-                packed[target] = matrix
-                continue
+            # Another shape is refused before memory is taken (bitsandbytes states it in its data alone).
+            if target in packing.targets and len(entries[source].shape) == 2:
+                _check_shape(source, entries[source].shape, expected[target], manifest.model)
+                if matrix := checkpoint.hold(source, packing.without_kernel):
+                    packed[target] = matrix
+                    continue
             tensor = checkpoint.read(source, dtype)
             if target in expected:
                 _check_shape(source, tensor.shape, expected[target], manifest.model)

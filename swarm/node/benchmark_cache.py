@@ -22,6 +22,7 @@ from swarm.model.device import describe
 from swarm.model.dtype import dtype_name
 from swarm.model.files.manifest import Manifest
 from swarm.model.probe import ROWS, Probe
+from swarm.model.ways import Ways
 from swarm.node.bandwidth import Rates
 from swarm.planner.fleet import Speed
 
@@ -57,6 +58,18 @@ class CachedBenchmark:
     def speed(self) -> Speed:
         """For the planner."""
         return Speed(*self.ms)
+
+
+@dataclass(frozen=True)
+class MeasuredWays:
+    """One layer with its weights as stored and expanded, as it is kept; the fields as in `CachedBenchmark`."""
+
+    threads: int
+    model: str
+    software: str
+    ways: Ways
+    at: float
+    name: str
 
 
 class ProbeCache:
@@ -97,6 +110,26 @@ class ProbeCache:
             self._write({**self._read(), "probes": [asdict(m) for m in [measured, *others][:MOST_KEPT]]})
         return measured
 
+    def ways(self, threads: int, model: str) -> Ways | None:
+        """How fast this CPU computes a layer of a model with weights as stored and expanded, if that was measured."""
+        now, software = time.time(), _software()
+        for entry in _list(self._read().get("ways")):
+            found = _ways(entry)
+            if found is not None and (found.threads, found.model, found.software) == (threads, model, software):
+                return found.ways if now - KEEP_S < found.at <= now else None
+        return None
+
+    def all_ways(self) -> list[MeasuredWays]:
+        """Every such measurement, the newest first."""
+        found = [_ways(entry) for entry in _list(self._read().get("ways"))]
+        return [item for item in found if item is not None]
+
+    def keep_ways(self, threads: int, manifest: Manifest, ways: Ways) -> None:
+        """Remember it."""
+        entry = MeasuredWays(threads, manifest.digest, _software(), ways, float(int(time.time())), manifest.model)
+        others = [m for m in self.all_ways() if (m.threads, m.model) != (threads, manifest.digest)]
+        self._write({**self._read(), "ways": [asdict(m) for m in [entry, *others][:MOST_KEPT]]})
+
     def rates(self) -> Rates | None:
         """Bandwidths measured lately."""
         entry = self._read().get("rates")
@@ -133,8 +166,24 @@ def _name(
     # A GPU's speed does not hang on the threads of the CPU beside it.
     counted = threads if device.type == "cpu" else 0
     kind = dtype_name(dtype) if weights == "expanded" or device.type != "cpu" else f"{dtype_name(dtype)} {weights}"
-    software = f"wanswarm {__version__}, torch {torch.__version__}"
-    return f"{device.type} {describe(device).name}", kind, counted, model, software
+    return f"{device.type} {describe(device).name}", kind, counted, model, _software()
+
+
+def _software() -> str:
+    return f"wanswarm {__version__}, torch {torch.__version__}"
+
+
+def _ways(entry: Any) -> MeasuredWays | None:
+    """An entry of the file; None for what no version of this program wrote."""
+    try:
+        stored, expanded = (tuple(float(ms) for ms in entry["ways"][way]) for way in ("stored", "expanded"))
+        if not all(len(way) == 2 and all(0 < ms < 1e6 for ms in way) for way in (stored, expanded)):
+            return None
+        ways = Ways((stored[0], stored[1]), (expanded[0], expanded[1]))
+        named = (str(entry["model"]), str(entry["software"]))
+        return MeasuredWays(int(entry["threads"]), *named, ways, float(entry["at"]), str(entry["name"]))
+    except (TypeError, ValueError, KeyError, IndexError):
+        return None
 
 
 def _measured(entry: Any) -> CachedBenchmark | None:

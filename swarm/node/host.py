@@ -24,6 +24,7 @@ from swarm.model.graphs import graphed
 from swarm.model.kvcache import KVPool
 from swarm.model.overflow import SplitBlock, SplitPool
 from swarm.model.probe import ROWS, probe
+from swarm.model.ways import measure_ways
 from swarm.node.benchmark_cache import ProbeCache
 from swarm.planner.api import ModelShape, Room, Speed, choose_block
 from swarm.planner.block_choice import fit
@@ -119,7 +120,7 @@ class Host:
     def _load_part(
         self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device, whole: tuple[int, int]
     ) -> tuple[Block, KVPool, tuple[int, int, int]]:
-        weights = self.weights if device.type == "cpu" else "expanded"
+        weights = self._ways(checkpoint, first, last, device)
         block = graphed(
             load_block(checkpoint, first, last, device, self.dtype, self.report, weights=weights), self.report
         )
@@ -130,6 +131,33 @@ class Host:
         if speed is None or self.config.probe:
             speed = self._measure(block, checkpoint.manifest)
         return block, KVPool(block, budget), speed_us(speed)
+
+    def _ways(self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device) -> str:
+        """How layers [first, last) are held: as asked for; by "auto" as stored, unless they fit expanded too and one of
+        them was faster so when it was measured here (once for a model; kept)."""
+        manifest = checkpoint.manifest
+        if device.type != "cpu" or self.weights != "auto":
+            return self.weights if device.type == "cpu" else "expanded"
+        layer = (first + last) // 2
+        stored, wide = self.shape(manifest), model_shape(manifest, self.dtype)
+        if stored.layer_bytes[layer] >= wide.layer_bytes[layer]:
+            return "auto"  # nothing of it has a kernel
+        need = sum(wide.layer_bytes[first:last]) + wide.head_bytes * (first == 0)
+        need += wide.tail_bytes * (last == manifest.n_layers)
+        if need > self.free(device) * (1 - KV_SHARE):
+            return "auto"
+        ways = None if self.kept is None or self.config.probe else self.kept.ways(self.threads, manifest.digest)
+        if ways is None:
+            ways = measure_ways(checkpoint, layer, self.dtype)
+            if self.kept is not None:
+                self.kept.keep_ways(self.threads, manifest, ways)
+        if ways.better == "expanded":
+            self.report(
+                Notice(
+                    f"weights are expanded: a row takes {ways.expanded[0]:.2f} ms a layer, {ways.stored[0]:.2f} stored"
+                )
+            )
+        return ways.better
 
     def _measure(self, block: Block, manifest: Manifest) -> Speed:
         measured = probe(block, report=self.report)

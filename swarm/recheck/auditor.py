@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from receipts.check.audit import RowSample, Taken, TokenSample
+from receipts.check.checks import MIXED_STORED
 from receipts.check.context import Drew, Followed
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.opening import Order, PlannedStage
@@ -363,7 +364,7 @@ def computed_in(order: Order) -> torch.dtype:
 
 def weights_of(order: Order) -> str:
     """How stages hold weights by the order. Raises ModelError where this machine cannot do as they do."""
-    if order.dtype != PACKED:
+    if order.dtype not in (PACKED, MIXED_STORED):
         return "expanded"
     if library() is None:
         raise ModelError(

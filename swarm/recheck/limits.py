@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
-from receipts.check.checks import MIXED
+from receipts.check.checks import MIXED, MIXED_STORED
 from receipts.check.recompute import ErrorLimits, Limit, default_limit, limits_bytes, limits_untrusted
 from receipts.format.errors import ReceiptError
 from swarm.base.errors import UsageError
@@ -53,8 +53,8 @@ def limit_of(limits: ErrorLimits | None) -> LimitOf:
     """What `receipts.check.verify` asks for; stages of different types are held to the coarsest."""
 
     def limit(dtype: str, wire: str) -> Limit:
-        dtype = "bfloat16" if dtype == MIXED else dtype
-        wire = "bfloat16" if wire in (MIXED, PACKED) else wire
+        dtype = {MIXED: "bfloat16", MIXED_STORED: PACKED}.get(dtype, dtype)
+        wire = "bfloat16" if wire in (MIXED, MIXED_STORED, PACKED) else wire
         return limits.get(dtype, wire) if limits is not None else default_limit(dtype, wire)
 
     return limit

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from receipts import PlannedStage, Sampler
-from receipts.check.checks import MIXED
+from receipts.check.checks import MIXED, MIXED_STORED
 from receipts.record.epoch import Opening
 from swarm.base.errors import BusyError, PeerError
 from swarm.base.files import write_whole
@@ -45,7 +45,7 @@ def sampler_of(sampling: Sampling) -> Sampler:
 def check_order(signed: Opening, opening: OpenRun, dtype: str, model_context: int) -> None:
     """The signed order, and plan of this epoch, are what the opening asks for. Raises PeerError naming what differs.
 
-    dtype          what this stage computes in; an order may say "mixed" instead
+    dtype          what this stage computes in; an order may say "mixed" or "mixed q8" instead
     model_context  positions that the model has; 0: unknown
     """
     order, asked = signed.order, opening
@@ -56,7 +56,7 @@ def check_order(signed: Opening, opening: OpenRun, dtype: str, model_context: in
     _same("layers kept by the requester", order.own_layers, asked.stages[0].first)
     _same("layers of the model", order.model.layers - order.own_layers, asked.stages[-1].last)
     _same("wire format", order.wire, asked.wire)
-    if order.dtype != MIXED:
+    if order.dtype not in (MIXED, MIXED_STORED):
         _same("dtype", order.dtype, dtype)
     _same("sampler", order.sampler, sampler_of(asked.sampling))
     if exact(asked.sampling) != asked.sampling:

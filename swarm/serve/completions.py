@@ -22,6 +22,7 @@ from swarm.serve.errors import ApiError, translate
 from swarm.serve.logprobs import LogprobLedger
 from swarm.serve.metrics import GatewayMetrics
 from swarm.serve.parse import (
+    ChatRequest,
     TextRequest,
     parse_chat_untrusted,
     parse_completion_untrusted,
@@ -29,8 +30,8 @@ from swarm.serve.parse import (
 )
 from swarm.serve.plan import plan_chat, plan_text
 from swarm.serve.run_registry import RunBook
-from swarm.serve.stream import EventStream
 from swarm.serve.tools import ToolSplitter, tool_names
+from swarm.serve.voice import Event, OpenAIVoice, Voice
 from swarm.serve.web import REQUEST_ID, USER, read_json
 
 OnEvent = Callable[[int, RunEvent], Awaitable[None]]
@@ -51,6 +52,10 @@ class Completions:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         parsed = parse_chat_untrusted(await read_json(request, self._config), self._config)
+        return await self.converse(request, parsed, OpenAIVoice(parsed.wanted.include_usage))
+
+    async def converse(self, request: web.Request, parsed: ChatRequest, voice: Voice) -> web.StreamResponse:
+        """Answer a chat in the words of `voice`."""
         runs = await plan_chat(parsed, self._backend, self._config)
         names, spelling = tool_names(parsed.tools), self._spelling()
         special = frozenset(spelling.special.values())
@@ -59,7 +64,7 @@ class Completions:
             for index, run in enumerate(runs)
         ]
         shape = ChatShape(*self._envelope(request, "chatcmpl-"), parsed.wanted, spelling)
-        return await self._respond(request, shape, runs, choices)
+        return await self._respond(request, shape, runs, choices, voice)
 
     async def text(self, request: web.Request) -> web.StreamResponse:
         parsed = parse_completion_untrusted(await read_json(request, self._config), self._config)
@@ -83,7 +88,8 @@ class Completions:
         if parsed.plain:
             return await self._respond_plain(request, runs)
         shape = TextShape(*self._envelope(request, "cmpl-"), parsed.wanted, spelling, len(parsed.prompts))
-        return await self._respond(request, shape, runs, choices)
+        voice = OpenAIVoice(parsed.wanted.include_usage)
+        return await self._respond(request, shape, runs, choices, voice)
 
     def _envelope(self, request: web.Request, prefix: str) -> tuple[str, int, str]:
         return prefix + request[REQUEST_ID].removeprefix("req_"), int(time.time()), self._backend.manifest.model
@@ -95,10 +101,15 @@ class Completions:
         return self._spelt
 
     async def _respond(
-        self, request: web.Request, shape: ChatShape | TextShape, runs: Sequence[RunRequest], choices: list[Choice]
+        self,
+        request: web.Request,
+        shape: ChatShape | TextShape,
+        runs: Sequence[RunRequest],
+        choices: list[Choice],
+        voice: Voice,
     ) -> web.StreamResponse:
         if shape.wanted.stream:
-            return await self._stream(request, shape, runs, choices)
+            return await self._stream(request, shape, runs, choices, voice)
 
         async def on_event(index: int, event: RunEvent) -> None:
             choice = choices[index]
@@ -113,7 +124,7 @@ class Completions:
         body = shape.whole(choices)
         body["usage"] = usage(results, shape.prompts)
         body["wanswarm"] = {"runs": [run_facts(result) for result in results]}
-        return web.json_response(body, headers=_receipt_header(results))
+        return web.json_response(voice.whole(body, results), headers=_receipt_header(results))
 
     async def _respond_plain(self, request: web.Request, runs: Sequence[RunRequest]) -> web.StreamResponse:
         """/generate: the text and the facts of the run, nothing else."""
@@ -135,24 +146,38 @@ class Completions:
         return web.json_response(body, headers=_receipt_header(found))
 
     async def _stream(
-        self, request: web.Request, shape: ChatShape | TextShape, runs: Sequence[RunRequest], choices: list[Choice]
+        self,
+        request: web.Request,
+        shape: ChatShape | TextShape,
+        runs: Sequence[RunRequest],
+        choices: list[Choice],
+        voice: Voice,
     ) -> web.StreamResponse:
-        stream = EventStream(request, self._config.write_timeout_s, self._config.keepalive_comment_s)
+        stream = voice.stream(request, self._config)
+
+        async def begin(headers: dict[str, str]) -> None:
+            if stream.response is None:
+                await stream.open(headers)
+                await tell(voice.opening(runs))
+
+        async def tell(events: Sequence[Event]) -> None:
+            for name, data in events:
+                await stream.send(data, name)
 
         async def on_event(index: int, event: RunEvent) -> None:
             choice = choices[index]
             chunks: list[dict[str, Any]] = []
             if isinstance(event, RingOpened):
-                await stream.open({"x-receipt": receipt_address(event.run_id)} if shape.wanted.receipt else {})
+                await begin({"x-receipt": receipt_address(event.run_id)} if shape.wanted.receipt else {})
                 chunks = shape.opening(choice)
             elif isinstance(event, CommittedTokens):
                 chunks = shape.more(choice, event)
             elif isinstance(event, Finished):
-                await stream.open({})
+                await begin({})
                 choice.result = complete(event.result)
                 chunks = shape.closing(choice)
             for chunk in chunks:
-                await stream.send(chunk)
+                await tell(voice.chunk(chunk))
 
         async with stream:
             try:
@@ -160,13 +185,10 @@ class Completions:
             except SwarmError as exc:
                 if stream.response is None:
                     raise
-                # The status line is out; an "error" event is how OpenAI's clients learn of it.
-                await stream.send(translate(exc).body())
+                await tell(voice.failed(translate(exc)))
             else:
-                if shape.wanted.include_usage:
-                    last = shape.chunk(shape.chunk_kind, [])
-                    await stream.send({**last, "usage": usage(_results(choices), shape.prompts)})
-            await stream.send("[DONE]")
+                results, last = _results(choices), shape.chunk(shape.chunk_kind, [])
+                await tell(voice.closing(results, usage(results, shape.prompts), last))
         assert stream.response is not None
         return stream.response
 

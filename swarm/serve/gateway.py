@@ -13,6 +13,8 @@ from jinja2.exceptions import TemplateError
 from swarm.base.errors import SwarmError
 from swarm.serve.admission import FairQueue, RequestQueue
 from swarm.serve.backend import Backend
+from swarm.serve.compat.anthropic import AnthropicViews
+from swarm.serve.compat.ollama import OllamaViews
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.listen import listening
@@ -52,6 +54,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     hub = StateBroadcaster(state)
     book.watch(hub.touch)
     completions = Completions(backend, config, admission, book, metrics)
+    ollama, anthropic = OllamaViews(backend, config, completions), AnthropicViews(backend, config, completions)
     receipts = Receipts(backend.receipts_dir, book, verify, bool(config.api_keys))
     models, vocabulary, invite = Models(backend), VocabularyViews(backend, config), inviting(config)
     views = Views(hub, config, (metrics.registry, state_registry(StateCollector(state))))
@@ -67,6 +70,15 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
             web.post("/v1/chat/completions", completions.chat, expect_handler=invite),
             web.post("/v1/completions", completions.text, expect_handler=invite),
             web.post("/generate", completions.generate, expect_handler=invite),
+            web.post("/v1/messages", anthropic.messages, expect_handler=invite),
+            web.post("/v1/messages/count_tokens", anthropic.count, expect_handler=invite),
+            web.post("/api/chat", ollama.chat, expect_handler=invite),
+            web.post("/api/generate", ollama.generate, expect_handler=invite),
+            web.post("/api/show", ollama.show, expect_handler=invite),
+            web.get("/api/tags", ollama.tags),
+            web.get("/api/ps", ollama.running),
+            web.get("/api/version", ollama.version),
+            *(web.post(f"/api/{name}", ollama.missing) for name in ("embed", "embeddings", "pull", "push", "create")),
             web.post("/tokenize", vocabulary.tokenize, expect_handler=invite),
             web.post("/detokenize", vocabulary.detokenize, expect_handler=invite),
             web.get("/v1/receipts/{id}", receipts.get),

@@ -48,7 +48,7 @@ _GENERATE = frozenset("prompt model max_tokens temperature top_p seed stop".spli
 @dataclass(frozen=True)
 class GenerationRequest:
     """What chat and text requests share. `logprobs`: None for none, else how many alternatives per token;
-    `truncate`: how many of a prompt's last tokens are kept."""
+    `truncate`: how many of a prompt's last tokens are kept; `fit`: more tokens than the context holds are a wish."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -62,6 +62,7 @@ class GenerationRequest:
     stop_token_ids: tuple[int, ...] = ()
     keep_stop: bool = False
     truncate: int | None = None
+    fit: bool = False
     n: int = 1
     stream: bool = False
     include_usage: bool = False

@@ -95,6 +95,8 @@ def _runs(
         raise bad_field(param, f"expected '{param}' to be at least one token long, found an empty one")
     room = context - len(prompt)
     limit = wanted.max_tokens if wanted.max_tokens is not None else min(default, max(room, 1))
+    if wanted.fit and room > 0:
+        limit = min(limit, room)
     if limit > room:
         raise ApiError(
             400,

@@ -17,6 +17,8 @@ _BEAT = b": waiting\n\n"
 class EventStream:
     """One response of server-sent events. Opened on the first write, so that errors before it keep their status."""
 
+    content_type = "text/event-stream"
+
     def __init__(self, request: web.Request, write_timeout_s: float, beat_s: float) -> None:
         self._request = request
         self._write_timeout_s = write_timeout_s
@@ -32,7 +34,7 @@ class EventStream:
             return
         response = web.StreamResponse(
             headers={
-                "Content-Type": "text/event-stream",
+                "Content-Type": self.content_type,
                 "Cache-Control": "no-store",
                 "X-Accel-Buffering": "no",
                 **headers,
@@ -44,8 +46,12 @@ class EventStream:
 
     async def send(self, data: Any, event: str | None = None) -> None:
         """One event. Raises ConnectionError when the client is gone or does not read."""
+        await self._write(self.encode(data, event))
+
+    def encode(self, data: Any, event: str | None) -> bytes:
+        """One event as it goes over the wire."""
         text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-        await self._write((f"event: {event}\n" if event else "").encode() + f"data: {text}\n\n".encode())
+        return (f"event: {event}\n" if event else "").encode() + f"data: {text}\n\n".encode()
 
     async def _write(self, data: bytes) -> None:
         assert self.response is not None

@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from swarm.base.errors import SwarmError
+from swarm.serve.compat.shapes import error_body
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, translate
 from swarm.serve.fields import parse_json_untrusted
@@ -44,8 +45,11 @@ _OUR_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 Observe = Callable[[web.Request, int, float], None]
 
 
-def error_response(error: ApiError, request_id: str) -> web.Response:
-    return web.json_response(error.body(), status=error.status, headers={**error.headers(), "x-request-id": request_id})
+def error_response(request: web.Request, error: ApiError) -> web.Response:
+    """The error in the shape of the API whose path was asked for."""
+    request_id = request.get(REQUEST_ID) or _id_of(request)
+    headers = {**error.headers(), "x-request-id": request_id}
+    return web.json_response(error_body(request.path, error, request_id), status=error.status, headers=headers)
 
 
 def frame(config: GatewayConfig, observe: Observe) -> Middleware:
@@ -103,18 +107,18 @@ async def _answer(request: web.Request, handler: Handler, config: GatewayConfig)
     except web.HTTPException as exc:
         if exc.status < 400:
             raise
-        return error_response(_from_http(request, exc), request[REQUEST_ID])
+        return error_response(request, _from_http(request, exc))
     except SwarmError as exc:
         error = translate(exc)
         if error.status >= 500:
             log.warning("request %s failed: %s", request[REQUEST_ID], exc)
-        return error_response(error, request[REQUEST_ID])
+        return error_response(request, error)
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
         log.exception("request %s failed", request[REQUEST_ID])
         text = f"something broke in the gateway; its log has the details under {request[REQUEST_ID]}"
-        return error_response(ApiError(500, text, "internal_error"), request[REQUEST_ID])
+        return error_response(request, ApiError(500, text, "internal_error"))
 
 
 def _from_http(request: web.Request, exc: web.HTTPException) -> ApiError:
@@ -206,9 +210,9 @@ def inviting(config: GatewayConfig) -> Callable[[web.Request], Awaitable[web.Str
 
     async def handler(request: web.Request) -> web.StreamResponse | None:
         if request.headers.get("Expect", "").lower() != "100-continue":
-            return error_response(ApiError(417, "only 100-continue can be expected", "bad_request"), _id_of(request))
+            return error_response(request, ApiError(417, "only 100-continue can be expected", "bad_request"))
         if (request.content_length or 0) > config.max_body_bytes:
-            response = error_response(_too_large(config), _id_of(request))
+            response = error_response(request, _too_large(config))
             response.force_close()
             return response
         assert request.transport is not None

@@ -139,6 +139,17 @@ def look_at_kept(config: MemberConfig, now_wall: float) -> list[Finding]:
                 "slow: hold few layers; measured while something else ran? swarm join --probe measures again",
             )
         )
+    for both in kept.all_ways():
+        stored, wide = both.ways.stored, both.ways.expanded
+        chosen = "as stored" if both.ways.better == "auto" else "expanded where memory allows"
+        findings.append(
+            Finding(
+                "weights",
+                "ok",
+                f"held {chosen}: one layer of {both.name} takes {stored[0]:.2f} ms a row stored, {wide[0]:.2f} expanded"
+                f" (8 rows: {stored[1]:.2f} and {wide[1]:.2f}), {both.threads} threads, {_ago(now_wall, both.at)}",
+            )
+        )
     rates = kept.rates()
     if rates is not None:
         findings.append(_bandwidth("node's bandwidth", rates))

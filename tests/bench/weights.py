@@ -15,9 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from swarm.model.files.checkpoint import Checkpoint
+
 ROWS = (1, 4, 8, 16, 64)
+TEXT = "The capital of France is Paris. The capital of Italy is"
 PROMPT = 512
 
 PEER = """
@@ -79,15 +83,83 @@ def ours(path: str, weights: str, threads: int) -> dict[str, object]:
     return {"ms": passes, "prompt": PROMPT / prompt * 1000.0, "load_s": spent, "held": held, "peak": peak}
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """Greedy tokens of the unpacked model, and what packed weights say at the same places: how many are equal, how many
+    of the others are near-ties (the two best closer than four times the mean error of a logit)."""
+
+    tokens: int
+    equal: int
+    ties: int
+
+
+def agreement(checkpoint: Checkpoint, prompt: list[int], tokens: int = 32) -> Agreement:
+    """Both in float32 between the products, so that the rounding of rows to bytes is all that differs."""
+    import dataclasses
+
+    import numpy as np
+    import torch
+
+    from swarm.model.block import load_block
+    from swarm.model.job import Job
+    from swarm.model.kvcache import KVPool
+    from swarm.model.rows import Layout, no_commits
+    from swarm.ring.certain_rows import certain_rows
+
+    n, layout = checkpoint.manifest.n_layers, Layout(0, len(prompt) + tokens)
+
+    def logits(weights: str, ids: list[int]) -> torch.Tensor:
+        """Of every place from the prompt's last on; with only a prompt, greedy tokens are added to `ids`."""
+        block = load_block(checkpoint, 0, n, torch.device("cpu"), torch.float32, weights=weights)
+        kv = KVPool(block, 1 << 62).open(layout, 0, n)
+        found, at, rows = [], 0, list(ids)
+        while at < len(prompt) + tokens - 1:
+            asked = certain_rows(layout, at, rows, True)
+            asked = dataclasses.replace(asked, want=np.arange(at, at + len(rows)) >= len(prompt) - 1)
+            found.append(block.forward([Job(kv, no_commits(), asked, None)])[0])
+            at, rows = at + len(rows), [int(found[-1][-1].argmax())]
+            if at >= len(ids):
+                ids += rows
+        return torch.cat(found)
+
+    ids = list(prompt)
+    exact = logits("expanded", ids)
+    packed = logits("auto", ids[: len(prompt) + tokens - 1])
+    differ = (exact.argmax(1) != packed.argmax(1)).nonzero().flatten()
+    best = exact[differ].topk(2).values
+    ties = (best[:, 0] - best[:, 1]) < 4 * (exact - packed)[differ].abs().mean(1)
+    return Agreement(tokens, tokens - len(differ), int(ties.sum()))
+
+
+def agree(path: str) -> Agreement:
+    """`agreement` of a file, on a sentence."""
+    import torch
+
+    from swarm.model.files.checkpoint import load_tokenizer
+    from swarm.model.files.store import ModelStore
+
+    torch.set_num_threads(1)
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = ModelStore(Path(folder))
+        ids = load_tokenizer(path, store)(TEXT)["input_ids"]
+        return agreement(store.open(path, None), list(ids))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--peer", metavar="PYTHON")
+    parser.add_argument("--greedy", action="store_true", help="only compare 32 greedy tokens, stored and unpacked")
     parser.add_argument("--one", choices=("auto", "expanded"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(ours(arguments.file, arguments.one, arguments.threads[0])))
+        return
+    if arguments.greedy:
+        found = agree(arguments.file)
+        print(f"{found.equal} of {found.tokens} greedy tokens equal, {found.ties} of the others near-ties")
         return
     for threads in arguments.threads:
         for weights in ("auto", "expanded"):

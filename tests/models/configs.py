@@ -44,6 +44,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "hyperclovax": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
     "mistral": {"sliding_window": 7},
     "mixtral": {"sliding_window": 7},
+    "llama4_text": {
+        "attention_chunk_size": 6,
+        "floor_scale": 4,
+        "attn_scale": 0.5,
+        "no_rope_layers": [1, 1, 0] * (LAYERS // 3),
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 48,
+    },
     "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3},
     "qwen2_moe": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 3, "decoder_sparse_step": 2},
     "qwen3_moe": {"decoder_sparse_step": 2},
@@ -113,6 +121,8 @@ def _by_rule(cls: Any) -> dict[str, Any]:
             values.pop(standard)
     if "qk_rope_head_dim" in fields:  # there the head's width is that of the rotated part
         values.pop("head_dim", None)
+        if "num_key_value_heads" in values:  # latent attention has as many of them as of the others
+            values["num_key_value_heads"] = values["num_attention_heads"]
     for name, inside in getattr(cls, "sub_configs", {}).items():
         if hasattr(inside, "model_type") and inside.model_type:
             values[name] = {**_by_rule(inside), **SPECIAL.get(inside.model_type, {})}

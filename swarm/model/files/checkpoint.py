@@ -72,7 +72,8 @@ def load_tokenizer(
 def end_tokens(checkpoint: Checkpoint, store: ModelStore, ref: str) -> frozenset[int]:
     """Token ids that end a text: from generation_config.json or a GGUF's metadata where there is one, else from the
     config."""
-    found = checkpoint.manifest.config.get("eos_token_id")
+    manifest = checkpoint.manifest
+    found = manifest.config.get("eos_token_id", manifest.text_config.get("eos_token_id"))
     source = store.tokenizer_source(ref, offline=True)
     if source.is_file() and (ends := gguf_end_tokens(gguf_split.read_set(source))):
         return ends

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.base.errors import ModelError
+from swarm.model.wrappers import is_wrapper, text_name, text_values
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
@@ -103,12 +104,17 @@ class Manifest:
         """Tensors by name."""
         return {t.name: t for t in self.tensors}
 
+    @cached_property
+    def text_config(self) -> Mapping[str, Any]:
+        """The config of what is served: of a model that takes more than text, its text half's."""
+        return text_values(self.config, self.model) if is_wrapper(self.config) else self.config
+
     def _int(self, *keys: str) -> int:
         for key in keys:
-            value = self.config.get(key)
+            value = self.text_config.get(key)
             if isinstance(value, int) and value > 0:
                 return value
-        if "text_config" in self.config:
+        if "text_config" in self.text_config:
             raise ModelError(
                 f"{self.model} takes more than text ({self.config.get('model_type')}); use a text-only model"
             )
@@ -134,18 +140,22 @@ class Manifest:
     @property
     def context(self) -> int:
         """Most tokens of a text: all positions, with `longrope` those before its frequencies change (see rope.py)."""
-        rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        config = self.text_config
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
             return self.positions
         # The config's own field goes before the table's, and Phi-3's has a default: the least of them is always right.
         key = "original_max_position_embeddings"
-        stated = (self.config.get(key, _LONGROPE_SWITCH), rope.get(key))
+        stated = (config.get(key, _LONGROPE_SWITCH), rope.get(key))
         return min(self.positions, *(n for n in stated if isinstance(n, int) and n > 0))
 
     @cached_property
     def _by_layer(self) -> Mapping[int | None, tuple[TensorEntry, ...]]:
         layers: dict[int | None, list[TensorEntry]] = {}
+        wraps = is_wrapper(self.config)
         for entry in self._sorted:
+            if wraps and text_name(entry.name) is None:
+                continue
             layers.setdefault(layer_of(entry.name), []).append(entry)
         return {layer: tuple(entries) for layer, entries in layers.items()}
 

@@ -30,6 +30,7 @@ from swarm.model.quant.encoding import EncodedMatrix, MovedColumns, expand, runs
 from swarm.model.quant.formats import find_format, has_kernel
 from swarm.model.quant.matrix import Matrix, hold
 from swarm.model.quant.native import library
+from swarm.model.wrappers import is_wrapper, text_values
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,8 @@ class _Mapped:
 
 def make_config(values: Mapping[str, Any], model: str) -> PretrainedConfig:
     """The transformers config of an architecture. Code shipped with a model is never run. Raises ModelError."""
+    if is_wrapper(values):
+        values = text_values(values, model)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"{model} is of type {kind!r}, which this transformers does not know; try a newer one")

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from swarm.base.errors import ModelError
 from swarm.model.quant.formats import Format
-from swarm.model.quant.native import Library
+from swarm.model.quant.native import Library, Operand
 
 KERNEL = "int8-block32-v1"
 """Name of the arithmetic above: what a stage that computes with packed weights says it computes with."""
@@ -54,7 +54,7 @@ class Matrix(Protocol):
         ...
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """float32 [n, in_features] to float32 [n, out_features]."""
+        """[n, in_features] to [n, out_features], both float32 or both bfloat16; bias float32."""
         ...
 
 
@@ -79,9 +79,11 @@ class PackedMatrix:
         return out
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        out = torch.empty(x.shape[0], self.shape[0], dtype=torch.float32)
-        self.lib.product(self.form.number, self.data, x.contiguous(), bias, out)
-        return out
+        return self.lib.products([self.operand(bias)], x.contiguous())[0]
+
+    def operand(self, bias: torch.Tensor | None) -> Operand:
+        """For products with several matrices in one call."""
+        return Operand(self.form.number, self.data, self.shape[0], bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +112,8 @@ class StoredMatrix:
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
             part = None if bias is None else bias[start:stop]
-            out[:, start:stop] = functional.linear(x, self.rows(torch.arange(start, stop)), part)
-        return out
+            out[:, start:stop] = functional.linear(x.float(), self.rows(torch.arange(start, stop)), part)
+        return out.to(x.dtype)
 
 
 def hold(

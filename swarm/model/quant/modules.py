@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from swarm.model.quant.matrix import Matrix
+from swarm.model.quant.matrix import Matrix, PackedMatrix
 
 
 class PackedLinear(nn.Module):
@@ -17,12 +19,79 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = matrix.shape
         # A parameter of the usual name, so that it is loaded like any other.
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self._together: tuple[Together, int] | None = None
+        self._wide: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
-        bias = None if self.bias is None else self.bias.float()
-        y = self.matrix.product(x.reshape(-1, self.in_features).float(), bias)
-        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        if self._together is not None:
+            return self._together[0].product(x, self._together[1])
+        rows = as_rows(x, self.in_features)
+        return self.matrix.product(rows, self.wide_bias()).to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def wide_bias(self) -> torch.Tensor | None:
+        """The bias as float32, made when it is first asked for: after it was loaded."""
+        if self._wide is None and self.bias is not None:
+            self._wide = self.bias.detach().float().contiguous()
+        return self._wide
+
+
+class Together:
+    """Linear layers over the same rows (query, key and value; gate and up): one call multiplies by all of them.
+
+    The first layer is asked first and does it; what it found for the others waits for them, as long as they come with
+    the very tensor that it was asked with. A model that does not ask them all is computed layer by layer.
+    """
+
+    def __init__(self, layers: Sequence[PackedLinear], matrices: Sequence[PackedMatrix]) -> None:
+        self._layers, self._matrices, self._lib = layers, matrices, matrices[0].lib
+        self._asked: torch.Tensor | None = None
+        self._waiting: dict[int, torch.Tensor] = {}
+
+    def product(self, x: torch.Tensor, place: int) -> torch.Tensor:
+        """The product of layer `place`."""
+        if place == 0:
+            if self._waiting:
+                self.part()
+            found = self._products(x, range(len(self._layers)))
+            self._asked, self._waiting = x, dict(enumerate(found[1:], 1))
+            return found[0]
+        if x is self._asked and place in self._waiting:
+            found_before = self._waiting.pop(place)
+            if not self._waiting:
+                self._asked = None
+            return found_before
+        return self._products(x, [place])[0]
+
+    def part(self) -> None:
+        """From now on each layer by itself."""
+        self._asked, self._waiting = None, {}
+        for layer in self._layers:
+            layer._together = None
+
+    def _products(self, x: torch.Tensor, places: Sequence[int]) -> list[torch.Tensor]:
+        rows = as_rows(x, self._layers[0].in_features)
+        operands = [self._matrices[i].operand(self._layers[i].wide_bias()) for i in places]
+        shape = x.shape[:-1]
+        return [y.to(x.dtype).view(*shape, y.shape[1]) for y in self._lib.products(operands, rows)]
+
+
+def join(layers: Sequence[nn.Module]) -> None:
+    """Let layers that multiply the same rows do so in one call, where kernels do. The order is that of the asking."""
+    packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
+    matrices = [layer.matrix for layer in packed if isinstance(layer.matrix, PackedMatrix)]
+    same = len({layer.in_features for layer in packed}) == 1
+    if len(packed) < 2 or len(matrices) != len(packed) or len(packed) != len(layers) or not same:
+        return
+    together = Together(packed, matrices)
+    for place, layer in enumerate(packed):
+        layer._together = (together, place)
+
+
+def as_rows(x: torch.Tensor, width: int) -> torch.Tensor:
+    """[..., width] as contiguous rows [n, width] of a dtype that kernels take."""
+    rows = x.reshape(-1, width).contiguous()
+    return rows if rows.dtype in (torch.bfloat16, torch.float32) else rows.float()
 
 
 class PackedEmbedding(nn.Module):

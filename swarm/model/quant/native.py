@@ -7,17 +7,31 @@ over buffers and know nothing of Python, so calls run without the interpreter's 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 
-VERSION = 1
+VERSION = 2
 """Of the interface and the packed layout; a library that says another is not used."""
 ISAS = ("plain", "avx2", "avx512-vnni")
 """Instruction sets by number. All give the same bits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """One matrix of a call: ggml's number of its type, its panels (uint8), its rows, and a float32 bias or None."""
+
+    kind: int
+    packed: torch.Tensor
+    out_features: int
+    bias: torch.Tensor | None
 
 
 class Library:
@@ -28,14 +42,38 @@ class Library:
         pointer, whole, wide = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
         lib.swarm_quant_bytes.restype = wide
         lib.swarm_quant_bytes.argtypes = [whole, wide, wide]
-        lib.swarm_quant_pack.argtypes = [whole, pointer, pointer, wide, wide, pointer, whole, pointer]
-        lib.swarm_quant_numbers.argtypes = [whole, pointer, wide, pointer, wide, pointer, whole, pointer]
-        lib.swarm_quant_product.argtypes = [
-            *(whole, whole, pointer, wide, wide, pointer, wide, pointer, pointer, whole, pointer)
-        ]
+        lib.swarm_quant_pack.argtypes = [whole, pointer, pointer, wide, wide, pointer, whole]
+        lib.swarm_quant_numbers.argtypes = [whole, pointer, wide, pointer, wide, pointer, whole]
+        lib.swarm_quant_products.argtypes = [whole, pointer, wide, wide, pointer, wide, whole, whole, pointer]
+        lib.swarm_layer_before.argtypes = [whole, *[pointer] * 2, wide, *[pointer] * 5, whole, whole, pointer]
+        lib.swarm_layer_after.argtypes = [whole, *[pointer] * 3, wide, pointer, whole, whole, pointer]
         self.version = int(lib.swarm_quant_version())
         self.best_isa = int(lib.swarm_quant_isa())
+        self._local = threading.local()
         self._gomp = _openmp()
+
+    @property
+    def threads(self) -> int:
+        """Threads that a call of this thread uses: those of torch, or all of them within `undivided`."""
+        return getattr(self._local, "threads", 0) or torch.get_num_threads()
+
+    @contextlib.contextmanager
+    def undivided(self) -> Iterator[None]:
+        """Leave the processors to the kernels: torch works with one thread meanwhile. For passes of few rows, whose
+        products are all that is worth dividing. The kernels then have helpers of their own, who are not waited for
+        when other programs hold the processors; torch's would look out for work on the processors that those need.
+        Without this, products are divided among torch's."""
+        threads = self.threads
+        if threads == 1:
+            yield
+            return
+        self._local.threads = threads
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            self._local.threads = 0
+            torch.set_num_threads(threads)
 
     def packed_bytes(self, kind: int, rows: int, columns: int) -> int:
         """Bytes of a packed matrix [rows, columns]; 0 where ggml's type `kind` or the shape has no kernel."""
@@ -46,18 +84,13 @@ class Library:
     ) -> None:
         """Bring stored blocks (at the address `stored`) into panels. order: int32 [rows], the stored row of each."""
         where = 0 if order is None else order.data_ptr()
-        self._check(
-            self._lib.swarm_quant_pack(
-                kind, stored, where, rows, columns, packed.data_ptr(), torch.get_num_threads(), self._gomp
-            )
-        )
+        self._check(self._lib.swarm_quant_pack(kind, stored, where, rows, columns, packed.data_ptr(), self.threads))
 
     def numbers(self, kind: int, packed: torch.Tensor, columns: int, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Rows (int64 [n], within the matrix) as float32 into `out` [n, columns]: what `gguf.dequantize` gives."""
         self._check(
             self._lib.swarm_quant_numbers(
-                *(kind, packed.data_ptr(), columns, rows.data_ptr(), len(rows), out.data_ptr()),
-                *(torch.get_num_threads(), self._gomp),
+                kind, packed.data_ptr(), columns, rows.data_ptr(), len(rows), out.data_ptr(), self.threads
             )
         )
 
@@ -70,14 +103,67 @@ class Library:
         out: torch.Tensor,
         isa: int | None = None,
     ) -> None:
-        """out [n, rows] = x [n, columns] W^T + bias, float32 all. isa: another instruction set than the best."""
+        """out [n, rows] = x [n, columns] W^T + bias. x and out both float32 or both bfloat16, bias float32. isa:
+        another instruction set than the best."""
+        self._products([Operand(kind, packed, out.shape[1], bias)], x, [out], self.best_isa if isa is None else isa)
+
+    def products(self, operands: Sequence[Operand], x: torch.Tensor) -> list[torch.Tensor]:
+        """x [n, columns] times each of up to eight matrices of the same columns, in one call: [n, out_features] each,
+        of the dtype of x, which is float32 or bfloat16. The same bits as one by one."""
+        outs = [x.new_empty(x.shape[0], operand.out_features) for operand in operands]
+        self._products(operands, x, outs, self.best_isa)
+        return outs
+
+    def _products(self, operands: Sequence[Operand], x: torch.Tensor, outs: Sequence[torch.Tensor], isa: int) -> None:
+        words: list[int] = []
+        for operand, out in zip(operands, outs, strict=True):
+            bias = 0 if operand.bias is None else operand.bias.data_ptr()
+            words += (operand.packed.data_ptr(), bias, out.data_ptr(), operand.out_features, operand.kind)
+        items = (ctypes.c_int64 * len(words))(*words)
         self._check(
-            self._lib.swarm_quant_product(
-                *(self.best_isa if isa is None else isa, kind, packed.data_ptr(), out.shape[1], x.shape[1]),
-                *(x.data_ptr(), x.shape[0], 0 if bias is None else bias.data_ptr(), out.data_ptr()),
-                *(torch.get_num_threads(), self._gomp),
+            self._lib.swarm_quant_products(
+                isa, items, len(operands), x.shape[1], x.data_ptr(), x.shape[0], *self._crew(x.dtype)
             )
         )
+
+    def layer_before(
+        self,
+        layer: bytes,
+        x: torch.Tensor,
+        rows: int,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        isa: int | None = None,
+    ) -> None:
+        """What stands before attention in a decoder layer (native/layer.h; `layer`: its struct Layer).
+
+        x [rows, hidden], cos and sin [rows, dim]; fills query, key and value. All bfloat16 or all float32.
+        """
+        places = [tensor.data_ptr() for tensor in (cos, sin, query, key, value)]
+        isa = self.best_isa if isa is None else isa
+        self._check(self._lib.swarm_layer_before(isa, layer, x.data_ptr(), rows, *places, *self._crew(x.dtype)))
+
+    def layer_after(
+        self,
+        layer: bytes,
+        x: torch.Tensor,
+        seen: torch.Tensor,
+        rows: int,
+        out: torch.Tensor,
+        isa: int | None = None,
+    ) -> None:
+        """What stands behind attention. seen: what it gave, [rows, heads * dim]; fills out [rows, hidden]."""
+        isa = self.best_isa if isa is None else isa
+        places = (x.data_ptr(), seen.data_ptr(), rows, out.data_ptr())
+        self._check(self._lib.swarm_layer_after(isa, layer, *places, *self._crew(x.dtype)))
+
+    def _crew(self, dtype: torch.dtype) -> tuple[bool, int, int | None]:
+        """Whether numbers are bfloat16, how many threads, and whose: None for the kernels' own helpers."""
+        own = getattr(self._local, "threads", 0)
+        return dtype == torch.bfloat16, self.threads, None if own else self._gomp
 
     @staticmethod
     def _check(code: int) -> None:
@@ -103,7 +189,7 @@ def library() -> Library | None:
 
 def _openmp() -> int | None:
     """Address of GOMP_parallel in the OpenMP library that torch computes with, so that both share its threads; None
-    where it cannot be found, then products run on one thread."""
+    where it cannot be found."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:

@@ -120,7 +120,7 @@ def test_arguments_that_would_change_the_result_are_refused() -> None:
     _, chain = model_and_chain()
     module = next(m for m in chain.blocks[0]._model.modules() if hasattr(m, "layer_idx"))
     query = torch.zeros(1, 4, 2, 8)
-    with pytest.raises(ModelError, match="Qwen2Attention cannot be cut into blocks: arguments s_aux"):
-        attend(module, query, query, query, None, s_aux=torch.zeros(4))
+    with pytest.raises(ModelError, match="Qwen2Attention cannot be cut into blocks: arguments s_bias"):
+        attend(module, query, query, query, None, s_bias=torch.zeros(4))
     with pytest.raises(ModelError, match="unknown kind"):
         attend(torch.nn.Linear(2, 2), query, query, query, None)

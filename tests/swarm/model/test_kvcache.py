@@ -77,3 +77,18 @@ def test_context_that_is_not_used_takes_no_memory_and_closing_gives_it_back() ->
     assert written - before > 60 << 20
     kv.close()
     assert process.memory_info().rss < written - (50 << 20)
+
+
+def test_keys_and_values_of_two_widths_are_counted_and_committed() -> None:
+    pool = KVPool(FakeBlock(first=0, last=2, kv_shapes=(KVShape(2, 6, 4),) * 2, dtype=torch.float32), 1 << 20)
+    layout = Layout(scratch=8, context=8)
+    kv = pool.open(layout, 0, 2)
+    assert pool.used_bytes == 2 * 2 * (6 + 4) * (16 + SPARE) * 4
+    for layer in range(2):
+        keys, values = kv.layer(layer)
+        assert (keys.shape, values.shape) == ((2, 16 + SPARE, 6), (2, 16 + SPARE, 4))
+        keys[:, 3], values[:, 3] = 1.0 + layer, 10.0 + layer
+    kv.commit(Commits(np.array([3], np.uint32), np.array([5], np.uint32)))
+    for layer in range(2):
+        keys, values = kv.layer(layer)
+        assert (keys[:, 13] == 1.0 + layer).all() and (values[:, 13] == 10.0 + layer).all()

@@ -23,6 +23,7 @@ from swarm.model.quant.modules import PackedEmbedding, PackedLinear
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, no_commits
 from swarm.ring.certain_rows import certain_rows
+from tests.bench.weights import agreement
 
 CPU = torch.device("cpu")
 TOKENS = [504, 2644, 282, 4649, 314, 3575, 28, 284, 260, 2644, 282, 5790, 314]
@@ -69,6 +70,16 @@ def test_it_answers_like_the_unpacked_model(checkpoint: Checkpoint, packed: Bloc
         best = exact.topk(2).values
         if best[0] - best[1] > 4 * (mine - exact).abs().mean():
             assert mine.argmax() == exact.argmax()
+
+
+def test_thirty_two_greedy_tokens_are_those_of_the_unpacked_model(checkpoint: Checkpoint) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small products: threads would mostly wait for each other
+    try:
+        found = agreement(checkpoint, TOKENS)
+    finally:
+        torch.set_num_threads(before)
+    assert found.equal + found.ties == found.tokens == 32 and found.equal >= 29
 
 
 def test_a_cut_model_gives_the_same_bits_as_the_whole(checkpoint: Checkpoint, packed: Block) -> None:

@@ -17,9 +17,11 @@ from swarm.cli.main import main
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
 from swarm.model.probe import Probe
+from swarm.model.ways import Ways
 from swarm.node.bandwidth import Rates
 from swarm.node.benchmark_cache import FILE, KEEP_S, MOST_KEPT, RATES_KEEP_S, ProbeCache
 from swarm.node.host import Host
+from swarm.terminal.doctor import look_at_kept
 from tests.ring.conftest import tiny_folder  # noqa: F401  a fixture
 
 CPU = torch.device("cpu")
@@ -124,3 +126,29 @@ def test_the_doctor_shows_what_the_node_measured(tmp_path: Path, capsys: pytest.
     assert findings["node's bandwidth"]["found"] == "up 2, down 50 Mbit/s"
     assert "thin" in findings["node's bandwidth"]["advice"]
     assert "speed" not in findings  # nothing was loaded: it is known
+
+
+def test_both_ways_of_holding_weights_are_kept_for_model_and_threads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ProbeCache(tmp_path)
+    slow = Ways((3.0, 9.0), (2.0, 4.0))
+    assert cache.ways(2, MODEL.digest) is None and slow.better == "expanded"
+    cache.keep_ways(2, MODEL, slow)
+    assert ProbeCache(tmp_path).ways(2, MODEL.digest) == slow
+    assert cache.ways(1, MODEL.digest) is None and cache.ways(2, "0" * 64) is None
+    cache.keep_ways(2, MODEL, Ways((1.0, 2.0), (2.0, 2.1)))
+    found = cache.ways(2, MODEL.digest)
+    assert found is not None and found.better == "auto" and len(cache.all_ways()) == 1
+    assert Ways((1.0, 2.0), (0.95, 1.95)).better == "auto"  # not worth four times the memory
+    (shown,) = [f.found for f in look_at_kept(MemberConfig(tmp_path, tmp_path), time.time()) if f.what == "weights"]
+    assert "one layer of tiny takes 1.00 ms a row stored, 2.00 expanded" in shown
+
+
+@pytest.mark.parametrize("change", [{"ways": None}, {"ways": {"stored": [1, 2]}}, {"threads": "x"}, {"at": []}, None])
+def test_ways_that_nobody_wrote_count_for_nothing(tmp_path: Path, change: dict[str, object] | None) -> None:
+    cache = ProbeCache(tmp_path)
+    cache.keep_ways(2, MODEL, Ways((1.0, 2.0), (2.0, 4.0)))
+    entry = json.loads((tmp_path / FILE).read_text())["ways"][0]
+    (tmp_path / FILE).write_text(json.dumps({"ways": [None if change is None else {**entry, **change}]}))
+    assert cache.ways(2, MODEL.digest) is None and cache.all_ways() == []

@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from swarm.base.config import JoinConfig, MemberConfig
+import swarm.node.host
+from swarm.base.config import DEFAULT_MODEL, JoinConfig, MemberConfig
 from swarm.base.errors import ModelError
 from swarm.base.events import silent
 from swarm.discovery.model_shape import model_shape
 from swarm.model.files.store import ModelStore
 from swarm.model.overflow import SplitBlock
+from swarm.model.packing import PACKED
+from swarm.model.quant.native import library
+from swarm.model.ways import Ways
+from swarm.node.benchmark_cache import ProbeCache
 from swarm.node.host import Host
 from swarm.planner.api import choose_block
 from tests.ring.conftest import tiny_folder  # noqa: F401  a fixture
@@ -84,3 +89,33 @@ def test_what_does_not_fit_is_refused_with_numbers(
 ) -> None:
     with pytest.raises(ModelError, match=says):
         host_of(tmp_path, free, spare, overflow_bytes=limit).load(str(tiny_folder), (0, 6))
+
+
+@pytest.mark.skipif(library() is None, reason="no kernels were built: install with a C++ compiler")
+def test_auto_expands_where_memory_allows_it_and_a_layer_was_faster_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured once; what there is too little memory for is not even measured."""
+    tries: list[int] = []
+    answers = [Ways((2.0, 4.0), (1.0, 2.0)), Ways((1.0, 2.0), (2.0, 4.0))]
+
+    def measured(checkpoint: object, layer: int, dtype: torch.dtype) -> Ways:
+        tries.append(layer)
+        return answers[len(tries) - 1]
+
+    monkeypatch.setattr(swarm.node.host, "measure_ways", measured)
+    free = 8 << 20  # of 10.6 MB expanded, 2.5 as stored
+
+    def computes_in(state: str) -> str:
+        config = JoinConfig(MemberConfig(tmp_path, tmp_path / "models"), kv_bytes=1 << 20)
+        (tmp_path / state).mkdir(exist_ok=True)
+        kept = ProbeCache(tmp_path / state)
+        store, room = ModelStore(tmp_path / "models"), lambda device: free
+        host = Host(config, store, b"n" * 32, FAST, torch.bfloat16, 1, silent, kept, None, room, "auto")
+        return host.load(DEFAULT_MODEL, (4, 5)).hosted.block.computes_in
+
+    assert computes_in("a") == PACKED and tries == []
+    free = 1 << 30
+    assert computes_in("a") == "bfloat16" and tries == [4]
+    assert computes_in("a") == "bfloat16" and tries == [4]
+    assert computes_in("b") == PACKED and tries == [4, 4]

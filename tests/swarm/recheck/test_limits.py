@@ -19,6 +19,8 @@ def test_the_default_model_has_limits_for_what_its_rings_compute_in(tmp_path: Pa
     assert fine.samples > 1000 and coarse.samples > 1000
     assert fine.median_ppm < coarse.median_ppm and fine.tie_ppm < coarse.tie_ppm
     assert limit_of(limits)("mixed", "bfloat16") == coarse
+    assert limit_of(limits)("mixed q8", "bfloat16") == limits.get("q8", "bfloat16") != coarse
+    assert limit_of(limits)("mixed q8", "mixed q8") == limits.get("q8", "bfloat16")
     for dtype, wire in SETTINGS:
         assert limits.get(dtype, wire).samples > 1000, (dtype, wire)
 

@@ -1,24 +1,25 @@
-// What Python calls: packing, unpacking rows, products. No state; every call says with how many threads and through
-// which GOMP_parallel (that of the OpenMP library which the process has loaded already) it may run, or none.
-#include <atomic>
+// What Python calls: packing, unpacking rows, products. Every call says with how many threads it may run; the helpers are
+// all that stays from one call to the next.
 #include <cmath>
 #include <cstdlib>
 
+#include "helpers.h"
 #include "layout.h"
 #include "repack.h"
 
-// One row of x as bytes: q [columns], scale [columns / 32]; per `sub` columns zero = -T::zero * sum(q) and
-// mean = scale * sum(q).
+// One row of x as bytes: q [columns], scale [columns / 32], sums [columns / 16] of the bytes; and what a format makes of
+// them per `sub` columns: zero = -T::zero * sum(q), mean = scale * sum(q).
 struct Rounded {
     int8_t *q;
     float *scale, *mean;
-    int32_t *zero;
+    int32_t *sums, *zero;
 };
 
 #define ISA plain
 #define TARGET
 #include "simd_plain.h"
 #include "product.h"
+#include "layer.h"
 #undef ISA
 #undef TARGET
 
@@ -28,21 +29,24 @@ struct Rounded {
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #include "simd_avx2.h"
 #include "product.h"
+#include "layer.h"
 #undef ISA
 #undef TARGET
 #define ISA avx512
 #define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #include "simd_avx512.h"
 #include "product.h"
+#include "layer.h"
 #undef ISA
 #undef TARGET
 #endif
 
-typedef void (*Gomp)(void (*)(void *), void *, unsigned, unsigned);
-
 namespace {
 
-// Runs work(i) for i in [0, count), each taken by whichever thread is free.
+helpers::Pool pool;
+
+typedef void (*Gomp)(void (*)(void *), void *, unsigned, unsigned);
+
 template <class W> struct Shared {
     const W *work;
     int64_t count;
@@ -54,20 +58,28 @@ template <class W> struct Shared {
     }
 };
 
-template <class W> void each(int64_t count, int threads, void *gomp, const W &work) {
-    if (threads < 2 || count < 2 || !gomp) {
-        for (int64_t i = 0; i < count; i++) work(i);
+// Who else works: `threads` with the caller, ours or (gomp) those of the OpenMP library that torch computes with.
+struct Crew {
+    int threads;
+    Gomp gomp;
+};
+
+// Runs work(i) for i in [0, count), each taken by whichever thread is free. wake: whether ours are to be woken for it.
+template <class W> void each(int64_t count, Crew crew, bool wake, const W &work) {
+    if (crew.gomp && crew.threads > 1 && count > 1) {
+        Shared<W> shared{&work, count, {0}};
+        crew.gomp(Shared<W>::run, &shared, unsigned(crew.threads), 0);
         return;
     }
-    Shared<W> shared{&work, count, {0}};
-    reinterpret_cast<Gomp>(gomp)(Shared<W>::run, &shared, unsigned(threads), 0);
+    pool.run(count, crew.threads, wake, [](const void *w, int64_t i) { (*static_cast<const W *>(w))(i); }, &work);
 }
 
 enum { PLAIN, AVX2, AVX512 };
 
-const int64_t CACHE = 384 << 10;  // bytes of rounded rows that stay in a core's second cache beside a panel
-const int64_t TASK = 64 << 10;    // bytes of the matrix that one thread takes at a time
-const int64_t SMALL = 1 << 20;    // bytes times rows below which waking threads costs more than they save
+const int64_t CACHE = 384 << 10;    // bytes of rounded rows that stay in a core's second cache beside a panel
+const int64_t TASK = 64 << 10;      // bytes of matrices that one thread takes at a time, at least
+const int64_t SMALL = 128 << 10;    // bytes times rows below which handing out costs more than it saves
+const int64_t WAKE = 1 << 20;       // the same for helpers that sleep
 
 #if defined(__x86_64__)
 #define BY_ISA(isa, call)                    \
@@ -80,43 +92,177 @@ const int64_t SMALL = 1 << 20;    // bytes times rows below which waking threads
 #define BY_ISA(isa, call) plain::call
 #endif
 
+// A matrix of a call, as Python fills it in (native.py), and what the call makes of it.
+struct Item {
+    const uint8_t *packed;
+    const float *bias;  // or null
+    void *y;            // [rows, out_features]
+    int64_t out_features, kind;
+};
+
+struct Plan {
+    int64_t panels, size, first, together;  // panels of `size` bytes; the first of its tasks; panels of a task
+    Rounded *rows;
+    void (*prepare)(int isa, int64_t columns, Rounded row);
+    void (*multiply)(int isa, const Item &item, int64_t columns, const Rounded *rows, int64_t at, int64_t count,
+                     int64_t panel, bool narrow);
+};
+
+template <class T> void prepare(int isa, int64_t columns, Rounded row) { BY_ISA(isa, prepare_row<T>(columns, row)); }
+
+// Rows [at, at + count) times one panel.
 template <class T>
-int product(int isa, const uint8_t *packed, int64_t out_features, int64_t columns, const float *x, int64_t rows,
-            const float *bias, float *y, int threads, void *gomp) {
-    int64_t subs = columns / T::sub, blocks = columns / 32;
-    int64_t row_bytes = (columns + blocks * 4 + subs * 8 + 63) / 64 * 64;
+void multiply(int isa, const Item &item, int64_t columns, const Rounded *rows, int64_t at, int64_t count, int64_t panel,
+              bool narrow) {
+    const uint8_t *packed = item.packed + panel * int64_t(T::panel(columns));
+    int64_t width = item.out_features;
+    if (narrow) {
+        uint16_t *y = static_cast<uint16_t *>(item.y) + at * width;
+        BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, item.bias, width, y));
+    } else {
+        float *y = static_cast<float *>(item.y) + at * width;
+        BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, item.bias, width, y));
+    }
+}
+
+int64_t lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+int products(int isa, const Item *items, int64_t many, int64_t columns, const void *x, int64_t rows, bool narrow,
+             Crew crew) {
+    const int64_t most = 8, blocks = columns / 32;
+    Plan plans[most];
+    int64_t bytes = 0, tasks = 0;
+    if (many < 1 || many > most) return -1;
+    for (int64_t m = 0; m < many; m++) {
+        Plan &plan = plans[m];
+        bool known = layout::with_type(int(items[m].kind), [&](auto t) {
+            using T = decltype(t);
+            plan.prepare = prepare<T>, plan.multiply = multiply<T>, plan.size = int64_t(T::panel(columns));
+        });
+        if (!known) return -1;
+        plan.panels = (items[m].out_features + 15) / 16;
+        bytes += plan.panels * plan.size;
+    }
+    if (bytes * rows < SMALL) crew.threads = 1;
+    // Large matrices in larger tasks: what is asked for ahead of its time should be read by the same thread.
+    int64_t task = bytes / (16 * crew.threads) > TASK ? bytes / (16 * crew.threads) : TASK;
+    for (int64_t m = 0; m < many; m++) {
+        Plan &plan = plans[m];
+        plan.together = task / plan.size > 0 ? task / plan.size : 1;
+        plan.first = tasks;
+        tasks += (plan.panels + plan.together - 1) / plan.together;
+    }
+    // A row's bytes, scales and sums are there once, what a format makes of them once for each format.
+    int64_t shared = lines(columns) + lines(blocks * 4) + lines(blocks * 8), own = 2 * lines(blocks * 8);
+    int64_t row_bytes = shared + many * own;
     auto *memory = static_cast<uint8_t *>(std::malloc(size_t(rows * row_bytes + 64)));
-    auto *rounded = static_cast<Rounded *>(std::malloc(size_t(rows) * sizeof(Rounded)));
+    auto *rounded = static_cast<Rounded *>(std::malloc(size_t(rows * many) * sizeof(Rounded)));
     if (!memory || !rounded) {
         std::free(memory), std::free(rounded);
         return -2;
     }
     uint8_t *base = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
-    for (int64_t r = 0; r < rows; r++) {
-        uint8_t *p = base + r * row_bytes;
-        rounded[r].q = reinterpret_cast<int8_t *>(p);
-        rounded[r].scale = reinterpret_cast<float *>(p + columns);
-        rounded[r].mean = rounded[r].scale + blocks;
-        rounded[r].zero = reinterpret_cast<int32_t *>(rounded[r].mean + subs);
+    for (int64_t m = 0; m < many; m++) {
+        plans[m].rows = rounded + m * rows;
+        for (int64_t k = 0; k < m; k++)
+            if (items[k].kind == items[m].kind) plans[m].rows = plans[k].rows;
     }
-    each(rows, rows < 8 ? 1 : threads, gomp, [&](int64_t r) {
-        BY_ISA(isa, round_row(x + r * columns, columns, T::sub, T::zero, rounded[r]));
+    each(rows, rows < 8 ? Crew{1, nullptr} : crew, true, [&](int64_t r) {
+        uint8_t *p = base + r * row_bytes, *q = p + shared;
+        auto *scale = reinterpret_cast<float *>(p + lines(columns));
+        auto *sums = reinterpret_cast<int32_t *>(p + lines(columns) + lines(blocks * 4));
+        Rounded row{reinterpret_cast<int8_t *>(p), scale, nullptr, sums, nullptr};
+        if (narrow) BY_ISA(isa, round_row(static_cast<const uint16_t *>(x) + r * columns, columns, row));
+        else BY_ISA(isa, round_row(static_cast<const float *>(x) + r * columns, columns, row));
+        for (int64_t m = 0; m < many; m++, q += own) {
+            if (plans[m].rows != rounded + m * rows) continue;
+            row.mean = reinterpret_cast<float *>(q), row.zero = reinterpret_cast<int32_t *>(q + own / 2);
+            plans[m].prepare(isa, columns, row);
+            plans[m].rows[r] = row;
+        }
     });
-    int64_t panels = (out_features + 15) / 16, size = int64_t(T::panel(columns));
-    int64_t together = TASK / size > 0 ? TASK / size : 1, tasks = (panels + together - 1) / together;
-    if (panels * size * rows < SMALL) threads = 1;
     int64_t some = CACHE / row_bytes / 8 * 8;
     some = some < 8 ? 8 : some;
     for (int64_t r = 0; r < rows; r += some) {
         int64_t count = rows - r < some ? rows - r : some;
-        each(tasks, threads, gomp, [&](int64_t task) {
-            int64_t last = (task + 1) * together < panels ? (task + 1) * together : panels;
-            for (int64_t p = task * together; p < last; p++)
-                BY_ISA(isa, one_panel<T>(packed + p * size, columns, rounded + r, count, p * 16, bias,
-                                         out_features, y + r * out_features));
+        each(tasks, crew, bytes * count >= WAKE, [&](int64_t i) {
+            int64_t m = many - 1;
+            while (plans[m].first > i) m--;
+            const Plan &plan = plans[m];
+            int64_t panel = (i - plan.first) * plan.together, last = panel + plan.together;
+            for (last = last < plan.panels ? last : plan.panels; panel < last; panel++)
+                plan.multiply(isa, items[m], columns, plan.rows, r, count, panel, narrow);
         });
     }
     std::free(memory), std::free(rounded);
+    return 0;
+}
+
+// A decoder layer as Python fills it in (layer.py); matrices without results, which a call names.
+struct Layer {
+    const void *first_norm, *second_norm, *q_norm, *k_norm;  // the last two: null, or for each head
+    int64_t hidden, inner, heads, kv_heads, dim;
+    Item q, k, v, o, gate, up, down;
+    double first_eps, second_eps, q_eps, k_eps;
+};
+
+struct Scratch {  // freed when a call ends
+    void *at[6] = {};
+    int count = 0;
+    template <class E> E *take(int64_t n) { return static_cast<E *>(at[count++] = std::malloc(size_t(n) * sizeof(E))); }
+    ~Scratch() { for (void *p : at) std::free(p); }
+};
+
+template <class F> void rowwise(int64_t rows, Crew crew, const F &work) {
+    each(rows, rows < 8 ? Crew{1, nullptr} : crew, true, work);
+}
+
+template <class E>
+int before(int isa, const Layer &l, const E *x, int64_t rows, const E *cos, const E *sin, E *q, E *k, E *v, Crew crew) {
+    constexpr bool narrow = sizeof(E) == 2;
+    Scratch scratch;
+    E *normed = scratch.take<E>(rows * l.hidden);
+    if (!normed) return -2;
+    rowwise(rows, crew, [&](int64_t r) {
+        BY_ISA(isa, norm_row(x + r * l.hidden, static_cast<const E *>(l.first_norm), float(l.first_eps), l.hidden,
+                             normed + r * l.hidden));
+    });
+    Item items[3] = {l.q, l.k, l.v};
+    items[0].y = q, items[1].y = k, items[2].y = v;
+    if (int code = products(isa, items, 3, l.hidden, normed, rows, narrow, crew)) return code;
+    rowwise(rows, crew, [&](int64_t r) {
+        E *heads = q + r * l.heads * l.dim, *keys = k + r * l.kv_heads * l.dim;
+        for (int64_t h = 0; l.q_norm && h < l.heads; h++)
+            BY_ISA(isa, norm_row(heads + h * l.dim, static_cast<const E *>(l.q_norm), float(l.q_eps), l.dim, heads + h * l.dim));
+        for (int64_t h = 0; l.k_norm && h < l.kv_heads; h++)
+            BY_ISA(isa, norm_row(keys + h * l.dim, static_cast<const E *>(l.k_norm), float(l.k_eps), l.dim, keys + h * l.dim));
+        BY_ISA(isa, rotate_row(heads, l.heads, l.dim, cos + r * l.dim, sin + r * l.dim));
+        BY_ISA(isa, rotate_row(keys, l.kv_heads, l.dim, cos + r * l.dim, sin + r * l.dim));
+    });
+    return 0;
+}
+
+template <class E> int after(int isa, const Layer &l, const E *x, const E *seen, int64_t rows, E *y, Crew crew) {
+    constexpr bool narrow = sizeof(E) == 2;
+    Scratch scratch;
+    E *sum = scratch.take<E>(rows * l.hidden), *normed = scratch.take<E>(rows * l.hidden);
+    E *gate = scratch.take<E>(rows * l.inner), *up = scratch.take<E>(rows * l.inner);
+    if (!sum || !normed || !gate || !up) return -2;
+    Item o = l.o, wide[2] = {l.gate, l.up}, down = l.down;
+    o.y = sum, wide[0].y = gate, wide[1].y = up, down.y = y;
+    if (int code = products(isa, &o, 1, l.heads * l.dim, seen, rows, narrow, crew)) return code;
+    rowwise(rows, crew, [&](int64_t r) {
+        int64_t at = r * l.hidden;
+        BY_ISA(isa, add_row(x + at, sum + at, l.hidden, sum + at));
+        BY_ISA(isa, norm_row(sum + at, static_cast<const E *>(l.second_norm), float(l.second_eps), l.hidden, normed + at));
+    });
+    if (int code = products(isa, wide, 2, l.hidden, normed, rows, narrow, crew)) return code;
+    rowwise(rows, crew, [&](int64_t r) { BY_ISA(isa, activate_row(gate + r * l.inner, up + r * l.inner, l.inner)); });
+    if (int code = products(isa, &down, 1, l.inner, gate, rows, narrow, crew)) return code;
+    rowwise(rows, crew, [&](int64_t r) {
+        int64_t at = r * l.hidden;
+        BY_ISA(isa, add_row(sum + at, y + at, l.hidden, y + at));
+    });
     return 0;
 }
 
@@ -124,7 +270,7 @@ int product(int isa, const uint8_t *packed, int64_t out_features, int64_t column
 
 extern "C" {
 
-int swarm_quant_version() { return 1; }
+int swarm_quant_version() { return 2; }
 
 // The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI.
 int swarm_quant_isa() {
@@ -149,10 +295,10 @@ int64_t swarm_quant_bytes(int kind, int64_t rows, int64_t columns) {
 }
 
 int swarm_quant_pack(int kind, const uint8_t *stored, const int32_t *order, int64_t rows, int64_t columns,
-                     uint8_t *packed, int threads, void *gomp) {
+                     uint8_t *packed, int threads) {
     return layout::with_type(kind, [&](auto t) {
         using T = decltype(t);
-        each((rows + 15) / 16, threads, gomp, [&](int64_t panel) {
+        each((rows + 15) / 16, Crew{threads, nullptr}, true, [&](int64_t panel) {
             repack::panels<T>(kind, stored, order, rows, columns, packed, panel, panel + 1);
         });
     }) ? 0 : -1;
@@ -160,21 +306,47 @@ int swarm_quant_pack(int kind, const uint8_t *stored, const int32_t *order, int6
 
 // Chosen rows as float32 [count, columns].
 int swarm_quant_numbers(int kind, const uint8_t *packed, int64_t columns, const int64_t *rows, int64_t count, float *out,
-                        int threads, void *gomp) {
+                        int threads) {
     return layout::with_type(kind, [&](auto t) {
         using T = decltype(t);
-        each(count, count < 8 ? 1 : threads, gomp,
+        each(count, Crew{count < 8 ? 1 : threads, nullptr}, true,
              [&](int64_t i) { repack::numbers<T>(packed, columns, rows[i], out + i * columns); });
     }) ? 0 : -1;
 }
 
-// y [rows, out_features] = x [rows, columns] W^T + bias (or null), float32.
-int swarm_quant_product(int isa, int kind, const uint8_t *packed, int64_t out_features, int64_t columns, const float *x,
-                        int64_t rows, const float *bias, float *y, int threads, void *gomp) {
-    int code = -1;
-    layout::with_type(kind, [&](auto t) {
-        code = product<decltype(t)>(isa, packed, out_features, columns, x, rows, bias, y, threads, gomp);
-    });
-    return code;
+// For each of `many` (up to 8) matrices with `columns` columns: y = x W^T + bias. x [rows, columns]; x and all y are
+// bfloat16 (`narrow`) or float32. gomp: GOMP_parallel of a library to use the threads of, or null.
+int swarm_quant_products(int isa, const void *items, int64_t many, int64_t columns, const void *x, int64_t rows,
+                         int narrow, int threads, void *gomp) {
+    return products(isa, static_cast<const Item *>(items), many, columns, x, rows, narrow != 0,
+                    Crew{threads, reinterpret_cast<Gomp>(gomp)});
+}
+
+// The part of a decoder layer before its attention: norm, queries, keys, values, rotation. x [rows, hidden], cos and sin
+// [rows, dim]; q [rows, heads * dim], k and v [rows, kv_heads * dim]. All bfloat16 (`narrow`) or float32.
+int swarm_layer_before(int isa, const void *layer, const void *x, int64_t rows, const void *cos, const void *sin, void *q,
+                       void *k, void *v, int narrow, int threads, void *gomp) {
+    const Layer &l = *static_cast<const Layer *>(layer);
+    Crew crew{threads, reinterpret_cast<Gomp>(gomp)};
+    if (!narrow) {
+        typedef float E;
+        return before(isa, l, static_cast<const E *>(x), rows, static_cast<const E *>(cos), static_cast<const E *>(sin),
+                      static_cast<E *>(q), static_cast<E *>(k), static_cast<E *>(v), crew);
+    }
+    typedef uint16_t E;
+    return before(isa, l, static_cast<const E *>(x), rows, static_cast<const E *>(cos), static_cast<const E *>(sin),
+                  static_cast<E *>(q), static_cast<E *>(k), static_cast<E *>(v), crew);
+}
+
+// The part behind it: output, sum, norm, gated layers, sum. seen [rows, heads * dim]: what attention gave; y [rows, hidden].
+int swarm_layer_after(int isa, const void *layer, const void *x, const void *seen, int64_t rows, void *y, int narrow,
+                      int threads, void *gomp) {
+    const Layer &l = *static_cast<const Layer *>(layer);
+    Crew crew{threads, reinterpret_cast<Gomp>(gomp)};
+    if (!narrow)
+        return after(isa, l, static_cast<const float *>(x), static_cast<const float *>(seen), rows,
+                     static_cast<float *>(y), crew);
+    return after(isa, l, static_cast<const uint16_t *>(x), static_cast<const uint16_t *>(seen), rows,
+                 static_cast<uint16_t *>(y), crew);
 }
 }

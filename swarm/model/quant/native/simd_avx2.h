@@ -82,6 +82,6 @@ OP Floats powers(const uint8_t *p) {
     for (int n = 0; n < 16; n++) v[n] = layout::e8m0_half(p[n]);
     return {_mm256_load_ps(v), _mm256_load_ps(v + 8)};
 }
-OP void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+OP void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 #undef OP
 }  // namespace avx2

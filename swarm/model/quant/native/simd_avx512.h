@@ -48,6 +48,6 @@ OP Floats powers(const uint8_t *p) {
     return _mm512_load_ps(v);
 }
 OP void store(float *p, Floats v) { _mm512_storeu_ps(p, v); }
-OP void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+OP void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 #undef OP
 }  // namespace avx512

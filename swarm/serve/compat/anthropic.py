@@ -1,0 +1,255 @@
+"""Anthropic's API: POST /v1/messages and /v1/messages/count_tokens.
+
+Source: the Messages API reference, version 2023-06-01. `thinking` blocks that come back are left out of the prompt:
+chat templates of open models want none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from aiohttp import web
+
+from swarm.run.api import RunRequest, RunResult
+from swarm.serve.backend import Backend
+from swarm.serve.compat.ollama import fitted
+from swarm.serve.compat.shapes import a_list, a_text, an_object, anthropic_error, given, no_pictures
+from swarm.serve.completions import Completions
+from swarm.serve.config import GatewayConfig
+from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
+from swarm.serve.parse import parse_chat_untrusted
+from swarm.serve.plan import plan_chat
+from swarm.serve.stream import EventStream
+from swarm.serve.voice import Event, Json, delta_of
+from swarm.serve.web import REQUEST_ID, read_json
+
+_SAME = ("model", "temperature", "top_p", "top_k", "stream")
+
+
+class AnthropicViews:
+    """The handlers."""
+
+    def __init__(self, backend: Backend, config: GatewayConfig, completions: Completions) -> None:
+        self._backend, self._config, self._completions = backend, config, completions
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        body = an_object(await read_json(request, self._config), "the body")
+        limit = body.get("max_tokens")
+        if limit is None:
+            raise bad_field("max_tokens", "expected 'max_tokens' to be an integer, found null", "invalid_type")
+        parsed = parse_chat_untrusted({**chat_body(body), "max_tokens": limit}, self._config)
+        stops = tuple(parsed.wanted.stop)
+        voice = AnthropicVoice(request[REQUEST_ID], self._backend.manifest.model, stops, self._backend.decode)
+        return await self._completions.converse(request, fitted(parsed), voice)
+
+    async def count(self, request: web.Request) -> web.Response:
+        body = an_object(await read_json(request, self._config), "the body")
+        asked = {name: value for name, value in chat_body(body).items() if name != "stream"}
+        parsed = parse_chat_untrusted({**asked, "max_tokens": 1}, self._config)
+        runs = await plan_chat(fitted(parsed), self._backend, self._config)
+        return web.json_response({"input_tokens": len(runs[0].prompt_ids)})
+
+
+def chat_body(body: Mapping[str, Any]) -> Json:
+    """Body of /v1/messages in OpenAI's words, without the limit of tokens. Raises ApiError 400."""
+    messages: list[Json] = []
+    system = _text_of(body.get("system"), "system")
+    if system:
+        messages.append({"role": "system", "content": system})
+    items = a_list(body.get("messages"), "messages", MAX_MESSAGES)
+    for index, item in enumerate(items):
+        path = f"messages[{index}]"
+        messages += _messages(an_object(item, path), path)
+    tools = [_tool(item, f"tools[{n}]") for n, item in enumerate(a_list(body.get("tools"), "tools", MAX_TOOLS))]
+    stops = a_list(body.get("stop_sequences"), "stop_sequences", 64)
+    return {
+        **{name: body[name] for name in _SAME if body.get(name) is not None},
+        "messages": messages,
+        **given(tools=tools or None, stop=stops or None, tool_choice=_choice(body) if tools else None),
+        **_thinking(body),
+    }
+
+
+def _thinking(body: Mapping[str, Any]) -> Json:
+    kind = an_object(body.get("thinking") or {}, "thinking").get("type")
+    return {"chat_template_kwargs": {"enable_thinking": kind == "enabled"}} if kind else {}
+
+
+def _choice(body: Mapping[str, Any]) -> Any:
+    choice = an_object(body.get("tool_choice") or {"type": "auto"}, "tool_choice")
+    kind = choice.get("type")
+    named = {"type": "function", "function": {"name": choice.get("name")}}
+    words: Mapping[Any, Any] = {"auto": "auto", "none": "none", "any": "required", "tool": named}
+    if kind not in words:
+        raise bad_field("tool_choice.type", f"expected auto, any, tool or none, found {str(kind)[:40]!r}")
+    return words[kind]
+
+
+def _tool(item: Any, path: str) -> Json:
+    tool = an_object(item, path)
+    if tool.get("type") not in (None, "custom"):
+        raise bad_field(f"{path}.type", f"'{path}' is a tool of Anthropic's own servers, which a swarm has not")
+    function = {"name": tool.get("name"), "description": a_text(tool.get("description"), f"{path}.description")}
+    return {"type": "function", "function": {**function, "parameters": tool.get("input_schema")}}
+
+
+def _messages(item: Mapping[str, Any], path: str) -> list[Json]:
+    """One message in OpenAI's words: results of tools become messages of their own, before the text beside them."""
+    role, content = item.get("role"), item.get("content")
+    if role not in ("user", "assistant", "system"):
+        raise bad_field(f"{path}.role", f"expected '{path}.role' to be user or assistant, found {str(role)[:40]!r}")
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    results: list[Json] = []
+    calls: list[Json] = []
+    texts: list[str] = []
+    for index, part in enumerate(a_list(content, f"{path}.content", MAX_PARTS)):
+        where = f"{path}.content[{index}]"
+        block = an_object(part, where)
+        match block.get("type"):
+            case "text":
+                texts.append(a_text(block.get("text"), f"{where}.text"))
+            case "tool_use":
+                calls.append(_call(block, where))
+            case "tool_result":
+                told = _text_of(block.get("content"), f"{where}.content")
+                call = a_text(block.get("tool_use_id"), f"{where}.tool_use_id")
+                results.append({"role": "tool", "tool_call_id": call, "content": told})
+            case "thinking" | "redacted_thinking":
+                pass
+            case "image" | "document":
+                raise no_pictures(where)
+            case kind:
+                raise bad_field(
+                    f"{where}.type", f"expected '{where}.type' to be text, tool_use or tool_result, found {kind!r:.40}"
+                )
+    said: Json = {"role": role, "content": "".join(texts), **given(tool_calls=calls or None)}
+    return [*results, said] if texts or calls or not results else results
+
+
+def _call(block: Mapping[str, Any], path: str) -> Json:
+    arguments = an_object(block.get("input") or {}, f"{path}.input")
+    function = {"name": block.get("name"), "arguments": json.dumps(arguments)}
+    return {"id": a_text(block.get("id"), f"{path}.id"), "type": "function", "function": function}
+
+
+def _text_of(value: Any, path: str) -> str:
+    """A string, or text blocks joined."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    texts = []
+    for index, part in enumerate(a_list(value, path, MAX_PARTS)):
+        block = an_object(part, f"{path}[{index}]")
+        if block.get("type") != "text":
+            raise no_pictures(f"{path}[{index}]")
+        texts.append(a_text(block.get("text"), f"{path}[{index}].text"))
+    return "".join(texts)
+
+
+class AnthropicVoice:
+    """As /v1/messages says it. `decode`: token ids to text, by which the stop sequence that matched is found."""
+
+    def __init__(
+        self, request_id: str, model: str, stops: Sequence[str], decode: Callable[[Sequence[int]], str]
+    ) -> None:
+        self._request_id = request_id
+        self._id = "msg_" + request_id.removeprefix("req_")
+        self._model, self._stops, self._decode = model, stops, decode
+        self._block = -1
+        self._in_text = False
+        self._called = False
+
+    def stream(self, request: web.Request, config: GatewayConfig) -> EventStream:
+        return EventStream(request, config.write_timeout_s, config.keepalive_comment_s)
+
+    def opening(self, runs: Sequence[RunRequest]) -> Sequence[Event]:
+        usage = {"input_tokens": len(runs[0].prompt_ids), "output_tokens": 0}
+        message = {**self._head(), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+        return (_event("message_start", message=message),)
+
+    def chunk(self, chunk: Json) -> Sequence[Event]:
+        delta = delta_of(chunk)
+        events: list[Event] = []
+        text = delta.get("content")
+        if text:
+            if not self._in_text:
+                events += self._begin({"type": "text", "text": ""})
+                self._in_text = True
+            events.append(self._more({"type": "text_delta", "text": text}))
+        for call in delta.get("tool_calls") or ():
+            name = call["function"]["name"]
+            events += self._begin({"type": "tool_use", "id": call["id"], "name": name, "input": {}})
+            self._in_text, self._called = False, True
+            events.append(self._more({"type": "input_json_delta", "partial_json": call["function"]["arguments"]}))
+        return events
+
+    def closing(self, results: Sequence[RunResult], usage: Json, last: Json) -> Sequence[Event]:
+        reason, stop = self._reason(results[0], self._called)
+        told = {"stop_reason": reason, "stop_sequence": stop}
+        return [
+            *self._end_block(),
+            _event("message_delta", delta=told, usage=_usage(usage)),
+            _event("message_stop"),
+        ]
+
+    def failed(self, error: ApiError) -> Sequence[Event]:
+        return (("error", anthropic_error(error, self._request_id)),)
+
+    def whole(self, body: Json, results: Sequence[RunResult]) -> Json:
+        message = body["choices"][0]["message"]
+        calls = message.get("tool_calls") or ()
+        content: list[Json] = [{"type": "text", "text": message["content"]}] if message.get("content") else []
+        content += [
+            {"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": _value(call["function"])}
+            for call in calls
+        ]
+        reason, stop = self._reason(results[0], bool(calls))
+        told = {"content": content, "stop_reason": reason, "stop_sequence": stop, "usage": _usage(body["usage"])}
+        return {**self._head(), **told, "wanswarm": body.get("wanswarm")}
+
+    def _head(self) -> Json:
+        return {"id": self._id, "type": "message", "role": "assistant", "model": self._model}
+
+    def _begin(self, block: Json) -> list[Event]:
+        ended = self._end_block()
+        self._block += 1
+        return [*ended, _event("content_block_start", index=self._block, content_block=block)]
+
+    def _more(self, delta: Json) -> Event:
+        return _event("content_block_delta", index=self._block, delta=delta)
+
+    def _end_block(self) -> list[Event]:
+        return [_event("content_block_stop", index=self._block)] if self._block >= 0 else []
+
+    def _reason(self, result: RunResult, called: bool) -> tuple[str, str | None]:
+        if called:
+            return "tool_use", None
+        if result.finish_reason == "length":
+            return "max_tokens", None
+        behind = self._decode(result.token_ids)[len(result.text) :] if self._stops else ""
+        found = next((stop for stop in self._stops if behind.startswith(stop)), None)
+        return ("end_turn", None) if found is None else ("stop_sequence", found)
+
+
+def _event(kind: str, **fields: Any) -> Event:
+    return kind, {"type": kind, **fields}
+
+
+def _usage(usage: Json) -> Json:
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    return {
+        "input_tokens": usage["prompt_tokens"] - cached,
+        "output_tokens": usage["completion_tokens"],
+        "cache_read_input_tokens": cached,
+        "cache_creation_input_tokens": 0,
+    }
+
+
+def _value(function: Mapping[str, Any]) -> Any:
+    try:
+        return json.loads(function["arguments"])
+    except ValueError:
+        return {}

@@ -1,0 +1,81 @@
+"""What translations share: an error in the words of the API that was asked, and plain reading of their bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.fields import describe
+
+Json = dict[str, Any]
+
+OLLAMA_PATHS = frozenset(
+    f"/api/{name}"
+    for name in "chat generate tags show ps version embed embeddings pull push create copy delete".split()
+)
+_ANTHROPIC_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def error_body(path: str, error: ApiError, request_id: str) -> Json:
+    """The body of an error on this path."""
+    if path in OLLAMA_PATHS:
+        return {"error": error.message}
+    if path.startswith("/v1/messages"):
+        return anthropic_error(error, request_id)
+    return error.body()
+
+
+def anthropic_error(error: ApiError, request_id: str) -> Json:
+    """An error as Anthropic's API tells it."""
+    kind = _ANTHROPIC_KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+
+
+def an_object(value: Any, path: str) -> Mapping[str, Any]:
+    """`value` if it is a JSON object; raises ApiError 400 that names `path`."""
+    if not isinstance(value, dict):
+        raise _wrong(value, path, "a JSON object")
+    return value
+
+
+def a_list(value: Any, path: str, most: int) -> list[Any]:
+    """`value` if it is an array of at most `most`; null is an empty one."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise _wrong(value, path, "an array")
+    if len(value) > most:
+        raise bad_field(path, f"expected at most {most} items in '{path}', found {len(value)}")
+    return value
+
+
+def a_text(value: Any, path: str) -> str:
+    """`value` if it is a string; null is an empty one."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _wrong(value, path, "a string")
+    return value
+
+
+def no_pictures(path: str) -> ApiError:
+    """The refusal of an image."""
+    return bad_field(path, f"expected text in '{path}', found an image; the model reads text only", "unsupported_input")
+
+
+def _wrong(value: Any, path: str, expected: str) -> ApiError:
+    return bad_field(path, f"expected '{path}' to be {expected}, found {describe(value)}", "invalid_type")
+
+
+def given(**values: Any) -> Json:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
