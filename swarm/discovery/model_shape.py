@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from swarm.model.files.manifest import Manifest, TensorEntry, is_embedding, layer_of
-from swarm.model.files.weights import packs
+from swarm.model.files.schemes import Weight, weights_of
+from swarm.model.files.weights import packs, packs_encoded
 from swarm.model.linear.sizes import keeps_keys, layer_kinds, layer_states
 from swarm.model.quant.formats import find_format
 from swarm.model.quant.native import library
@@ -28,9 +29,10 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
     size = dtype.itemsize
     held: dict[int | None, int] = {}
     table = 0
-    for tensor in manifest.tensors:
+    for weight in weights_of(manifest).values():
+        tensor = weight.entry
         layer = layer_of(tensor.name)
-        count = held_bytes(tensor, manifest.config, dtype, weights)
+        count = weight_bytes(weight, manifest.config, dtype, weights)
         held[layer] = held.get(layer, 0) + count
         if is_embedding(tensor.name) and len(tensor.shape) == 2 and tensor.shape[0] == manifest.vocab_size:
             table = count
@@ -57,6 +59,20 @@ def _state_bytes(manifest: Manifest, size: int) -> tuple[int, ...]:
         return ()
     context = min(manifest.context, _PLANNED.context)
     return tuple(sum(s.bytes(_PLANNED.scratch, context, size) for s in layer) for layer in states)
+
+
+def weight_bytes(weight: Weight, config: Mapping[str, Any], dtype: torch.dtype, weights: str) -> int:
+    """Bytes that a tensor of the model takes once it is loaded, whatever it is stored in."""
+    tensor, encoding, lib = weight.entry, weight.encoding, library()
+    if encoding is None:
+        return held_bytes(tensor, config, dtype, weights)
+    if weights != "expanded" and len(tensor.shape) == 2 and ".experts." not in tensor.name:
+        form = find_format(f"gguf:{encoding.kernel_format}")
+        if packs_encoded(weight) and form is not None and lib is not None:
+            return lib.packed_bytes(form.number, *tensor.shape)
+        if weights == "stored":
+            return tensor.nbytes
+    return math.prod(tensor.shape) * dtype.itemsize
 
 
 def held_bytes(tensor: TensorEntry, config: Mapping[str, Any], dtype: torch.dtype, weights: str) -> int:

@@ -144,10 +144,9 @@ def model_class(config: Any, model: str) -> type[Any]:
     if kind is None:
         raise ModelError(f"{model} is a {type(config).__name__}, not a causal language model; use one that is")
     name = kind.__name__
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
+    if quantised := getattr(config, "quantization_config", None):  # a checkpoint that unpacks leaves it out
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
-        raise ModelError(f"{model} is quantised ({method}), which is read from GGUF alone; use its unquantised weights")
+        raise ModelError(f"{model} is quantised ({method}) and nothing has unpacked it; use its unquantised weights")
     _check_architecture(config, kind, model)
     check_config(config, name)
     # No hybrid declares a backend, though their attention takes one: the trial sees whether every layer asks for it.

@@ -11,6 +11,7 @@ import torch
 from swarm.base.errors import ModelError
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import is_embedding, layer_of
+from swarm.model.files.schemes import layer_weights, weights_of
 from swarm.model.files.wrappers import is_wrapper, text_name
 from swarm.model.prune import LayerRange
 from swarm.model.quant.matrix import Matrix
@@ -65,7 +66,8 @@ def read_state(
     bare = not any(name.startswith((prefix + ".", "backbone.")) for name in manifest.entries)
     wanted: dict[int, list[tuple[str, str]]] = {}
     wraps = is_wrapper(manifest.config)
-    for entry in manifest.layer_tensors(shape.first, shape.last):
+    entries = {weight.entry.name: weight.entry for weight in layer_weights(manifest, shape.first, shape.last)}
+    for entry in entries.values():
         name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
         name = (text_name(entry.name) or name) if wraps else name
         layer = layer_of(entry.name)
@@ -83,8 +85,9 @@ def read_state(
     packed: dict[str, Matrix] = {}
     for done, layer in enumerate(range(shape.first, shape.last), 1):
         for source, target in wanted.get(layer, ()):
-            if target in packing.targets:  # another shape is refused before memory is taken
-                _check_shape(source, manifest.entries[source].shape, expected[target], manifest.model)
+            # Another shape is refused before memory is taken (bitsandbytes states it in its data alone).
+            if target in packing.targets and len(entries[source].shape) == 2:
+                _check_shape(source, entries[source].shape, expected[target], manifest.model)
                 if matrix := checkpoint.hold(source, packing.without_kernel):
                     packed[target] = matrix
                     continue
@@ -115,7 +118,7 @@ def _finite(tensor: torch.Tensor) -> bool:
 def _embedding(checkpoint: Checkpoint) -> str:
     """Name of the input embedding's weight."""
     known = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|embeddings)\.weight$")
-    for name in checkpoint.manifest.entries:
+    for name in weights_of(checkpoint.manifest):
         if layer_of(name) is None and known.search(name):
             return name
     raise ModelError(f"{checkpoint.manifest.model} has neither a head nor an embedding to share; is it complete?")

@@ -13,6 +13,7 @@ from swarm.model.block import Block, Job, load_block
 from swarm.model.device import free_bytes
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
+from swarm.model.files.schemes import layer_weights
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Commits, Layout, Rows
 
@@ -87,7 +88,7 @@ def groups(manifest: Manifest, first: int, last: int, limit: int | None = None) 
     found: list[tuple[int, int]] = []
     start, held = first, 0
     for layer in range(first, last):
-        size = sum(4 * int(np.prod(entry.shape)) for entry in manifest.layer_tensors(layer, layer + 1))
+        size = sum(4 * int(np.prod(weight.entry.shape)) for weight in layer_weights(manifest, layer, layer + 1))
         if held and held + size > limit:
             found.append((start, layer))
             start, held = layer, 0

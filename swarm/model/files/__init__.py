@@ -2,5 +2,6 @@
 
 The face is `checkpoint.Checkpoint` (weights on disk, one tensor at a time) and `manifest.Manifest` (a digest for every
 tensor). A reference becomes files in `store` (a `hub`, a `wheel`, a `local` folder or file, `blobs` of other nodes).
-Formats: `safetensors_file`, and `gguf_*` with headers, names, layouts, configs and tokenizers.
+Which tensors make up which weight: `schemes`. Formats: `safetensors_file`, and `gguf_*` with headers, names, layouts,
+configs and tokenizers.
 """

@@ -107,12 +107,14 @@ _Extra = Callable[[Keys, GGUFHeader, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Family:
-    """How a GGUF architecture is called in transformers. extra: what its keys say beyond transformers' table."""
+    """How a GGUF architecture is called in transformers. extra: what its keys say beyond transformers' table; norm: the
+    key of the norms' epsilon and its name in transformers, where that table has none."""
 
     model_type: str
     kind: str
     extra: _Extra
     partial_rotary: bool = False
+    norm: tuple[str, str] | None = None
 
 
 def transformers_config(header: GGUFHeader, where: str) -> dict[str, Any]:
@@ -174,6 +176,9 @@ def _config(keys: Keys, header: GGUFHeader, family: Family) -> dict[str, Any]:
 def _norm(keys: Keys, family: Family, config: dict[str, Any]) -> None:
     """The norms' epsilon under the name that transformers' table has for it."""
     table = GGUF_CONFIG_MAPPING.get(family.model_type.removesuffix("_text"), GGUF_CONFIG_MAPPING["llama"])
+    if family.norm is not None:
+        config[family.norm[1]] = keys.real(family.norm[0])
+        return
     for key in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"):
         if table.get(key):
             config[table[key]] = keys.real(key)
@@ -328,6 +333,59 @@ def _phi3(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
     )
 
 
+def _granite(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    """Llama with four factors, which the converter always writes."""
+    config["hidden_act"] = "silu"
+    config["attention_bias"] = _any(header, "attn_q.bias", "attn_output.bias")
+    config["mlp_bias"] = _any(header, "ffn_gate.bias", "ffn_down.bias")
+    for key, name in (
+        ("attention.scale", "attention_multiplier"),
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("logit_scale", "logits_scaling"),  # divides, in both
+    ):
+        config[name] = keys.real(key)
+
+
+def _smollm3(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    """Every fourth layer goes without rotation: no key says so, llama.cpp counts itself."""
+    config["hidden_act"] = "silu"
+    config["no_rope_layer_interval"] = 4
+    config["attention_bias"] = _any(header, "attn_q.bias", "attn_output.bias")
+    config["mlp_bias"] = _any(header, "ffn_gate.bias", "ffn_down.bias")
+    _whole_window(keys, config)
+
+
+def _arcee(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    config["hidden_act"] = "relu2"
+    config["attention_bias"] = _any(header, "attn_q.bias", "attn_output.bias")
+    config["mlp_bias"] = _any(header, "ffn_up.bias", "ffn_down.bias")
+
+
+def _olmo2(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    """Files with windows are OLMo 3, whose windows and full layers rotate by different rules: not read."""
+    config["hidden_act"] = "silu"
+    config["attention_bias"] = _any(header, "attn_q.bias", "attn_output.bias")
+    _whole_window(keys, config)
+
+
+def _cohere(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    config["hidden_act"] = "silu"
+    config["logit_scale"] = keys.real("logit_scale")
+
+
+def _seed_oss(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    config["hidden_act"] = "silu"
+    config["attention_bias"] = _any(header, "attn_q.bias")
+    config["attention_out_bias"] = _any(header, "attn_output.bias")
+    config["mlp_bias"] = _any(header, "ffn_gate.bias")
+
+
+def _gemma1(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    config["hidden_act"] = config["hidden_activation"] = "gelu_pytorch_tanh"
+    config["attention_bias"] = False
+
+
 def _starcoder2(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
     config["hidden_act"] = "gelu_pytorch_tanh"
     config["use_bias"] = _any(header, "attn_q.bias")
@@ -359,6 +417,15 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", _gemma),
     "phi3": Family("phi3", "Phi3ForCausalLM", _phi3, partial_rotary=True),
     "starcoder2": Family("starcoder2", "Starcoder2ForCausalLM", _starcoder2),
+    "gemma": Family("gemma", "GemmaForCausalLM", _gemma1),
+    "granite": Family("granite", "GraniteForCausalLM", _granite),
+    "smollm3": Family("smollm3", "SmolLM3ForCausalLM", _smollm3),
+    "arcee": Family("arcee", "ArceeForCausalLM", _arcee),
+    "olmo2": Family("olmo2", "Olmo2ForCausalLM", _olmo2),
+    "seed_oss": Family("seed_oss", "SeedOssForCausalLM", _seed_oss),
+    "command-r": Family(
+        "cohere", "CohereForCausalLM", _cohere, norm=("attention.layer_norm_epsilon", "layer_norm_eps")
+    ),
     "gpt2": Family("gpt2", "GPT2LMHeadModel", _gpt2),
 }
 """GGUF architectures that are read. Files of Mistral models call themselves "llama", rightly."""

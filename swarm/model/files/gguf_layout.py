@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+_INTERLEAVED = ("llama", "mistral", "granite", "smollm3", "arcee")
+"""Types whose converter is llama's, or made from it (conversion/*.py of llama.cpp)."""
+
 
 def transposed(name: str, config: Mapping[str, Any]) -> bool:
     """GPT-2 keeps its projections [in, out] in transformers, [out, in] in GGUF."""
@@ -45,14 +48,14 @@ class TensorLayout:
 def layout(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> TensorLayout:
     """How the tensor `name` of `shape` lies in a GGUF file, by its transformers name.
 
-    The Llama family's `q_proj` and `k_proj` (weight and bias) have the halves of each head's rotary dimensions
-    interleaved; Gemma's norms are stored plus one.
+    The Llama family's `q_proj` and `k_proj` (weight and bias; `_INTERLEAVED`) have the halves of each head's rotary
+    dimensions interleaved; Gemma's norms are stored plus one.
     """
     family = config["model_type"]
-    if family in ("llama", "mistral") and (".q_proj." in name or ".k_proj." in name):
+    if family in _INTERLEAVED and (".q_proj." in name or ".k_proj." in name):
         heads = int(config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
         order = torch.arange(shape[0]).reshape(heads, shape[0] // heads // 2, 2).transpose(1, 2).reshape(-1)
         return TensorLayout(rows=order)
-    if family in ("gemma2", "gemma3_text") and name.endswith("norm.weight"):
+    if family in ("gemma", "gemma2", "gemma3_text") and name.endswith("norm.weight"):
         return TensorLayout(minus_one=True)
     return TensorLayout(transposed=transposed(name, config))

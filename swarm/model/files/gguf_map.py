@@ -19,13 +19,15 @@ from swarm.base.errors import ModelError
 from swarm.model.files.gguf_file import READABLE, GGUFHeader, GGUFTensor
 from swarm.model.files.gguf_layout import transposed
 from swarm.model.files.weights import make_config
+from swarm.model.quant.ggml import SCALE
 
 _CONSUMED = ("rope_freqs.weight",)
 """Tensors that became part of the config."""
 
 _EXPERTS = re.compile(r"(blk\.\d+\.ffn_(gate|up|down)_exps)\.weight")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
-_SCALE = re.compile(r"(blk\.\d+\.\w+|output|token_embd)\.scale")
+_SCALE = re.compile(r"(blk\.\d+\.\w+|output|token_embd)\.(input_)?scale")
+"""What an NVFP4 matrix (or each of stacked experts) is multiplied by besides; what its activations were made for."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ def pieces(header: GGUFHeader, config: Mapping[str, Any], where: str) -> list[Pi
     found: dict[str, Piece] = {}
     for stored, tensor in header.tensors.items():
         if stored in _CONSUMED:
+            continue
+        scale = _SCALE.fullmatch(stored)
+        matrix = header.tensors.get(f"{scale.group(1)}.weight") if scale else None
+        if scale and matrix is not None and matrix.kind == "NVFP4":
+            for piece in () if scale.group(2) else _scales(scale.group(1), tensor, matrix, names, config, where):
+                found[piece.name] = piece
             continue
         for piece in _pieces(stored, tensor, names, config):
             expected = shapes.get(piece.name)
@@ -105,6 +113,19 @@ def _model_names(
     except (RuntimeError, ValueError, TypeError, NotImplementedError, ZeroDivisionError) as exc:
         raise ModelError(f"the metadata of {where} does not make a model: {exc}".splitlines()[0]) from exc
     return names, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _scales(
+    stem: str, scale: GGUFTensor, matrix: GGUFTensor, names: Mapping[str, str], config: Mapping[str, Any], where: str
+) -> list[Piece]:
+    """The second scales of an NVFP4 matrix, or of stacked experts, one piece each."""
+    modules = [p.name.removesuffix(".weight") for p in _pieces(f"{stem}.weight", matrix, names, config)]
+    if scale.kind != "F32" or scale.nbytes != 4 * len(modules):
+        raise ModelError(
+            f"{stem}.scale in {where} is {scale.kind} of shape {list(scale.shape)}, expected {len(modules)} of F32: "
+            "the file is damaged or made for something else"
+        )
+    return [Piece(f"{module}{SCALE}", (1,), "F32", scale.offset + 4 * i, 4, scale) for i, module in enumerate(modules)]
 
 
 def _pieces(stored: str, tensor: GGUFTensor, names: Mapping[str, str], config: Mapping[str, Any]) -> list[Piece]:

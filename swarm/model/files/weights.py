@@ -7,9 +7,10 @@ this machine stay in the manifest and are refused when read.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from swarm.base.errors import ModelError
+from swarm.model.files.gguf_file import READABLE
 from swarm.model.files.gguf_layout import layout
 from swarm.model.files.manifest import Manifest, TensorEntry
-from swarm.model.files.safetensors_file import DTYPES
+from swarm.model.files.safetensors_file import DTYPES, SMALL_FLOATS
+from swarm.model.files.schemes import Weight, weights_of
 from swarm.model.files.wrappers import is_wrapper, text_values
+from swarm.model.quant.encoding import EncodedMatrix, MovedColumns, expand, runs
 from swarm.model.quant.formats import find_format, has_kernel
 from swarm.model.quant.matrix import Matrix, hold
 from swarm.model.quant.native import library
@@ -40,19 +44,29 @@ class Place:
 class FileCheckpoint:
     """A checkpoint whose tensors lie in files (safetensors, GGUF or blobs; the manifest's formats say how to decode).
 
-    places: where the tensors that are on this machine lie, by name.
+    places: where the stored tensors that are on this machine lie, by name. Raises ModelError for a method of
+    quantisation that is not read.
     """
 
     def __init__(self, manifest: Manifest, places: Mapping[str, Place]) -> None:
         self.manifest = manifest
-        self.config = make_config(manifest.config, manifest.model)
+        # Without it transformers would look for kernels and modules of its own: it gets plain tensors.
+        plain = {key: value for key, value in manifest.config.items() if key != "quantization_config"}
+        self.config = make_config(plain, manifest.model)
+        self.weights = weights_of(manifest)
         self.places = places
         self.bytes_read = 0
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        weight = self.weights.get(name)
+        if weight is not None and weight.encoding is not None:
+            with self._parts(weight) as parts:
+                return expand(name, weight.entry.shape, weight.encoding, parts, dtype)
         entry, place = self._find(name)
         with _Mapped(place, 0, entry.nbytes, name) as data:
             self.bytes_read += entry.nbytes
+            if (unpacked := _unpack(entry, data, self.manifest.config, dtype)) is not None:
+                return unpacked
             tensor = decode(entry, data, self.manifest.config)
             # A copy in any case: nothing may keep pointing into the mapping.
             return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
@@ -60,6 +74,9 @@ class FileCheckpoint:
     def hold(self, name: str, without_kernel: bool) -> Matrix | None:
         """A matrix that stays as it is stored; None when it is stored as plain numbers, when its values lie in an
         order that takes unpacking to undo, or (unless `without_kernel`) when nothing here multiplies its format."""
+        weight = self.weights.get(name)
+        if weight is not None and weight.encoding is not None:
+            return self._hold_encoded(weight, without_kernel)
         entry, place = self._find(name)
         if not packs(entry, self.manifest.config, without_kernel):
             return None
@@ -76,6 +93,41 @@ class FileCheckpoint:
             raise ModelError(f"bytes {offset}:{offset + length} of {name} wanted, which has {entry.nbytes}")
         with _Mapped(place, offset, length, name) as data:
             return data.tobytes()
+
+    def _hold_encoded(self, weight: Weight, without_kernel: bool) -> Matrix | None:
+        encoding, shape, name = weight.encoding, weight.entry.shape, weight.entry.name
+        assert encoding is not None
+        if not (without_kernel or packs_encoded(weight)) or len(shape) != 2:
+            return None
+        with self._parts(weight) as parts:
+            try:
+                encoding.check(parts)
+                blocks = encoding.blocks(parts) if packs_encoded(weight) else None
+            except (ValueError, IndexError, RuntimeError) as exc:
+                raise ModelError(f"{name} cannot be unpacked: {exc}: pull it again") from exc
+            if blocks is not None and (form := find_format(f"gguf:{blocks.format}")):
+                held = hold(blocks.data.numpy().reshape(-1), form, shape, None, name, library())
+                return held if blocks.columns is None else MovedColumns(held, blocks.columns)
+            if not without_kernel:
+                return None
+            return EncodedMatrix(encoding, {role: part.clone() for role, part in parts.items()}, (shape[0], shape[1]))
+
+    @contextlib.contextmanager
+    def _parts(self, weight: Weight) -> Iterator[dict[str, torch.Tensor]]:
+        """The stored tensors of a weight, by role, while the `with` block runs."""
+        with contextlib.ExitStack() as stack:
+            parts = {}
+            for role, stored in weight.parts.items():
+                entry, place = self._find(stored.name)
+                data = stack.enter_context(_Mapped(place, 0, entry.nbytes, entry.name))
+                self.bytes_read += entry.nbytes
+                if entry.format == "gguf:F32":
+                    parts[role] = torch.from_numpy(data.view(np.float32)).reshape(entry.shape)
+                elif find_format(entry.format) is not None:  # blocks stay blocks
+                    parts[role] = torch.from_numpy(data).reshape(entry.shape[0], -1)
+                else:
+                    parts[role] = decode(entry, data, {})
+            yield parts
 
     def _find(self, name: str) -> tuple[TensorEntry, Place]:
         entry, place = self.manifest.entries.get(name), self.places.get(name)
@@ -96,12 +148,21 @@ def packs(entry: TensorEntry, config: Mapping[str, Any], without_kernel: bool = 
     return without_kernel or has_kernel(form, entry.shape, library())
 
 
+def packs_encoded(weight: Weight) -> bool:
+    """As `packs`, of a weight that several stored tensors make up."""
+    kind = None if weight.encoding is None else weight.encoding.kernel_format
+    form = None if kind is None else find_format(f"gguf:{kind}")
+    if form is None or ".experts." in weight.entry.name:
+        return False
+    return has_kernel(form, weight.entry.shape, library())
+
+
 def decode(entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config: Mapping[str, Any]) -> torch.Tensor:
     """Stored bytes to a tensor of the entry's shape; may share memory with `data`. Raises ModelError."""
-    if entry.format in DTYPES:
+    if (dtype := DTYPES.get(entry.format, SMALL_FLOATS.get(entry.format))) is not None:
         if not entry.nbytes:
-            return torch.empty(entry.shape, dtype=DTYPES[entry.format])
-        return torch.frombuffer(data, dtype=DTYPES[entry.format]).reshape(entry.shape)
+            return torch.empty(entry.shape, dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).reshape(entry.shape)
     kind = entry.format.removeprefix("gguf:")
     try:
         values = gguf.dequantize(data, gguf.GGMLQuantizationType[kind])
@@ -109,6 +170,28 @@ def decode(entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config
         raise ModelError(f"{entry.name} is stored as {entry.format}, which cannot be read; use another file") from exc
     tensor = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(entry.shape)
     return layout(entry.name, entry.shape, config).apply(tensor)
+
+
+def _unpack(
+    entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config: Mapping[str, Any], dtype: torch.dtype
+) -> torch.Tensor | None:
+    """A matrix of GGUF blocks as `dtype`, some rows at a time: in float32 the table of a large vocabulary alone takes
+    gigabytes. None for what is no such matrix. Raises ModelError for scales that are not finite."""
+    form = find_format(entry.format)
+    lies = layout(entry.name, entry.shape, config)
+    if form is None or len(entry.shape) != 2 or lies.transposed or form.name not in READABLE:
+        return None
+    rows, columns = entry.shape
+    if columns % form.block or entry.nbytes != rows * (columns // form.block) * form.block_bytes:
+        raise ModelError(f"{entry.name} of shape {list(entry.shape)} does not fit {entry.nbytes} bytes of {form.name}")
+    form.check_scales(data, entry.name)
+    stored, out = data.reshape(rows, -1), torch.empty(rows, columns, dtype=dtype)
+    for first, last in runs(rows, columns):
+        part = stored[first:last] if lies.rows is None else stored[lies.rows[first:last].numpy()]
+        values = gguf.dequantize(part, gguf.GGMLQuantizationType(form.number))
+        numbers = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(last - first, columns)
+        out[first:last] = numbers - 1 if lies.minus_one else numbers
+    return out
 
 
 class _Mapped:

@@ -31,7 +31,7 @@ def gguf_tensors(model: Any, arch: str) -> Tensors:
         if name.endswith("experts.down_proj"):
             result[f"{names.get_name(name)}.weight"] = data
             continue
-        if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
+        if arch in ("llama", "granite", "smollm3", "arcee") and (".q_proj." in name or ".k_proj." in name):
             heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
             data = (
                 data.reshape(heads, 2, data.shape[0] // heads // 2, *data.shape[1:]).swapaxes(1, 2).reshape(data.shape)
@@ -59,7 +59,14 @@ def gguf_keys(model: Any) -> dict[str, Any]:
         "feed_forward_length": getattr(config, "intermediate_size", None),
         "rope.freq_base": rope.get("rope_theta", rope.get("full_attention", {}).get("rope_theta")),
         "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
-        "attention.layer_norm_epsilon": getattr(config, "norm_epsilon", getattr(config, "layer_norm_epsilon", None)),
+        "attention.layer_norm_epsilon": next(
+            (
+                getattr(config, n)
+                for n in ("norm_epsilon", "layer_norm_epsilon", "layer_norm_eps")
+                if hasattr(config, n)
+            ),
+            None,
+        ),
         "attention.key_length": getattr(config, "head_dim", None),
     }
     return {key: value for key, value in keys.items() if value is not None}

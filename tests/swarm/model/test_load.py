@@ -81,7 +81,7 @@ def test_what_a_config_shows_is_refused_in_one_sentence_before_anything_is_read(
 
 def test_quantised_checkpoints_are_refused(checkpoint: MemoryCheckpoint) -> None:
     checkpoint.config.quantization_config = {"quant_method": "gptq", "bits": 4}
-    with pytest.raises(ModelError, match=r"little is quantised \(gptq\), which is read from GGUF alone"):
+    with pytest.raises(ModelError, match=r"little is quantised \(gptq\) and nothing has unpacked it"):
         load(checkpoint)
 
 

@@ -16,8 +16,9 @@ from swarm.model.files import gguf_file
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.gguf_layout import layout
 from swarm.model.files.store import ModelStore
+from swarm.model.quant.formats import _HALVES
 from swarm.model.rows import Layout
-from tests.swarm.model.gguf_files import Tensors, write_gguf
+from tests.swarm.model.gguf_files import Tensors, add_key, gguf_keys, write_gguf
 from tests.swarm.model.tiny import logits_of, plain, random_model, tiny_config
 
 LAYOUT = Layout(scratch=8, context=64)
@@ -305,3 +306,66 @@ def test_layouts_tell_whether_packed_rows_can_be_used() -> None:
     assert not norm.packed_safe
     matrix = layout("model.layers.0.mlp.up_proj.weight", (64, 48), tiny_config("llama").to_dict())
     assert matrix.packed_safe and matrix.rows is None
+
+
+@pytest.mark.parametrize("kind", sorted(gguf_file.READABLE - {"F32", "F16", "BF16"}))
+def test_a_model_of_every_type_is_the_model_of_its_numbers(kind: str, tmp_path: Path, store: ModelStore) -> None:
+    """Random blocks: not every type can be written, all can be read."""
+    number = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[number]
+    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=3, head_dim=64)
+    path = write_gguf(tmp_path / "a.gguf", model, "llama")
+    rng = np.random.default_rng(0)
+    again = gguf.GGUFWriter(tmp_path / "b.gguf", "llama")
+    for key, value in gguf_keys(model).items():
+        add_key(again, f"llama.{key}", value)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
+    state, back = model.state_dict(), {}
+    for name in state:
+        back[names.get_name(name, try_suffixes=(".weight",))] = name
+    for name, tensor in gguf_file.read_header(path).tensors.items():
+        if len(tensor.shape) != 2:
+            again.add_tensor(name, state[back[name]].numpy())
+            continue
+        stored = rng.integers(0, 256, (tensor.shape[0] * tensor.shape[1] // block, size), dtype=np.uint8)
+        for at in _HALVES.get(kind, ()):
+            scale = (rng.standard_normal(len(stored)) * 1e-4).astype(np.float16)
+            stored[:, at : at + 2] = scale.view(np.uint8).reshape(-1, 2)
+        if kind in ("MXFP4", "NVFP4"):
+            stored[:, : 1 if kind == "MXFP4" else 4] = rng.integers(*((118, 122) if kind == "MXFP4" else (1, 20)))
+        if kind == "IQ1_M":  # its scale is the high nibbles of four words
+            stored[:, 49:56:2] = (stored[:, 49:56:2] & 15) | np.array([0, 0, 8, 1], np.uint8) * 16
+        stored = stored.reshape(tensor.shape[0], -1)
+        again.add_tensor(name, stored, raw_dtype=number)
+        values = np.asarray(gguf.dequantize(stored, number), np.float32)
+        if kind == "NVFP4":
+            again.add_tensor(name.replace(".weight", ".scale"), np.array([1.5], np.float32))
+            again.add_tensor(name.replace(".weight", ".input_scale"), np.array([3.0], np.float32))
+            values = values * np.float32(1.5)
+        weight = torch.from_numpy(values)
+        if ".attn_q." in name or ".attn_k." in name:
+            heads = len(weight) // 64
+            weight = weight.reshape(heads, 32, 2, -1).transpose(1, 2).reshape(weight.shape)
+        state[back[name]].copy_(weight)
+    again.write_header_to_file()
+    again.write_kv_data_to_file()
+    again.write_tensors_to_file()
+    again.close()
+    checkpoint = open_model(str(tmp_path / "b.gguf"), store)
+    for cuts in ((0, 3), (0, 1, 3)):
+        wanted = plain(model)
+        atol = 3e-5 * float(wanted.abs().max())
+        torch.testing.assert_close(logits_of(checkpoint, cuts), wanted, rtol=0, atol=atol)
+    q = "model.layers.0.self_attn.q_proj.weight"
+    matrix = checkpoint.hold(q, without_kernel=True)
+    assert torch.equal(matrix.rows(torch.arange(256)), state[q])
+    assert checkpoint.config.model_type == "llama"
+
+
+def test_a_second_scale_that_does_not_fit_is_refused(tmp_path: Path, store: ModelStore) -> None:
+    def add(tensors: Tensors) -> None:
+        tensors["blk.0.ffn_up.scale"] = np.ones(1, np.float32)
+
+    path = write_gguf(tmp_path / "a.gguf", llama(), "llama", change=add)  # beside a matrix that is no NVFP4
+    with pytest.raises(ModelError, match=r"a tensor blk\.0\.ffn_up\.scale"):
+        open_model(str(path), store)

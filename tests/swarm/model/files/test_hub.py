@@ -253,3 +253,22 @@ def test_a_hub_that_does_not_answer(store: ModelStore, tmp_path: Path) -> None:
     gone = ModelStore(tmp_path / "gone", endpoint="http://127.0.0.1:9", hub_cache=tmp_path / "gone-cache")
     with pytest.raises(ModelError, match="the hub does not answer"):
         open_model("org/name", gone)
+
+
+def test_a_method_that_is_not_read_is_refused_before_a_weight_comes(hub: Hub, store: ModelStore) -> None:
+    config = json.loads((hub.folder / "config.json").read_text())
+    shown = store.show(REPO)  # from small files and the starts of others
+    assert shown.n_layers == 6
+    assert not any(size > 200_000 for name, size in hub.sent.items() if name.endswith(".safetensors"))
+    hub.commit = "2" * 40
+    config["quantization_config"] = {"quant_method": "aqlm", "nbits_per_codebook": 16}
+    (hub.folder / "config.json").write_text(json.dumps(config))
+    hub.sent.clear()
+    for ask in (store.show, lambda ref: open_model(ref, store)):
+        shutil.rmtree(store.root / "hub", ignore_errors=True)
+        with pytest.raises(
+            ModelError, match="quantised by 'aqlm', expected fp8, .*take its unquantised weights, a GGUF"
+        ):
+            ask(REPO)
+    weights = sum((hub.folder / name).stat().st_size for name in hub.sent if name.endswith(".safetensors"))
+    assert sum(size for name, size in hub.sent.items() if name.endswith(".safetensors")) < weights / 2
