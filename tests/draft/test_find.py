@@ -9,10 +9,10 @@ import pytest
 
 from draft.across import AcrossDrafter
 from draft.base import ROOT, DraftStep
-from draft.find import find_drafter
+from draft.find import Found, find_drafter
 from draft.lm import LmDrafter
-from swarm.base.errors import UsageError
-from swarm.base.events import silent
+from swarm.base.errors import ModelError, UsageError
+from swarm.base.events import Event, Notice, silent
 from swarm.client.drafters import load_drafters
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.manifest import Manifest
@@ -79,3 +79,20 @@ def test_what_is_found_is_loaded_and_drafts(tmp_path: Path) -> None:
     assert load_drafters("auto", None, None, checkpoint, tokenizer, store, silent).lm is None
     with pytest.raises(UsageError, match="give --draft-model REF"):
         load_drafters("lm", None, None, checkpoint, tokenizer, store, silent)
+
+
+def test_a_drafter_that_cannot_be_had_is_told_of_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by itself, a drafter is a gift: without it earlier text drafts. One that was asked for must be there."""
+    target, broken = saved(tmp_path / "t", 3), saved(tmp_path / "b", 1)
+    (broken / "model.safetensors").unlink()
+    store, told = ModelStore(tmp_path / "store"), list[Event]()
+    checkpoint, tokenizer = open_model(str(target), store), tiny_tokenizer()
+    monkeypatch.setattr("swarm.client.drafters.find_drafter", lambda *_: Found(str(broken), "for a test"))
+    drafters = load_drafters("auto", None, None, checkpoint, tokenizer, store, told.append)
+    assert drafters.lm is None and drafters.why == "earlier text alone drafts"
+    assert any(isinstance(event, Notice) and "earlier text alone" in event.text for event in told)
+    for choice, ref in (("lm", None), ("auto", str(broken))):
+        with pytest.raises(ModelError, match=r"neither model\.safetensors"):
+            load_drafters(choice, ref, None, checkpoint, tokenizer, store, silent)
