@@ -32,18 +32,18 @@ LOOKS = 4
 ROOM = 64
 
 
-class Own:
+class OwnToken:
     """A token of the drafter below the certain text. `ranks`: its children and their probabilities, once computed."""
 
     __slots__ = ("children", "id", "parent", "position", "ranks", "token", "told")
 
-    def __init__(self, id: int, parent: Own | None, token: int, position: int) -> None:
+    def __init__(self, id: int, parent: OwnToken | None, token: int, position: int) -> None:
         self.id, self.parent, self.token, self.position = id, parent, token, position
-        self.children: dict[int, Own] = {}
+        self.children: dict[int, OwnToken] = {}
         self.ranks: tuple[Child, ...] | None = None
         self.told = False
 
-    def walk(self) -> Iterator[Own]:
+    def walk(self) -> Iterator[OwnToken]:
         """This one and all below."""
         stack = [self]
         while stack:
@@ -71,7 +71,7 @@ class _Look:
     """What one walk through the drafter's words found: weights by target token, and what would be good to know."""
 
     found: dict[int, float] = field(default_factory=dict)
-    wanted: list[tuple[float, Own, int]] = field(default_factory=list)
+    wanted: list[tuple[float, OwnToken, int]] = field(default_factory=list)
 
     def add(self, token: int | None, weight: float) -> None:
         if token is not None:
@@ -169,7 +169,7 @@ class AcrossDrafter:
             self._certain = self._certain[-(self._context // 2) :]
         self.inner.begin(self._certain, Sampling())
         self._held = len(self._certain)
-        self._own = Own(ROOT, None, self._certain[-1], self._held - 1)
+        self._own = OwnToken(ROOT, None, self._certain[-1], self._held - 1)
         self._own.told = True
         self._next_id = ROOT + 1
         self._news: list[DraftNode] = []
@@ -220,8 +220,8 @@ class AcrossDrafter:
             self._compute([self._child(parent, token) for _, parent, token in wanted[: self._rows]])
         return {id: self._ranked(look.found, depths[id] + ahead) for id, look in looks.items()}
 
-    def _path(self, text: bytes) -> list[Own]:
-        """Own tokens that spell a text, the root first; empty when it cannot be spelled."""
+    def _path(self, text: bytes) -> list[OwnToken]:
+        """The drafter's tokens that spell a text, the root first; empty when it cannot be spelled."""
         tokens = self.pair.own.encode(text)
         if tokens is None:
             return []
@@ -230,15 +230,15 @@ class AcrossDrafter:
             path.append(self._child(path[-1], token))
         return path
 
-    def _child(self, parent: Own, token: int) -> Own:
+    def _child(self, parent: OwnToken, token: int) -> OwnToken:
         return parent.children.get(token) or self._make(parent, token)
 
-    def _make(self, parent: Own, token: int) -> Own:
-        made = parent.children[token] = Own(self._next_id, parent, token, parent.position + 1)
+    def _make(self, parent: OwnToken, token: int) -> OwnToken:
+        made = parent.children[token] = OwnToken(self._next_id, parent, token, parent.position + 1)
         self._next_id += 1
         return made
 
-    def _compute(self, owns: Sequence[Own]) -> None:
+    def _compute(self, owns: Sequence[OwnToken]) -> None:
         """Have the inner drafter rank the children of all that has none ranked."""
         todo = {own.id: own for own in owns if own.ranks is None}
         if not todo:
@@ -256,7 +256,7 @@ class AcrossDrafter:
         for expansion in self.inner.step(step):
             todo[expansion.id].ranks = expansion.levels[0] if expansion.levels else ()
 
-    def _look(self, tip: Own) -> _Look:
+    def _look(self, tip: OwnToken) -> _Look:
         """What follows the text that ends with `tip`, by target tokens."""
         look = _Look()
         exact = 1.0
@@ -277,7 +277,7 @@ class AcrossDrafter:
         self._go_on(look, b"", exact, tip)
         return look
 
-    def _go_on(self, look: _Look, text: bytes, weight: float, own: Own) -> None:
+    def _go_on(self, look: _Look, text: bytes, weight: float, own: OwnToken) -> None:
         """Share `weight` among what follows `own`, of which `text` comes after the tip."""
         left = weight
         for token, share in own.ranks or ():
@@ -292,7 +292,7 @@ class AcrossDrafter:
         if text:
             look.add(self._first(text), max(0.0, left))
 
-    def _visit(self, look: _Look, text: bytes, weight: float, parent: Own, token: int) -> None:
+    def _visit(self, look: _Look, text: bytes, weight: float, parent: OwnToken, token: int) -> None:
         if len(self.pair.target.pieces(text)) > 1:
             look.add(self._first(text), weight)
             return
@@ -344,10 +344,10 @@ class AcrossDrafter:
                 self._gone += [below.id for below in own.walk() if below.told]
 
 
-def _line(own: Own) -> list[Own]:
+def _line(own: OwnToken) -> list[OwnToken]:
     """The way from the root down to a token, without those that have no parent."""
-    line: list[Own] = []
-    walk: Own | None = own
+    line: list[OwnToken] = []
+    walk: OwnToken | None = own
     while walk is not None:
         line.append(walk)
         walk = walk.parent
