@@ -29,7 +29,9 @@ class Vocabulary:
         self.special: Mapping[int, str] = self._spelling.special
         self._ids: dict[bytes, int] | None = None
         self._longest = 0
+        # Lookahead asks for the same few hundred beginnings again and again.
         self._cached = lru_cache(_CACHED)(self._encode)
+        self._cut = lru_cache(_CACHED)(self._pieces)
         # A normalizer that rewrites spaces makes pieces of the raw text mean nothing.
         splitter = getattr(self._backend, "pre_tokenizer", None)
         rewrites = type(getattr(self._backend, "normalizer", None)).__name__ not in ("NoneType", "NFC")
@@ -47,12 +49,15 @@ class Vocabulary:
         """Ordinary ids that spell exactly `data`; None when the vocabulary cannot spell it."""
         return self._cached(data)
 
-    def pieces(self, data: bytes) -> list[int]:
+    def pieces(self, data: bytes) -> tuple[int, ...]:
         """Where pieces end that no token crosses, ascending, the last one at len(data). Half a character at the end is
         a piece of the one before it."""
+        return self._cut(data)
+
+    def _pieces(self, data: bytes) -> tuple[int, ...]:
         text = _whole(data)
         if not text:
-            return [len(data)] if data else []
+            return (len(data),) if data else ()
         if self._splitter is not None:
             parts = [text[first:last] for _, (first, last) in self._splitter.pre_tokenize_str(text)]
             if "".join(parts) != text:
@@ -63,8 +68,7 @@ class Vocabulary:
         for part in parts:
             at += len(part.encode())
             ends.append(at)
-        ends[-1] = len(data)
-        return ends
+        return (*ends[:-1], len(data))
 
     def _encode(self, data: bytes) -> tuple[int, ...] | None:
         text = _whole(data)
