@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
+from draft.across import AcrossDrafter, Pair
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
 from draft.packed import can_pack, pack_linears
+from draft.vocabulary import END_TURN, Vocabulary, same_specials
 from swarm.base.errors import UsageError
 from swarm.base.events import Report, silent
 from swarm.model.block import Block, load_block
@@ -35,6 +38,10 @@ DATA = Path(__file__).parent / "data"
 SCALE = ".scale"
 HEAD_TOKENS = "head_tokens"
 EMBEDDING = "model.embed_tokens.weight"
+ACROSS_CONTEXT = 2048
+"""Own tokens that a drafter across vocabularies reads: its prefill competes with the ring's, and what is farther back
+is copied by `draft.suffix` rather than known."""
+ACROSS_SCRATCH = 512
 
 
 @dataclass(frozen=True)
@@ -137,41 +144,61 @@ def load_drafter(
     context: int = 4096,
     report: Report = silent,
     offline: bool = False,
-) -> LmDrafter | None:
+    ends: AbstractSet[int] = frozenset(),
+) -> LmDrafter | AcrossDrafter | None:
     """The model drafter for a target, ready to begin.
 
-    ref: a folder that `swarm draft distill` made, or any model reference with the target's tokenizer; None takes what
-    ships with the target, and returns None when nothing does. Needs the target's embedding (layer 0) on this machine
-    for made drafters. Raises UsageError for a missing folder or another vocabulary, ModelError for a bad model.
+    ref: a folder that `swarm draft distill` made, or any model reference; one with another tokenizer than the target's
+    drafts across vocabularies. None takes what ships with the target, and returns None when nothing does. Needs the
+    target's embedding (layer 0) on this machine for made drafters. `ends`: the target's tokens that end a text.
+    Raises UsageError for a missing folder or a drafter made for another shape, ModelError for a bad model.
     """
     path = default_drafter(target.manifest) if ref is None else Path(ref).expanduser()
     if path is None:
         return None
     dtype = dtype or choose_dtype("auto", device)
-    tokens: torch.Tensor | None = None
     made = read_made(path)
     if made is not None:
-        checkpoint: Checkpoint = (source := MadeCheckpoint(made, target))
-        tokens = source.head_tokens()
-    else:
-        assert ref is not None
-        if ref.startswith((".", "/", "~")) and not path.exists():
-            raise UsageError(f"no draft model at {ref}: expected a folder that exists, or a hub id such as org/name")
-        check_vocabulary(ref, load_tokenizer(ref, store, report, offline), target.manifest.model, tokenizer)
-        checkpoint = open_model(ref, store, None, report, offline)
-    int8 = made is not None and can_pack(device, dtype)
+        checkpoint = MadeCheckpoint(made, target)
+        tokens, int8 = checkpoint.head_tokens(), can_pack(device, dtype)
+        block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report, blocked=not int8)
+        if tokens is not None:
+            block.narrow_head(tokens)
+        if int8:
+            pack_linears(block.loaded.model)
+        return _lm(block, tokens, min(context, checkpoint.manifest.context), report)
+    assert ref is not None
+    if ref.startswith((".", "/", "~")) and not path.exists():
+        raise UsageError(f"no draft model at {ref}: expected a folder that exists, or a hub id such as org/name")
+    own = load_tokenizer(ref, store, report, offline)
+    model = open_model(ref, store, None, report, offline)
     # Of a model as it is, 4-bit matrices stay so: a draft step is bound by the bytes that it reads.
-    weights = "expanded" if made is not None else choose_weights("auto", dtype_name(dtype), device)
-    n = checkpoint.manifest.n_layers
-    block = load_block(checkpoint, 0, n, device, dtype, report, blocked=not int8, weights=weights)
-    if tokens is not None:
-        block.narrow_head(tokens)
-    if int8:
-        pack_linears(block.loaded.model)
-    context = min(context, checkpoint.manifest.context)
-    if device.type != "cuda":
-        return LmDrafter(block, tokens, context=context)
-    return LmDrafter(block, tokens, context=_fitting(block, context), loop=ChainLoop(report=report))
+    weights = choose_weights("auto", dtype_name(dtype), device)
+    block = load_block(model, 0, model.manifest.n_layers, device, dtype, report, weights=weights)
+    if same_vocabulary(own, tokenizer):
+        return _lm(block, None, min(context, model.manifest.context), report)
+    context = min(ACROSS_CONTEXT, model.manifest.context)
+    return across(_lm(block, None, context, report, ACROSS_SCRATCH), own, tokenizer, ends)
+
+
+def across(
+    inner: LmDrafter, own: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, ends: AbstractSet[int]
+) -> AcrossDrafter:
+    """`inner`, whose tokenizer is `own`, as drafter for a target with another one."""
+    theirs, ours = Vocabulary(target), Vocabulary(own)
+    back = {token: end for token, end in same_specials(ours.special, theirs.special).items() if end in ends}
+    if ends:
+        closing = {token: min(ends) for token, name in ours.special.items() if name in END_TURN}
+        back = closing | back
+    pair = Pair(theirs, ours, same_specials(theirs.special, ours.special), back)
+    return AcrossDrafter(inner, pair)
+
+
+def _lm(block: Block, tokens: torch.Tensor | None, context: int, report: Report, scratch: int = 256) -> LmDrafter:
+    if block.device.type != "cuda":
+        return LmDrafter(block, tokens, context=context, scratch=scratch)
+    loop = ChainLoop(report=report)
+    return LmDrafter(block, tokens, context=_fitting(block, context), scratch=scratch, loop=loop)
 
 
 def _fitting(block: Block, context: int) -> int:
@@ -181,13 +208,6 @@ def _fitting(block: Block, context: int) -> int:
     return max(1024, min(context, free // 4 // per_position))
 
 
-def check_vocabulary(draft: str, theirs: PreTrainedTokenizerBase, target: str, ours: PreTrainedTokenizerBase) -> None:
-    """Raises UsageError unless both tokenizers give every token the same id."""
-    a, b = theirs.get_vocab(), ours.get_vocab()
-    if a == b:
-        return
-    odd = sorted(token for token in a.keys() | b.keys() if a.get(token) != b.get(token))
-    raise UsageError(
-        f"draft model {draft} has another vocabulary than {target}: {len(odd)} tokens differ, first {odd[0]!r} "
-        f"({a.get(odd[0], 'absent')} against {b.get(odd[0], 'absent')}); choose one with the target's tokenizer"
-    )
+def same_vocabulary(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether both tokenizers give every token the same id."""
+    return bool(one.get_vocab() == other.get_vocab())

@@ -120,6 +120,8 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
         rules=config.rules,
     )
     async with await Requester.connect(member, report) as requester:
+        if config.stream and config.request.speculation != "plain":
+            say(f"drafts: {requester.drafts}")
         if config.raw:
             prompt_ids = requester.encode(config.prompt)
         else:

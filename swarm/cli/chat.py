@@ -47,7 +47,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text.add_argument("--seed", type=int, default=0, metavar="S", help="of the first answer (default: %(default)s)")
     runs = parser.add_argument_group("runs")
     add_speculation(runs)
-    add_draft_model(runs, "a small model with the same tokenizer")
+    add_draft_model(runs, "a small model, of any tokenizer")
     add_patience(runs)
     runs.add_argument("--no-receipt", action="store_true", help="leave no receipts")
     runs.add_argument("--no-history", action="store_true", help="do not keep the lines typed for the next chat")

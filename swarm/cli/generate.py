@@ -93,7 +93,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     speculation = parser.add_argument_group("speculation")
     add_speculation(speculation)
     add_draft_model(
-        speculation, "a small model with the same tokenizer: folder or hub id (default: the one shipped for the model)"
+        speculation,
+        "a small model, of any tokenizer: folder, short name or hub id (default: one beside the model, the one shipped "
+        "for it, a smaller one here with its tokenizer, or the default model)",
     )
     run_group = parser.add_argument_group("the run")
     add_wire(run_group)

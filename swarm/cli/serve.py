@@ -79,7 +79,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     runs = parser.add_argument_group("runs")
     runs.add_argument("--speculation", choices=("plain", "chain", "tree", "stream"), default="stream")
     runs.add_argument("--draft", choices=("none", "suffix", "lm", "auto"), default="auto")
-    add_draft_model(runs, "a small model with the same tokenizer")
+    add_draft_model(runs, "a small model, of any tokenizer")
     add_wire(runs)
     add_patience(runs)
     add_keep_receipts(runs)

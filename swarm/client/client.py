@@ -208,6 +208,11 @@ class Requester:
         """
         return self._target.encode_chat(messages, tools, options, turn)
 
+    @property
+    def drafts(self) -> str:
+        """What drafts for this model, and why that, in one line."""
+        return self._target.drafters.why
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return self._target.decode(ids)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from draft.across import AcrossDrafter
 from draft.asset import load_drafter
 from draft.base import ROOT, DraftNode, DraftStep
+from draft.find import Found, find_drafter
 from draft.lm import LmDrafter
 from draft.suffix import SuffixDrafter
-from swarm.base.errors import UsageError
-from swarm.base.events import Report
+from swarm.base.errors import ModelError, UsageError
+from swarm.base.events import Notice, Report
 from swarm.model.device import choose_device
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.store import ModelStore
@@ -31,6 +35,8 @@ MOST_IDLE = 8
 WIDE = 1.3
 """Eight leaves are worth this many times the time of four: the second four are far less likely to matter."""
 
+ModelDrafter = LmDrafter | AcrossDrafter
+
 
 @dataclass
 class Drafters:
@@ -39,13 +45,15 @@ class Drafters:
     step_ms   measured milliseconds of a draft step of the model drafter for one leaf
     leaves    most leaves of a step
     threads   compute threads of a draft step, on a CPU
+    why       what drafts, and why that, in one line
     """
 
-    lm: LmDrafter | None = None
+    lm: ModelDrafter | None = None
     step_ms: float = GUESSED_STEP_MS
     leaves: int = LEAVES[-1]
     threads: int = 1
-    _idle: list[LmDrafter] = field(default_factory=list)
+    why: str = ""
+    _idle: list[ModelDrafter] = field(default_factory=list)
 
     def make(self, request: RunRequest) -> Drafting:
         """Drafters for one run, begun where that is quick."""
@@ -57,15 +65,15 @@ class Drafters:
         deferred = None
         if choice in ("lm", "auto") and request.speculation != "plain":
             deferred = self._take()
-        names = [name for name, used in (("suffix", inline), ("lm", deferred)) if used is not None]
+        names = [drafter.name for drafter in (inline, deferred) if drafter is not None]
         return Drafting("+".join(names) or "none", inline, deferred, self.leaves, self.threads)
 
     def give_back(self, drafting: Drafting) -> None:
         """The run is over: its model drafter may serve the next."""
-        if isinstance(drafting.deferred, LmDrafter) and len(self._idle) < MOST_IDLE:
+        if isinstance(drafting.deferred, ModelDrafter) and len(self._idle) < MOST_IDLE:
             self._idle.append(drafting.deferred)
 
-    def _take(self) -> LmDrafter | None:
+    def _take(self) -> ModelDrafter | None:
         if self.lm is None:
             return None
         return self._idle.pop() if self._idle else self.lm.another()
@@ -79,23 +87,41 @@ def load_drafters(
     tokenizer: PreTrainedTokenizerBase,
     store: ModelStore,
     report: Report,
+    ends: AbstractSet[int] = frozenset(),
+    beside: Path | None = None,
 ) -> Drafters:
-    """What `--draft` and `--draft-model` ask for. Raises UsageError when it is not to be had."""
-    if choice in ("none", "suffix"):
-        return Drafters()
-    device = choose_device(gpu)
-    lm = load_drafter(ref, target, tokenizer, store, device, context=target.manifest.context, report=report)
-    if lm is None:
+    """What `--draft` and `--draft-model` ask for. Raises UsageError when it is not to be had.
+
+    ends: the target's tokens that end a text. beside: where the target's file or folder lies.
+    """
+    if choice == "none":
+        return Drafters(why="nothing drafts, as asked")
+    if choice == "suffix":
+        return Drafters(why="earlier text drafts, as asked")
+    found = Found(ref, "as asked") if ref is not None else find_drafter(target.manifest, tokenizer, store, beside)
+    if found is None:
         if choice == "lm":
             raise UsageError(
-                f"expected a drafter for {target.manifest.model}, none ships with it; give --draft-model REF, or make "
+                f"expected a drafter for {target.manifest.model}, none was found; give --draft-model REF, or make "
                 "one: swarm draft distill"
             )
-        return Drafters()
+        return Drafters(why=f"earlier text alone drafts: no model of at most half the size of {target.manifest.model}")
+    device, context = choose_device(gpu), target.manifest.context
+    try:
+        lm = load_drafter(found.ref, target, tokenizer, store, device, context=context, report=report, ends=ends)
+    except ModelError as error:
+        if ref is not None or choice == "lm":
+            raise
+        report(Notice(f"drafting from earlier text alone: {error}", "warning"))
+        lm = None
+    if lm is None:
+        return Drafters(why="earlier text alone drafts")
     threads = draft_threads()
     with ThreadPoolExecutor(1, "draft", torch.set_num_threads, (threads,)) as thread:
         step_ms, leaves = thread.submit(_measured, lm).result()
-    return Drafters(lm, step_ms, leaves, threads, [lm])
+    across = ", across vocabularies" if isinstance(lm, AcrossDrafter) else ""
+    why = f"{found.name} drafts{across}: {found.why}"
+    return Drafters(lm, step_ms, leaves, threads, why, [lm])
 
 
 def draft_threads() -> int:
@@ -106,7 +132,7 @@ def draft_threads() -> int:
     return max(1, (psutil.cpu_count(logical=False) or 2) // 2)
 
 
-def _measured(lm: LmDrafter) -> tuple[float, int]:
+def _measured(lm: ModelDrafter) -> tuple[float, int]:
     """Milliseconds of a draft step for one leaf, and how many leaves a step should have.
 
     The quickest of a few: what else runs on the machine while it loads makes a step slower, never quicker.
@@ -116,7 +142,7 @@ def _measured(lm: LmDrafter) -> tuple[float, int]:
     return max(0.5, took[1]), many if took[many] < WIDE * took[few] else few
 
 
-def _step_ms(lm: LmDrafter, leaves: int) -> float:
+def _step_ms(lm: ModelDrafter, leaves: int) -> float:
     """One step for so many leaves, all of them children of the root."""
     lm.begin(WARM_UP_PROMPT, Sampling())
     nodes = tuple(DraftNode(i + 1, ROOT, i, len(WARM_UP_PROMPT)) for i in range(leaves))

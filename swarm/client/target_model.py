@@ -118,6 +118,6 @@ def load_target(
     store = ModelStore(models)
     checkpoint = open_model(ref, store, (0, 1), report)
     tokenizer = load_tokenizer(ref, store, report)
-    drafters = load_drafters(draft, draft_model, draft_gpu, checkpoint, tokenizer, store, report)
     eos, defaults = end_tokens(checkpoint, store, ref), generation_defaults(store, ref)
+    drafters = load_drafters(draft, draft_model, draft_gpu, checkpoint, tokenizer, store, report, eos, store.path(ref))
     return Target(ref, checkpoint, tokenizer, eos, drafters, models, defaults)
