@@ -55,6 +55,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     http.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help="web origin that may call")
     http.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="DNS name of this gateway")
     http.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse requests with fields that are not known, instead of naming them in x-ignored-fields",
+    )
+    http.add_argument(
         "--grace",
         type=number(float, 0, 3600, "seconds"),
         default=30.0,
@@ -99,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         api_keys=load_keys(arguments.api_key) if arguments.api_key else (),
         allow_origins=tuple(arguments.allow_origin),
         allow_hosts=tuple(arguments.allow_host),
+        strict=arguments.strict,
         max_running=arguments.max_running,
         grace_s=arguments.grace,
         speculation=arguments.speculation,

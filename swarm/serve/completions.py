@@ -32,7 +32,7 @@ from swarm.serve.plan import plan_chat, plan_text
 from swarm.serve.run_registry import RunBook
 from swarm.serve.tools import ToolSplitter, tool_names
 from swarm.serve.voice import Event, OpenAIVoice, Voice
-from swarm.serve.web import REQUEST_ID, USER, read_json
+from swarm.serve.web import IGNORED, REQUEST_ID, USER, read_json
 
 OnEvent = Callable[[int, RunEvent], Awaitable[None]]
 
@@ -56,6 +56,7 @@ class Completions:
 
     async def converse(self, request: web.Request, parsed: ChatRequest, voice: Voice) -> web.StreamResponse:
         """Answer a chat in the words of `voice`."""
+        request[IGNORED] = parsed.wanted.ignored
         runs = await plan_chat(parsed, self._backend, self._config)
         names, spelling = tool_names(parsed.tools), self._spelling()
         special = frozenset(spelling.special.values())
@@ -68,10 +69,12 @@ class Completions:
 
     async def text(self, request: web.Request) -> web.StreamResponse:
         parsed = parse_completion_untrusted(await read_json(request, self._config), self._config)
+        request[IGNORED] = parsed.wanted.ignored
         return await self._text(request, parsed)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         parsed = parse_generate_untrusted(await read_json(request, self._config), self._config)
+        request[IGNORED] = parsed.wanted.ignored
         return await self._text(request, parsed)
 
     async def _text(self, request: web.Request, parsed: TextRequest) -> web.StreamResponse:

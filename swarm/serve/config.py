@@ -33,6 +33,7 @@ class GatewayConfig:
     max_choices           upper bound of `n`
     default_max_tokens    for a chat that names none (and the context allows)
     default_temperature   for API calls that name none; None: the model's own, or else OpenAI's 1.0
+    strict                refuse fields that nobody reads instead of naming them in a header
     model_sampling        other sampling options where a call names none: the model's own
     prefix_cache          whose earlier runs a run may begin from: nobody's, those of the same user, or everybody's,
                           who then can tell by time and by `cached_tokens` what others asked
@@ -55,6 +56,7 @@ class GatewayConfig:
     max_choices: int = 8
     default_max_tokens: int = 1024
     default_temperature: float | None = None
+    strict: bool = False
     model_sampling: Mapping[str, float] = field(default_factory=dict)
     speculation: Speculation = "stream"
     draft: Draft = "auto"

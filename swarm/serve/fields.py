@@ -62,6 +62,12 @@ class Fields:
     def get(self, name: str) -> Any:
         return self.values.get(name)
 
+    def beyond(self, known: frozenset[str], strict: bool) -> tuple[str, ...]:
+        """Names that nobody reads, for the client to be told of. Refused when `strict`."""
+        if strict:
+            self.only(known)
+        return tuple(self.path(name) for name in self.values if name not in known)
+
     def only(self, known: frozenset[str]) -> None:
         """Refuse names that nobody reads: a misspelt option must not be ignored in silence."""
         for name in self.values:

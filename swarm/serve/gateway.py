@@ -15,6 +15,8 @@ from swarm.serve.admission import FairQueue, RequestQueue
 from swarm.serve.backend import Backend
 from swarm.serve.compat.anthropic import AnthropicViews
 from swarm.serve.compat.ollama import OllamaViews
+from swarm.serve.compat.responses import ResponsesViews
+from swarm.serve.compat.shapes import MISSING, missing
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.listen import listening
@@ -55,6 +57,7 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
     book.watch(hub.touch)
     completions = Completions(backend, config, admission, book, metrics)
     ollama, anthropic = OllamaViews(backend, config, completions), AnthropicViews(backend, config, completions)
+    responses = ResponsesViews(backend, config, completions)
     receipts = Receipts(backend.receipts_dir, book, verify, bool(config.api_keys))
     models, vocabulary, invite = Models(backend), VocabularyViews(backend, config), inviting(config)
     views = Views(hub, config, (metrics.registry, state_registry(StateCollector(state))))
@@ -70,6 +73,10 @@ def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: 
             web.post("/v1/chat/completions", completions.chat, expect_handler=invite),
             web.post("/v1/completions", completions.text, expect_handler=invite),
             web.post("/generate", completions.generate, expect_handler=invite),
+            web.post("/v1/responses", responses.create, expect_handler=invite),
+            web.get("/v1/responses/{id}", responses.get),
+            web.delete("/v1/responses/{id}", responses.delete),
+            *(web.post(path, missing) for path in MISSING),
             web.post("/v1/messages", anthropic.messages, expect_handler=invite),
             web.post("/v1/messages/count_tokens", anthropic.count, expect_handler=invite),
             web.post("/api/chat", ollama.chat, expect_handler=invite),

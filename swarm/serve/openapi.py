@@ -93,7 +93,7 @@ def _chat(config: GatewayConfig) -> Json:
     return {
         "type": "object",
         "required": ["messages"],
-        "additionalProperties": False,
+        "additionalProperties": not config.strict,
         "properties": {
             "messages": {"type": "array", "minItems": 1, "items": _ref("Message"), "description": most},
             **_shared(config),
@@ -133,7 +133,7 @@ def _completion(config: GatewayConfig) -> Json:
     return {
         "type": "object",
         "required": ["prompt"],
-        "additionalProperties": False,
+        "additionalProperties": not config.strict,
         "properties": {
             "prompt": {"anyOf": [_TEXT, ids, prompts]},
             **_shared(config),
@@ -151,7 +151,7 @@ def _generate(config: GatewayConfig) -> Json:
     return {
         "type": "object",
         "required": ["prompt"],
-        "additionalProperties": False,
+        "additionalProperties": not config.strict,
         "properties": {
             "prompt": _TEXT,
             **{name: shared[name] for name in [*names.split(), "private_text", "ignore_eos", *_OF_STOPS]},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from swarm.model.text.template import NEW_ANSWER, Turn
@@ -48,7 +48,8 @@ _GENERATE = frozenset("prompt model max_tokens temperature top_p seed stop".spli
 @dataclass(frozen=True)
 class GenerationRequest:
     """What chat and text requests share. `logprobs`: None for none, else how many alternatives per token;
-    `truncate`: how many of a prompt's last tokens are kept; `fit`: more tokens than the context holds are a wish."""
+    `truncate`: how many of a prompt's last tokens are kept; `fit`: more tokens than the context holds are a wish;
+    `ignored`: fields that nobody reads."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -72,6 +73,7 @@ class GenerationRequest:
     private_text: bool = False
     speculation: Speculation = "stream"
     draft: Draft = "auto"
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class TextRequest:
 def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
     """Body of POST /v1/chat/completions."""
     fields = Fields(body)
-    fields.only(_CHAT)
+    ignored = fields.beyond(_CHAT, config.strict)
     _refuse_unsupported(fields)
     _refuse_format(fields)
     messages = read_messages(fields)
@@ -114,7 +116,7 @@ def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
         logprobs = top or 0
     elif top:
         raise bad_field("top_logprobs", "'top_logprobs' needs 'logprobs': true")
-    wanted = _wanted(fields, config, limit, logprobs)
+    wanted = replace(_wanted(fields, config, limit, logprobs), ignored=ignored)
     return ChatRequest(wanted, messages, tools, read_template_options(fields), read_turn(fields, messages))
 
 
@@ -134,7 +136,7 @@ def read_turn(fields: Fields, messages: Sequence[Mapping[str, Any]]) -> Turn:
 def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
     """Body of POST /v1/completions."""
     fields = Fields(body)
-    fields.only(_TEXT)
+    ignored = fields.beyond(_TEXT, config.strict)
     _refuse_unsupported(fields)
     if fields.text("suffix"):
         raise _unsupported("suffix", "text is continued, not filled in")
@@ -144,6 +146,7 @@ def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
         fields.integer("max_tokens", 1, 2**31 - 1) or 16,
         fields.integer("logprobs", 0, MAX_TOP_LOGPROBS),
     )
+    wanted = replace(wanted, ignored=ignored)
     best_of = fields.integer("best_of", 1, config.max_choices)
     if best_of is not None and best_of != wanted.n:
         raise _unsupported(
@@ -164,9 +167,10 @@ def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
 def parse_generate_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
     """Body of POST /generate: {"prompt": ...} and a few options; greedy unless a temperature is given."""
     fields = Fields(body)
-    fields.only(_GENERATE)
+    ignored = fields.beyond(_GENERATE, config.strict)
     limit = fields.integer("max_tokens", 1, 2**31 - 1) or 256
     wanted = _wanted(fields, config, limit, None, default_temperature=0.0)
+    wanted = replace(wanted, ignored=ignored)
     return TextRequest(wanted, (fields.need_text("prompt"),), plain=True)
 
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 USER = web.RequestKey("user", str)
+IGNORED = web.RequestKey("ignored", tuple[str, ...])
 PUBLIC = frozenset({"/", "/healthz", "/health", "/openapi.json"})
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -37,7 +38,7 @@ _SECURITY = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-_EXPOSED = "x-request-id, x-receipt, retry-after"
+_EXPOSED = "x-request-id, x-receipt, x-ignored-fields, retry-after"
 _OUR_HEADERS = ["authorization", "content-type", "x-api-key", "x-request-id"]
 _SDK_HEADER = re.compile(r"x-stainless-[a-z0-9-]{1,64}|anthropic-[a-z-]{1,64}|openai-[a-z-]{1,64}|user-agent")
 _OUR_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -196,6 +197,8 @@ def add_headers(config: GatewayConfig) -> Callable[[web.Request, web.StreamRespo
             response.headers.setdefault(name, value)
         if REQUEST_ID in request:
             response.headers.setdefault("x-request-id", request[REQUEST_ID])
+        if ignored := request.get(IGNORED):
+            response.headers.setdefault("x-ignored-fields", _listed(ignored))
         origin = request.headers.get("Origin")
         if origin is not None and _allowed(origin, config):
             response.headers["Access-Control-Allow-Origin"] = origin
@@ -203,6 +206,12 @@ def add_headers(config: GatewayConfig) -> Callable[[web.Request, web.StreamRespo
             response.headers.add("Vary", "Origin")
 
     return prepare
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """Names for a header: printable, and not more than a proxy takes."""
+    clean = (re.sub(r"[^A-Za-z0-9_.\[\]-]", "?", name[:80]) for name in names[:32])
+    return ", ".join([*clean, *(["..."] if len(names) > 32 else [])])
 
 
 def inviting(config: GatewayConfig) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from aiohttp import web
+
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.fields import describe
 
@@ -14,6 +16,15 @@ OLLAMA_PATHS = frozenset(
     f"/api/{name}"
     for name in "chat generate tags show ps version embed embeddings pull push create copy delete".split()
 )
+MISSING = {
+    "/v1/embeddings": "embeddings",
+    "/v1/images/generations": "images",
+    "/v1/images/edits": "images",
+    "/v1/audio/speech": "speech",
+    "/v1/audio/transcriptions": "transcripts",
+    "/v1/moderations": "moderations",
+}
+"""What OpenAI's clients know an address for and this gateway has not."""
 _ANTHROPIC_KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -23,6 +34,12 @@ _ANTHROPIC_KINDS = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+
+
+async def missing(request: web.Request) -> web.Response:
+    """Says by name what is not to be had."""
+    what = MISSING[request.path]
+    raise ApiError(501, f"{what} are not offered: this gateway serves one text model of a swarm", "not_implemented")
 
 
 def error_body(path: str, error: ApiError, request_id: str) -> Json:

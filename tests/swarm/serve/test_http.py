@@ -364,3 +364,10 @@ async def test_a_huge_body_is_not_asked_for(served: Served) -> None:
     body = b'{"prompt": "Once", "max_tokens": 2}'
     invited = await raw(served.url, head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert invited.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
+
+
+async def test_fields_that_nobody_reads_are_named_in_a_header(served: Served) -> None:
+    for path in ("/generate", "/v1/completions"):
+        body = {"prompt": "x", "max_tokens": 1, "temprature": 1, "a\r\nb: c": 2}
+        async with served.http.post(path, json=body) as answer:
+            assert answer.status == 200 and answer.headers["x-ignored-fields"] == "temprature, a??b??c"

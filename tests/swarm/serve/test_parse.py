@@ -58,7 +58,6 @@ def chat(**fields: Any) -> Any:
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
-        ({"temprature": 1}, "temprature"),
         ({"speculation": "magic"}, "speculation"),
         ({"modalities": ["audio"]}, "modalities"),
     ],
@@ -166,3 +165,11 @@ def test_what_is_not_strict_json_is_refused(data: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         parse_json_untrusted(data)
     assert caught.value.status == 400
+
+
+def test_unknown_fields_are_told_or_refused() -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "temprature": 1}
+    assert parse_chat_untrusted(body, GatewayConfig()).wanted.ignored == ("temprature",)
+    with pytest.raises(ApiError) as caught:
+        parse_chat_untrusted(body, GatewayConfig(strict=True))
+    assert (caught.value.code, caught.value.param) == ("unknown_parameter", "temprature")

@@ -1,0 +1,320 @@
+"""OpenAI's Responses API (/v1/responses), translated to a chat request.
+
+Source: OpenAI's API reference of responses and their stream events, held by their Python client in the tests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from aiohttp import web
+
+from swarm.run.api import RunRequest, RunResult
+from swarm.serve.backend import Backend
+from swarm.serve.compat.kept import KeptAnswers
+from swarm.serve.completions import Completions
+from swarm.serve.config import GatewayConfig
+from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.fields import Fields
+from swarm.serve.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
+from swarm.serve.parse import parse_chat_untrusted
+from swarm.serve.stream import EventStream
+from swarm.serve.voice import Event, Json, delta_of
+from swarm.serve.web import REQUEST_ID, USER, read_json
+
+_SAME = ("model", "temperature", "top_p", "stream", "user", "metadata", "service_tier", "parallel_tool_calls")
+_ECHOED = ("instructions", "temperature", "top_p", "previous_response_id", "max_output_tokens")
+_TEXTS = ("input_text", "output_text", "text")
+
+
+class ResponsesViews:
+    """The handlers, and the answers that `previous_response_id` may name."""
+
+    def __init__(self, backend: Backend, config: GatewayConfig, completions: Completions) -> None:
+        self._backend, self._config, self._completions = backend, config, completions
+        self._kept = KeptAnswers()
+
+    async def get(self, request: web.Request) -> web.Response:
+        found = self._kept.get(request.match_info["id"], request[USER])
+        if found is None:
+            raise _unknown(request.match_info["id"])
+        return web.json_response(found.body)
+
+    async def delete(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        if not self._kept.drop(name, request[USER]):
+            raise _unknown(name)
+        return web.json_response({"id": name, "object": "response", "deleted": True})
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        fields = Fields(await read_json(request, self._config))
+        before: Sequence[Json] = ()
+        previous = fields.text("previous_response_id")
+        if previous is not None:
+            found = self._kept.get(previous, request[USER])
+            if found is None:
+                raise _unknown(previous, "previous_response_id")
+            before = found.messages
+        messages = [*before, *read_input(fields)]
+        parsed = parse_chat_untrusted(chat_body(fields, messages), self._config)
+        user, keeps = request[USER], fields.flag("store", True)
+
+        def keep(body: Json) -> None:
+            if keeps:
+                self._kept.put(body["id"], user, [*messages, _said(body["output"])], body)
+
+        voice = ResponsesVoice(request[REQUEST_ID].removeprefix("req_"), self._facts(fields), keep)
+        return await self._completions.converse(request, parsed, voice)
+
+    def _facts(self, fields: Fields) -> Json:
+        """What a response repeats of its request."""
+        return {
+            "created_at": int(time.time()),
+            "model": self._backend.manifest.model,
+            "tools": fields.get("tools") or [],
+            "tool_choice": fields.get("tool_choice") or "auto",
+            "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
+            "metadata": fields.get("metadata") or {},
+            "text": fields.get("text") or {"format": {"type": "text"}},
+            "truncation": "disabled",
+            "store": fields.flag("store", True),
+            **{name: fields.get(name) for name in _ECHOED},
+        }
+
+
+class ResponsesVoice:
+    """As /v1/responses says it: the items of a response so far, and the events that tell of them.
+
+    `facts`: what it repeats of its request. `keep` is called with the response once it is whole.
+    """
+
+    def __init__(self, name: str, facts: Mapping[str, Any], keep: Callable[[Json], None]) -> None:
+        self._name = name
+        self._facts = facts
+        self._keep = keep
+        self._sent = 0
+        self._output: list[Json] = []
+        self._text = ""
+        self._open = False
+
+    def stream(self, request: web.Request, config: GatewayConfig) -> EventStream:
+        return EventStream(request, config.write_timeout_s, config.keepalive_comment_s)
+
+    def opening(self, runs: Sequence[RunRequest]) -> Sequence[Event]:
+        begun = self._body("in_progress")
+        return self._numbered([{"type": f"response.{name}", "response": begun} for name in ("created", "in_progress")])
+
+    def chunk(self, chunk: Json) -> Sequence[Event]:
+        return self._numbered(self._hear(delta_of(chunk)))
+
+    def closing(self, results: Sequence[RunResult], usage: Json, last: Json) -> Sequence[Event]:
+        events = self._close()
+        body = self._whole(results[0], usage)
+        return self._numbered([*events, {"type": f"response.{body['status']}", "response": body}])
+
+    def failed(self, error: ApiError) -> Sequence[Event]:
+        body = {**self._body("failed"), "error": {"code": "server_error", "message": error.message}}
+        return self._numbered([{"type": "response.failed", "response": body}])
+
+    def whole(self, body: Json, results: Sequence[RunResult]) -> Json:
+        self._hear(body["choices"][0]["message"])
+        self._close()
+        return {**self._whole(results[0], body["usage"]), "wanswarm": body.get("wanswarm")}
+
+    def _numbered(self, events: Sequence[Json]) -> Sequence[Event]:
+        first, self._sent = self._sent, self._sent + len(events)
+        return [(event["type"], {**event, "sequence_number": first + i}) for i, event in enumerate(events)]
+
+    def _hear(self, said: Mapping[str, Any]) -> list[Json]:
+        """Events of a message or of a part of one."""
+        events: list[Json] = []
+        text = said.get("content")
+        if text:
+            if not self._open:
+                events += self._begin()
+            self._text += text
+            events.append({"type": "response.output_text.delta", **self._at(), "delta": text, "logprobs": []})
+        for call in said.get("tool_calls") or ():
+            events += self._close()
+            events += self._called(call["id"], call["function"])
+        return events
+
+    def _called(self, call_id: str, function: Mapping[str, Any]) -> list[Json]:
+        place, name, arguments = len(self._output), function["name"], function["arguments"]
+        item = {"id": f"fc_{self._name}_{place}", "type": "function_call", "status": "completed", "call_id": call_id}
+        item |= {"name": name, "arguments": arguments}
+        self._output.append(item)
+        here = {"item_id": item["id"], "output_index": place}
+        begun = {**item, "status": "in_progress", "arguments": ""}
+        kind = "response.function_call_arguments"
+        return [
+            {"type": "response.output_item.added", "output_index": place, "item": begun},
+            {"type": f"{kind}.delta", **here, "delta": arguments},
+            {"type": f"{kind}.done", **here, "name": name, "arguments": arguments},
+            {"type": "response.output_item.done", "output_index": place, "item": item},
+        ]
+
+    def _close(self) -> list[Json]:
+        """Ends the text that is being written."""
+        if not self._open:
+            return []
+        at, part = self._at(), _part(self._text)
+        item = self._message("completed", [part])
+        events = [
+            {"type": "response.output_text.done", **at, "text": self._text, "logprobs": []},
+            {"type": "response.content_part.done", **at, "part": part},
+            {"type": "response.output_item.done", "output_index": at["output_index"], "item": item},
+        ]
+        self._output.append(item)
+        self._open, self._text = False, ""
+        return events
+
+    def _begin(self) -> list[Json]:
+        self._open = True
+        at = self._at()
+        added = {"output_index": at["output_index"], "item": self._message("in_progress", [])}
+        return [
+            {"type": "response.output_item.added", **added},
+            {"type": "response.content_part.added", **at, "part": _part("")},
+        ]
+
+    def _message(self, status: str, content: list[Json]) -> Json:
+        name = f"msg_{self._name}_{len(self._output)}"
+        return {"id": name, "type": "message", "status": status, "role": "assistant", "content": content}
+
+    def _at(self) -> Json:
+        place = len(self._output)
+        return {"item_id": f"msg_{self._name}_{place}", "output_index": place, "content_index": 0}
+
+    def _body(self, status: str) -> Json:
+        return {
+            "id": f"resp_{self._name}",
+            "object": "response",
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "output": list(self._output),
+            "usage": None,
+            **self._facts,
+        }
+
+    def _whole(self, result: RunResult, usage: Json) -> Json:
+        """The response once it is over; it is kept."""
+        called = any(item["type"] == "function_call" for item in self._output)
+        cut = result.finish_reason == "length" and not called
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        body = {
+            **self._body("incomplete" if cut else "completed"),
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "usage": {
+                "input_tokens": usage["prompt_tokens"],
+                "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+                "output_tokens": usage["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": usage["total_tokens"],
+            },
+        }
+        self._keep(body)
+        return body
+
+
+def _said(output: Sequence[Json]) -> Json:
+    """The items of a response as one chat message."""
+    texts = [part["text"] for item in output if item["type"] == "message" for part in item["content"]]
+    said: Json = {"role": "assistant", "content": "".join(texts)}
+    calls = [item for item in output if item["type"] == "function_call"]
+    if calls:
+        said["tool_calls"] = [_tool_call(call["call_id"], call["name"], call["arguments"]) for call in calls]
+    return said
+
+
+def chat_body(fields: Fields, messages: Sequence[Json]) -> Json:
+    """A request of /v1/responses as one of /v1/chat/completions. Raises ApiError."""
+    for name in ("background", "conversation", "prompt"):
+        if fields.get(name):
+            raise bad_field(name, f"'{name}' is not supported here", "unsupported_parameter")
+    instructions = fields.text("instructions")
+    first = [{"role": "system", "content": instructions}] if instructions else []
+    body: Json = {"messages": [*first, *messages]}
+    body |= {name: fields.get(name) for name in _SAME if fields.get(name) is not None}
+    if fields.get("max_output_tokens") is not None:
+        body["max_tokens"] = fields.integer("max_output_tokens", 1, 2**31 - 1)
+    tools = fields.array("tools", MAX_TOOLS)
+    if tools:
+        body["tools"] = [_tool(Fields(tool, f"tools[{index}]")) for index, tool in enumerate(tools)]
+    choice = fields.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        choice = {"type": "function", "function": {"name": choice.get("name")}}
+    if choice is not None:
+        body["tool_choice"] = choice
+    effort = Fields(fields.get("reasoning") or {}, "reasoning").text("effort")
+    if effort is not None:
+        body["reasoning_effort"] = effort
+    wanted = Fields(fields.get("text") or {}, "text").get("format")
+    if wanted is not None:
+        form = Fields(wanted, "text.format")
+        kind = form.need_text("type")
+        rest = {name: value for name, value in form.values.items() if name != "type"}
+        body["response_format"] = {"type": kind, "json_schema": rest} if kind == "json_schema" else {"type": kind}
+    return body
+
+
+def read_input(fields: Fields) -> list[Json]:
+    """The items of `input` as chat messages."""
+    if isinstance(fields.get("input"), str):
+        return [{"role": "user", "content": fields.need_text("input")}]
+    items = fields.array("input", MAX_MESSAGES)
+    if not items:
+        raise fields.wrong("input", "a string or an array of items")
+    messages: list[Json] = []
+    for index, value in enumerate(items):
+        item = Fields(value, f"input[{index}]")
+        kind = item.text("type", "message")
+        if kind == "message":
+            messages.append({"role": item.need_text("role"), "content": _content(item)})
+        elif kind == "function_call":
+            call = _tool_call(item.need_text("call_id"), item.need_text("name"), item.need_text("arguments"))
+            if messages and messages[-1]["role"] == "assistant":
+                messages[-1].setdefault("tool_calls", []).append(call)
+            else:
+                messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        elif kind == "function_call_output":
+            output = _content(item, "output")
+            messages.append({"role": "tool", "tool_call_id": item.need_text("call_id"), "content": output})
+        elif kind != "reasoning":
+            raise item.outside("type", "one of message, function_call, function_call_output, reasoning")
+    return messages
+
+
+def _content(fields: Fields, name: str = "content") -> str:
+    if not isinstance(fields.get(name), list):
+        return fields.need_text(name)
+    texts = []
+    for index, value in enumerate(fields.array(name, MAX_PARTS) or []):
+        part = Fields(value, f"{fields.path(name)}[{index}]")
+        if part.need_text("type") not in _TEXTS:
+            raise part.outside("type", "input_text or output_text (the model reads text only)")
+        texts.append(part.need_text("text"))
+    return "".join(texts)
+
+
+def _tool(fields: Fields) -> Json:
+    if fields.need_text("type") != "function":
+        raise bad_field(fields.path("type"), "only tools of type function are to be had here", "unsupported_parameter")
+    names = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {n: fields.get(n) for n in names if fields.get(n) is not None}}
+
+
+def _tool_call(name: str, function: str, arguments: str) -> Json:
+    return {"id": name, "type": "function", "function": {"name": function, "arguments": arguments}}
+
+
+def _part(text: str) -> Json:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _unknown(name: str, param: str | None = None) -> ApiError:
+    text = f"no response {name[:200]!r} is kept here; send the whole conversation as 'input'"
+    return ApiError(404, text, "response_not_found", param)
