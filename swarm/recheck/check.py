@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from swarm.base.address import Address
 from swarm.base.config import DEFAULT_MODEL, MemberConfig
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Report, silent
-from swarm.model.files.checkpoint import Checkpoint, load_tokenizer, open_model
+from swarm.model.compiling import Compiler
+from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
 from swarm.model.files.store import ModelStore
+from swarm.model.held import Vocabulary
 from swarm.recheck.auditor import RingAuditor
 from swarm.recheck.dial import opener
 from swarm.recheck.limits import limit_of, load_limits
@@ -72,6 +75,35 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
         return await asyncio.to_thread(verify, data, options)
     limits = load_limits(config.models, checkpoint.manifest.digest)
     options = replace(options, limit=limit_of(limits))
+    async with _compiling(verdict.run, checkpoint, ref, store, report) as compiler:
+        return await _recomputed(data, config, verdict.run, options, checkpoint, ref, store, report, compiler)
+
+
+@asynccontextmanager
+async def _compiling(
+    run: ReceiptRun, checkpoint: Checkpoint, ref: str, store: ModelStore, report: Report
+) -> AsyncIterator[Compiler | None]:
+    """What reads the run's constraint; None where it has none."""
+    if run.order.held_to is None:
+        yield None
+        return
+    tokenizer = await asyncio.to_thread(load_tokenizer, ref, store, report)
+    ends = end_tokens(checkpoint, store, ref)
+    with closing(Compiler(lambda: Vocabulary(tokenizer, checkpoint.manifest.vocab_size, ends))) as compiler:
+        yield compiler
+
+
+async def _recomputed(
+    data: bytes,
+    config: CheckConfig,
+    run: ReceiptRun,
+    options: Options,
+    checkpoint: Checkpoint,
+    ref: str,
+    store: ModelStore,
+    report: Report,
+    compiler: Compiler | None,
+) -> Verdict:
     if config.replay:
         tokenizer = await asyncio.to_thread(load_tokenizer, ref, store, report)
 
@@ -79,12 +111,12 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
             text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
             return str(text)
 
-        options = replace(options, replayer=ModelReplayer(checkpoint, decode, report=report))
+        options = replace(options, replayer=ModelReplayer(checkpoint, decode, report=report, compiler=compiler))
     if not config.audit:
         return await asyncio.to_thread(verify, data, options)
-    nodes = list(dict.fromkeys(node for epoch in reversed(verdict.run.epochs) for node in epoch.ends))
+    nodes = list(dict.fromkeys(node for epoch in reversed(run.epochs) for node in epoch.ends))
     async with opener(nodes, config.addresses, config.member, report) as fetch:
-        auditor = RingAuditor(checkpoint, fetch, report=report)
+        auditor = RingAuditor(checkpoint, fetch, report=report, compiler=compiler)
         options = replace(options, auditor=auditor, audit_rows=config.audit)
         return await asyncio.to_thread(verify, data, options)
 
