@@ -275,7 +275,10 @@ class _Recomputed:
         """The epoch's passes held against the text, and what was drawn after them. Raises PeerError."""
         head = self._layers.first == 0
         # A penalty or a constraint looks at the tokens that came with the rows: a missing one changes what is drawn.
-        trace = Trace(self._layout, text, head or needs_tokens(self._sampling))
+        constraint = self._sampling.constraint
+        answer = constraint is not None and not head and self._sampling.repetition_penalty == 1
+        first = constraint.after if constraint is not None and answer else 0
+        trace = Trace(self._layout, text, head or needs_tokens(self._sampling), first)
         passes = self._frames[self._passes_from :]
         for frame in self._frames[: self._passes_from]:
             trace.take(frame)
