@@ -83,6 +83,17 @@ class Allowed:
             return found
         return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=size, bitorder="little").astype(np.bool_)
 
+    def few(self, most: int) -> list[int]:
+        """All that may come, where that is at most so many tokens; else none."""
+        if self.forced >= 0:
+            return [self.forced]
+        found = np.frombuffer(self.bits, np.uint8)
+        some = np.flatnonzero(found)
+        if len(some) > most:
+            return []
+        tokens = [8 * int(byte) + bit for byte in some for bit in range(8) if found[byte] >> bit & 1]
+        return tokens if len(tokens) <= most else []
+
     def allows(self, token: int) -> bool:
         """Whether this token may come."""
         if self.forced >= 0:

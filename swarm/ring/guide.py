@@ -9,6 +9,8 @@ from draft.tree import Node, TokenTree
 from swarm.model.held import Allowed, Held
 
 _KNOWN = 4096
+_FEW = 4
+_LEAST = 1e-6
 
 
 class Guide:
@@ -35,9 +37,18 @@ class Guide:
         return found
 
     def legal(self, tree: TokenTree, node: Node, children: Sequence[Child]) -> tuple[Child, ...]:
-        """Those of a drafter's children of `node` that the constraint allows."""
+        """Those of a drafter's children of `node` that the constraint allows, each as likely as it is among these.
+
+        Where there are only a few and the drafter thought of none, all of them.
+        """
         allowed = self.after(tree, node)
-        return tuple(child for child in children if allowed.allows(child.token))
+        legal = [child for child in children if allowed.allows(child.token)]
+        if not legal:
+            few = allowed.few(_FEW)
+            return tuple(Child(token, 1.0 / len(few)) for token in few)
+        mass = sum(child.confidence for child in legal)
+        left = mass + max(0.0, 1.0 - sum(child.confidence for child in children))
+        return tuple(Child(child.token, child.confidence / max(left, mass, _LEAST)) for child in legal)
 
     def extend(self, tree: TokenTree, node: Node, floor: float) -> None:
         """Make what is forced below a node that is likely enough to be sent: a chain of certain children."""
