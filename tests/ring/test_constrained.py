@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 
@@ -31,6 +32,7 @@ from swarm.ring.certain_rows import certain_rows
 from swarm.ring.drawing import Drawing
 from swarm.run.api import RunRequest
 from swarm.run.engine import RunEngine
+from tests.bench.structured import SCHEMAS
 from tests.swarm.serve.tiny import tiny_tokenizer
 
 from .signed import signed_ring
@@ -270,3 +272,27 @@ async def test_patterns_and_choices(
         found = [await ring.generate(asking(Sampling(2.0, seed=s, constraint=constraint), "stream")) for s in range(6)]
         assert {result.text for result in found} == answers
         assert {result.finish_reason for result in found} == {"stop"}
+
+
+async def documents(wide: Checkpoint, folder: Path, compiler: Compiler, count: int) -> None:
+    """So many answers to ten schemas, greedy and at random, drafted and plain: all that end fit."""
+    ended = 0
+    async with signed_ring(wide, SPANS, folder, eos=frozenset({END}), compiler=compiler, decode=said) as ring:
+        for number in range(count):
+            schema = list(SCHEMAS.values())[number % len(SCHEMAS)]
+            sampling = Sampling((0.0, 0.7, 1.5)[number % 3], seed=number, constraint=from_schema(schema))
+            result = await ring.generate(asking(sampling, MODES[number % 4], 440, receipt=False))
+            if result.finish_reason == "stop":
+                jsonschema.validate(json.loads(result.text), schema, jsonschema.Draft202012Validator)
+                ended += 1
+    assert ended >= 0.7 * count  # a random model may go on with a number until the context ends
+
+
+async def test_documents_fit_their_schemas(wide: Checkpoint, tmp_path: Path, compiler: Compiler) -> None:
+    await documents(wide, tmp_path, compiler, 10)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+async def test_a_thousand_documents_fit_their_schemas(wide: Checkpoint, tmp_path: Path, compiler: Compiler) -> None:
+    await documents(wide, tmp_path, compiler, 1000)
