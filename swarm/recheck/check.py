@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -75,50 +75,31 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
         return await asyncio.to_thread(verify, data, options)
     limits = load_limits(config.models, checkpoint.manifest.digest)
     options = replace(options, limit=limit_of(limits))
-    async with _compiling(verdict.run, checkpoint, ref, store, report) as compiler:
-        return await _recomputed(data, config, verdict.run, options, checkpoint, ref, store, report, compiler)
+    compiler = await asyncio.to_thread(_compiler, verdict.run, checkpoint, ref, store, report)
+    with closing(compiler) if compiler is not None else nullcontext():
+        if config.replay:
+            tokenizer = await asyncio.to_thread(load_tokenizer, ref, store, report)
+
+            def decode(tokens: Sequence[int]) -> str:
+                text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                return str(text)
+
+            options = replace(options, replayer=ModelReplayer(checkpoint, decode, report=report, compiler=compiler))
+        if not config.audit:
+            return await asyncio.to_thread(verify, data, options)
+        nodes = list(dict.fromkeys(node for epoch in reversed(verdict.run.epochs) for node in epoch.ends))
+        async with opener(nodes, config.addresses, config.member, report) as fetch:
+            auditor = RingAuditor(checkpoint, fetch, report=report, compiler=compiler)
+            options = replace(options, auditor=auditor, audit_rows=config.audit)
+            return await asyncio.to_thread(verify, data, options)
 
 
-@asynccontextmanager
-async def _compiling(
-    run: ReceiptRun, checkpoint: Checkpoint, ref: str, store: ModelStore, report: Report
-) -> AsyncIterator[Compiler | None]:
+def _compiler(run: ReceiptRun, checkpoint: Checkpoint, ref: str, store: ModelStore, report: Report) -> Compiler | None:
     """What reads the run's constraint; None where it has none."""
     if run.order.held_to is None:
-        yield None
-        return
-    tokenizer = await asyncio.to_thread(load_tokenizer, ref, store, report)
-    ends = end_tokens(checkpoint, store, ref)
-    with closing(Compiler(lambda: Vocabulary(tokenizer, checkpoint.manifest.vocab_size, ends))) as compiler:
-        yield compiler
-
-
-async def _recomputed(
-    data: bytes,
-    config: CheckConfig,
-    run: ReceiptRun,
-    options: Options,
-    checkpoint: Checkpoint,
-    ref: str,
-    store: ModelStore,
-    report: Report,
-    compiler: Compiler | None,
-) -> Verdict:
-    if config.replay:
-        tokenizer = await asyncio.to_thread(load_tokenizer, ref, store, report)
-
-        def decode(tokens: Sequence[int]) -> str:
-            text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            return str(text)
-
-        options = replace(options, replayer=ModelReplayer(checkpoint, decode, report=report, compiler=compiler))
-    if not config.audit:
-        return await asyncio.to_thread(verify, data, options)
-    nodes = list(dict.fromkeys(node for epoch in reversed(run.epochs) for node in epoch.ends))
-    async with opener(nodes, config.addresses, config.member, report) as fetch:
-        auditor = RingAuditor(checkpoint, fetch, report=report, compiler=compiler)
-        options = replace(options, auditor=auditor, audit_rows=config.audit)
-        return await asyncio.to_thread(verify, data, options)
+        return None
+    tokenizer, ends = load_tokenizer(ref, store, report), end_tokens(checkpoint, store, ref)
+    return Compiler(lambda: Vocabulary(tokenizer, checkpoint.manifest.vocab_size, ends))
 
 
 def _usual_model(run: ReceiptRun) -> str:

@@ -205,11 +205,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="*", default=["masks", "passes"])
     parser.add_argument("--models", type=Path, default=Path.home() / ".cache" / "wanswarm-bench-models")
+    parser.add_argument("--modes", nargs="+", default=["plain", "chain", "stream"])
     arguments = parser.parse_args()
     if "masks" in arguments.what:
         masks(arguments.models)
     if "passes" in arguments.what:
-        asyncio.run(passes(arguments.models, ("plain", "chain", "stream")))
+        asyncio.run(passes(arguments.models, arguments.modes))
 
 
 if __name__ == "__main__":
