@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import torch
 
-from receipts.check.verdict import Level
+from receipts.check.verdict import Level, Standing
 from receipts.check.verify import Options, verify
 from receipts.format.document import secrets_untrusted
 from receipts.format.errors import Refusal
@@ -126,6 +126,7 @@ async def test_a_receipt_is_verified_replayed_and_audited(
         held_to = verdict.run.order.held_to
         assert held_to is not None and json.loads(held_to.text) == SCHEMA
         assert held_to.vocabulary == compiler.vocabulary.digest
+        assert verdict.standing_of("constraint") is Standing.CLAIMED
         checked = await audited(ring, path, wide)
         assert (checked.exit_code, checked.level) == (0, Level.SAMPLED), checked.line
         replayed = await asyncio.to_thread(verify, path.read_bytes(), replaying(path, wide, compiler))
