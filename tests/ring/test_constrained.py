@@ -247,10 +247,14 @@ async def test_a_constraint_that_never_compiles_costs_a_tail_nothing(
     async with signed_ring(wide, SPANS, tmp_path, eos=frozenset({END}), compiler=quick, decode=said) as ring:
         expected = (await ring.generate(asking())).token_ids
         monkeypatch.setattr(RunEngine, "_compiled", unchecked)
-        monkeypatch.setattr(
-            RunEngine, "_held_to", lambda self, request: compiler.held(compiler.ready(from_choices(["yes"]), len(PROMPT)))
-            if request.sampling.constraint.text == HOSTILE.text else quick.held(request.sampling.constraint),
-        )  # fmt: skip
+        other = compiler.ready(from_choices(["yes"]), len(PROMPT))
+
+        def held_to(self: RunEngine, request: RunRequest) -> Held:
+            said = request.sampling.constraint
+            assert said is not None
+            return compiler.held(other) if said.text == HOSTILE.text else quick.held(said)
+
+        monkeypatch.setattr(RunEngine, "_held_to", held_to)
         hostile = asyncio.create_task(ring.generate(asking(Sampling(constraint=HOSTILE), patience_s=0.5)))
         for _ in range(3):
             assert (await ring.generate(asking())).token_ids == expected
