@@ -8,10 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from swarm.base.errors import UsageError
+from swarm.base.linechild import LineChild
 from swarm.model.constraint import Constraint, engine
 from swarm.model.grammars import grammar_of, refusal_of
-from swarm.model.held import Held, Vocabulary
-from swarm.model.linechild import LineChild
+from swarm.model.held import Matcher, Vocabulary
 
 WALL_S = 0.8
 """For one constraint. Honest ones take milliseconds; a large one of 3,000 properties 0.6 s."""
@@ -31,7 +31,7 @@ class Compiler:
         """`make` is called once, when the vocabulary is first wanted."""
         self._make, self._wall_s = make, wall_s
         self._vocabulary: Vocabulary | None = None
-        self._kept: OrderedDict[tuple[str, str], Held] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Matcher] = OrderedDict()
         self._child: LineChild | None = None
         self._lock = threading.RLock()
 
@@ -43,7 +43,7 @@ class Compiler:
                 self._vocabulary = self._make()
             return self._vocabulary
 
-    def held(self, constraint: Constraint) -> Held:
+    def held(self, constraint: Constraint) -> Matcher:
         """A matcher at the beginning. Raises UsageError for what cannot be compiled here, saying why."""
         self.check(constraint)
         key = (constraint.kind, constraint.text)

@@ -12,7 +12,7 @@ import sys
 
 from llguidance import LLMatcher
 
-from swarm.model.linechild import answer, bound_memory, bound_processor
+from swarm.base.linechild import answer, bound_memory, bound_processor
 
 CPU_S = 2
 MEMORY_BYTES = 512 << 20

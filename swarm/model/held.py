@@ -1,7 +1,7 @@
 """Which tokens a constraint allows after the answer so far.
 
 The rule that every part of a run follows, the tail, the requester, a replay and an audit: after the tokens of the
-answer so far, `Held.after` gives the tokens that may come. Where the constraint leaves no choice of text, the
+answer so far, `Matcher.after` gives the tokens that may come. Where the constraint leaves no choice of text, the
 tokenizer's own spelling of that text is the only one allowed ("forced"), although another spelling would read the
 same: so forced text is known to everybody who holds the constraint, before any model has seen it. After the end, only
 the end comes.
@@ -57,7 +57,7 @@ class Vocabulary:
             parts.update(len(spelt).to_bytes(4, "big") + spelt + bytes([self._tokens.is_special_token(token)]))
         return parts.hexdigest()
 
-    def held(self, constraint: Constraint) -> Held:
+    def held(self, constraint: Constraint) -> Matcher:
         """A fresh matcher. Raises UsageError for what cannot be compiled, naming why.
 
         Takes whatever time the grammar takes: first `swarm.model.compiling.check`.
@@ -65,7 +65,7 @@ class Vocabulary:
         matcher = LLMatcher(self._tokens, grammar_of(constraint), log_level=0, limits=bounds())
         if matcher.is_error():
             raise UsageError(refusal_of(constraint.kind, matcher.get_error()))
-        return Held(matcher, self, constraint.after)
+        return Matcher(matcher, self, constraint.after)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Allowed:
         return 0 <= token < 8 * len(self.bits) and bool(self.bits[token >> 3] >> (token & 7) & 1)
 
 
-class Held:
+class Matcher:
     """A constraint being followed. Goes from one text to another by what they share; not thread-safe.
 
     `begins`: how many tokens of a sequence come before those that are held to it.
@@ -113,11 +113,11 @@ class Held:
         """The tokens that the matcher has consumed."""
         self._dead_end = Allowed(vocabulary.ends[0])
 
-    def fresh(self, begins: int) -> Held:
+    def fresh(self, begins: int) -> Matcher:
         """Another one of the same constraint, with nothing consumed."""
         copy = self._matcher.deep_copy()
         copy.reset()
-        return Held(copy, self._vocabulary, begins)
+        return Matcher(copy, self._vocabulary, begins)
 
     def after(self, tokens: Sequence[int]) -> Allowed:
         """What may follow these tokens of the answer. After an end, or a text that was not allowed: the end alone.

@@ -13,7 +13,7 @@ from swarm.base.events import Report, silent
 from swarm.model.compiling import Compiler
 from swarm.model.constraint import Constraint, Kind
 from swarm.model.files.checkpoint import Checkpoint
-from swarm.model.held import Held
+from swarm.model.held import Matcher
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
 from swarm.recheck.draw_distance import token_gaps
@@ -73,7 +73,7 @@ class ModelReplayer:
         return Replayed(best, gaps, self._decode(tokens) if self._decode is not None else None)
 
 
-def held_to_of(sampling: Sampling, compiler: Compiler | None) -> Held | None:
+def held_to_of(sampling: Sampling, compiler: Compiler | None) -> Matcher | None:
     """A matcher for the sampling's constraint; None without one. Raises ModelError where it cannot be read here."""
     if sampling.constraint is None:
         return None

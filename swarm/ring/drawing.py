@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from swarm.base.errors import ModelError
-from swarm.model.held import Allowed, Held
+from swarm.model.held import Allowed, Matcher
 from swarm.model.rows import Rows
 from swarm.model.sampler import Picked, Sampling, pick
 from swarm.ring.kept_rows import SlotTokens
@@ -30,7 +30,7 @@ class Drawing:
 
     sampling: Sampling
     tokens: SlotTokens | None = None
-    held_to: Held | None = None
+    held_to: Matcher | None = None
 
     def pick(self, logits: torch.Tensor, positions: Sequence[int], rows: Rows) -> list[Picked]:
         """The token after each wanted row; `positions` are those of the tokens drawn. Raises ModelError."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from draft.base import Child
 from draft.tree import Node, TokenTree
-from swarm.model.held import Allowed, Held
+from swarm.model.held import Allowed, Matcher
 
 _KNOWN = 4096
 _FEW = 4
@@ -16,7 +16,7 @@ _LEAST = 1e-6
 class Guide:
     """The requester's own matcher, asked about nodes. It follows the root by what it is told in `advanced`."""
 
-    def __init__(self, held_to: Held) -> None:
+    def __init__(self, held_to: Matcher) -> None:
         self._held_to = held_to
         self._answer: list[int] = []
         """Tokens of the answer down to the root, which is its last one."""

@@ -16,7 +16,7 @@ import torch
 from receipts import ReceiptError
 from swarm.base.errors import CoverageError, PeerError, SwarmError, UsageError
 from swarm.model.constraint import Constraint
-from swarm.model.held import Held
+from swarm.model.held import Matcher
 from swarm.model.rows import Layout
 from swarm.net.channel.message import Message
 from swarm.net.peer import Handler, Peer
@@ -296,7 +296,7 @@ class RunEngine:
         await asyncio.to_thread(compiler.held, ready)
         return replace(request, sampling=replace(request.sampling, constraint=ready))
 
-    def _held_to(self, request: RunRequest) -> Held | None:
+    def _held_to(self, request: RunRequest) -> Matcher | None:
         """A matcher of its own for the request's constraint, which was compiled."""
         constraint, compiler = request.sampling.constraint, self.target.compiler
         return compiler.held(constraint) if constraint is not None and compiler is not None else None
@@ -310,7 +310,7 @@ class RunEngine:
         return self.planner(excluded, request.private)
 
     def _core(
-        self, request: RunRequest, opening: OpenRun, drafting: Drafting, held_to: Held | None = None
+        self, request: RunRequest, opening: OpenRun, drafting: Drafting, held_to: Matcher | None = None
     ) -> Speculation:
         key = (request.speculation, drafting.name, opening.wire, *(s.node for s in opening.stages))
         setting = Setting(mode=request.speculation, leaves=drafting.leaves)

@@ -20,7 +20,7 @@ import torch
 from receipts import OwnLog
 from swarm.base.errors import PeerError
 from swarm.model.block import Block, Job
-from swarm.model.held import Held
+from swarm.model.held import Matcher
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Layout
 from swarm.model.sampler import Sampling
@@ -75,7 +75,7 @@ class PrivateEnds:
     """
 
     def __init__(
-        self, blocks: PrivateBlocks, layout: Layout, sampling: Sampling, wire: str, held_to: Held | None = None
+        self, blocks: PrivateBlocks, layout: Layout, sampling: Sampling, wire: str, held_to: Matcher | None = None
     ) -> None:
         self._held_to = held_to
         self._blocks, self._layout, self._sampling, self._wire = blocks, layout, sampling, wire

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from swarm.base.errors import PeerError
-from swarm.model.held import Held
+from swarm.model.held import Matcher
 from swarm.model.kvcache import SessionKV
 from swarm.model.overflow import AnyBlock
 from swarm.net.peer import Peer
@@ -65,7 +65,7 @@ class StageSession:
     owner: Owner = field(default_factory=lambda: Owner(b"", False))
     sent: SentRows | None = None
     tokens: SlotTokens | None = None
-    held_to: Held | None = None
+    held_to: Matcher | None = None
     downstream: Peer | None = None
     account: StageAccount | None = None
     past: Past | None = None

@@ -7,12 +7,13 @@ for each with its version; ends with 1 when one of them did not get its object.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import sys
 import traceback
+import urllib.request
 from collections.abc import Callable
 from typing import Any, Literal
 
-import httpx
 from pydantic import BaseModel, Field
 
 ASK = "Ada Lovelace, 36, mathematician in London: give the person as JSON."
@@ -120,7 +121,8 @@ TRIALS: dict[str, tuple[Callable[[str, str], Any], bool]] = {
 def main() -> None:
     """Try all of them."""
     url = sys.argv[1].rstrip("/")
-    model = httpx.get(f"{url}/models").json()["data"][0]["id"]
+    with urllib.request.urlopen(f"{url}/models") as told:
+        model = json.load(told)["data"][0]["id"]
     failed = 0
     for name, (trial, tools) in TRIALS.items():
         version = importlib.metadata.version(name.split(" ")[0])

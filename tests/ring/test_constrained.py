@@ -23,7 +23,7 @@ from swarm.model.compiling import Compiler
 from swarm.model.constraint import Constraint
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.grammars import from_choices, from_schema
-from swarm.model.held import Allowed, Held, Vocabulary
+from swarm.model.held import Allowed, Matcher, Vocabulary
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling, pick
 from swarm.recheck.recompute import Step, run_block
@@ -73,7 +73,7 @@ def asking(sampling: Sampling = GREEDY, mode: Any = "plain", tokens: int = 100, 
     return RunRequest(PROMPT, tokens, sampling, speculation=mode, **more)
 
 
-def alone(checkpoint: Checkpoint, held_to: Held, sampling: Sampling, most: int) -> list[int]:
+def alone(checkpoint: Checkpoint, held_to: Matcher, sampling: Sampling, most: int) -> list[int]:
     """The same on one machine, from the beginning for every token, masked by hand."""
     block = load_block(checkpoint, 0, 8, torch.device("cpu"), torch.float32)
     tokens = list(PROMPT)
@@ -249,7 +249,7 @@ async def test_a_constraint_that_never_compiles_costs_a_tail_nothing(
         monkeypatch.setattr(RunEngine, "_compiled", unchecked)
         other = compiler.ready(from_choices(["yes"]), len(PROMPT))
 
-        def held_to(self: RunEngine, request: RunRequest) -> Held:
+        def held_to(self: RunEngine, request: RunRequest) -> Matcher:
             said = request.sampling.constraint
             assert said is not None
             return compiler.held(other) if said.text == HOSTILE.text else quick.held(said)

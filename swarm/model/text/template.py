@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from swarm.base.errors import ModelError, UsageError
-from swarm.model.linechild import LineChild
+from swarm.base.linechild import LineChild
 from swarm.model.text.template_child import CPU_S, OUTPUT_CHARS
 
 WALL_S = 10.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from swarm.model.linechild import answer, bound_memory, bound_processor
+from swarm.base.linechild import answer, bound_memory, bound_processor
 
 CPU_S = 5
 """Processor time of one rendering. An honest one takes milliseconds."""

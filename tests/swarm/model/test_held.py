@@ -21,7 +21,7 @@ from swarm.base.errors import ModelError, UsageError
 from swarm.model.compiling import Compiler
 from swarm.model.constraint import MAX_CHARS, Constraint, engine
 from swarm.model.grammars import from_choices, from_grammar, from_schema
-from swarm.model.held import Allowed, Held, Vocabulary
+from swarm.model.held import Allowed, Matcher, Vocabulary
 from swarm.model.sampler import LEAST_LOGPROB, MAX_MARGIN, Sampling, masked, pick
 from swarm.ring.guide import Guide
 
@@ -80,7 +80,7 @@ CONSTRAINTS = [
 ]
 
 
-def walk(held: Held, choices: Sequence[int], most: int = 60) -> list[int]:
+def walk(held: Matcher, choices: Sequence[int], most: int = 60) -> list[int]:
     """A text that is allowed, each token chosen by a number."""
     tokens: list[int] = []
     for choice in choices[:most]:
