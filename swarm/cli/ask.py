@@ -110,6 +110,9 @@ class GenerateConfig:
 
 def _constraint(arguments: argparse.Namespace) -> Constraint | None:
     """What the answer is held to by the command line. Raises UsageError."""
+    given = {"--json-schema": arguments.json_schema, "--regex": arguments.regex, "--grammar": arguments.grammar}
+    if len(found := [name for name, value in given.items() if value is not None]) > 1:
+        raise UsageError(f"expected one of {', '.join(given)}, found {' and '.join(found)}: an answer has one form")
     if arguments.regex is not None:
         return Constraint("regex", arguments.regex)
     path: Path | None = arguments.json_schema or arguments.grammar

@@ -72,12 +72,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="end where this text appears (may be given several times)",
     )
-    held = text.add_mutually_exclusive_group()
-    held.add_argument(
+    text.add_argument(
         "--json-schema", type=Path, metavar="FILE", help="hold the answer to JSON that fits the schema in this file"
     )
-    held.add_argument("--regex", metavar="R", help="hold the answer to a regular expression (Rust's syntax)")
-    held.add_argument(
+    text.add_argument("--regex", metavar="R", help="hold the answer to a regular expression (Rust's syntax)")
+    text.add_argument(
         "--grammar", type=Path, metavar="FILE", help="hold the answer to a grammar: llama.cpp's GBNF, or Lark"
     )
     text.add_argument("--ignore-eos", action="store_true", help="go on past end tokens (for benchmarks)")
