@@ -23,8 +23,8 @@ from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer,
 from swarm.model.files.generation_config import generation_defaults
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
-from swarm.model.packing import choose_weights
 from swarm.model.held import Vocabulary
+from swarm.model.packing import choose_weights
 from swarm.model.text.spelling import special_tokens
 from swarm.model.text.template import NEW_ANSWER, TemplateRenderer, Turn
 from swarm.run.api import Draft
