@@ -106,6 +106,20 @@ class TokenTree:
                 self._reweigh(known, share * scale)
         self._offer_leaf(node)
 
+    def force(self, node: Node, token: int) -> Node | None:
+        """The one child that can follow `node`, made if need be; None where nothing may follow it."""
+        if not node.live or not self._fertile(node):
+            return None
+        child = node.children.get(token)
+        if child is None:
+            if self._narrow and node.children:
+                return None
+            self._grow(node, token, 1.0)
+        elif child.share != 1.0:
+            self._reweigh(child, 1.0)
+        node.covered = 1.0
+        return node.children[token]
+
     def claimed(self, node: Node) -> dict[int, float]:
         """Shares of tokens after `node` by all drafters but the refiner; empty when none proposed any."""
         merged: dict[int, float] = {}

@@ -146,6 +146,15 @@ def check_times(run: ReceiptRun) -> list[Claim]:
     return [Claim(Standing.COSIGNED if agree else Standing.CLAIMED, "speed", text)]
 
 
+def constraint_claims(run: ReceiptRun) -> list[Claim]:
+    """What the answer was to be held to; nothing where any text was right."""
+    held_to = run.order.held_to
+    if held_to is None:
+        return []
+    what = f"held to a {held_to.kind} of {len(held_to.text)} characters, read by {held_to.engine}"
+    return [Claim(Standing.CLAIMED, "constraint", f"{what}: only --audit and --replay show that it was")]
+
+
 def output_claim(disclosed: Disclosed, tied: bool = False) -> Claim:
     """What is known of the text. `tied`: its tokens were decoded to it here.
 

@@ -172,6 +172,7 @@ def _steps(data: bytes, options: Options, progress: _Progress) -> None:
     # 9. Disclosed values fit their digests; tail and requester agree on the tokens, and on the time it took.
     disclosed = progress.disclosed = content.check_disclosed(run, (*document.disclosed, *options.secrets))
     progress.claims.append(content.output_claim(disclosed))
+    progress.claims += content.constraint_claims(run)
     progress.claims += content.check_tokens(run, disclosed, _token_salt(run, document, options))
     progress.claims += content.check_times(run)
     progress.claims.append(content.outcome_claim(run))

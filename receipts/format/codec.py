@@ -61,10 +61,15 @@ Micros = Annotated[int, Range()]
 Name = Annotated[str, Text(200)]
 
 
+LATER = {"later": True}
+"""`metadata` of a field, X | None, that older receipts do not have: where it is None it is left out, never null."""
+
+
 def encode(value: Any) -> Any:
     """JSON form of a dataclass, tuple, mapping or plain value."""
     if dataclasses.is_dataclass(value):
-        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        found = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {name: item for name, item in found.items() if item is not None or name not in _later(type(value))}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     if isinstance(value, Mapping):
@@ -86,8 +91,10 @@ def schema(annotation: Any) -> dict[str, Any]:
         return {"anyOf": [schema(inner), {"type": "null"}]}
     if dataclasses.is_dataclass(base):
         fields = _fields(base)
-        properties = {name: schema(kind) for name, kind in fields.items()}
-        return {"type": "object", "properties": properties, "required": sorted(fields), "additionalProperties": False}
+        later = _later(base)
+        properties = {name: schema(_present(kind) if name in later else kind) for name, kind in fields.items()}
+        required = sorted(fields.keys() - later)
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     if base is bool:
         return {"type": "boolean"}
     if base is int:
@@ -134,6 +141,16 @@ def _generic(base: Any) -> tuple[Any, tuple[Any, ...]]:
     raise TypeError(f"no JSON form for {base!r}")
 
 
+def _later(cls: Any) -> set[str]:
+    """Names of the fields that older receipts do not have."""
+    return {field.name for field in dataclasses.fields(cls) if field.metadata.get("later")}
+
+
+def _present(annotation: Any) -> Any:
+    """The X of a later field."""
+    return _optional(_unpack(annotation)[0])
+
+
 def _fields(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
@@ -165,17 +182,19 @@ def _wrong(where: str, wanted: str, value: Any) -> ReceiptError:
 
 
 def _record_reader(cls: Any) -> _Reader:
-    readers = {name: _reader(kind) for name, kind in _fields(cls).items()}
+    later = _later(cls)
+    readers = {name: _reader(_present(kind) if name in later else kind) for name, kind in _fields(cls).items()}
 
     def read(value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise _wrong(where, "an object", value)
-        if value.keys() != readers.keys():
-            extra, missing = sorted(value.keys() - readers.keys()), sorted(readers.keys() - value.keys())
+        if value.keys() - later != readers.keys() - later:
+            extra, missing = sorted(value.keys() - readers.keys()), sorted(readers.keys() - later - value.keys())
             raise ReceiptError(
                 Refusal.SHAPE, f"{where}: missing {missing}, unknown {[name[:40] for name in extra][:8]}"
             )
-        return cls(**{name: read_field(value[name], f"{where}.{name}") for name, read_field in readers.items()})
+        given = {name: read for name, read in readers.items() if name in value}
+        return cls(**{name: read_field(value[name], f"{where}.{name}") for name, read_field in given.items()})
 
     return read
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from receipts.format.codec import Count, Digest, Hex, Key, Many, Micros, Name, Range, Text
+from receipts.format.codec import LATER, Count, Digest, Hex, Key, Many, Micros, Name, Range, Text
 
 Ppm = Annotated[int, Range(0, 1_000_000_000_000)]
 Position = Annotated[int, Range(0, 2**32 - 1)]
@@ -33,6 +33,18 @@ class Sampler:
     min_p_ppm: Ppm = 0
     repetition_penalty_ppm: Ppm = 1_000_000
     seed: Annotated[str, Hex(8)] = "0" * 16
+
+
+@dataclass(frozen=True)
+class HeldTo:
+    """What every token of the answer is held to: tokens that it does not allow have no probability."""
+
+    kind: Annotated[str, Text(16, ("json_schema", "regex", "lark"))]
+    text: Annotated[str, Text(32_768)]
+    engine: Name
+    """The program, with its version, whose reading of the text decides what is allowed."""
+    vocabulary: Digest
+    """SHA-256 over the tokens that spell the answer."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,8 @@ class Order:
     plan: Plan
     previous_receipt: Digest | None
     """SHA-256 of the requester's previous receipt file."""
+    held_to: HeldTo | None = field(default=None, metadata=LATER)
+    """None: any text."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from swarm.base.errors import RunError, UsageError
 from swarm.base.events import Report
 from swarm.cli.common import keep_receipts_s, say
 from swarm.client.route_policy import RouteRules
+from swarm.model.constraint import Constraint
 from swarm.model.sampler import Sampling
 from swarm.run.api import (
     CommittedTokens,
@@ -77,6 +79,7 @@ class GenerateConfig:
                 min_p=arguments.min_p,
                 repetition_penalty=arguments.repetition_penalty,
                 seed=arguments.seed,
+                constraint=_constraint(arguments),
             ),
             stop=tuple(arguments.stop),
             ignore_eos=arguments.ignore_eos,
@@ -103,6 +106,27 @@ class GenerateConfig:
             rules=rules,
             keep_receipts_s=keep_receipts_s(arguments),
         )
+
+
+def _constraint(arguments: argparse.Namespace) -> Constraint | None:
+    """What the answer is held to by the command line. Raises UsageError."""
+    given = {"--json-schema": arguments.json_schema, "--regex": arguments.regex, "--grammar": arguments.grammar}
+    if len(found := [name for name, value in given.items() if value is not None]) > 1:
+        raise UsageError(f"expected one of {', '.join(given)}, found {' and '.join(found)}: an answer has one form")
+    if arguments.regex is not None:
+        return Constraint("regex", arguments.regex)
+    path: Path | None = arguments.json_schema or arguments.grammar
+    if path is None:
+        return None
+    from swarm.model.grammars import from_grammar, from_schema
+
+    try:
+        text = path.read_text("utf-8")
+        return from_grammar(text) if arguments.grammar is not None else from_schema(json.loads(text))
+    except OSError as error:
+        raise UsageError(f"expected a readable file, found {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"expected JSON in UTF-8 in {path}, found other bytes: {error}") from error
 
 
 async def ask(config: GenerateConfig, report: Report) -> RunResult:

@@ -72,6 +72,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="end where this text appears (may be given several times)",
     )
+    text.add_argument(
+        "--json-schema", type=Path, metavar="FILE", help="hold the answer to JSON that fits the schema in this file"
+    )
+    text.add_argument("--regex", metavar="R", help="hold the answer to a regular expression (Rust's syntax)")
+    text.add_argument(
+        "--grammar", type=Path, metavar="FILE", help="hold the answer to a grammar: llama.cpp's GBNF, or Lark"
+    )
     text.add_argument("--ignore-eos", action="store_true", help="go on past end tokens (for benchmarks)")
     sampling = parser.add_argument_group("sampling (the output does not depend on speculation)")
     sampling.add_argument(

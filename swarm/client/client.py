@@ -26,6 +26,7 @@ from swarm.mesh.gossip import Gossip
 from swarm.mesh.invite import parse_invite_untrusted
 from swarm.mesh.messages import HELLO
 from swarm.mesh.status import mesh_status
+from swarm.model.constraint import Constraint
 from swarm.model.files.manifest import Manifest
 from swarm.model.text.template import NEW_ANSWER, Turn
 from swarm.net.identity import Identity
@@ -92,6 +93,7 @@ class Requester:
                 target.decode,
                 vocab_size=self.manifest.vocab_size,
                 special=target.special,
+                compiler=target.compiler,
             ),
             self._routes.plan,
             target.drafters,
@@ -111,6 +113,7 @@ class Requester:
             ),
             self._private.get,
             config.keep_s,
+            self._routes.cannot_hold,
         )
 
     @classmethod
@@ -132,6 +135,7 @@ class Requester:
             if target is None:
                 target = await asyncio.to_thread(config.load, saved.ref, report)
             stack.callback(target.templates.close)
+            stack.callback(target.compiler.close)
             target.require_served(saved)
             gossip = await stack.enter_async_context(
                 Gossip(board, identity.sign, saved, kept=lambda what: remember_swarm(folder, what))
@@ -216,6 +220,11 @@ class Requester:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return self._target.decode(ids)
+
+    def compile(self, constraint: Constraint) -> None:
+        """Whether answers can be held to this; takes a second at most. Raises UsageError, saying why not."""
+        compiler = self._target.compiler
+        compiler.held(compiler.ready(constraint, 0))
 
     async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncGenerator[RunEvent]:
         """The events of one run, `Finished` last."""

@@ -18,6 +18,7 @@ from swarm.discovery.connect import greeting
 from swarm.discovery.model_shape import model_shape
 from swarm.discovery.planner_view import members_of, rtts_of
 from swarm.mesh.gossip import Gossip
+from swarm.model.constraint import Constraint
 from swarm.model.files.manifest import Manifest
 from swarm.model.packing import PACKED
 from swarm.net.channel.message import Message
@@ -143,6 +144,12 @@ class Routes:
             if member.record.layers[0] < member.record.layers[1]
         }
         return joint_dtype({self.dtype(stages), *others})
+
+    def cannot_hold(self, constraint: Constraint) -> frozenset[bytes]:
+        """Nodes at the end of the model that do not say that they hold answers to constraints as this one is read."""
+        members = self._gossip.members()
+        tails = [view.record for view in members if view.record.layers[1] == self._manifest.n_layers]
+        return frozenset(record.node for record in tails if constraint.engine not in record.software.split(", "))
 
     def describe(self, plan: StagePlan, said: Mapping[str, object], compute_ms: float) -> StageInfo:
         """A stage of a run for people; `said` is what it said of itself."""

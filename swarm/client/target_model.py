@@ -16,12 +16,14 @@ from swarm.base.events import Report, silent
 from swarm.client.drafters import Drafters, load_drafters
 from swarm.mesh.saved import Saved
 from swarm.model.block import load_block
+from swarm.model.compiling import Compiler
 from swarm.model.device import choose_device
 from swarm.model.dtype import dtype_name
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
 from swarm.model.files.generation_config import generation_defaults
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
+from swarm.model.held import Vocabulary
 from swarm.model.packing import choose_weights
 from swarm.model.text.spelling import special_tokens
 from swarm.model.text.template import NEW_ANSWER, TemplateRenderer, Turn
@@ -92,6 +94,11 @@ class Target:
     def special(self) -> Mapping[int, str]:
         """Names of the ids that `decode` leaves out."""
         return special_tokens(self.tokenizer)
+
+    @cached_property
+    def compiler(self) -> Compiler:
+        """What holds answers of this model to constraints."""
+        return Compiler(lambda: Vocabulary(self.tokenizer, self.manifest.vocab_size, self.eos))
 
     def require_private(self, count: int) -> None:
         """Raises UsageError when `count` layers at either end leave none between them."""

@@ -12,18 +12,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from swarm.base.errors import UsageError
+from swarm.model.constraint import Constraint
+
+if TYPE_CHECKING:
+    from swarm.model.held import Allowed
 
 MAX_LOGPROBS = 20
 _FEW = 1024
 """Candidates that top-p looks at before it sorts a whole vocabulary."""
 MAX_MARGIN = 1e9
-"""Reported where filters left one token."""
+"""Reported where filters or a constraint left one token."""
+LEAST_LOGPROB = -9999.0
+"""Reported for a token that a constraint does not allow."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Sampling:
     repetition_penalty  logits of tokens in the context are divided (if positive) or multiplied by it; 1 is off
     seed                of the noise, 0 <= seed < 2**63
     logprobs            how many of the most probable tokens to report
+    constraint          what the answer is held to: other tokens have no probability; None: nothing
     """
 
     temperature: float = 0.0
@@ -46,6 +54,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     logprobs: int = 0
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         _need(0 <= self.temperature <= 100, "temperature", "0 to 100", self.temperature)
@@ -74,7 +83,7 @@ class Picked:
 
     margin   how far its score was above the next one's, in logits (before division by the temperature when greedy);
              near 0 means that rounding could have decided
-    logprob  of the token under the model (after repetition penalty, before temperature and filters)
+    logprob  of the token under the model (after repetition penalty and constraint, before temperature and filters)
     top      the `Sampling.logprobs` most probable tokens and their logprobs
     """
 
@@ -97,16 +106,22 @@ def pick(
     positions: Sequence[int],
     sampling: Sampling,
     contexts: Sequence[Iterable[int]] | None = None,
+    allowed: Sequence[Allowed] | None = None,
 ) -> list[Picked]:
     """Draw one token per row.
 
     logits float32 [n, vocab]; positions[i] is the position of the token being drawn (the row's own plus one);
-    contexts[i] are the token ids before it, needed when the repetition penalty is not 1. Nothing is mutated.
+    contexts[i] are the token ids before it, needed when the repetition penalty is not 1; allowed[i] is what the
+    sampling's constraint allows after row i, needed when there is one. Nothing is mutated.
     """
     if sampling.repetition_penalty != 1:
         if contexts is None:
             raise ValueError("a repetition penalty needs the contexts of the rows")
         logits = penalised(logits, contexts, sampling.repetition_penalty)
+    if sampling.constraint is not None:
+        if allowed is None:
+            raise ValueError("a constraint needs what it allows after each row")
+        logits = masked(logits, allowed)
     scores = logits if sampling.greedy else _perturbed(logits, positions, sampling)
     tokens, margins = _best(scores)
     norm = torch.logsumexp(logits, -1)
@@ -205,9 +220,15 @@ def penalised(logits: torch.Tensor, contexts: Sequence[Iterable[int]], penalty: 
     return logits
 
 
+def masked(logits: torch.Tensor, allowed: Sequence[Allowed]) -> torch.Tensor:
+    """Logits [n, vocab] with -inf for every token that may not follow its row; a copy."""
+    masks = np.stack([entry.mask(logits.shape[-1]) for entry in allowed]) if allowed else np.zeros(logits.shape, bool)
+    return logits.masked_fill(torch.from_numpy(~masks).to(logits.device), -math.inf)
+
+
 def _tops(logits: torch.Tensor, norm: torch.Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
     if not count:
         return [()] * len(logits)
     values, ids = logits.topk(min(count, logits.shape[-1]), dim=-1)
-    values = values - norm[:, None]
+    values = (values - norm[:, None]).clamp(min=LEAST_LOGPROB)
     return [tuple(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]

@@ -18,7 +18,7 @@ from swarm.mesh.weights import WeightsServer
 from swarm.model.files.blobs import BlobSource
 from swarm.model.files.manifest import Manifest
 from swarm.net.switchboard import Switchboard
-from swarm.node.host import Host, Hosting
+from swarm.node.host import Host, Hosting, own_software
 from swarm.node.rebalancer import Rebalancer
 from swarm.node.weights import fetch_from_members
 from swarm.planner.block_choice import BlockChoice, Room, may_unload
@@ -85,6 +85,7 @@ class BlockManager:
             layers=hosting.layers,
             claim=None,
             dtype=hosting.hosted.block.computes_in,
+            software=own_software(hosting.hosted.compiler is not None),
             speed_us=hosting.speed_us,
             overflow=hosting.overflow,
             overflow_us=hosting.overflow_us,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from swarm import __version__
 from swarm.base.config import JoinConfig
 from swarm.base.errors import ModelError
 from swarm.base.events import Notice, Report
@@ -16,11 +17,15 @@ from swarm.discovery.model_shape import model_shape
 from swarm.discovery.planner_view import Outlook, rtts_of, speed_us
 from swarm.mesh.gossip import Gossip
 from swarm.model.block import Block, load_block
+from swarm.model.compiling import Compiler
+from swarm.model.constraint import engine
 from swarm.model.device import describe, free_bytes
+from swarm.model.files.checkpoint import end_tokens, load_tokenizer
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
 from swarm.model.files.weights import FileCheckpoint
 from swarm.model.graphs import graphed
+from swarm.model.held import Vocabulary
 from swarm.model.kvcache import KVPool
 from swarm.model.overflow import SplitBlock, SplitPool
 from swarm.model.probe import ROWS, probe
@@ -107,15 +112,28 @@ class Host:
         overflow = self._overflow(manifest, layers)
         torch.set_num_threads(self.threads)
         cut = layers[1] - overflow
+        compiler = self._compiler(ref, checkpoint) if layers[1] == manifest.n_layers else None
         front, pool, speed = self._load_part(checkpoint, layers[0], cut, self.device, layers)
         name, about = describe(self.device).name, StageLimits()
         if self.spare is None or not overflow:
-            return Hosting(HostedModel(manifest.digest, front, pool, name, self.node), checkpoint, about, speed)
+            hosted = HostedModel(manifest.digest, front, pool, name, self.node, compiler)
+            return Hosting(hosted, checkpoint, about, speed)
         back, back_pool, back_speed = self._load_part(checkpoint, cut, layers[1], self.spare, layers)
         self.report(Notice(f"{overflow} of {layers[1] - layers[0]} layers are in main memory: {name} has no room"))
         block, both = SplitBlock(front, back), SplitPool(pool, back_pool)
-        hosted = HostedModel(manifest.digest, block, both, name, self.node)
+        hosted = HostedModel(manifest.digest, block, both, name, self.node, compiler)
         return Hosting(hosted, checkpoint, about, speed, overflow, back_speed)
+
+    def _compiler(self, ref: str, checkpoint: FileCheckpoint) -> Compiler | None:
+        """What a tail holds answers to constraints with; None where the model's tokenizer cannot be had."""
+        try:
+            tokenizer = load_tokenizer(ref, self.store, self.report)
+            ends = end_tokens(checkpoint, self.store, ref)
+            vocabulary = Vocabulary(tokenizer, checkpoint.manifest.vocab_size, ends)
+        except ModelError as error:
+            self.report(Notice(f"answers cannot be held to schemas or grammars by this node: {error}"))
+            return None
+        return Compiler(lambda: vocabulary)
 
     def _load_part(
         self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device, whole: tuple[int, int]
@@ -195,6 +213,11 @@ class Host:
             f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free{beside}; "
             "take fewer with --layers A:B or --capacity LAYERS"
         )
+
+
+def own_software(holds_answers: bool) -> str:
+    """What a record says this node runs; requesters read from it whether it can hold answers to constraints."""
+    return f"wanswarm {__version__}" + (f", {engine()}" if holds_answers else "")
 
 
 async def settle_block(host: Host, gossip: Gossip, manifest: Manifest, room: Room) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from receipts.record.row_opening import CrossedFrame as OpenedFrame
 from receipts.record.row_opening import OpeningRequest
 from swarm.base.errors import ModelError, PeerError
 from swarm.base.events import Report, silent
+from swarm.model.compiling import Compiler
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.packing import PACKED
 from swarm.model.quant.native import library
@@ -30,8 +31,9 @@ from swarm.recheck.context import Trace, said_of_rows
 from swarm.recheck.draw_distance import token_gaps
 from swarm.recheck.quantization_grid import compared, grains, is_coarse, on_wire
 from swarm.recheck.recompute import Layers, Step
-from swarm.recheck.replayer import sampling_of
+from swarm.recheck.replayer import held_to_of, sampling_of
 from swarm.recheck.tail import at_least_usual, rounding, scores_of
+from swarm.ring.drawing import Drawing, needs_tokens
 from swarm.ring.frame import ANSWER, DOWN, Answer, Frame, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.kept_rows import SlotTokens
 
@@ -53,8 +55,14 @@ class RingAuditor:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, fetch: Fetch, group_bytes: int | None = None, report: Report = silent
+        self,
+        checkpoint: Checkpoint,
+        fetch: Fetch,
+        group_bytes: int | None = None,
+        report: Report = silent,
+        compiler: Compiler | None = None,
     ) -> None:
+        self._compiler = compiler
         self._checkpoint, self._fetch = checkpoint, fetch
         self._group_bytes, self._report = group_bytes, report
         self._done: list[tuple[Taken, _Recomputed]] = []
@@ -114,7 +122,7 @@ class RingAuditor:
             if same and known.inbound[: len(taken.inbound)] == taken.inbound:
                 return done
         layers = Layers(self._checkpoint, taken.stage.first, taken.stage.last, self._group_bytes, report=self._report)
-        done = _Recomputed(order, layers, taken.before, taken.inbound)
+        done = _Recomputed(order, layers, taken.before, taken.inbound, self._compiler)
         self._done = [*self._done[-1:], (taken, done)]
         return done
 
@@ -123,7 +131,12 @@ class _Recomputed:
     """The outputs of a stage for all frames that came in, in order: those `before` its epoch, then those of it."""
 
     def __init__(
-        self, order: Order, layers: Layers, before: Sequence[OpenedFrame], inbound: Sequence[OpenedFrame]
+        self,
+        order: Order,
+        layers: Layers,
+        before: Sequence[OpenedFrame],
+        inbound: Sequence[OpenedFrame],
+        compiler: Compiler | None = None,
     ) -> None:
         self._sampling, self._layers, self._wire = sampling_of(order), layers, order.wire
         manifest = layers.checkpoint.manifest
@@ -135,6 +148,7 @@ class _Recomputed:
             steps = [self._step_untrusted(frame) for frame in self._frames]
         except PeerError as error:
             raise ReceiptError(Refusal.OPENING, f"an opened frame is none: {error}") from error
+        self._held_to = held_to_of(self._sampling, compiler) if self._tail else None
         self.whole = _whole(self._frames, self._layout)
         if not self.whole:
             return
@@ -260,8 +274,11 @@ class _Recomputed:
     def followed(self, outbound: Sequence[OpenedFrame], text: Sequence[int]) -> Followed:
         """The epoch's passes held against the text, and what was drawn after them. Raises PeerError."""
         head = self._layers.first == 0
-        # A penalty draws from the tokens that came with the rows: one that is missing there changes what is drawn.
-        trace = Trace(self._layout, text, head or self._sampling.repetition_penalty != 1)
+        # A penalty or a constraint looks at the tokens that came with the rows: a missing one changes what is drawn.
+        constraint = self._sampling.constraint
+        answer = constraint is not None and not head and self._sampling.repetition_penalty == 1
+        first = constraint.after if constraint is not None and answer else 0
+        trace = Trace(self._layout, text, head or needs_tokens(self._sampling), first)
         passes = self._frames[self._passes_from :]
         for frame in self._frames[: self._passes_from]:
             trace.take(frame)
@@ -339,22 +356,24 @@ class _Recomputed:
             return []
         positions = [int(position) + 1 for position in rows.position[wanted]]
         tokens = [int(token) for token in answer.token]
-        contexts = self._contexts(index) if self._sampling.repetition_penalty != 1 else None
+        seen = self._seen(index) if needs_tokens(self._sampling) else None
+        contexts = seen.contexts(rows) if seen is not None and self._sampling.repetition_penalty != 1 else None
+        allowed = Drawing(self._sampling, seen, self._held_to).allowed(rows)
         logits = self._outputs[index]
-        _, gaps = token_gaps(logits, positions, tokens, self._sampling, contexts)
+        _, gaps = token_gaps(logits, positions, tokens, self._sampling, contexts, allowed)
         if max(tokens) >= self._vocab:
             raise PeerError(f"expected tokens below {self._vocab}, found {max(tokens)}")
         drawn = list(zip(positions, tokens, answer.margin.tolist(), answer.logprob.tolist(), strict=True))
-        scores = scores_of(logits, self._honest[index], drawn, self._sampling, contexts)
+        scores = scores_of(logits, self._honest[index], drawn, self._sampling, contexts, allowed)
         return [TokenSample(*sample) for sample in zip(positions, gaps, scores, strict=True)]
 
-    def _contexts(self, index: int) -> list[list[int]]:
-        """What each wanted row of a frame sees, as the tail noted it."""
+    def _seen(self, index: int) -> SlotTokens:
+        """Tokens by slot once a frame came in, as the tail noted them."""
         seen = SlotTokens(self._layout)
         for frame in self._frames[: index + 1]:
             seen.commit(frame.commits)
             seen.write(frame.rows)
-        return seen.contexts(self._frames[index].rows)
+        return seen
 
 
 def computed_in(order: Order) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from swarm.base.address import Address
 from swarm.base.config import MemberConfig
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Report, silent
-from swarm.model.files.checkpoint import Checkpoint, load_tokenizer, open_model
+from swarm.model.compiling import Compiler
+from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
 from swarm.model.files.named import DEFAULT_MODEL, NAMED
 from swarm.model.files.store import ModelStore
+from swarm.model.held import Vocabulary
 from swarm.recheck.auditor import RingAuditor
 from swarm.recheck.dial import opener
 from swarm.recheck.limits import limit_of, load_limits
@@ -73,21 +76,31 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
         return await asyncio.to_thread(verify, data, options)
     limits = load_limits(config.models, checkpoint.manifest.digest)
     options = replace(options, limit=limit_of(limits))
-    if config.replay:
-        tokenizer = await asyncio.to_thread(load_tokenizer, ref, store, report)
+    compiler = await asyncio.to_thread(_compiler, verdict.run, checkpoint, ref, store, report)
+    with closing(compiler) if compiler is not None else nullcontext():
+        if config.replay:
+            tokenizer = await asyncio.to_thread(load_tokenizer, ref, store, report)
 
-        def decode(tokens: Sequence[int]) -> str:
-            text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            return str(text)
+            def decode(tokens: Sequence[int]) -> str:
+                text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                return str(text)
 
-        options = replace(options, replayer=ModelReplayer(checkpoint, decode, report=report))
-    if not config.audit:
-        return await asyncio.to_thread(verify, data, options)
-    nodes = list(dict.fromkeys(node for epoch in reversed(verdict.run.epochs) for node in epoch.ends))
-    async with opener(nodes, config.addresses, config.member, report) as fetch:
-        auditor = RingAuditor(checkpoint, fetch, report=report)
-        options = replace(options, auditor=auditor, audit_rows=config.audit)
-        return await asyncio.to_thread(verify, data, options)
+            options = replace(options, replayer=ModelReplayer(checkpoint, decode, report=report, compiler=compiler))
+        if not config.audit:
+            return await asyncio.to_thread(verify, data, options)
+        nodes = list(dict.fromkeys(node for epoch in reversed(verdict.run.epochs) for node in epoch.ends))
+        async with opener(nodes, config.addresses, config.member, report) as fetch:
+            auditor = RingAuditor(checkpoint, fetch, report=report, compiler=compiler)
+            options = replace(options, auditor=auditor, audit_rows=config.audit)
+            return await asyncio.to_thread(verify, data, options)
+
+
+def _compiler(run: ReceiptRun, checkpoint: Checkpoint, ref: str, store: ModelStore, report: Report) -> Compiler | None:
+    """What reads the run's constraint; None where it has none."""
+    if run.order.held_to is None:
+        return None
+    tokenizer, ends = load_tokenizer(ref, store, report), end_tokens(checkpoint, store, ref)
+    return Compiler(lambda: Vocabulary(tokenizer, checkpoint.manifest.vocab_size, ends))
 
 
 def _usual_model(run: ReceiptRun, store: ModelStore) -> str:

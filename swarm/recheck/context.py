@@ -18,12 +18,13 @@ class Trace:
     once and each right: what deeper layers keep of a row depends on all that the row saw when it was computed, so a
     row that saw another text stays wrong whatever is written over that text later.
 
-    tokens  every row must have its token, as at the head, and everywhere where a penalty draws from them; else most
-            have none, and only those that do are compared
+    tokens  every row must have its token, as at the head, and everywhere where a penalty or a constraint looks at
+            them; else most have none, and only those that do are compared
+    first   of those that must, the first position: a constraint looks at the answer alone
     """
 
-    def __init__(self, layout: Layout, text: Sequence[int], tokens: bool) -> None:
-        self._tokens = tokens
+    def __init__(self, layout: Layout, text: Sequence[int], tokens: bool, first: int = 0) -> None:
+        self._tokens, self._first = tokens, first
         self._scratch = layout.scratch
         self._text = np.asarray(text, np.int64)
         self._position = np.full(layout.slots, -1, np.int64)
@@ -43,7 +44,7 @@ class Trace:
         return found
 
     def _fits(self, token: int, position: int) -> bool:
-        return token == int(self._text[position]) or (token < 0 and not self._tokens)
+        return token == int(self._text[position]) or (token < 0 and (not self._tokens or position < self._first))
 
     def _commit(self, frame: Frame) -> None:
         """Copies of scratch slots; one that lands elsewhere than its rotation says is wrong."""

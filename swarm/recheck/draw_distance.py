@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from swarm.model.sampler import Sampling, filtered, gumbel, penalised, pick
+from swarm.model.held import Allowed
+from swarm.model.sampler import Sampling, filtered, gumbel, masked, penalised, pick
 
 
 def token_gaps(
@@ -16,17 +17,20 @@ def token_gaps(
     tokens: Sequence[int],
     sampling: Sampling,
     contexts: Sequence[Iterable[int]] | None = None,
+    allowed: Sequence[Allowed] | None = None,
 ) -> tuple[list[int], list[float]]:
     """(token drawn from these logits, gap of the token given), one of each per row.
 
-    logits float32 [n, vocab]; positions and contexts as for `sampler.pick`. A gap is the least error of the logits
-    that would have made the given token the one drawn: 0 where it is. Sampled or greedy, it is in logits, so that one
-    limit serves every temperature.
+    logits float32 [n, vocab]; positions, contexts and allowed as for `sampler.pick`. A gap is the least error of the
+    logits that would have made the given token the one drawn: 0 where it is. Sampled or greedy, it is in logits, so
+    that one limit serves every temperature.
     """
-    best = [picked.token for picked in pick(logits, positions, sampling, contexts)]
+    best = [picked.token for picked in pick(logits, positions, sampling, contexts, allowed)]
     if sampling.repetition_penalty != 1:
         assert contexts is not None
         logits = penalised(logits, contexts, sampling.repetition_penalty)
+    if allowed is not None:
+        logits = masked(logits, allowed)
     gaps = [
         0.0 if token == drawn else _gap(row, int(position), token, sampling)
         for row, position, token, drawn in zip(logits, positions, tokens, best, strict=True)
@@ -35,8 +39,8 @@ def token_gaps(
 
 
 def _gap(logits: torch.Tensor, position: int, token: int, sampling: Sampling) -> float:
-    if not 0 <= token < len(logits):
-        return math.inf
+    if not 0 <= token < len(logits) or not math.isfinite(float(logits[token])):
+        return math.inf  # no such token, or one that the constraint does not allow
     if sampling.greedy:
         return float(logits.max() - logits[token])
     scaled = logits / sampling.temperature

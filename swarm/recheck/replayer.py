@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from receipts.check.audit import Replayed
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.opening import Order
-from swarm.base.errors import UsageError
+from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Report, silent
+from swarm.model.compiling import Compiler
+from swarm.model.constraint import Constraint, Kind
 from swarm.model.files.checkpoint import Checkpoint
+from swarm.model.held import Matcher
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
 from swarm.recheck.draw_distance import token_gaps
@@ -24,6 +28,7 @@ class ModelReplayer:
 
     decode       tokens as text, to compare with the receipt's; None leaves that out
     group_bytes  as in `walk.Layers`
+    compiler     reads constraints of orders; None: runs that are held to one are not replayed
     """
 
     def __init__(
@@ -32,7 +37,9 @@ class ModelReplayer:
         decode: Callable[[Sequence[int]], str] | None = None,
         group_bytes: int | None = None,
         report: Report = silent,
+        compiler: Compiler | None = None,
     ) -> None:
+        self._compiler = compiler
         self._checkpoint, self._decode = checkpoint, decode
         self._group_bytes, self._report = group_bytes, report
 
@@ -43,6 +50,7 @@ class ModelReplayer:
         if not prompt or not all(0 <= token < manifest.vocab_size for token in forced):
             raise ReceiptError(Refusal.REPLAY, f"tokens are not all among the model's {manifest.vocab_size}")
         sampling, given = sampling_of(order), forced[:-1]
+        held_to = held_to_of(sampling, self._compiler)
         layout = Layout(0, len(given))
         steps = []
         for first in range(0, len(given), CHUNK_ROWS):
@@ -56,16 +64,35 @@ class ModelReplayer:
             drawn = [int(position) + 1 for position in step.rows.position[step.rows.want]]
             if drawn:
                 contexts = [forced[:position] for position in drawn] if sampling.repetition_penalty != 1 else None
-                found = token_gaps(logits, drawn, [forced[position] for position in drawn], sampling, contexts)
+                allowed = None
+                if held_to is not None:
+                    allowed = [held_to.after(forced[len(prompt) : position]) for position in drawn]
+                found = token_gaps(logits, drawn, [forced[position] for position in drawn], sampling, contexts, allowed)
                 best += found[0]
                 gaps += found[1]
         return Replayed(best, gaps, self._decode(tokens) if self._decode is not None else None)
 
 
+def held_to_of(sampling: Sampling, compiler: Compiler | None) -> Matcher | None:
+    """A matcher for the sampling's constraint; None without one. Raises ModelError where it cannot be read here."""
+    if sampling.constraint is None:
+        return None
+    if compiler is None:
+        raise ModelError("the run is held to a constraint, for which the model's tokenizer is needed here")
+    try:
+        return compiler.held(sampling.constraint)
+    except UsageError as error:
+        raise ModelError(f"the run's constraint cannot be followed here: {error}") from error
+
+
 def sampling_of(order: Order) -> Sampling:
     """The order's sampler. Raises ReceiptError(SHAPE) for one that does not exist."""
-    sampler = order.sampler
+    sampler, held_to = order.sampler, order.held_to
     try:
+        constraint = None
+        if held_to is not None:
+            kind = cast(Kind, held_to.kind)
+            constraint = Constraint(kind, held_to.text, held_to.engine, held_to.vocabulary, order.prompt_tokens)
         return Sampling(
             temperature=sampler.temperature_ppm / 1e6,
             top_p=sampler.top_p_ppm / 1e6,
@@ -73,6 +100,7 @@ def sampling_of(order: Order) -> Sampling:
             min_p=sampler.min_p_ppm / 1e6,
             repetition_penalty=sampler.repetition_penalty_ppm / 1e6,
             seed=int(sampler.seed, 16),
+            constraint=constraint,
         )
     except UsageError as error:
         raise ReceiptError(Refusal.SHAPE, f"the order's sampler: {error}") from error

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from swarm.model.sampler import Sampling, gumbel, penalised
+from swarm.model.held import Allowed
+from swarm.model.sampler import MAX_MARGIN, Sampling, gumbel, masked, penalised
 
 LIKELY = 64
 LEAST_ERROR = 1e-3
@@ -37,6 +38,7 @@ def scores_of(
     drawn: Sequence[tuple[int, int, float, float]],
     sampling: Sampling,
     contexts: Sequence[Iterable[int]] | None = None,
+    allowed: Sequence[Allowed] | None = None,
 ) -> list[tuple[float, ...]]:
     """Per row the errors of logprob and margin, over the standard deviation that errors of the logits give them.
 
@@ -46,6 +48,8 @@ def scores_of(
     if sampling.repetition_penalty != 1:
         assert contexts is not None
         logits = penalised(logits, contexts, sampling.repetition_penalty)
+    if allowed is not None:
+        logits = masked(logits, allowed)
     found = []
     for row, deviation, (position, token, margin, logprob) in zip(logits, disturbed, drawn, strict=True):
         unit = max(float(deviation), LEAST_ERROR)
@@ -71,4 +75,4 @@ def _margin(logits: torch.Tensor, position: int, token: int, sampling: Sampling)
         scores = logits / sampling.temperature + torch.from_numpy(gumbel(sampling.seed, position, len(logits)))
     own = float(scores[token])
     scores[token] = -torch.inf
-    return own - float(scores.max())
+    return min(MAX_MARGIN, own - float(scores.max()))

@@ -51,11 +51,12 @@ class SentRows:
 
 
 class SlotTokens:
-    """Token ids by slot, for penalties that look at what came before. Only kept where sampling asks for it."""
+    """Token ids by slot, for penalties and constraints that look at what came before. Kept where asked for."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._tokens = np.full(layout.slots, -1, np.int64)
+        self._positions = np.zeros(layout.scratch, np.int64)
 
     def commit(self, commits: Commits) -> None:
         """Copy the tokens of scratch slots to the positions that they became."""
@@ -64,6 +65,8 @@ class SlotTokens:
     def write(self, rows: Rows) -> None:
         """Note the tokens of a frame."""
         self._tokens[rows.slot] = rows.token
+        drafted = rows.slot < self._layout.scratch
+        self._positions[rows.slot[drafted]] = rows.position[drafted]
 
     def copy_prefix(self, other: SlotTokens, keep: int) -> None:
         """Take over the first `keep` positions of another session."""
@@ -78,4 +81,19 @@ class SlotTokens:
             committed = self._tokens[scratch : scratch + int(rows.prefix[index])]
             drafted = self._tokens[:scratch][np.unpackbits(rows.ancestors[index], bitorder="little").astype(bool)]
             found.append([int(t) for t in np.concatenate((committed, drafted)) if t >= 0])
+        return found
+
+    def answers(self, rows: Rows, first: int) -> list[list[int]]:
+        """For each wanted row, the tokens at position `first` and later that it sees, in order, its own included.
+
+        A token that no frame brought is -1: what follows it is nothing that was allowed.
+        """
+        scratch = self._layout.scratch
+        found = []
+        for index in np.flatnonzero(rows.want):
+            committed = self._tokens[scratch + first : scratch + max(first, int(rows.prefix[index]))]
+            slots = np.flatnonzero(np.unpackbits(rows.ancestors[index], bitorder="little"))
+            path = slots[np.argsort(self._positions[slots], kind="stable")]
+            drafted = self._tokens[path[self._positions[path] >= first]]
+            found.append([*committed.tolist(), *drafted.tolist()])
         return found

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from swarm.base.errors import PeerError, UsageError
+from swarm.model.constraint import Constraint
 from swarm.model.rows import MAX_SCRATCH, Layout
 from swarm.model.sampler import Sampling
 from swarm.net.channel.message import Message
@@ -81,7 +82,7 @@ def encode_open(opening: OpenRun) -> Message:
         "model": opening.model,
         "wire": opening.wire,
         "layout": [opening.layout.scratch, opening.layout.context],
-        "sampling": asdict(opening.sampling),
+        "sampling": _sampling_header(opening.sampling),
         "stages": [[s.node, [list(a) for a in s.addresses], s.first, s.last] for s in opening.stages],
         "keep": opening.keep,
         "base": opening.base,
@@ -204,10 +205,23 @@ def _stages(value: Any) -> tuple[StagePlan, ...]:
     return tuple(stages)
 
 
+def _sampling_header(sampling: Sampling) -> dict[str, Any]:
+    """Without a constraint as it was before there were any; with one, a tail that knows none refuses the opening."""
+    found = asdict(sampling)
+    if sampling.constraint is None:
+        del found["constraint"]
+    return found
+
+
 def _sampling(value: Any) -> Sampling:
     if not isinstance(value, dict) or len(value) > 32:
         raise ValueError("sampling is a map")
-    return Sampling(**value)
+    constraint = value.get("constraint")
+    if constraint is None:
+        return Sampling(**value)
+    if not isinstance(constraint, dict) or len(constraint) > 8:
+        raise ValueError("a constraint is a map")
+    return Sampling(**{**value, "constraint": Constraint(**constraint)})
 
 
 def _layout(value: Any) -> Layout:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from receipts import PlannedStage, Sampler
 from receipts.check.checks import MIXED, MIXED_STORED
+from receipts.format.opening import HeldTo
 from receipts.record.epoch import Opening
 from swarm.base.errors import BusyError, PeerError
 from swarm.base.files import write_whole
@@ -42,6 +43,12 @@ def sampler_of(sampling: Sampling) -> Sampler:
     )
 
 
+def held_to_of(sampling: Sampling) -> HeldTo | None:
+    """The order's word for a constraint."""
+    said = sampling.constraint
+    return None if said is None else HeldTo(said.kind, said.text, said.engine, said.vocabulary)
+
+
 def check_order(signed: Opening, opening: OpenRun, dtype: str, model_context: int) -> None:
     """The signed order, and plan of this epoch, are what the opening asks for. Raises PeerError naming what differs.
 
@@ -59,6 +66,9 @@ def check_order(signed: Opening, opening: OpenRun, dtype: str, model_context: in
     if order.dtype not in (MIXED, MIXED_STORED):
         _same("dtype", order.dtype, dtype)
     _same("sampler", order.sampler, sampler_of(asked.sampling))
+    _same("constraint", order.held_to, held_to_of(asked.sampling))
+    if asked.sampling.constraint is not None:
+        _same("prompt's length", order.prompt_tokens, asked.sampling.constraint.after)
     if exact(asked.sampling) != asked.sampling:
         raise PeerError("expected ratios of the sampler in parts per million, as the order has them, found finer ones")
     want = -(-(order.prompt_tokens + order.max_tokens) // CONTEXT_STEP) * CONTEXT_STEP

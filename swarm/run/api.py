@@ -156,6 +156,8 @@ class RunResult:
     depth_sent: tuple[int, ...] = ()
     """Drafted rows by how far below the last known token they were when they were sent: one below comes first."""
     depth_accepted: tuple[int, ...] = ()
+    held_to: str | None = None
+    """Of which kind the constraint was: json_schema, regex or lark. Log-probabilities are then of what it allows."""
     parts_ms: Mapping[str, float] = field(default_factory=dict)
     """Mean ms of a pass that it queued at stages, was computed by them, and was on its way: queue, compute, network."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from draft.calibrate import Calibration
 from draft.echo import CONTEXT, Echoes
 from draft.tree import Node, TokenTree
+from swarm.ring.guide import Guide
 from swarm.run.controller import Controller
 from swarm.run.proposals import ECHO
 
@@ -18,8 +19,15 @@ class Echoing:
     """Hears every answer of a run and proposes what it heard. `tokens`: the run's true tokens so far, as they grow."""
 
     def __init__(
-        self, tree: TokenTree, tokens: Sequence[int], control: Controller, calibration: Calibration, on: bool
+        self,
+        tree: TokenTree,
+        tokens: Sequence[int],
+        control: Controller,
+        calibration: Calibration,
+        on: bool,
+        guide: Guide | None = None,
     ) -> None:
+        self._guide = guide
         # A chain is the first choices of its drafter: an echo would come before them and take their place.
         self._on = on and control.setting.echo and control.setting.mode in ("tree", "stream")
         self._tree, self._tokens, self._control, self._calibration = tree, tokens, control, calibration
@@ -44,6 +52,8 @@ class Echoing:
     def _ask(self, node: Node, floor: float) -> list[Node]:
         """Propose children of one node; returns those after which something was heard too, when there are new ones."""
         children = self._echoes.children(self._context(node), node.position, self._tree.claimed(node))
+        if self._guide is not None:
+            children = self._guide.legal(self._tree, node, children)
         if node.proposals.get(ECHO) == children:
             return []
         before = len(node.children)

@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 
 from receipts import ReceiptError
-from swarm.base.errors import PeerError, SwarmError, UsageError
+from swarm.base.errors import CoverageError, PeerError, SwarmError, UsageError
+from swarm.model.constraint import Constraint
+from swarm.model.held import Matcher
 from swarm.model.rows import Layout
 from swarm.net.channel.message import Message
 from swarm.net.peer import Handler, Peer
@@ -22,6 +24,7 @@ from swarm.net.switchboard import Switchboard
 from swarm.planner.costs import Costs
 from swarm.ring.connect import Reach, dialler, unreachable
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
+from swarm.ring.guide import Guide
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
 from swarm.ring.order_check import CONTEXT_STEP, exact
 from swarm.run.api import Finished, FinishReason, RunEvent, RunRequest, RunResult, StageInfo
@@ -43,7 +46,8 @@ SCRATCH: Mapping[str, int] = {"plain": 0, "chain": 64, "tree": 128, "stream": 19
 class RunEngine:
     """Starts runs and hands their answers to them. Use as an async context; leaving it cancels what is open.
 
-    `drafting` makes the drafters of a run from its request; `costs` guesses what a route costs over a wire format.
+    `drafting` makes the drafters of a run from its request; `costs` guesses what a route costs over a wire format;
+    `cannot_hold` names nodes that would refuse a constraint as tails.
     """
 
     def __init__(
@@ -59,12 +63,14 @@ class RunEngine:
         receipts: ReceiptPlan | None = None,
         private: Callable[[int], Awaitable[PrivateBlocks]] | None = None,
         keep_s: float = 0.0,
+        cannot_hold: Callable[[Constraint], frozenset[bytes]] = lambda constraint: frozenset(),
     ) -> None:
         self.switchboard, self.target, self.planner = switchboard, target, planner
         self._drafting, self._costs, self._describe, self._wire = drafting, costs, describe, wire
         self._receipts = receipts
         self._private = private
         self._keep_s = keep_s
+        self._cannot_hold = cannot_hold
         self._prefixes = PrefixCache()
         self._reach = reach or dialler(switchboard)
         self.links: dict[bytes, RingLink] = {}
@@ -160,6 +166,7 @@ class RunEngine:
             events.put_nowait(_single(error))
 
     async def _drive(self, request: RunRequest, where: Path | None, emit: Callable[[RunEvent], None]) -> None:
+        request = await self._compiled(request)
         opening = await patiently(lambda: self._opening(request), request.patience_s, emit)
         drafting = self._drafting.make(request)
         text = TextStream(
@@ -170,18 +177,18 @@ class RunEngine:
             keep_stop=request.keep_stop,
             stop_tokens=frozenset(request.stop_token_ids),
         )
-        core = self._core(request, opening, drafting)
+        core = self._core(request, opening, drafting, self._held_to(request))
         link = RingLink(self._reach, opening)
         if request.private and self._private is not None:
             blocks = await self._private(request.private)
-            link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire)
+            link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire, self._held_to(request))
         self.links[opening.run] = link
         thread = ThreadPoolExecutor(1, "draft", torch.set_num_threads, (drafting.threads,))
         deferred = drafting.deferred
         parts = RunParts(
             link=link,
             opening=opening,
-            planner=lambda excluded: self.planner(excluded, request.private),
+            planner=lambda excluded: self._plan(request, excluded),
             core=core,
             text=text,
             drafter=deferred,
@@ -257,7 +264,7 @@ class RunEngine:
         return lambda stages: RunAccount(plan, request, stages, opening.wire, opening.run.hex())
 
     def _opening(self, request: RunRequest) -> OpenRun:
-        stages = tuple(self.planner(frozenset(), request.private))
+        stages = tuple(self._plan(request, frozenset()))
         want = len(request.prompt_ids) + request.max_tokens
         context = min(-(-want // CONTEXT_STEP) * CONTEXT_STEP, self.target.context)
         base, keep = b"", 0
@@ -276,7 +283,35 @@ class RunEngine:
             base=base,
         )
 
-    def _core(self, request: RunRequest, opening: OpenRun, drafting: Drafting) -> Speculation:
+    async def _compiled(self, request: RunRequest) -> RunRequest:
+        """The request with its constraint as it stands in the order, once it is known to compile. Raises UsageError."""
+        constraint, compiler = request.sampling.constraint, self.target.compiler
+        if constraint is None:
+            return request
+        if compiler is None:
+            raise UsageError("expected a model whose tokenizer can spell grammars for an answer that is held to one")
+        vocabulary = await asyncio.to_thread(lambda: compiler.vocabulary)
+        assert vocabulary is not None
+        ready = compiler.ready(constraint, len(request.prompt_ids))
+        await asyncio.to_thread(compiler.held, ready)
+        return replace(request, sampling=replace(request.sampling, constraint=ready))
+
+    def _held_to(self, request: RunRequest) -> Matcher | None:
+        """A matcher of its own for the request's constraint, which was compiled."""
+        constraint, compiler = request.sampling.constraint, self.target.compiler
+        return compiler.held(constraint) if constraint is not None and compiler is not None else None
+
+    def _plan(self, request: RunRequest, excluded: frozenset[bytes]) -> Sequence[StagePlan]:
+        """A route without the nodes named, and where there is one without tails that would refuse the constraint."""
+        constraint = request.sampling.constraint
+        if constraint is not None and not request.private and (unfit := self._cannot_hold(constraint)):
+            with contextlib.suppress(CoverageError):
+                return self.planner(excluded | unfit, request.private)
+        return self.planner(excluded, request.private)
+
+    def _core(
+        self, request: RunRequest, opening: OpenRun, drafting: Drafting, held_to: Matcher | None = None
+    ) -> Speculation:
         key = (request.speculation, drafting.name, opening.wire, *(s.node for s in opening.stages))
         setting = Setting(mode=request.speculation, leaves=drafting.leaves)
         controller = self.memory.controller(key, lambda: Controller(self._costs(opening.stages, opening.wire), setting))
@@ -289,6 +324,7 @@ class RunEngine:
             deferred=drafting.deferred is not None,
             calibrations=self.memory.calibrations,
             held=opening.keep,
+            guide=Guide(held_to) if held_to is not None else None,
         )
 
     def _result(self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason) -> RunResult:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from draft.base import Drafter
+from swarm.model.compiling import Compiler
 from swarm.ring.opening import StagePlan
 from swarm.run.api import RunRequest
 from swarm.run.controller import Controller
@@ -20,6 +21,7 @@ class TargetFacts:
 
     vocab_size    token ids are below it; None: not known
     special       names of the ids that `decode` leaves out
+    compiler      holds answers to constraints; None: runs with one are refused
     """
 
     model: str
@@ -28,6 +30,7 @@ class TargetFacts:
     decode: Decode
     vocab_size: int | None = None
     special: Mapping[int, str] = field(default_factory=dict)
+    compiler: Compiler | None = None
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,12 @@ import torch
 from receipts import OwnLog
 from swarm.base.errors import ModelError, PeerError
 from swarm.model.block import Block, Job
+from swarm.model.held import Matcher
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Layout
-from swarm.model.sampler import Sampling, pick
+from swarm.model.sampler import Sampling
 from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, fits
+from swarm.ring.drawing import Drawing
 from swarm.ring.frame import Answer, Frame, answer_of
 from swarm.ring.kept_rows import SentRows, SlotTokens
 from swarm.ring.receipt_log import note_answer
@@ -72,7 +74,10 @@ class PrivateEnds:
     One thread computes both, so frames and answers stay in order.
     """
 
-    def __init__(self, blocks: PrivateBlocks, layout: Layout, sampling: Sampling, wire: str) -> None:
+    def __init__(
+        self, blocks: PrivateBlocks, layout: Layout, sampling: Sampling, wire: str, held_to: Matcher | None = None
+    ) -> None:
+        self._held_to = held_to
         self._blocks, self._layout, self._sampling, self._wire = blocks, layout, sampling, wire
         head, tail = blocks.head, blocks.tail
         self._head_kv = KVPool(head, POOL_BYTES).open(layout, head.first, head.last)
@@ -154,8 +159,8 @@ class PrivateEnds:
         logits = tail.forward([Job(self._tail_kv, frame.commits, frame.rows, hidden)])[0]
         wanted = np.flatnonzero(frame.rows.want)
         positions = [int(p) + 1 for p in frame.rows.position[wanted]]
-        contexts = self._tokens.contexts(frame.rows) if self._sampling.repetition_penalty != 1.0 else None
-        picked = pick(logits, positions, self._sampling, contexts) if len(wanted) else []
+        drawing = Drawing(self._sampling, self._tokens, self._held_to)
+        picked = drawing.pick(logits, positions, frame.rows) if len(wanted) else []
         return replace(answer_of(frame, wanted, picked, answer.timings), epoch=answer.epoch)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from draft.base import Drafter, DraftNode, DraftStep, Expansion
 from draft.calibrate import Calibration
 from draft.tree import Node, TokenTree
+from swarm.ring.guide import Guide
 from swarm.run.controller import Controller
 
 INLINE, DEFERRED, ECHO = 0, 1, 2
@@ -39,7 +40,10 @@ class Proposals:
         calibrations: Calibrations,
         inline: Drafter | None,
         deferred: bool,
+        guide: Guide | None = None,
     ) -> None:
+        """`guide`: what the run is held to; drafts that it does not allow are not made."""
+        self._guide = guide
         self.deferred = deferred
         self.spent_ms = 0.0
         self.steps = 0
@@ -164,8 +168,18 @@ class Proposals:
                 if node is None or not level:
                     break
                 self._tree.ask(node, drafter)
-                self._tree.propose(node, drafter, level, calibration.shares(level), least)
+                legal = level if self._guide is None else self._guide.legal(self._tree, node, level)
+                if legal:
+                    self._tree.propose(node, drafter, legal, calibration.shares(legal), least)
+                    self._extend(node)
                 node = node.children.get(level[0].token)
+
+    def _extend(self, node: Node) -> None:
+        """Below new nodes, what cannot but follow them."""
+        if self._guide is not None:
+            for child in tuple(node.children.values()):
+                if not child.children:
+                    self._guide.extend(self._tree, child, max(_LEAST_CHANCE, self._control.row_floor))
 
 
 class _Feed:

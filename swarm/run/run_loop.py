@@ -257,7 +257,7 @@ class RunLoop:
             self._group.create_task(account.witness_order(stages))
         else:
             lost = self._absent.ever(stage.node for stage in self.link.opening.stages)
-            account.replan(stages, len(self.core.tokens), lost, self._last_reason)
+            account.replan(stages, self.core.drawn, lost, self._last_reason)
         return account.header
 
     def _loss_of(self, refusal: StageRefused) -> Loss:

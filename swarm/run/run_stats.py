@@ -92,6 +92,7 @@ def summed_up(
         run_id=run_id,
         pass_ms=round(pass_ms, 3),
         plain_estimate_tokens_per_second=round(1000.0 / pass_ms, 3) if pass_ms else 0.0,
+        held_to=request.sampling.constraint.kind if request.sampling.constraint is not None else None,
         cached_prompt_tokens=cached,
         recoveries=tally.recoveries,
         drafted_rows=counts.drafted_rows,

@@ -30,6 +30,7 @@ from draft.base import Drafter, DraftStep, Expansion
 from draft.tree import Node, TokenTree
 from swarm.base.errors import PeerError
 from swarm.model.rows import Commits, Layout
+from swarm.ring.guide import Guide
 from swarm.run.controller import Controller
 from swarm.run.echo_proposals import Echoing
 from swarm.run.planned_frame import Counts, Flight, PlannedFrame, Settled, SettledToken, StopRule, check_run, lay_rows
@@ -65,8 +66,10 @@ class Speculation:
         calibrations: Calibrations | None = None,
         chunk: int = 256,
         held: int = 0,
+        guide: Guide | None = None,
     ) -> None:
-        """`layout` of the session; `chunk` most prompt rows of a frame; `held` prompt tokens that all stages hold.
+        """`layout` of the session; `chunk` most prompt rows of a frame; `held` prompt tokens that all stages hold;
+        `guide` what the answer is held to.
 
         Raises UsageError for an empty prompt, one that does not fit the context, or max_tokens under 1.
         """
@@ -94,14 +97,19 @@ class Speculation:
         )
         plain = self._setting.mode == "plain"
         calibrations = calibrations or fresh_calibrations()
+        self._guide = guide
         self._proposals = Proposals(
-            self._tree, controller, calibrations, None if plain else inline, deferred and not plain
+            self._tree, controller, calibrations, None if plain else inline, deferred and not plain, guide
         )
         drafts = deferred or inline is not None
-        self._echoing = Echoing(self._tree, self.tokens, controller, calibrations[ECHO], drafts)
+        self._echoing = Echoing(self._tree, self.tokens, controller, calibrations[ECHO], drafts, guide)
         self._placed = min(held, len(prompt) - 1)
         self._answered = self._placed
         self._moves: list[tuple[int, int]] = []
+        self._owed: deque[tuple[Node, Node]] = deque()
+        """Forced tokens (the node before, its own) that the tail has not drawn yet, in order."""
+        self._closed = False
+        """The last token is known, though it is not drawn yet: it is not sent, and nothing is drafted after it."""
         self._flights: deque[Flight] = deque()
         self._rows_in_flight = 0
         self._most_rows, self._most_frames = MOST_ROWS, MOST_FRAMES
@@ -110,6 +118,7 @@ class Speculation:
         self._settled = -1.0
         # Whether what is unsent is worth a frame; None when something changed since it was weighed.
         self._worth: bool | None = None
+        self._force()
         self._supply()
 
     # Sending
@@ -140,13 +149,13 @@ class Speculation:
         """
         if self.finished is not None or self._full() or self._certain() > 0:
             return None
-        if self._pausing() or not self._worth_sending():
+        if self._closed or self._pausing() or not self._worth_sending():
             return None
         return self._next_send
 
     def _certain(self) -> int:
         """Tokens known to be true that no frame placed yet and no commit will."""
-        return len(self.tokens) - self._placed - len(self._moves)
+        return len(self.tokens) - self._closed - self._placed - len(self._moves)
 
     def _full(self) -> bool:
         """Whether as much is in flight as stages let wait. The next frame must fit; alone, one always does."""
@@ -161,7 +170,7 @@ class Speculation:
         self._most_frames = max(1, min(self._most_frames, len(self._flights)) // 2)
 
     def _may_speculate(self, now: float) -> bool:
-        return not self._pausing() and now >= self._next_send and self._worth_sending()
+        return not self._closed and not self._pausing() and now >= self._next_send and self._worth_sending()
 
     def _pausing(self) -> bool:
         most = 0 if self._control.waits else _UNMEASURED_FRAMES if not self._control.measured else len(self._flights)
@@ -206,12 +215,13 @@ class Speculation:
 
     def _frame(self, now: float, commits: Commits, certain: range, nodes: list[Node]) -> PlannedFrame:
         root, n = self._tree.root, len(certain) + len(nodes)
-        ends = len(certain) > 0 and certain[-1] == len(self.tokens) - 1
-        wanted = ([root] if ends else []) + nodes
+        undrawn = self._undrawn(certain)
+        wanted = [*undrawn, *nodes]
         rows = lay_rows(self._layout, self.tokens, certain, root, nodes, len(wanted))
-        root.sent = root.sent or ends
+        for node in undrawn:
+            node.sent = True
         # The pass of a long prompt, and of what queues behind it, says nothing about passes of a few rows.
-        long = len(certain) > 1
+        long = len(certain) > max(1, len(undrawn))
         timed = not long and not any(before.long for before in self._flights)
         flight = Flight(self._seq, now, n, tuple(wanted), self._placed, not self._flights, long, timed)
         self._flights.append(flight)
@@ -222,6 +232,14 @@ class Speculation:
             sum(1 for p in certain if p < self._prompt), n, [node.position - root.position for node in nodes]
         )
         return PlannedFrame(flight.seq, commits, rows)
+
+    def _undrawn(self, certain: range) -> list[Node]:
+        """Of certain rows, those after which the tail has not drawn yet: the last token's, and forced ones' before it.
+
+        All tokens are drawn by a tail, forced ones too: so a receipt says of each who drew it.
+        """
+        before = [old for old, _ in self._owed] + [self._tree.root]
+        return [before[position - before[0].position] for position in certain if position >= before[0].position]
 
     # Answers
 
@@ -251,6 +269,11 @@ class Speculation:
             self._control.answered((now - flight.sent) * 1000.0, flight.rows, flight.alone, stages)
         index = {}
         for i, (node, token) in enumerate(zip(flight.wanted, answers, strict=True)):
+            if node.answer not in (-1, token):
+                raise PeerError(
+                    f"expected token {node.answer} at position {node.position + 1}, which the constraint of this run "
+                    f"leaves alone, found {token}: the tail does not hold to it"
+                )
             node.answer = token
             index[node.id] = i
             self._echoing.heard(node, token)
@@ -258,20 +281,19 @@ class Speculation:
 
     def _settle(self, index: dict[int, int], now: float) -> Settled:
         tokens = []
-        for old, new in self._tree.advance():
-            self._proposals.advanced(old, new)
-            self.tokens.append(new.token)
-            if new.slot >= 0:
-                self._moves.append((new.slot, new.position))
-                new.slot = -1
-                self.counts.accept(new.depth)
-            tokens.append(SettledToken(new.token, new.position, new.sent, index[old.id]))
-            if new.token in self._ending.stop and not self._ending.ignore_stop:
-                self.finished = "stop"
-            elif len(self.tokens) >= self._end:
-                self.finished = "length"
-            if self.finished:
-                break
+        while self._owed and self._owed[0][0].id in index:
+            old, new = self._owed.popleft()
+            tokens.append(SettledToken(new.token, new.position, True, index[old.id]))
+            self.finished = self._last(new)
+        if not self._owed and not self._closed:
+            for old, new in self._tree.advance():
+                self._moved(old, new)
+                tokens.append(SettledToken(new.token, new.position, new.sent, index[old.id]))
+                self.finished = self._last(new)
+                if self.finished:
+                    break
+        if self.finished is None:
+            self._force()
         if tokens:
             if self._settled >= 0:
                 self._control.committed(len(tokens), (now - self._settled) * 1000.0, self._proposals.coverage)
@@ -279,6 +301,40 @@ class Speculation:
         self._proposals.settled()
         self._supply()
         return Settled(tuple(tokens), self.finished)
+
+    def _moved(self, old: Node, new: Node) -> None:
+        """The root moved on to `new`."""
+        self._proposals.advanced(old, new)
+        if self._guide is not None:
+            self._guide.advanced(new.token)
+        self.tokens.append(new.token)
+        if new.slot >= 0:
+            self._moves.append((new.slot, new.position))
+            new.slot = -1
+            self.counts.accept(new.depth)
+
+    def _last(self, node: Node) -> str | None:
+        """Why the run ends with the token of `node`; None when it goes on."""
+        if node.token in self._ending.stop and not self._ending.ignore_stop:
+            return "stop"
+        return "length" if node.position + 1 >= self._end else None
+
+    def _force(self) -> None:
+        """Tokens that the constraint leaves no choice about are known at once, and go to the ring as certain rows."""
+        while self._guide is not None and not self._closed and self._tree.root.answer < 0:
+            forced = self._guide.after(self._tree, self._tree.root).forced
+            if forced < 0:
+                return
+            self._tree.root.answer = forced
+            for old, new in self._tree.advance():
+                self._moved(old, new)
+                self._owed.append((old, new))
+                self._closed = self._last(new) is not None
+
+    @property
+    def drawn(self) -> int:
+        """Leading tokens, prompt included, that are given or were drawn by a tail."""
+        return len(self.tokens) - len(self._owed)
 
     def finish(self, reason: str) -> None:
         """The shell ends the run (a stop string, a cancel): nothing is sent any more."""
@@ -288,7 +344,7 @@ class Speculation:
 
     def draft_work(self, now: float) -> DraftStep | None:
         """A step for the deferred drafter, or None when it has nothing worth doing or a step is out already."""
-        return self._proposals.work(now) if self.finished is None else None
+        return self._proposals.work(now) if self.finished is None and not self._closed else None
 
     def drafted(self, expansions: Sequence[Expansion], now: float) -> None:
         """The result of the step that `draft_work` gave."""
@@ -301,7 +357,7 @@ class Speculation:
 
     def _supply(self) -> None:
         self._worth = None
-        if self.finished is None:
+        if self.finished is None and not self._closed:
             self._echoing.propose()
             self._proposals.ask_inline()
 

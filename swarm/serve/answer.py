@@ -53,6 +53,7 @@ def run_facts(result: RunResult) -> dict[str, Any]:
         "tokens_per_pass": round(result.tokens_per_pass, 3),
         "acceptance": round(result.acceptance, 4),
         "recoveries": result.recoveries,
+        **({"held_to": result.held_to} if result.held_to else {}),
     }
 
 

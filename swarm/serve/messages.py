@@ -124,16 +124,9 @@ def read_tools(fields: Fields) -> tuple[Mapping[str, Any], ...]:
     if choice == "none":
         return ()
     if choice == "required" or isinstance(choice, dict):
-        raise bad_field(
-            "tool_choice",
-            "'tool_choice' is not supported beyond none and auto: the ring cannot force the model to call a tool",
-            "unsupported_parameter",
-        )
-    raise (
-        fields.outside("tool_choice", "none or auto")
-        if isinstance(choice, str)
-        else fields.wrong("tool_choice", "none or auto")
-    )
+        return tools  # one must be called: `swarm.serve.structured`
+    expected = "none, auto, required, or an object that names a tool"
+    raise fields.outside("tool_choice", expected) if isinstance(choice, str) else fields.wrong("tool_choice", expected)
 
 
 def _tool(fields: Fields) -> Mapping[str, Any]:

@@ -101,13 +101,11 @@ def _chat(config: GatewayConfig) -> Json:
             "logprobs": _nullable("boolean"),
             "top_logprobs": _nullable("integer", minimum=0, maximum=MAX_TOP_LOGPROBS, description="needs logprobs"),
             "tools": {"type": ["array", "null"], "items": _ref("Tool"), "description": f"at most {MAX_TOOLS}"},
-            "tool_choice": _nullable("string", enum=["none", "auto", None]),
-            "response_format": {
-                "type": ["object", "null"],
-                "required": ["type"],
-                "properties": {"type": {"const": "text"}},
-                "description": "only text: answers cannot be held to a grammar",
+            "tool_choice": {
+                "anyOf": [{"enum": ["none", "auto", "required", None]}, {"type": "object"}],
+                "description": "required, or a named function: the answer is held to be a call",
             },
+            **_structured(),
             "reasoning_effort": _nullable(
                 "string", minLength=1, maxLength=64, description="told to the chat template; none: no thinking"
             ),
@@ -127,6 +125,35 @@ def _chat(config: GatewayConfig) -> Json:
     }
 
 
+def _structured() -> Json:
+    """What answers can be held to: one of these at most."""
+    schema = {"type": ["object", "boolean", "string", "null"], "description": "a JSON Schema, or its text"}
+    pattern = _nullable("string", description="a regular expression in Rust's syntax")
+    grammar = _nullable("string", description="a grammar in GBNF or Lark")
+    return {
+        "response_format": {
+            "type": ["object", "null"],
+            "required": ["type"],
+            "properties": {"type": {"enum": ["text", "json_object", "json_schema", "grammar"]}},
+        },
+        "structured_outputs": {
+            "type": ["object", "null"],
+            "properties": {"json": schema, "regex": pattern, "grammar": grammar, "choice": {"type": "array"}},
+            "description": "as vLLM has it",
+        },
+        "json_schema": schema,
+        "guided_json": schema,
+        "regex": pattern,
+        "guided_regex": pattern,
+        "grammar": grammar,
+        "ebnf": grammar,
+        "guided_grammar": grammar,
+        "guided_choice": {"type": ["array", "null"], "items": {"type": "string"}},
+        "guided_decoding_backend": _nullable("string", description="taken and not used"),
+        "guided_whitespace_pattern": {"type": "null"},
+    }
+
+
 def _completion(config: GatewayConfig) -> Json:
     ids = {"type": "array", "minItems": 1, "items": {"type": "integer"}}
     prompts = {"type": "array", "minItems": 1, "maxItems": config.max_choices, "items": {"anyOf": [_TEXT, ids]}}
@@ -138,6 +165,7 @@ def _completion(config: GatewayConfig) -> Json:
             "prompt": {"anyOf": [_TEXT, ids, prompts]},
             **_shared(config),
             "logprobs": _nullable("integer", minimum=0, maximum=MAX_TOP_LOGPROBS),
+            **_structured(),
             "echo": _nullable("boolean", description="put the prompt before the answer; not with logprobs"),
             "best_of": _nullable("integer", minimum=1, maximum=config.max_choices, description="must equal n"),
             "suffix": _nullable("string", maxLength=0, description="not supported"),

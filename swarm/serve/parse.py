@@ -12,6 +12,7 @@ from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.fields import Fields, clean_text, describe
 from swarm.serve.messages import read_messages, read_template_options, read_tools
+from swarm.serve.structured import STRUCTURED, Structure, read_structure
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 512
@@ -35,21 +36,24 @@ _CHAT = (
     _COMMON
     | _OWN
     | _IGNORED
+    | STRUCTURED
     | frozenset(
-        "messages max_completion_tokens top_logprobs tools tool_choice response_format functions function_call audio "
+        "messages max_completion_tokens top_logprobs tools tool_choice functions function_call audio "
         "modalities prediction web_search_options reasoning_effort chat_template_kwargs add_generation_prompt "
         "continue_final_message".split()
     )
 )
-_TEXT = _COMMON | _OWN | _IGNORED | frozenset("prompt echo best_of suffix".split())
+_TEXT = _COMMON | _OWN | _IGNORED | STRUCTURED | frozenset("prompt echo best_of suffix".split())
 _GENERATE = frozenset("prompt model max_tokens temperature top_p seed stop".split()) | _OWN
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What chat and text requests share. `logprobs`: None for none, else how many alternatives per token;
-    `truncate`: how many of a prompt's last tokens are kept; `fit`: more tokens than the context holds are a wish;
-    `ignored`: fields that nobody reads."""
+    """What chat and text requests share; `structure` is what the answer is held to.
+
+    `logprobs`: None for none, else how many alternatives per token; `truncate`: how many of a prompt's last tokens are
+    kept; `fit`: more tokens than the context holds are a wish; `ignored`: fields that nobody reads.
+    """
 
     model: str | None = None
     max_tokens: int | None = None
@@ -74,6 +78,7 @@ class GenerationRequest:
     speculation: Speculation = "stream"
     draft: Draft = "auto"
     ignored: tuple[str, ...] = ()
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,6 @@ def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
     fields = Fields(body)
     ignored = fields.beyond(_CHAT, config.strict)
     _refuse_unsupported(fields)
-    _refuse_format(fields)
     messages = read_messages(fields)
     tools = read_tools(fields)
     limit = fields.integer("max_completion_tokens", 1, 2**31 - 1)
@@ -116,7 +120,8 @@ def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
         logprobs = top or 0
     elif top:
         raise bad_field("top_logprobs", "'top_logprobs' needs 'logprobs': true")
-    wanted = replace(_wanted(fields, config, limit, logprobs), ignored=ignored)
+    wanted = _wanted(fields, config, limit, logprobs)
+    wanted = replace(wanted, ignored=ignored, structure=read_structure(fields, tools))
     return ChatRequest(wanted, messages, tools, read_template_options(fields), read_turn(fields, messages))
 
 
@@ -161,7 +166,7 @@ def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
     echo = fields.flag("echo")
     if echo and wanted.logprobs is not None:
         raise _unsupported("echo", "log-probabilities of the prompt are not computed; leave out 'echo' or 'logprobs'")
-    return TextRequest(wanted, prompts, echo)
+    return TextRequest(replace(wanted, structure=read_structure(fields)), prompts, echo)
 
 
 def parse_generate_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
@@ -307,19 +312,3 @@ def _refuse_unsupported(fields: Fields) -> None:
             raise _unsupported(name, why)
     if fields.get("modalities") not in (None, [], ["text"]):
         raise _unsupported("modalities", "the model writes text only")
-
-
-def _refuse_format(fields: Fields) -> None:
-    value = fields.get("response_format")
-    if value is None:
-        return
-    kind = Fields(value, "response_format").need_text("type")
-    if kind == "text":
-        return
-    if kind in ("json_schema", "json_object"):
-        raise _unsupported(
-            "response_format",
-            f"the ring cannot hold an answer to a grammar, so {kind!r} would be an empty promise; ask "
-            "for JSON in the prompt and check the answer",
-        )
-    raise bad_field("response_format.type", f"expected 'response_format.type' to be text, found {kind[:80]!r}")

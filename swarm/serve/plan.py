@@ -17,6 +17,7 @@ from swarm.serve.backend import Backend
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.parse import ChatRequest, GenerationRequest, TextRequest
+from swarm.serve.structured import check_structure
 
 
 async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfig) -> list[RunRequest]:
@@ -38,12 +39,14 @@ async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfi
         raise bad_field("messages", str(exc)) from exc
     except (TemplateError, TypeError, ValueError, KeyError) as exc:
         raise bad_field("messages", f"the chat template of this model refuses these messages: {exc}") from exc
+    await check_structure(request.wanted.structure, backend)
     return _runs(request.wanted, tuple(prompt), "messages", backend, config, config.default_max_tokens)
 
 
 async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfig) -> list[RunRequest]:
     """One run per prompt and choice, choices of one prompt together. Raises ApiError 400 or 404."""
     check_model(request.wanted.model, backend)
+    await check_structure(request.wanted.structure, backend)
     runs: list[RunRequest] = []
     for prompt in request.prompts:
         if isinstance(prompt, str):
@@ -138,4 +141,5 @@ def _sampling(wanted: GenerationRequest, seed: int) -> Sampling:
         seed=seed,
         # One alternative is the least that makes the ring send log-probabilities at all.
         logprobs=0 if wanted.logprobs is None else max(1, wanted.logprobs),
+        constraint=wanted.structure.constraint if wanted.structure is not None else None,
     )

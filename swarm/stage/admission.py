@@ -6,10 +6,12 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from swarm.base.errors import BusyError, PeerError
+from swarm.base.errors import BusyError, PeerError, UsageError
+from swarm.model.compiling import Compiler
 from swarm.model.overflow import AnyBlock, AnyPool
 from swarm.net.channel.wire import WIRE_FORMATS
 from swarm.net.peer import Peer
+from swarm.ring.drawing import needs_tokens
 from swarm.ring.frame import Frame
 from swarm.ring.kept_rows import SentRows, SlotTokens
 from swarm.ring.opening import OpenRun
@@ -41,13 +43,17 @@ class StageLimits:
 
 @dataclass(frozen=True)
 class HostedModel:
-    """What this node serves: manifest digest, block, memory for sessions, and the device in words."""
+    """What this node serves: manifest digest, block, memory for sessions, and the device in words.
+
+    compiler  holds answers to constraints, where the block is a tail and the model's tokenizer is at hand
+    """
 
     model: str
     block: AnyBlock
     pool: AnyPool
     device: str
     node: bytes
+    compiler: Compiler | None = None
 
 
 def admit(
@@ -117,6 +123,22 @@ def _check_addressed_untrusted(hosted: HostedModel, opening: OpenRun, peer: Peer
             f"expected layers within {block.first}-{block.last - 1}, which this node holds, found "
             f"{me.first}-{me.last - 1}; plan the route again"
         )
+    _check_constraint_untrusted(hosted, opening)
+
+
+def _check_constraint_untrusted(hosted: HostedModel, opening: OpenRun) -> None:
+    """Whether this node, where it is the tail, can hold answers to what the run asks for. Raises PeerError."""
+    constraint = opening.sampling.constraint
+    if constraint is None or opening.me.last != hosted.block.last or not hosted.block.tail:
+        return
+    if hosted.compiler is None:
+        raise PeerError(
+            f"this node holds no answer to a {constraint.kind}: it has no tokenizer of the model; take another tail"
+        )
+    try:
+        hosted.compiler.check(constraint)
+    except UsageError as error:
+        raise PeerError(f"this node cannot hold answers to the run's constraint: {error}") from error
 
 
 def _same_work(old: StageSession, opening: OpenRun) -> bool:
@@ -124,6 +146,7 @@ def _same_work(old: StageSession, opening: OpenRun) -> bool:
     and not so far beyond it that recurrent layers cannot go back."""
     then, now = old.opening, opening
     same = (then.me.first, then.me.last, then.layout) == (now.me.first, now.me.last, now.layout)
+    same = same and then.sampling == now.sampling  # what is kept beside keys and values follows from it
     return same and old.held >= now.keep >= old.kv.floor
 
 
@@ -175,7 +198,7 @@ def _new(
     last = opening.index + 1 == len(opening.stages)
     if not last and SentRows.size_bytes(layout, block.hidden_size, block.dtype) <= limits.sent_bytes:
         session.sent = SentRows(layout, block.hidden_size, block.dtype)
-    if block.tail and opening.sampling.repetition_penalty != 1.0:
+    if block.tail and needs_tokens(opening.sampling):
         session.tokens = SlotTokens(layout)
     return session
 

@@ -96,7 +96,7 @@ class Batcher:
         return [
             QueuedFrame(s.run, len(s.queue[0].frame.rows), s.last_served, s.queue[0].since)
             for s in self._sessions.values()
-            if s.queue
+            if s.queue and not s.waits_for_constraint
         ]
 
     def _choose(self) -> list[tuple[StageSession, Arrived]]:

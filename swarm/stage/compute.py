@@ -12,8 +12,8 @@ import torch
 
 from swarm.base.errors import ModelError, PeerError
 from swarm.model.block import Job
-from swarm.model.sampler import pick
 from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, fits
+from swarm.ring.drawing import Drawing, needs_tokens
 from swarm.ring.frame import Answer, Frame, answer_of
 from swarm.stage.session import Arrived, StageSession
 
@@ -117,8 +117,8 @@ def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, timi
         why = f"the block's output has values beyond the wire format {session.opening.wire}; use --wire float32"
         return Computed(session, arrived, error=why)
     wire = encode_tensor(output, session.opening.wire)
-    if session.opening.sampling.repetition_penalty == 1.0:
-        # Only a penalty at the tail needs token ids behind the head: nobody else is shown them.
+    if not needs_tokens(session.opening.sampling):
+        # Only a penalty or a constraint at the tail needs token ids behind the head: nobody else is shown them.
         frame = replace(frame, rows=replace(frame.rows, token=np.full(len(frame.rows), -1, np.int32)))
     if session.opening.index + 1 < len(session.opening.stages):
         return Computed(session, arrived, replace(frame, timings=timings, hidden=wire), timing[1])
@@ -128,7 +128,7 @@ def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, timi
 def _sampled(session: StageSession, frame: Frame, logits: torch.Tensor, timings: tuple[tuple[int, int], ...]) -> Answer:
     """Draw the token that follows each wanted row: position + 1, by the run's seed."""
     wanted = np.flatnonzero(frame.rows.want)
-    contexts = session.tokens.contexts(frame.rows) if session.tokens is not None else None
     positions = [int(p) + 1 for p in frame.rows.position[wanted]]
-    picked = pick(logits, positions, session.opening.sampling, contexts) if len(wanted) else []
+    drawing = Drawing(session.opening.sampling, session.tokens, session.held_to)
+    picked = drawing.pick(logits, positions, frame.rows) if len(wanted) else []
     return answer_of(frame, wanted, picked, timings)

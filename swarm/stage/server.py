@@ -16,6 +16,7 @@ from typing import Any
 from receipts import ReceiptError
 from swarm.base.errors import BusyError, PeerError, SwarmError
 from swarm.base.nodeid import short_id
+from swarm.model.compiling import Compiler
 from swarm.model.rows import check_untrusted
 from swarm.net.channel.message import Message
 from swarm.net.peer import Handler, Peer
@@ -191,9 +192,26 @@ class StageServer:
         session.fresh = fresh
         session.stop_tasks()
         session.tasks.append(self._spawn(self._sender.run(session)))
+        if session.waits_for_constraint and self.hosted is not None and self.hosted.compiler is not None:
+            session.tasks.append(self._spawn(self._hold_to(session, self.hosted.compiler)))
         if session.account is not None:
             session.tasks.append(self._spawn(measure(peer, session.account.record.inbound)))
         self._spawn(self._forming.go_on(session, session.opening))
+
+    async def _hold_to(self, session: StageSession, compiler: Compiler) -> None:
+        """Compile the run's constraint beside the others' work; frames of the run wait for it."""
+        opening = session.opening
+        assert opening.sampling.constraint is not None
+        try:
+            held_to = await asyncio.to_thread(compiler.held, opening.sampling.constraint)
+        except SwarmError as error:
+            if session.opening is opening:
+                session.refuse()
+                self._lose(session, opening.index, str(error))
+            return
+        if not session.closed:
+            session.held_to = held_to
+            self._pump.wake()
 
     def _refuse(self, peer: Peer, opening: OpenRun, why: str, busy: bool) -> None:
         log.info("run %s is not taken: %s", opening.run.hex()[:8], why)

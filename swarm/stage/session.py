@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from swarm.base.errors import PeerError
+from swarm.model.held import Matcher
 from swarm.model.kvcache import SessionKV
 from swarm.model.overflow import AnyBlock
 from swarm.net.peer import Peer
@@ -36,6 +37,7 @@ def _set_event() -> asyncio.Event:
 class StageSession:
     """State of one run at one stage. `kv`, `sent` and `tokens` belong to the compute thread while it is not `idle`.
 
+    held_to       follows the run's constraint, at the tail; None until it is compiled, or without one
     fresh         its KV was empty when this epoch began
     ready         the next stage is told of the run: frames may follow
     outbox        frames and answers that are computed and not yet sent
@@ -63,6 +65,7 @@ class StageSession:
     owner: Owner = field(default_factory=lambda: Owner(b"", False))
     sent: SentRows | None = None
     tokens: SlotTokens | None = None
+    held_to: Matcher | None = None
     downstream: Peer | None = None
     account: StageAccount | None = None
     past: Past | None = None
@@ -87,6 +90,11 @@ class StageSession:
     def run(self) -> bytes:
         """The run's 16 bytes."""
         return self.opening.run
+
+    @property
+    def waits_for_constraint(self) -> bool:
+        """Whether this is a tail that cannot draw yet: the constraint is being compiled."""
+        return self.block.tail and self.opening.sampling.constraint is not None and self.held_to is None
 
     @property
     def queued_rows(self) -> int:
@@ -138,7 +146,9 @@ class StageSession:
             )
         ):
             return False
-        if (self.sent is not None and base.sent is None) or (self.tokens is not None and base.tokens is None):
+        # A constraint looks at the answer alone, which no other run holds; a penalty at all that comes before.
+        counts = self.tokens is not None and self.opening.sampling.repetition_penalty != 1.0
+        if (self.sent is not None and base.sent is None) or (counts and base.tokens is None):
             return False
         if not self.kv.begin_from(base.kv, keep):
             return False
@@ -161,4 +171,5 @@ class StageSession:
         self.closed = True
         self.queue.clear()
         self.kv.close()
+        self.held_to = None
         self.sent = None

@@ -17,6 +17,7 @@ from receipts.record.row_opening import CrossedFrame, OpeningRequest
 from receipts.record.rows import RowStore
 from swarm.base.errors import CoverageError, PeerError
 from swarm.model.block import Block, load_block
+from swarm.model.compiling import Compiler
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.kvcache import KVPool
 from swarm.model.prune import inner_model
@@ -84,6 +85,7 @@ class SignedRing:
     desk: RunEngine
     board: Switchboard
     folder: Path
+    compiler: Compiler | None = None
 
     async def generate(self, request: RunRequest, path: Path | None = None, drop_after: int = 0) -> RunResult:
         """One run to its end. `drop_after`: kill the second stage when so many tokens have come."""
@@ -106,7 +108,7 @@ class SignedRing:
         def fetch(node: str, request: OpeningRequest, known: Sequence[CrossedFrame] = ()) -> bytes | None:
             return asyncio.run_coroutine_threadsafe(self._ask(node, request), loop).result(60)
 
-        return RingAuditor(checkpoint, fetch, group_bytes)
+        return RingAuditor(checkpoint, fetch, group_bytes, compiler=self.compiler)
 
     async def _ask(self, node: str, request: OpeningRequest) -> bytes | None:
         there = next(found for found in self.nodes if found.identity.id.hex() == node)
@@ -133,8 +135,12 @@ async def signed_ring(
     decode: Callable[[Sequence[int]], str] = lambda ids: "".join(f" {i}" for i in ids),
     eos: frozenset[int] = frozenset(),
     keep_s: float = 0.0,
+    compiler: Compiler | None = None,
+    unfit: Sequence[int] = (),
 ) -> AsyncIterator[SignedRing]:
-    """Nodes that hold `spans` in this order. twists: which of them lie; blocks: hosted instead of loading."""
+    """Nodes that hold `spans` in this order. twists: which of them lie; blocks: hosted instead of loading;
+    compiler: reads constraints, at every node but those of `unfit`.
+    """
     manifest = checkpoint.manifest
     name = "float32" if dtype == torch.float32 else "bfloat16"
     async with AsyncExitStack() as stack:
@@ -146,7 +152,12 @@ async def signed_ring(
             )
             if twists and lies:
                 twists[index](block)
-            nodes.append(await _node(stack, checkpoint, folder / f"node-{index}", block, threads, index in disclose))
+            nodes.append(
+                await _node(
+                    stack, checkpoint, folder / f"node-{index}", block, threads, index in disclose,
+                    None if index in unfit else compiler,
+                )
+            )  # fmt: skip
         watching = [
             await _node(stack, checkpoint, folder / f"witness-{index}", None, 1, False) for index in range(witnesses)
         ]
@@ -181,7 +192,7 @@ async def signed_ring(
 
         desk = RunEngine(
             board,
-            TargetFacts(manifest.digest, manifest.context, eos, decode),
+            TargetFacts(manifest.digest, manifest.context, eos, decode, compiler=compiler),
             planner,
             Suffixes(),
             lambda stages, wire: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
@@ -198,11 +209,17 @@ async def signed_ring(
         for kind, handler in desk.handlers().items():
             board.handle(kind, handler)
         await stack.enter_async_context(desk)
-        yield SignedRing(nodes, watching, desk, board, folder)
+        yield SignedRing(nodes, watching, desk, board, folder, compiler)
 
 
 async def _node(
-    stack: AsyncExitStack, checkpoint: Checkpoint, state: Path, block: Block | None, threads: int, disclose: bool
+    stack: AsyncExitStack,
+    checkpoint: Checkpoint,
+    state: Path,
+    block: Block | None,
+    threads: int,
+    disclose: bool,
+    compiler: Compiler | None = None,
 ) -> Node:
     manifest = checkpoint.manifest
     identity = Identity.generate()
@@ -223,7 +240,7 @@ async def _node(
     handlers = dict(NotaryServer(notary, lambda node: True).handlers())
     node = Node(identity, board, ("", 0), notary)
     if block is not None:
-        hosted = HostedModel(manifest.digest, block, KVPool(block, 1 << 30), "cpu", identity.id)
+        hosted = HostedModel(manifest.digest, block, KVPool(block, 1 << 30), "cpu", identity.id, compiler)
         node.server = StageServer(hosted, board, threads=threads, notary=notary)
         holder.append(node.server)
         handlers |= node.server.handlers()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +11,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from swarm.base.errors import ModelError, UsageError
+from swarm.base.linechild import LineChild
 from swarm.model.text.template_child import CPU_S, OUTPUT_CHARS
 
 WALL_S = 10.0
 """For one rendering, on a busy machine."""
-START_S = 60.0
 PROCESSES = 4
 """At once: a request that makes a template slow does not hold up the others."""
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from swarm.model.text.template_child import main; main()"
-)
+_CHILD = "swarm.model.text.template_child", "renders chat templates"
 RESERVED = frozenset(
     "messages conversations conversation tools documents chat_template tokenize add_generation_prompt "
     "continue_final_message return_dict return_assistant_tokens_mask tokenizer_kwargs padding truncation max_length "
@@ -51,7 +47,7 @@ class TemplateRenderer:
 
     def __init__(self, wall_s: float = WALL_S) -> None:
         self._wall_s = wall_s
-        self._idle: list[_Renderer] = []
+        self._idle: list[LineChild] = []
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(PROCESSES)
         self._closed = False
@@ -129,66 +125,18 @@ class TemplateRenderer:
             "copy of the model, or its raw text completion"
         )
 
-    def _take(self) -> _Renderer:
+    def _take(self) -> LineChild:
         with self._lock:
             while self._idle:
                 renderer = self._idle.pop()
                 if renderer.alive:
                     return renderer
                 renderer.end()
-        return _Renderer()
+        return LineChild(*_CHILD)
 
-    def _give_back(self, renderer: _Renderer) -> None:
+    def _give_back(self, renderer: LineChild) -> None:
         with self._lock:
             if not self._closed:
                 self._idle.append(renderer)
                 return
         renderer.end()
-
-
-class _Renderer:
-    """One process. Raises ModelError when it does not start."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is for the parent
-        )
-        if self.ask(b"", START_S, 4096) is None:
-            self.end()
-            raise ModelError(f"the process that renders chat templates did not start: {sys.executable} -I; run doctor")
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def ask(self, line: bytes, wall_s: float, most: int) -> dict[str, Any] | None:
-        """Its answer to one line; None when it did not give one in time, or too long a one."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        watch = threading.Timer(wall_s, self._process.kill)
-        watch.daemon = True
-        watch.start()
-        try:
-            stdin.write(line)
-            stdin.flush()
-            answer = stdout.readline(most)
-            return dict(json.loads(answer)) if answer.endswith(b"\n") else None
-        except (OSError, ValueError):
-            return None
-        finally:
-            watch.cancel()
-
-    def end(self) -> None:
-        """Kill it. Safe to call twice."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except OSError:
-                    pass

@@ -93,6 +93,8 @@ def test_like_a_plain_model_of_the_slots(
 
 def test_tokens_that_do_not_travel_are_not_compared() -> None:
     behind = frame([certain(0, -1), certain(1, -1)])
+    at = int(behind.rows.position.min())
+    assert Trace(LAYOUT, TEXT, True, at + 99).take(behind).all() and not Trace(LAYOUT, TEXT, True, at).take(behind)[0]
     assert Trace(LAYOUT, TEXT, False).take(behind).all() and not Trace(LAYOUT, TEXT, True).take(behind).any()
     wrong = replace(behind, rows=replace(behind.rows, token=np.array([99, -1], np.int32)))
     assert not Trace(LAYOUT, TEXT, False).take(wrong).any()

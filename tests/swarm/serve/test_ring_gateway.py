@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel, Field
 
 from receipts.check.verify import verify
 from swarm.base.config import MemberConfig
@@ -34,7 +35,9 @@ HELLO = [{"role": "user", "content": "hello"}]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ring(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRing]:
     model = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_model(258).save_pretrained(model)
+    whole = tiny_model(258)
+    whole.config.eos_token_id = whole.generation_config.eos_token_id = tiny_tokenizer().eos_token_id
+    whole.save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
     swarm = LocalSwarm(
         tmp_path_factory.mktemp("swarm"), model=str(model), arguments=("--cpu", "--threads", "1", "--dtype", "float32")
@@ -96,6 +99,27 @@ async def test_logprobs_come_round_the_ring(served: Served) -> None:
     assert len(logprobs.content) == 6
     for entry in logprobs.content:
         assert len(entry.top_logprobs) == 2 and entry.logprob == pytest.approx(entry.top_logprobs[0].logprob)
+
+
+class Person(BaseModel):
+    name: str = Field(pattern="^[A-Z][a-z]{1,6}$")
+    age: int = Field(ge=0, le=130)
+
+
+async def test_an_answer_of_a_given_form_comes_round_the_ring(served: Served) -> None:
+    ask: dict[str, Any] = {"messages": HELLO, "model": served.model, "max_tokens": 90}
+    told = await served.openai.chat.completions.parse(**ask, response_format=Person)
+    person = told.choices[0].message.parsed
+    assert person is not None and 0 <= person.age <= 130
+    run = told.model_extra["wanswarm"]["runs"][0] if told.model_extra else {}
+    assert run["held_to"] == "json_schema" and run["passes"] < run["tokens_per_pass"] * run["passes"]
+    async with served.http.get(run["receipt"]) as receipt:
+        verdict = verify(await receipt.read())
+        assert verdict.exit_code == 0 and verdict.run is not None and verdict.run.order.held_to is not None
+    plain = await served.openai.chat.completions.parse(
+        **ask, response_format=Person, extra_body={"speculation": "plain"}
+    )
+    assert plain.choices[0].message.parsed == person
 
 
 async def test_an_answer_leaves_a_receipt_that_verifies(served: Served) -> None:

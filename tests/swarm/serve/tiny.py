@@ -16,6 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swarm.base.errors import SwarmError
+from swarm.model.compiling import Compiler
+from swarm.model.constraint import Constraint
+from swarm.model.held import Vocabulary
 from swarm.model.sampler import pick
 from swarm.model.text.spelling import special_tokens
 from swarm.model.text.template import NEW_ANSWER, TemplateRenderer, Turn
@@ -102,9 +105,14 @@ class TinyBackend:
 
     def __post_init__(self) -> None:
         self._model = tiny_model(self.manifest.vocab_size)
+        ends = [int(self.tokenizer.eos_token_id)]
+        self.compiler = Compiler(lambda: Vocabulary(self.tokenizer, self.manifest.vocab_size, ends))
         self._thread = ThreadPoolExecutor(1)
         self._changed = asyncio.Condition()
         self._ids = itertools.count(1)
+
+    def compile(self, constraint: Constraint) -> None:
+        self.compiler.held(self.compiler.ready(constraint, 0))
 
     def encode_chat(
         self,
@@ -197,11 +205,14 @@ class TinyBackend:
         """Tokens of the model, one at a time, with a cache."""
         cache = DynamicCache(config=self._model.config)
         ids = list(request.prompt_ids)
-        fresh = ids
+        fresh, held_to = ids, None
+        if (constraint := request.sampling.constraint) is not None:
+            held_to = self.compiler.held(self.compiler.ready(constraint, len(ids)))
         while True:
             with torch.inference_mode():  # not across the yield: several answers take turns in one thread
                 logits = self._model(input_ids=torch.tensor([fresh]), past_key_values=cache).logits[:, -1].float()
-                picked = pick(logits, [len(ids)], request.sampling, [ids])[0]
+                allowed = None if held_to is None else [held_to.after(ids[len(request.prompt_ids) :])]
+                picked = pick(logits, [len(ids)], request.sampling, [ids], allowed)[0]
             yield picked
             ids.append(picked.token)
             fresh = [picked.token]

@@ -1,0 +1,105 @@
+"""Constraints from anybody, compiled within limits of time and memory, and kept for the next request."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from swarm.base.errors import UsageError
+from swarm.base.linechild import LineChild
+from swarm.model.constraint import Constraint, engine
+from swarm.model.grammars import grammar_of, refusal_of
+from swarm.model.held import Matcher, Vocabulary
+
+WALL_S = 0.8
+"""For one constraint. Honest ones take milliseconds; a large one of 3,000 properties 0.6 s."""
+KEPT = 32
+"""Compiled constraints: a client asks for the same few again and again."""
+_CHILD = "swarm.model.compiling_child", "compiles grammars"
+
+
+class Compiler:
+    """Matchers for constraints, over one vocabulary. Thread-safe.
+
+    A constraint is compiled in a process of its own first, which is ended when it takes more than WALL_S; what that
+    process could compile is then compiled here. The process starts when the first constraint comes, and stays.
+    """
+
+    def __init__(self, make: Callable[[], Vocabulary], wall_s: float = WALL_S) -> None:
+        """`make` is called once, when the vocabulary is first wanted."""
+        self._make, self._wall_s = make, wall_s
+        self._vocabulary: Vocabulary | None = None
+        self._kept: OrderedDict[tuple[str, str], Matcher] = OrderedDict()
+        self._child: LineChild | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens that spell answers. Raises ModelError where the tokenizer is none that can."""
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = self._make()
+            return self._vocabulary
+
+    def held(self, constraint: Constraint) -> Matcher:
+        """A matcher at the beginning. Raises UsageError for what cannot be compiled here, saying why."""
+        self.check(constraint)
+        key = (constraint.kind, constraint.text)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                self._try(constraint)
+                found = self._kept[key] = self.vocabulary.held(constraint)
+                while len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return found.fresh(constraint.after)
+
+    def check(self, constraint: Constraint) -> None:
+        """Whether constraints mean the same here as to whoever made this one. Raises UsageError."""
+        if constraint.engine != engine():
+            raise UsageError(f"expected a constraint for {engine()}, which runs here, found {constraint.engine!r:.60}")
+        if constraint.vocabulary != self.vocabulary.digest:
+            raise UsageError(
+                f"expected a constraint over the vocabulary {self.vocabulary.digest[:16]} of this model's tokenizer, "
+                f"found one over {constraint.vocabulary[:16]!r}"
+            )
+
+    def ready(self, constraint: Constraint, after: int) -> Constraint:
+        """The constraint as it stands in an order: with engine, vocabulary, and the prompt's length before it."""
+        return Constraint(constraint.kind, constraint.text, engine(), self.vocabulary.digest, after)
+
+    def warm(self) -> None:
+        """Start the process, so that the first constraint need not wait for it."""
+        with self._lock:
+            self._started()
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            if self._child is not None:
+                self._child.end()
+            self._child = None
+
+    def _started(self) -> LineChild:
+        if self._child is None or not self._child.alive:
+            self._child = LineChild(*_CHILD)
+        return self._child
+
+    def _try(self, constraint: Constraint) -> None:
+        """Compile it where that can be ended. Raises UsageError."""
+        line = json.dumps({"grammar": grammar_of(constraint)}).encode() + b"\n"
+        child = self._started()
+        try:
+            answer = child.ask(line, self._wall_s, 1 << 16)
+        except BaseException:
+            child.end()
+            raise
+        if answer is None:
+            child.end()
+            taken = f"it takes more than {self._wall_s:g} s, or more memory than it may; make it simpler"
+            raise UsageError(refusal_of(constraint.kind, taken))
+        if "refused" in answer:
+            raise UsageError(refusal_of(constraint.kind, str(answer["refused"])))

@@ -1,0 +1,174 @@
+"""Which tokens a constraint allows after the answer so far.
+
+The rule that every part of a run follows, the tail, the requester, a replay and an audit: after the tokens of the
+answer so far, `Matcher.after` gives the tokens that may come. Where the constraint leaves no choice of text, the
+tokenizer's own spelling of that text is the only one allowed ("forced"), although another spelling would read the
+same: so forced text is known to everybody who holds the constraint, before any model has seen it. After the end, only
+the end comes.
+
+Masks are a function of the constraint, the vocabulary and the version of the engine (llguidance); all three stand in
+the order of a run. Grammars come from anybody: `swarm.model.compiling` bounds what it takes to read one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import llguidance.hf
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from swarm.base.errors import ModelError, UsageError
+from swarm.model.constraint import Constraint
+from swarm.model.grammars import bounds, grammar_of, refusal_of
+
+_SAMPLE = '{"name": "A b", "items": [1, 2.5, true, null]}\n<tag>x</tag> \u00e9\u4e2d'
+
+
+class Vocabulary:
+    """The tokens of a model, as bytes. `size` logits, `ends` the tokens that end a text; making one takes about 0.3 s.
+
+    Raises ModelError for a tokenizer that the engine cannot read.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, ends: Collection[int]) -> None:
+        self.size, self.ends = size, tuple(sorted(end for end in ends if 0 <= end < size))
+        if not self.ends:
+            raise ModelError("this model names no token that ends a text, so no answer of it can be held to a grammar")
+        try:
+            self._tokens: LLTokenizer = llguidance.hf.from_tokenizer(
+                tokenizer,
+                n_vocab=size,
+                eos_token=list(self.ends),
+            )
+        except Exception as error:  # whatever a library makes of a tokenizer that it does not know
+            raise ModelError(f"this model's tokenizer cannot spell grammars: {str(error)[:200]}") from error
+        self.digest = self._digest()
+
+    def _digest(self) -> str:
+        parts = hashlib.sha256(json.dumps([self.size, self.ends, self._tokens.tokenize_str(_SAMPLE)]).encode())
+        for token in range(self.size):
+            spelt = self._tokens.decode_bytes([token])
+            parts.update(len(spelt).to_bytes(4, "big") + spelt + bytes([self._tokens.is_special_token(token)]))
+        return parts.hexdigest()
+
+    def held(self, constraint: Constraint) -> Matcher:
+        """A fresh matcher. Raises UsageError for what cannot be compiled, naming why.
+
+        Takes whatever time the grammar takes: first `swarm.model.compiling.check`.
+        """
+        matcher = LLMatcher(self._tokens, grammar_of(constraint), log_level=0, limits=bounds())
+        if matcher.is_error():
+            raise UsageError(refusal_of(constraint.kind, matcher.get_error()))
+        return Matcher(matcher, self, constraint.after)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What may come next: `forced` alone, or where that is -1 the tokens of `bits` (one each, the lowest first)."""
+
+    forced: int
+    bits: bytes = b""
+
+    def mask(self, size: int) -> NDArray[np.bool_]:
+        """bool [size]."""
+        if self.forced >= 0:
+            found = np.zeros(size, np.bool_)
+            found[self.forced] = True
+            return found
+        return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=size, bitorder="little").astype(np.bool_)
+
+    def few(self, most: int) -> list[int]:
+        """All that may come, where that is at most so many tokens; else none."""
+        if self.forced >= 0:
+            return [self.forced]
+        found = np.frombuffer(self.bits, np.uint8)
+        some = np.flatnonzero(found)
+        if len(some) > most:
+            return []
+        tokens = [8 * int(byte) + bit for byte in some for bit in range(8) if found[byte] >> bit & 1]
+        return tokens if len(tokens) <= most else []
+
+    def allows(self, token: int) -> bool:
+        """Whether this token may come."""
+        if self.forced >= 0:
+            return token == self.forced
+        return 0 <= token < 8 * len(self.bits) and bool(self.bits[token >> 3] >> (token & 7) & 1)
+
+
+class Matcher:
+    """A constraint being followed. Goes from one text to another by what they share; not thread-safe.
+
+    `begins`: how many tokens of a sequence come before those that are held to it.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, begins: int) -> None:
+        self._matcher, self._vocabulary, self.begins = matcher, vocabulary, begins
+        self._at: list[int] = []
+        """The tokens that the matcher has consumed."""
+        self._dead_end = Allowed(vocabulary.ends[0])
+
+    def fresh(self, begins: int) -> Matcher:
+        """Another one of the same constraint, with nothing consumed."""
+        copy = self._matcher.deep_copy()
+        copy.reset()
+        return Matcher(copy, self._vocabulary, begins)
+
+    def after(self, tokens: Sequence[int]) -> Allowed:
+        """What may follow these tokens of the answer. After an end, or a text that was not allowed: the end alone.
+
+        Raises ModelError where the constraint takes more than `bounds` to go on from here.
+        """
+        if not self._go_to(list(tokens)):
+            return self._dead_end
+        matcher = self._matcher
+        if matcher.is_stopped():
+            self._check()
+            return self._dead_end
+        if forced := matcher.compute_ff_tokens():
+            return Allowed(int(forced[0]))
+        bits = matcher.compute_bitmask()
+        self._check()
+        found = np.frombuffer(bits, np.uint8)
+        some = np.flatnonzero(found)
+        if len(some) == 0:
+            return self._dead_end
+        if len(some) == 1 and (only := int(found[some[0]])) & (only - 1) == 0:
+            return Allowed(8 * int(some[0]) + only.bit_length() - 1)
+        return Allowed(-1, bits)
+
+    def _go_to(self, tokens: list[int]) -> bool:
+        """Whether the constraint allows these tokens, end included; the matcher stands after them then."""
+        shared = _shared(self._at, tokens)
+        if shared < len(self._at):
+            self._matcher.rollback(len(self._at) - shared)
+            del self._at[shared:]
+        wanted = tokens[shared:]
+        if wanted:
+            if any(token in self._vocabulary.ends for token in wanted[:-1]):
+                return False
+            size = self._vocabulary.size
+            if not all(0 <= token < size for token in wanted):
+                return False
+            taken = self._matcher.try_consume_tokens(wanted)
+            self._check()
+            self._at += wanted[:taken]
+            return taken == len(wanted)
+        return True
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ModelError(f"this answer's constraint takes too much to follow: {self._matcher.get_error()[:200]}")
+
+
+def _shared(one: list[int], other: list[int]) -> int:
+    """Length of the common beginning."""
+    most = min(len(one), len(other))
+    if one[:most] == other[:most]:
+        return most
+    return next(index for index in range(most) if one[index] != other[index])

@@ -1,0 +1,56 @@
+"""Drawing the tokens of a frame, with what came before each row where sampling looks at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from swarm.base.errors import ModelError
+from swarm.model.held import Allowed, Matcher
+from swarm.model.rows import Rows
+from swarm.model.sampler import Picked, Sampling, pick
+from swarm.ring.kept_rows import SlotTokens
+
+MASKING_S = 2.0
+"""Longest that the masks of one frame may take, in seconds. Honest ones take 0.05 ms a row; what a constraint may take
+for one row is bounded in counts, and this ends a run that would keep a node at those bounds for every row."""
+
+
+def needs_tokens(sampling: Sampling) -> bool:
+    """Whether whoever draws must know the tokens themselves: a penalty or a constraint looks at them."""
+    return sampling.repetition_penalty != 1.0 or sampling.constraint is not None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a run's tokens are drawn. `tokens` and `held_to` are there where the sampling needs them."""
+
+    sampling: Sampling
+    tokens: SlotTokens | None = None
+    held_to: Matcher | None = None
+
+    def pick(self, logits: torch.Tensor, positions: Sequence[int], rows: Rows) -> list[Picked]:
+        """The token after each wanted row; `positions` are those of the tokens drawn. Raises ModelError."""
+        contexts = None
+        if self.sampling.repetition_penalty != 1.0:
+            assert self.tokens is not None
+            contexts = self.tokens.contexts(rows)
+        return pick(logits, positions, self.sampling, contexts, self.allowed(rows))
+
+    def allowed(self, rows: Rows) -> list[Allowed] | None:
+        """What the constraint allows after each wanted row; None without one. Raises ModelError."""
+        if self.sampling.constraint is None:
+            return None
+        assert self.tokens is not None
+        if self.held_to is None:
+            raise ModelError("expected the run's constraint to be compiled before its first token is drawn")
+        found = []
+        ends = time.monotonic() + MASKING_S
+        for answer in self.tokens.answers(rows, self.held_to.begins):
+            found.append(self.held_to.after(answer))
+            if time.monotonic() > ends:
+                raise ModelError(f"this run's constraint takes more than {MASKING_S:g} s for the rows of one frame")
+        return found

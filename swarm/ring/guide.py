@@ -1,0 +1,57 @@
+"""What a run's constraint says of the nodes of its token tree: which drafts are legal, and what is forced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from draft.base import Child
+from draft.tree import Node, TokenTree
+from swarm.model.held import Allowed, Matcher
+
+_KNOWN = 4096
+_FEW = 4
+_LEAST = 1e-6
+
+
+class Guide:
+    """The requester's own matcher, asked about nodes. It follows the root by what it is told in `advanced`."""
+
+    def __init__(self, held_to: Matcher) -> None:
+        self._held_to = held_to
+        self._answer: list[int] = []
+        """Tokens of the answer down to the root, which is its last one."""
+        self._known: dict[int, Allowed] = {}
+
+    def advanced(self, token: int) -> None:
+        """The root moved on to a node of this token."""
+        self._answer.append(token)
+        if len(self._known) > _KNOWN:  # nodes that are gone are never asked for again
+            self._known.clear()
+
+    def after(self, tree: TokenTree, node: Node) -> Allowed:
+        """What may follow a live node of the tree. Raises ModelError."""
+        found = self._known.get(node.id)
+        if found is None:
+            path = [below.token for below in tree.path(node)]
+            found = self._known[node.id] = self._held_to.after([*self._answer, *path])
+        return found
+
+    def legal(self, tree: TokenTree, node: Node, children: Sequence[Child]) -> tuple[Child, ...]:
+        """Those of a drafter's children of `node` that the constraint allows, each as likely as it is among these.
+
+        Where there are only a few and the drafter thought of none, all of them.
+        """
+        allowed = self.after(tree, node)
+        legal = [child for child in children if allowed.allows(child.token)]
+        if not legal:
+            few = allowed.few(_FEW)
+            return tuple(Child(token, 1.0 / len(few)) for token in few)
+        mass = sum(child.confidence for child in legal)
+        left = mass + max(0.0, 1.0 - sum(child.confidence for child in children))
+        return tuple(Child(child.token, child.confidence / max(left, mass, _LEAST)) for child in legal)
+
+    def extend(self, tree: TokenTree, node: Node, floor: float) -> None:
+        """Make what is forced below a node that is likely enough to be sent: a chain of certain children."""
+        walk: Node | None = node
+        while walk is not None and tree.chance(walk) >= floor and (token := self.after(tree, walk).forced) >= 0:
+            walk = tree.force(walk, token)

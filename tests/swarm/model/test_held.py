@@ -1,0 +1,234 @@
+"""Matchers: what they allow does not depend on the way there, and what they take is bounded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from draft.base import Child
+from draft.tree import TokenTree
+from swarm.base.errors import ModelError, UsageError
+from swarm.model.compiling import Compiler
+from swarm.model.constraint import MAX_CHARS, Constraint, engine
+from swarm.model.grammars import from_choices, from_grammar, from_schema
+from swarm.model.held import Allowed, Matcher, Vocabulary
+from swarm.model.sampler import LEAST_LOGPROB, MAX_MARGIN, Sampling, masked, pick
+from swarm.ring.guide import Guide
+
+WORDS = ['{"', '":', ' "', '", "', "name", "age", "city", "Paris", '"}', "tr", "ue"]
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, and a few words made of them by merges, so that text has more than one spelling."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab, merges = {letter: number for number, letter in enumerate(alphabet)}, []
+    for word in WORDS:
+        parts = list(word.replace(" ", "Ġ"))
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts[:2] = [parts[0] + parts[1]]
+            vocab.setdefault(parts[0], len(vocab))
+    core = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
+
+
+SIZE = 320
+END = int(tokenizer().eos_token_id)
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    return Vocabulary(tokenizer(), SIZE, [END])
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[Compiler]:
+    made = Compiler(vocabulary)
+    yield made
+    made.close()
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 4},
+        "age": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+        "city": {"enum": ["Paris", "Pau", True]},
+    },
+    "required": ["name", "city"],
+    "additionalProperties": False,
+}
+CONSTRAINTS = [
+    from_schema(SCHEMA),
+    from_schema({"type": "array", "items": {"type": "boolean"}, "maxItems": 3}),
+    Constraint("regex", "(name|age)+: [0-9]{1,3}"),
+    from_choices(["name", "names", "nam"]),
+    from_grammar('root ::= item ("," item)*\nitem ::= "a" [0-9] | "tr" "ue"'),
+]
+
+
+def walk(held: Matcher, choices: Sequence[int], most: int = 60) -> list[int]:
+    """A text that is allowed, each token chosen by a number."""
+    tokens: list[int] = []
+    for choice in choices[:most]:
+        allowed = np.flatnonzero(held.after(tokens).mask(SIZE))
+        tokens.append(int(allowed[choice % len(allowed)]))
+    return tokens
+
+
+numbers = st.lists(st.integers(0, 10_000), min_size=1, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(CONSTRAINTS), st.lists(numbers, min_size=2, max_size=4), st.integers(0, 2**32))
+def test_what_is_allowed_does_not_depend_on_the_way_there(
+    constraint: Constraint, ways: list[list[int]], seed: int
+) -> None:
+    """One matcher that goes back and forth between texts, as over a tree, and a fresh one for each."""
+    one = vocabulary().held(constraint)
+    texts = [walk(vocabulary().held(constraint), way) for way in ways]
+    asked = [text[:end] for text in texts for end in range(len(text) + 1)]
+    for index in np.random.default_rng(seed).permutation(len(asked)):
+        text = asked[int(index)]
+        assert one.after(text) == vocabulary().held(constraint).after(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(CONSTRAINTS), numbers, st.integers(0, SIZE + 5))
+def test_after_what_is_not_allowed_only_the_end_comes(constraint: Constraint, way: list[int], wrong: int) -> None:
+    held = vocabulary().held(constraint)
+    text = walk(held, way, 6)
+    allowed = held.after(text)
+    if not allowed.allows(wrong) and not np.isin(END, text):
+        # Another spelling of forced text is not what comes, but it reads the same; whatever it is, it ends well.
+        assert held.after([*text, wrong, wrong]).mask(SIZE).any()
+    assert held.after([*text, SIZE + 1]) == Allowed(END)
+    assert held.after(text) == allowed
+
+
+@settings(max_examples=40, deadline=None)
+@given(numbers, st.integers(0, 5))
+def test_a_whole_walk_fits_the_schema(way: list[int], seed: int) -> None:
+    held = vocabulary().held(CONSTRAINTS[0])
+    rng = np.random.default_rng(seed)
+    tokens = walk(held, way)
+    for _ in range(400):
+        if tokens and tokens[-1] == END:
+            break
+        allowed = held.after(tokens)
+        tokens.append(END if allowed.allows(END) else int(rng.choice(np.flatnonzero(allowed.mask(SIZE)))))
+    if tokens[-1] == END:
+        tokens = tokens[: tokens.index(END)]
+        jsonschema.validate(json.loads(tokenizer().decode(tokens)), SCHEMA)
+        assert held.after([*tokens, END]) == Allowed(END) == held.after([*tokens, END, END])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(CONSTRAINTS), numbers, st.integers(0, 2**32), st.sampled_from([0.0, 0.7, 3.0]))
+def test_masked_sampling_is_sampling_of_masked_logits(
+    constraint: Constraint, way: list[int], seed: int, temperature: float
+) -> None:
+    held = vocabulary().held(constraint)
+    text = walk(held, way)
+    prefixes = [text[:end] for end in range(len(text))]
+    allowed = [held.after(prefix) for prefix in prefixes]
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 4, (len(text), SIZE)).astype(np.float32))
+    positions = list(range(len(text)))
+    sampling = Sampling(temperature, seed=seed, top_p=0.9, top_k=20, logprobs=2, constraint=constraint)
+    by_hand = torch.full_like(logits, -torch.inf)
+    for row, entry in enumerate(allowed):
+        for token in range(SIZE):
+            if entry.allows(token):
+                by_hand[row, token] = logits[row, token]
+    assert torch.equal(masked(logits, allowed), by_hand)
+    free = Sampling(temperature, seed=seed, top_p=0.9, top_k=20, logprobs=2)
+    found = pick(logits, positions, sampling, allowed=allowed)
+    assert found == pick(by_hand, positions, free)
+    for entry, drawn in zip(allowed, found, strict=True):
+        assert entry.allows(drawn.token) and drawn.logprob <= 1e-6
+        assert all(value >= LEAST_LOGPROB for _, value in drawn.top)
+        if entry.forced >= 0:
+            assert (drawn.token, drawn.margin, drawn.logprob) == (entry.forced, MAX_MARGIN, 0.0)
+
+
+def test_forced_text_is_the_tokenizers_own_spelling() -> None:
+    held = vocabulary().held(CONSTRAINTS[0])
+    tokens: list[int] = []
+    while (forced := held.after(tokens).forced) >= 0:
+        tokens.append(forced)
+    assert tokenizer().decode(tokens) in ('{"name": "', '{"name":', '{"name": ')
+    assert tokens == tokenizer().encode('{"name": "x')[: len(tokens)] and len(tokens) < len('{"name":')
+
+
+def test_a_guide_leaves_only_legal_drafts_and_makes_what_is_forced() -> None:
+    guide, start = Guide(vocabulary().held(from_choices(["name: a", "name: b"]))), 7
+    tree = TokenTree(start, 3, 32)
+    guide.extend(tree, tree.root, 0.01)
+    chain = [node.token for node in tree.live.values()][1:]
+    assert tokenizer().decode(chain) in ("name:", "name: ")
+    assert all(node.share == 1.0 for node in tree.live.values())
+    tip = max(tree.live.values(), key=lambda node: node.position)
+    children = [Child(token, 0.5) for token in tokenizer().encode("ab")] + [Child(END, 0.1)]
+    legal = guide.legal(tree, tip, [*children, Child(5, 0.1)])
+    spelt = [tokenizer().decode([child.token]) for child in legal]
+    assert spelt in (["a", "b"], []) and Child(5, 0.1) not in legal
+    moved = Guide(vocabulary().held(from_choices(["name: a", "name: b"])))
+    for token in chain:
+        moved.advanced(token)
+    other = TokenTree(chain[-1], 3 + len(chain), 32)
+    assert moved.after(other, other.root) == vocabulary().held(from_choices(["name: a", "name: b"])).after(chain)
+
+
+def test_what_takes_too_long_is_ended_and_the_next_is_read(compiler: Compiler) -> None:
+    endless = from_schema({"allOf": [{"type": "string", "pattern": f".*{i}.*"} for i in range(60)]})
+    with pytest.raises(UsageError, match="more than 0.8 s"):
+        compiler.held(compiler.ready(endless, 0))
+    assert compiler.held(compiler.ready(from_choices(["a"]), 0)).after([]).mask(SIZE).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("constraint", "said"),
+    [
+        (from_schema({"not": {"type": "string"}}), "not"),
+        (from_schema({"type": "objct"}), "objct"),
+        (Constraint("regex", "(a"), "regex"),
+        (Constraint("lark", "start: missing"), "missing"),
+        (Constraint("json_schema", "{"), "JSON"),
+    ],
+)
+def test_a_refusal_says_why(compiler: Compiler, constraint: Constraint, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        compiler.held(compiler.ready(constraint, 0))
+
+
+def test_constraints_for_other_readers_are_refused(compiler: Compiler) -> None:
+    digest = compiler.vocabulary.digest
+    for other, said in (
+        (Constraint("regex", "a", "x 1", digest), "x 1"),
+        (Constraint("regex", "a", engine(), "00"), "00"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            compiler.held(other)
+
+
+def test_sizes_are_bounded() -> None:
+    for text in ("", "x" * (MAX_CHARS + 1), "é" * MAX_CHARS, "\ud800"):
+        with pytest.raises(UsageError, match="constraint of 1 to"):
+            Constraint("regex", text)
+    with pytest.raises(UsageError, match="kind"):
+        Constraint("xml", "a")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="no token that ends"):
+        Vocabulary(tokenizer(), SIZE, [])
