@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from draft.base import ROOT, Child, DraftNode, DraftStep, Expansion
 from draft.lm import LmDrafter
-from draft.vocabulary import Vocabulary
+from draft.vocabulary import ByteVocabulary
 from swarm.model.sampler import Sampling, gumbel
 
 KEPT_PIECES = 2
@@ -60,8 +60,8 @@ class Pair:
     to_target  special ids of the drafter to one that ends a text of the target
     """
 
-    target: Vocabulary
-    own: Vocabulary
+    target: ByteVocabulary
+    own: ByteVocabulary
     to_own: Mapping[int, int]
     to_target: Mapping[int, int]
 

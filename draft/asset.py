@@ -22,7 +22,7 @@ from draft.across import AcrossDrafter, Pair
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
 from draft.packed import can_pack, pack_linears
-from draft.vocabulary import END_TURN, Vocabulary, same_specials
+from draft.vocabulary import END_TURN, ByteVocabulary, same_specials
 from swarm.base.errors import UsageError
 from swarm.base.events import Report, silent
 from swarm.model.block import Block, load_block
@@ -185,7 +185,7 @@ def across(
     inner: LmDrafter, own: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, ends: AbstractSet[int]
 ) -> AcrossDrafter:
     """`inner`, whose tokenizer is `own`, as drafter for a target with another one."""
-    theirs, ours = Vocabulary(target), Vocabulary(own)
+    theirs, ours = ByteVocabulary(target), ByteVocabulary(own)
     back = {token: end for token, end in same_specials(ours.special, theirs.special).items() if end in ends}
     if ends:
         closing = {token: min(ends) for token, name in ours.special.items() if name in END_TURN}

@@ -1,7 +1,7 @@
 """Texts as one tokenizer's ids and back, in bytes: what two vocabularies have in common.
 
-A token may be part of a character, and a text may end in one, so everything here is bytes. `Vocabulary.encode` gives
-the ids that the tokenizer itself would choose wherever these spell the text, and some that do otherwise.
+A token may be part of a character, and a text may end in one, so everything here is bytes. `ByteVocabulary.encode`
+gives the ids that the tokenizer itself would choose wherever these spell the text, and some that do otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ANCHOR = "\n"
 _CACHED = 1 << 15
 
 
-class Vocabulary:
+class ByteVocabulary:
     """A tokenizer's ids, spelled. Specials (see `swarm.model.text.spelling.special_tokens`) have names and no bytes."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

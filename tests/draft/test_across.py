@@ -19,7 +19,7 @@ from draft.across import AcrossDrafter, Pair
 from draft.asset import across
 from draft.base import ROOT, Child, DraftNode, DraftStep, Expansion
 from draft.lm import LmDrafter
-from draft.vocabulary import Vocabulary, same_specials
+from draft.vocabulary import ByteVocabulary, same_specials
 from swarm.model.rows import Layout
 from swarm.model.sampler import Sampling, gumbel
 from tests.draft.tiny import save_tiny, tiny_block, tiny_tokenizer
@@ -64,10 +64,10 @@ def pieces_of_words() -> PreTrainedTokenizerFast:
 
 
 KINDS = {
-    "bytes": Vocabulary(tiny_tokenizer()),
-    "small": Vocabulary(byte_level(290)),
-    "large": Vocabulary(byte_level(340)),
-    "pieces": Vocabulary(pieces_of_words()),
+    "bytes": ByteVocabulary(tiny_tokenizer()),
+    "small": ByteVocabulary(byte_level(290)),
+    "large": ByteVocabulary(byte_level(340)),
+    "pieces": ByteVocabulary(pieces_of_words()),
 }
 TEXTS = st.one_of(
     st.binary(max_size=24),
@@ -117,7 +117,7 @@ def test_specials_mean_the_same() -> None:
 class Parrot(LmDrafter):
     """Reads like a model, in the drafter's tokens, and always says the same text by its own tokenizer."""
 
-    def __init__(self, vocabulary: Vocabulary, text: bytes, prompt: bytes) -> None:
+    def __init__(self, vocabulary: ByteVocabulary, text: bytes, prompt: bytes) -> None:
         self._words = vocabulary
         self._said = vocabulary.encode(prompt + text)
         self._paths: dict[int, tuple[int, ...]] = {}
@@ -163,7 +163,7 @@ def test_what_the_drafter_would_say_is_proposed_in_the_targets_tokens(ours: str,
     assert right >= (0.4 if ours == "bytes" else 0.85) * len(truth)
 
 
-def pair_of(target: Vocabulary, own: Vocabulary) -> Pair:
+def pair_of(target: ByteVocabulary, own: ByteVocabulary) -> Pair:
     return Pair(target, own, same_specials(target.special, own.special), {})
 
 
