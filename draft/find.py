@@ -3,7 +3,8 @@
 1. A drafter beside the target: its folder's `drafter`, or `NAME.drafter` beside `NAME.gguf`.
 2. The drafter that ships with this package for the target.
 3. The smallest model in the store that has the target's tokenizer.
-4. The default model, across vocabularies; it is fetched when it is not here (98 MB).
+4. The default model, across vocabularies, where it is here (`swarm model pull`; 98 MB). Nothing is fetched unasked: a
+   machine without a network would wait for it at every start.
 
 3 and 4 have at most half the target's bytes. Whether drafting pays is measured while a run is under way.
 """
@@ -50,9 +51,16 @@ def find_drafter(
     largest = LARGEST_SHARE * _nbytes(target)
     if (sibling := _sibling(target, tokenizer, store, largest)) is not None:
         return Found(sibling, "the smallest model here with the same tokenizer")
-    if NAMED[DEFAULT_MODEL].nbytes <= largest:
+    if NAMED[DEFAULT_MODEL].nbytes <= largest and _is_here(DEFAULT_MODEL, store):
         return Found(DEFAULT_MODEL, "no smaller model here has the target's tokenizer")
     return None
+
+
+def _is_here(ref: str, store: ModelStore) -> bool:
+    try:
+        return store.path(ref).exists()
+    except ModelError:
+        return False
 
 
 def _beside(path: Path) -> Path | None:

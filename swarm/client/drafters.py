@@ -22,6 +22,7 @@ from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Notice, Report
 from swarm.model.device import choose_device
 from swarm.model.files.checkpoint import Checkpoint
+from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.sampler import Sampling
 from swarm.run.api import Draft, RunRequest
@@ -105,7 +106,8 @@ def load_drafters(
                 f"expected a drafter for {target.manifest.model}, none was found; give --draft-model REF, or make "
                 "one: swarm draft distill"
             )
-        return Drafters(why=f"earlier text alone drafts: no model of at most half the size of {target.manifest.model}")
+        more = f"swarm model pull {DEFAULT_MODEL} adds a drafter where the target is large"
+        return Drafters(why=f"earlier text alone drafts: no fitting model is here; {more}")
     device, context = choose_device(gpu), target.manifest.context
     try:
         lm = load_drafter(found.ref, target, tokenizer, store, device, context=context, report=report, ends=ends)

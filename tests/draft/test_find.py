@@ -54,7 +54,12 @@ def test_the_order_of_what_is_found(tmp_path: Path) -> None:
     manifest, tokenizer = open_model(str(target), store).manifest, tiny_tokenizer()
     assert find_drafter(manifest, tokenizer, store, target) is None  # a tiny target: the default model is far larger
     huge = heavier(manifest, 100_000)
-    found = find_drafter(huge, tokenizer, Shelf(tmp_path / "store", [other]), target)
+    assert (
+        find_drafter(huge, tokenizer, Shelf(tmp_path / "store", [other]), target) is None
+    )  # nothing is fetched unasked
+    shelf = Shelf(tmp_path / "store", [other])
+    shelf.path = lambda ref: other  # type: ignore[method-assign]  # as if it had been pulled
+    found = find_drafter(huge, tokenizer, shelf, target)
     assert found is not None and found.ref == DEFAULT_MODEL
     found = find_drafter(huge, tokenizer, Shelf(tmp_path / "store", [other, small]), target)
     assert found is not None and found.ref == str(small)

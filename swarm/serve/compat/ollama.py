@@ -14,7 +14,6 @@ from typing import Any
 
 from aiohttp import web
 
-from swarm import __version__
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.backend import Backend
 from swarm.serve.compat.shapes import a_list, a_text, an_object, given, no_pictures
@@ -29,6 +28,9 @@ from swarm.serve.voice import Event, Json, delta_of
 from swarm.serve.web import read_json
 
 _SAME = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty")
+FOLLOWED_VERSION = "0.13.0"
+"""What /api/version says: the version of the API that is spoken. Clients compare it with the least that they need."""
+
 NEVER_S = 1e9
 """Lines are JSON objects: there is none that a client would skip, so nothing is sent while it waits."""
 
@@ -60,7 +62,7 @@ class OllamaViews:
         return web.json_response({"models": [{**self._entry(), "size_vram": 0, "expires_at": self._since}]})
 
     async def version(self, request: web.Request) -> web.Response:
-        return web.json_response({"version": __version__})
+        return web.json_response({"version": FOLLOWED_VERSION})
 
     async def show(self, request: web.Request) -> web.Response:
         body = an_object(await read_json(request, self._config), "the body")
