@@ -95,6 +95,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
     member = member_config(arguments)
+    arguments.host = arguments.host.removeprefix("[").removesuffix("]")
     check_http_port(arguments.host, arguments.port)
     from swarm.client.client import RequesterConfig
     from swarm.serve.config import GatewayConfig
@@ -140,6 +141,7 @@ async def serve_until_stopped(
     from receipts.check.verify import verify
     from swarm.client.client import Requester
     from swarm.serve.gateway import gateway
+    from swarm.serve.listen import url_of
     from swarm.terminal.progress import EventLog, tee
 
     log = EventLog()
@@ -151,6 +153,6 @@ async def serve_until_stopped(
         connected as requester,
         gateway(requester, config, lambda data: verify(data).as_json(), host, port, log.as_json, hurry) as (host, port),
     ):
-        say(f"serving {requester.manifest.model} at http://{host}:{port} (dashboard: /, API: /v1)")
+        say(f"serving {requester.manifest.model} at {url_of(host, port)} (dashboard: /, API: /v1)")
         await stop.wait()
         say(f"stopping: answers under way may finish within {config.grace_s:g} s; Ctrl-C again ends them now")

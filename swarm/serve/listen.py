@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -122,7 +123,10 @@ async def listening(
     async with runner_of(app, config) as server:
         loop = asyncio.get_running_loop()
         try:
-            sockets = await loop.create_server(Entrance(server, limit), host, port, backlog=1024)
+            if host == "::":  # both families, as everybody who writes it means
+                sockets = await loop.create_server(Entrance(server, limit), sock=both_families(port), backlog=1024)
+            else:
+                sockets = await loop.create_server(Entrance(server, limit), host, port, backlog=1024)
         except OSError as exc:
             raise UsageError(
                 f"cannot listen on {host} port {port}: {exc.strerror or exc}; choose another with --host and --port"
@@ -132,6 +136,25 @@ async def listening(
             yield name[0], name[1]
         finally:
             sockets.close()
+
+
+def both_families(port: int) -> socket.socket:
+    """A bound socket on every address, IPv6 and IPv4. Raises OSError when the port is taken."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("::", port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def url_of(host: str, port: int) -> str:
+    """What can be pasted into a browser on this machine."""
+    shown = {"::": "localhost", "0.0.0.0": "127.0.0.1"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
 
 
 def _allow_descriptors(wanted: int) -> int:

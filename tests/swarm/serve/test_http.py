@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from receipts.check.verify import verify
 from swarm.base.errors import UsageError
+from swarm.serve.config import GatewayConfig
+from swarm.serve.gateway import gateway
 from swarm.serve.keys import find_user, load_keys
+from swarm.serve.listen import url_of
 from tests.swarm.serve.conftest import Serve, Served
+from tests.swarm.serve.tiny import TinyBackend
 
 HELLO = [{"role": "user", "content": "hello"}]
 SECRET = "0123456789abcdef"
@@ -371,3 +376,19 @@ async def test_fields_that_nobody_reads_are_named_in_a_header(served: Served) ->
         body = {"prompt": "x", "max_tokens": 1, "temprature": 1, "a\r\nb: c": 2}
         async with served.http.post(path, json=body) as answer:
             assert answer.status == 200 and answer.headers["x-ignored-fields"] == "temprature, a??b??c"
+
+
+async def test_all_addresses_mean_both_families(backend: TinyBackend) -> None:
+    async with (
+        gateway(backend, GatewayConfig(), lambda data: {}, "::", 0) as (host, port),
+        aiohttp.ClientSession() as client,
+    ):
+        assert url_of(host, port) == f"http://localhost:{port}"
+        for name in ("127.0.0.1", "[::1]"):
+            async with client.get(f"http://{name}:{port}/healthz") as answer:
+                assert answer.status == 200
+
+
+def test_an_address_that_is_told_can_be_pasted() -> None:
+    assert url_of("::1", 80) == "http://[::1]:80" and url_of("127.0.0.1", 8080) == "http://127.0.0.1:8080"
+    assert url_of("0.0.0.0", 8080) == "http://127.0.0.1:8080"
