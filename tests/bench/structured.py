@@ -18,10 +18,11 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from swarm.base.config import DEFAULT_MODEL, MemberConfig
+from swarm.base.config import MemberConfig
 from swarm.client.client import Requester, RequesterConfig
 from swarm.model.compiling import Compiler
 from swarm.model.files.checkpoint import load_tokenizer
+from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.grammars import from_schema
 from swarm.model.held import Vocabulary

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from receipts.check.verify import verify
-from swarm.base.config import DEFAULT_MODEL
 from swarm.cli.main import main
 from swarm.model.block import load_block
 from swarm.model.dtype import choose_dtype
+from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool

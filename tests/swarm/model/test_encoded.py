@@ -23,8 +23,8 @@ from swarm.model.quant.encoding import EncodedMatrix, MovedColumns
 from swarm.model.quant.matrix import PackedMatrix
 from swarm.model.quant.native import library
 from tests.swarm.model import encoded_files as files
-from tests.swarm.model.files.test_gguf import logits_of, plain
-from tests.swarm.model.tiny import CPU, random_model, tiny_config
+from tests.swarm.model.files.test_gguf import LAYOUT, TEXT
+from tests.swarm.model.tiny import CPU, certain, logits_of, plain, random_model, tiny_config
 
 UP = "model.layers.1.mlp.up_proj"
 
@@ -140,7 +140,7 @@ def test_a_quantised_folder_is_the_model_of_its_numbers(
     else:
         assert torch.equal(weight, wanted)
     for cuts in ((0, 3), (0, 1, 3)):
-        torch.testing.assert_close(logits_of(checkpoint, cuts), plain(model), rtol=0, atol=3e-5)
+        torch.testing.assert_close(logits_of(checkpoint, TEXT, cuts), plain(model, TEXT), rtol=0, atol=3e-5)
     assert name in store.show(str(tmp_path / "model")).formats
 
     matrix = checkpoint.hold(f"{UP}.weight", without_kernel=False)
@@ -194,13 +194,11 @@ def test_a_packed_block_says_what_the_numbers_say(tmp_path: Path, store: ModelSt
     write, stated = files.gptq(sym=False, desc_act=True), gptq(sym=False, desc_act=True)
     model = files.save_encoded(tmp_path / "model", tiny(), write, stated)
     checkpoint = open_model(str(tmp_path / "model"), store)
-    wanted = plain(model)
+    wanted = plain(model, TEXT)
     block = load_block(checkpoint, 0, 3, CPU, torch.float32, weights="stored")
     from swarm.model.block import Job
     from swarm.model.kvcache import KVPool
     from swarm.model.rows import no_commits
-    from tests.swarm.model.files.test_gguf import LAYOUT, TEXT
-    from tests.swarm.model.tiny import certain
 
     kv = KVPool(block, 1 << 30).open(LAYOUT, 0, 3)
     (found,) = block.forward([Job(kv, no_commits(), certain(TEXT, 0, LAYOUT), None)])
@@ -226,7 +224,7 @@ def test_experts_in_fp8_are_read_one_by_one(tmp_path: Path, store: ModelStore) -
     files.save_encoded(tmp_path / "model", model, write, BLOCK, apart)
     checkpoint = open_model(str(tmp_path / "model"), store)
     for cuts in ((0, 6), (0, 3, 6)):
-        torch.testing.assert_close(logits_of(checkpoint, cuts), plain(model), rtol=0, atol=3e-5)
+        torch.testing.assert_close(logits_of(checkpoint, TEXT, cuts), plain(model, TEXT), rtol=0, atol=3e-5)
 
 
 def test_groups_of_settings_are_for_the_layers_that_they_name(tmp_path: Path, store: ModelStore) -> None:
@@ -241,7 +239,7 @@ def test_groups_of_settings_are_for_the_layers_that_they_name(tmp_path: Path, st
     stated["config_groups"]["group_1"] = {"targets": [r"re:.*mlp\.down_proj$"], "weights": channel}
     model = files.save_encoded(tmp_path / "model", tiny(), write, stated)
     checkpoint = open_model(str(tmp_path / "model"), store)
-    torch.testing.assert_close(logits_of(checkpoint, (0, 2, 3)), plain(model), rtol=0, atol=3e-5)
+    torch.testing.assert_close(logits_of(checkpoint, TEXT, (0, 2, 3)), plain(model, TEXT), rtol=0, atol=3e-5)
     stated["config_groups"]["group_1"]["targets"] = ["re:(.*)*mlp"]
     files.save_encoded(tmp_path / "other", tiny(), four, stated)
     with pytest.raises(ModelError, match="is too involved to follow"):

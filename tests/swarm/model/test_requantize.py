@@ -25,10 +25,10 @@ from swarm.model.quant.kquants import quantize_q4_k
 from swarm.model.quant.native import library
 from swarm.model.requantize import TARGETS, requantize
 from tests.swarm.model import encoded_files as files
-from tests.swarm.model.files.test_gguf import llama, logits_of, plain
+from tests.swarm.model.files.test_gguf import TEXT, llama
 from tests.swarm.model.gguf_files import write_gguf
 from tests.swarm.model.test_encoded import gptq, tiny
-from tests.swarm.model.tiny import random_model, tiny_config
+from tests.swarm.model.tiny import logits_of, plain, random_model, tiny_config
 
 FORMATS = {
     "q4_k": {"ggml:Q5_0", "ggml:Q8_0"},  # 64 and 96 columns are no multiples of 256
@@ -70,9 +70,9 @@ def test_a_smaller_model_is_read_and_compared(to: str, folder: Path, tmp_path: P
     before, after = open_model(str(folder), store), open_model(str(tmp_path / "out"), store)
     assert len({entry.digest for entry in after.manifest.tensors}) == 4
     assert load_tokenizer(str(tmp_path / "out"), store)("the sea")["input_ids"] == [2, 0]
-    whole, cut = logits_of(after, (0, 3)), logits_of(after, (0, 2, 3))
+    whole, cut = logits_of(after, TEXT, (0, 3)), logits_of(after, TEXT, (0, 2, 3))
     torch.testing.assert_close(cut, whole, rtol=0, atol=3e-5)
-    assert float((whole - logits_of(before, (0, 3))).abs().max()) < 0.2 * float(whole.abs().max())
+    assert float((whole - logits_of(before, TEXT, (0, 3))).abs().max()) < 0.2 * float(whole.abs().max())
     if library() is not None and to != "fp8":
         assert after.hold("model.layers.0.mlp.up_proj.weight", without_kernel=False) is not None
     names = {w.entry.name for w in after.weights.values()}
@@ -110,9 +110,9 @@ def test_ggufs_experts_tied_heads_and_quantised_models_are_read(tmp_path: Path, 
         made = quantize(store, ref, "q8_0", tmp_path / f"out{number}", False)
         assert made.quality is None
         after = open_model(str(made.path), store)
-        wanted = plain(model)
+        wanted = plain(model, TEXT)
         n = after.manifest.n_layers
-        found = logits_of(after, (0, n // 2, n))
+        found = logits_of(after, TEXT, (0, n // 2, n))
         # The median: a rounding may choose another expert for a row.
         assert float((found - wanted).abs().median()) < 0.05 * float(wanted.abs().median())
         rounded = [w for w in after.weights.values() if w.entry.format == "ggml:Q8_0"]

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import swarm.node.host
-from swarm.base.config import DEFAULT_MODEL, JoinConfig, MemberConfig
+from swarm.base.config import JoinConfig, MemberConfig
 from swarm.base.errors import ModelError
 from swarm.base.events import silent
 from swarm.discovery.model_shape import model_shape
+from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.overflow import SplitBlock
 from swarm.model.packing import PACKED

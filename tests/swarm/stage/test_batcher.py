@@ -26,6 +26,7 @@ class Session:
     kept_until: float = 0.0
     closing: bool = False
     closed: bool = False
+    waits_for_constraint: bool = False
 
     def frame(self) -> None:
         self.queue.append(SimpleNamespace(frame=SimpleNamespace(rows=[0]), since=asyncio.get_running_loop().time()))

@@ -353,9 +353,9 @@ def test_a_model_of_every_type_is_the_model_of_its_numbers(kind: str, tmp_path: 
     again.close()
     checkpoint = open_model(str(tmp_path / "b.gguf"), store)
     for cuts in ((0, 3), (0, 1, 3)):
-        wanted = plain(model)
+        wanted = plain(model, TEXT)
         atol = 3e-5 * float(wanted.abs().max())
-        torch.testing.assert_close(logits_of(checkpoint, cuts), wanted, rtol=0, atol=atol)
+        torch.testing.assert_close(logits_of(checkpoint, TEXT, cuts), wanted, rtol=0, atol=atol)
     q = "model.layers.0.self_attn.q_proj.weight"
     matrix = checkpoint.hold(q, without_kernel=True)
     assert torch.equal(matrix.rows(torch.arange(256)), state[q])
