@@ -8,9 +8,11 @@ short.
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ from swarm.base.errors import BusyError
 from swarm.model.linear.shapes import ConvShape, StateShape
 from swarm.model.linear.store import ConvStore, RuleStore, Store
 from swarm.model.rows import Commits, Layout
+
+MAPPED_BYTES = 1 << 20
+"""Stores from this size on are pages of their own."""
 
 SPARE = 1
 """Slots behind a session's own, that nothing ever sees: rows that only fill a frame up are written there."""
@@ -207,5 +212,10 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """Zeros; on a CPU the kernel hands out the pages when they are written, so an unused context costs nothing."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    words = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}[dtype.itemsize]
-    return torch.from_numpy(np.zeros(shape, words)).view(dtype)
+    words: Any = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}[dtype.itemsize]
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < MAPPED_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.from_numpy(np.zeros(shape, words)).view(dtype)
+    # From the kernel itself: calloc takes a free piece of the heap when there is one, and writes all of it.
+    pages = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.from_numpy(np.frombuffer(pages, words).reshape(shape)).view(dtype)
