@@ -102,7 +102,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_draft_model(
         speculation,
         "a small model, of any tokenizer: folder, short name or hub id (default: one beside the model, the one shipped "
-        "for it, a smaller one here with its tokenizer, or the default model)",
+        "for it, a smaller one here with its tokenizer, or the default model where it is here)",
     )
     run_group = parser.add_argument_group("the run")
     add_wire(run_group)

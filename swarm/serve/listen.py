@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from swarm.base.errors import UsageError
 from swarm.serve.config import GatewayConfig
+from swarm.serve.sockets import bound_socket, cannot_listen
 
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\nConnection: close\r\n"
@@ -124,31 +123,16 @@ async def listening(
         loop = asyncio.get_running_loop()
         try:
             if host == "::":  # both families, as everybody who writes it means
-                sockets = await loop.create_server(Entrance(server, limit), sock=both_families(port), backlog=1024)
+                sockets = await loop.create_server(Entrance(server, limit), sock=bound_socket(host, port), backlog=1024)
             else:
                 sockets = await loop.create_server(Entrance(server, limit), host, port, backlog=1024)
         except OSError as exc:
-            raise UsageError(
-                f"cannot listen on {host} port {port}: {exc.strerror or exc}; choose another with --host and --port"
-            ) from exc
+            raise cannot_listen(host, port, exc) from exc
         try:
             name = sockets.sockets[0].getsockname()
             yield name[0], name[1]
         finally:
             sockets.close()
-
-
-def both_families(port: int) -> socket.socket:
-    """A bound socket on every address, IPv6 and IPv4. Raises OSError when the port is taken."""
-    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("::", port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def url_of(host: str, port: int) -> str:
