@@ -14,8 +14,16 @@ from aiohttp import web
 
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.backend import Backend
-from swarm.serve.compat.ollama import fitted
-from swarm.serve.compat.shapes import a_list, a_text, an_object, anthropic_error, given, no_pictures
+from swarm.serve.compat.shapes import (
+    a_list,
+    a_text,
+    an_object,
+    anthropic_error,
+    arguments_of,
+    fitted,
+    given,
+    no_pictures,
+)
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
@@ -203,7 +211,12 @@ class AnthropicVoice:
         calls = message.get("tool_calls") or ()
         content: list[Json] = [{"type": "text", "text": message["content"]}] if message.get("content") else []
         content += [
-            {"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": _value(call["function"])}
+            {
+                "type": "tool_use",
+                "id": call["id"],
+                "name": call["function"]["name"],
+                "input": arguments_of(call["function"]),
+            }
             for call in calls
         ]
         reason, stop = self._reason(results[0], bool(calls))
@@ -246,10 +259,3 @@ def _usage(usage: Json) -> Json:
         "cache_read_input_tokens": cached,
         "cache_creation_input_tokens": 0,
     }
-
-
-def _value(function: Mapping[str, Any]) -> Any:
-    try:
-        return json.loads(function["arguments"])
-    except ValueError:
-        return {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,12 +15,12 @@ from aiohttp import web
 
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.backend import Backend
-from swarm.serve.compat.shapes import a_list, a_text, an_object, given, no_pictures
+from swarm.serve.compat.shapes import a_list, a_text, an_object, arguments_of, fitted, given, no_pictures
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
 from swarm.serve.messages import MAX_MESSAGES
-from swarm.serve.parse import ChatRequest, parse_chat_untrusted
+from swarm.serve.parse import parse_chat_untrusted
 from swarm.serve.plan import check_model, takes_tools
 from swarm.serve.stream import EventStream
 from swarm.serve.voice import Event, Json, delta_of
@@ -186,11 +185,6 @@ def _options(body: Mapping[str, Any]) -> Json:
     return {**wanted, **given(model=model_of(body)), "stream": True if stream is None else stream}
 
 
-def fitted(parsed: ChatRequest) -> ChatRequest:
-    """A wish for more tokens than the context holds gets what fits, as these APIs have it."""
-    return replace(parsed, wanted=replace(parsed.wanted, fit=True))
-
-
 def _head(model: str) -> Json:
     return {"model": model, "created_at": datetime.fromtimestamp(time.time(), UTC).isoformat()}
 
@@ -244,11 +238,7 @@ class OllamaVoice:
 
 
 def _call_told(function: Mapping[str, Any]) -> Json:
-    try:
-        arguments = json.loads(function["arguments"])
-    except ValueError:
-        arguments = {}
-    return {"function": {"name": function["name"], "arguments": arguments}}
+    return {"function": {"name": function["name"], "arguments": arguments_of(function)}}
 
 
 def _ended(result: RunResult) -> Json:

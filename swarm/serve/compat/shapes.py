@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.fields import describe
+from swarm.serve.parse import ChatRequest
 
 Json = dict[str, Any]
 
@@ -91,6 +94,19 @@ def no_pictures(path: str) -> ApiError:
 
 def _wrong(value: Any, path: str, expected: str) -> ApiError:
     return bad_field(path, f"expected '{path}' to be {expected}, found {describe(value)}", "invalid_type")
+
+
+def fitted(parsed: ChatRequest) -> ChatRequest:
+    """A wish for more tokens than the context holds gets what fits, as these APIs have it."""
+    return replace(parsed, wanted=replace(parsed.wanted, fit=True))
+
+
+def arguments_of(function: Mapping[str, Any]) -> Any:
+    """The arguments of a call as a value; what the model wrote may be no JSON, then there are none."""
+    try:
+        return json.loads(function["arguments"])
+    except ValueError:
+        return {}
 
 
 def given(**values: Any) -> Json:
