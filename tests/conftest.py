@@ -43,8 +43,10 @@ def gpu_is_missing() -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:  # a file stays in one process, with its fixtures; the lab's namespaces are one machine's
-        item.add_marker(pytest.mark.xdist_group("lab" if item.get_closest_marker("lab") else str(item.path)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))  # a file stays in one process, with its fixtures
+        if item.get_closest_marker("lab"):
+            item.add_marker(pytest.mark.alone)
     for marker, check in (("lab", lab_is_missing), ("gpu", gpu_is_missing)):
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and (reason := check()):

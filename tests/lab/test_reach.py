@@ -109,6 +109,6 @@ async def test_near_and_far_hosts_begin_at_once(tmp_path: Path, capsys: pytest.C
         found = (await reach_all([[pair] for pair in pairs], net, nodes)).values()
     with capsys.disabled():
         print("\n" + "\n".join(f"{r['asker']} {r['target']} {r['edge']} {r['seconds']} {r['rtt_ms']}" for r in found))
-    # It is a race: on a busy machine the relay may come in first for a pair or two, which is right, only slower.
-    assert sum(r["edge"] == "punched" for r in found) >= len(pairs) - 2, found
+    # It is a race: on a busy machine the relay may come in first for one pair, which is right, only slower.
+    assert sum(r["edge"] == "punched" for r in found) >= len(pairs) - 1, found
     assert all(float(str(r["seconds"])) < READY_SECONDS for r in found), found
