@@ -1,4 +1,4 @@
-"""A real `swarm serve` process over a real ring gets SIGTERM while it answers."""
+"""A real `swarm serve` process over a real ring gets SIGTERM while it answers; it and the tail keep public logs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from swarm.cli.main import main
 from swarm.testbed.cluster import LocalSwarm, local_ring
 from tests.swarm.serve.tiny import tiny_model, tiny_tokenizer
 
@@ -39,9 +40,11 @@ async def test_answers_under_way_end_and_new_ones_are_refused(tmp_path: Path) ->
     swarm = LocalSwarm(
         tmp_path / "swarm", model=str(model), arguments=("--cpu", "--threads", "1", "--dtype", "float32")
     )
-    async with asyncio.timeout(100), local_ring(swarm, [(0, 1), (1, 2)]) as ring:
+    logs = [tmp_path / "tail.log", tmp_path / "asker.log"]
+    async with asyncio.timeout(100), local_ring(swarm, [(0, 1)]) as ring:
+        tail = await ring.add((1, 2), "--log", str(logs[0]))
         words = ["serve", "--swarm", ring.invite, "--state", str(tmp_path / "asker"), "--models", str(tmp_path / "m")]
-        words += ["--no-lan", "--port", "0", "--speculation", "plain", "--grace", "60"]
+        words += ["--no-lan", "--port", "0", "--speculation", "plain", "--grace", "60", "--log", str(logs[1])]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "swarm", *words, stderr=asyncio.subprocess.PIPE
         )
@@ -59,7 +62,15 @@ async def test_answers_under_way_end_and_new_ones_are_refused(tmp_path: Path) ->
                     *chunks, last = await rest(stream)
                     assert last == "[DONE]" and chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
             assert await process.wait() == 0
+            assert await tail.stop() == 0
         finally:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+    receipts = [p for p in (tmp_path / "asker" / "receipts").glob("*.json") if not p.stem.endswith(".secrets")]
+    assert len(receipts) == STREAMS
+    for receipt in receipts:
+        for log in logs:
+            assert await asyncio.to_thread(main, ["verify", str(receipt), "--log", str(log)]) == 0
+    elsewhere = tmp_path / "elsewhere.log"
+    assert await asyncio.to_thread(main, ["verify", str(receipts[0]), "--log", str(elsewhere)]) == 2
