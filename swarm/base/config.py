@@ -16,6 +16,7 @@ class MemberConfig:
     models     folder of model files, shared by all processes of the machine
     invite     text of an invite; None: look on the LAN, then at the swarm used last
     lan        announce and look for swarms on the local network
+    lan_swarm  id of the one to enter there; None: the first that lets us in
     relay      go through a relay where no direct path is found
     punch      find other paths than dialling the advertised address (dial back, hole punching, relay)
     http_proxy "http://host:port" of the HTTP proxy to go through where TCP leads nowhere; None: none
@@ -25,6 +26,7 @@ class MemberConfig:
     models: Path
     invite: str | None = None
     lan: bool = True
+    lan_swarm: bytes | None = None
     relay: bool = True
     punch: bool = True
     http_proxy: str | None = None

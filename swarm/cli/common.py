@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,14 +36,15 @@ THREADS = number(int, 1, 1024, "a number of threads")
 PORT = number(int, 0, 65535, "a port")
 
 
-def add_member_options(parser: argparse.ArgumentParser) -> None:
-    """--swarm, --no-lan, --state, --models: every process of a swarm has them."""
+def add_member_options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """--swarm, --no-lan, --state, --models: every process of a swarm has them. `several`: --swarm may come again."""
     group = parser.add_argument_group("the swarm")
-    group.add_argument(
-        "--swarm",
-        metavar="INVITE",
-        help="invite text, or a file that holds it (default: the swarm on the LAN, then the one used last)",
-    )
+    found = "invite text, or a file that holds it (default: the swarm on the LAN, then the one used last)"
+    if several:
+        more = "; given again, one more model: requests name theirs"
+        group.add_argument("--swarm", action="append", metavar="INVITE", help=found + more)
+    else:
+        group.add_argument("--swarm", metavar="INVITE", help=found)
     group.add_argument("--no-lan", action="store_true", help="neither announce nor look on the local network")
     group.add_argument("--no-relay", action="store_true", help="never go through a relay")
     group.add_argument(
@@ -191,15 +193,20 @@ def models_dir(arguments: argparse.Namespace) -> Path:
 
 def member_config(arguments: argparse.Namespace) -> MemberConfig:
     """Configuration of a swarm member from its options."""
-    return MemberConfig(
+    return member_configs(arguments, [arguments.swarm])[0]
+
+
+def member_configs(arguments: argparse.Namespace, swarms: Sequence[str | None]) -> tuple[MemberConfig, ...]:
+    """The same for each of several swarms."""
+    member = MemberConfig(
         state=state_dir(arguments),
         models=models_dir(arguments),
-        invite=read_invite(arguments.swarm),
         lan=not arguments.no_lan,
         relay=not arguments.no_relay,
         punch=not arguments.no_punch,
         http_proxy=parse_proxy(arguments.http_proxy) if arguments.http_proxy else None,
     )
+    return tuple(replace(member, invite=read_invite(swarm)) for swarm in swarms)
 
 
 def read_invite(value: str | None) -> str | None:

@@ -124,4 +124,4 @@ async def _dashboard(arguments: argparse.Namespace, member: MemberConfig, report
     draft: Draft = "none" if arguments.speculation == "plain" else arguments.draft
     config = GatewayConfig(speculation=arguments.speculation, draft=draft, wire=arguments.wire)
     asked = RequesterConfig(member, draft, arguments.draft_model, arguments.draft_gpu, keep_s=KEEP_S)
-    await serve_until_stopped(asked, config, "127.0.0.1", arguments.dashboard, report)
+    await serve_until_stopped([asked], config, "127.0.0.1", arguments.dashboard, report)

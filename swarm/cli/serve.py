@@ -6,9 +6,13 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swarm.base.errors import UsageError
 from swarm.cli.common import (
     PORT,
     add_draft_model,
@@ -19,7 +23,7 @@ from swarm.cli.common import (
     add_route_options,
     add_wire,
     keep_receipts_s,
-    member_config,
+    member_configs,
     number,
     route_rules,
     say,
@@ -29,11 +33,14 @@ from swarm.cli.logs import add_log_options, log_config, logging_to
 from swarm.cli.loop import run_loop
 
 if TYPE_CHECKING:
+    from swarm.base.config import MemberConfig
     from swarm.base.events import Report
     from swarm.client.client import RequesterConfig
     from swarm.serve.config import GatewayConfig
 
 
+LAN = "lan"
+"""In the place of an invite: what the local network offers."""
 KEEP_S = 300.0
 """How long the stages are asked to hold a closed run, for the next turn of a conversation."""
 
@@ -43,10 +50,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "serve",
         help="OpenAI-compatible API and dashboard",
-        description="Serve the swarm to OpenAI clients and browsers until Ctrl-C. The dashboard is at /.",
+        description="Serve one swarm or several to clients and browsers until Ctrl-C. The dashboard is at /.",
     )
     parser.set_defaults(run=run)
-    add_member_options(parser)
+    add_member_options(parser, several=True)
     add_route_options(parser)
     http = parser.add_argument_group("http")
     http.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (default: %(default)s)")
@@ -69,10 +76,19 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     http.add_argument(
         "--max-running",
-        type=number(int, 1, 1024, "a number of runs"),
-        default=8,
-        metavar="N",
-        help="runs on the ring at once; others wait their turn (default: %(default)s)",
+        type=runs_at_once,
+        action="append",
+        default=[],
+        metavar="[MODEL=]N",
+        help="runs on a ring at once, of every model or of one; others wait their turn (default: 8)",
+    )
+    http.add_argument(
+        "--alias",
+        type=alias,
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="another name for a model, such as the one that a client insists on (may be given several times)",
     )
     http.add_argument(
         "--prefix-cache",
@@ -92,39 +108,42 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_log_options(parser)
 
 
+def alias(text: str) -> tuple[str, str]:
+    """NAME=MODEL."""
+    name, _, model = text.partition("=")
+    if not name or not model or len(name) > 200:
+        raise argparse.ArgumentTypeError(f"expected NAME=MODEL, found {text!r}")
+    return name, model
+
+
+def runs_at_once(text: str) -> tuple[str, int]:
+    """N, or MODEL=N; the model is "" where none is named."""
+    model, _, count = text.rpartition("=")
+    return model, int(number(int, 1, 1024, "a number of runs, or MODEL=N,")(count))
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
-    member = member_config(arguments)
+    members = members_of(arguments)
     arguments.host = arguments.host.removeprefix("[").removesuffix("]")
     check_http_port(arguments.host, arguments.port)
     from swarm.client.client import RequesterConfig
-    from swarm.serve.config import GatewayConfig
-    from swarm.serve.keys import load_keys
 
-    config = GatewayConfig(
-        api_keys=load_keys(arguments.api_key) if arguments.api_key else (),
-        allow_origins=tuple(arguments.allow_origin),
-        allow_hosts=tuple(arguments.allow_host),
-        strict=arguments.strict,
-        max_running=arguments.max_running,
-        grace_s=arguments.grace,
-        speculation=arguments.speculation,
-        draft="none" if arguments.speculation == "plain" else arguments.draft,
-        wire=arguments.wire,
-        patience_s=arguments.patience,
-        prefix_cache=arguments.prefix_cache,
-    )
-    asked = RequesterConfig(
-        member,
-        draft=config.draft,
-        draft_model=arguments.draft_model,
-        draft_gpu=arguments.draft_gpu,
-        await_news=False,
-        keep_s=0.0 if config.prefix_cache == "off" else KEEP_S,
-        keep_receipts_s=keep_receipts_s(arguments),
-        rules=route_rules(arguments),
-        log=arguments.log,
-    )
+    config = gateway_config(arguments)
+    asked = [
+        RequesterConfig(
+            member,
+            draft=config.draft,
+            draft_model=arguments.draft_model,
+            draft_gpu=arguments.draft_gpu,
+            await_news=False,
+            keep_s=0.0 if config.prefix_cache == "off" else KEEP_S,
+            keep_receipts_s=keep_receipts_s(arguments),
+            rules=route_rules(arguments),
+            log=arguments.log,
+        )
+        for member in members
+    ]
     if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         say(f"whoever reaches {arguments.host} port {arguments.port} may use the swarm; --api-key FILE asks for a key")
     from swarm.terminal.progress import reporter
@@ -134,8 +153,52 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def gateway_config(arguments: argparse.Namespace) -> GatewayConfig:
+    """The gateway's settings from the options. Raises UsageError for keys that cannot be read."""
+    from swarm.serve.config import GatewayConfig
+    from swarm.serve.keys import load_keys
+
+    return GatewayConfig(
+        api_keys=load_keys(arguments.api_key) if arguments.api_key else (),
+        allow_origins=tuple(arguments.allow_origin),
+        allow_hosts=tuple(arguments.allow_host),
+        strict=arguments.strict,
+        max_running=next((count for model, count in reversed(arguments.max_running) if not model), 8),
+        max_running_of=tuple((model, count) for model, count in arguments.max_running if model),
+        aliases=tuple(arguments.alias),
+        grace_s=arguments.grace,
+        speculation=arguments.speculation,
+        draft="none" if arguments.speculation == "plain" else arguments.draft,
+        wire=arguments.wire,
+        patience_s=arguments.patience,
+        prefix_cache=arguments.prefix_cache,
+    )
+
+
+def members_of(arguments: argparse.Namespace) -> tuple[MemberConfig, ...]:
+    """One for each swarm that is asked for; `--swarm lan` stands for all open ones of the local network."""
+    swarms = arguments.swarm or [None]
+    if arguments.no_lan and LAN in swarms:
+        raise UsageError("expected either --swarm lan or --no-lan, found both; leave one out")
+    members: list[MemberConfig] = []
+    for member in member_configs(arguments, swarms):
+        if member.invite != LAN:
+            members.append(member)
+            continue
+        from swarm.discovery.bootstrap import open_lan_swarms
+
+        heard = asyncio.run(open_lan_swarms())
+        if not heard:
+            raise UsageError(
+                "expected an open swarm on the local network, heard none; start one with swarm join --open-swarm, or "
+                "give --swarm INVITE"
+            )
+        members += [replace(member, invite=None, lan_swarm=swarm) for swarm in heard]
+    return tuple(members)
+
+
 async def serve_until_stopped(
-    asked: RequesterConfig, config: GatewayConfig, host: str, port: int, report: Report
+    asked: Sequence[RequesterConfig], config: GatewayConfig, host: str, port: int, report: Report
 ) -> None:
     """Connect, serve, and stop at SIGTERM or Ctrl-C; a second one does not wait for answers. Raises SwarmError."""
     from receipts.check.verify import verify
@@ -145,14 +208,18 @@ async def serve_until_stopped(
     from swarm.terminal.progress import EventLog, tee
 
     log = EventLog()
-    connected = await Requester.connect(asked, tee(report, log.report))
     stop, hurry = asyncio.Event(), asyncio.Event()
     for number_ in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number_, lambda: (hurry if stop.is_set() else stop).set())
-    async with (
-        connected as requester,
-        gateway(requester, config, lambda data: verify(data).as_json(), host, port, log.as_json, hurry) as (host, port),
-    ):
-        say(f"serving {requester.manifest.model} at {url_of(host, port)} (dashboard: /, API: /v1)")
+    async with AsyncExitStack() as stack:
+        ready = [
+            await stack.enter_async_context(await Requester.connect(one, tee(report, log.report))) for one in asked
+        ]
+        serving = gateway(
+            ready[0], config, lambda data: verify(data).as_json(), host, port, log.as_json, hurry, ready[1:]
+        )
+        host, port = await stack.enter_async_context(serving)
+        models = ", ".join(dict.fromkeys(requester.manifest.model for requester in ready))
+        say(f"serving {models} at {url_of(host, port)} (dashboard: /, API: /v1)")
         await stop.wait()
         say(f"stopping: answers under way may finish within {config.grace_s:g} s; Ctrl-C again ends them now")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,11 +59,20 @@ class LanSearch:
     heard: tuple[LanNode, ...]
 
 
-async def search_lan(board: Switchboard, role: str, model: bytes) -> LanSearch:
-    """Enter an open swarm of the local network that serves `model` (16 bytes of its digest; b"": any)."""
+async def open_lan_swarms() -> tuple[bytes, ...]:
+    """Ids of the swarms on the local network that need no invite, the one with most nodes first."""
+    count = Counter(node.swarm for node in await find(LAN_SECONDS) if node.open)
+    return tuple(swarm for swarm, _ in sorted(count.items(), key=lambda item: (-item[1], item[0])))
+
+
+async def search_lan(board: Switchboard, role: str, model: bytes, swarm: bytes | None = None) -> LanSearch:
+    """Enter an open swarm of the local network that serves `model` (16 bytes of its digest; b"": any).
+
+    `swarm`: only the one of this id.
+    """
     heard = tuple(node for node in await find(LAN_SECONDS) if node.node != board.id)
     for node in heard:
-        if node.open and _serves(node, model):
+        if node.open and _serves(node, model) and swarm in (None, node.swarm):
             hello = Hello(node.swarm, model[:16], role, None, None)
             try:
                 welcome, _ = await enter(board, hello, [(node.node, node.addresses)])
@@ -109,10 +119,14 @@ async def enter_as_guest(
         return saved
     heard: Sequence[LanNode] = ()
     if config.lan:
-        lan = await search_lan(board, "guest", b"")
+        lan = await search_lan(board, "guest", b"", config.lan_swarm)
         if lan.entered is not None:
             return lan.entered
         heard = lan.heard
+    if config.lan_swarm is not None:
+        raise UsageError(
+            f"the swarm {config.lan_swarm.hex()[:8]} of the local network let this requester in no more; try again"
+        )
     saved_here = load(folder, identity)
     if saved_here is not None and saved_here.peers:
         hello = Hello(saved_here.membership.swarm, b"", "guest", saved_here.membership.proof, None)

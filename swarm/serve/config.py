@@ -20,7 +20,9 @@ class GatewayConfig:
     allow_hosts           DNS names under which the gateway may be called when there are no keys (besides
                           localhost and IP addresses); keeps a hostile page from rebinding its name to us
     max_body_bytes        of a request
-    max_running           runs on the ring at once
+    max_running           runs on the ring at once, of each model
+    max_running_of        the same for single models, by name
+    aliases               (name, model) that requests may use besides the models' own names
     max_waiting           requests in the queue, all users together
     max_waiting_per_user  requests in the queue, one user (an API key, or an address when there are no keys)
     max_wait_s            in the queue, before 503
@@ -44,6 +46,8 @@ class GatewayConfig:
     allow_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20
     max_running: int = 8
+    max_running_of: tuple[tuple[str, int], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
     max_waiting: int = 256
     max_waiting_per_user: int = 32
     max_wait_s: float = 60.0

@@ -3,97 +3,103 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from jinja2.exceptions import TemplateError
 
-from swarm.base.errors import SwarmError
-from swarm.serve.admission import FairQueue, RequestQueue
+from swarm.base.errors import SwarmError, UsageError
 from swarm.serve.backend import Backend
-from swarm.serve.compat.anthropic import AnthropicViews
-from swarm.serve.compat.ollama import OllamaViews
-from swarm.serve.compat.responses import ResponsesViews
+from swarm.serve.compat.kept import KeptAnswers
 from swarm.serve.compat.shapes import MISSING, missing
-from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
+from swarm.serve.desks import Desk, Desks
 from swarm.serve.listen import listening
 from swarm.serve.metrics import GatewayMetrics, StateCollector
 from swarm.serve.models import Models
 from swarm.serve.openapi import describe
 from swarm.serve.receipts import Receipts, Verify
-from swarm.serve.run_registry import RunBook
-from swarm.serve.snapshot import Progress, gateway_state
-from swarm.serve.state import DashboardState
-from swarm.serve.state_broadcaster import StateBroadcaster
+from swarm.serve.snapshot import Progress
 from swarm.serve.views import Views, state_registry
-from swarm.serve.vocabulary import VocabularyViews
 from swarm.serve.web import add_headers, frame, inviting, observer
 
-ADMISSION = web.AppKey("admission", RequestQueue)
-HUB = web.AppKey("hub", StateBroadcaster)
-BOOK = web.AppKey("book", RunBook)
+DESKS = web.AppKey("desks", Desks)
 
 
-def make_app(backend: Backend, config: GatewayConfig, verify: Verify, progress: Progress = dict) -> web.Application:
-    """The application.
+def make_app(
+    backends: Sequence[Backend], config: GatewayConfig, verify: Verify, progress: Progress = dict
+) -> web.Application:
+    """The application. The first of `backends` answers requests that name no model.
 
     `verify`: what `/api/verify/{id}` calls with a receipt's bytes, in a worker thread; returns the verdict as JSON.
     `progress`: what is under way, in the shape of `swarm.terminal.progress.EventLog.as_json`.
+    Raises UsageError for aliases that mean nothing.
     """
-    config = replace(config, model_sampling=getattr(backend, "generation_defaults", config.model_sampling))
-    metrics = GatewayMetrics()
-    admission = RequestQueue(
-        FairQueue(config.max_running, config.max_waiting, config.max_waiting_per_user), config.max_wait_s
+    metrics, kept = GatewayMetrics(), KeptAnswers()
+    desks = Desks([Desk(backend, config, metrics, kept, progress) for backend in backends], config.aliases)
+    for name, _ in config.max_running_of:
+        if name not in desks.names:
+            known = ", ".join(desks.names)
+            raise UsageError(f"expected a limit for a model that is served here ({known}), found {name!r}")
+    folders = list(dict.fromkeys(backend.receipts_dir for backend in backends))
+    receipts = Receipts(folders, [desk.book for desk in desks.all], verify, bool(config.api_keys))
+    states = [desk.state for desk in desks.all]
+    views = Views(
+        lambda request: desks.watched(request).hub, config, (metrics.registry, state_registry(StateCollector(*states)))
     )
-    book = RunBook()
-
-    def state() -> DashboardState:
-        return gateway_state(backend, book, admission.queue, progress())
-
-    hub = StateBroadcaster(state)
-    book.watch(hub.touch)
-    completions = Completions(backend, config, admission, book, metrics)
-    ollama, anthropic = OllamaViews(backend, config, completions), AnthropicViews(backend, config, completions)
-    responses = ResponsesViews(backend, config, completions)
-    receipts = Receipts(backend.receipts_dir, book, verify, bool(config.api_keys))
-    models, vocabulary, invite = Models(backend), VocabularyViews(backend, config), inviting(config)
-    views = Views(hub, config, (metrics.registry, state_registry(StateCollector(state))))
     app = web.Application(middlewares=[frame(config, observer(metrics.requests))])
     app.on_response_prepare.append(add_headers(config))
-    app.on_shutdown.append(lambda _: hub.close())
-    app[ADMISSION], app[HUB], app[BOOK] = admission, hub, book
+    app[DESKS] = desks
+    app.on_shutdown.append(_close_hubs)
     app.add_routes(views.routes())
-    app.add_routes(
-        [
-            web.get("/v1/models", models.list),
-            web.get("/v1/models/{id:.+}", models.get),
-            web.post("/v1/chat/completions", completions.chat, expect_handler=invite),
-            web.post("/v1/completions", completions.text, expect_handler=invite),
-            web.post("/generate", completions.generate, expect_handler=invite),
-            web.post("/v1/responses", responses.create, expect_handler=invite),
-            web.get("/v1/responses/{id}", responses.get),
-            web.delete("/v1/responses/{id}", responses.delete),
-            *(web.post(path, missing) for path in MISSING),
-            web.post("/v1/messages", anthropic.messages, expect_handler=invite),
-            web.post("/v1/messages/count_tokens", anthropic.count, expect_handler=invite),
-            web.post("/api/chat", ollama.chat, expect_handler=invite),
-            web.post("/api/generate", ollama.generate, expect_handler=invite),
-            web.post("/api/show", ollama.show, expect_handler=invite),
-            web.get("/api/tags", ollama.tags),
-            web.get("/api/ps", ollama.running),
-            web.get("/api/version", ollama.version),
-            *(web.post(f"/api/{name}", ollama.missing) for name in ("embed", "embeddings", "pull", "push", "create")),
-            web.post("/tokenize", vocabulary.tokenize, expect_handler=invite),
-            web.post("/detokenize", vocabulary.detokenize, expect_handler=invite),
-            web.get("/v1/receipts/{id}", receipts.get),
-            web.get("/api/verify/{id}", receipts.verify),
-            web.get("/openapi.json", _openapi(config)),
-        ]
-    )
+    app.add_routes(_asked(desks, config))
+    app.add_routes(_shown(desks, config, receipts))
     return app
+
+
+def _asked(desks: Desks, config: GatewayConfig) -> list[web.RouteDef]:
+    """What is posted to a model."""
+    invite = inviting(config)
+    handlers: Mapping[str, Callable[[Desk], Handler]] = {
+        "/v1/chat/completions": lambda desk: desk.completions.chat,
+        "/v1/completions": lambda desk: desk.completions.text,
+        "/generate": lambda desk: desk.completions.generate,
+        "/v1/responses": lambda desk: desk.responses.create,
+        "/v1/messages": lambda desk: desk.anthropic.messages,
+        "/v1/messages/count_tokens": lambda desk: desk.anthropic.count,
+        "/api/chat": lambda desk: desk.ollama.chat,
+        "/api/generate": lambda desk: desk.ollama.generate,
+        "/api/show": lambda desk: desk.ollama.show,
+        "/tokenize": lambda desk: desk.vocabulary.tokenize,
+        "/detokenize": lambda desk: desk.vocabulary.detokenize,
+    }
+    return [web.post(path, desks.posted(of, config), expect_handler=invite) for path, of in handlers.items()]
+
+
+def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.RouteDef]:
+    """What is looked up, and what is not there."""
+    models, first = Models(desks), desks.first
+    return [
+        web.get("/v1/models", models.list),
+        web.get("/v1/models/{id:.+}", models.get),
+        web.get("/v1/responses/{id}", first.responses.get),
+        web.delete("/v1/responses/{id}", first.responses.delete),
+        *(web.post(path, missing) for path in MISSING),
+        web.get("/api/tags", models.tags),
+        web.get("/api/ps", models.running),
+        web.get("/api/version", first.ollama.version),
+        *(web.post(f"/api/{name}", first.ollama.missing) for name in ("embed", "embeddings", "pull", "push", "create")),
+        web.get("/v1/receipts/{id}", receipts.get),
+        web.get("/api/verify/{id}", receipts.verify),
+        web.get("/openapi.json", _openapi(config)),
+    ]
+
+
+async def _close_hubs(app: web.Application) -> None:
+    for desk in app[DESKS].all:
+        await desk.hub.close()
 
 
 def _openapi(config: GatewayConfig) -> Callable[[web.Request], Awaitable[web.Response]]:
@@ -120,16 +126,20 @@ async def gateway(
     port: int = 8080,
     progress: Progress = dict,
     hurry: asyncio.Event | None = None,
+    others: Sequence[Backend] = (),
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the block is left; yields the address that it listens on. Raises UsageError when it is taken.
+
+    `others`: further models; requests that name none are for the first one.
 
     Then runs have `config.grace_s` to end, less when `hurry` is set, and new ones are refused.
     """
     # The first call may settle a tokenizer's padding and truncation, which must not happen under other threads' eyes.
-    await asyncio.to_thread(_warm, backend)
-    app = make_app(backend, config, verify, progress)
+    for each in (backend, *others):
+        await asyncio.to_thread(_warm, each)
+    app = make_app((backend, *others), config, verify, progress)
     async with listening(app, config, host, port) as address:
         try:
             yield address
         finally:
-            await app[ADMISSION].drain(config.grace_s, hurry or asyncio.Event())
+            await app[DESKS].drain(config.grace_s, hurry or asyncio.Event())

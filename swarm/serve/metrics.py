@@ -116,43 +116,56 @@ class StageCollector(Collector):
 
 
 class StateCollector(Collector):
-    """Gauges read from the dashboard's state at scrape time; the same on gateways and nodes."""
+    """Gauges read from the dashboard's state at scrape time; the same on gateways and nodes.
 
-    def __init__(self, state: Callable[[], DashboardState]) -> None:
-        self._state = state
+    `states`: one for each model. With several every gauge has the label `model`.
+    """
+
+    def __init__(self, *states: Callable[[], DashboardState]) -> None:
+        self._states = states
 
     def collect(self) -> Iterable[Metric]:
-        state = self._state()
-        yield _gauge("wanswarm_nodes_serving", "Nodes that serve layers", _serving(state))
-        yield _gauge("wanswarm_layers_missing", "Layers that nobody serves", sum(b - a for a, b in state.missing))
-        yield _gauge("wanswarm_layer_holders_min", "Holders of the rarest layer", min(state.holders, default=0))
-        yield _gauge("wanswarm_requests_waiting", "Requests in the queue", state.waiting)
-        live = [run for run in state.runs if run["state"] in ("opening", "answering", "recovering")]
-        yield _gauge("wanswarm_runs_active", "Runs on the ring", len(live))
-        yield _gauge("wanswarm_rows_in_flight", "Rows on their way", sum(run.get("rows_in_flight", 0) for run in live))
-        yield from self._per_node(state)
-        rtt = GaugeMetricFamily("wanswarm_edge_rtt_seconds", "Median round trip", labels=["a", "b", "kind"])
-        for edge in state.edges:
-            if edge.rtt_ms is not None:
-                rtt.add_metric([edge.a[:12], edge.b[:12], edge.kind], edge.rtt_ms / 1000)
-        yield rtt
+        families: dict[str, GaugeMetricFamily] = {}
+        several = len(self._states) > 1
+        for state in [state() for state in self._states]:
+            for name, text, labels, value in _gauges(state):
+                if several:
+                    labels = {"model": state.model, **labels}
+                family = families.get(name)
+                if family is None:
+                    family = families[name] = GaugeMetricFamily(name, text, labels=list(labels))
+                family.add_metric(list(labels.values()), value)
+        return families.values()
 
-    @staticmethod
-    def _per_node(state: DashboardState) -> Iterable[Metric]:
-        families: tuple[tuple[str, str, Callable[[NodeState], float | None]], ...] = (
-            ("wanswarm_node_layer_seconds", "Compute time of one layer", lambda n: n.layer_ms and n.layer_ms / 1000),
-            ("wanswarm_node_kv_used_bytes", "Memory of sessions in use", lambda n: n.kv_used),
-            ("wanswarm_node_kv_budget_bytes", "Memory of sessions at most", lambda n: n.kv_budget),
-            ("wanswarm_node_sessions", "Open sessions", lambda n: n.sessions),
-            ("wanswarm_node_queue_seconds", "Mean wait of a frame", lambda n: n.queue_ms and n.queue_ms / 1000),
-        )
-        for name, text, read in families:
-            family = GaugeMetricFamily(name, text, labels=["node"])
-            for node in state.nodes:
-                value = read(node)
-                if value is not None:
-                    family.add_metric([node.id[:12]], value)
-            yield family
+
+def _gauges(state: DashboardState) -> Iterable[tuple[str, str, dict[str, str], float]]:
+    """(name, help, labels, value) of everything that a state tells."""
+    live = [run for run in state.runs if run["state"] in ("opening", "answering", "recovering")]
+    for name, text, value in (
+        ("wanswarm_nodes_serving", "Nodes that serve layers", _serving(state)),
+        ("wanswarm_layers_missing", "Layers that nobody serves", sum(b - a for a, b in state.missing)),
+        ("wanswarm_layer_holders_min", "Holders of the rarest layer", min(state.holders, default=0)),
+        ("wanswarm_requests_waiting", "Requests in the queue", state.waiting),
+        ("wanswarm_runs_active", "Runs on the ring", len(live)),
+        ("wanswarm_rows_in_flight", "Rows on their way", sum(run.get("rows_in_flight", 0) for run in live)),
+    ):
+        yield name, text, {}, value
+    for node in state.nodes:
+        for name, text, known in _of_node(node):
+            if known is not None:
+                yield name, text, {"node": node.id[:12]}, known
+    for edge in state.edges:
+        if edge.rtt_ms is not None:
+            labels = {"a": edge.a[:12], "b": edge.b[:12], "kind": edge.kind}
+            yield "wanswarm_edge_rtt_seconds", "Median round trip", labels, edge.rtt_ms / 1000
+
+
+def _of_node(node: NodeState) -> Iterable[tuple[str, str, float | None]]:
+    yield "wanswarm_node_layer_seconds", "Compute time of one layer", node.layer_ms and node.layer_ms / 1000
+    yield "wanswarm_node_kv_used_bytes", "Memory of sessions in use", node.kv_used
+    yield "wanswarm_node_kv_budget_bytes", "Memory of sessions at most", node.kv_budget
+    yield "wanswarm_node_sessions", "Open sessions", node.sessions
+    yield "wanswarm_node_queue_seconds", "Mean wait of a frame", node.queue_ms and node.queue_ms / 1000
 
 
 def _serving(state: DashboardState) -> int:

@@ -52,7 +52,7 @@ def make_view(
     registry = CollectorRegistry()
     registry.register(StageCollector(counts, waiting))
     hub = StateBroadcaster(state)
-    views = Views(hub, VIEW_CONFIG, (registry, state_registry(StateCollector(state))))
+    views = Views(lambda _: hub, VIEW_CONFIG, (registry, state_registry(StateCollector(state))))
     app = web.Application(middlewares=[frame(VIEW_CONFIG, observer(RequestMetrics(registry)))])
     app.on_response_prepare.append(add_headers(VIEW_CONFIG))
     app.on_shutdown.append(lambda _: hub.close())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from aiohttp import web
 from receipts import ReceiptError
 from receipts.format.document import redact
 from swarm.serve.errors import ApiError
-from swarm.serve.run_registry import RunBook
+from swarm.serve.run_registry import RunBook, RunNote
 from swarm.serve.web import USER
 
 MAX_RECEIPT_BYTES = 64 << 20
@@ -33,9 +33,9 @@ class Receipts:
     all to see, and says nothing by which a guess at the text could be confirmed.
     """
 
-    def __init__(self, folder: Path, book: RunBook, verify: Verify, keyed: bool) -> None:
-        self._folder = folder
-        self._book = book
+    def __init__(self, folders: Sequence[Path], books: Sequence[RunBook], verify: Verify, keyed: bool) -> None:
+        self._folders = folders
+        self._books = books
         self._verify = verify
         self._keyed = keyed
 
@@ -56,20 +56,23 @@ class Receipts:
         return web.json_response(await asyncio.to_thread(self._verify, body))
 
     def _may_have(self, run_id: str, request: web.Request) -> bool:
-        note = self._book.find(run_id)
+        note = self._find(run_id)
         if note is not None:
             return note.user == request[USER]
         # Nobody remembers who asked for an earlier run; on this machine itself the files lie open anyway.
         return not self._keyed and _is_loopback(request.remote)
 
+    def _find(self, run_id: str) -> RunNote | None:
+        return next((note for book in self._books if (note := book.find(run_id)) is not None), None)
+
     def _read(self, run_id: str) -> bytes:
         if not _ID.fullmatch(run_id):
             raise _missing(run_id)
-        note = self._book.find(run_id)
+        note = self._find(run_id)
         told = note.result.receipt if note is not None and note.result is not None else None
-        path = Path(told) if told else self._folder / f"{run_id}.json"
+        paths = [Path(told)] if told else [folder / f"{run_id}.json" for folder in self._folders]
         try:
-            with path.open("rb") as file:
+            with next((path for path in paths if path.is_file()), paths[0]).open("rb") as file:
                 body = file.read(MAX_RECEIPT_BYTES + 1)
         except OSError as exc:
             raise _missing(run_id) from exc

@@ -54,6 +54,7 @@ class DashboardState:
     missing   layer ranges [first, last) that nobody serves; `missing_bytes` is their weights
     runs      active first, then past ones, newest first (see RunNote.as_json)
     progress  what is under way (see EventLog.as_json)
+    models    names of all models of the gateway
     """
 
     role: str
@@ -71,6 +72,7 @@ class DashboardState:
     runs: tuple[Mapping[str, Any], ...] = ()
     waiting: int = 0
     progress: Mapping[str, Any] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
 
     @property
     def phase(self) -> Phase:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
@@ -15,7 +17,13 @@ from swarm.serve.stream import EventStream
 class Views:
     """Handlers that only show."""
 
-    def __init__(self, hub: StateBroadcaster, config: GatewayConfig, registries: tuple[CollectorRegistry, ...]) -> None:
+    def __init__(
+        self,
+        hub: Callable[[web.Request], StateBroadcaster],
+        config: GatewayConfig,
+        registries: tuple[CollectorRegistry, ...],
+    ) -> None:
+        """`hub`: whose state a request asks for."""
         self._hub = hub
         self._config = config
         self._registries = registries
@@ -47,15 +55,16 @@ class Views:
 
     async def state(self, request: web.Request) -> web.Response:
         headers = {"Cache-Control": "no-store"}
-        return web.Response(text=self._hub.compute(), content_type="application/json", headers=headers)
+        return web.Response(text=self._hub(request).compute(), content_type="application/json", headers=headers)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: `state` with the whole state, each time it changed."""
+        hub = self._hub(request)
         stream = EventStream(request, self._config.write_timeout_s, self._config.keepalive_comment_s)
-        async with self._hub.viewer(), stream:
+        async with hub.viewer(), stream:
             await stream.open({})
             version = 0
-            while (fresh := await self._hub.next(version)) is not None:
+            while (fresh := await hub.next(version)) is not None:
                 version, text = fresh
                 await stream.send(text, "state")
         assert stream.response is not None

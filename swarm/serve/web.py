@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 REQUEST_ID = web.RequestKey("request_id", str)
 USER = web.RequestKey("user", str)
 IGNORED = web.RequestKey("ignored", tuple[str, ...])
+BODY = web.RequestKey("body", object)
+"""The body as it was read, for whoever reads it next."""
 PUBLIC = frozenset({"/", "/healthz", "/health", "/openapi.json"})
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -241,7 +243,9 @@ def _id_of(request: web.Request) -> str:
 
 
 async def read_json(request: web.Request, config: GatewayConfig) -> object:
-    """The body, bounded in bytes and time. Raises ApiError 400, 408, 413 or 415."""
+    """The body, bounded in bytes and time, and read once. Raises ApiError 400, 408, 413 or 415."""
+    if BODY in request:
+        return request[BODY]
     if request.content_type not in (
         "application/json",
         "application/x-www-form-urlencoded",

@@ -54,12 +54,6 @@ class OllamaViews:
             return web.json_response(self._loaded({"response": ""}, body))
         return await self._converse(request, generate_body(body), OllamaVoice(self._backend.manifest.model, chat=False))
 
-    async def tags(self, request: web.Request) -> web.Response:
-        return web.json_response({"models": [self._entry()]})
-
-    async def running(self, request: web.Request) -> web.Response:
-        return web.json_response({"models": [{**self._entry(), "size_vram": 0, "expires_at": self._since}]})
-
     async def version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": FOLLOWED_VERSION})
 
@@ -87,7 +81,7 @@ class OllamaViews:
 
     async def missing(self, request: web.Request) -> web.Response:
         name = request.path.rpartition("/")[2]
-        raise ApiError(501, f"{name} is not offered: this gateway serves one text model of a swarm", "not_implemented")
+        raise ApiError(501, f"{name} is not offered: this gateway serves text models of swarms", "not_implemented")
 
     async def _converse(self, request: web.Request, asked: Json, voice: OllamaVoice) -> web.StreamResponse:
         parsed = parse_chat_untrusted(asked, self._config)
@@ -98,7 +92,8 @@ class OllamaViews:
         check_model(model_of(body), self._backend)
         return {**_head(self._backend.manifest.model), **answer, "done": True, "done_reason": "load"}
 
-    def _entry(self) -> Json:
+    def entry(self) -> Json:
+        """The model, as lists of models tell of it."""
         manifest = self._backend.manifest
         size = sum(manifest.layer_bytes(layer) for layer in range(manifest.n_layers))
         entry = {"name": manifest.model, "model": manifest.model, "modified_at": self._since, "size": size}

@@ -32,9 +32,9 @@ _TEXTS = ("input_text", "output_text", "text")
 class ResponsesViews:
     """The handlers, and the answers that `previous_response_id` may name."""
 
-    def __init__(self, backend: Backend, config: GatewayConfig, completions: Completions) -> None:
+    def __init__(self, backend: Backend, config: GatewayConfig, completions: Completions, kept: KeptAnswers) -> None:
         self._backend, self._config, self._completions = backend, config, completions
-        self._kept = KeptAnswers()
+        self._kept = kept
 
     async def get(self, request: web.Request) -> web.Response:
         found = self._kept.get(request.match_info["id"], request[USER])
