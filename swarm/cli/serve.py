@@ -58,7 +58,16 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     http = parser.add_argument_group("http")
     http.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (default: %(default)s)")
     http.add_argument("--port", type=PORT, default=8080, metavar="PORT", help="(default: %(default)s)")
-    http.add_argument("--api-key", type=Path, metavar="FILE", help="keys that clients must show, one a line")
+    http.add_argument(
+        "--api-key",
+        type=Path,
+        metavar="FILE",
+        help="keys that clients must show, one a line: NAME:SECRET, then limits if any: requests=60/min "
+        "tokens=200000/day at-once=2",
+    )
+    http.add_argument(
+        "--access-log", type=Path, metavar="FILE", help="a JSON line for every request: key, path, status, receipt"
+    )
     http.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help="web origin that may call")
     http.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="DNS name of this gateway")
     http.add_argument(
@@ -160,6 +169,7 @@ def gateway_config(arguments: argparse.Namespace) -> GatewayConfig:
 
     return GatewayConfig(
         api_keys=load_keys(arguments.api_key) if arguments.api_key else (),
+        access_log=arguments.access_log,
         allow_origins=tuple(arguments.allow_origin),
         allow_hosts=tuple(arguments.allow_host),
         strict=arguments.strict,

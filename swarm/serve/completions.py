@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableSequence, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, cast
@@ -15,6 +15,7 @@ from swarm.base.errors import SwarmError
 from swarm.model.text.spelling import Spelling
 from swarm.run.api import CommittedTokens, Finished, RingOpened, RunEvent, RunRequest, RunResult
 from swarm.serve.admission import RequestQueue
+from swarm.serve.allowance import Allowances, Wanted
 from swarm.serve.answer import ChatShape, Choice, TextShape, receipt_address, run_facts, usage
 from swarm.serve.backend import Backend
 from swarm.serve.config import GatewayConfig
@@ -41,13 +42,20 @@ class Completions:
     """The handlers, and the one way in which they drive runs."""
 
     def __init__(
-        self, backend: Backend, config: GatewayConfig, admission: RequestQueue, book: RunBook, metrics: GatewayMetrics
+        self,
+        backend: Backend,
+        config: GatewayConfig,
+        admission: RequestQueue,
+        book: RunBook,
+        metrics: GatewayMetrics,
+        allowances: Allowances,
     ) -> None:
         self._backend = backend
         self._config = config
         self._admission = admission
         self._book = book
         self._metrics = metrics
+        self._allowances = allowances
         self._spelt: Spelling | None = None
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -197,14 +205,22 @@ class Completions:
 
     async def _drive(self, user: str, runs: Sequence[RunRequest], on_event: OnEvent) -> None:
         """Run all, each in its turn. The first failure, or the client leaving, cancels the others."""
+        self._allowances.begin(user, [_wanted(run) for run in runs], time.monotonic())
+        spent: list[int | None] = [None] * len(runs)
         try:
             async with asyncio.TaskGroup() as group:
                 for index, run in enumerate(runs):
-                    group.create_task(self._one(user, index, run, on_event))
+                    group.create_task(self._one(user, index, run, on_event, spent))
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
+        finally:
+            for run, tokens in zip(runs, spent, strict=True):
+                self._allowances.end(user, _wanted(run), tokens, time.monotonic())
 
-    async def _one(self, user: str, index: int, run: RunRequest, on_event: OnEvent) -> None:
+    async def _one(
+        self, user: str, index: int, run: RunRequest, on_event: OnEvent, spent: MutableSequence[int | None]
+    ) -> None:
+        """One run; `spent[index]` becomes the number of its tokens, if it had any."""
         run = replace(run, prefix={"off": None, "user": user, "shared": ""}[self._config.prefix_cache])
         note = self._book.begin(user, len(run.prompt_ids), run.max_tokens, time.time())
         error = None
@@ -225,6 +241,12 @@ class Completions:
         finally:
             self._book.end(note, error)
             self._metrics.ended(note)
+            if note.result is not None or note.tokens:
+                spent[index] = note.tokens
+
+
+def _wanted(run: RunRequest) -> Wanted:
+    return Wanted(len(run.prompt_ids), run.max_tokens)
 
 
 def complete(result: RunResult) -> RunResult:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from swarm.run.api import Draft, Speculation
+from swarm.serve.keys import ApiKey
 
 PrefixSharing = Literal["off", "user", "shared"]
 
@@ -15,7 +17,8 @@ PrefixSharing = Literal["off", "user", "shared"]
 class GatewayConfig:
     """Limits and defaults.
 
-    api_keys              digests from `swarm.serve.keys.load_keys`; empty: no key is asked for
+    api_keys              from `swarm.serve.keys.load_keys`; empty: no key is asked for
+    access_log            file that gets a line for every request; None: none
     allow_origins         web origins other than our own that may call the API from a browser; "*" for all
     allow_hosts           DNS names under which the gateway may be called when there are no keys (besides
                           localhost and IP addresses); keeps a hostile page from rebinding its name to us
@@ -41,7 +44,8 @@ class GatewayConfig:
                           who then can tell by time and by `cached_tokens` what others asked
     """
 
-    api_keys: tuple[tuple[str, bytes], ...] = ()
+    api_keys: tuple[ApiKey, ...] = ()
+    access_log: Path | None = None
     allow_origins: tuple[str, ...] = ()
     allow_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20

@@ -11,6 +11,7 @@ from aiohttp.typedefs import Handler
 
 from swarm.base.errors import UsageError
 from swarm.serve.admission import FairQueue, RequestQueue
+from swarm.serve.allowance import Allowances
 from swarm.serve.backend import Backend
 from swarm.serve.compat.anthropic import AnthropicViews
 from swarm.serve.compat.kept import KeptAnswers
@@ -40,6 +41,7 @@ class Desk:
         config: GatewayConfig,
         metrics: GatewayMetrics,
         kept: KeptAnswers,
+        allowances: Allowances,
         progress: Progress = dict,
     ) -> None:
         config = replace(config, model_sampling=getattr(backend, "generation_defaults", config.model_sampling))
@@ -54,7 +56,7 @@ class Desk:
         """Requests that are being answered, from the moment in which they were given to this desk."""
         self._progress = progress
         self._names: tuple[str, ...] = ()
-        self.completions = Completions(backend, config, self.admission, self.book, metrics)
+        self.completions = Completions(backend, config, self.admission, self.book, metrics, allowances)
         self.ollama = OllamaViews(backend, config, self.completions)
         self.anthropic = AnthropicViews(backend, config, self.completions)
         self.responses = ResponsesViews(backend, config, self.completions, kept)

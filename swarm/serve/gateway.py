@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -11,19 +12,22 @@ from aiohttp.typedefs import Handler
 from jinja2.exceptions import TemplateError
 
 from swarm.base.errors import SwarmError, UsageError
+from swarm.serve.access_log import AccessLog
+from swarm.serve.allowance import Allowances
 from swarm.serve.backend import Backend
 from swarm.serve.compat.kept import KeptAnswers
 from swarm.serve.compat.shapes import MISSING, missing
 from swarm.serve.config import GatewayConfig
 from swarm.serve.desks import Desk, Desks
+from swarm.serve.errors import ApiError
 from swarm.serve.listen import listening
-from swarm.serve.metrics import GatewayMetrics, StateCollector
+from swarm.serve.metrics import GatewayMetrics, KeyCollector, StateCollector
 from swarm.serve.models import Models
 from swarm.serve.openapi import describe
 from swarm.serve.receipts import Receipts, Verify
 from swarm.serve.snapshot import Progress
-from swarm.serve.views import Views, state_registry
-from swarm.serve.web import add_headers, frame, inviting, observer
+from swarm.serve.views import OwnRuns, Views, state_registry
+from swarm.serve.web import USER, add_headers, frame, inviting, observer
 
 DESKS = web.AppKey("desks", Desks)
 
@@ -35,10 +39,10 @@ def make_app(
 
     `verify`: what `/api/verify/{id}` calls with a receipt's bytes, in a worker thread; returns the verdict as JSON.
     `progress`: what is under way, in the shape of `swarm.terminal.progress.EventLog.as_json`.
-    Raises UsageError for aliases that mean nothing.
+    Raises UsageError for aliases and limits that mean nothing, and for an access log that cannot be written.
     """
-    metrics, kept = GatewayMetrics(), KeptAnswers()
-    desks = Desks([Desk(backend, config, metrics, kept, progress) for backend in backends], config.aliases)
+    metrics, kept, allowances = GatewayMetrics(), KeptAnswers(), Allowances(config.api_keys)
+    desks = Desks([Desk(backend, config, metrics, kept, allowances, progress) for backend in backends], config.aliases)
     for name, _ in config.max_running_of:
         if name not in desks.names:
             known = ", ".join(desks.names)
@@ -46,16 +50,21 @@ def make_app(
     folders = list(dict.fromkeys(backend.receipts_dir for backend in backends))
     receipts = Receipts(folders, [desk.book for desk in desks.all], verify, bool(config.api_keys))
     states = [desk.state for desk in desks.all]
-    views = Views(
-        lambda request: desks.watched(request).hub, config, (metrics.registry, state_registry(StateCollector(*states)))
-    )
-    app = web.Application(middlewares=[frame(config, observer(metrics.requests))])
+    registries = (metrics.registry, state_registry(StateCollector(*states)), state_registry(KeyCollector(allowances)))
+    views = Views(lambda request: desks.watched(request).hub, config, registries, _own_runs(desks, config))
+    log = [] if config.access_log is None else [AccessLog(config.access_log)]
+    observers = [observer(metrics.requests), *(each.observe for each in log)]
+    app = web.Application(middlewares=[frame(config, *observers)])
     app.on_response_prepare.append(add_headers(config))
+    if config.api_keys:
+        app.on_response_prepare.append(_tell_limits(allowances))
     app[DESKS] = desks
     app.on_shutdown.append(_close_hubs)
+    app.on_cleanup.extend(_closing(each) for each in log)
     app.add_routes(views.routes())
     app.add_routes(_asked(desks, config))
     app.add_routes(_shown(desks, config, receipts))
+    app.add_routes([web.get("/v1/usage", _usage(allowances))])
     return app
 
 
@@ -95,6 +104,41 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
         web.get("/api/verify/{id}", receipts.verify),
         web.get("/openapi.json", _openapi(config)),
     ]
+
+
+def _own_runs(desks: Desks, config: GatewayConfig) -> OwnRuns:
+    """Which runs a page may show: those of the key that it came with; without keys nobody can be told apart."""
+
+    def own(request: web.Request) -> frozenset[int] | None:
+        return desks.watched(request).book.of(request[USER]) if config.api_keys else None
+
+    return own
+
+
+def _usage(allowances: Allowances) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handler(request: web.Request) -> web.Response:
+        """GET /v1/usage: what the key has used. Raises ApiError 404 where there are no keys."""
+        account = allowances.usage(request[USER], time.monotonic())
+        if account is None:
+            raise ApiError(404, "this gateway asks for no keys and keeps no accounts; see --api-key", "no_keys")
+        return web.json_response(account)
+
+    return handler
+
+
+def _tell_limits(allowances: Allowances) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+        if request.method == "POST" and USER in request:
+            response.headers.update(allowances.headers(request[USER], time.monotonic()))
+
+    return prepare
+
+
+def _closing(log: AccessLog) -> Callable[[web.Application], Awaitable[None]]:
+    async def close(app: web.Application) -> None:
+        log.close()
+
+    return close
 
 
 async def _close_hubs(app: web.Application) -> None:

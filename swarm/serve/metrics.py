@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -10,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from swarm.run.api import CommittedTokens, Finished, Recovering, RingOpened, RunEvent, WaitingForCoverage
 from swarm.run.run_stats import PARTS
+from swarm.serve.allowance import Allowances
 from swarm.serve.run_registry import RunNote
 from swarm.serve.state import DashboardState, NodeState
 from swarm.stage.stats import StageCounts
@@ -136,6 +138,23 @@ class StateCollector(Collector):
                     family = families[name] = GaugeMetricFamily(name, text, labels=list(labels))
                 family.add_metric(list(labels.values()), value)
         return families.values()
+
+
+class KeyCollector(Collector):
+    """What each API key has used, under its name in the file of keys."""
+
+    def __init__(self, allowances: Allowances) -> None:
+        self._allowances = allowances
+
+    def collect(self) -> Iterable[Metric]:
+        requests = CounterMetricFamily("wanswarm_key_requests", "Requests of each API key", labels=["key"])
+        tokens = CounterMetricFamily("wanswarm_key_tokens", "Tokens of each API key", labels=["key", "kind"])
+        for name in self._allowances.names:
+            account = self._allowances.usage(name, time.monotonic()) or {}
+            requests.add_metric([name], account["requests"])
+            tokens.add_metric([name, "prompt"], account["prompt_tokens"])
+            tokens.add_metric([name, "generated"], account["completion_tokens"])
+        return [requests, tokens]
 
 
 def _gauges(state: DashboardState) -> Iterable[tuple[str, str, dict[str, str], float]]:

@@ -161,6 +161,10 @@ class RunBook:
             self.past.appendleft(note)
         self._changed()
 
+    def of(self, user: str) -> frozenset[int]:
+        """Keys of the runs that this user asked for."""
+        return frozenset(note.key for note in (*self.active.values(), *self.past) if note.user == user)
+
     def find(self, run_id: str) -> RunNote | None:
         notes = [*self.active.values(), *self.past]
         return next((note for note in notes if note.run_id and note.run_id == run_id), None)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
 from swarm.serve import metrics
 from swarm.serve.assets import load_assets, respond
 from swarm.serve.config import GatewayConfig
 from swarm.serve.state_broadcaster import StateBroadcaster
 from swarm.serve.stream import EventStream
+
+OwnRuns = Callable[[web.Request], frozenset[int] | None]
+"""Keys of the runs that may be shown to whoever asks; None: all."""
 
 
 class Views:
@@ -22,9 +27,11 @@ class Views:
         hub: Callable[[web.Request], StateBroadcaster],
         config: GatewayConfig,
         registries: tuple[CollectorRegistry, ...],
+        own: OwnRuns = lambda request: None,
     ) -> None:
-        """`hub`: whose state a request asks for."""
+        """`hub`: whose state a request asks for. `own`: which runs of it may be shown to whoever asks."""
         self._hub = hub
+        self._own = own
         self._config = config
         self._registries = registries
         self._assets = load_assets()
@@ -55,7 +62,8 @@ class Views:
 
     async def state(self, request: web.Request) -> web.Response:
         headers = {"Cache-Control": "no-store"}
-        return web.Response(text=self._hub(request).compute(), content_type="application/json", headers=headers)
+        text = self._shown(self._hub(request).compute(), request)
+        return web.Response(text=text, content_type="application/json", headers=headers)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: `state` with the whole state, each time it changed."""
@@ -66,12 +74,21 @@ class Views:
             version = 0
             while (fresh := await hub.next(version)) is not None:
                 version, text = fresh
-                await stream.send(text, "state")
+                await stream.send(self._shown(text, request), "state")
         assert stream.response is not None
         return stream.response
 
+    def _shown(self, state: str, request: web.Request) -> str:
+        """The state without the runs of others."""
+        own = self._own(request)
+        if own is None:
+            return state
+        told = json.loads(state)
+        told["runs"] = [run for run in told["runs"] if run["key"] in own]
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
 
-def state_registry(collector: metrics.StateCollector) -> CollectorRegistry:
+
+def state_registry(collector: Collector) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(collector)
     return registry

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 USER = web.RequestKey("user", str)
+RECEIPT = web.RequestKey("receipt", str)
+"""Where the receipt of the answer is."""
 IGNORED = web.RequestKey("ignored", tuple[str, ...])
 BODY = web.RequestKey("body", object)
 """The body as it was read, for whoever reads it next."""
@@ -40,7 +42,10 @@ _SECURITY = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-_EXPOSED = "x-request-id, x-receipt, x-ignored-fields, retry-after"
+_EXPOSED = (
+    "x-request-id, x-receipt, x-ignored-fields, retry-after, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, "
+    "x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens"
+)
 _OUR_HEADERS = ["authorization", "content-type", "x-api-key", "x-request-id"]
 _SDK_HEADER = re.compile(r"x-stainless-[a-z0-9-]{1,64}|anthropic-[a-z-]{1,64}|openai-[a-z-]{1,64}|user-agent")
 _OUR_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -55,8 +60,8 @@ def error_response(request: web.Request, error: ApiError) -> web.Response:
     return web.json_response(error_body(request.path, error, request_id), status=error.status, headers=headers)
 
 
-def frame(config: GatewayConfig, observe: Observe) -> Middleware:
-    """The outermost middleware. `observe(request, status, seconds)` is called once per request."""
+def frame(config: GatewayConfig, *observers: Observe) -> Middleware:
+    """The outermost middleware. Each of `observers` is called once per request: (request, status, seconds)."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -66,9 +71,12 @@ def frame(config: GatewayConfig, observe: Observe) -> Middleware:
         try:
             response = await _answer(request, handler, config)
             status = response.status
+            if receipt := response.headers.get("x-receipt"):
+                request[RECEIPT] = receipt
             return response
         finally:
-            observe(request, status, time.monotonic() - started)
+            for observe in observers:
+                observe(request, status, time.monotonic() - started)
 
     return middleware
 

@@ -34,9 +34,10 @@ class Served:
     def model(self) -> str:
         return self.backend.manifest.model
 
-    async def state(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """The first live state that fits."""
-        async with asyncio.timeout(20), self.http.get("/api/events") as events:
+    async def state(self, fits: Callable[[dict[str, Any]], bool], model: str | None = None) -> dict[str, Any]:
+        """The first live state that fits; of several models of the one that is named."""
+        asked = {} if model is None else {"model": model}
+        async with asyncio.timeout(20), self.http.get("/api/events", params=asked) as events:
             async for line in events.content:
                 if line.startswith(b"data: ") and fits(state := json.loads(line[6:])):
                     return dict(state)

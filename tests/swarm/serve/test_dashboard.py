@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from swarm.serve.assets import load_assets
+from swarm.serve.keys import ApiKey
 from tests.swarm.serve import scenes
 from tests.swarm.serve.browser import browser, chromium_path
 from tests.swarm.serve.conftest import Serve, Served
@@ -241,7 +242,7 @@ async def test_a_receipt_is_verified_claim_by_claim(
 @needs_chromium
 @on_one_loop
 async def test_a_key_is_asked_for_once(chromium: Browser, serve: Serve) -> None:
-    keys = (("ann", hashlib.sha256(SECRET.encode()).digest()),)
+    keys = (ApiKey("ann", hashlib.sha256(SECRET.encode()).digest()),)
     async with serve(api_keys=keys) as served, look(chromium, served, "chat") as page:
         await page.fill("#key", SECRET)
         await page.press("#key", "Enter")

@@ -15,6 +15,7 @@ import pytest
 from swarm.base.errors import UsageError
 from swarm.cli.serve import alias, members_of, runs_at_once
 from swarm.serve.config import GatewayConfig
+from swarm.serve.desks import TAG
 from swarm.serve.gateway import gateway
 from tests.swarm.serve.conftest import Served, fake_verify
 from tests.swarm.serve.tiny import TinyBackend, TinyManifest
@@ -80,7 +81,7 @@ async def test_every_api_finds_its_model(tmp_path: Path) -> None:
     async with serving(small, large, aliases=(("claude-x", "large"),)) as served:
         tags = await (await served.http.get("/api/tags")).json()
         assert [entry["name"] for entry in tags["models"]] == ["small", "large"]
-        chat = await post(served, "/api/chat", {**ASK, "model": "large:latest", "stream": False})
+        chat = await post(served, "/api/chat", {**ASK, "model": f"large{TAG}", "stream": False})
         assert chat["message"]["content"].startswith("I am large"), chat
         assert (await post(served, "/api/show", {"name": "large"}))["model_info"]["wanswarm.block_count"] == 2
         message = await post(served, "/v1/messages", {**ASK, "model": "claude-x", "max_tokens": 30})
@@ -134,8 +135,8 @@ async def test_each_model_has_places_of_its_own(tmp_path: Path) -> None:
         asked = [asyncio.create_task(said(served, name)) for name in ("small", "large") for _ in range(3)]
         await small.until(3)
         await large.until(1)
-        shown = await (await served.http.get("/api/state?model=large")).json()
-        assert shown["waiting"] == 2 and shown["models"] == ["small", "large"] and shown["model"] == "large"
+        shown = await served.state(lambda state: state["waiting"] == 2, "large")
+        assert shown["models"] == ["small", "large"] and shown["model"] == "large"
         assert (await (await served.http.get("/api/state")).json())["waiting"] == 0
         metrics = await (await served.http.get("/metrics")).text()
         assert 'wanswarm_requests_waiting{model="large"} 2.0' in metrics

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from swarm.serve.config import GatewayConfig
+from swarm.serve.keys import ApiKey
 from swarm.serve.nodeview import make_view
 from swarm.serve.openapi import describe
 from tests.swarm.serve import scenes
-from tests.swarm.serve.conftest import Served
+from tests.swarm.serve.conftest import Serve, Served
 
 DOCS = Path(__file__).parents[3] / "docs"
+SECRET = "ann-0123456789abcdef"
 SUFFIXES = re.compile(r"_(bucket|count|sum)$")
 
 
 def named(text: str) -> set[str]:
     names = re.findall(r"^(wanswarm_\w+)", text, re.M)
     return {SUFFIXES.sub("", name) for name in names if not name.endswith("_created")}
+
+
+@pytest.fixture
+async def served(serve: Serve) -> AsyncIterator[Served]:
+    """With a key, since some metrics are of keys."""
+    async with serve(api_keys=(ApiKey("ann", hashlib.sha256(SECRET.encode()).digest()),), key=SECRET) as running:
+        yield running
 
 
 async def exposed(served: Served) -> set[str]:
@@ -32,7 +44,7 @@ async def exposed(served: Served) -> set[str]:
     await served.openai.chat.completions.create(
         model=served.model, messages=[{"role": "user", "content": "x"}], max_tokens=2
     )
-    async with served.http.get("/metrics") as answer:
+    async with served.http.get("/metrics", headers={"X-Api-Key": SECRET}) as answer:
         text = await answer.text()
     return named(text) | named(node)
 

@@ -18,14 +18,14 @@ from receipts.check.verify import verify
 from swarm.base.errors import UsageError
 from swarm.serve.config import GatewayConfig
 from swarm.serve.gateway import gateway
-from swarm.serve.keys import find_user, load_keys
+from swarm.serve.keys import ApiKey, find_user, load_keys
 from swarm.serve.listen import url_of
 from tests.swarm.serve.conftest import Serve, Served
 from tests.swarm.serve.tiny import TinyBackend
 
 HELLO = [{"role": "user", "content": "hello"}]
 SECRET = "0123456789abcdef"
-KEYS = (("ann", hashlib.sha256(SECRET.encode()).digest()),)
+KEYS = (ApiKey("ann", hashlib.sha256(SECRET.encode()).digest()),)
 
 
 async def raw(url: str, request: bytes) -> bytes:
@@ -153,7 +153,7 @@ def test_key_files(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# keys\nann:{SECRET}\n\n{SECRET[::-1]} # bob\n")
     keys = load_keys(path)
-    assert [name for name, _ in keys] == ["ann", "key-2"] and SECRET not in repr(keys)
+    assert [key.name for key in keys] == ["ann", "key-2"] and SECRET not in repr(keys)
     assert find_user(f"Bearer {SECRET}", keys) == "ann"
     assert find_user(f"bearer {SECRET[::-1]}", keys) == "key-2"
     assert all(
@@ -237,7 +237,7 @@ async def test_receipts_of_earlier_runs_are_found_in_the_folder(served: Served) 
 
 async def test_a_receipt_is_for_who_asked(serve: Serve) -> None:
     other = SECRET[::-1]
-    keys = (*KEYS, ("bob", hashlib.sha256(other.encode()).digest()))
+    keys = (*KEYS, ApiKey("bob", hashlib.sha256(other.encode()).digest()))
     async with serve(api_keys=keys, key=SECRET) as served:
         raw = await served.openai.chat.completions.with_raw_response.create(
             model=served.model, messages=HELLO, max_tokens=2

@@ -24,6 +24,7 @@ from swarm.client.route_policy import RouteRules
 from swarm.run.api import RunRequest
 from swarm.serve.config import GatewayConfig
 from swarm.serve.gateway import gateway
+from swarm.serve.keys import ApiKey
 from swarm.testbed.cluster import LocalRing, LocalSwarm, local_ring
 from tests.swarm.serve.conftest import Served
 from tests.swarm.serve.tiny import TinyBackend, tiny_model, tiny_tokenizer
@@ -209,7 +210,7 @@ async def test_gateway_and_nodes_count_the_same_run(served: Served, ring: LocalR
 async def test_what_one_user_asked_shows_to_another_only_when_shared(
     ring: LocalRing, tmp_path: Path, sharing: str, other: bool, again: bool
 ) -> None:
-    keys = tuple((name, hashlib.sha256(name.encode()).digest()) for name in ("ann", "bob"))
+    keys = tuple(ApiKey(name, hashlib.sha256(name.encode()).digest()) for name in ("ann", "bob"))
     async with asking(ring, tmp_path, keep_s=60.0, api_keys=keys, prefix_cache=sharing) as served:
         asked = [{"role": "user", "content": "what shall we do about the thing that nobody knows of"}]
         cached = []
