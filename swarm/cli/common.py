@@ -86,14 +86,14 @@ def add_route_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_log(parser: argparse._ActionsContainer, what: str) -> None:
-    """`--log DIR`."""
+def add_log(parser: argparse._ActionsContainer, what: str, more: str = "") -> None:
+    """`--log DIR`. `more`: what else there is to say of it."""
     parser.add_argument(
         "--log",
         type=Path,
         metavar="DIR",
         help=f"append the digest of {what} to a transparency log in DIR (C2SP tlog-tiles), for any static file server; "
-        "swarm verify --log checks receipts against it",
+        f"swarm verify --log checks receipts against it{more}",
     )
 
 

@@ -113,7 +113,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_wire(runs)
     add_patience(runs)
     add_keep_receipts(runs)
-    add_log(runs, "each receipt's close")
+    add_log(runs, "each receipt's close", "; with several --swarm in folders 1, 2, ... below it")
     add_log_options(parser)
 
 
@@ -149,9 +149,9 @@ def run(arguments: argparse.Namespace) -> int:
             keep_s=0.0 if config.prefix_cache == "off" else KEEP_S,
             keep_receipts_s=keep_receipts_s(arguments),
             rules=route_rules(arguments),
-            log=arguments.log,
+            log=log_of(arguments.log, number if len(members) > 1 else None),
         )
-        for member in members
+        for number, member in enumerate(members, 1)
     ]
     if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
         say(f"whoever reaches {arguments.host} port {arguments.port} may use the swarm; --api-key FILE asks for a key")
@@ -160,6 +160,12 @@ def run(arguments: argparse.Namespace) -> int:
     with reporter(json_lines=False, out=sys.stderr) as report, logging_to(report, log_config(arguments)):
         run_loop(serve_until_stopped(asked, config, arguments.host, arguments.port, report))
     return 0
+
+
+def log_of(folder: Path | None, number: int | None) -> Path | None:
+    """Where one swarm's receipts are entered: a log has one writer and one key, so several swarms have folders of their
+    own below, 1, 2 and so on."""
+    return folder if folder is None or number is None else folder / str(number)
 
 
 def gateway_config(arguments: argparse.Namespace) -> GatewayConfig:

@@ -1,4 +1,4 @@
-"""A real `swarm serve` process over a real ring gets SIGTERM while it answers; it and the tail keep public logs."""
+"""A real `swarm serve` process over two real swarms gets SIGTERM while it answers; it and a tail keep public logs."""
 
 from __future__ import annotations
 
@@ -27,23 +27,30 @@ async def rest(stream: aiohttp.ClientResponse) -> list[Any]:
 
 async def said(process: asyncio.subprocess.Process, wanted: str) -> re.Match[str]:
     assert process.stderr is not None
+    lines = []
     while line := (await process.stderr.readline()).decode():
+        lines.append(line)
         if found := re.search(wanted, line):
             return found
-    raise AssertionError(f"the gateway ended before it said {wanted}")
+    raise AssertionError(f"the gateway ended before it said {wanted}: {''.join(lines)}")
+
+
+def local_swarm(folder: Path, name: str) -> LocalSwarm:
+    model = folder / name
+    tiny_model(258).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    return LocalSwarm(
+        folder / f"swarm-{name}", model=str(model), arguments=("--cpu", "--threads", "1", "--dtype", "float32")
+    )
 
 
 async def test_answers_under_way_end_and_new_ones_are_refused(tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    tiny_model(258).save_pretrained(model)
-    tiny_tokenizer().save_pretrained(model)
-    swarm = LocalSwarm(
-        tmp_path / "swarm", model=str(model), arguments=("--cpu", "--threads", "1", "--dtype", "float32")
-    )
+    here, there = (local_swarm(tmp_path, name) for name in ("here", "there"))
     logs = [tmp_path / "tail.log", tmp_path / "asker.log"]
-    async with asyncio.timeout(100), local_ring(swarm, [(0, 1)]) as ring:
+    async with asyncio.timeout(150), local_ring(here, [(0, 1)]) as ring, local_ring(there, [(0, 2)]) as other:
         tail = await ring.add((1, 2), "--log", str(logs[0]))
         words = ["serve", "--swarm", ring.invite, "--state", str(tmp_path / "asker"), "--models", str(tmp_path / "m")]
+        words += ["--swarm", other.invite, "--alias", "gpt-4o=there"]
         words += ["--no-lan", "--port", "0", "--speculation", "plain", "--grace", "60", "--log", str(logs[1])]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "swarm", *words, stderr=asyncio.subprocess.PIPE
@@ -51,6 +58,11 @@ async def test_answers_under_way_end_and_new_ones_are_refused(tmp_path: Path) ->
         try:
             url = (await said(process, r"http://[0-9.:]+")).group()
             async with aiohttp.ClientSession(url) as http:
+                models = (await (await http.get("/v1/models")).json())["data"]
+                assert [(model["id"], model["root"]) for model in models][2:] == [("gpt-4o", models[1]["id"])]
+                elsewhere = {**ASK, "model": "gpt-4o", "stream": False, "max_tokens": 5}
+                answer = await (await http.post("/v1/chat/completions", json=elsewhere)).json()
+                assert answer["model"] == models[1]["id"] and answer["usage"]["completion_tokens"] == 5
                 streams = [await http.post("/v1/chat/completions", json=ASK) for _ in range(STREAMS)]
                 assert all([await stream.content.readline() for stream in streams])
                 process.send_signal(signal.SIGTERM)
@@ -68,9 +80,11 @@ async def test_answers_under_way_end_and_new_ones_are_refused(tmp_path: Path) ->
                 process.kill()
             await process.wait()
     receipts = [p for p in (tmp_path / "asker" / "receipts").glob("*.json") if not p.stem.endswith(".secrets")]
-    assert len(receipts) == STREAMS
+    assert len(receipts) == STREAMS + 1
+    first = min(receipts, key=lambda path: path.stat().st_mtime)
+    receipts.remove(first)  # of the other swarm, whose nodes keep no log
     for receipt in receipts:
-        for log in logs:
+        for log in (logs[0], logs[1] / "1"):
             assert await asyncio.to_thread(main, ["verify", str(receipt), "--log", str(log)]) == 0
     elsewhere = tmp_path / "elsewhere.log"
     assert await asyncio.to_thread(main, ["verify", str(receipts[0]), "--log", str(elsewhere)]) == 2
