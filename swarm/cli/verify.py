@@ -309,7 +309,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from swarm.model.files.checkpoint import load_tokenizer, open_model
     from swarm.model.files.named import DEFAULT_MODEL
     from swarm.model.files.store import ModelStore
-    from swarm.recheck.calibrate import TEXT, measure_limits
+    from swarm.recheck.calibrate import TEXTS, measure_limits
     from swarm.recheck.limits import save_limits
     from swarm.terminal.progress import reporter
 
@@ -319,8 +319,8 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     with reporter(json_lines=False, out=sys.stderr) as report:
         store = ModelStore(models)
         checkpoint = open_model(ref, store, None, report)
-        tokens = load_tokenizer(ref, store, report)(TEXT)["input_ids"]
-        limits, measured = measure_limits(checkpoint, tokens, report=report)
+        tokenizer = load_tokenizer(ref, store, report)
+        limits, measured = measure_limits(checkpoint, [tokenizer(text)["input_ids"] for text in TEXTS], report=report)
     path = save_limits(models, limits)
     if arguments.json:
         print(path.read_text("utf-8"), end="")

@@ -24,15 +24,26 @@ from swarm.recheck.quantization_grid import compared, grains, is_coarse, on_wire
 from swarm.recheck.recompute import CPU, Step, run_block
 from swarm.ring.certain_rows import certain_rows
 
-TEXT = """The sky is blue because molecules of air scatter short waves of light more than long ones. At sunset the \
-light has come a long way, and what is left of it is red.
-def mean(values):
-    total = 0
-    for value in values:
-        total += value
-    return total / len(values)
-1. Boil two eggs for six minutes. 2. Peel them under cold water. Der Zug nach Bern fährt um 7.42 Uhr von Gleis 3."""
-MOST_TOKENS = 96
+TEXTS = (
+    "The sky is blue because molecules of air scatter short waves of light more than long ones. At sunset the light "
+    "has come a long way, and what is left of it is red. Clouds, whose drops are far larger, scatter all of it alike.",
+    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total / len(values)"
+    "\n\n\nclass Window:\n    def __init__(self, size: int) -> None:\n        self.size = size\n",
+    "1. Boil two eggs for six minutes.\n2. Peel them under cold water.\n3. Cut them in half, add salt and oil.\n"
+    "4. Serve at once.\n\nFor four people take eight eggs, and a larger pot.",
+    "Der Zug nach Bern fährt um 7.42 Uhr von Gleis 3. Wer ihn versäumt, nimmt den nächsten in einer halben Stunde, "
+    "muss aber in Olten umsteigen und ist erst gegen zehn am Ziel.",
+    "user: My router restarts every night, what could it be?\nassistant: Look at its log first. A timer, an update or "
+    "a weak power supply are the usual reasons.\nuser: It says 'watchdog'. And now?\nassistant:",
+    '{"order": 4711, "items": [{"name": "lamp", "price": 39.9, "count": 2}, {"name": "bulb", "price": 4.25}], '
+    '"paid": true, "address": {"street": "Long Lane 5", "city": "York"}}',
+    "| year | rain (mm) | sun (h) |\n| --- | --- | --- |\n| 2019 | 812 | 1650 |\n| 2020 | 745 | 1833 |\n| 2021 | 901 "
+    "| 1502 |\n| 2022 | 640 | 2011 |\n\nThe mean rain is",
+    "The tide comes in, the tide goes out,\nthe gulls are crying all about,\nand on the pier an old man stands\nwith "
+    "nothing but his empty hands.\nHe counts the boats, he counts the years,",
+)
+"""What models are asked for, of as many kinds as there are users: rows of one kind alone made gates too narrow."""
+MOST_TOKENS = 64
 PROMPT_ROWS = 32
 SETTINGS = (
     ("float32", "float32"),
@@ -71,13 +82,12 @@ def spans_of(layers: int) -> list[tuple[int, int]]:
 
 def measure_limits(
     checkpoint: Checkpoint,
-    tokens: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     settings: Sequence[tuple[str, str]] = SETTINGS,
     report: Report = silent,
 ) -> tuple[ErrorLimits, list[MeasuredLimit]]:
-    """Limits of a model from the rows of these tokens (at most 96 are used). Raises ModelError."""
-    tokens = list(tokens)[:MOST_TOKENS]
-    work = _Bench(checkpoint, tokens)
+    """Limits of a model from the rows of these prompts' tokens (of each at most 64 are used). Raises ModelError."""
+    work = _Bench(checkpoint, [list(tokens)[:MOST_TOKENS] for tokens in prompts])
     found: list[MeasuredLimit] = []
     for done, (dtype, wire) in enumerate(settings):
         if dtype == PACKED and not work.packs:
@@ -93,18 +103,31 @@ def measure_limits(
     return limits, found
 
 
-class _Bench:
-    """The model in every type, and the rows."""
+@dataclass(frozen=True)
+class _Prompt:
+    """Its tokens, and their rows in front of the first layer: float32 [tokens, hidden]."""
 
-    def __init__(self, checkpoint: Checkpoint, tokens: Sequence[int]) -> None:
-        self._checkpoint, self._tokens = checkpoint, tokens
+    tokens: Sequence[int]
+    embedded: torch.Tensor
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(0, len(self.tokens))
+
+
+class _Bench:
+    """The model in every type, and the prompts."""
+
+    def __init__(self, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]]) -> None:
+        self._checkpoint = checkpoint
         self._layers = checkpoint.manifest.n_layers
-        self._layout = Layout(0, len(tokens))
         self._blocks: dict[str, Block] = {}
         exact = self._block("float32")
         with torch.inference_mode():
             table = exact.loaded.model.get_input_embeddings()  # type: ignore[operator]
-            self._embedded = table(torch.tensor(list(tokens), dtype=torch.long)).float()
+            self._prompts = [
+                _Prompt(tokens, table(torch.tensor(list(tokens), dtype=torch.long)).float()) for tokens in prompts
+            ]
 
     @property
     def packs(self) -> bool:
@@ -115,59 +138,77 @@ class _Bench:
         """Honest rows of every stage, at the noise of each row; ties of the whole model. Raises ReceiptError."""
         rows: list[float] = []
         medians: list[float] = []
-        exact, own = self._block("float32"), self._block(dtype)
         spans = spans_of(self._layers)
-        for first, last in spans:
-            inputs = self._inputs(exact, first, wire)
-            expected = self._through(exact, first, last, inputs, 1)
-            honest = on_wire(self._through(own, first, last, inputs, 1), wire)
-            noise = _errors(inputs, honest, expected, wire)
-            usual = max(statistics.median(noise), LEAST)
-            grain = grains(inputs, expected, wire).tolist() if is_coarse(wire) else [0.0] * len(noise)
-            for threads, size in VARIANTS:
-                with _threads(threads):
-                    sent = on_wire(self._through(own, first, last, inputs, size), wire)
-                errors = _errors(inputs, sent, expected, wire)
-                medians.append(statistics.median(errors))
-                if (dtype, wire) == ("float32", "float32"):
-                    rows += errors
-                else:
-                    floors = (max(row, usual, LEAST_GRAINS * one) for row, one in zip(noise, grain, strict=True))
-                    rows += [error / floor for error, floor in zip(errors, floors, strict=True)]
+        for prompt in self._prompts:
+            for span in spans:
+                found, middle = self._stage(prompt, span, dtype, wire)
+                rows += found
+                medians += middle
         typical = max(medians)
         if (dtype, wire) != ("float32", "float32"):
             rows = [typical * ratio for ratio in rows]
         limit = calibrate(rows, self._ties(dtype, wire))
         return MeasuredLimit(limit_name(dtype, wire), _at_least(limit, dtype, wire), typical, len(spans))
 
+    def _stage(self, prompt: _Prompt, span: tuple[int, int], dtype: str, wire: str) -> tuple[list[float], list[float]]:
+        """One stage over one prompt: the error of each row in the unit of its noise, and the median of each variant."""
+        rows: list[float] = []
+        medians: list[float] = []
+        exact, own = self._block("float32"), self._block(dtype)
+        inputs = self._inputs(exact, prompt, span[0], wire)
+        expected = self._through(exact, prompt, *span, inputs, 1)
+        honest = on_wire(self._through(own, prompt, *span, inputs, 1), wire)
+        noise = _errors(inputs, honest, expected, wire)
+        usual = max(statistics.median(noise), LEAST)
+        grain = grains(inputs, expected, wire).tolist() if is_coarse(wire) else [0.0] * len(noise)
+        for threads, size in VARIANTS:
+            with _threads(threads):
+                sent = on_wire(self._through(own, prompt, *span, inputs, size), wire)
+            errors = _errors(inputs, sent, expected, wire)
+            medians.append(statistics.median(errors))
+            if (dtype, wire) == ("float32", "float32"):
+                rows += errors
+            else:
+                floors = (max(row, usual, LEAST_GRAINS * one) for row, one in zip(noise, grain, strict=True))
+                rows += [error / floor for error, floor in zip(errors, floors, strict=True)]
+        return rows, medians
+
     def _ties(self, dtype: str, wire: str) -> list[float]:
         """The gap between likely tokens that rounding makes at one position in twenty, over stages of a third each."""
         exact, own = self._block("float32"), self._block(dtype)
-        wanted = self._through(exact, 0, self._layers, self._embedded, 1)
         cuts = [0, self._layers // 3, 2 * self._layers // 3, self._layers]
-        hidden = self._embedded
-        for first, last in zip(cuts, cuts[1:], strict=False):
-            hidden = self._through(own, first, last, hidden, 1)
-            hidden = hidden if last == self._layers else on_wire(hidden, wire)
-        likely = wanted.topk(min(5, wanted.shape[-1]), dim=-1).indices
-        off = (hidden - wanted).gather(1, likely)
+        gaps = []
+        for prompt in self._prompts:
+            wanted = self._through(exact, prompt, 0, self._layers, prompt.embedded, 1)
+            hidden = prompt.embedded
+            for first, last in zip(cuts, cuts[1:], strict=False):
+                hidden = self._through(own, prompt, first, last, hidden, 1)
+                hidden = hidden if last == self._layers else on_wire(hidden, wire)
+            likely = wanted.topk(min(5, wanted.shape[-1]), dim=-1).indices
+            off = (hidden - wanted).gather(1, likely)
+            gaps.append(off.amax(1) - off.amin(1))
         # `calibrate` doubles it; half as much again is enough for what is no pair of tokens but the extremes of five.
-        return [0.75 * float(torch.quantile(off.amax(1) - off.amin(1), 0.95))]
+        return [0.75 * float(torch.quantile(torch.cat(gaps), 0.95))]
 
-    def _inputs(self, exact: Block, first: int, wire: str) -> torch.Tensor:
-        return self._embedded if first == 0 else on_wire(self._through(exact, 0, first, self._embedded, 1), wire)
+    def _inputs(self, exact: Block, prompt: _Prompt, first: int, wire: str) -> torch.Tensor:
+        if first == 0:
+            return prompt.embedded
+        return on_wire(self._through(exact, prompt, 0, first, prompt.embedded, 1), wire)
 
-    def _through(self, block: Block, first: int, last: int, inputs: torch.Tensor, size: int) -> torch.Tensor:
-        """The rows through some layers: a prompt at once, then frames of `size` rows."""
+    def _through(
+        self, block: Block, prompt: _Prompt, first: int, last: int, inputs: torch.Tensor, size: int
+    ) -> torch.Tensor:
+        """The rows through some layers: the first ones at once, then frames of `size` rows."""
         steps = []
-        ends = [PROMPT_ROWS, *range(PROMPT_ROWS + size, len(self._tokens), size), len(self._tokens)]
+        tokens, layout = list(prompt.tokens), prompt.layout
+        ends = [PROMPT_ROWS, *range(PROMPT_ROWS + size, len(tokens), size), len(tokens)]
         for start, stop in zip([0, *ends], ends, strict=False):
             if start >= stop:
                 continue
-            rows = certain_rows(self._layout, start, self._tokens[start:stop])
+            rows = certain_rows(layout, start, tokens[start:stop])
             rows.want[:] = True
             steps.append(Step(no_commits(), rows, inputs[start:stop] if first else None))
-        return torch.cat([rows.float() for rows in run_block(block.view(first, last), self._layout, steps)])
+        return torch.cat([rows.float() for rows in run_block(block.view(first, last), layout, steps)])
 
     def _block(self, dtype: str) -> Block:
         if dtype not in self._blocks:

@@ -183,7 +183,7 @@ def test_limits_are_measured_kept_and_used(place: Place, tmp_path: Path) -> None
     digest = checkpoint.manifest.digest
     assert load_limits(tmp_path, digest) is None
     settings = [("float32", "float32"), ("bfloat16", "bfloat16")]
-    limits, measured = measure_limits(checkpoint, list(range(5, 69)), settings)
+    limits, measured = measure_limits(checkpoint, [list(range(5, 69)), list(range(40, 8, -1))], settings)
     assert [item.name for item in measured] == ["float32_float32", "bfloat16_bfloat16"]
     assert measured[0].honest_median < 1e-4 < measured[1].honest_median < 0.05
     save_limits(tmp_path, limits)
