@@ -97,7 +97,11 @@ class Block:
             self._attending.jobs = []
 
     def _divided(self, plans: Sequence[JobPlan]) -> contextlib.AbstractContextManager[None]:
-        """Who has the CPU's threads: the kernels of packed weights alone, where little else is worth dividing."""
+        """Who has the CPU's threads: the kernels of packed weights alone, where little else is worth dividing, and
+        where rows must not depend on each other: torch's threads meet in the middle of a row, and what it does with
+        the odd numbers at the end of a thread's part differs in the last bit."""
+        if (exact := self._attending.lib) is not None:
+            return exact.undivided()
         if self.computes_in == PACKED and sum((p.stop - p.start) * p.high for p in plans) <= _FEW_SEEN:
             lib = library()
             if lib is not None:
@@ -169,7 +173,8 @@ class Block:
                 if other.kv is job.kv and np.isin(job.commits.slot, other.rows.slot).any():
                     raise ValueError("a job commits slots that another job of the same forward still writes")
             job.kv.commit(job.commits)
-            plans.append(JobPlan(job.kv, job.rows, start, self.device, self.dtype))
+            in_order = self._attending.lib is not None
+            plans.append(JobPlan(job.kv, job.rows, start, self.device, self.dtype, in_order))
             start += len(job.rows)
         return plans
 
@@ -184,6 +189,7 @@ def load_block(
     *,
     blocked: bool = True,
     weights: str = "expanded",
+    exact: bool = True,
 ) -> Block:
     """Layers [first, last) of a model, ready to compute. Reads only their tensors; reports "load" in layers.
 
@@ -192,11 +198,15 @@ def load_block(
 
     blocked: on a CPU, keep matrices in the order that its kernels read fastest; without it they are plain parameters.
 
+    exact: on a CPU, with blocked, compute rows in kernels that give the same bits whatever the row's company
+    (`Block.why_not_exact` says where that is not so); without it by torch's.
+
     Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
     missing, of another shape than the config says, or not finite (by name).
     """
-    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights)
-    if blocked and can_block(device, dtype):
+    lib = library() if exact and blocked and device.type == "cpu" else None
+    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib)
+    if blocked and lib is None and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-VERSION = 2
+VERSION = 3
 """Of the interface and the packed layout; a library that says another is not used."""
-ISAS = ("plain", "avx2", "avx512-vnni")
+ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16")
 """Instruction sets by number. All give the same bits."""
 
 
@@ -47,6 +47,7 @@ class Library:
         lib.swarm_quant_products.argtypes = [whole, pointer, wide, wide, pointer, wide, whole, whole, pointer]
         lib.swarm_layer_before.argtypes = [whole, *[pointer] * 2, wide, *[pointer] * 5, whole, whole, pointer]
         lib.swarm_layer_after.argtypes = [whole, *[pointer] * 3, wide, pointer, whole, whole, pointer]
+        lib.swarm_attend.argtypes = [whole, pointer, pointer, wide, whole, whole, pointer]
         self.version = int(lib.swarm_quant_version())
         self.best_isa = int(lib.swarm_quant_isa())
         self._local = threading.local()
@@ -160,6 +161,11 @@ class Library:
         places = (x.data_ptr(), seen.data_ptr(), rows, out.data_ptr())
         self._check(self._lib.swarm_layer_after(isa, layer, *places, *self._crew(x.dtype)))
 
+    def attend(self, call: bytes, jobs: bytes, many: int, dtype: torch.dtype) -> None:
+        """Attention over slots (native/attend.h) of `many` sessions. call: its struct AttendCall; jobs: their struct
+        AttendJob. Raises ValueError for heads that it cannot divide."""
+        self._check(self._lib.swarm_attend(self.best_isa, call, jobs, many, *self._crew(dtype)))
+
     def _crew(self, dtype: torch.dtype) -> tuple[bool, int, int | None]:
         """Whether numbers are bfloat16, how many threads, and whose: None for the kernels' own helpers."""
         own = getattr(self._local, "threads", 0)
@@ -170,7 +176,7 @@ class Library:
         if code == -2:
             raise MemoryError("no memory for rounded rows")
         if code:
-            raise ValueError("a format without a kernel")
+            raise ValueError("a format or a shape without a kernel")
 
 
 @functools.cache
