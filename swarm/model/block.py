@@ -20,9 +20,9 @@ from swarm.model.attention import JobPlan, Plan
 from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.dtype import dtype_name
 from swarm.model.edges import open_edges
-from swarm.model.files.checkpoint import Checkpoint
+from swarm.model.exact import InOrder, stands_against, writes_products
 from swarm.model.fused import settle
-from swarm.model.guard import check_cut, one_layer
+from swarm.model.guard import check_cut, one_layer, samples
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
 from swarm.model.packing import PACKED, computes_in
@@ -51,6 +51,8 @@ class Block:
         self.kv_shapes = loaded.kv_shapes
         self.loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
         self._edges = loaded.edges
+        self.why_not_exact: str | None = "its rows were not looked at"
+        self._by_hand = False
 
     def view(self, first: int, last: int) -> Block:
         """Layers [first, last) of this block, sharing its weights. Raises ValueError if it does not hold them."""
@@ -64,7 +66,9 @@ class Block:
         kv = self.kv_shapes[first - self.first : last - self.first]
         layers = layer_list(model, type(model).__name__)[1]
         edges = open_edges(layers, head=first == 0, tail=last == self.n_layers)
-        return Block(Loaded(model, shape, self._attending, edges, kv, self.loaded.positions), self.device, self.dtype)
+        part = Block(Loaded(model, shape, self._attending, edges, kv, self.loaded.positions), self.device, self.dtype)
+        part.why_not_exact, part._by_hand = self.why_not_exact, self._by_hand
+        return part
 
     @torch.inference_mode()
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
@@ -75,7 +79,7 @@ class Block:
         slot that an earlier one writes; ValueError otherwise.
         """
         self._attending.jobs = plans = self._plan(jobs)
-        with self._divided(plans):
+        with self._divided(plans), self._in_order():
             return self._forward(jobs, plans)
 
     def _forward(self, jobs: Sequence[Job], plans: Sequence[JobPlan]) -> list[torch.Tensor]:
@@ -107,6 +111,11 @@ class Block:
             if lib is not None:
                 return lib.undivided()
         return contextlib.nullcontext()
+
+    def _in_order(self) -> contextlib.AbstractContextManager[object]:
+        """For models that write out linear layers themselves, as routers and experts are."""
+        lib = self._attending.lib
+        return InOrder(lib) if lib is not None and self._by_hand else contextlib.nullcontext()
 
     @torch.inference_mode()
     def compute(self, plans: Sequence[Plan], inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -209,8 +218,10 @@ def load_block(
     if blocked and lib is None and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
+    block._by_hand = lib is not None and writes_products(loaded.model)
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
     check_cut(block, type(loaded.model).__name__, loaded.positions)
+    block.why_not_exact = stands_against(block, lib, samples(first, last))
     return block
 
 

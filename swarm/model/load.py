@@ -82,6 +82,9 @@ def load_layers(
     model.eval().requires_grad_(False)
     if lib is not None:
         pack_linears(model, lib)
+        # One expert after the other, each row's shares added in the order of their numbers.
+        settings: Any = model.config
+        settings._experts_implementation = "eager"
     attending = Attending(lib)
     for module in inner_model(model).modules():
         if hasattr(module, "layer_idx"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from swarm.model.quant.formats import Format
 from swarm.model.quant.matrix import PackedMatrix
@@ -40,6 +41,10 @@ def pack_linears(model: nn.Module, lib: Library) -> None:
     tables = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Embedding)}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                if (matrix := dense_matrix(child.weight.T, lib)) is not None:
+                    parent._modules[name] = PackedLinear(matrix, child.bias)
+                continue
             if type(child) is not nn.Linear:
                 continue
             table = tables.get(id(child.weight))

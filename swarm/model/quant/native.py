@@ -24,6 +24,10 @@ ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16")
 """Instruction sets by number. All give the same bits."""
 
 
+_AS_USUAL = 1000
+"""Added to the number of a plain type: the matrix lies as usual, not in panels."""
+
+
 @dataclass(frozen=True, eq=False)
 class Operand:
     """One matrix of a call: ggml's number of its type, its panels (uint8), its rows, and a float32 bias or None."""
@@ -114,6 +118,12 @@ class Library:
         outs = [x.new_empty(x.shape[0], operand.out_features) for operand in operands]
         self._products(operands, x, outs, self.best_isa)
         return outs
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [n, columns] times weight [out_features, columns] as it lies, both float32 or both bfloat16 (columns then
+        even), bias float32: [n, out_features]. The bits that a product with the packed matrix has."""
+        kind = _AS_USUAL + (30 if weight.dtype == torch.bfloat16 else 0)
+        return self.products([Operand(kind, weight.contiguous(), weight.shape[0], bias)], x)[0]
 
     def _products(self, operands: Sequence[Operand], x: torch.Tensor, outs: Sequence[torch.Tensor], isa: int) -> None:
         words: list[int] = []

@@ -10,13 +10,6 @@ namespace ISA {
 constexpr int64_t CHUNK = 64;
 constexpr int LANES = 16, KEYS = CHUNK / LANES;  // a chunk's keys are four panels of sixteen
 
-// Sixteen keys of `steps` words each, as a panel. keys: null for places that nobody sees.
-TARGET static inline void turn(const uint32_t *const *keys, int64_t steps, uint32_t *panel) {
-    int64_t s = turn_whole(keys, steps, panel);
-    for (; s < steps; s++)
-        for (int k = 0; k < LANES; k++) panel[s * LANES + k] = keys[k] ? keys[k][s] : 0;
-}
-
 struct Weights {  // a row's weights in the chunk at hand, for the places [low, high) that it sees
     alignas(64) float share[CHUNK];
     int64_t low, high;

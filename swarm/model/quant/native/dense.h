@@ -67,33 +67,55 @@ template <class W> TARGET static void lay_out(const W *x, int64_t stride, int64_
 
 constexpr int64_t DEPTH = 1024;  // steps for which panels stay in the second cache while tiles pass by
 
-// `count` panels (outputs from `from` on) times n rows laid out in x; y [n, width]. sums: n * 16 * count floats.
+// Sixteen lines of `steps` words each, as a panel; null lines as zeros.
+TARGET static inline void turn(const uint32_t *const *lines, int64_t steps, uint32_t *panel) {
+    int64_t s = turn_whole(lines, steps, panel);
+    for (; s < steps; s++)
+        for (int k = 0; k < 16; k++) panel[s * 16 + k] = lines[k] ? lines[k][s] : 0;
+}
+
+// Steps [at, at + deep) of `count` panels of a matrix that lies as usual, [outputs][steps] words, outputs from `from` on.
+TARGET static void turn_panels(const uint8_t *matrix, int64_t from, int64_t outputs, int64_t steps, int64_t at, int64_t deep,
+                               int64_t count, uint32_t *panels) {
+    for (int64_t p = 0; p < count; p++) {
+        const uint32_t *lines[16];
+        for (int64_t k = 0; k < 16; k++) {
+            int64_t row = from + 16 * p + k;
+            lines[k] = row < outputs ? reinterpret_cast<const uint32_t *>(matrix) + row * steps + at : nullptr;
+        }
+        turn(lines, deep, panels + p * deep * 16);
+    }
+}
+
+// Panels that are gone through for all rows before the next ones.
+constexpr int64_t group_of(int64_t n) { return n < ROWS ? 8 : 2 * panels_of<ROWS>(); }
+
+// `count` panels (outputs from `from` on) times n rows laid out in x; y [n, width]. sums: n * 16 * count floats. turned: null
+// where w points to these panels; else w is the whole matrix as usual, and there is room for group_of(n) panels of DEPTH.
 template <class W>
 TARGET static void dense_rows(const uint8_t *w, int64_t count, int64_t steps, const uint32_t *x, int64_t n, float *sums,
-                              const float *bias, int64_t from, int64_t width, W *y) {
-    const int64_t panel = steps * 64, line = 16 * count;
-    constexpr int P = panels_of<ROWS>();
-    for (int64_t group = 0; group < count; group += 2 * P) {
-        int64_t some = count - group < 2 * P ? count - group : 2 * P;
-        if (n < ROWS) some = count, group = 0;
+                              const float *bias, int64_t from, int64_t width, W *y, uint32_t *turned) {
+    const int64_t line = 16 * count, together_most = turned || n >= ROWS ? group_of(n) : count;
+    for (int64_t group = 0; group < count; group += together_most) {
+        int64_t some = count - group < together_most ? count - group : together_most;
         for (int64_t at = 0; at < steps; at += DEPTH) {
-            int64_t deep = steps - at < DEPTH ? steps - at : DEPTH;
-            const uint8_t *block = w + group * panel + at * 64;
+            int64_t deep = steps - at < DEPTH ? steps - at : DEPTH, panel = turned ? deep * 64 : steps * 64;
+            const uint8_t *block = turned ? reinterpret_cast<const uint8_t *>(turned) : w + group * panel + at * 64;
+            if (turned) turn_panels(w, from + group * 16, width, steps, at, deep, some, turned);
             const uint32_t *rows = x;
             for (int64_t r = 0; r < n;) {
                 float *sum = sums + r * line + group * 16;
-                int64_t left = n - r;
                 int64_t together = ROWS;
-                while (together > left) together /= 2;
+                while (together > n - r) together /= 2;
                 const uint32_t *here = rows + at * together;
-                if (together == 8) { if constexpr (ROWS >= 8) some_panels<W, 8, panels_of<8>()>(block, panel, some, deep, here, sum, line, at == 0); }
-                else if (together == 4) { if constexpr (ROWS >= 4) some_panels<W, 4, panels_of<4>()>(block, panel, some, deep, here, sum, line, at == 0); }
-                else if (together == 2) some_panels<W, 2, panels_of<2>()>(block, panel, some, deep, here, sum, line, at == 0);
-                else some_panels<W, 1, panels_of<1>()>(block, panel, some, deep, here, sum, line, at == 0);
+                bool begin = at == 0;
+                if constexpr (ROWS >= 8) if (together == 8) some_panels<W, 8, panels_of<8>()>(block, panel, some, deep, here, sum, line, begin);
+                if constexpr (ROWS >= 4) if (together == 4) some_panels<W, 4, panels_of<4>()>(block, panel, some, deep, here, sum, line, begin);
+                if (together == 2) some_panels<W, 2, panels_of<2>()>(block, panel, some, deep, here, sum, line, begin);
+                if (together == 1) some_panels<W, 1, panels_of<1>()>(block, panel, some, deep, here, sum, line, begin);
                 rows += together * steps, r += together;
             }
         }
-        if (n < ROWS) break;
     }
     for (int64_t r = 0; r < n; r++)
         for (int64_t p = 0; p < count; p++) {

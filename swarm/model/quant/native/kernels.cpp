@@ -167,8 +167,9 @@ void multiply(int isa, const Item &item, int64_t columns, const Rounded *rows, i
 int64_t lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 enum { DENSE_F32 = 0, DENSE_BF16 = 30 };  // ggml's numbers
+const int64_t AS_USUAL = 1000;             // added to them: no panels, but the matrix as it always lies
 
-bool is_dense(int64_t kind) { return kind == DENSE_F32 || kind == DENSE_BF16; }
+bool is_dense(int64_t kind) { return kind % AS_USUAL == DENSE_F32 || kind % AS_USUAL == DENSE_BF16; }
 
 const int64_t ROW_BLOCK = 256;   // rows of a task: what they are laid out to stays in the second cache
 const int64_t LAID_OUT = 8;      // rows that are laid out by one thread at a time: no fewer than a tile's
@@ -200,14 +201,18 @@ int dense_products(int isa, const Item *items, int64_t many, int64_t columns, co
         const Item &item = items[m];
         int64_t all = (item.out_features + 15) / 16, first = (i - firsts[m]) * together;
         int64_t count = all - first < together ? all - first : together;
-        auto *sums = static_cast<float *>(std::malloc(size_t(n * count) * 64));
+        bool usual = item.kind >= AS_USUAL;
+        int64_t room = usual ? 16 * 1024 * 16 : 0;  // group_of(n) panels of DEPTH
+        auto *sums = static_cast<float *>(std::malloc(size_t(n * count * 16 + room) * 4));
         if (!sums) {
             failed = true;
             return;
         }
+        auto *turned = usual ? reinterpret_cast<uint32_t *>(sums + n * count * 16) : nullptr;
+        const uint8_t *matrix = usual ? item.packed : item.packed + first * panel;
         W *y = static_cast<W *>(item.y) + r * item.out_features;
-        BY_DENSE(isa, dense_rows(item.packed + first * panel, count, steps, laid + r * steps, n, sums, item.bias, first * 16,
-                                 item.out_features, y));
+        BY_DENSE(isa, dense_rows(matrix, count, steps, laid + r * steps, n, sums, item.bias, first * 16, item.out_features, y,
+                                 turned));
         std::free(sums);
     });
     std::free(laid);
@@ -234,7 +239,7 @@ int products(int isa, const Item *items, int64_t many, int64_t columns, const vo
     int64_t plain_ones = 0;
     for (int64_t m = 0; m < many; m++) {
         plain_ones += is_dense(items[m].kind);
-        if (is_dense(items[m].kind) && (items[m].kind == DENSE_BF16) != narrow) return -1;
+        if (is_dense(items[m].kind) && (items[m].kind % AS_USUAL == DENSE_BF16) != narrow) return -1;
     }
     if (plain_ones && plain_ones < many) return mixed_products(isa, items, many, columns, x, rows, narrow, crew);
     if (plain_ones)
