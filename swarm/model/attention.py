@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from transformers import AttentionInterface
 
 from swarm.base.errors import ModelError
+from swarm.model.inorder import Order, attend_in_order, fits
 from swarm.model.kvcache import SessionKV
 from swarm.model.linear.paths import Paths
 from swarm.model.masks import AttentionChunk, Seen, Span, register_trial
+from swarm.model.quant.native import Library
 from swarm.model.rows import Rows
 
 NAME = "swarm_slots"
@@ -55,18 +57,20 @@ class Plan(Protocol):
 
 @dataclass
 class JobPlan:
-    """The plan of one job, made from its rows."""
+    """The plan of one job, made from its rows. in_order: also what they see by position (`order`)."""
 
     kv: SessionKV
     rows: Rows
     start: int
     device: torch.device
     dtype: torch.dtype
+    in_order: bool = False
     write: slice | torch.Tensor = field(init=False)
     low: int = field(init=False)
     high: int = field(init=False)
     masks: dict[tuple[Span, int], torch.Tensor | None] = field(init=False, default_factory=dict)
     paths: Paths | None = field(init=False, default=None)
+    order: Order | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         rows, scratch = self.rows, self.kv.layout.scratch
@@ -74,6 +78,8 @@ class JobPlan:
         note_positions(rows, self.kv)
         if self.kv.recurrent:
             self.paths = Paths(rows, self.kv.position)
+        if self.in_order:
+            self.order = Order(rows, self.kv)
         first = int(slots[0])
         if np.array_equal(slots, np.arange(first, first + len(slots))):
             self.write = slice(first, first + len(slots))
@@ -139,9 +145,11 @@ class Call:
 
 class Attending:
     """What the attention modules of one block share: the jobs of the forward under way (one thread computes),
-    their positions (int64 [T], on the device), and how far back the rows of each layer see."""
+    their positions (int64 [T], on the device), and how far back the rows of each layer see. lib: the kernels that
+    attend in the order of positions; None: torch's attention, whose sums depend on a row's company."""
 
-    def __init__(self) -> None:
+    def __init__(self, lib: Library | None = None) -> None:
+        self.lib = lib
         self.spans: dict[int, Span] = {}
         self.position: torch.Tensor | None = None
         self.jobs: Sequence[Plan] = []
@@ -208,6 +216,9 @@ def attend(
     if isinstance(warmth := getattr(module, "swarm_warmth", None), Warmth) and state.position is not None:
         query = (query * warmth.scales(state.position)[:, None]).to(query.dtype)
     span = state.spans.get(layer, sliding_window)
+    orders = [(job.order, job.start) for job in state.jobs if isinstance(job, JobPlan) and job.order is not None]
+    if state.lib is not None and len(orders) == len(state.jobs) and fits(query, key):
+        return attend_in_order(state.lib, orders, layer, query, key, value, scale, span, softcap, s_aux), None
     parts = [_attend_job(job, layer, query, key, value, scale, span, softcap, s_aux) for job in state.jobs]
     # Rows in one piece, as transformers' own functions give them: some layers (AFMoE) make a view of them.
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None

@@ -20,9 +20,9 @@ from swarm.model.attention import JobPlan, Plan
 from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.dtype import dtype_name
 from swarm.model.edges import open_edges
-from swarm.model.files.checkpoint import Checkpoint
+from swarm.model.exact import InOrder, stands_against, writes_products
 from swarm.model.fused import settle
-from swarm.model.guard import check_cut, one_layer
+from swarm.model.guard import check_cut, one_layer, samples
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
 from swarm.model.packing import PACKED, computes_in
@@ -51,6 +51,8 @@ class Block:
         self.kv_shapes = loaded.kv_shapes
         self.loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
         self._edges = loaded.edges
+        self.why_not_exact: str | None = "its rows were not looked at"
+        self._by_hand = False
 
     def view(self, first: int, last: int) -> Block:
         """Layers [first, last) of this block, sharing its weights. Raises ValueError if it does not hold them."""
@@ -64,7 +66,9 @@ class Block:
         kv = self.kv_shapes[first - self.first : last - self.first]
         layers = layer_list(model, type(model).__name__)[1]
         edges = open_edges(layers, head=first == 0, tail=last == self.n_layers)
-        return Block(Loaded(model, shape, self._attending, edges, kv, self.loaded.positions), self.device, self.dtype)
+        part = Block(Loaded(model, shape, self._attending, edges, kv, self.loaded.positions), self.device, self.dtype)
+        part.why_not_exact, part._by_hand = self.why_not_exact, self._by_hand
+        return part
 
     @torch.inference_mode()
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
@@ -75,7 +79,7 @@ class Block:
         slot that an earlier one writes; ValueError otherwise.
         """
         self._attending.jobs = plans = self._plan(jobs)
-        with self._divided(plans):
+        with self._divided(plans), self._in_order():
             return self._forward(jobs, plans)
 
     def _forward(self, jobs: Sequence[Job], plans: Sequence[JobPlan]) -> list[torch.Tensor]:
@@ -97,12 +101,21 @@ class Block:
             self._attending.jobs = []
 
     def _divided(self, plans: Sequence[JobPlan]) -> contextlib.AbstractContextManager[None]:
-        """Who has the CPU's threads: the kernels of packed weights alone, where little else is worth dividing."""
+        """Who has the CPU's threads: the kernels of packed weights alone, where little else is worth dividing, and
+        where rows must not depend on each other: torch's threads meet in the middle of a row, and what it does with
+        the odd numbers at the end of a thread's part differs in the last bit."""
+        if (exact := self._attending.lib) is not None:
+            return exact.undivided()
         if self.computes_in == PACKED and sum((p.stop - p.start) * p.high for p in plans) <= _FEW_SEEN:
             lib = library()
             if lib is not None:
                 return lib.undivided()
         return contextlib.nullcontext()
+
+    def _in_order(self) -> contextlib.AbstractContextManager[object]:
+        """For models that write out linear layers themselves, as routers and experts are."""
+        lib = self._attending.lib
+        return InOrder(lib) if lib is not None and self._by_hand else contextlib.nullcontext()
 
     @torch.inference_mode()
     def compute(self, plans: Sequence[Plan], inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -169,7 +182,8 @@ class Block:
                 if other.kv is job.kv and np.isin(job.commits.slot, other.rows.slot).any():
                     raise ValueError("a job commits slots that another job of the same forward still writes")
             job.kv.commit(job.commits)
-            plans.append(JobPlan(job.kv, job.rows, start, self.device, self.dtype))
+            in_order = self._attending.lib is not None
+            plans.append(JobPlan(job.kv, job.rows, start, self.device, self.dtype, in_order))
             start += len(job.rows)
         return plans
 
@@ -184,6 +198,7 @@ def load_block(
     *,
     blocked: bool = True,
     weights: str = "expanded",
+    exact: bool = True,
 ) -> Block:
     """Layers [first, last) of a model, ready to compute. Reads only their tensors; reports "load" in layers.
 
@@ -192,15 +207,21 @@ def load_block(
 
     blocked: on a CPU, keep matrices in the order that its kernels read fastest; without it they are plain parameters.
 
+    exact: on a CPU, with blocked, compute rows in kernels that give the same bits whatever the row's company
+    (`Block.why_not_exact` says where that is not so); without it by torch's.
+
     Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
     missing, of another shape than the config says, or not finite (by name).
     """
-    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights)
-    if blocked and can_block(device, dtype):
+    lib = library() if exact and blocked and device.type == "cpu" else None
+    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib)
+    if blocked and lib is None and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
+    block._by_hand = lib is not None and writes_products(loaded.model)
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
     check_cut(block, type(loaded.model).__name__, loaded.positions)
+    block.why_not_exact = stands_against(block, lib, samples(first, last))
     return block
 
 

@@ -53,7 +53,7 @@ class Cuttable(Protocol):
 def check_cut(block: Cuttable, name: str, positions: int) -> None:
     """Raises ModelError, naming the class `name`, when the range and its single layers disagree. positions: that
     the model was made for."""
-    for first, last in _samples(block.first, block.last):
+    for first, last in samples(block.first, block.last):
         _check_range(block.view(first, last), name, positions)
 
 
@@ -66,7 +66,7 @@ def one_layer(block: Cuttable, layer: int) -> torch.Tensor:
     return _forward(part, [rows], [given])[0]
 
 
-def _samples(first: int, last: int) -> list[tuple[int, int]]:
+def samples(first: int, last: int) -> list[tuple[int, int]]:
     """The range, or both ends of a long one."""
     if last - first <= 2 * _END:
         return [(first, last)]

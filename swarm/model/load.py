@@ -28,7 +28,9 @@ from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.packing import plan_packing, put_in, share_head
 from swarm.model.prune import LayerRange, check_config, cut, inner_model, inner_name, join, layer_list, unfit
+from swarm.model.quant.dense import pack_linears
 from swarm.model.quant.matrix import Matrix
+from swarm.model.quant.native import Library
 from swarm.model.rope import settle_rope
 from swarm.model.state import read_state, unconsumed
 
@@ -57,8 +59,9 @@ def load_layers(
     report: Report,
     piece_bytes: int = PIECE_BYTES,
     weights: str = "expanded",
+    lib: Library | None = None,
 ) -> Loaded:
-    """What `block.load_block` builds on; see there. A large range is loaded in pieces of about `piece_bytes` that go to
+    """What `block.load_block` builds on; see there. lib: kernels whose rows do not depend on each other, to be used. A large range is loaded in pieces of about `piece_bytes` that go to
     the device one by one: while experts are joined a piece is in memory twice."""
     manifest = checkpoint.manifest
     manifest.check_layers()
@@ -77,7 +80,12 @@ def load_layers(
         done += b - a
     model = join(models, shape, checkpoint.config)
     model.eval().requires_grad_(False)
-    attending = Attending()
+    if lib is not None:
+        pack_linears(model, lib)
+        # One expert after the other, each row's shares added in the order of their numbers.
+        settings: Any = model.config
+        settings._experts_implementation = "eager"
+    attending = Attending(lib)
     for module in inner_model(model).modules():
         if hasattr(module, "layer_idx"):
             setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)

@@ -109,6 +109,11 @@ class SplitBlock:
         self.computes_in = PACKED if PACKED in (front.computes_in, back.computes_in) else front.computes_in
 
     @property
+    def why_not_exact(self) -> str | None:
+        """As `Block.why_not_exact`, of whichever half has a reason."""
+        return self.front.why_not_exact or self.back.why_not_exact
+
+    @property
     def kv_shapes(self) -> Sequence[KVShape]:
         """Of all layers, in order."""
         return [*self.front.kv_shapes, *self.back.kv_shapes]

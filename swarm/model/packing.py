@@ -14,15 +14,13 @@ from torch import nn
 
 from swarm.base.errors import UsageError
 from swarm.model.quant.matrix import KERNEL, Matrix
-from swarm.model.quant.modules import PackedEmbedding, PackedLinear, join
+from swarm.model.quant.modules import PackedEmbedding, PackedLinear, join_same_rows
 from swarm.model.quant.native import library
 from swarm.model.state import EXPANDED, Packing
 
 PACKED = "q8"
 """What stages say they compute in when kernels multiply weights as stored by rows rounded to bytes (`KERNEL`)."""
 WEIGHTS = ("auto", "stored", "expanded")
-_SAME_ROWS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one module that are asked with the same rows, in this order, by the names that transformers has."""
 
 
 def choose_weights(weights: str, dtype: str, device: torch.device) -> str:
@@ -70,10 +68,7 @@ def put_in(model: nn.Module, packed: Mapping[str, Matrix], dtype: torch.dtype) -
             parent._modules[name] = PackedEmbedding(matrix, dtype, getattr(old, "scalar_embed_scale", None))
         else:
             parent._modules[name] = PackedLinear(matrix, old.bias)
-    for module in model.modules():
-        for names in _SAME_ROWS:
-            if all(name in module._modules for name in names):
-                join([module.get_submodule(name) for name in names])
+    join_same_rows(model)
 
 
 def computes_in(model: nn.Module, dtype: str) -> str:

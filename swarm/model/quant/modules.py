@@ -9,6 +9,9 @@ from torch import nn
 
 from swarm.model.quant.matrix import Matrix, PackedMatrix
 
+_SAME_ROWS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one module that are asked with the same rows, in this order, by the names that transformers has."""
+
 
 class PackedLinear(nn.Module):
     """y = x W^T + b. x [..., in] of any floating dtype on the CPU; y of the same dtype."""
@@ -86,6 +89,14 @@ def join(layers: Sequence[nn.Module]) -> None:
     together = Together(packed, matrices)
     for place, layer in enumerate(packed):
         layer._together = (together, place)
+
+
+def join_same_rows(model: nn.Module) -> None:
+    """`join` the layers of every module below `model` that are known to multiply the same rows."""
+    for module in model.modules():
+        for names in _SAME_ROWS:
+            if all(name in module._modules for name in names):
+                join([module.get_submodule(name) for name in names])
 
 
 def as_rows(x: torch.Tensor, width: int) -> torch.Tensor:

@@ -18,10 +18,14 @@ from pathlib import Path
 
 import torch
 
-VERSION = 2
+VERSION = 3
 """Of the interface and the packed layout; a library that says another is not used."""
-ISAS = ("plain", "avx2", "avx512-vnni")
+ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16")
 """Instruction sets by number. All give the same bits."""
+
+
+_AS_USUAL = 1000
+"""Added to the number of a plain type: the matrix lies as usual, not in panels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,7 @@ class Library:
         lib.swarm_quant_products.argtypes = [whole, pointer, wide, wide, pointer, wide, whole, whole, pointer]
         lib.swarm_layer_before.argtypes = [whole, *[pointer] * 2, wide, *[pointer] * 5, whole, whole, pointer]
         lib.swarm_layer_after.argtypes = [whole, *[pointer] * 3, wide, pointer, whole, whole, pointer]
+        lib.swarm_attend.argtypes = [whole, pointer, pointer, wide, whole, whole, pointer]
         self.version = int(lib.swarm_quant_version())
         self.best_isa = int(lib.swarm_quant_isa())
         self._local = threading.local()
@@ -114,6 +119,12 @@ class Library:
         self._products(operands, x, outs, self.best_isa)
         return outs
 
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [n, columns] times weight [out_features, columns] as it lies, both float32 or both bfloat16 (columns then
+        even), bias float32: [n, out_features]. The bits that a product with the packed matrix has."""
+        kind = _AS_USUAL + (30 if weight.dtype == torch.bfloat16 else 0)
+        return self.products([Operand(kind, weight.contiguous(), weight.shape[0], bias)], x)[0]
+
     def _products(self, operands: Sequence[Operand], x: torch.Tensor, outs: Sequence[torch.Tensor], isa: int) -> None:
         words: list[int] = []
         for operand, out in zip(operands, outs, strict=True):
@@ -160,6 +171,11 @@ class Library:
         places = (x.data_ptr(), seen.data_ptr(), rows, out.data_ptr())
         self._check(self._lib.swarm_layer_after(isa, layer, *places, *self._crew(x.dtype)))
 
+    def attend(self, call: bytes, jobs: bytes, many: int, dtype: torch.dtype) -> None:
+        """Attention over slots (native/attend.h) of `many` sessions. call: its struct AttendCall; jobs: their struct
+        AttendJob. Raises ValueError for heads that it cannot divide."""
+        self._check(self._lib.swarm_attend(self.best_isa, call, jobs, many, *self._crew(dtype)))
+
     def _crew(self, dtype: torch.dtype) -> tuple[bool, int, int | None]:
         """Whether numbers are bfloat16, how many threads, and whose: None for the kernels' own helpers."""
         own = getattr(self._local, "threads", 0)
@@ -170,7 +186,7 @@ class Library:
         if code == -2:
             raise MemoryError("no memory for rounded rows")
         if code:
-            raise ValueError("a format without a kernel")
+            raise ValueError("a format or a shape without a kernel")
 
 
 @functools.cache

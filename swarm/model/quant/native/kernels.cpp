@@ -2,6 +2,7 @@
 // all that stays from one call to the next.
 #include <cmath>
 #include <cstdlib>
+#include <type_traits>
 
 #include "helpers.h"
 #include "layout.h"
@@ -15,11 +16,32 @@ struct Rounded {
     int32_t *sums, *zero;
 };
 
+// A call of attention, and one session's part in it, as Python fills them in (native.py). Strides in numbers.
+struct AttendJob {
+    void *keys, *values;                         // [kv_heads, slots, dim], [kv_heads, slots, value_dim]
+    int64_t key_head, value_head;                // from one head to the next
+    int64_t start, rows, scratch;                // rows [start, start + rows) of the call
+    const int64_t *write, *prefix, *low;         // per row: its slot; committed positions [low, prefix) are seen
+    const int64_t *seen, *slot, *position;       // per row from seen[r] to seen[r + 1]: scratch slots on its path, in order
+};
+struct AttendCall {
+    const void *query, *key, *value;             // [rows] by these strides
+    int64_t query_row, query_head, key_row, key_head, value_row, value_head;
+    void *out;                                   // [rows, heads, value_dim]
+    int64_t heads, kv_heads, dim, value_dim;
+    const float *sinks;                          // [heads] or null
+    double scale_, cap_;
+    float scale, cap;
+};
+const int64_t TILE = 256;  // queries of a tile, at most
+
 #define ISA plain
 #define TARGET
 #include "simd_plain.h"
 #include "product.h"
 #include "layer.h"
+#include "dense.h"
+#include "attend.h"
 #undef ISA
 #undef TARGET
 
@@ -30,6 +52,8 @@ struct Rounded {
 #include "simd_avx2.h"
 #include "product.h"
 #include "layer.h"
+#include "dense.h"
+#include "attend.h"
 #undef ISA
 #undef TARGET
 #define ISA avx512
@@ -37,6 +61,15 @@ struct Rounded {
 #include "simd_avx512.h"
 #include "product.h"
 #include "layer.h"
+#include "dense.h"
+#include "attend.h"
+#undef ISA
+#undef TARGET
+#define ISA avx512bf16
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")))
+#include "simd_bf16.h"
+#include "dense.h"
+#include "attend.h"
 #undef ISA
 #undef TARGET
 #endif
@@ -74,7 +107,7 @@ template <class W> void each(int64_t count, Crew crew, bool wake, const W &work)
     pool.run(count, crew.threads, wake, [](const void *w, int64_t i) { (*static_cast<const W *>(w))(i); }, &work);
 }
 
-enum { PLAIN, AVX2, AVX512 };
+enum { PLAIN, AVX2, AVX512, AVX512BF16 };
 
 const int64_t CACHE = 384 << 10;    // bytes of rounded rows that stay in a core's second cache beside a panel
 const int64_t TASK = 64 << 10;      // bytes of matrices that one thread takes at a time, at least
@@ -84,12 +117,18 @@ const int64_t WAKE = 1 << 20;       // the same for helpers that sleep
 #if defined(__x86_64__)
 #define BY_ISA(isa, call)                    \
     do {                                     \
-        if (isa == AVX512) avx512::call;     \
+        if (isa >= AVX512) avx512::call;     \
         else if (isa == AVX2) avx2::call;    \
         else plain::call;                    \
     } while (0)
+#define BY_DENSE(isa, call)                  \
+    do {                                     \
+        if (isa == AVX512BF16) avx512bf16::call; \
+        else BY_ISA(isa, call);              \
+    } while (0)
 #else
 #define BY_ISA(isa, call) plain::call
+#define BY_DENSE(isa, call) plain::call
 #endif
 
 // A matrix of a call, as Python fills it in (native.py), and what the call makes of it.
@@ -127,12 +166,85 @@ void multiply(int isa, const Item &item, int64_t columns, const Rounded *rows, i
 
 int64_t lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
+enum { DENSE_F32 = 0, DENSE_BF16 = 30 };  // ggml's numbers
+const int64_t AS_USUAL = 1000;             // added to them: no panels, but the matrix as it always lies
+
+bool is_dense(int64_t kind) { return kind % AS_USUAL == DENSE_F32 || kind % AS_USUAL == DENSE_BF16; }
+
+const int64_t ROW_BLOCK = 256;   // rows of a task: what they are laid out to stays in the second cache
+const int64_t LAID_OUT = 8;      // rows that are laid out by one thread at a time: no fewer than a tile's
+
+// Products with matrices of plain numbers, all of one kind. W: how numbers are stored, in x and y too.
+template <class W>
+int dense_products(int isa, const Item *items, int64_t many, int64_t columns, const W *x, int64_t rows, Crew crew) {
+    const int64_t steps = columns * int64_t(sizeof(W)) / 4, panel = steps * 64, groups = 24;
+    int64_t panels = 0;
+    for (int64_t m = 0; m < many; m++) panels += (items[m].out_features + 15) / 16;
+    if (panels * panel * rows < SMALL) crew.threads = 1;
+    int64_t together = panels / (8 * crew.threads) / groups * groups;
+    int64_t most = TASK * 16 / panel / groups * groups;  // with few rows no less than is worth handing out
+    together = together > most && most > 0 ? most : together;
+    together = together > 0 ? together : groups;
+    int64_t firsts[9] = {}, blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
+    for (int64_t m = 0; m < many; m++) firsts[m + 1] = firsts[m] + ((items[m].out_features + 15) / 16 + together - 1) / together;
+    auto *laid = static_cast<uint32_t *>(std::malloc(size_t(rows * steps) * 4));
+    if (!laid) return -2;
+    std::atomic<bool> failed{false};
+    each((rows + LAID_OUT - 1) / LAID_OUT, rows < 8 ? Crew{1, nullptr} : crew, true, [&](int64_t i) {
+        int64_t r = i * LAID_OUT, n = rows - r < LAID_OUT ? rows - r : LAID_OUT;
+        BY_DENSE(isa, lay_out(x + r * columns, columns, n, steps, laid + r * steps));
+    });
+    each(firsts[many] * blocks, crew, panels * panel * rows >= WAKE, [&](int64_t i) {
+        int64_t r = i / firsts[many] * ROW_BLOCK, n = rows - r < ROW_BLOCK ? rows - r : ROW_BLOCK, m = many - 1;
+        i %= firsts[many];
+        while (firsts[m] > i) m--;
+        const Item &item = items[m];
+        int64_t all = (item.out_features + 15) / 16, first = (i - firsts[m]) * together;
+        int64_t count = all - first < together ? all - first : together;
+        bool usual = item.kind >= AS_USUAL;
+        int64_t room = usual ? 16 * 1024 * 16 : 0;  // group_of(n) panels of DEPTH
+        auto *sums = static_cast<float *>(std::malloc(size_t(n * count * 16 + room) * 4));
+        if (!sums) {
+            failed = true;
+            return;
+        }
+        auto *turned = usual ? reinterpret_cast<uint32_t *>(sums + n * count * 16) : nullptr;
+        const uint8_t *matrix = usual ? item.packed : item.packed + first * panel;
+        W *y = static_cast<W *>(item.y) + r * item.out_features;
+        BY_DENSE(isa, dense_rows(matrix, count, steps, laid + r * steps, n, sums, item.bias, first * 16, item.out_features, y,
+                                 turned));
+        std::free(sums);
+    });
+    std::free(laid);
+    return failed ? -2 : 0;
+}
+
+int products(int isa, const Item *items, int64_t many, int64_t columns, const void *x, int64_t rows, bool narrow,
+             Crew crew);
+
+// Matrices of several sorts, one after the other.
+int mixed_products(int isa, const Item *items, int64_t many, int64_t columns, const void *x, int64_t rows, bool narrow,
+                   Crew crew) {
+    for (int64_t m = 0; m < many; m++)
+        if (int code = products(isa, items + m, 1, columns, x, rows, narrow, crew)) return code;
+    return 0;
+}
+
 int products(int isa, const Item *items, int64_t many, int64_t columns, const void *x, int64_t rows, bool narrow,
              Crew crew) {
     const int64_t most = 8, blocks = columns / 32;
     Plan plans[most];
     int64_t bytes = 0, tasks = 0;
     if (many < 1 || many > most) return -1;
+    int64_t plain_ones = 0;
+    for (int64_t m = 0; m < many; m++) {
+        plain_ones += is_dense(items[m].kind);
+        if (is_dense(items[m].kind) && (items[m].kind % AS_USUAL == DENSE_BF16) != narrow) return -1;
+    }
+    if (plain_ones && plain_ones < many) return mixed_products(isa, items, many, columns, x, rows, narrow, crew);
+    if (plain_ones)
+        return narrow ? dense_products(isa, items, many, columns, static_cast<const uint16_t *>(x), rows, crew)
+                      : dense_products(isa, items, many, columns, static_cast<const float *>(x), rows, crew);
     for (int64_t m = 0; m < many; m++) {
         Plan &plan = plans[m];
         bool known = layout::with_type(int(items[m].kind), [&](auto t) {
@@ -266,19 +378,63 @@ template <class E> int after(int isa, const Layer &l, const E *x, const E *seen,
     return 0;
 }
 
+// Rows of a tile of attention: its queries share what is fetched of a chunk.
+int64_t tile_rows(const AttendCall &call) {
+    int64_t groups = call.heads / call.kv_heads, rows = 64 / groups;
+    return rows > 0 ? rows : 1;
+}
+
+template <class E> int attend(int isa, const AttendCall &call, const AttendJob *jobs, int64_t many, Crew crew) {
+    const int64_t groups = call.heads / call.kv_heads, rows = tile_rows(call), queries = rows * groups;
+    const int64_t steps = call.dim * int64_t(sizeof(E)) / 4, line = (call.value_dim + 15) / 16 * 16;
+    if (call.heads % call.kv_heads || queries > TILE || call.dim * int64_t(sizeof(E)) % 4) return -1;
+    int64_t tasks = 0, work = 0;
+    for (int64_t j = 0; j < many; j++) {
+        const AttendJob &job = jobs[j];
+        for (int64_t h = 0; h < call.kv_heads; h++)
+            for (int64_t r = 0; r < job.rows; r++) {
+                const E *key = static_cast<const E *>(call.key) + (job.start + r) * call.key_row + h * call.key_head;
+                const E *value = static_cast<const E *>(call.value) + (job.start + r) * call.value_row + h * call.value_head;
+                std::memcpy(static_cast<E *>(job.keys) + h * job.key_head + job.write[r] * call.dim, key, size_t(call.dim) * sizeof(E));
+                std::memcpy(static_cast<E *>(job.values) + h * job.value_head + job.write[r] * call.value_dim, value, size_t(call.value_dim) * sizeof(E));
+            }
+        tasks += (job.rows + rows - 1) / rows * call.kv_heads;
+        work += job.rows * (job.prefix[job.rows - 1] + 64) * call.heads * call.dim;
+    }
+    if (work < (1 << 17)) crew.threads = 1;
+    std::atomic<bool> failed{false};
+    each(tasks, crew, work >= (1 << 20), [&](int64_t i) {
+        const AttendJob *job = jobs;
+        while (i >= (job->rows + rows - 1) / rows * call.kv_heads) i -= (job->rows + rows - 1) / rows * call.kv_heads, job++;
+        int64_t head = i % call.kv_heads, begin = i / call.kv_heads * rows, end = begin + rows < job->rows ? begin + rows : job->rows;
+        int64_t padded = (queries + 3) / 4 * 4, floats = 64 * line + queries * (line + 2), words = 64 * steps + (padded + queries) * steps;
+        auto *memory = static_cast<uint8_t *>(std::aligned_alloc(64, size_t(lines((floats + words) * 4))));
+        if (!memory) {
+            failed = true;
+            return;
+        }
+        auto *word = reinterpret_cast<uint32_t *>(memory);
+        auto *real = reinterpret_cast<float *>(memory + words * 4);
+        typedef std::conditional_t<std::is_same_v<E, float>, float, uint16_t> Number;
+        BY_DENSE(isa, run_tile<Number>(call, *job, head, begin, end, word, real));
+        std::free(memory);
+    });
+    return failed ? -2 : 0;
+}
+
 }  // namespace
 
 extern "C" {
 
-int swarm_quant_version() { return 2; }
+int swarm_quant_version() { return 3; }
 
-// The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI.
+// The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI, 3 also with bfloat16.
 int swarm_quant_isa() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("f16c"))
-        return AVX512;
+        return __builtin_cpu_supports("avx512bf16") ? AVX512BF16 : AVX512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return AVX2;
 #endif
     return PLAIN;
@@ -287,6 +443,8 @@ int swarm_quant_isa() {
 // Bytes of a packed matrix; 0 where the type or the shape has no layout.
 int64_t swarm_quant_bytes(int kind, int64_t rows, int64_t columns) {
     int64_t bytes = 0;
+    if (kind == DENSE_F32 && columns > 0) return (rows + 15) / 16 * columns * 64;
+    if (kind == DENSE_BF16 && columns > 0 && columns % 2 == 0) return (rows + 15) / 16 * columns * 32;
     layout::with_type(kind, [&](auto t) {
         using T = decltype(t);
         if (columns > 0 && columns % (T::super ? 256 : 32) == 0) bytes = (rows + 15) / 16 * int64_t(T::panel(columns));
@@ -296,6 +454,19 @@ int64_t swarm_quant_bytes(int kind, int64_t rows, int64_t columns) {
 
 int swarm_quant_pack(int kind, const uint8_t *stored, const int32_t *order, int64_t rows, int64_t columns,
                      uint8_t *packed, int threads) {
+    if (is_dense(kind)) {  // words of four bytes: a float32 or two bfloat16
+        int64_t words = kind == DENSE_F32 ? columns : columns / 2;
+        auto *from = reinterpret_cast<const uint32_t *>(stored);
+        auto *to = reinterpret_cast<uint32_t *>(packed);
+        each((rows + 15) / 16, Crew{threads, nullptr}, true, [&](int64_t panel) {
+            for (int64_t n = 0; n < 16; n++) {
+                int64_t row = panel * 16 + n, source = row < rows && order ? order[row] : row;
+                for (int64_t s = 0; s < words; s++)
+                    to[(panel * words + s) * 16 + n] = row < rows ? from[source * words + s] : 0;
+            }
+        });
+        return 0;
+    }
     return layout::with_type(kind, [&](auto t) {
         using T = decltype(t);
         each((rows + 15) / 16, Crew{threads, nullptr}, true, [&](int64_t panel) {
@@ -307,6 +478,19 @@ int swarm_quant_pack(int kind, const uint8_t *stored, const int32_t *order, int6
 // Chosen rows as float32 [count, columns].
 int swarm_quant_numbers(int kind, const uint8_t *packed, int64_t columns, const int64_t *rows, int64_t count, float *out,
                         int threads) {
+    if (is_dense(kind)) {
+        int64_t words = kind == DENSE_F32 ? columns : columns / 2;
+        auto *from = reinterpret_cast<const uint32_t *>(packed);
+        each(count, Crew{count < 8 ? 1 : threads, nullptr}, true, [&](int64_t i) {
+            const uint32_t *at = from + rows[i] / 16 * words * 16 + rows[i] % 16;
+            for (int64_t s = 0; s < words; s++) {
+                uint32_t word = at[s * 16], low = word << 16, high = word & 0xffff0000u;
+                if (kind == DENSE_F32) std::memcpy(out + i * columns + s, &word, 4);
+                else std::memcpy(out + i * columns + 2 * s, &low, 4), std::memcpy(out + i * columns + 2 * s + 1, &high, 4);
+            }
+        });
+        return 0;
+    }
     return layout::with_type(kind, [&](auto t) {
         using T = decltype(t);
         each(count, Crew{count < 8 ? 1 : threads, nullptr}, true,
@@ -348,5 +532,15 @@ int swarm_layer_after(int isa, const void *layer, const void *x, const void *see
                      static_cast<float *>(y), crew);
     return after(isa, l, static_cast<const uint16_t *>(x), static_cast<const uint16_t *>(seen), rows,
                  static_cast<uint16_t *>(y), crew);
+}
+
+// Attention of the rows of several sessions (attend.h): their keys and values are written to their slots, then each row
+// reads. All numbers bfloat16 (`narrow`) or float32; no session is there twice.
+int swarm_attend(int isa, const void *call, const void *jobs, int64_t many, int narrow, int threads, void *gomp) {
+    AttendCall c = *static_cast<const AttendCall *>(call);
+    c.scale = float(c.scale_), c.cap = float(c.cap_);
+    Crew crew{threads, reinterpret_cast<Gomp>(gomp)};
+    const auto *each_job = static_cast<const AttendJob *>(jobs);
+    return narrow ? attend<uint16_t>(isa, c, each_job, many, crew) : attend<float>(isa, c, each_job, many, crew);
 }
 }

@@ -82,6 +82,18 @@ OP Floats powers(const uint8_t *p) {
     for (int n = 0; n < 16; n++) v[n] = layout::e8m0_half(p[n]);
     return {_mm256_load_ps(v), _mm256_load_ps(v + 8)};
 }
+typedef Ints Pairs;  // of bfloat16: sixteen outputs, two columns each
+OP Floats floats_at(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+OP Pairs pairs_at(const uint8_t *p) { return load(p); }
+OP __m256 pairs_half(__m256 sum, __m256i w, uint32_t x) {
+    __m256 second = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(int(0xffff0000u))));
+    __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+    sum = _mm256_fmadd_ps(second, _mm256_castsi256_ps(_mm256_set1_epi32(int(x & 0xffff0000u))), sum);
+    return _mm256_fmadd_ps(first, _mm256_castsi256_ps(_mm256_set1_epi32(int(x << 16))), sum);
+}
+OP Floats pairs(Floats sum, Pairs w, uint32_t x) { return {pairs_half(sum.a, w.a, x), pairs_half(sum.b, w.b, x)}; }
+constexpr int ROWS = 4, ACCUMULATORS = 4, NEXT = 2048;
+OP int64_t turn_whole(const uint32_t *const *, int64_t, uint32_t *) { return 0; }
 OP void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 #undef OP
 }  // namespace avx2

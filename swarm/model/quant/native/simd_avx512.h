@@ -48,6 +48,43 @@ OP Floats powers(const uint8_t *p) {
     return _mm512_load_ps(v);
 }
 OP void store(float *p, Floats v) { _mm512_storeu_ps(p, v); }
+typedef __m512i Pairs;  // of bfloat16: sixteen outputs, two columns each
+OP Floats floats_at(const float *p) { return _mm512_loadu_ps(p); }
+OP Pairs pairs_at(const uint8_t *p) { return _mm512_loadu_si512(p); }
+OP Floats pairs(Floats sum, Pairs w, uint32_t x) {
+    __m512 second = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(int(0xffff0000u))));
+    __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+    sum = _mm512_fmadd_ps(second, _mm512_castsi512_ps(_mm512_set1_epi32(int(x & 0xffff0000u))), sum);
+    return _mm512_fmadd_ps(first, _mm512_castsi512_ps(_mm512_set1_epi32(int(x << 16))), sum);
+}
+constexpr int ROWS = 8, ACCUMULATORS = 24;  // rows of a tile, and vectors of sums that the registers hold
+constexpr int NEXT = 2048;                  // bytes that a panel of few rows is asked for ahead
+// Columns of sixteen lines of 32-bit words: whole squares of 16 x 16. Returns how many words of each line are done.
+TARGET static inline int64_t turn_whole(const uint32_t *const *lines, int64_t words, uint32_t *to) {
+    int64_t s = 0;
+    for (; s + 16 <= words; s += 16) {
+        __m512i r[16], t[16];
+        for (int i = 0; i < 16; i++) r[i] = lines[i] ? _mm512_loadu_si512(lines[i] + s) : _mm512_setzero_si512();
+        for (int i = 0; i < 16; i += 2) {
+            t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+            t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4) {
+            r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+            r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+            r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+            r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+        }
+        for (int i = 0; i < 4; i++) {  // r[i]: columns i, 4 + i, 8 + i, 12 + i of lines 0 to 3; r[4 + i] of 4 to 7, ...
+            __m512i a = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88), b = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+            __m512i c = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88), d = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+            t[i] = _mm512_shuffle_i32x4(a, c, 0x88), t[4 + i] = _mm512_shuffle_i32x4(b, d, 0x88);
+            t[8 + i] = _mm512_shuffle_i32x4(a, c, 0xdd), t[12 + i] = _mm512_shuffle_i32x4(b, d, 0xdd);
+        }
+        for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + (s + i) * 16, t[i]);
+    }
+    return s;
+}
 OP void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 #undef OP
 }  // namespace avx512

@@ -96,6 +96,32 @@ OP Floats powers(const uint8_t *p) {
     return o;
 }
 OP void store(float *p, Floats v) { std::memcpy(p, v.v, 64); }
+struct Pairs {
+    uint32_t v[16];
+};
+OP Floats floats_at(const float *p) {
+    Floats o;
+    std::memcpy(o.v, p, 64);
+    return o;
+}
+OP Pairs pairs_at(const uint8_t *p) {
+    Pairs o;
+    std::memcpy(o.v, p, 64);
+    return o;
+}
+OP float as_float(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+OP Floats pairs(Floats sum, const Pairs &w, uint32_t x) {
+    float second = as_float(x & 0xffff0000u), first = as_float(x << 16);
+    EACH(16) sum.v[i] = __builtin_fmaf(as_float(w.v[i] & 0xffff0000u), second, sum.v[i]);
+    EACH(16) sum.v[i] = __builtin_fmaf(as_float(w.v[i] << 16), first, sum.v[i]);
+    return sum;
+}
+constexpr int ROWS = 2, ACCUMULATORS = 2, NEXT = 0;
+OP int64_t turn_whole(const uint32_t *const *, int64_t, uint32_t *) { return 0; }
 OP void fetch(const uint8_t *) {}
 #undef OP
 #undef EACH

@@ -1,0 +1,161 @@
+"""Whether a block's rows are functions of bits: what may be compared bit for bit, and what may not.
+
+A block is row-invariant when the hidden row after each of its layers at position p depends on nothing but the weights,
+the kernels of this machine and the tokens of the row's own path up to p: not on other rows of the forward, on other
+sessions, on where a prompt was cut into parts, on slots, on whether a row was drafted or committed, on where the model
+was cut, or on the number of threads. Two such blocks with the same kernel fingerprint give the same bits, whatever
+company each of them had.
+
+It is looked at when a block is loaded, in two ways. Every product that a forward makes must go through kernels whose
+rows do not depend on each other: torch's functions are watched, and one that adds up products is named. And random
+rows must come out with the same bits alone and in company (`first_difference`), for what no list foresees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from swarm.model.job import Job
+from swarm.model.kvcache import KVPool, KVShape
+from swarm.model.quant.native import Library
+from swarm.model.rows import Layout, Rows, no_commits
+
+_ADD_UP = frozenset(
+    "linear matmul __matmul__ __rmatmul__ mm bmm mv addmm addbmm baddbmm einsum tensordot dot vdot inner "
+    "scaled_dot_product_attention conv1d conv2d _grouped_mm grouped_mm solve_triangular".split()
+)
+"""Functions of torch whose sums may follow the number of rows."""
+_COMPANY = 21
+"""Rows of the forward that is compared with rows alone: more than any kernel takes at a time, and no round number."""
+_LAYOUT = Layout(scratch=32, context=32)
+
+
+def is_row_invariant(block: object) -> bool:
+    """Are this block's rows invariant, as above? False wherever that was not established; never raises."""
+    return why_not(block) is None
+
+
+def why_not(block: object) -> str | None:
+    """None for a row-invariant block, else what stands against it, in words for a user ("layers that keep a state",
+    "no compiled kernels")."""
+    return getattr(block, "why_not_exact", "this block does not say that its rows are invariant")
+
+
+def writes_products(model: nn.Module) -> bool:
+    """Are there matrices of a kind that a module multiplies by in its own code?"""
+    owners = (m for m in model.modules() if not isinstance(m, nn.Embedding))
+    return any(p.dim() > 1 for m in owners for p in m.parameters(recurse=False))
+
+
+class InOrder(TorchFunctionMode):
+    """While it is entered, linear layers that a model writes out itself (routers, experts) go through the kernels.
+    found: names of functions that added up products elsewhere."""
+
+    def __init__(self, lib: Library) -> None:
+        super().__init__()
+        self._lib = lib
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func is functional.linear and (out := self._linear(*args, **named)) is not None:
+            return out
+        name = getattr(func, "__name__", "")
+        if name in _ADD_UP and not _of_one(name, args):
+            self.found.append(name)
+        return func(*args, **named)
+
+    def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
+        kinds = {x.dtype, weight.dtype}
+        fit = kinds in ({torch.float32}, {torch.bfloat16}) and weight.dim() == 2 and weight.device.type == "cpu"
+        if not fit or weight.dtype == torch.bfloat16 and weight.shape[1] % 2:
+            return None
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        wide = None if bias is None else bias.float().contiguous()
+        return self._lib.linear(rows, weight, wide).view(*x.shape[:-1], weight.shape[0])
+
+
+def _of_one(name: str, args: Sequence[Any]) -> bool:
+    """A product whose sums have one term (rotary angles: frequencies times positions)."""
+    return "matmul" in name and isinstance(args[0], torch.Tensor) and args[0].shape[-1] == 1
+
+
+class Exactable(Protocol):
+    """What is looked at: a block."""
+
+    first: int
+    last: int
+    head: bool
+    tail: bool
+    hidden_size: int
+    vocab_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def kv_shapes(self) -> Sequence[KVShape]: ...
+
+    def view(self, first: int, last: int) -> Exactable: ...
+
+    def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]: ...
+
+
+def stands_against(block: Exactable, lib: Library | None, spans: Iterable[tuple[int, int]]) -> str | None:
+    """Looks at these ranges of a block: None, or what keeps its rows from being invariant."""
+    if block.device.type != "cpu":
+        return "products and attention on a GPU follow the number of rows"
+    if lib is None:
+        return "no compiled kernels, or they were not asked for"
+    if any(shape.states for shape in block.kv_shapes):
+        return "layers that keep a state"
+    for first, last in spans:
+        part = block.view(first, last)
+        with InOrder(lib) as watch:
+            differs = first_difference(part)
+        if watch.found:
+            return f"layers {first} to {last - 1} multiply by torch's {watch.found[0]}"
+        if differs is not None:
+            return f"row {differs} of layers {first} to {last - 1} changes with its company"
+    return None
+
+
+@torch.inference_mode()
+def first_difference(block: Exactable) -> int | None:
+    """The first of some random rows whose bits change with their company; None if none does: a prompt at once, against
+    a row alone, some rows beside those of another session, and the rest."""
+    source = torch.Generator().manual_seed(block.first)
+    given = torch.randn(_COMPANY, block.hidden_size, generator=source).to(block.device, block.dtype)
+    other = torch.randn(_COMPANY, block.hidden_size, generator=source).to(block.device, block.dtype)
+    pool = KVPool(block, 1 << 62)
+    kvs = [pool.open(_LAYOUT, block.first, block.last) for _ in range(3)]
+    try:
+        once = block.forward([_job(block, kvs[0], 0, _COMPANY, given)])[0]
+        parts = [block.forward([_job(block, kvs[1], 0, 1, given)])[0]]
+        company = block.forward([_job(block, kvs[2], 0, 8, other), _job(block, kvs[1], 1, 8, given)])
+        parts.append(company[1])
+        parts.append(block.forward([_job(block, kvs[1], 8, _COMPANY, given)])[0])
+        apart = (once != torch.cat(parts)).flatten(1).any(1)
+        return int(apart.nonzero()[0]) if bool(apart.any()) else None
+    finally:
+        for kv in kvs:
+            kv.close()
+
+
+def _job(block: Exactable, kv: Any, first: int, last: int, given: torch.Tensor) -> Job:
+    position = np.arange(first, last)
+    rows = Rows(
+        slot=(position + _LAYOUT.scratch).astype(np.uint32),
+        position=position.astype(np.uint32),
+        prefix=(position + 1).astype(np.uint32),
+        ancestors=np.zeros((len(position), _LAYOUT.scratch // 8), np.uint8),
+        token=((given[first:last, 0].abs() * 1000).long().numpy() % block.vocab_size).astype(np.int32),
+        want=np.ones(len(position), np.bool_),
+    )
+    return Job(kv, no_commits(), rows, None if block.head else given[first:last])
