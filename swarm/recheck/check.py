@@ -24,6 +24,7 @@ from swarm.model.files.store import ModelStore
 from swarm.model.held import Vocabulary
 from swarm.recheck.auditor import RingAuditor
 from swarm.recheck.dial import opener
+from swarm.recheck.exactly import fingerprints_of
 from swarm.recheck.limits import limit_of, load_limits
 from swarm.recheck.replayer import ModelReplayer
 
@@ -90,7 +91,8 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
             return await asyncio.to_thread(verify, data, options)
         nodes = list(dict.fromkeys(node for epoch in reversed(verdict.run.epochs) for node in epoch.ends))
         async with opener(nodes, config.addresses, config.member, report) as fetch:
-            auditor = RingAuditor(checkpoint, fetch, report=report, compiler=compiler)
+            signed = fingerprints_of(verdict.run)
+            auditor = RingAuditor(checkpoint, fetch, report=report, compiler=compiler, fingerprints=signed)
             options = replace(options, auditor=auditor, audit_rows=config.audit)
             return await asyncio.to_thread(verify, data, options)
 

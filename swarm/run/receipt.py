@@ -37,7 +37,10 @@ Raises PeerError.
 
 @dataclass(frozen=True)
 class ReceiptPlan:
-    """Where receipts go, and what they name: model, layers, and what the stages compute in."""
+    """Where receipts go, and what they name: model, layers, and what the stages compute in.
+
+    `unlike`: what stands against stages that accepted under these kernel fingerprints, "" for nothing.
+    """
 
     folder: Path
     notary: ReceiptSigner
@@ -47,6 +50,7 @@ class ReceiptPlan:
     witnesses: Callable[[Sequence[StagePlan], int | None], Sequence[bytes]]
     ask: AskWitness
     pruner: Pruner | None = None
+    unlike: Callable[[Sequence[str | None]], str] = lambda fingerprints: ""
 
 
 class RunAccount:
@@ -58,6 +62,7 @@ class RunAccount:
         self._plan, self._request, self._run_id = plan, request, run_id
         self._started = time.monotonic()
         self._witnesses: list[bytes] = []
+        self._fingerprints: list[str | None] = []
         previous = plan.folder / PREVIOUS
         self.record = RequesterRecord(
             plan.notary.author,
@@ -87,11 +92,16 @@ class RunAccount:
         self.header = self.record.replan(_planned(stages), position, names, reason, unix_us())
 
     def opened(self, header: Mapping[str, Any]) -> None:
-        """Every stage accepted; this news comes two ways. Raises PeerError when one of them did not in truth."""
+        """Every stage accepted; this news comes two ways. Raises PeerError when one of them did not in truth, or
+        under another kernel fingerprint than the run may have."""
         try:
-            self.record.opened_untrusted(header)
+            accepts = self.record.opened_untrusted(header)
         except ReceiptError as error:
             raise PeerError(f"expected every stage's acceptance of the order, found {error}") from error
+        signed = [*self._fingerprints, *(accept.fingerprint for accept in accepts)]
+        if why := self._plan.unlike(signed):
+            raise PeerError(why)
+        self._fingerprints = list(dict.fromkeys(signed))
 
     def sent(self, seq: int, message: Message) -> None:
         """A frame goes to the head."""

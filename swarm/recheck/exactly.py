@@ -1,0 +1,69 @@
+"""Rows recomputed by the very kernels that a stage computed them with, and compared bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from receipts.check.run import ReceiptRun
+from receipts.check.samples import Bits
+from swarm.model.own_kernels import OwnKernels
+from swarm.model.rows import Layout
+from swarm.recheck.recompute import Layers, Step
+from swarm.ring.frame import Answer
+
+
+def fingerprints_of(run: ReceiptRun) -> dict[str, str]:
+    """By node, the one kernel fingerprint that it accepted every epoch of a run under. A node that came back with other
+    kernels is left out: which of its rows they computed, nothing says."""
+    signed: dict[str, set[str | None]] = {}
+    for epoch in run.epochs:
+        for node, accept in epoch.accepts.items():
+            signed.setdefault(node, set()).add(accept.fingerprint)
+    return {node: only for node, found in signed.items() if len(found) == 1 and (only := next(iter(found))) is not None}
+
+
+def shared_fingerprint(run: ReceiptRun) -> str | None:
+    """The one that all stages of all epochs signed; None where they differ, or a stage signed none."""
+    signed = {accept.fingerprint for epoch in run.epochs for accept in epoch.accepts.values()}
+    return next(iter(signed)) if len(signed) == 1 else None
+
+
+def exact_outputs(layers: Layers, own: OwnKernels, layout: Layout, steps: Sequence[Step]) -> list[torch.Tensor]:
+    """Output of each step by these kernels, in their own type; at the model's end float32 logits. Raises ModelError.
+
+    Where the bits of a row depend on the rows beside it, each frame goes through alone, as at a stage that served one
+    run: rows that had other company there may come out otherwise.
+    """
+    alike = replace(layers, dtype=own.dtype, weights=own.weights, alone=not own.row_invariant)
+    with own.dividing():
+        return list(alike.outputs(layout, steps))
+
+
+def same_rows(sent: torch.Tensor, own: torch.Tensor) -> list[bool]:
+    """By row, whether two tensors float32 [n, width] are the same bits."""
+    if sent.shape != own.shape:
+        return [False] * len(sent)
+    return (sent.contiguous().view(torch.int32) == own.contiguous().view(torch.int32)).all(-1).tolist()
+
+
+def same_answers(sent: Answer, own: Answer) -> list[bool]:
+    """By answer, whether token, margin and logprob are the same bits."""
+    if sent.token.shape != own.token.shape:
+        return [False] * len(sent.token)
+    same = (sent.token == own.token) & (_words(sent.margin) == _words(own.margin))
+    return (same & (_words(sent.logprob) == _words(own.logprob))).tolist()  # type: ignore[no-any-return]
+
+
+def bits_of(same: Sequence[bool], own: OwnKernels) -> list[Bits]:
+    """What equality or its absence shows by kernels of these properties."""
+    other = Bits.WRONG if own.row_invariant else Bits.OTHER
+    return [Bits.EQUAL if one else other for one in same]
+
+
+def _words(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    return np.ascontiguousarray(values, np.float32).view(np.int32)
