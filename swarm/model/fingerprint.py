@@ -7,8 +7,9 @@ What is computed: one layer of each kind that the model has (`kinds_of`), the la
 model's own shapes, in the type and the stored format that the node uses. Their weights are numbers counted out from a
 seed, so that nodes of other layers have the same ones, and nobody needs a weight of the model to measure. The rows are
 a prompt of more rows than the other shapes of attention begin at, a tree over cached positions, a far position of a
-second session in the same forward, and one row alone. The layers are loaded by `load_block` and computed by `Block.forward`,
-as everything else is; so a change of any of the code in between that changes a bit changes the fingerprint.
+second session in the same forward, and one row alone. The layers are loaded by `load_block` and computed by
+`Block.forward`, as everything else is; so a change of any of the code in between that changes a bit changes the
+fingerprint.
 """
 
 from __future__ import annotations
