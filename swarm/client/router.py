@@ -109,19 +109,22 @@ class Routes:
         if self._rules.kernels == "own":
             self._own_kernels.all()
 
-    def unlike(self, fingerprints: Sequence[str | None]) -> str:
-        """What stands against nodes that signed these fingerprints when they took their parts; "" for nothing."""
-        found = {digest or "none" for digest in fingerprints}
-        if not self._rules.kernels or (len(found) == 1 and self._fits(next(iter(found)))):
-            return ""
-        named = ", ".join(sorted(digest[:8] for digest in found))
-        return f"expected one kernel fingerprint as --require-fingerprint asks, found {named} signed"
+    def unlike(self, signed: Sequence[tuple[NodeId, str | None]]) -> tuple[NodeId, str] | None:
+        """Of nodes and the kernel fingerprints that they signed when they took their parts, the first that the rules do
+        not let pass, and why; None for nobody."""
+        first = next((digest for _, digest in signed if digest is not None), None)
+        for node, digest in signed if self._rules.kernels else ():
+            view = self._gossip.member(node)
+            told = view.record.fingerprint.hex() if view is not None else ""
+            if digest is not None and digest == (told or digest) == first and self._fits(digest):
+                continue
+            found = f"{id_text(node)[:8]} signed {(digest or 'none')[:8]}, its record says {(told or 'none')[:8]}"
+            return node, f"expected one kernel fingerprint as --require-fingerprint asks: {found}"
+        return None
 
     def _fits(self, digest: str) -> bool:
         rule = self._rules.kernels
-        return digest != "none" and (
-            rule == "same" or (digest in self._own_kernels.all() if rule == "own" else digest.startswith(rule))
-        )
+        return rule == "same" or (digest in self._own_kernels.all() if rule == "own" else digest.startswith(rule))
 
     async def await_news(self) -> None:
         """News of the members comes a moment after the hello: until then nobody is told that layers are missing."""

@@ -32,7 +32,7 @@ from swarm.net.channel.message import Message, unpack_untrusted
 from swarm.net.channel.wire import decode_tensor_untrusted
 from swarm.recheck.context import Trace, said_of_rows
 from swarm.recheck.draw_distance import token_gaps
-from swarm.recheck.exactly import bits_of, exact_outputs, same_answers, same_rows
+from swarm.recheck.exactly import as_opened, bits_of, exact_outputs, same_answers, same_rows
 from swarm.recheck.quantization_grid import compared, grains, is_coarse, on_wire
 from swarm.recheck.recompute import Layers, Step
 from swarm.recheck.replayer import held_to_of, sampling_of
@@ -166,7 +166,7 @@ class _Recomputed:
             return
         self._inputs = self._inputs_of(steps)
         self._outputs = list(layers.outputs(self._layout, steps))
-        self._exact = exact_outputs(layers, own, self._layout, steps) if own is not None else []
+        self._exact = exact_outputs(layers, own, as_opened(order, manifest, self._layout), steps) if own else []
         self._honest = self._emulated(order, steps)
 
     @property

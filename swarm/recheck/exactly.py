@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from receipts.check.run import ReceiptRun
 from receipts.check.samples import Bits
+from receipts.format.opening import Order
+from swarm.model.files.manifest import Manifest
 from swarm.model.own_kernels import OwnKernels
 from swarm.model.rows import Layout
 from swarm.recheck.recompute import Layers, Step
 from swarm.ring.frame import Answer
+from swarm.ring.order_check import CONTEXT_STEP
 
 
 def fingerprints_of(run: ReceiptRun) -> dict[str, str]:
@@ -31,6 +34,12 @@ def shared_fingerprint(run: ReceiptRun) -> str | None:
     """The one that all stages of all epochs signed; None where they differ, or a stage signed none."""
     signed = {accept.fingerprint for epoch in run.epochs for accept in epoch.accepts.values()}
     return next(iter(signed)) if len(signed) == 1 else None
+
+
+def as_opened(order: Order, manifest: Manifest, layout: Layout) -> Layout:
+    """The slots of the session itself, of which `layout` may show fewer: attention's kernels see where they end."""
+    want = -(-(order.prompt_tokens + order.max_tokens) // CONTEXT_STEP) * CONTEXT_STEP
+    return Layout(layout.scratch, max(layout.context, min(want, manifest.context)))
 
 
 def exact_outputs(layers: Layers, own: OwnKernels, layout: Layout, steps: Sequence[Step]) -> list[torch.Tensor]:

@@ -39,7 +39,7 @@ Raises PeerError.
 class ReceiptPlan:
     """Where receipts go, and what they name: model, layers, and what the stages compute in.
 
-    `unlike`: what stands against stages that accepted under these kernel fingerprints, "" for nothing.
+    `unlike`: of stages and the kernel fingerprints that they accepted under, which one the run may not have, and why.
     """
 
     folder: Path
@@ -50,7 +50,15 @@ class ReceiptPlan:
     witnesses: Callable[[Sequence[StagePlan], int | None], Sequence[bytes]]
     ask: AskWitness
     pruner: Pruner | None = None
-    unlike: Callable[[Sequence[str | None]], str] = lambda fingerprints: ""
+    unlike: Callable[[Sequence[tuple[bytes, str | None]]], tuple[bytes, str] | None] = lambda signed: None
+
+
+class UnlikeStageError(PeerError):
+    """Stage `node` accepted under another kernel fingerprint than the run may have."""
+
+    def __init__(self, node: bytes, text: str) -> None:
+        super().__init__(text)
+        self.node = node
 
 
 class RunAccount:
@@ -62,7 +70,7 @@ class RunAccount:
         self._plan, self._request, self._run_id = plan, request, run_id
         self._started = time.monotonic()
         self._witnesses: list[bytes] = []
-        self._fingerprints: list[str | None] = []
+        self._fingerprints: list[tuple[bytes, str | None]] = []
         previous = plan.folder / PREVIOUS
         self.record = RequesterRecord(
             plan.notary.author,
@@ -92,16 +100,17 @@ class RunAccount:
         self.header = self.record.replan(_planned(stages), position, names, reason, unix_us())
 
     def opened(self, header: Mapping[str, Any]) -> None:
-        """Every stage accepted; this news comes two ways. Raises PeerError when one of them did not in truth, or
-        under another kernel fingerprint than the run may have."""
+        """Every stage accepted; this news comes two ways. Raises PeerError when one of them did not in truth,
+        UnlikeStageError when one did under another kernel fingerprint than the run may have."""
         try:
             accepts = self.record.opened_untrusted(header)
         except ReceiptError as error:
             raise PeerError(f"expected every stage's acceptance of the order, found {error}") from error
-        signed = [*self._fingerprints, *(accept.fingerprint for accept in accepts)]
-        if why := self._plan.unlike(signed):
-            raise PeerError(why)
-        self._fingerprints = list(dict.fromkeys(signed))
+        plan = self.record.opening.plan
+        signed = [(bytes.fromhex(s.node), accept.fingerprint) for s, accept in zip(plan, accepts, strict=True)]
+        if unlike := self._plan.unlike([*self._fingerprints, *signed]):
+            raise UnlikeStageError(*unlike)
+        self._fingerprints = list(dict.fromkeys([*self._fingerprints, *signed]))
 
     def sent(self, seq: int, message: Message) -> None:
         """A frame goes to the head."""
