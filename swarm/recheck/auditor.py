@@ -69,9 +69,10 @@ class RingAuditor:
         report: Report = silent,
         compiler: Compiler | None = None,
         fingerprints: Mapping[str, str] | None = None,
+        kernels: KernelsHere | None = None,
     ) -> None:
         self._compiler, self._fingerprints = compiler, fingerprints or {}
-        self._kernels = KernelsHere(checkpoint.manifest, checkpoint.config)
+        self._kernels = kernels or KernelsHere(checkpoint.manifest, checkpoint.config)
         self._checkpoint, self._fetch = checkpoint, fetch
         self._group_bytes, self._report = group_bytes, report
         self._done: list[tuple[Taken, _Recomputed]] = []

@@ -13,7 +13,7 @@ from receipts.check.run import ReceiptRun
 from receipts.check.samples import Bits
 from receipts.format.opening import Order
 from swarm.model.files.manifest import Manifest
-from swarm.model.own_kernels import OwnKernels
+from swarm.model.own_kernels import KernelsHere, OwnKernels
 from swarm.model.rows import Layout
 from swarm.recheck.recompute import Layers, Step
 from swarm.ring.frame import Answer
@@ -30,10 +30,14 @@ def fingerprints_of(run: ReceiptRun) -> dict[str, str]:
     return {node: only for node, found in signed.items() if len(found) == 1 and (only := next(iter(found))) is not None}
 
 
-def shared_fingerprint(run: ReceiptRun) -> str | None:
-    """The one that all stages of all epochs signed; None where they differ, or a stage signed none."""
+def replaying_kernels(run: ReceiptRun, kernels: KernelsHere) -> OwnKernels | None:
+    """This machine's kernels of the one fingerprint that all stages of a run signed, where they can replay it to the
+    bit: rows keep their bits in any company, and one plan stood from the first token to the last, as where a row is
+    rounded for the wire follows from the plan. None otherwise, and where layers were the requester's own."""
     signed = {accept.fingerprint for epoch in run.epochs for accept in epoch.accepts.values()}
-    return next(iter(signed)) if len(signed) == 1 else None
+    only = next(iter(signed)) if len(signed) == 1 and len(run.epochs) == 1 and not run.order.own_layers else None
+    own = kernels.find(only) if only is not None else None
+    return own if own is not None and own.row_invariant else None
 
 
 def as_opened(order: Order, manifest: Manifest, layout: Layout) -> Layout:

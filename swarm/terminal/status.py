@@ -214,7 +214,7 @@ def _kernels(nodes: Sequence[Mapping[str, Any]]) -> Text | None:
     """Which nodes compute alike to the last bit: by fingerprint, the most nodes first; None where none measured one."""
     groups: dict[str, list[str]] = {}
     for node in nodes:
-        if node["fingerprint"] and node["layers"] and node["standing"] == "up":
+        if node.get("fingerprint") and node["layers"] and node["standing"] == "up":
             groups.setdefault(node["fingerprint"], []).append(node["name"])
     if not groups:
         return None
