@@ -14,17 +14,9 @@ from typing import Protocol
 
 from receipts.check.checks import short
 from receipts.check.context import Followed, check_context, drawn_in, published
-from receipts.check.recompute import (
-    MILLION,
-    Limit,
-    StageJudgement,
-    at_usual_noise,
-    coarse_error,
-    delta_error,
-    judge_rows,
-    judge_scores,
-)
+from receipts.check.recompute import MILLION, Limit, judge_scores
 from receipts.check.run import Epoch, ReceiptRun
+from receipts.check.samples import CALIBRATED, EXACT, Bits, Measured, RowSample, TokenSample
 from receipts.check.verdict import Claim, Disclosed, Standing
 from receipts.format.closing import End
 from receipts.format.errors import ReceiptError, Refusal
@@ -46,50 +38,20 @@ class Replayed:
 
     `best` is the token that the recomputation draws there, `gaps` the least error of the logits for which the
     receipt's token would be drawn (0 where equal; in logits, so that one limit serves every temperature). `text` is
-    the decoded text, None when not decoded.
+    the decoded text, None when not decoded. `exact`: computed by kernels of the stages' own fingerprint, whose rows
+    keep their bits in any company, so that no token may differ.
     """
 
     best: Sequence[int]
     gaps: Sequence[float]
     text: str | None = None
+    exact: bool = False
 
 
 class Replayer(Protocol):
     """Recomputes with the model. `replay` may raise ReceiptError; its own failures are the caller's to translate."""
 
     def replay(self, order: Order, prompt: Sequence[int], tokens: Sequence[int]) -> Replayed: ...
-
-
-@dataclass(frozen=True)
-class RowSample:
-    """One opened row of a middle or head stage: block input, output as sent, and the verifier's own output.
-
-    `expected` is computed in float32. `honest` is what the verifier's own stage sends when it computes and quantises
-    as the order says; empty where that is float32 too. Its error says how much rounding disturbs this very row.
-
-    `grain` is None but for a wire format whose steps are larger than rounding. There `outputs` and `honest` differ from
-    `expected` by what they do once all are put on the format's grid, and `grain` is the error that one step makes.
-    """
-
-    position: int
-    inputs: Sequence[float]
-    outputs: Sequence[float]
-    expected: Sequence[float]
-    honest: Sequence[float] = ()
-    grain: float | None = None
-
-
-@dataclass(frozen=True)
-class TokenSample:
-    """One opened answer of the tail: by how much logits must be off to draw its token (0: it is the verifier's).
-
-    `scores` are the errors of what else it says of the token (logprob, margin), each over the standard deviation that
-    honest rounding gives it.
-    """
-
-    position: int
-    gap: float
-    scores: Sequence[float] = ()
 
 
 class Auditor(Protocol):
@@ -153,13 +115,15 @@ class Taken:
 class Outcome:
     """What recomputation showed. `conclusive` is False when it could not decide; then `why` says what was missing.
 
-    `tied`: the tokens were decoded, and give the disclosed text.
+    `tied`: the tokens were decoded, and give the disclosed text. `exact`: every row or token that was recomputed is
+    equal bit for bit, by the kernels that computed it.
     """
 
     claims: tuple[Claim, ...]
     conclusive: bool
     why: str = ""
     tied: bool = False
+    exact: bool = False
 
 
 def check_replay(run: ReceiptRun, disclosed: Disclosed, replayer: Replayer, limit: Limit) -> Outcome:
@@ -176,7 +140,7 @@ def check_replay(run: ReceiptRun, disclosed: Disclosed, replayer: Replayer, limi
     for index, (token, best, gap) in enumerate(zip(tokens, replayed.best, replayed.gaps, strict=True)):
         if token == best:
             continue
-        if not gap * MILLION <= limit.tie_ppm:
+        if replayed.exact or not gap * MILLION <= limit.tie_ppm:
             position = disclosed.tokens.first + index
             raise ReceiptError(Refusal.REPLAY, f"token {token} at position {position}: recomputing gives {best}")
         ties += 1
@@ -185,10 +149,11 @@ def check_replay(run: ReceiptRun, disclosed: Disclosed, replayer: Replayer, limi
         raise ReceiptError(Refusal.TEXT, "the tokens do not decode to the text")
     equal = len(tokens) - ties
     text = f"{equal}/{len(tokens)} tokens equal" + (f", {ties} at near-ties" if ties else "")
+    text = f"{EXACT}: {text}, by the stages' own kernels" if replayed.exact else text
     if ties > 1 + len(tokens) // 20:
         claim = Claim(Standing.NOT_CHECKED, "replay", f"{text}: too many near-ties to decide")
         return Outcome((claim,), False, "more near-ties than an honest run of another precision has")
-    return Outcome((Claim(Standing.PROVEN, "replay", text),), True, tied=tied)
+    return Outcome((Claim(Standing.PROVEN, "replay", text),), True, tied=tied, exact=replayed.exact)
 
 
 def _decodes_to(run: ReceiptRun, decoded: str, text: str) -> bool:
@@ -269,13 +234,13 @@ def check_audit(
     _check_neighbours(run, audit.opened)
     claims, missing = [*audit.claims, *_silent(run)], [*audit.missing, *_unsaid(run)]
     if run.order.own_layers:
-        return Outcome(tuple(claims), not missing, "; ".join(missing))
+        return Outcome(tuple(claims), not missing, "; ".join(missing), exact=not audit.inexact)
     if audit.text is None:
         missing.append("prompt and tokens are not disclosed, so nothing shows on which text the rows were computed")
     else:
         found, open_ = check_context(run, audit.text, audit.followed, audit.proven)
         claims, missing = [*claims, *found], [*missing, *open_]
-    return Outcome(tuple(claims), not missing, "; ".join(missing))
+    return Outcome(tuple(claims), not missing, "; ".join(missing), exact=not audit.inexact)
 
 
 class _Audit:
@@ -289,6 +254,7 @@ class _Audit:
         self.opened: dict[tuple[int, int], OpenedRows] = {}
         self.followed: dict[tuple[int, int], Followed] = {}
         self.proven: set[tuple[int, int]] = set()
+        self.inexact = False
         self._taken: dict[tuple[int, int], Taken] = {}
 
     def check(self, part: Part, leaves: tuple[int, ...]) -> None:
@@ -308,7 +274,8 @@ class _Audit:
             return
         self.opened[key] = opened
         taken = self._taken[key] = Taken(part.stage, before, opened.inbound)
-        claim = _judge(run, part, before, opened, self._auditor, self._limit)
+        claim, exact = _judge(run, part, before, opened, self._auditor, self._limit)
+        self.inexact = self.inexact or not exact
         if claim.standing is Standing.PROVEN:
             began = self._began(part, taken)
             claim = replace(claim, text=claim.text + began + _size_text(part, opened))
@@ -333,10 +300,11 @@ class _Audit:
             if samples is None:
                 self.missing.append(f"{name} began from rows that the stage before it does not open")
             elif samples:
-                measured = _Measured()
+                measured = Measured()
                 measured.add(samples)
+                self.inexact = self.inexact or not measured.exact
                 judgement = measured.judge(self._limit)
-                if not judgement.passed:
+                if not judgement.passed or measured.wrong:
                     layers = f"[{giving.stage.first}, {giving.stage.last})"
                     raise ReceiptError(
                         Refusal.AUDIT, f"{name} began from rows that layers {layers} do not give: {judgement.why}"
@@ -439,61 +407,66 @@ def _check_neighbours(run: ReceiptRun, seen: Mapping[tuple[int, int], OpenedRows
                 raise ReceiptError(Refusal.AUDIT, f"{names} open different bytes for frame {leaf} of epoch {number}")
 
 
-class _Measured:
-    """Errors of samples, collected until they are judged."""
-
-    def __init__(self) -> None:
-        self.errors: list[float] = []
-        self.noise: list[float] = []
-        self.grains: list[float] = []
-        self.gaps: list[float] = []
-        self.scores: list[float] = []
-
-    def add(self, samples: Sequence[RowSample | TokenSample]) -> None:
-        for sample in samples:
-            if isinstance(sample, TokenSample):
-                self.gaps.append(sample.gap)
-                self.scores += sample.scores
-                continue
-            error_of = delta_error if sample.grain is None else coarse_error
-            self.errors.append(error_of(sample.inputs, sample.outputs, sample.expected))
-            if sample.honest:
-                self.noise.append(error_of(sample.inputs, sample.honest, sample.expected))
-            if sample.grain is not None:
-                self.grains.append(sample.grain)
-
-    def judge(self, limit: Limit) -> StageJudgement:
-        """Of the rows."""
-        rows = at_usual_noise(self.errors, self.noise, limit, self.grains) if self.noise else self.errors
-        return judge_rows(rows, limit, coarse=bool(self.grains))
-
-
 def _judge(
     run: ReceiptRun, part: Part, before: tuple[CrossedFrame, ...], opened: OpenedRows, auditor: Auditor, limit: Limit
-) -> Claim:
-    stage, found = part.stage, _Measured()
-    # The last first: it needs every inbound frame that the others need, so an auditor computes them once.
-    for _, frame in reversed(opened.outbound):
-        found.add(auditor.recompute(run.order, stage, before, opened.upto(frame), frame))
+) -> tuple[Claim, bool]:
+    """The claim that one part's opened rows support, and whether they are equal bit for bit. Raises ReceiptError."""
+    stage, found = part.stage, Measured()
     where = f"{_name(run, part)} layers [{stage.first}, {stage.last})"
+    wrong_at: tuple[int, int] | None = None
+    # The last first: it needs every inbound frame that the others need, so an auditor computes them once.
+    for leaf, frame in reversed(opened.outbound):
+        known = len(found.wrong)
+        found.add(auditor.recompute(run.order, stage, before, opened.upto(frame), frame))
+        wrong_at = (leaf, found.wrong[known]) if len(found.wrong) > known else wrong_at
+    if wrong_at is not None:
+        raise ReceiptError(
+            Refusal.AUDIT,
+            f"{where}: position {wrong_at[1]} (frame {wrong_at[0]}) is the first of {len(found.wrong)} opened rows "
+            f"that differ, bit for bit, from what kernels of its fingerprint {_kernels(part)} make of what came in",
+        )
     errors, gaps = found.errors, found.gaps
     wrong = [gap for gap in gaps if not gap * MILLION <= limit.tie_ppm]
-    if wrong:
+    if wrong and not found.exact:
         raise ReceiptError(
             Refusal.AUDIT,
             f"{where}: {len(wrong)} of {len(gaps)} tokens it drew are not the best, by up to {max(wrong):.4f}",
         )
-    even, figures = judge_scores(found.scores) if found.scores else (True, "")
-    if not even:
-        raise ReceiptError(Refusal.AUDIT, f"{where}: {figures}")
-    judgement = found.judge(limit)
-    if errors and not judgement.passed:
-        raise ReceiptError(Refusal.AUDIT, f"{where}: {judgement.why}")
     if not errors and not gaps:
         text = "no opened row can be recomputed: what its keys and values began from is not opened"
-        return Claim(Standing.NOT_CHECKED, "audit", text, stage.node)
-    figures = ", ".join(text for text in (judgement.why if errors else "", figures) if text)
-    text = f"{len(errors) + len(gaps)} rows recomputed" + (f", {figures}" if figures else "")
+        return Claim(Standing.NOT_CHECKED, "audit", text, stage.node), False
+    even, scored = judge_scores(found.scores) if found.scores else (True, "")
+    judgement = found.judge(limit)
+    figures = ", ".join(text for text in (judgement.why if errors else "", scored) if text)
+    count, equal = len(found.bits), sum(bits is Bits.EQUAL for bits in found.bits)
+    if found.exact:
+        # What a threshold would say is of no matter any more: this very computation was made.
+        text = f"{EXACT}: {count} rows recomputed, equal bit for bit (kernels {_kernels(part)})"
+    else:
+        if not even:
+            raise ReceiptError(Refusal.AUDIT, f"{where}: {scored}")
+        if errors and not judgement.passed:
+            raise ReceiptError(Refusal.AUDIT, f"{where}: {judgement.why}")
+        text = f"{CALIBRATED}: {count} rows recomputed" + (f", {figures}" if figures else "")
+        text += f"; {_why_not_exact(part, found.bits, equal)}"
     if part.epoch is not run.last:
         text = f"epoch {part.epoch.number}: {text}"
-    return Claim(Standing.PROVEN, "audit", text, stage.node)
+    return Claim(Standing.PROVEN, "audit", text, stage.node, {"rows": count, "equal_bits": equal}), found.exact
+
+
+def _fingerprint(part: Part) -> str | None:
+    accept = part.epoch.accepts.get(part.stage.node)
+    return None if accept is None else accept.fingerprint
+
+
+def _kernels(part: Part) -> str:
+    """The fingerprint that a part accepted under, for people."""
+    return (_fingerprint(part) or "none")[:8]
+
+
+def _why_not_exact(part: Part, bits: Sequence[Bits], equal: int) -> str:
+    if _fingerprint(part) is None:
+        return "it signed no kernel fingerprint"
+    if all(one is Bits.NOT_COMPARED for one in bits):
+        return f"its kernels {_kernels(part)} are not this machine's"
+    return f"{equal} of {len(bits)} equal bit for bit, as far as rows of kernels {_kernels(part)} keep in other company"

@@ -36,10 +36,11 @@ class Level(IntEnum):
     REPLAYED = 4
 
 
-Requirement = Literal["witness", "audit", "replay"]
+Requirement = Literal["witness", "audit", "replay", "exact"]
 """What a verifier may ask for, each for itself: a trusted witness of order and close, rows opened and recomputed by
-every stage with every kept token drawn from the published text, the whole run recomputed."""
-REQUIREMENTS: tuple[Requirement, ...] = ("witness", "audit", "replay")
+every stage with every kept token drawn from the published text, the whole run recomputed, and that whatever was
+recomputed is equal to the last bit."""
+REQUIREMENTS: tuple[Requirement, ...] = ("witness", "audit", "replay", "exact")
 
 LEVEL_NAMES: Mapping[Level, str] = {
     Level.WELL_FORMED: "well formed",

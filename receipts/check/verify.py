@@ -250,11 +250,13 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
     except ReceiptError as exc:
         progress.not_conclusive.append(exc.claim)
         return
+    exact = True
     if options.auditor is not None:
         outcome = audit.check_audit(run, disclosed, options.auditor, limit, own_ties, options.audit_rows, options.below)
         _take(outcome, Level.SAMPLED if not run.order.own_layers else Level.SIGNED, progress)
         if outcome.conclusive and not run.order.own_layers:
             progress.met.add("audit")
+            exact = exact and outcome.exact
     if options.replayer is not None:
         scored = Scored(options.replayer, limit)
         try:
@@ -264,6 +266,8 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
         _take(outcome, Level.REPLAYED, progress)
         if outcome.conclusive:
             progress.met.add("replay")
+            # A replay within limits takes nothing from opened rows that are equal to the last bit.
+            exact = exact if "audit" in progress.met else outcome.exact
         if outcome.tied:
             claim = content.output_claim(disclosed)
             progress.claims[progress.claims.index(claim)] = content.output_claim(disclosed, tied=True)
@@ -271,6 +275,8 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
         own = f"{checks.own_spans(run.order)} are the requester's own: no node opens them, only a replay covers them"
         progress.claims.append(Claim(Standing.NOT_CHECKED, "audit", own))
         progress.not_conclusive.append(own)
+    if exact and progress.met & {"audit", "replay"}:
+        progress.met.add("exact")
 
 
 def _take(outcome: audit.Outcome, level: Level, progress: _Progress) -> None:

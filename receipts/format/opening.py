@@ -142,3 +142,6 @@ class Accept:
     """Digest over the manifest's entries of these layers: a claim until rows are audited."""
     software: Software
     hardware: Hardware
+    fingerprint: Digest | None = field(default=None, metadata=LATER)
+    """Digest of what its kernels make of fixed rows and weights of the model's shapes; None: it measured none. A claim
+    until rows are audited bit for bit."""

@@ -76,11 +76,12 @@ class StageRecord:
         software: Software,
         hardware: Hardware,
         secrets: Sequence[Secret] = (),
+        fingerprint: str | None = None,
     ) -> Header:
         """Sign this stage's ACCEPT and append it to the `open` header, which goes on to the next stage.
 
         `nonce` is 32 fresh random bytes, `time_us` Unix time, `weights` the manifest's digest of these layers.
-        `secrets` are the hardware values that stand in `hardware` as salted digests.
+        `secrets` are the hardware values that stand in `hardware` as salted digests. `fingerprint`: of its kernels.
         """
         self.secrets.extend(secrets)
         body = Accept(
@@ -93,6 +94,7 @@ class StageRecord:
             weights,
             software,
             hardware,
+            fingerprint,
         )
         return header | {"accepts": [*envelopes_untrusted(header, "accepts"), self._issue(body).to_bytes()]}
 

@@ -84,6 +84,13 @@ def add_route_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="nodes of at least K different owners share each request (default: %(default)s)",
     )
+    group.add_argument(
+        "--require-fingerprint",
+        default="",
+        metavar="WHICH",
+        help="only nodes that compute alike to the last bit, by the kernel fingerprint that each measured: same (all "
+        "of a request share one), own (one of this machine's, so that it can audit them bit for bit), or a fingerprint",
+    )
 
 
 def add_log(parser: argparse._ActionsContainer, what: str, more: str = "") -> None:
@@ -159,7 +166,7 @@ def route_rules(arguments: argparse.Namespace) -> RouteRules:
     """The constraints that `add_route_options` reads. Raises UsageError."""
     from swarm.client.route_policy import read_rules
 
-    return read_rules(arguments.exclude, arguments.only, arguments.owners)
+    return read_rules(arguments.exclude, arguments.only, arguments.owners, arguments.require_fingerprint)
 
 
 def add_folders(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     with reporter(json_lines=arguments.json, out=sys.stderr) as report:
         if arguments.probe or not (kept or arguments.no_speed):
             try:
-                findings.append(look_at_speed(config, arguments.model, arguments.gpu, report))
+                findings += look_at_speed(config, arguments.model, arguments.gpu, report)
             except SwarmError as error:
                 findings.append(Finding("speed", "wrong", "not measured", str(error)))
     if config.invite is not None:

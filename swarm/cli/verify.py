@@ -69,7 +69,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=_requirements,
         default=frozenset(),
         metavar="LIST",
-        help="of witness, audit, replay, by commas: exit with 3 unless each of them was shown",
+        help="of witness, audit, replay, exact, by commas: exit with 3 unless each of them was shown; exact: all that "
+        "was recomputed is equal to the last bit",
     )
     more.add_argument("--model", metavar="REF", help="your copy of the model (default: the one that comes along)")
     more.add_argument(
@@ -114,7 +115,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _requirements(text: str) -> frozenset[Requirement]:
-    """witness,audit,replay: some of them."""
+    """witness,audit,replay,exact: some of them."""
     words = [word.strip() for word in text.split(",")]
     found = frozenset(known for known in REQUIREMENTS if known in words)
     if len(found) != len(words):

@@ -110,6 +110,7 @@ class Requester:
                 witnesses=self._routes.witnesses,
                 ask=self._routes.ask_witness,
                 pruner=Pruner(self.receipts_dir, config.keep_receipts_s),
+                unlike=self._routes.unlike,
             ),
             self._private.get,
             config.keep_s,
@@ -161,6 +162,7 @@ class Requester:
             await stack.enter_async_context(requester.desk)
             for member, _ in saved.peers[:1]:
                 await gossip.link(member)
+            await asyncio.to_thread(requester._routes.measure_own)
             if config.await_news:
                 await requester._routes.await_news()
             where = gossip, board.id, target.digest, manifest.n_layers

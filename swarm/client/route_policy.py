@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm.base.errors import UsageError
+from swarm.base.errors import CoverageError, UsageError
 from swarm.base.nodeid import SHORT_CHARS, TEXT_CHARS
 from swarm.planner.fleet import Member
 
@@ -21,11 +21,37 @@ class RouteRules:
     exclude   node ids, beginnings of node ids of at least 8 digits, or owners' names
     only      full node ids; None: anybody. Not owners' names, which nodes give themselves
     owners    at least so many different owners in a route; a node without one counts as its own
+    kernels   fingerprint that all nodes of a route must have: "same" for any that all of them share, "own" for one of
+              this machine's, or its first 8 digits at least; "": none is asked for
     """
 
     exclude: tuple[str, ...] = ()
     only: frozenset[str] | None = None
     owners: int = 1
+    kernels: str = ""
+
+    def fingerprints(
+        self, members: Sequence[Member], own: Callable[[], frozenset[str]], lost: frozenset[str] = frozenset()
+    ) -> list[str]:
+        """Fingerprints that a whole route may have, when `kernels` asks for one.
+
+        own: those of this machine, measured when they are needed. lost: those of nodes that the run lost, if any is
+        known: what was begun with them is gone on with by them. Raises CoverageError when nobody has one that fits.
+        """
+        known = {member.kernels for member in members if member.kernels and member.layers}
+        fit = {digest for digest in known if self.kernels in ("same", "own") or digest.startswith(self.kernels)}
+        if self.kernels == "own":
+            fit &= own()
+        if lost:
+            fit &= lost
+        if not fit:
+            asked = {"same": "that could be shared", "own": "of this machine"}.get(self.kernels, self.kernels[:16])
+            there = ", ".join(sorted(digest[:8] for digest in known)) or "none"
+            raise CoverageError(
+                f"no node has a kernel fingerprint {asked}, found {there}; wait for such nodes, or leave "
+                "--require-fingerprint away"
+            )
+        return sorted(fit)
 
     def excluded(self, members: Iterable[Member]) -> frozenset[str]:
         """Names of the members that no request may touch."""
@@ -37,7 +63,7 @@ class RouteRules:
         return any(member.owner == name or (_is_id(name) and member.node.startswith(name)) for name in self.exclude)
 
 
-def read_rules(exclude: Sequence[str], only: Sequence[str], owners: int) -> RouteRules:
+def read_rules(exclude: Sequence[str], only: Sequence[str], owners: int, kernels: str = "") -> RouteRules:
     """From the command line. A value of `only` is a node id or a file of such, one a line, # before a remark.
 
     Raises UsageError.
@@ -57,7 +83,13 @@ def read_rules(exclude: Sequence[str], only: Sequence[str], owners: int) -> Rout
         raise UsageError("expected a node or an owner after --exclude, found nothing")
     if only and not trusted:
         raise UsageError("expected at least one node id in --only, found none; leave it away to trust all")
-    return RouteRules(tuple(name.strip() for name in exclude), frozenset(trusted) if only else None, owners)
+    if kernels and kernels not in ("same", "own") and not _is_id(kernels):
+        raise UsageError(
+            f"expected same, own or a fingerprint of at least {SHORT_CHARS} hexadecimal digits in "
+            f"--require-fingerprint, found {kernels[:70]!r}; swarm status --json shows them"
+        )
+    named = tuple(name.strip() for name in exclude)
+    return RouteRules(named, frozenset(trusted) if only else None, owners, kernels)
 
 
 def _is_id(text: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 
 import torch
 
@@ -20,10 +21,11 @@ from swarm.discovery.planner_view import members_of, rtts_of
 from swarm.mesh.gossip import Gossip
 from swarm.model.constraint import Constraint
 from swarm.model.files.manifest import Manifest
+from swarm.model.own_kernels import KernelsHere
 from swarm.model.packing import PACKED
 from swarm.net.channel.message import Message
 from swarm.net.switchboard import Switchboard
-from swarm.planner.api import Ask, Member, plan_route, usual_speed
+from swarm.planner.api import Ask, Member, Route, plan_route, usual_speed
 from swarm.planner.costs import Costs, StageCost, expected_costs
 from swarm.planner.wire_choice import choose_wire, edge_rates
 from swarm.ring.connect import DIAL_TIMEOUT_S
@@ -55,10 +57,12 @@ class Routes:
         self._rules, self._draft_ms = rules, draft_ms
         self._shape = model_shape(manifest, torch.bfloat16)
         self._spread = random.randrange(1 << 30)
+        self._own_kernels = KernelsHere(manifest)
 
     def plan(self, excluded: frozenset[bytes], private: int = 0) -> list[StagePlan]:
         """The best route without the nodes named, leaving out that many layers at either end. Raises CoverageError."""
         members = self._members()
+        lost = self._kernels_of(excluded)
         ask = Ask(
             id_text(self._board.id),
             rows=PLANNED_ROWS,
@@ -68,13 +72,59 @@ class Routes:
             spread=self._spread,
             first=private,
             last=self._manifest.n_layers - private,
+            kernels=lost,
         )
-        route = plan_route(self._shape, members, rtts_of(self._gossip, self._board.id), ask)
+        route = self._cheapest(members, ask, lost)
         nodes = [parse_id_untrusted(stage.node) for stage in route.stages]
         return [
             StagePlan(node, self._addresses(node), stage.first, stage.last)
             for node, stage in zip(nodes, route.stages, strict=True)
         ]
+
+    def _cheapest(self, members: Sequence[Member], ask: Ask, lost: frozenset[str]) -> Route:
+        """The best route, of nodes of one fingerprint where the rules ask for it. Raises CoverageError."""
+        rtts = rtts_of(self._gossip, self._board.id)
+        if not self._rules.kernels:
+            return plan_route(self._shape, members, rtts, ask)
+        routes, why = [], ""
+        for digest in self._rules.fingerprints(members, self._own_kernels.all, lost):
+            others = frozenset(member.node for member in members if member.kernels != digest)
+            try:
+                routes.append(plan_route(self._shape, members, rtts, replace(ask, exclude=ask.exclude | others)))
+            except CoverageError as error:
+                why = f"{why}; fingerprint {digest[:8]}: {error}" if why else f"fingerprint {digest[:8]}: {error}"
+        if not routes:
+            raise CoverageError(f"no route of nodes that compute alike (--require-fingerprint): {why}")
+        return min(routes, key=lambda route: route.pass_ms)
+
+    def _kernels_of(self, nodes: Iterable[NodeId]) -> frozenset[str]:
+        """Fingerprints of nodes that a run lost, as far as known: others of them take over with the same bits."""
+        views = [self._gossip.member(node) for node in nodes]
+        return frozenset(
+            view.record.fingerprint.hex() for view in views if view is not None and view.record.fingerprint
+        )
+
+    def measure_own(self) -> None:
+        """Measure this machine's fingerprints where the rules ask for one of them; takes seconds, once."""
+        if self._rules.kernels == "own":
+            self._own_kernels.all()
+
+    def unlike(self, signed: Sequence[tuple[NodeId, str | None]]) -> tuple[NodeId, str] | None:
+        """Of nodes and the kernel fingerprints that they signed when they took their parts, the first that the rules do
+        not let pass, and why; None for nobody."""
+        first = next((digest for _, digest in signed if digest is not None), None)
+        for node, digest in signed if self._rules.kernels else ():
+            view = self._gossip.member(node)
+            told = view.record.fingerprint.hex() if view is not None else ""
+            if digest is not None and digest == (told or digest) == first and self._fits(digest):
+                continue
+            found = f"{id_text(node)[:8]} signed {(digest or 'none')[:8]}, its record says {(told or 'none')[:8]}"
+            return node, f"expected one kernel fingerprint as --require-fingerprint asks: {found}"
+        return None
+
+    def _fits(self, digest: str) -> bool:
+        rule = self._rules.kernels
+        return rule == "same" or (digest in self._own_kernels.all() if rule == "own" else digest.startswith(rule))
 
     async def await_news(self) -> None:
         """News of the members comes a moment after the hello: until then nobody is told that layers are missing."""

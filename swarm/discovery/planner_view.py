@@ -53,6 +53,7 @@ def member_of(view: MemberView) -> Member:
         owner=r.owner,
         state=state,
         claim=r.claim,
+        kernels=r.fingerprint.hex(),
     )
 
 

@@ -20,7 +20,9 @@ from swarm.base.address import Address, format_address, parse_address_untrusted
 from swarm.base.errors import PeerError
 from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, short_id, verify
 
-FORMAT = 3
+FORMAT = 4
+BEFORE = 3
+"""The format before: without a fingerprint, and written where there is none, so that older nodes read it."""
 CONTEXT = b"wanswarm node record 1\0"
 MAX_RECORD_BYTES = 3072
 MAX_SKEW_S = 7200
@@ -66,6 +68,7 @@ class NodeRecord:
     edges       how it was connected to each of these, one of EDGES; as many as `rtts`, or none
     coordinate  Vivaldi x, y, z, height in microseconds, then error in thousandths; empty when unknown
     sessions    open now; queue_us: mean wait of a frame before it is computed
+    fingerprint digest of what its kernels compute (32 bytes, or empty): `swarm.model.fingerprint`
     """
 
     node: NodeId
@@ -98,6 +101,7 @@ class NodeRecord:
     queue_us: int = 0
     owner: str = ""
     software: str = ""
+    fingerprint: bytes = b""
 
     def edge_to(self, node: NodeId) -> str:
         """How it says that it is connected to `node`; "" where it does not say."""
@@ -178,27 +182,39 @@ def _unpack_untrusted(data: bytes | bytearray | memoryview) -> Any:
 def _pack(r: NodeRecord) -> bytes:
     packed: bytes = msgpack.packb(
         [
-            *(FORMAT, r.node, r.swarm, r.version, r.issued, r.ttl, r.instance, r.proof, r.state),
+            *(
+                FORMAT if r.fingerprint else BEFORE,
+                r.node,
+                r.swarm,
+                r.version,
+                r.issued,
+                r.ttl,
+                r.instance,
+                r.proof,
+                r.state,
+            ),
             *([format_address(a) for a in r.addresses], r.relay, r.model, r.n_layers, r.layers, r.claim),
             *(r.device, r.dtype, r.speed_us, r.overflow, r.overflow_us, r.kv_capacity, r.kv_free),
             *(r.up_kbps, r.down_kbps, r.rtts, bytes(EDGES.index(edge) for edge in r.edges), r.coordinate),
-            *(r.sessions, r.queue_us, r.owner, r.software),
+            *(r.sessions, r.queue_us, r.owner, r.software, *((r.fingerprint,) if r.fingerprint else ())),
         ]
     )
     return packed
 
 
 FIELDS = 31
+"""Of the format before; a fingerprint is one more."""
 
 
 def _read_payload_untrusted(payload: bytes) -> NodeRecord:
     v = _unpack_untrusted(payload)
     if not isinstance(v, list) or not v or type(v[0]) is not int:
         raise PeerError("expected a record, found something else")
-    if v[0] != FORMAT:
+    if v[0] not in (BEFORE, FORMAT):
         raise PeerError(f"expected a record of format {FORMAT}, found format {v[0]}; the older side needs an update")
-    if len(v) != FIELDS:
-        raise PeerError(f"expected {FIELDS} fields in a record, found {len(v)}")
+    fields = FIELDS + (v[0] == FORMAT)
+    if len(v) != fields:
+        raise PeerError(f"expected {fields} fields in a record, found {len(v)}")
     n_layers = _int(v[12], "layers of the model", MAX_LAYERS)
     layers = _range(v[13], n_layers)
     record = NodeRecord(
@@ -232,6 +248,7 @@ def _read_payload_untrusted(payload: bytes) -> NodeRecord:
         queue_us=_int(v[28], "microseconds", 10**9),
         owner=_text(v[29]),
         software=_text(v[30]),
+        fingerprint=_bytes(v[31], "fingerprint", 32) if v[0] == FORMAT else b"",
     )
     if _pack(record) != payload:
         raise PeerError(f"the record of node {short_id(record.node)} is not in its one encoding")

@@ -86,6 +86,7 @@ class BlockManager:
             claim=None,
             dtype=hosting.hosted.block.computes_in,
             software=own_software(hosting.hosted.compiler is not None),
+            fingerprint=bytes.fromhex(hosting.hosted.fingerprint),
             speed_us=hosting.speed_us,
             overflow=hosting.overflow,
             overflow_us=hosting.overflow_us,

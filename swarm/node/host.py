@@ -11,7 +11,7 @@ import torch
 from swarm import __version__
 from swarm.base.config import JoinConfig
 from swarm.base.errors import ModelError
-from swarm.base.events import Notice, Report
+from swarm.base.events import Notice, Report, silent
 from swarm.base.nodeid import id_text
 from swarm.discovery.model_shape import model_shape
 from swarm.discovery.planner_view import Outlook, rtts_of, speed_us
@@ -20,10 +20,11 @@ from swarm.model.block import Block, load_block
 from swarm.model.compiling import Compiler
 from swarm.model.constraint import engine
 from swarm.model.device import describe, free_bytes
-from swarm.model.files.checkpoint import end_tokens, load_tokenizer
+from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
 from swarm.model.files.weights import FileCheckpoint
+from swarm.model.fingerprint import LoadLayers, fingerprint_of
 from swarm.model.graphs import graphed
 from swarm.model.held import Vocabulary
 from swarm.model.kvcache import KVPool
@@ -113,14 +114,15 @@ class Host:
         torch.set_num_threads(self.threads)
         cut = layers[1] - overflow
         compiler = self._compiler(ref, checkpoint) if layers[1] == manifest.n_layers else None
-        front, pool, speed = self._load_part(checkpoint, layers[0], cut, self.device, layers)
+        front, pool, speed, kernels = self._load_part(checkpoint, layers[0], cut, self.device, layers)
         name, about = describe(self.device).name, StageLimits()
         if self.spare is None or not overflow:
-            hosted = HostedModel(manifest.digest, front, pool, name, self.node, compiler)
+            hosted = HostedModel(manifest.digest, front, pool, name, self.node, compiler, kernels)
             return Hosting(hosted, checkpoint, about, speed)
-        back, back_pool, back_speed = self._load_part(checkpoint, cut, layers[1], self.spare, layers)
+        back, back_pool, back_speed, _ = self._load_part(checkpoint, cut, layers[1], self.spare, layers)
         self.report(Notice(f"{overflow} of {layers[1] - layers[0]} layers are in main memory: {name} has no room"))
         block, both = SplitBlock(front, back), SplitPool(pool, back_pool)
+        # A block on two devices computes with two sets of kernels: it has no fingerprint that another could share.
         hosted = HostedModel(manifest.digest, block, both, name, self.node, compiler)
         return Hosting(hosted, checkpoint, about, speed, overflow, back_speed)
 
@@ -137,18 +139,30 @@ class Host:
 
     def _load_part(
         self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device, whole: tuple[int, int]
-    ) -> tuple[Block, KVPool, tuple[int, int, int]]:
+    ) -> tuple[Block, KVPool, tuple[int, int, int], str]:
         weights = self._ways(checkpoint, first, last, device)
-        block = graphed(
-            load_block(checkpoint, first, last, device, self.dtype, self.report, weights=weights), self.report
-        )
+
+        def load(source: Checkpoint, a: int, b: int, report: Report) -> Block:
+            return graphed(load_block(source, a, b, device, self.dtype, report, weights=weights), report)
+
+        block = load(checkpoint, first, last, self.report)
+        kernels = self._fingerprint(checkpoint, device, lambda source, a, b: load(source, a, b, silent))
         budget = min(MOST_KV, int(self.free(device) * KV_SHARE))
         if self.config.kv_bytes is not None:
             budget = self.config.kv_bytes * (last - first) // (whole[1] - whole[0])
         speed = self._known(device, checkpoint.manifest)
         if speed is None or self.config.probe:
             speed = self._measure(block, checkpoint.manifest)
-        return block, KVPool(block, budget), speed_us(speed)
+        return block, KVPool(block, budget), speed_us(speed), kernels
+
+    def _fingerprint(self, checkpoint: FileCheckpoint, device: torch.device, load: LoadLayers) -> str:
+        """Of the kernels that a block is computed with on a device; "" where they could not be measured."""
+        manifest, config = checkpoint.manifest, checkpoint.config
+        try:
+            return fingerprint_of(manifest, config, device, self.dtype, load=load).digest
+        except (ModelError, RuntimeError, MemoryError) as error:
+            self.report(Notice(f"no kernel fingerprint: {str(error).splitlines()[0] if str(error) else 'no memory'}"))
+            return ""
 
     def _ways(self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device) -> str:
         """How layers [first, last) are held: as asked for; by "auto" as stored, unless they fit expanded too and one of

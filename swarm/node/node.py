@@ -65,7 +65,8 @@ ANY_HOST = ("0.0.0.0", "::")
 
 @dataclass(frozen=True)
 class Ready:
-    """What a node says when it serves. `layers` is [first, last); `listen` and `advertise` are host:port."""
+    """What a node says when it serves. `layers` is [first, last); `listen` and `advertise` are host:port; `fingerprint`
+    of its kernels, "" where they were not measured."""
 
     node: str
     listen: str
@@ -75,6 +76,7 @@ class Ready:
     layers: tuple[int, int]
     device: str
     dtype: str
+    fingerprint: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The fields of the ready event."""
@@ -208,6 +210,7 @@ class _Life:
                     layers=layers,
                     device=hosting.hosted.device,
                     dtype=hosting.hosted.block.computes_in,
+                    fingerprint=hosting.hosted.fingerprint,
                 )
             )
             await self._until_told(gossip)

@@ -88,6 +88,7 @@ class Member:
     `state`: "serving" may be routed through; "suspect" only where nothing else holds a layer; "joining" has only
     its claim; "draining" and "left" are not used. `claim`: the range that the node says it is about to take.
     `overflow`: so many of the block's last layers run at `overflow_speed` (a GPU node's spare RAM).
+    `kernels`: fingerprint of what it computes with, in hex; members of one compute alike to the last bit. "": unknown.
     `kv_free_bytes` None: unknown, taken as enough. Bandwidths in Mbit/s, None: unknown, taken as unlimited.
     """
 
@@ -105,6 +106,7 @@ class Member:
     owner: str = ""
     state: str = "serving"
     claim: tuple[int, int] | None = None
+    kernels: str = ""
 
     @property
     def layers(self) -> int:

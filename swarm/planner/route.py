@@ -23,6 +23,8 @@ from swarm.planner.search import CostArrays, cost_to_go, search
 HOP_MS = 1.0
 """Encode, seal, send, open and decode of one frame: the price of a hop besides the wire."""
 SUSPECT_MS = 10_000.0
+OTHER_KERNELS_MS = 50.0
+"""What it is worth in a pass, where kernels are preferred, not to go on with others, which may change the text."""
 SPREAD = 0.01
 
 
@@ -34,7 +36,7 @@ class Ask:
     `first`, `last`: the layers that the ring computes, when the requester keeps the outer ones to itself (then the
     tail returns hidden rows). `trust`: names of nodes or owners that may be used, None for all.
     `spread`: a number of this requester's own; near-equal nodes are ordered by it so that requesters differ; None
-    for the exact optimum.
+    for the exact optimum. `kernels`: fingerprints to prefer; empty: none is.
     """
 
     requester: str
@@ -46,6 +48,7 @@ class Ask:
     trust: frozenset[str] | None = None
     min_owners: int = 1
     spread: int | None = None
+    kernels: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,9 @@ def _price(model: ModelShape, usable: Sequence[Member], rtt: Matrix, ask: Ask, l
     private = ask.first > 0 or last < model.n_layers
     start = rtt[0, 1:] / 2 + (bits / down if private else 0.0) + queue + HOP_MS
     back = rtt[1:, 0] / 2 + (bits / up if private else 0.0) + HOP_MS
+    if ask.kernels:
+        other = np.array([0.0 if m.kernels in ask.kernels else OTHER_KERNELS_MS for m in usable])
+        hop, start = hop + other[None, :], start + other
     if ask.spread is not None:
         # Up to 1% per stage, by load first and then by a draw of this requester: equal nodes share the work.
         draw = np.array([_draw(ask.spread, m.node) for m in usable])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,10 @@ import msgpack
 import numpy as np
 import torch
 
-from receipts.check.audit import RowSample, Taken, TokenSample
+from receipts.check.audit import Taken
 from receipts.check.checks import MIXED_STORED
 from receipts.check.context import Drew, Followed
+from receipts.check.samples import Bits, RowSample, TokenSample
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.opening import Order, PlannedStage
 from receipts.record.row_opening import CrossedFrame as OpenedFrame
@@ -21,20 +22,23 @@ from swarm.base.errors import ModelError, PeerError
 from swarm.base.events import Report, silent
 from swarm.model.compiling import Compiler
 from swarm.model.files.checkpoint import Checkpoint
+from swarm.model.own_kernels import KernelsHere, OwnKernels
 from swarm.model.packing import PACKED
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, check_untrusted
+from swarm.model.sampler import pick
 from swarm.net.channel.limits import ChannelLimits
 from swarm.net.channel.message import Message, unpack_untrusted
 from swarm.net.channel.wire import decode_tensor_untrusted
 from swarm.recheck.context import Trace, said_of_rows
 from swarm.recheck.draw_distance import token_gaps
+from swarm.recheck.exactly import as_opened, bits_of, exact_outputs, same_answers, same_rows
 from swarm.recheck.quantization_grid import compared, grains, is_coarse, on_wire
 from swarm.recheck.recompute import Layers, Step
 from swarm.recheck.replayer import held_to_of, sampling_of
 from swarm.recheck.tail import at_least_usual, rounding, scores_of
 from swarm.ring.drawing import Drawing, needs_tokens
-from swarm.ring.frame import ANSWER, DOWN, Answer, Frame, parse_answer_untrusted, parse_frame_untrusted
+from swarm.ring.frame import ANSWER, DOWN, Answer, Frame, answer_of, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.kept_rows import SlotTokens
 
 CONTEXT_SLACK = 64
@@ -50,6 +54,9 @@ The frames came in to it, and an earlier answer held them: they need not be sent
 class RingAuditor:
     """`receipts.check.audit.Auditor`: `fetch` talks to nodes, the checkpoint recomputes in float32.
 
+    fingerprints: by node (hex), of the kernels that it signed to compute with. Where this machine has the same ones,
+    rows are computed by them too and compared bit for bit.
+
     Every output that the inbound frames give is computed at once and kept for the stage's other samples, so asking for
     the last frame first makes one pass over the layers of each stage. Those of the stage before are kept beside them.
     """
@@ -61,8 +68,11 @@ class RingAuditor:
         group_bytes: int | None = None,
         report: Report = silent,
         compiler: Compiler | None = None,
+        fingerprints: Mapping[str, str] | None = None,
+        kernels: KernelsHere | None = None,
     ) -> None:
-        self._compiler = compiler
+        self._compiler, self._fingerprints = compiler, fingerprints or {}
+        self._kernels = kernels or KernelsHere(checkpoint.manifest, checkpoint.config)
         self._checkpoint, self._fetch = checkpoint, fetch
         self._group_bytes, self._report = group_bytes, report
         self._done: list[tuple[Taken, _Recomputed]] = []
@@ -122,7 +132,9 @@ class RingAuditor:
             if same and known.inbound[: len(taken.inbound)] == taken.inbound:
                 return done
         layers = Layers(self._checkpoint, taken.stage.first, taken.stage.last, self._group_bytes, report=self._report)
-        done = _Recomputed(order, layers, taken.before, taken.inbound, self._compiler)
+        signed = self._fingerprints.get(taken.stage.node)
+        own = self._kernels.find(signed) if signed is not None else None
+        done = _Recomputed(order, layers, taken.before, taken.inbound, self._compiler, own)
         self._done = [*self._done[-1:], (taken, done)]
         return done
 
@@ -137,8 +149,9 @@ class _Recomputed:
         before: Sequence[OpenedFrame],
         inbound: Sequence[OpenedFrame],
         compiler: Compiler | None = None,
+        own: OwnKernels | None = None,
     ) -> None:
-        self._sampling, self._layers, self._wire = sampling_of(order), layers, order.wire
+        self._sampling, self._layers, self._wire, self._own = sampling_of(order), layers, order.wire, own
         manifest = layers.checkpoint.manifest
         self._vocab, self._began = manifest.vocab_size, len(before)
         try:
@@ -154,6 +167,7 @@ class _Recomputed:
             return
         self._inputs = self._inputs_of(steps)
         self._outputs = list(layers.outputs(self._layout, steps))
+        self._exact = exact_outputs(layers, own, as_opened(order, manifest, self._layout), steps) if own else []
         self._honest = self._emulated(order, steps)
 
     @property
@@ -193,12 +207,15 @@ class _Recomputed:
         if self._tail:
             if dtype == torch.float32:
                 return [torch.zeros(len(exact)) for exact in self._outputs]
-            honest = replace(self._layers, dtype=dtype, weights=weights_of(order)).outputs(self._layout, steps)
+            honest: Iterable[torch.Tensor] = self._exact or self._as_ordered(order, dtype, steps)
             return at_least_usual([rounding(exact, rows) for exact, rows in zip(self._outputs, honest, strict=True)])
         if dtype == torch.float32 and order.wire == "float32":
             return []
-        honest = replace(self._layers, dtype=dtype, weights=weights_of(order)).outputs(self._layout, steps)
+        honest = self._exact or self._as_ordered(order, dtype, steps)
         return [on_wire(rows, order.wire) for rows in honest]
+
+    def _as_ordered(self, order: Order, dtype: torch.dtype, steps: Sequence[Step]) -> Iterable[torch.Tensor]:
+        return replace(self._layers, dtype=dtype, weights=weights_of(order)).outputs(self._layout, steps)
 
     def samples(self, upto: int, opened: OpenedFrame) -> list[RowSample | TokenSample]:
         """What one outbound frame shows; it answers one of the first `upto` inbound frames. Raises PeerError."""
@@ -224,7 +241,14 @@ class _Recomputed:
         if self._tail or sent.shape != expected.shape:
             raise PeerError(f"expected {len(rows)} rows in frame {self._frames[index].seq}, found {len(sent)}")
         honest = self._honest[index] if self._honest else None
-        return self._samples(rows.position.tolist(), inputs, sent, expected, honest)
+        bits = self._bits(sent, self._exact[index] if self._exact else None)
+        return self._samples(rows.position.tolist(), inputs, sent, expected, honest, bits)
+
+    def _bits(self, sent: torch.Tensor, exact: torch.Tensor | None) -> list[Bits]:
+        """Rows as the next stage reads them, against what the same kernels give."""
+        if exact is None or self._own is None:
+            return [Bits.NOT_COMPARED] * len(sent)
+        return bits_of(same_rows(sent, on_wire(exact, self._wire)), self._own)
 
     def _samples(
         self,
@@ -233,6 +257,7 @@ class _Recomputed:
         sent: torch.Tensor,
         expected: torch.Tensor,
         honest: torch.Tensor | None,
+        bits: Sequence[Bits],
     ) -> list[RowSample | TokenSample]:
         """Rows as they are judged: over a coarse format by what is left of their differences on its grid."""
         grain: list[Any] = [None] * len(positions)
@@ -241,7 +266,7 @@ class _Recomputed:
             honest = compared(inputs, expected, honest, self._wire) if honest is not None else None
             grain = grains(inputs, expected, self._wire).tolist()
         own = honest.tolist() if honest is not None else [()] * len(positions)
-        parts = zip(positions, inputs.tolist(), sent.tolist(), expected.tolist(), own, grain, strict=True)
+        parts = zip(positions, inputs.tolist(), sent.tolist(), expected.tolist(), own, grain, bits, strict=True)
         return [RowSample(*row) for row in parts]
 
     def _again(self, out: Frame) -> list[RowSample | TokenSample]:
@@ -258,12 +283,12 @@ class _Recomputed:
     ) -> list[RowSample | TokenSample]:
         """Rows `sent` [n, hidden] of committed positions, against what was computed where they were filled."""
         at = [places[position] for position in positions]
-        inputs, expected, honest = (
+        inputs, expected, honest, exact = (
             torch.stack([rows[step][row] for step, row in at]) if rows else None
-            for rows in (self._inputs, self._outputs, self._honest)
+            for rows in (self._inputs, self._outputs, self._honest, self._exact)
         )
         assert inputs is not None and expected is not None
-        return self._samples(positions, inputs, sent, expected, honest)
+        return self._samples(positions, inputs, sent, expected, honest, self._bits(sent, exact))
 
     @property
     def _passes_from(self) -> int:
@@ -326,7 +351,8 @@ class _Recomputed:
             for step, sent in enumerate(after._inputs[: after._began]):
                 honest = self._honest[step] if self._honest else None
                 where = self._frames[step].rows.position.tolist()
-                found += self._samples(where, self._inputs[step], sent, self._outputs[step], honest)
+                bits = self._bits(sent, self._exact[step] if self._exact else None)
+                found += self._samples(where, self._inputs[step], sent, self._outputs[step], honest, bits)
             return [sample for sample in found if isinstance(sample, RowSample)]
         here, there = self._committed(self._passes_from), after._committed(after._passes_from)
         if not all(position in here and position in there for position in positions):
@@ -365,7 +391,11 @@ class _Recomputed:
             raise PeerError(f"expected tokens below {self._vocab}, found {max(tokens)}")
         drawn = list(zip(positions, tokens, answer.margin.tolist(), answer.logprob.tolist(), strict=True))
         scores = scores_of(logits, self._honest[index], drawn, self._sampling, contexts, allowed)
-        return [TokenSample(*sample) for sample in zip(positions, gaps, scores, strict=True)]
+        bits = [Bits.NOT_COMPARED] * len(wanted)
+        if self._exact and self._own is not None:
+            picked = pick(self._exact[index], positions, self._sampling, contexts, allowed)
+            bits = bits_of(same_answers(answer, answer_of(self._frames[index], wanted, picked, ())), self._own)
+        return [TokenSample(*sample) for sample in zip(positions, gaps, scores, bits, strict=True)]
 
     def _seen(self, index: int) -> SlotTokens:
         """Tokens by slot once a frame came in, as the tail noted them."""

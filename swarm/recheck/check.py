@@ -22,8 +22,10 @@ from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer,
 from swarm.model.files.named import DEFAULT_MODEL, NAMED
 from swarm.model.files.store import ModelStore
 from swarm.model.held import Vocabulary
+from swarm.model.own_kernels import KernelsHere
 from swarm.recheck.auditor import RingAuditor
 from swarm.recheck.dial import opener
+from swarm.recheck.exactly import fingerprints_of, replaying_kernels
 from swarm.recheck.limits import limit_of, load_limits
 from swarm.recheck.replayer import ModelReplayer
 
@@ -76,6 +78,7 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
         return await asyncio.to_thread(verify, data, options)
     limits = load_limits(config.models, checkpoint.manifest.digest)
     options = replace(options, limit=limit_of(limits))
+    kernels = KernelsHere(checkpoint.manifest, checkpoint.config)
     compiler = await asyncio.to_thread(_compiler, verdict.run, checkpoint, ref, store, report)
     with closing(compiler) if compiler is not None else nullcontext():
         if config.replay:
@@ -85,12 +88,17 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
                 text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
                 return str(text)
 
-            options = replace(options, replayer=ModelReplayer(checkpoint, decode, report=report, compiler=compiler))
+            own = await asyncio.to_thread(replaying_kernels, verdict.run, kernels)
+            replayer = ModelReplayer(checkpoint, decode, report=report, compiler=compiler, own=own)
+            options = replace(options, replayer=replayer)
         if not config.audit:
             return await asyncio.to_thread(verify, data, options)
         nodes = list(dict.fromkeys(node for epoch in reversed(verdict.run.epochs) for node in epoch.ends))
         async with opener(nodes, config.addresses, config.member, report) as fetch:
-            auditor = RingAuditor(checkpoint, fetch, report=report, compiler=compiler)
+            signed = fingerprints_of(verdict.run)
+            auditor = RingAuditor(
+                checkpoint, fetch, report=report, compiler=compiler, fingerprints=signed, kernels=kernels
+            )
             options = replace(options, auditor=auditor, audit_rows=config.audit)
             return await asyncio.to_thread(verify, data, options)
 

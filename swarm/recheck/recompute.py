@@ -39,6 +39,7 @@ class Layers:
     dtype        float32 to check, another to see what an honest stage of that dtype gives
     weights      of `load_block`: "auto" to see what an honest stage gives that computes with weights as stored
     group_bytes  None: a share of the memory that is free; a single layer is always taken, whatever its size
+    alone        every step in a forward of its own, as a stage computes the frames of a run that it has to itself
     """
 
     checkpoint: Checkpoint
@@ -48,6 +49,7 @@ class Layers:
     dtype: torch.dtype = torch.float32
     report: Report = silent
     weights: str = "expanded"
+    alone: bool = False
 
     def outputs(self, layout: Layout, steps: Sequence[Step]) -> Iterator[torch.Tensor]:
         """Output of each step, in order: hidden rows [n, hidden], at the model's end float32 logits [wanted, vocab].
@@ -69,14 +71,14 @@ class Layers:
 
     def _pass(self, first: int, last: int, layout: Layout, steps: Sequence[Step]) -> Iterator[torch.Tensor]:
         block = load_block(self.checkpoint, first, last, CPU, self.dtype, self.report, weights=self.weights)
-        yield from run_block(block, layout, steps)
+        yield from run_block(block, layout, steps, self.alone)
 
 
-def run_block(block: Block, layout: Layout, steps: Sequence[Step]) -> Iterator[torch.Tensor]:
-    """Output of each step through one block, from an empty session on."""
+def run_block(block: Block, layout: Layout, steps: Sequence[Step], alone: bool = False) -> Iterator[torch.Tensor]:
+    """Output of each step through one block, from an empty session on. alone: one forward for each."""
     kv = KVPool(block, _UNBOUNDED).open(layout, block.first, block.last)
     try:
-        for batch in _batches(steps):
+        for batch in [[step] for step in steps] if alone else _batches(steps):
             yield from block.forward([Job(kv, step.commits, step.rows, step.hidden) for step in batch])
     finally:
         kv.close()

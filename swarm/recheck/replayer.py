@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
+
+import torch
 
 from receipts.check.audit import Replayed
 from receipts.format.errors import ReceiptError, Refusal
@@ -14,9 +16,12 @@ from swarm.model.compiling import Compiler
 from swarm.model.constraint import Constraint, Kind
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.held import Matcher
+from swarm.model.own_kernels import OwnKernels
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
 from swarm.recheck.draw_distance import token_gaps
+from swarm.recheck.exactly import as_opened, exact_outputs
+from swarm.recheck.quantization_grid import on_wire
 from swarm.recheck.recompute import Layers, Step
 from swarm.ring.certain_rows import certain_rows
 
@@ -29,6 +34,8 @@ class ModelReplayer:
     decode       tokens as text, to compare with the receipt's; None leaves that out
     group_bytes  as in `walk.Layers`
     compiler     reads constraints of orders; None: runs that are held to one are not replayed
+    own          kernels that every stage computed with, of rows that keep their bits in any company: the run is then
+                 computed as the ring did, cut and wire and all, and no token may differ. None: in float32, in limits
     """
 
     def __init__(
@@ -38,8 +45,9 @@ class ModelReplayer:
         group_bytes: int | None = None,
         report: Report = silent,
         compiler: Compiler | None = None,
+        own: OwnKernels | None = None,
     ) -> None:
-        self._compiler = compiler
+        self._compiler, self._own = compiler, own
         self._checkpoint, self._decode = checkpoint, decode
         self._group_bytes, self._report = group_bytes, report
 
@@ -57,10 +65,9 @@ class ModelReplayer:
             rows = certain_rows(layout, first, given[first : first + CHUNK_ROWS])
             rows.want[:] = rows.position + 1 >= len(prompt)
             steps.append(Step(no_commits(), rows))
-        layers = Layers(self._checkpoint, 0, manifest.n_layers, self._group_bytes, report=self._report)
         best: list[int] = []
         gaps: list[float] = []
-        for step, logits in zip(steps, layers.outputs(layout, steps), strict=True):
+        for step, logits in zip(steps, self._logits(order, layout, steps), strict=True):
             drawn = [int(position) + 1 for position in step.rows.position[step.rows.want]]
             if drawn:
                 contexts = [forced[:position] for position in drawn] if sampling.repetition_penalty != 1 else None
@@ -70,7 +77,25 @@ class ModelReplayer:
                 found = token_gaps(logits, drawn, [forced[position] for position in drawn], sampling, contexts, allowed)
                 best += found[0]
                 gaps += found[1]
-        return Replayed(best, gaps, self._decode(tokens) if self._decode is not None else None)
+        text = self._decode(tokens) if self._decode is not None else None
+        return Replayed(best, gaps, text, self._own is not None)
+
+    def _logits(self, order: Order, layout: Layout, steps: Sequence[Step]) -> Iterator[torch.Tensor]:
+        """float32 logits of each step's wanted rows."""
+        manifest = self._checkpoint.manifest
+        if self._own is None:
+            layers = Layers(self._checkpoint, 0, manifest.n_layers, self._group_bytes, report=self._report)
+            yield from layers.outputs(layout, steps)
+            return
+        slots = as_opened(order, manifest, layout)
+        for stage in order.plan:
+            layers = Layers(self._checkpoint, stage.first, stage.last, self._group_bytes, report=self._report)
+            outputs = exact_outputs(layers, self._own, slots, steps)
+            if stage.last == manifest.n_layers:
+                yield from outputs
+                return
+            sent = (on_wire(rows, order.wire) for rows in outputs)
+            steps = [Step(step.commits, step.rows, rows) for step, rows in zip(steps, sent, strict=True)]
 
 
 def held_to_of(sampling: Sampling, compiler: Compiler | None) -> Matcher | None:

@@ -96,6 +96,7 @@ class StageAccount:
     dtype    what this stage computes in
     earlier  this stage's account of the epoch before
     past     where its keys and values of positions [0, opening.keep) came from; None: it begins with none
+    fingerprint  of the kernels that this stage computes with; None: not measured
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class StageAccount:
         dtype: str,
         earlier: StageAccount | None,
         past: Past | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         assert opening.record is not None and notary.hardware is not None
         opened = opening_untrusted(opening.record)
@@ -143,6 +145,7 @@ class StageAccount:
                 software=notary.software,
                 hardware=notary.hardware,
                 secrets=notary.private,
+                fingerprint=fingerprint,
             )
         except BaseException:
             self.finish()  # what was opened for keeping rows

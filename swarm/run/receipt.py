@@ -37,7 +37,10 @@ Raises PeerError.
 
 @dataclass(frozen=True)
 class ReceiptPlan:
-    """Where receipts go, and what they name: model, layers, and what the stages compute in."""
+    """Where receipts go, and what they name: model, layers, and what the stages compute in.
+
+    `unlike`: of stages and the kernel fingerprints that they accepted under, which one the run may not have, and why.
+    """
 
     folder: Path
     notary: ReceiptSigner
@@ -47,6 +50,15 @@ class ReceiptPlan:
     witnesses: Callable[[Sequence[StagePlan], int | None], Sequence[bytes]]
     ask: AskWitness
     pruner: Pruner | None = None
+    unlike: Callable[[Sequence[tuple[bytes, str | None]]], tuple[bytes, str] | None] = lambda signed: None
+
+
+class UnlikeStageError(PeerError):
+    """Stage `node` accepted under another kernel fingerprint than the run may have."""
+
+    def __init__(self, node: bytes, text: str) -> None:
+        super().__init__(text)
+        self.node = node
 
 
 class RunAccount:
@@ -58,6 +70,7 @@ class RunAccount:
         self._plan, self._request, self._run_id = plan, request, run_id
         self._started = time.monotonic()
         self._witnesses: list[bytes] = []
+        self._fingerprints: list[tuple[bytes, str | None]] = []
         previous = plan.folder / PREVIOUS
         self.record = RequesterRecord(
             plan.notary.author,
@@ -87,11 +100,17 @@ class RunAccount:
         self.header = self.record.replan(_planned(stages), position, names, reason, unix_us())
 
     def opened(self, header: Mapping[str, Any]) -> None:
-        """Every stage accepted; this news comes two ways. Raises PeerError when one of them did not in truth."""
+        """Every stage accepted; this news comes two ways. Raises PeerError when one of them did not in truth,
+        UnlikeStageError when one did under another kernel fingerprint than the run may have."""
         try:
-            self.record.opened_untrusted(header)
+            accepts = self.record.opened_untrusted(header)
         except ReceiptError as error:
             raise PeerError(f"expected every stage's acceptance of the order, found {error}") from error
+        plan = self.record.opening.plan
+        signed = [(bytes.fromhex(s.node), accept.fingerprint) for s, accept in zip(plan, accepts, strict=True)]
+        if unlike := self._plan.unlike([*self._fingerprints, *signed]):
+            raise UnlikeStageError(*unlike)
+        self._fingerprints = list(dict.fromkeys([*self._fingerprints, *signed]))
 
     def sent(self, seq: int, message: Message) -> None:
         """A frame goes to the head."""

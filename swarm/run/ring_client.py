@@ -23,7 +23,7 @@ from swarm.ring.frame import DOWN, Answer, Frame, encode_commits, encode_frame
 from swarm.ring.opening import OpenRun, RingSignal, encode_open, encode_release
 from swarm.ring.receipt_log import measure, note_commits
 from swarm.run.private_layers import PrivateEnds
-from swarm.run.receipt import RunAccount
+from swarm.run.receipt import RunAccount, UnlikeStageError
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +251,12 @@ class RingLink:
             self._ended.put_nowait(header)
         elif self.account is not None:
             record = header.get("record")
-            self.account.opened(record if isinstance(record, dict) else {})
+            try:
+                self.account.opened(record if isinstance(record, dict) else {})
+            except UnlikeStageError as error:
+                nodes = [stage.node for stage in self.opening.stages]
+                self.losses.append(Loss(self.opening.epoch, nodes.index(error.node), str(error)))
+                self.wake.set()
 
     async def close(self, until: int, commits: Commits, collect: bool, hold_s: float = 0.0) -> None:
         """End the run at every stage: memory is freed when this returns. A ring that is already gone says nothing.
@@ -316,4 +321,4 @@ def _naming(node: bytes) -> Iterator[None]:
     except BusyError as error:
         raise StageRefused(node, str(error), busy=True) from error
     except PeerError as error:
-        raise StageRefused(node, str(error)) from error
+        raise StageRefused(error.node if isinstance(error, UnlikeStageError) else node, str(error)) from error

@@ -46,6 +46,7 @@ class HostedModel:
     """What this node serves: manifest digest, block, memory for sessions, and the device in words.
 
     compiler  holds answers to constraints, where the block is a tail and the model's tokenizer is at hand
+    fingerprint  of the kernels that the block computes with (`model.fingerprint`), 64 hex digits; "": not measured
     """
 
     model: str
@@ -54,6 +55,7 @@ class HostedModel:
     device: str
     node: bytes
     compiler: Compiler | None = None
+    fingerprint: str = ""
 
 
 def admit(
@@ -194,7 +196,7 @@ def _new(
         )
     block = hosted.block.view(me.first, me.last)
     kv = pool.open(layout, me.first, me.last)
-    session = StageSession(opening, block, kv, peer, time.monotonic(), owner=owner)
+    session = StageSession(opening, block, kv, peer, time.monotonic(), owner=owner, fingerprint=hosted.fingerprint)
     last = opening.index + 1 == len(opening.stages)
     if not last and SentRows.size_bytes(layout, block.hidden_size, block.dtype) <= limits.sent_bytes:
         session.sent = SentRows(layout, block.hidden_size, block.dtype)

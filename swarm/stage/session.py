@@ -37,6 +37,7 @@ def _set_event() -> asyncio.Event:
 class StageSession:
     """State of one run at one stage. `kv`, `sent` and `tokens` belong to the compute thread while it is not `idle`.
 
+    fingerprint   of the kernels that `block` computes with; "": not measured
     held_to       follows the run's constraint, at the tail; None until it is compiled, or without one
     fresh         its KV was empty when this epoch began
     ready         the next stage is told of the run: frames may follow
@@ -63,6 +64,7 @@ class StageSession:
     upstream: Peer
     heard: float
     owner: Owner = field(default_factory=lambda: Owner(b"", False))
+    fingerprint: str = ""
     sent: SentRows | None = None
     tokens: SlotTokens | None = None
     held_to: Matcher | None = None

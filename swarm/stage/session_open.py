@@ -62,7 +62,9 @@ class SessionOpen:
         if opening.keep and not fresh:
             base = self._sessions.get(opening.base)
             past = earlier.past if earlier is not None else base.past if base is not None else None
-        session.account = StageAccount(self._notary, opening, session.block.computes_in, earlier, past)
+        session.account = StageAccount(
+            self._notary, opening, session.block.computes_in, earlier, past, session.fingerprint or None
+        )
         session.opening = replace(opening, record=session.account.accepted)
         return session.opening
 

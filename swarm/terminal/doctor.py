@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from swarm.base.config import MemberConfig
-from swarm.base.errors import PeerError, SwarmError
+from swarm.base.errors import ModelError, PeerError, SwarmError
 from swarm.base.events import Report, silent
 from swarm.discovery.bootstrap import enter_as_guest
 from swarm.discovery.state_dir import requester_folder
@@ -24,8 +24,9 @@ from swarm.mesh.view import MemberView
 from swarm.model.block import load_block
 from swarm.model.device import choose_device, describe, free_bytes
 from swarm.model.dtype import choose_dtype, computes_bfloat16
-from swarm.model.files.checkpoint import open_model
+from swarm.model.files.checkpoint import Checkpoint, open_model
 from swarm.model.files.store import ModelStore
+from swarm.model.fingerprint import fingerprint_of
 from swarm.model.packing import PACKED, choose_weights
 from swarm.model.probe import ROWS, probe
 from swarm.model.quant.native import ISAS, library
@@ -105,21 +106,41 @@ def _computing(name: str) -> str:
     return "weights as stored" if name == PACKED else name
 
 
-def look_at_speed(config: MemberConfig, ref: str, gpu: int | None, report: Report = silent) -> Finding:
-    """Milliseconds of one layer of the model. Loads two layers. Raises ModelError."""
+def look_at_speed(config: MemberConfig, ref: str, gpu: int | None, report: Report = silent) -> list[Finding]:
+    """Milliseconds of one layer of the model, and the kernels' fingerprint. Loads two layers. Raises ModelError."""
     device = choose_device(gpu)
     dtype = choose_dtype("auto", device)
+    weights = choose_weights("auto", "auto", device)
     checkpoint = open_model(ref, ModelStore(config.models), (0, 2), report)
-    block = load_block(checkpoint, 0, 2, device, dtype, report, weights=choose_weights("auto", "auto", device))
+    block = load_block(checkpoint, 0, 2, device, dtype, report, weights=weights)
     measured = probe(block, report=report)
     spent = "  ".join(f"{rows} rows {ms:.2f} ms" for rows, ms in sorted(measured.ms_per_layer.items()))
     slow = measured.ms_per_layer[1] > SLOW_LAYER_MS
-    return judge(
+    speed = judge(
         "speed",
         not slow,
         f"one layer of {checkpoint.manifest.model} in {_computing(block.computes_in)}: {spent}",
         "slow: hold few layers, so that no pass waits long here",
     )
+    return [speed, look_at_kernels(checkpoint, device, dtype, weights, block.computes_in)]
+
+
+def look_at_kernels(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, weights: str, computing: str
+) -> Finding:
+    """The fingerprint that nodes of this machine have: those with the same one compute a model alike, bit for bit."""
+    try:
+        started = time.monotonic()
+        found = fingerprint_of(checkpoint.manifest, checkpoint.config, device, dtype, weights)
+        spent = (time.monotonic() - started) * 1e3
+    except (ModelError, RuntimeError, MemoryError) as error:
+        why = (str(error).splitlines() or ["no memory"])[0]
+        return Finding("kernels", "warning", f"no fingerprint: {why}", "runs here are audited within limits only")
+    rows = (
+        "rows keep their bits in any company" if found.row_invariant else "rows in company may differ in the last bits"
+    )
+    text = f"{found.digest[:16]} for {checkpoint.manifest.model} in {_computing(computing)} ({spent:.0f} ms); {rows}"
+    return Finding("kernels", "ok", text)
 
 
 def look_at_kept(config: MemberConfig, now_wall: float) -> list[Finding]:

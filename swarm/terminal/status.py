@@ -23,6 +23,7 @@ from swarm.planner.route import Ask, plan_route
 
 SHADES = " ▁▂▃▄▅▆▇█"
 MAX_RTTS = 12
+MAX_KERNELS = 4
 STYLES = {"serving": "green", "joining": "yellow", "draining": "yellow", "suspect": "yellow", "down": "red"}
 
 
@@ -121,6 +122,7 @@ def _node(view: MemberView, own: NodeId, edge: str | None) -> dict[str, Any]:
         "claim": None if r.claim is None else list(r.claim),
         "device": r.device,
         "dtype": r.dtype,
+        "fingerprint": r.fingerprint.hex() or None,
         "ms_per_layer": None if r.speed_us == (0, 0, 0) else [us / 1000 for us in r.speed_us],
         "overflow": r.overflow,
         "overflow_ms_per_layer": None if r.overflow_us == (0, 0, 0) else [us / 1000 for us in r.overflow_us],
@@ -147,6 +149,8 @@ def render_status(data: Mapping[str, Any], width: int) -> RenderableType:
         (f"{kind} {data['swarm'][:8]}", "bold"), f"  {model['ref']}, {model['layers']} layers, {up} nodes up"
     )
     parts: list[RenderableType] = [head, Text(), _table(data["nodes"], width), Text(), _coverage(data, width)]
+    if (kernels := _kernels(data["nodes"])) is not None:
+        parts.append(kernels)
     if data["ring"] is not None:
         parts += [Text(), _picture(data, width)]
     if len(data["nodes"]) > 1 and data["rtts_ms"]:
@@ -203,6 +207,25 @@ def _coverage(data: Mapping[str, Any], width: int) -> Text:
         text.append(f"{data['missing']} {verb} held by nobody", "red")
     else:
         text.append(f"all {len(held)} layers held, the least by {min(held)}", "green")
+    return text
+
+
+def _kernels(nodes: Sequence[Mapping[str, Any]]) -> Text | None:
+    """Which nodes compute alike to the last bit: by fingerprint, the most nodes first; None where none measured one."""
+    groups: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.get("fingerprint") and node["layers"] and node["standing"] == "up":
+            groups.setdefault(node["fingerprint"], []).append(node["name"])
+    if not groups:
+        return None
+    text = Text()
+    for i, (digest, names) in enumerate(
+        sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_KERNELS]
+    ):
+        text.append("\n" if i else "")
+        text.append("kernels     " if i == 0 else " " * 12, "dim")
+        named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        text.append(f"{digest[:8]}  {named}" if len(groups) > 1 else f"{digest[:8]}, all alike")
     return text
 
 

@@ -67,11 +67,12 @@ async def arena(
     spans: Sequence[tuple[int, int]] = SPANS,
     lies: Sequence[str] = (),
     keep_s: float = 0.0,
+    arguments: Sequence[str] = (),
 ) -> AsyncIterator[Arena]:
-    """Nodes that hold `spans`; `lies` in the order of the nodes, "" or missing for an honest one."""
+    """Nodes that hold `spans`, all with `arguments`; `lies` in the order of the nodes, "" or none for honest ones."""
     async with nest(model, state / "nodes") as nodes:
         for index, span in enumerate(spans):
-            await nodes.add(span, lie=lies[index] if index < len(lies) else "")
+            await nodes.add(span, *arguments, lie=lies[index] if index < len(lies) else "")
         member = MemberConfig(state / "requester", nodes.models, invite=nodes.invite, lan=False, punch=False)
         config = RequesterConfig(member, draft="suffix", keep_s=keep_s)
         async with await Requester.connect(config) as requester:

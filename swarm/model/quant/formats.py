@@ -44,6 +44,14 @@ class Format:
             if ((blocks[:, at + 1] & 0x7C) == 0x7C).any():  # all bits of the exponent
                 raise ModelError(f"{tensor} holds values that are not finite: pull it again")
 
+    def settle_scales(self, stored: NDArray[np.uint8]) -> None:
+        """Give every block of arbitrary bytes small finite scales, in place."""
+        blocks = stored.reshape(-1, self.block_bytes)
+        for at in _HALVES.get(self.name, ()):
+            blocks[:, at], blocks[:, at + 1] = 0, 0x14  # binary16: 2 ** -10
+        if self.name == "MXFP4":
+            blocks[:, 0] = 117  # 2 ** -10
+
 
 def find_format(name: str) -> Format | None:
     """The format that a manifest calls "gguf:NAME", when it is one of blocks; None for plain numbers and others."""

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from receipts.check.audit import Part, Replayed, RowSample, TokenSample, _fetched, check_audit, choose_rows
+from receipts.check.audit import Part, Replayed, _fetched, check_audit, choose_rows
 from receipts.check.content import check_tokens
 from receipts.check.context import Drew, Followed
 from receipts.check.recompute import Limit
+from receipts.check.samples import RowSample, TokenSample
 from receipts.check.verdict import Disclosed, Level, Standing
 from receipts.check.verify import Options, verify
 from receipts.format.errors import ReceiptError, Refusal

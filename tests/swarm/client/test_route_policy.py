@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm.base.errors import UsageError
+from swarm.base.errors import CoverageError, UsageError
 from swarm.client.route_policy import RouteRules, read_rules
 from swarm.planner.fleet import Member
 
@@ -56,3 +56,27 @@ def test_an_empty_list_trusts_nobody_and_is_refused(tmp_path: Path) -> None:
         read_rules([], [str(path)], 1)
     with pytest.raises(UsageError, match="--exclude"):
         read_rules([" "], [], 1)
+
+
+ALIKE = [Member(A, 0, 2, kernels="11" * 32), Member(B, 2, 4, kernels="22" * 32), Member(C, 0, 4)]
+
+
+def test_which_fingerprints_a_route_may_have() -> None:
+    def found(rule: str, own: str = "", lost: str = "") -> list[str]:
+        rules = read_rules([], [], 1, rule)
+        return [f[:2] for f in rules.fingerprints(ALIKE, lambda: frozenset({own * 32}), frozenset({lost * 32} - {""}))]
+
+    assert found("same") == ["11", "22"]
+    assert found("own", own="22") == found("2" * 8) == found("22" * 32) == ["22"]
+    assert found("same", lost="11") == ["11"]  # what was begun with them
+    for rule in ("own", "3" * 8):
+        with pytest.raises(CoverageError, match="found 11111111, 22222222; wait for such nodes"):
+            found(rule, own="33")
+    with pytest.raises(CoverageError, match="that could be shared, found none"):
+        RouteRules(kernels="same").fingerprints([Member(C, 0, 4)], frozenset)
+
+
+@pytest.mark.parametrize("rule", ["any", "ab", "1234567", "x" * 8, "1" * 65])
+def test_what_is_no_fingerprint(rule: str) -> None:
+    with pytest.raises(UsageError, match="same, own or a fingerprint of at least 8"):
+        read_rules([], [], 1, rule)

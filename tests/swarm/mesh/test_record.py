@@ -102,8 +102,22 @@ def test_fields_out_of_bounds_are_refused(position: int, value: Any) -> None:
 
 def test_a_future_format_is_told_apart() -> None:
     with pytest.raises(
-        PeerError, match="expected a record of format 3, found format 4; the older side needs an update"
+        PeerError, match="expected a record of format 4, found format 5; the older side needs an update"
     ):
+        parse_record_untrusted(forge(0, 5), SWARM, NOW)
+
+
+def test_a_fingerprint_is_one_field_more_and_records_without_are_as_they_were() -> None:
+    plain, measured = signed(), signed(fingerprint=bytes(range(32)))
+    assert [len(msgpack.unpackb(msgpack.unpackb(one.wire)[0])) for one in (plain, measured)] == [31, 32]
+    assert [msgpack.unpackb(msgpack.unpackb(one.wire)[0])[0] for one in (plain, measured)] == [3, 4]
+    assert parse_record_untrusted(measured.wire, SWARM, NOW).record.fingerprint == bytes(range(32))
+    for wrong in (bytes(31), "x", None, b""):
+        fields = msgpack.unpackb(msgpack.unpackb(measured.wire)[0])
+        payload = msgpack.packb([*fields[:31], wrong])
+        with pytest.raises(PeerError):
+            parse_record_untrusted(msgpack.packb([payload, ANN.sign(CONTEXT + payload)]), SWARM, NOW)
+    with pytest.raises(PeerError, match="expected 32 fields"):
         parse_record_untrusted(forge(0, 4), SWARM, NOW)
 
 

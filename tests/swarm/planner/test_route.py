@@ -229,3 +229,19 @@ def test_a_large_swarm_is_planned_by_the_same_code() -> None:
     members += [Member("head", 0, 10, FAST), Member("tail", 30, 40, FAST)]
     route = plan_route(model, members, KnownRtts(default_ms=40), Ask("me", min_owners=3))
     assert sum(s.last - s.first for s in route.stages) == 40 and len(route.stages) >= 4
+
+
+def test_preferred_kernels_are_worth_a_little_and_no_more() -> None:
+    """A replacement of the lost node's kernels goes on with the same bits: worth 50 ms of a pass."""
+    alike, other = Member("alike", 0, LAYERS, FAST, kernels="aa"), Member("other", 0, LAYERS, FAST, kernels="bb")
+    unmeasured = Member("none", 0, LAYERS, FAST)
+    rtts = KnownRtts({("me", "alike"): 80.0, ("me", "other"): 10.0, ("me", "none"): 12.0})
+    members = [alike, other, unmeasured]
+    preferring = Ask("me", kernels=frozenset({"aa"}))
+    assert plan_route(MODEL, members, rtts, Ask("me")).nodes == ("other",)
+    chosen = plan_route(MODEL, members, rtts, preferring)
+    assert chosen.nodes == ("other",)  # 70 ms nearer
+    near = KnownRtts({**rtts.pairs, ("me", "alike"): 50.0})
+    chosen = plan_route(MODEL, members, near, preferring)
+    assert chosen.nodes == ("alike",) and chosen.pass_ms < 70  # priced as it is
+    assert plan_route(MODEL, [other, unmeasured], near, preferring).nodes == ("other",)

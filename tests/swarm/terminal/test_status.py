@@ -90,6 +90,15 @@ def test_a_wide_terminal_shows_how_nodes_are_reached() -> None:
     assert max(map(len, lines)) <= 120
 
 
+def test_nodes_that_compute_alike_are_told() -> None:
+    nodes = [node("abcdefgh", 0, 4, fingerprint="1f" * 32), node("ijklmnop", 4, 8, fingerprint="1f" * 32)]
+    assert "kernels     1f1f1f1f, all alike" in drawn(render_status(snapshot([1] * 8, None, nodes), 60))
+    nodes += [node("qrstuvwx", 0, 8, fingerprint="2e" * 32), node("yzyzyzyz", 0, 8)]
+    text = drawn(render_status(snapshot([1] * 8, None, nodes), 60))
+    assert "kernels     1f1f1f1f  abcdefgh, ijklmnop\n            2e2e2e2e  qrstuvwx\n" in text
+    assert "kernels" not in drawn(render_status(snapshot([1] * 8, None, nodes[3:]), 60))
+
+
 def test_the_ring_shows_what_kind_its_edges_are() -> None:
     data = snapshot([1] * 8, None, [node("abcdefgh", 0, 4), node("ijklmnop", 4, 8)])
     data["ring"]["stages"][0]["edge"], data["ring"]["stages"][1]["edge"] = "direct", None
