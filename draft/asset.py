@@ -124,6 +124,9 @@ class MadeCheckpoint:
     def hold(self, name: str, without_kernel: bool) -> Matrix | None:
         return self._target.hold(EMBEDDING, without_kernel) if name == EMBEDDING else None
 
+    def hold_stack(self, name: str, without_kernel: bool) -> None:
+        return None
+
     def head_tokens(self) -> torch.Tensor | None:
         """Token ids that the head scores, int64, ascending; None: all."""
         with safe_open(self._file, framework="pt") as file:

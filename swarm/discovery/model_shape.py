@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from swarm.model.files.manifest import Manifest, TensorEntry, is_embedding, layer_of
+from swarm.model.files.packable import encoded_packs, packs, packs_encoded, stack_bytes
 from swarm.model.files.schemes import Weight, weights_of
-from swarm.model.files.weights import packs, packs_encoded
 from swarm.model.linear.sizes import keeps_keys, layer_kinds, layer_states
 from swarm.model.quant.formats import find_format
 from swarm.model.quant.native import library
@@ -64,13 +64,16 @@ def _state_bytes(manifest: Manifest, size: int) -> tuple[int, ...]:
 def weight_bytes(weight: Weight, config: Mapping[str, Any], dtype: torch.dtype, weights: str) -> int:
     """Bytes that a tensor of the model takes once it is loaded, whatever it is stored in."""
     tensor, encoding, lib = weight.entry, weight.encoding, library()
+    stack = None if weights == "expanded" else stack_bytes(weight, config, weights == "stored")
+    if stack is not None:
+        return stack
     if encoding is None:
         return held_bytes(tensor, config, dtype, weights)
-    if weights != "expanded" and len(tensor.shape) == 2 and ".experts." not in tensor.name:
+    if weights != "expanded" and len(tensor.shape) == 2:
         form = find_format(f"gguf:{encoding.kernel_format}")
-        if packs_encoded(weight) and form is not None and lib is not None:
-            return lib.packed_bytes(form.number, *tensor.shape)
-        if weights == "stored":
+        if packs_encoded(weight, config) and form is not None and lib is not None:
+            return lib.packed_bytes(form.number, tensor.shape[0], tensor.shape[1])
+        if weights == "stored" and encoded_packs(weight, config):
             return tensor.nbytes
     return math.prod(tensor.shape) * dtype.itemsize
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,13 @@ from swarm.model.kvcache import KVShape
 from swarm.model.linear.mixers import StateCall, replaced, take_over
 from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
-from swarm.model.packing import plan_packing, put_in, share_head
+from swarm.model.packing import plan_packing, put_in, put_in_experts, share_head
 from swarm.model.prune import LayerRange, check_config, cut, inner_model, inner_name, join, layer_list, unfit
 from swarm.model.quant.dense import pack_linears
 from swarm.model.quant.matrix import Matrix
 from swarm.model.quant.native import Library
 from swarm.model.rope import settle_rope
-from swarm.model.state import read_state, unconsumed
+from swarm.model.state import ModelState, read_state, unconsumed
 
 PIECE_BYTES = 2 << 30
 
@@ -132,18 +132,17 @@ def _load_piece(
         raise unfit(kind.__name__, f"it is not built without the parts that a range lacks ({exc})") from exc
     _check_recurrent(outline, config, kind.__name__)
     packing = plan_packing(outline, weights)
-    state, packed = read_state(checkpoint, shape, expected, inner_name(outline), dtype, tell, packing)
+    state = read_state(checkpoint, shape, expected, inner_name(outline), dtype, tell, packing)
     # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
-    planned, present = sum(s.numel() for s in expected.values()), sum(t.numel() for t in state.values())
-    present += sum(matrix.shape[0] * matrix.shape[1] for matrix in packed.values())
+    planned, present = sum(s.numel() for s in expected.values()), state.numbers
     if planned > 2 * present + (1 << 20):
         raise ModelError(f"the config of {name} wants {planned} weights for these layers, it has {present}")
-    if packed:
+    if state.matrices or state.stacks:
         if config.tie_word_embeddings and (shape.first, shape.last) == (0, shape.n_layers):
-            config.tie_word_embeddings = not share_head(outline, packed)
-        part = _pruned_class(kind, shape, packed, dtype)
+            config.tie_word_embeddings = not share_head(outline, state.matrices)
+        part = _pruned_class(kind, shape, state, dtype)
     with _quiet():
-        return _fill(part, config, state, name, dtype)
+        return _fill(part, config, state.tensors, name, dtype)
 
 
 def model_class(config: Any, model: str) -> type[Any]:
@@ -193,10 +192,10 @@ def _check_architecture(config: Any, kind: type[Any], model: str) -> None:
 
 
 def _pruned_class(
-    kind: type[Any], shape: LayerRange, packed: Mapping[str, Matrix] | None = None, dtype: torch.dtype = torch.float32
+    kind: type[Any], shape: LayerRange, packed: ModelState | None = None, dtype: torch.dtype = torch.float32
 ) -> type[Any]:
     """The class again, pruned as soon as it is built: transformers then loads (and misses) only what is left. packed:
-    matrices that take the place of weights."""
+    what takes the place of weights."""
 
     def init(self: Any, config: Any) -> None:
         kind.__init__(self, config)
@@ -204,7 +203,9 @@ def _pruned_class(
         if len(layers) != shape.n_layers:
             raise unfit(kind.__name__, f"it has {len(layers)} layers where its config says {shape.n_layers}")
         cut(self, shape)
-        put_in(self, packed or {}, dtype)
+        if packed is not None:
+            put_in(self, packed.matrices, dtype)
+            put_in_experts(self, packed.stacks)
 
     body: dict[str, Any] = {"__init__": init, "__module__": kind.__module__}
     if shape.first > 0 or shape.last < shape.n_layers or packed:

@@ -1,7 +1,7 @@
 """Layers that keep their weights as stored: which those of a model are, and putting them in.
 
-Linear layers and the embedding of token ids; anything else (convolutions, stacked experts, routers that multiply by
-themselves) is expanded.
+Linear layers, the embedding of token ids, and experts that transformers keeps in stacks; anything else (convolutions,
+routers that multiply by themselves) is expanded.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from swarm.base.errors import UsageError
+from swarm.model.quant.experts import PackedExperts, Stack, kernels_of
 from swarm.model.quant.matrix import KERNEL, Matrix
 from swarm.model.quant.modules import PackedEmbedding, PackedLinear, join_same_rows
 from swarm.model.quant.native import library
+from swarm.model.stacks import ExpertNames
 from swarm.model.state import EXPANDED, Packing
 
 PACKED = "q8"
@@ -46,7 +48,7 @@ def plan_packing(model: nn.Module, weights: str) -> Packing:
     table = _name_of(model, _embedding(model))
     if table is not None:
         names.add(f"{table}.weight")
-    return Packing(frozenset(names), weights == "stored")
+    return Packing(frozenset(names), weights == "stored", ExpertNames(model))
 
 
 def share_head(model: nn.Module, packed: dict[str, Matrix]) -> bool:
@@ -71,9 +73,21 @@ def put_in(model: nn.Module, packed: Mapping[str, Matrix], dtype: torch.dtype) -
     join_same_rows(model)
 
 
+def put_in_experts(model: nn.Module, stacks: Mapping[str, Stack]) -> None:
+    """Replace the experts that any of these weights belong to."""
+    modules: dict[str, dict[str, Stack]] = {}
+    for target, stack in stacks.items():
+        path, _, name = target.rpartition(".")
+        modules.setdefault(path, {})[name] = stack
+    for path, found in modules.items():
+        parent, _, name = path.rpartition(".")
+        model.get_submodule(parent)._modules[name] = PackedExperts(model.get_submodule(path), found)
+
+
 def computes_in(model: nn.Module, dtype: str) -> str:
     """What a stage says that it computes in: the dtype of its rows, or "q8" when kernels round them to bytes."""
     kernels = {m.matrix.kernel for m in model.modules() if isinstance(m, PackedLinear)}
+    kernels |= kernels_of(list(model.modules()))
     return PACKED if KERNEL in kernels else dtype
 
 

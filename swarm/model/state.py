@@ -14,7 +14,9 @@ from swarm.model.files.manifest import is_embedding, layer_of
 from swarm.model.files.schemes import layer_weights, weights_of
 from swarm.model.files.wrappers import is_wrapper, text_name
 from swarm.model.prune import LayerRange
+from swarm.model.quant.experts import Stack
 from swarm.model.quant.matrix import Matrix
+from swarm.model.stacks import ExpertNames, gather, hold_stack
 
 _RENAMED = {
     "embed_out.weight": "lm_head.weight",
@@ -37,13 +39,31 @@ def unconsumed(names: Iterable[str]) -> list[str]:
 @dataclass(frozen=True)
 class Packing:
     """Which tensors stay as they are stored: `targets`, by the model's names, as far as the checkpoint can hold them.
-    without_kernel: also those that are unpacked for every product."""
+    experts: which parameters are those of experts; without_kernel: also what is unpacked for every product."""
 
     targets: frozenset[str] = frozenset()
     without_kernel: bool = False
+    experts: ExpertNames | None = None
 
 
 EXPANDED = Packing()
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What was read, by the model's names: plain tensors (of experts that are not held, by those before they are
+    joined), matrices of layers, and all experts of a projection."""
+
+    tensors: dict[str, torch.Tensor]
+    matrices: dict[str, Matrix]
+    stacks: dict[str, Stack]
+
+    @property
+    def numbers(self) -> int:
+        """How many weights they are."""
+        count = sum(tensor.numel() for tensor in self.tensors.values())
+        count += sum(matrix.shape[0] * matrix.shape[1] for matrix in self.matrices.values())
+        return count + sum(s.experts * s.out_features * s.in_features for s in self.stacks.values())
 
 
 def read_state(
@@ -54,11 +74,11 @@ def read_state(
     dtype: torch.dtype,
     tell: Callable[[int], None],
     packing: Packing = EXPANDED,
-) -> tuple[dict[str, torch.Tensor], dict[str, Matrix]]:
+) -> ModelState:
     """Tensors under the names that the model pruned to `shape` has for them.
 
     expected: shapes by those names, as far as the config tells; `tell` gets the layers read so far. What `packing`
-    names comes as matrices instead, the second of the two. Raises ModelError for a tensor of another shape or with
+    names comes as matrices instead. Raises ModelError for a tensor of another shape or with
     values that are not finite.
     """
     manifest = checkpoint.manifest
@@ -83,8 +103,25 @@ def read_state(
             wanted.setdefault(shape.first, []).append((_embedding(checkpoint), "lm_head.weight"))
     state: dict[str, torch.Tensor] = {}
     packed: dict[str, Matrix] = {}
+    stacks: dict[str, Stack] = {}
     for done, layer in enumerate(range(shape.first, shape.last), 1):
-        for source, target in wanted.get(layer, ()):
+        of_experts, plain = gather(wanted.get(layer, []), packing.experts)
+        names = dict(wanted.get(layer, ()))
+        for target, gathered in of_experts.items():
+            assert packing.experts is not None
+            stack = hold_stack(
+                target,
+                gathered,
+                packing.experts.shapes[target],
+                lambda name: checkpoint.hold(name, packing.without_kernel),
+                lambda name: checkpoint.hold_stack(name, packing.without_kernel),
+                {name: entries[name].shape for name in gathered.names},
+            )
+            if stack is not None:
+                stacks[target] = stack
+            else:
+                plain += [(name, names[name]) for name in gathered.names]
+        for source, target in plain:
             # Another shape is refused before memory is taken (bitsandbytes states it in its data alone).
             if target in packing.targets and len(entries[source].shape) == 2:
                 _check_shape(source, entries[source].shape, expected[target], manifest.model)
@@ -98,7 +135,7 @@ def read_state(
                 raise ModelError(f"{source} of {manifest.model} holds values that are not finite: pull it again")
             state[target] = tensor
         tell(done)
-    return state, packed
+    return ModelState(state, packed, stacks)
 
 
 def _check_shape(source: str, found: Sequence[int], expected: Sequence[int], model: str) -> None:

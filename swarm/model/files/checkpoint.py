@@ -33,6 +33,10 @@ class Checkpoint(Protocol):
         """A matrix that stays as it is stored; None where it must be unpacked. Raises ModelError."""
         ...
 
+    def hold_stack(self, name: str, without_kernel: bool) -> tuple[Matrix, ...] | None:
+        """As `hold`, of a tensor that is a stack of matrices: all experts of a projection. Raises ModelError."""
+        ...
+
     def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:
         """Stored bytes [offset, offset + length) of a tensor, for another node. Raises ModelError."""
         ...

@@ -8,6 +8,7 @@ this machine stay in the manifest and are refused when read.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping
@@ -24,11 +25,13 @@ from swarm.base.errors import ModelError
 from swarm.model.files.gguf_file import READABLE
 from swarm.model.files.gguf_layout import layout
 from swarm.model.files.manifest import Manifest, TensorEntry
+from swarm.model.files.packable import packs, packs_encoded, stack_bytes, stack_shape
 from swarm.model.files.safetensors_file import DTYPES, SMALL_FLOATS
 from swarm.model.files.schemes import Weight, weights_of
 from swarm.model.files.wrappers import is_wrapper, text_values
-from swarm.model.quant.encoding import EncodedMatrix, MovedColumns, expand, runs
-from swarm.model.quant.formats import find_format, has_kernel
+from swarm.model.quant.encoding import EncodedMatrix, Encoding, MovedColumns, Parts, expand, runs
+from swarm.model.quant.floats import Float4
+from swarm.model.quant.formats import find_format
 from swarm.model.quant.matrix import Matrix, hold
 from swarm.model.quant.native import library
 
@@ -87,6 +90,27 @@ class FileCheckpoint:
             order = layout(name, entry.shape, self.manifest.config).rows
             return hold(data, form, entry.shape, order, name, library())
 
+    def hold_stack(self, name: str, without_kernel: bool) -> tuple[Matrix, ...] | None:
+        """As `hold`, of a tensor that is a stack of matrices, such as the experts of a projection: one of each."""
+        weight = self.weights.get(name)
+        stack = None if weight is None else stack_shape(weight)
+        if weight is None or stack is None or stack_bytes(weight, self.manifest.config, without_kernel) is None:
+            return None
+        count, shape = stack[0], stack[1:]
+        if isinstance(weight.encoding, Float4):
+            with self._parts(weight) as parts:
+                each = [weight.encoding.expert(parts, i) for i in range(count)]
+                kept = [_keep(coding, own, shape, name, library() is not None, without_kernel) for coding, own in each]
+            return tuple(matrix for matrix in kept if matrix is not None)
+        entry, place = self._find(name)
+        form = find_format(entry.format)
+        assert form is not None
+        with _Mapped(place, 0, entry.nbytes, name) as data:
+            self.bytes_read += entry.nbytes
+            if shape[1] % form.block or entry.nbytes != math.prod(stack) // form.block * form.block_bytes:
+                raise ModelError(f"{name} of shape {list(stack)} does not fit {entry.nbytes} bytes of {form.name}")
+            return tuple(hold(part, form, shape, None, name, library()) for part in data.reshape(count, -1))
+
     def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:
         entry, place = self._find(name)
         if offset < 0 or length < 0 or offset + length > entry.nbytes:
@@ -95,22 +119,12 @@ class FileCheckpoint:
             return data.tobytes()
 
     def _hold_encoded(self, weight: Weight, without_kernel: bool) -> Matrix | None:
-        encoding, shape, name = weight.encoding, weight.entry.shape, weight.entry.name
-        assert encoding is not None
-        if not (without_kernel or packs_encoded(weight)) or len(shape) != 2:
+        shape, kernel = weight.entry.shape, packs_encoded(weight, self.manifest.config)
+        assert weight.encoding is not None
+        if not (without_kernel or kernel) or len(shape) != 2:
             return None
         with self._parts(weight) as parts:
-            try:
-                encoding.check(parts)
-                blocks = encoding.blocks(parts) if packs_encoded(weight) else None
-            except (ValueError, IndexError, RuntimeError) as exc:
-                raise ModelError(f"{name} cannot be unpacked: {exc}: pull it again") from exc
-            if blocks is not None and (form := find_format(f"gguf:{blocks.format}")):
-                held = hold(blocks.data.numpy().reshape(-1), form, shape, None, name, library())
-                return held if blocks.columns is None else MovedColumns(held, blocks.columns)
-            if not without_kernel:
-                return None
-            return EncodedMatrix(encoding, {role: part.clone() for role, part in parts.items()}, (shape[0], shape[1]))
+            return _keep(weight.encoding, parts, (shape[0], shape[1]), weight.entry.name, kernel, without_kernel)
 
     @contextlib.contextmanager
     def _parts(self, weight: Weight) -> Iterator[dict[str, torch.Tensor]]:
@@ -138,23 +152,21 @@ class FileCheckpoint:
         return entry, place
 
 
-def packs(entry: TensorEntry, config: Mapping[str, Any], without_kernel: bool = False) -> bool:
-    """Whether a matrix can be held as it is stored (`FileCheckpoint.hold`), should the model have a layer for it."""
-    form = find_format(entry.format)
-    if form is None or len(entry.shape) != 2 or ".experts." in entry.name:  # experts are stacked when they are loaded
-        return False
-    if not layout(entry.name, entry.shape, config).packed_safe:
-        return False
-    return without_kernel or has_kernel(form, entry.shape, library())
-
-
-def packs_encoded(weight: Weight) -> bool:
-    """As `packs`, of a weight that several stored tensors make up."""
-    kind = None if weight.encoding is None else weight.encoding.kernel_format
-    form = None if kind is None else find_format(f"gguf:{kind}")
-    if form is None or ".experts." in weight.entry.name:
-        return False
-    return has_kernel(form, weight.entry.shape, library())
+def _keep(
+    encoding: Encoding, parts: Parts, shape: tuple[int, int], name: str, kernel: bool, without_kernel: bool
+) -> Matrix | None:
+    """A matrix in a kernel's blocks where it fits one (`kernel`: should), else (`without_kernel`) as its parts."""
+    try:
+        encoding.check(parts)
+        blocks = encoding.blocks(parts) if kernel else None
+    except (ValueError, IndexError, RuntimeError) as exc:
+        raise ModelError(f"{name} cannot be unpacked: {exc}: pull it again") from exc
+    if blocks is not None and (form := find_format(f"gguf:{blocks.format}")):
+        held = hold(blocks.data.numpy().reshape(-1), form, shape, None, name, library())
+        return held if blocks.columns is None else MovedColumns(held, blocks.columns)
+    if not without_kernel:
+        return None
+    return EncodedMatrix(encoding, {role: part.clone() for role, part in parts.items()}, shape)
 
 
 def decode(entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config: Mapping[str, Any]) -> torch.Tensor:

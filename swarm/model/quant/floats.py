@@ -9,7 +9,7 @@ Formats 1.0); NVFP4 an e4m3 per 16 and a float32 for the matrix. GGUF orders the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,9 +47,6 @@ class ScaledFloats:
 
     def check(self, parts: Parts) -> None:
         _finite(numbers(parts["scales"]))
-        zeros = parts.get("zeros")  # some files state that there are none
-        if zeros is not None and bool(zeros.float().any()):
-            raise ValueError("its floats have zero points")
         codes, bits = parts["codes"].view(torch.uint8), 0x7F if parts["codes"].dtype == torch.float8_e4m3fn else 0x7C
         if bool((codes & bits == bits).any()):  # e4m3fn has one NaN and no infinity, e5m2 both
             raise ValueError("it holds values that are not finite")
@@ -91,7 +88,7 @@ class Float4:
 
     @property
     def kernel_format(self) -> str | None:
-        return "MXFP4" if self.group == 32 and not self.stacked else None
+        return "MXFP4" if self.group == 32 else None
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape, found = parts["codes"].shape, parts["scales"].shape
@@ -125,8 +122,13 @@ class Float4:
             scales = scales / whole if self.divided else scales * whole
         return (values.reshape(*scales.shape, self.group) * scales.unsqueeze(-1)).reshape(len(codes), -1)
 
+    def expert(self, parts: Parts, i: int) -> tuple[Float4, Parts]:
+        """One of stacked experts as a matrix [out, in] by itself."""
+        codes, scales = parts["codes"][i], parts["scales"][i]
+        return replace(self, stacked=False), {"codes": codes.reshape(len(codes), -1), "scales": scales}
+
     def blocks(self, parts: Parts) -> Blocks | None:
-        if self.kernel_format is None:
+        if self.kernel_format is None or self.stacked:
             return None
         codes, scales = parts["codes"], parts["scales"]
         even_odd = torch.stack((codes & 15, codes >> 4), -1).reshape(len(codes), -1, self.group)

@@ -40,6 +40,8 @@ class Format:
     def check_scales(self, stored: NDArray[np.uint8], tensor: str) -> None:
         """Raises ModelError naming the tensor when a scale is infinite or not a number."""
         blocks = stored.reshape(-1, self.block_bytes)
+        if self.name == "MXFP4" and (blocks[:, 0] == 255).any():  # the exponent that is no number
+            raise ModelError(f"{tensor} holds values that are not finite: pull it again")
         for at in _HALVES.get(self.name, ()):
             if ((blocks[:, at + 1] & 0x7C) == 0x7C).any():  # all bits of the exponent
                 raise ModelError(f"{tensor} holds values that are not finite: pull it again")

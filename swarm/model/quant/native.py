@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-VERSION = 3
+VERSION = 4
 """Of the interface and the packed layout; a library that says another is not used."""
 ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16")
 """Instruction sets by number. All give the same bits."""
@@ -49,6 +51,9 @@ class Library:
         lib.swarm_quant_pack.argtypes = [whole, pointer, pointer, wide, wide, pointer, whole]
         lib.swarm_quant_numbers.argtypes = [whole, pointer, wide, pointer, wide, pointer, whole]
         lib.swarm_quant_products.argtypes = [whole, pointer, wide, wide, pointer, wide, whole, whole, pointer]
+        lib.swarm_quant_grouped.argtypes = [
+            whole, pointer, wide, wide, pointer, wide, pointer, wide, whole, whole, pointer
+        ]  # fmt: skip
         lib.swarm_layer_before.argtypes = [whole, *[pointer] * 2, wide, *[pointer] * 5, whole, whole, pointer]
         lib.swarm_layer_after.argtypes = [whole, *[pointer] * 3, wide, pointer, whole, whole, pointer]
         lib.swarm_attend.argtypes = [whole, pointer, pointer, wide, whole, whole, pointer]
@@ -136,6 +141,21 @@ class Library:
                 isa, items, len(operands), x.shape[1], x.data_ptr(), x.shape[0], *self._crew(x.dtype)
             )
         )
+
+    def grouped(self, parts: NDArray[np.int64], x: torch.Tensor, picks: NDArray[np.int64] | None, picked: int) -> None:
+        """Matrices that multiply some of the rows each: experts. The same bits as `products`.
+
+        parts: [n, 8], the kernels' `struct Part`: addresses of panels, bias (or 0) and results, then rows of the
+        matrix, ggml's number of its type, numbers from one line of results to the next, and which of the `picked` rows
+        it multiplies: the first, how many. picks: the row of x [n, columns] that each of them is; None: they are x.
+        """
+        where = 0 if picks is None else picks.ctypes.data
+        self._check(
+            self._lib.swarm_quant_grouped(
+                self.best_isa, parts.ctypes.data, len(parts), x.shape[1], x.data_ptr(), x.shape[0], where, picked,
+                *self._crew(x.dtype),
+            )
+        )  # fmt: skip
 
     def layer_before(
         self,

@@ -131,7 +131,7 @@ const int64_t WAKE = 1 << 20;       // the same for helpers that sleep
 #define BY_DENSE(isa, call) plain::call
 #endif
 
-// A matrix of a call, as Python fills it in (native.py), and what the call makes of it.
+// A matrix of a call, as Python fills it in (native.py).
 struct Item {
     const uint8_t *packed;
     const float *bias;  // or null
@@ -139,28 +139,50 @@ struct Item {
     int64_t out_features, kind;
 };
 
+// A matrix, the rows of the call that it multiplies, [first, first + count), and where their results go: lines of `width`
+// from y on. Python fills it in for experts; an Item is one whose rows are all of them.
+struct Part {
+    const uint8_t *packed;
+    const float *bias;
+    void *y;
+    int64_t out_features, kind, width, first, count;
+};
+
 struct Plan {
     int64_t panels, size, first, together;  // panels of `size` bytes; the first of its tasks; panels of a task
+    Rounded *rows;                          // of the call, as the matrix's format wants them
+    void (*multiply)(int isa, const Part &part, int64_t columns, const Rounded *rows, int64_t at, int64_t count,
+                     int64_t panel, bool narrow);
+};
+
+// What the formats of a call make of its rows, once for each format.
+struct Kind {
+    int64_t number;
     Rounded *rows;
     void (*prepare)(int isa, int64_t columns, Rounded row);
-    void (*multiply)(int isa, const Item &item, int64_t columns, const Rounded *rows, int64_t at, int64_t count,
-                     int64_t panel, bool narrow);
+};
+
+struct Scratch {  // freed when a call ends
+    void *at[8] = {};
+    int count = 0;
+    template <class E> E *take(int64_t n) { return static_cast<E *>(at[count++] = std::malloc(size_t(n) * sizeof(E))); }
+    ~Scratch() { for (void *p : at) std::free(p); }
 };
 
 template <class T> void prepare(int isa, int64_t columns, Rounded row) { BY_ISA(isa, prepare_row<T>(columns, row)); }
 
-// Rows [at, at + count) times one panel.
+// Rows [at, at + count) of a part times one panel.
 template <class T>
-void multiply(int isa, const Item &item, int64_t columns, const Rounded *rows, int64_t at, int64_t count, int64_t panel,
+void multiply(int isa, const Part &part, int64_t columns, const Rounded *rows, int64_t at, int64_t count, int64_t panel,
               bool narrow) {
-    const uint8_t *packed = item.packed + panel * int64_t(T::panel(columns));
-    int64_t width = item.out_features;
+    const uint8_t *packed = part.packed + panel * int64_t(T::panel(columns));
+    int64_t width = part.width, outs = part.out_features;
     if (narrow) {
-        uint16_t *y = static_cast<uint16_t *>(item.y) + at * width;
-        BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, item.bias, width, y));
+        uint16_t *y = static_cast<uint16_t *>(part.y) + at * width;
+        BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
     } else {
-        float *y = static_cast<float *>(item.y) + at * width;
-        BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, item.bias, width, y));
+        float *y = static_cast<float *>(part.y) + at * width;
+        BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
     }
 }
 
@@ -230,11 +252,96 @@ int mixed_products(int isa, const Item *items, int64_t many, int64_t columns, co
     return 0;
 }
 
+const int KINDS = 16;  // at least as many as there are formats
+
+// x [rows, columns]; picks: which of them each of the `picked` rows that the parts speak of is, null: row i is row i.
+int compute(int isa, const Part *parts, int64_t many, int64_t columns, const void *x, int64_t rows, const int64_t *picks,
+            int64_t picked, bool narrow, Crew crew) {
+    const int64_t blocks = columns / 32;
+    Scratch scratch;
+    auto *plans = scratch.take<Plan>(many);
+    Kind kinds[KINDS];
+    int different = 0;
+    int64_t bytes = 0, work = 0, tasks = 0, longest = 0;
+    if (!plans) return -2;
+    for (int64_t m = 0; m < many; m++) {
+        Plan &plan = plans[m];
+        Kind kind{parts[m].kind, nullptr, nullptr};
+        bool known = layout::with_type(int(kind.number), [&](auto t) {
+            using T = decltype(t);
+            kind.prepare = prepare<T>, plan.multiply = multiply<T>, plan.size = int64_t(T::panel(columns));
+        });
+        if (!known) return -1;
+        plan.panels = (parts[m].out_features + 15) / 16;
+        bytes += plan.panels * plan.size, work += plan.panels * plan.size * parts[m].count;
+        longest = parts[m].count > longest ? parts[m].count : longest;
+        int k = 0;
+        while (k < different && kinds[k].number != kind.number) k++;
+        if (k == different) kinds[different++] = kind;
+    }
+    if (work < SMALL) crew.threads = 1;
+    // Large matrices in larger tasks: what is asked for ahead of its time should be read by the same thread.
+    int64_t task = bytes / (16 * crew.threads) > TASK ? bytes / (16 * crew.threads) : TASK;
+    for (int64_t m = 0; m < many; m++) {
+        Plan &plan = plans[m];
+        plan.together = task / plan.size > 0 ? task / plan.size : 1;
+        plan.first = tasks;
+        tasks += (plan.panels + plan.together - 1) / plan.together;
+    }
+    // A row's bytes, scales and sums are there once, what a format makes of them once for each format.
+    int64_t shared = lines(columns) + lines(blocks * 4) + lines(blocks * 8), own = 2 * lines(blocks * 8);
+    int64_t row_bytes = shared + different * own, each_kind = rows + (picks ? picked : 0);
+    auto *memory = scratch.take<uint8_t>(rows * row_bytes + 64);
+    auto *rounded = scratch.take<Rounded>(each_kind * different);
+    if (!memory || !rounded) return -2;
+    uint8_t *base = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
+    for (int k = 0; k < different; k++) kinds[k].rows = rounded + k * each_kind;
+    each(rows, rows < 8 ? Crew{1, nullptr} : crew, true, [&](int64_t r) {
+        uint8_t *p = base + r * row_bytes, *q = p + shared;
+        auto *scale = reinterpret_cast<float *>(p + lines(columns));
+        auto *sums = reinterpret_cast<int32_t *>(p + lines(columns) + lines(blocks * 4));
+        Rounded row{reinterpret_cast<int8_t *>(p), scale, nullptr, sums, nullptr};
+        if (narrow) BY_ISA(isa, round_row(static_cast<const uint16_t *>(x) + r * columns, columns, row));
+        else BY_ISA(isa, round_row(static_cast<const float *>(x) + r * columns, columns, row));
+        for (int k = 0; k < different; k++, q += own) {
+            row.mean = reinterpret_cast<float *>(q), row.zero = reinterpret_cast<int32_t *>(q + own / 2);
+            kinds[k].prepare(isa, columns, row);
+            kinds[k].rows[r] = row;
+        }
+    });
+    for (int k = 0; picks && k < different; k++) {
+        for (int64_t i = 0; i < picked; i++) kinds[k].rows[rows + i] = kinds[k].rows[picks[i]];
+        kinds[k].rows += rows;
+    }
+    for (int64_t m = 0; m < many; m++) {
+        int k = 0;
+        while (kinds[k].number != parts[m].kind) k++;
+        plans[m].rows = kinds[k].rows + parts[m].first;
+    }
+    int64_t some = CACHE / row_bytes / 8 * 8;
+    some = some < 8 ? 8 : some;
+    for (int64_t r = 0; r < longest; r += some) {
+        each(tasks, crew, work >= WAKE, [&](int64_t i) {
+            int64_t m = 0;
+            for (int64_t end = many; end - m > 1;) {
+                int64_t half = (m + end) / 2;
+                (plans[half].first <= i ? m : end) = half;
+            }
+            const Plan &plan = plans[m];
+            int64_t count = parts[m].count - r < some ? parts[m].count - r : some;
+            int64_t panel = (i - plan.first) * plan.together, last = panel + plan.together;
+            if (count <= 0) return;
+            for (last = last < plan.panels ? last : plan.panels; panel < last; panel++)
+                plan.multiply(isa, parts[m], columns, plan.rows, r, count, panel, narrow);
+        });
+    }
+    return 0;
+}
+
 int products(int isa, const Item *items, int64_t many, int64_t columns, const void *x, int64_t rows, bool narrow,
              Crew crew) {
-    const int64_t most = 8, blocks = columns / 32;
-    Plan plans[most];
-    int64_t bytes = 0, tasks = 0;
+    const int64_t most = 8;
+    Part parts[most];
     if (many < 1 || many > most) return -1;
     int64_t plain_ones = 0;
     for (int64_t m = 0; m < many; m++) {
@@ -246,68 +353,10 @@ int products(int isa, const Item *items, int64_t many, int64_t columns, const vo
         return narrow ? dense_products(isa, items, many, columns, static_cast<const uint16_t *>(x), rows, crew)
                       : dense_products(isa, items, many, columns, static_cast<const float *>(x), rows, crew);
     for (int64_t m = 0; m < many; m++) {
-        Plan &plan = plans[m];
-        bool known = layout::with_type(int(items[m].kind), [&](auto t) {
-            using T = decltype(t);
-            plan.prepare = prepare<T>, plan.multiply = multiply<T>, plan.size = int64_t(T::panel(columns));
-        });
-        if (!known) return -1;
-        plan.panels = (items[m].out_features + 15) / 16;
-        bytes += plan.panels * plan.size;
+        const Item &item = items[m];
+        parts[m] = {item.packed, item.bias, item.y, item.out_features, item.kind, item.out_features, 0, rows};
     }
-    if (bytes * rows < SMALL) crew.threads = 1;
-    // Large matrices in larger tasks: what is asked for ahead of its time should be read by the same thread.
-    int64_t task = bytes / (16 * crew.threads) > TASK ? bytes / (16 * crew.threads) : TASK;
-    for (int64_t m = 0; m < many; m++) {
-        Plan &plan = plans[m];
-        plan.together = task / plan.size > 0 ? task / plan.size : 1;
-        plan.first = tasks;
-        tasks += (plan.panels + plan.together - 1) / plan.together;
-    }
-    // A row's bytes, scales and sums are there once, what a format makes of them once for each format.
-    int64_t shared = lines(columns) + lines(blocks * 4) + lines(blocks * 8), own = 2 * lines(blocks * 8);
-    int64_t row_bytes = shared + many * own;
-    auto *memory = static_cast<uint8_t *>(std::malloc(size_t(rows * row_bytes + 64)));
-    auto *rounded = static_cast<Rounded *>(std::malloc(size_t(rows * many) * sizeof(Rounded)));
-    if (!memory || !rounded) {
-        std::free(memory), std::free(rounded);
-        return -2;
-    }
-    uint8_t *base = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
-    for (int64_t m = 0; m < many; m++) {
-        plans[m].rows = rounded + m * rows;
-        for (int64_t k = 0; k < m; k++)
-            if (items[k].kind == items[m].kind) plans[m].rows = plans[k].rows;
-    }
-    each(rows, rows < 8 ? Crew{1, nullptr} : crew, true, [&](int64_t r) {
-        uint8_t *p = base + r * row_bytes, *q = p + shared;
-        auto *scale = reinterpret_cast<float *>(p + lines(columns));
-        auto *sums = reinterpret_cast<int32_t *>(p + lines(columns) + lines(blocks * 4));
-        Rounded row{reinterpret_cast<int8_t *>(p), scale, nullptr, sums, nullptr};
-        if (narrow) BY_ISA(isa, round_row(static_cast<const uint16_t *>(x) + r * columns, columns, row));
-        else BY_ISA(isa, round_row(static_cast<const float *>(x) + r * columns, columns, row));
-        for (int64_t m = 0; m < many; m++, q += own) {
-            if (plans[m].rows != rounded + m * rows) continue;
-            row.mean = reinterpret_cast<float *>(q), row.zero = reinterpret_cast<int32_t *>(q + own / 2);
-            plans[m].prepare(isa, columns, row);
-            plans[m].rows[r] = row;
-        }
-    });
-    int64_t some = CACHE / row_bytes / 8 * 8;
-    some = some < 8 ? 8 : some;
-    for (int64_t r = 0; r < rows; r += some) {
-        int64_t count = rows - r < some ? rows - r : some;
-        each(tasks, crew, bytes * count >= WAKE, [&](int64_t i) {
-            int64_t m = many - 1;
-            while (plans[m].first > i) m--;
-            const Plan &plan = plans[m];
-            int64_t panel = (i - plan.first) * plan.together, last = panel + plan.together;
-            for (last = last < plan.panels ? last : plan.panels; panel < last; panel++)
-                plan.multiply(isa, items[m], columns, plan.rows, r, count, panel, narrow);
-        });
-    }
-    std::free(memory), std::free(rounded);
-    return 0;
+    return compute(isa, parts, many, columns, x, rows, nullptr, rows, narrow, crew);
 }
 
 // A decoder layer as Python fills it in (layer.py); matrices without results, which a call names.
@@ -316,13 +365,6 @@ struct Layer {
     int64_t hidden, inner, heads, kv_heads, dim;
     Item q, k, v, o, gate, up, down;
     double first_eps, second_eps, q_eps, k_eps;
-};
-
-struct Scratch {  // freed when a call ends
-    void *at[6] = {};
-    int count = 0;
-    template <class E> E *take(int64_t n) { return static_cast<E *>(at[count++] = std::malloc(size_t(n) * sizeof(E))); }
-    ~Scratch() { for (void *p : at) std::free(p); }
 };
 
 template <class F> void rowwise(int64_t rows, Crew crew, const F &work) {
@@ -426,7 +468,7 @@ template <class E> int attend(int isa, const AttendCall &call, const AttendJob *
 
 extern "C" {
 
-int swarm_quant_version() { return 3; }
+int swarm_quant_version() { return 4; }
 
 // The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI, 3 also with bfloat16.
 int swarm_quant_isa() {
@@ -504,6 +546,14 @@ int swarm_quant_products(int isa, const void *items, int64_t many, int64_t colum
                          int narrow, int threads, void *gomp) {
     return products(isa, static_cast<const Item *>(items), many, columns, x, rows, narrow != 0,
                     Crew{threads, reinterpret_cast<Gomp>(gomp)});
+}
+
+// Products with experts: each of `many` parts (struct Part) multiplies its own of the `picked` rows, which are rows
+// picks[i] of x [rows, columns] (i itself without picks). A row that several parts multiply is rounded once.
+int swarm_quant_grouped(int isa, const void *parts, int64_t many, int64_t columns, const void *x, int64_t rows,
+                        const int64_t *picks, int64_t picked, int narrow, int threads, void *gomp) {
+    return compute(isa, static_cast<const Part *>(parts), many, columns, x, rows, picks, picked, narrow != 0,
+                   Crew{threads, reinterpret_cast<Gomp>(gomp)});
 }
 
 // The part of a decoder layer before its attention: norm, queries, keys, values, rotation. x [rows, hidden], cos and sin

@@ -162,13 +162,13 @@ TARGET static inline void put(uint16_t *y, const float *line, int count) {
     std::memcpy(y, out, count * sizeof(uint16_t));
 }
 
-// R rows times the panel of outputs [from, from + 16); y [rows, width], float32 or bfloat16.
+// R rows times the panel of outputs [from, from + 16) of `outs`; y: lines of `width`, float32 or bfloat16.
 template <class T, int R, class Y>
 TARGET static void some_rows(const uint8_t *packed, int64_t columns, const Rounded *rows, int64_t from, const float *bias,
-                             int64_t width, Y *y) {
+                             int64_t outs, int64_t width, Y *y) {
     Floats out[R];
     panel<T, R>(packed, packed + T::codes(columns), columns, rows, out);
-    int count = width - from < 16 ? int(width - from) : 16;
+    int count = outs - from < 16 ? int(outs - from) : 16;
     for (int r = 0; r < R; r++) {
         alignas(64) float line[16];
         store(line, out[r]);
@@ -179,14 +179,14 @@ TARGET static void some_rows(const uint8_t *packed, int64_t columns, const Round
 
 template <class T, class Y>
 TARGET static void one_panel(const uint8_t *packed, int64_t columns, const Rounded *rows, int64_t count, int64_t from,
-                             const float *bias, int64_t width, Y *y) {
+                             const float *bias, int64_t outs, int64_t width, Y *y) {
     int64_t r = 0;
-    for (; r + MOST <= count; r += MOST) some_rows<T, MOST>(packed, columns, rows + r, from, bias, width, y + r * width);
+    for (; r + MOST <= count; r += MOST) some_rows<T, MOST>(packed, columns, rows + r, from, bias, outs, width, y + r * width);
     if constexpr (MOST > 4)
-        for (; r + 4 <= count; r += 4) some_rows<T, 4>(packed, columns, rows + r, from, bias, width, y + r * width);
+        for (; r + 4 <= count; r += 4) some_rows<T, 4>(packed, columns, rows + r, from, bias, outs, width, y + r * width);
     if constexpr (MOST > 2)
-        for (; r + 2 <= count; r += 2) some_rows<T, 2>(packed, columns, rows + r, from, bias, width, y + r * width);
-    for (; r < count; r++) some_rows<T, 1>(packed, columns, rows + r, from, bias, width, y + r * width);
+        for (; r + 2 <= count; r += 2) some_rows<T, 2>(packed, columns, rows + r, from, bias, outs, width, y + r * width);
+    for (; r < count; r++) some_rows<T, 1>(packed, columns, rows + r, from, bias, outs, width, y + r * width);
 }
 
 }  // namespace ISA
