@@ -21,6 +21,7 @@ from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.dtype import dtype_name
 from swarm.model.edges import open_edges
 from swarm.model.exact import InOrder, stands_against, writes_products
+from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.fused import settle
 from swarm.model.guard import check_cut, one_layer, samples
 from swarm.model.job import Job as Job

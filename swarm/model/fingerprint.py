@@ -15,6 +15,7 @@ fingerprint.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from swarm.base.errors import ModelError
 from swarm.model.block import Block, load_block
 from swarm.model.exact import is_row_invariant
 from swarm.model.files.manifest import Manifest
+from swarm.model.files.packable import packs, packs_encoded, stack_bytes, stack_shape
 from swarm.model.files.schemes import Weight, weights_of
-from swarm.model.files.weights import packs, packs_encoded
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool, SessionKV
 from swarm.model.quant.formats import find_format
@@ -142,7 +143,7 @@ class SeededCheckpoint:
         weight = self._find(name)
         entry, encoding = weight.entry, weight.encoding
         if encoding is not None:
-            kind = f"gguf:{encoding.kernel_format}" if packs_encoded(weight) else ""
+            kind = f"gguf:{encoding.kernel_format}" if packs_encoded(weight, self.manifest.config) else ""
         else:
             kind = entry.format if packs(entry, self.manifest.config, without_kernel) else ""
         form = find_format(kind)
@@ -153,6 +154,21 @@ class SeededCheckpoint:
         stored = np.resize(np.roll(self._bytes, -start), size)
         form.settle_scales(stored)
         return hold(stored, form, entry.shape, None, name, library())
+
+    def hold_stack(self, name: str, without_kernel: bool) -> tuple[Matrix, ...] | None:
+        """As `hold`, of a stack of matrices: counted bytes for each of them."""
+        weight = self._find(name)
+        stack = stack_shape(weight)
+        if stack is None or stack_bytes(weight, self.manifest.config, without_kernel) is None:
+            return None
+        kind = weight.entry.format if weight.encoding is None else f"gguf:{weight.encoding.kernel_format}"
+        form = find_format(kind)
+        if form is None:
+            return None
+        count, shape = stack[0], stack[1:]
+        stored = np.resize(np.roll(self._bytes, -self._start(name)), math.prod(stack) // form.block * form.block_bytes)
+        form.settle_scales(stored)
+        return tuple(hold(part, form, shape, None, name, library()) for part in stored.reshape(count, -1))
 
     def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:
         """There is nothing to give to others. Raises ModelError."""

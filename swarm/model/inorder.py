@@ -1,7 +1,7 @@
 """Attention that adds in the order of positions, so that a row's bits depend on what it sees and on nothing else.
 
-The rows of all sessions of a forward go to one call of the kernels (native/attend.h), which writes their keys and values
-to their slots and lets each row read: committed positions first, then the drafted rows on its own path, in chunks of 64
+The rows of all sessions of a forward go to one call of the kernels (native/attend.h), which writes their keys and
+values to their slots and lets each row read: committed positions first, then the drafted rows on its own path, in chunks of 64
 positions counted from 0. Where a key lies does not matter, nor who else is there.
 """
 

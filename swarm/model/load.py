@@ -29,7 +29,6 @@ from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.packing import plan_packing, put_in, put_in_experts, share_head
 from swarm.model.prune import LayerRange, check_config, cut, inner_model, inner_name, join, layer_list, unfit
 from swarm.model.quant.dense import pack_linears
-from swarm.model.quant.matrix import Matrix
 from swarm.model.quant.native import Library
 from swarm.model.rope import settle_rope
 from swarm.model.state import ModelState, read_state, unconsumed
