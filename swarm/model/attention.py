@@ -8,7 +8,7 @@ plan of the forward under way: no global, nothing threaded through models' keywo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -139,10 +139,12 @@ class Call:
 
 class Attending:
     """What the attention modules of one block share: the jobs of the forward under way (one thread computes),
-    their positions (int64 [T], on the device), and how far back the rows of each layer see."""
+    their positions (int64 [T], on the device), how far back the rows of each layer see, and which layers read the
+    entries of another one."""
 
     def __init__(self) -> None:
         self.spans: dict[int, Span] = {}
+        self.reads: Mapping[int, int] = {}
         self.position: torch.Tensor | None = None
         self.jobs: Sequence[Plan] = []
         self.trial: list[Call] | None = None
@@ -208,7 +210,11 @@ def attend(
     if isinstance(warmth := getattr(module, "swarm_warmth", None), Warmth) and state.position is not None:
         query = (query * warmth.scales(state.position)[:, None]).to(query.dtype)
     span = state.spans.get(layer, sliding_window)
-    parts = [_attend_job(job, layer, query, key, value, scale, span, softcap, s_aux) for job in state.jobs]
+    source = state.reads.get(layer, layer)
+    if source == layer:
+        for job in state.jobs:
+            _write(job, layer, key, value)
+    parts = [_attend_job(job, source, query, scale, span, softcap, s_aux) for job in state.jobs]
     # Rows in one piece, as transformers' own functions give them: some layers (AFMoE) make a view of them.
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
 
@@ -227,18 +233,8 @@ def _spans(module: torch.nn.Module, mask: torch.Tensor | Seen | None, window: in
     return [span for span in known if isinstance(mask, Seen) and mask.fits(span)]
 
 
-def _attend_job(
-    job: Plan,
-    layer: int,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    span: Span,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """The job's rows of `attend`: writes their slots, then reads. Returns [1, n, heads, dim]."""
+def _write(job: Plan, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Put keys and values of the job's rows into their slots."""
     keys, values = job.kv.layer(layer)
     one = slice(job.start, job.stop)
     if isinstance(job.write, slice):
@@ -247,6 +243,20 @@ def _attend_job(
     else:
         keys.index_copy_(1, job.write, key[0, :, one])
         values.index_copy_(1, job.write, value[0, :, one])
+
+
+def _attend_job(
+    job: Plan,
+    layer: int,
+    query: torch.Tensor,
+    scale: float,
+    span: Span,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """The job's rows of `attend` over the entries of a layer, theirs included. Returns [1, n, heads, dim]."""
+    keys, values = job.kv.layer(layer)
+    one = slice(job.start, job.stop)
     heads, rows, dim = query.shape[1], job.stop - job.start, query.shape[3]
     shared = keys.shape[0]
     groups = heads // shared

@@ -62,8 +62,8 @@ def load_layers(
     the device one by one: while experts are joined a piece is in memory twice."""
     manifest = checkpoint.manifest
     manifest.check_layers()
-    manifest.check_range(first, last)
-    shape = LayerRange(first, last, manifest.n_layers, manifest.hidden_size, manifest.vocab_size)
+    manifest.check_cut(first, last)
+    shape = LayerRange(first, last, manifest.n_layers, manifest.row_width, manifest.vocab_size, manifest.ties)
     kind = model_class(checkpoint.config, manifest.model)
     done = 0
     models: list[nn.Module] = []
@@ -76,8 +76,11 @@ def load_layers(
         models.append(_load_piece(checkpoint, kind, shape.within(a, b), dtype, tell, weights).to(device))
         done += b - a
     model = join(models, shape, checkpoint.config)
+    if shape.ties.by_token and shape.first > 0 and shape.last == shape.n_layers:
+        _share_table(model, checkpoint.config)
     model.eval().requires_grad_(False)
     attending = Attending()
+    attending.reads = shape.ties.reads
     for module in inner_model(model).modules():
         if hasattr(module, "layer_idx"):
             setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
@@ -86,9 +89,16 @@ def load_layers(
     settle_scales(inner_model(model))
     _, layers = layer_list(model, kind.__name__)
     fuse(layers)
-    edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers)
+    edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers, streams=shape.ties.streams)
     tried = _try_once(model, shape, attending, edges, device, dtype)
     return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
+
+
+def _share_table(model: Any, config: Any) -> None:
+    """One matrix for the head and the embedding of a range that needs both."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if config.tie_word_embeddings and isinstance(table, nn.Embedding) and isinstance(head, nn.Linear):
+        head.weight = table.weight
 
 
 def _pieces(manifest: Manifest, first: int, last: int, piece_bytes: int) -> list[tuple[int, int]]:
@@ -244,7 +254,9 @@ def _try_once(
     rows = torch.zeros(1, 2, shape.hidden_size, dtype=dtype, device=device)
     place = torch.arange(2, device=device)[None]
     name = type(model).__name__
-    given = {"inputs_embeds": rows, "position_ids": place, "use_cache": False}
+    given: dict[str, Any] = {"inputs_embeds": rows, "position_ids": place, "use_cache": False}
+    if shape.ties.by_token:
+        given["input_ids"] = torch.zeros(1, 2, dtype=torch.long, device=device)
     config: Any = model.config
     config._attn_implementation = TRIAL
     try:
@@ -262,7 +274,7 @@ def _try_once(
     if any(not call.span_known for call in calls):
         raise unfit(name, "its mask says more than its layers do")
     attending.spans = {call.layer: call.span for call in calls}
-    if out.shape != rows.shape:
+    if out.shape != (1, 2, shape.hidden_size // shape.ties.streams):
         raise unfit(name, "its layers give rows of another shape")
     return _kept(calls, attending.kept, shape, config, name)
 
@@ -285,7 +297,8 @@ def _kept(calls: list[Call], kept: list[StateCall], shape: LayerRange, config: A
             raise unfit(name, f"layer {layer} has several recurrent parts")
         if any(call.key[:3] != call.value[:3] or call.key[0] != 1 or call.key[2] != 2 for call in own):
             raise unfit(name, "its keys and values differ in number")
-        heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if own else (0, 0, 0)
+        keeps = bool(own) and layer not in shape.ties.reads
+        heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if keeps else (0, 0, 0)
         shapes.append(KVShape(heads, dim, value_dim, tuple(states)))
     if [call.layer for call in calls] != sorted(call.layer for call in calls):
         raise unfit(name, "its layers asked for attention in another order than theirs")

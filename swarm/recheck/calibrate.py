@@ -62,8 +62,12 @@ class MeasuredLimit:
     spans: int
 
 
-def spans_of(layers: int) -> list[tuple[int, int]]:
-    """Stages as rings have them: halves, thirds, and short ones in the beginning, the middle and the end."""
+def spans_of(layers: int, forbidden: frozenset[int] = frozenset()) -> list[tuple[int, int]]:
+    """Stages as rings have them: halves, thirds, and short ones in the beginning, the middle and the end; of a model
+    that cannot be cut everywhere, those between the cuts that it allows."""
+    if forbidden:
+        allowed = [cut for cut in range(layers) if cut not in forbidden]
+        return sorted({(a, b) for a, b in zip(allowed, allowed[1:], strict=False)} | {(0, cut) for cut in allowed[1:]})
     cuts = {(0, layers // 2), (layers // 2, layers - 1), (0, layers // 3), (layers // 3, 2 * layers // 3)}
     cuts |= {(2 * layers // 3, layers - 1), (0, 2), (layers // 2, layers // 2 + 2), (layers - 3, layers - 1)}
     return sorted((first, last) for first, last in cuts if 0 <= first < last < layers)
@@ -102,9 +106,7 @@ class _Bench:
         self._layout = Layout(0, len(tokens))
         self._blocks: dict[str, Block] = {}
         exact = self._block("float32")
-        with torch.inference_mode():
-            table = exact.loaded.model.get_input_embeddings()  # type: ignore[operator]
-            self._embedded = table(torch.tensor(list(tokens), dtype=torch.long)).float()
+        self._embedded = exact.embedded(tokens)
 
     @property
     def packs(self) -> bool:
@@ -116,7 +118,7 @@ class _Bench:
         rows: list[float] = []
         medians: list[float] = []
         exact, own = self._block("float32"), self._block(dtype)
-        spans = spans_of(self._layers)
+        spans = spans_of(self._layers, self._checkpoint.manifest.ties.forbidden)
         for first, last in spans:
             inputs = self._inputs(exact, first, wire)
             expected = self._through(exact, first, last, inputs, 1)
@@ -144,7 +146,8 @@ class _Bench:
         """The gap between likely tokens that rounding makes at one position in twenty, over stages of a third each."""
         exact, own = self._block("float32"), self._block(dtype)
         wanted = self._through(exact, 0, self._layers, self._embedded, 1)
-        cuts = [0, self._layers // 3, 2 * self._layers // 3, self._layers]
+        forbidden = self._checkpoint.manifest.ties.forbidden
+        cuts = [cut for cut in (0, self._layers // 3, 2 * self._layers // 3, self._layers) if cut not in forbidden]
         hidden = self._embedded
         for first, last in zip(cuts, cuts[1:], strict=False):
             hidden = self._through(own, first, last, hidden, 1)
