@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from swarm.base.errors import ModelError
 from swarm.model.kvcache import SessionKV
+from swarm.model.latent import Latent, latent_of
 from swarm.model.linear.paths import Paths
 from swarm.model.masks import AttentionChunk, Seen, Span, register_trial
 from swarm.model.rows import Rows
@@ -135,6 +136,7 @@ class Call:
     value: tuple[int, ...]
     span: Span
     span_known: bool
+    latent: int = 0
 
 
 class Attending:
@@ -202,14 +204,23 @@ def attend(
     if not isinstance(state, Attending) or not isinstance(layer, int) or odd:
         found = f"arguments {', '.join(odd)}" if odd else "an attention module of unknown kind"
         raise ModelError(f"{type(module).__name__} cannot be cut into blocks: {found}; use another architecture")
+    latent = latent_of(module)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     if state.trial is not None:
         spans = _spans(module, attention_mask, sliding_window)
-        state.trial.append(Call(layer, tuple(key.shape), tuple(value.shape), next(iter(spans), None), bool(spans)))
-        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+        rank, width = (latent.rank, latent.value) if latent else (0, value.shape[-1])
+        shapes = tuple(key.shape), tuple(value.shape)
+        state.trial.append(Call(layer, *shapes, next(iter(spans), None), bool(spans), rank))
+        return query.new_zeros(1, query.shape[2], query.shape[1], width), None
     if isinstance(warmth := getattr(module, "swarm_warmth", None), Warmth) and state.position is not None:
         query = (query * warmth.scales(state.position)[:, None]).to(query.dtype)
     span = state.spans.get(layer, sliding_window)
+    if latent is not None:
+        if softcap is not None or s_aux is not None:
+            raise ModelError(f"{type(module).__name__} cannot be cut into blocks: a latent with caps or sinks")
+        entry = torch.cat((key, value), -1)
+        parts = [_attend_latent(job, layer, query, entry, scale, span, latent) for job in state.jobs]
+        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
     source = state.reads.get(layer, layer)
     if source == layer:
         for job in state.jobs:
@@ -233,16 +244,23 @@ def _spans(module: torch.nn.Module, mask: torch.Tensor | Seen | None, window: in
     return [span for span in known if isinstance(mask, Seen) and mask.fits(span)]
 
 
-def _write(job: Plan, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-    """Put keys and values of the job's rows into their slots."""
-    keys, values = job.kv.layer(layer)
+def _write(job: Plan, layer: int, *given: torch.Tensor) -> None:
+    """Put keys and values of the job's rows into their slots; the key alone where a value is a part of it."""
     one = slice(job.start, job.stop)
-    if isinstance(job.write, slice):
-        keys[:, job.write] = key[0, :, one]
-        values[:, job.write] = value[0, :, one]
-    else:
-        keys.index_copy_(1, job.write, key[0, :, one])
-        values.index_copy_(1, job.write, value[0, :, one])
+    for store, rows in zip(job.kv.layer(layer), given, strict=False):
+        if isinstance(job.write, slice):
+            store[:, job.write] = rows[0, :, one]
+        else:
+            store.index_copy_(1, job.write, rows[0, :, one])
+
+
+def _attend_latent(
+    job: Plan, layer: int, query: torch.Tensor, entry: torch.Tensor, scale: float, span: Span, latent: Latent
+) -> torch.Tensor:
+    """As `_attend_job`, over slots that hold latents; `entry` [1, 1, T, rank + rope] of all rows."""
+    _write(job, layer, entry)
+    entries = job.kv.layer(layer)[0][0, job.low : job.high]
+    return latent.attend(query[0, :, job.start : job.stop], entries, job.mask(span, 1), scale)
 
 
 def _attend_job(

@@ -23,6 +23,7 @@ from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
 from swarm.model.fused import fuse
 from swarm.model.kvcache import KVShape
+from swarm.model.latent import mark_latents, settle_latents
 from swarm.model.linear.mixers import StateCall, replaced, take_over
 from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
@@ -87,6 +88,7 @@ def load_layers(
     take_over(inner_model(model), attending)
     settle_rope(inner_model(model), kind.__name__)
     settle_scales(inner_model(model))
+    settle_latents(inner_model(model))
     _, layers = layer_list(model, kind.__name__)
     fuse(layers)
     edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers, streams=shape.ties.streams)
@@ -206,6 +208,7 @@ def _pruned_class(
         if len(layers) != shape.n_layers:
             raise unfit(kind.__name__, f"it has {len(layers)} layers where its config says {shape.n_layers}")
         cut(self, shape)
+        mark_latents(self)
         put_in(self, packed or {}, dtype)
 
     body: dict[str, Any] = {"__init__": init, "__module__": kind.__module__}
@@ -299,7 +302,9 @@ def _kept(calls: list[Call], kept: list[StateCall], shape: LayerRange, config: A
             raise unfit(name, "its keys and values differ in number")
         keeps = bool(own) and layer not in shape.ties.reads
         heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if keeps else (0, 0, 0)
-        shapes.append(KVShape(heads, dim, value_dim, tuple(states)))
+        latent = own[0].latent if keeps else 0
+        dim, value_dim = (dim + value_dim, 0) if latent else (dim, value_dim)
+        shapes.append(KVShape(heads, dim, value_dim, tuple(states), latent))
     if [call.layer for call in calls] != sorted(call.layer for call in calls):
         raise unfit(name, "its layers asked for attention in another order than theirs")
     return shapes

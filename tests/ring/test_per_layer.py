@@ -122,7 +122,11 @@ async def test_a_ring_of_processes_says_what_generate_says(tmp_path: Path, capsy
     assert answer["token_ids"] == generated(folder, answer["prompt_token_ids"], 16)
     replay = ["verify", answer["receipt"], "--replay", "--model", str(folder), *models]
     assert await asyncio.to_thread(main, replay) == 0
-    capsys.readouterr()
-    join = ["join", "--model", str(folder), "--layers", "0:3", "--state", str(tmp_path / "parted"), *words]
-    assert await asyncio.to_thread(main, join) != 0
+
+
+def test_a_block_that_parts_layers_is_refused_by_name(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["--state", str(tmp_path / "state"), "--models", str(tmp_path / "models")]
+    assert main(["join", "--model", str(tiny_folder), "--layers", "0:3", "--cpu", *folders]) != 0
     assert "layers 2-5 stay together" in capsys.readouterr().err

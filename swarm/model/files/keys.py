@@ -19,9 +19,8 @@ def key_numbers(manifest: Manifest) -> tuple[int, ...]:
 
 def _numbers(config: Mapping[str, Any], hidden: int) -> int:
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
-    if config.get("kv_lora_rank"):  # latent attention, kept as every head sees it
-        widths = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        return heads * sum(int(config.get(width) or 0) for width in widths)
+    if config.get("kv_lora_rank"):  # the latent, and the rotated part of a key
+        return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
     kv_heads = int(config.get("num_key_value_heads") or heads)
     return 2 * kv_heads * int(config.get("head_dim") or hidden // heads)
 
