@@ -156,7 +156,7 @@ class Routes:
             way_ms=sum(float(rtt[a, b]) / 2.0 for a, b in zip(ring, ring[1:], strict=False)),
             draft_ms=self._draft_ms,
             wire=wire,
-            hidden=self._manifest.hidden_size,
+            hidden=self._manifest.row_width,
             rates_mbps=edge_rates(members),
         )
 
@@ -176,7 +176,7 @@ class Routes:
         costs = self.costs(stages)
         # A pass answers at least one token, so this is at least the share of the prompt that a pass carries.
         rows = PLANNED_ROWS + len(request.prompt_ids) / request.max_tokens
-        return choose_wire(own, edge_rates(ring), self._manifest.hidden_size, rows, costs.pass_ms + rows * costs.row_ms)
+        return choose_wire(own, edge_rates(ring), self._manifest.row_width, rows, costs.pass_ms + rows * costs.row_ms)
 
     def dtype(self, stages: Sequence[StagePlan]) -> str:
         """What the stages say they compute in; "mixed" when they differ."""

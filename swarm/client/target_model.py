@@ -101,8 +101,15 @@ class Target:
         return Compiler(lambda: Vocabulary(self.tokenizer, self.manifest.vocab_size, self.eos))
 
     def require_private(self, count: int) -> None:
-        """Raises UsageError when `count` layers at either end leave none between them."""
-        n = self.manifest.n_layers
+        """Raises UsageError when `count` layers at either end leave none between them, or cannot be kept apart."""
+        n, ties = self.manifest.n_layers, self.manifest.ties
+        if ties.by_token:
+            raise UsageError(
+                f"expected no --private for {self.manifest.model}: each of its layers looks up the text's token ids, "
+                "so every node sees them"
+            )
+        if not ties.forbidden.isdisjoint((count, n - count)):
+            self.manifest.check_cut(count, n - count)
         if 2 * count >= n:
             raise UsageError(f"expected --private under {(n + 1) // 2} for a model of {n} layers, found {count}")
 

@@ -83,8 +83,13 @@ async def _manifest(config: JoinConfig, ref: str, store: ModelStore, report: Rep
 
 
 def check_layers(config: JoinConfig, manifest: Manifest) -> None:
-    """Raises UsageError when --layers lie outside the model."""
+    """Raises UsageError when --layers lie outside the model, or it cannot be cut there."""
     n, asked = manifest.n_layers, config.layers
     if asked is not None and asked[1] > n:
         found = f"{asked[0]}:{asked[1]}"
         raise UsageError(f"expected --layers within 0:{n}, found {found}; {manifest.model} has {n} layers")
+    if asked is not None and not manifest.ties.forbidden.isdisjoint(asked):
+        try:
+            manifest.check_cut(*asked)
+        except ModelError as error:
+            raise UsageError(f"expected other --layers than {asked[0]}:{asked[1]}: {error}") from error

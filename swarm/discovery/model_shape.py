@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from swarm.model.files.keys import key_numbers
 from swarm.model.files.manifest import Manifest, TensorEntry, is_embedding, layer_of
 from swarm.model.files.packable import encoded_packs, packs, packs_encoded, stack_bytes
 from swarm.model.files.schemes import Weight, weights_of
+from swarm.model.files.ties import end_of
 from swarm.model.linear.sizes import keeps_keys, layer_kinds, layer_states
 from swarm.model.quant.formats import find_format
 from swarm.model.quant.native import library
@@ -26,29 +28,43 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
 
     weights: of `load_block`; what it expands counts as `dtype`, what stays as stored with its bytes as held.
     """
-    size = dtype.itemsize
+    size, ties = dtype.itemsize, manifest.ties
     held: dict[int | None, int] = {}
-    table = 0
+    table = shared = first = 0
     for weight in weights_of(manifest).values():
         tensor = weight.entry
         layer = layer_of(tensor.name)
         count = weight_bytes(weight, manifest.config, dtype, weights)
-        held[layer] = held.get(layer, 0) + count
+        place = end_of(tensor.name, ties) if layer is None else None
+        if place == "every":
+            shared += count  # a range holds its layers' part of these
+        elif place == "head":
+            first += count
+        else:
+            held[layer] = held.get(layer, 0) + count
         if is_embedding(tensor.name) and len(tensor.shape) == 2 and tensor.shape[0] == manifest.vocab_size:
             table = count
-    config = manifest.text_config
     ends, table = held.get(None, 0), table or manifest.hidden_size * manifest.vocab_size * size
+    head, tail = table, max(0, ends if _tied(manifest) else ends - table)
+    if ties.by_token:  # every block has the table
+        head, tail = first, ends
+    parts = max(0, shared - table) // manifest.n_layers if ties.by_token else 0
+    keyless = {layer for layer, kind in enumerate(layer_kinds(manifest)) if not keeps_keys(kind)}
+    widths = key_numbers(manifest)
     return ModelShape(
         name=manifest.model,
-        layer_bytes=tuple(held.get(layer, 0) for layer in range(manifest.n_layers)),
+        layer_bytes=tuple(held.get(layer, 0) + parts for layer in range(manifest.n_layers)),
         hidden_size=manifest.hidden_size,
-        kv_bytes=_kv_numbers(config, manifest.hidden_size) * size,
-        head_bytes=table,
-        tail_bytes=max(0, ends if _tied(manifest) else ends - table),
-        wire_bytes=manifest.hidden_size * size,
+        kv_bytes=max(widths) * size,
+        head_bytes=head,
+        tail_bytes=tail,
+        wire_bytes=manifest.row_width * size,
         digest=manifest.digest,
-        keyless=frozenset(layer for layer, kind in enumerate(layer_kinds(manifest)) if not keeps_keys(kind)),
+        keyless=frozenset(keyless | set(ties.reads)),
         state_bytes=_state_bytes(manifest, size),
+        key_bytes=() if len(set(widths)) == 1 else tuple(width * size for width in widths),
+        every_bytes=table if ties.by_token else 0,
+        forbidden=ties.forbidden,
     )
 
 
@@ -89,13 +105,3 @@ def held_bytes(tensor: TensorEntry, config: Mapping[str, Any], dtype: torch.dtyp
 
 def _tied(manifest: Manifest) -> bool:
     return not any(tensor.name.startswith("lm_head") for tensor in manifest.tensors)
-
-
-def _kv_numbers(config: Mapping[str, Any], hidden: int) -> int:
-    """Numbers in the keys and values of one token in one layer."""
-    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
-    if config.get("kv_lora_rank"):  # latent attention, kept as every head sees it
-        widths = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        return heads * sum(int(config.get(width) or 0) for width in widths)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    return 2 * kv_heads * int(config.get("head_dim") or hidden // heads)

@@ -8,7 +8,7 @@ plan of the forward under way: no global, nothing threaded through models' keywo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from swarm.base.errors import ModelError
 from swarm.model.inorder import Order, attend_in_order, fits
 from swarm.model.kvcache import SessionKV
+from swarm.model.latent import Latent, latent_of
 from swarm.model.linear.paths import Paths
 from swarm.model.masks import AttentionChunk, Seen, Span, register_trial
 from swarm.model.quant.native import Library
@@ -141,16 +142,19 @@ class Call:
     value: tuple[int, ...]
     span: Span
     span_known: bool
+    latent: int = 0
 
 
 class Attending:
     """What the attention modules of one block share: the jobs of the forward under way (one thread computes),
-    their positions (int64 [T], on the device), and how far back the rows of each layer see. lib: the kernels that
-    attend in the order of positions; None: torch's attention, whose sums depend on a row's company."""
+    their positions (int64 [T], on the device), how far back the rows of each layer see, and which layers read the
+    entries of another one. lib: the kernels that attend in the order of positions; None: torch's attention, whose sums
+    depend on a row's company."""
 
     def __init__(self, lib: Library | None = None) -> None:
         self.lib = lib
         self.spans: dict[int, Span] = {}
+        self.reads: Mapping[int, int] = {}
         self.position: torch.Tensor | None = None
         self.jobs: Sequence[Plan] = []
         self.trial: list[Call] | None = None
@@ -208,18 +212,31 @@ def attend(
     if not isinstance(state, Attending) or not isinstance(layer, int) or odd:
         found = f"arguments {', '.join(odd)}" if odd else "an attention module of unknown kind"
         raise ModelError(f"{type(module).__name__} cannot be cut into blocks: {found}; use another architecture")
+    latent = latent_of(module)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     if state.trial is not None:
         spans = _spans(module, attention_mask, sliding_window)
-        state.trial.append(Call(layer, tuple(key.shape), tuple(value.shape), next(iter(spans), None), bool(spans)))
-        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+        rank, width = (latent.rank, latent.value) if latent else (0, value.shape[-1])
+        shapes = tuple(key.shape), tuple(value.shape)
+        state.trial.append(Call(layer, *shapes, next(iter(spans), None), bool(spans), rank))
+        return query.new_zeros(1, query.shape[2], query.shape[1], width), None
     if isinstance(warmth := getattr(module, "swarm_warmth", None), Warmth) and state.position is not None:
         query = (query * warmth.scales(state.position)[:, None]).to(query.dtype)
     span = state.spans.get(layer, sliding_window)
+    if latent is not None:
+        if softcap is not None or s_aux is not None:
+            raise ModelError(f"{type(module).__name__} cannot be cut into blocks: a latent with caps or sinks")
+        entry = torch.cat((key, value), -1)
+        parts = [_attend_latent(job, layer, query, entry, scale, span, latent) for job in state.jobs]
+        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
+    source = state.reads.get(layer, layer)
     orders = [(job.order, job.start) for job in state.jobs if isinstance(job, JobPlan) and job.order is not None]
-    if state.lib is not None and len(orders) == len(state.jobs) and fits(query, key):
+    if state.lib is not None and source == layer and len(orders) == len(state.jobs) and fits(query, key):
         return attend_in_order(state.lib, orders, layer, query, key, value, scale, span, softcap, s_aux), None
-    parts = [_attend_job(job, layer, query, key, value, scale, span, softcap, s_aux) for job in state.jobs]
+    if source == layer:
+        for job in state.jobs:
+            _write(job, layer, key, value)
+    parts = [_attend_job(job, source, query, scale, span, softcap, s_aux) for job in state.jobs]
     # Rows in one piece, as transformers' own functions give them: some layers (AFMoE) make a view of them.
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
 
@@ -238,26 +255,37 @@ def _spans(module: torch.nn.Module, mask: torch.Tensor | Seen | None, window: in
     return [span for span in known if isinstance(mask, Seen) and mask.fits(span)]
 
 
+def _write(job: Plan, layer: int, *given: torch.Tensor) -> None:
+    """Put keys and values of the job's rows into their slots; the key alone where a value is a part of it."""
+    one = slice(job.start, job.stop)
+    for store, rows in zip(job.kv.layer(layer), given, strict=False):
+        if isinstance(job.write, slice):
+            store[:, job.write] = rows[0, :, one]
+        else:
+            store.index_copy_(1, job.write, rows[0, :, one])
+
+
+def _attend_latent(
+    job: Plan, layer: int, query: torch.Tensor, entry: torch.Tensor, scale: float, span: Span, latent: Latent
+) -> torch.Tensor:
+    """As `_attend_job`, over slots that hold latents; `entry` [1, 1, T, rank + rope] of all rows."""
+    _write(job, layer, entry)
+    entries = job.kv.layer(layer)[0][0, job.low : job.high]
+    return latent.attend(query[0, :, job.start : job.stop], entries, job.mask(span, 1), scale)
+
+
 def _attend_job(
     job: Plan,
     layer: int,
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
     scale: float,
     span: Span,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The job's rows of `attend`: writes their slots, then reads. Returns [1, n, heads, dim]."""
+    """The job's rows of `attend` over the entries of a layer, theirs included. Returns [1, n, heads, dim]."""
     keys, values = job.kv.layer(layer)
     one = slice(job.start, job.stop)
-    if isinstance(job.write, slice):
-        keys[:, job.write] = key[0, :, one]
-        values[:, job.write] = value[0, :, one]
-    else:
-        keys.index_copy_(1, job.write, key[0, :, one])
-        values.index_copy_(1, job.write, value[0, :, one])
     heads, rows, dim = query.shape[1], job.stop - job.start, query.shape[3]
     shared = keys.shape[0]
     groups = heads // shared

@@ -19,7 +19,7 @@ from swarm.base.events import Report, silent
 from swarm.model.attention import JobPlan, Plan
 from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.dtype import dtype_name
-from swarm.model.edges import open_edges
+from swarm.model.edges import entering, open_edges
 from swarm.model.exact import InOrder, stands_against, writes_products
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.fused import settle
@@ -54,11 +54,15 @@ class Block:
         self._edges = loaded.edges
         self.why_not_exact: str | None = "its rows were not looked at"
         self._by_hand = False
+        self.ties, self.by_token = shape.ties, shape.ties.by_token
 
     def view(self, first: int, last: int) -> Block:
-        """Layers [first, last) of this block, sharing its weights. Raises ValueError if it does not hold them."""
+        """Layers [first, last) of this block, sharing its weights. Raises ValueError if it does not hold them, or its
+        model must not be cut there."""
         if not self.first <= first < last <= self.last:
             raise ValueError(f"layers {first}:{last} of a block that holds {self.first}:{self.last}")
+        if not self.ties.forbidden.isdisjoint((first, last)):
+            raise ValueError(f"layers {first}:{last} of a model whose layers read each other's keys across that cut")
         if (first, last) == (self.first, self.last):
             return self
         shape = self.loaded.shape.within(first, last)
@@ -66,10 +70,15 @@ class Block:
         cut(model, shape, offset=self.first)
         kv = self.kv_shapes[first - self.first : last - self.first]
         layers = layer_list(model, type(model).__name__)[1]
-        edges = open_edges(layers, head=first == 0, tail=last == self.n_layers)
+        ends = {"head": first == 0, "tail": last == self.n_layers}
+        edges = open_edges(layers, **ends, streams=shape.ties.streams)
         part = Block(Loaded(model, shape, self._attending, edges, kv, self.loaded.positions), self.device, self.dtype)
         part.why_not_exact, part._by_hand = self.why_not_exact, self._by_hand
         return part
+
+    def parts(self) -> Sequence[tuple[int, int]]:
+        """The smallest ranges that the block can be cut into."""
+        return self.ties.parts(self.first, self.last)
 
     @torch.inference_mode()
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
@@ -139,6 +148,17 @@ class Block:
         """`compute` of a whole model for the rows of one plan: logits float32 [n, vocab_size]."""
         return self.compute([plan], tokens, positions)
 
+    @torch.inference_mode()
+    def embedded(self, tokens: Sequence[int]) -> torch.Tensor:
+        """The embeddings of token ids, float32 [n, hidden_size]; of rows with several streams what enters the first
+        layer. Only at the head."""
+        ids = torch.tensor(list(tokens), dtype=torch.long, device=self.device)
+        if self.ties.streams == 1:
+            table = self._model.get_input_embeddings()  # type: ignore[operator]
+            return table(ids).float()  # type: ignore[no-any-return]
+        first = layer_list(self._model, type(self._model).__name__)[1][0]
+        return entering(inner_model(self._model), first, ids, self.ties.streams).float()
+
     def narrow_head(self, tokens: torch.Tensor) -> None:
         """From now on score these token ids only (int64 [v]), in this order. Changes `vocab_size`; for drafters, whose
         head would cost as much as their layers."""
@@ -166,14 +186,17 @@ class Block:
         return list(logits.split([int(r.want.sum()) for r in rows]))
 
     def _input(self, jobs: Sequence[Job]) -> dict[str, torch.Tensor]:
-        if self.head:
+        ids: dict[str, torch.Tensor] = {}
+        if self.head or self.by_token:
             tokens = np.concatenate([job.rows.token for job in jobs]).astype(np.int64)
-            return {"input_ids": torch.from_numpy(tokens[None]).to(self.device)}
+            ids = {"input_ids": torch.from_numpy(tokens[None]).to(self.device)}
+        if self.head:
+            return ids
         parts = [job.hidden for job in jobs if job.hidden is not None]
         if len(parts) != len(jobs):
             raise ValueError("a stage behind the head needs hidden rows")
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return {"inputs_embeds": hidden.to(self.device, self.dtype)[None]}
+        return {**ids, "inputs_embeds": hidden.to(self.device, self.dtype)[None]}
 
     def _plan(self, jobs: Sequence[Job]) -> list[JobPlan]:
         plans: list[JobPlan] = []
@@ -222,7 +245,7 @@ def load_block(
     block._by_hand = lib is not None and writes_products(loaded.model)
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
     check_cut(block, type(loaded.model).__name__, loaded.positions)
-    block.why_not_exact = stands_against(block, lib, samples(first, last))
+    block.why_not_exact = stands_against(block, lib, samples(block.parts()))
     return block
 
 

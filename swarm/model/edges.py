@@ -19,15 +19,25 @@ from torch import nn
 
 
 class Edges:
-    """The rows on their way through one model: `through` gives them to its first layer and takes them from its last."""
+    """The rows on their way through one model: `through` gives them to its first layer and takes them from its last.
 
-    def __init__(self) -> None:
+    streams: of Gemma 3n, whose layers take and give [streams, 1, T, hidden]; a row holds them one after the other.
+    """
+
+    def __init__(self, streams: int = 1) -> None:
+        self._streams = streams
         self._arriving: torch.Tensor | None = None
         self._leaving: torch.Tensor | None = None
 
     def through(self, call: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
-        """`call(**inputs)`, with `inputs_embeds` given to the first layer where the model begins behind the head."""
-        self._arriving = inputs.get("inputs_embeds")
+        """`call(**inputs)`, with `inputs_embeds` given to the first layer where the model begins behind the head.
+
+        Where there are `input_ids` too, `call` gets those: layers look them up.
+        """
+        arriving = inputs.get("inputs_embeds")
+        if arriving is not None and "input_ids" in inputs:
+            inputs = {name: value for name, value in inputs.items() if name != "inputs_embeds"}
+        self._arriving = arriving if arriving is None else self._parted(arriving)
         try:
             return call(**inputs)
         finally:
@@ -55,13 +65,43 @@ class Edges:
         return hook
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._leaving = output[0] if isinstance(output, tuple) else output
+        rows = output[0] if isinstance(output, tuple) else output
+        self._leaving = rows if self._streams == 1 else rows.permute(1, 2, 0, 3).flatten(2)
+
+    def _parted(self, rows: torch.Tensor) -> torch.Tensor:
+        return (
+            rows
+            if self._streams == 1
+            else rows.view(*rows.shape[:2], self._streams, -1).permute(2, 0, 1, 3).contiguous()
+        )
 
 
-def open_edges(layers: nn.ModuleList, *, head: bool, tail: bool) -> Edges:
+class _Entered(Exception):
+    """Carries what a model gave to its first layer."""
+
+
+def entering(inner: nn.Module, first: nn.Module, ids: torch.Tensor, streams: int) -> torch.Tensor:
+    """What the `forward` of an inner model gives to its first layer for token ids [n]: rows [n, hidden_size]."""
+
+    def stop(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        argument = next(iter(inspect.signature(module.forward).parameters))
+        raise _Entered(args[0] if args else named[argument])
+
+    hook = first.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        inner(input_ids=ids[None], position_ids=torch.arange(len(ids), device=ids.device)[None], use_cache=False)
+    except _Entered as entered:
+        rows: torch.Tensor = entered.args[0]
+        return rows[0] if streams == 1 else rows[:, 0].permute(1, 0, 2).flatten(1)
+    finally:
+        hook.remove()
+    raise RuntimeError("the first layer of a cut model was not called")
+
+
+def open_edges(layers: nn.ModuleList, *, head: bool, tail: bool, streams: int = 1) -> Edges:
     """Edges for a model's layers, cut already. The first and the last layer are replaced by copies that share all
     weights and carry hooks of their own, so that models which share layers do not share edges."""
-    edges = Edges()
+    edges = Edges(streams)
     ends = {0, len(layers) - 1}
     for i in ends:
         layer = copy.copy(layers[i])

@@ -45,6 +45,8 @@ class Cuttable(Protocol):
     @property
     def kv_shapes(self) -> Sequence[KVShape]: ...
 
+    def parts(self) -> Sequence[tuple[int, int]]: ...
+
     def view(self, first: int, last: int) -> Cuttable: ...
 
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]: ...
@@ -53,7 +55,7 @@ class Cuttable(Protocol):
 def check_cut(block: Cuttable, name: str, positions: int) -> None:
     """Raises ModelError, naming the class `name`, when the range and its single layers disagree. positions: that
     the model was made for."""
-    for first, last in samples(block.first, block.last):
+    for first, last in samples(block.parts()):
         _check_range(block.view(first, last), name, positions)
 
 
@@ -66,11 +68,14 @@ def one_layer(block: Cuttable, layer: int) -> torch.Tensor:
     return _forward(part, [rows], [given])[0]
 
 
-def samples(first: int, last: int) -> list[tuple[int, int]]:
-    """The range, or both ends of a long one."""
-    if last - first <= 2 * _END:
+def samples(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The range, or both ends of a long one: _END layers each, more where those cannot be cut off."""
+    first, last = parts[0][0], parts[-1][1]
+    front = next(end for _, end in parts if end - first >= _END or end == last)
+    back = next(begin for begin, _ in reversed(parts) if last - begin >= _END or begin == first)
+    if last - first <= 2 * _END or front > back:
         return [(first, last)]
-    return [(first, first + _END), (last - _END, last)]
+    return [(first, front), (back, last)]
 
 
 def _check_range(block: Cuttable, name: str, positions: int) -> None:
@@ -85,8 +90,8 @@ def _check_range(block: Cuttable, name: str, positions: int) -> None:
         together = _forward(block, sessions, given)
         # The far session by itself in one pass, the near one layer by layer: each layer is run alone once.
         apart = [*given[:1], *_forward(block, sessions[1:], given[1:])]
-        for layer in range(block.first, block.last):
-            apart[:1] = _forward(block.view(layer, layer + 1), sessions[:1], apart[:1])
+        for first, last in block.parts():
+            apart[:1] = _forward(block.view(first, last), sessions[:1], apart[:1])
     except SwarmError:
         raise
     except Exception as exc:  # a model that its own code does not allow to be cut fails in ways of its own

@@ -35,18 +35,19 @@ class KVShape:
     """What one layer keeps: `heads` key/value heads (0: none), and what its recurrent operators need (`states`).
 
     A key has `dim` values, a value `value_dim` (0: as many; multi-head latent attention has more in its keys, which end
-    in a rotated part).
+    in a rotated part). latent: a value is no number of its own but the first so many of the key.
     """
 
     heads: int
     dim: int
     value_dim: int = 0
     states: tuple[StateShape, ...] = ()
+    latent: int = 0
 
     @property
     def numbers(self) -> int:
         """Numbers that a slot of the layer holds."""
-        return self.heads * (self.dim + (self.value_dim or self.dim))
+        return self.heads * (self.dim + (0 if self.latent else self.value_dim or self.dim))
 
 
 class HoldsLayers(Protocol):
@@ -119,6 +120,11 @@ class SessionKV:
         self._states: list[tuple[ConvStore | RuleStore, ...]] = []
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
         for shape, count in _runs(shapes):
+            if shape.latent:
+                store = _zeros((count, 1, shape.heads, layout.slots + SPARE, shape.dim), dtype, device)
+                self._stores.append(store)
+                self._layers += [(store[i, 0], store[i, 0, ..., : shape.latent]) for i in range(count)]
+                continue
             widths = [shape.dim] if shape.value_dim in (0, shape.dim) else [shape.dim, shape.value_dim]
             each = 2 // len(widths)
             stores = [_zeros((count, each, shape.heads, layout.slots + SPARE, n), dtype, device) for n in widths]

@@ -23,6 +23,7 @@ from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
 from swarm.model.fused import fuse
 from swarm.model.kvcache import KVShape
+from swarm.model.latent import mark_latents, settle_latents
 from swarm.model.linear.mixers import StateCall, replaced, take_over
 from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
@@ -64,8 +65,8 @@ def load_layers(
     the device one by one: while experts are joined a piece is in memory twice."""
     manifest = checkpoint.manifest
     manifest.check_layers()
-    manifest.check_range(first, last)
-    shape = LayerRange(first, last, manifest.n_layers, manifest.hidden_size, manifest.vocab_size)
+    manifest.check_cut(first, last)
+    shape = LayerRange(first, last, manifest.n_layers, manifest.row_width, manifest.vocab_size, manifest.ties)
     kind = model_class(checkpoint.config, manifest.model)
     done = 0
     models: list[nn.Module] = []
@@ -78,6 +79,8 @@ def load_layers(
         models.append(_load_piece(checkpoint, kind, shape.within(a, b), dtype, tell, weights).to(device))
         done += b - a
     model = join(models, shape, checkpoint.config)
+    if shape.ties.by_token and shape.first > 0 and shape.last == shape.n_layers:
+        _share_table(model, checkpoint.config)
     model.eval().requires_grad_(False)
     if lib is not None:
         pack_linears(model, lib)
@@ -85,17 +88,26 @@ def load_layers(
         settings: Any = model.config
         settings._experts_implementation = "eager"
     attending = Attending(lib)
+    attending.reads = shape.ties.reads
     for module in inner_model(model).modules():
         if hasattr(module, "layer_idx"):
             setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
     take_over(inner_model(model), attending)
     settle_rope(inner_model(model), kind.__name__)
     settle_scales(inner_model(model))
+    settle_latents(inner_model(model))
     _, layers = layer_list(model, kind.__name__)
     fuse(layers)
-    edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers)
+    edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers, streams=shape.ties.streams)
     tried = _try_once(model, shape, attending, edges, device, dtype)
     return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
+
+
+def _share_table(model: Any, config: Any) -> None:
+    """One matrix for the head and the embedding of a range that needs both."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if config.tie_word_embeddings and isinstance(table, nn.Embedding) and isinstance(head, nn.Linear):
+        head.weight = table.weight
 
 
 def _pieces(manifest: Manifest, first: int, last: int, piece_bytes: int) -> list[tuple[int, int]]:
@@ -202,6 +214,7 @@ def _pruned_class(
         if len(layers) != shape.n_layers:
             raise unfit(kind.__name__, f"it has {len(layers)} layers where its config says {shape.n_layers}")
         cut(self, shape)
+        mark_latents(self)
         if packed is not None:
             put_in(self, packed.matrices, dtype)
             put_in_experts(self, packed.stacks)
@@ -252,7 +265,9 @@ def _try_once(
     rows = torch.zeros(1, 2, shape.hidden_size, dtype=dtype, device=device)
     place = torch.arange(2, device=device)[None]
     name = type(model).__name__
-    given = {"inputs_embeds": rows, "position_ids": place, "use_cache": False}
+    given: dict[str, Any] = {"inputs_embeds": rows, "position_ids": place, "use_cache": False}
+    if shape.ties.by_token:
+        given["input_ids"] = torch.zeros(1, 2, dtype=torch.long, device=device)
     config: Any = model.config
     config._attn_implementation = TRIAL
     try:
@@ -270,7 +285,7 @@ def _try_once(
     if any(not call.span_known for call in calls):
         raise unfit(name, "its mask says more than its layers do")
     attending.spans = {call.layer: call.span for call in calls}
-    if out.shape != rows.shape:
+    if out.shape != (1, 2, shape.hidden_size // shape.ties.streams):
         raise unfit(name, "its layers give rows of another shape")
     return _kept(calls, attending.kept, shape, config, name)
 
@@ -293,8 +308,11 @@ def _kept(calls: list[Call], kept: list[StateCall], shape: LayerRange, config: A
             raise unfit(name, f"layer {layer} has several recurrent parts")
         if any(call.key[:3] != call.value[:3] or call.key[0] != 1 or call.key[2] != 2 for call in own):
             raise unfit(name, "its keys and values differ in number")
-        heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if own else (0, 0, 0)
-        shapes.append(KVShape(heads, dim, value_dim, tuple(states)))
+        keeps = bool(own) and layer not in shape.ties.reads
+        heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if keeps else (0, 0, 0)
+        latent = own[0].latent if keeps else 0
+        dim, value_dim = (dim + value_dim, 0) if latent else (dim, value_dim)
+        shapes.append(KVShape(heads, dim, value_dim, tuple(states), latent))
     if [call.layer for call in calls] != sorted(call.layer for call in calls):
         raise unfit(name, "its layers asked for attention in another order than theirs")
     return shapes

@@ -106,6 +106,7 @@ class SplitBlock:
         self.head, self.tail = front.head, back.tail
         self.hidden_size, self.vocab_size = front.hidden_size, back.vocab_size
         self.device, self.dtype = front.device, front.dtype
+        self.ties, self.by_token = front.ties, front.by_token
         self.computes_in = PACKED if PACKED in (front.computes_in, back.computes_in) else front.computes_in
 
     @property

@@ -43,23 +43,30 @@ def probe(block: Block, repeats: int = 5, report: Report = silent) -> Probe:
     """Measure a block. Takes about a second for a small model; runs in the compute thread."""
     load = psutil.cpu_percent(interval=0.1) / 100
     inner = block.view(*_middle(block))
-    ends = [block.view(block.first, block.first + 1)] if block.head else []
-    ends += [block.view(block.last - 1, block.last)] if block.tail else []
+    parts = block.parts()
+    ends = [block.view(*parts[0])] if block.head else []
+    ends += [block.view(*parts[-1])] if block.tail else []
     per_layer: dict[int, float] = {}
     end_ms: dict[int, float] = {}
     for done, rows in enumerate(ROWS, 1):
         per_layer[rows] = median_ms(inner, rows, repeats) / (inner.last - inner.first)
-        end_ms[rows] = sum(max(0.0, median_ms(end, rows, repeats) - per_layer[rows]) for end in ends)
+        end_ms[rows] = sum(
+            max(0.0, median_ms(end, rows, repeats) - per_layer[rows] * (end.last - end.first)) for end in ends
+        )
         report(Progress("probe", "this machine", done, len(ROWS), "steps", f"passes of {rows} rows"))
     return Probe(per_layer, end_ms, free_bytes(block.device), load)
 
 
 def _middle(block: Block) -> tuple[int, int]:
-    """Up to 8 layers that leave the model's ends out, if there are such: fewer would fit into caches."""
-    first, last = block.first + int(block.head), block.last - int(block.tail)
-    if first >= last:
+    """Up to 8 layers that leave the model's ends out, if there are such: fewer would fit into caches. More where they
+    cannot be cut so."""
+    parts = block.parts()
+    inner = parts[int(block.head) : len(parts) - int(block.tail)]
+    if not inner:
         return block.first, block.last
-    return first, min(last, first + 8)
+    first = inner[0][0]
+    ends = [end for _, end in inner if end - first <= 8]
+    return first, ends[-1] if ends else inner[0][1]
 
 
 def median_ms(block: Block, count: int, repeats: int) -> float:

@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from swarm.base.errors import ModelError
+from swarm.model.files.ties import STREAMS_IN, Ties
 from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
+from swarm.model.per_layer import AROUND, KEPT, blank, cut_tables, join_tables
 from swarm.model.quant.modules import PackedEmbedding
 
 _LISTS = ("layers", "h", "blocks", "block")
@@ -29,13 +31,14 @@ _BY_LAYER = ("layer_types", "layer_rope_theta")
 
 @dataclass(frozen=True)
 class LayerRange:
-    """A layer range [first, last) of a model and the sizes of its rows."""
+    """A layer range [first, last) of a model and the sizes of its rows: hidden_size of those between layers."""
 
     first: int
     last: int
     n_layers: int
     hidden_size: int
     vocab_size: int
+    ties: Ties = Ties()
 
     def within(self, first: int, last: int) -> LayerRange:
         return replace(self, first=first, last=last)
@@ -67,7 +70,8 @@ def layer_list(model: nn.Module, name: str) -> tuple[str, nn.ModuleList]:
     """Name and modules of the layers. Raises ModelError when the inner model is not built around one list."""
     inner = model._modules.get(inner_name(model))
     children = [] if inner is None else inner.named_children()
-    lists = [(k, m) for k, m in children if isinstance(m, nn.ModuleList) and (k in _LISTS or _has_parameters(m))]
+    lists = [(k, m) for k, m in children if isinstance(m, nn.ModuleList) and k not in AROUND]
+    lists = [(k, m) for k, m in lists if k in _LISTS or _has_parameters(m)]
     if len(lists) != 1 or lists[0][0] not in _LISTS:
         raise unfit(name, "its layers are not one list in its inner model")
     return lists[0]
@@ -84,11 +88,11 @@ def check_config(config: object, name: str) -> None:
         raise unfit(name, f"it has layers of kind {', '.join(sorted(kinds - _KINDS))}")
     if any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config")):
         raise unfit(name, "it takes pictures or sound as well as text")
-    if getattr(config, "hidden_size_per_layer_input", 0):
-        raise unfit(name, "its layers look up the token ids themselves, which only the first node of a ring sees")
+    if getattr(config, "hidden_size_per_layer_input", 0) and not hasattr(type(config), "kv_sharing_modes"):
+        raise unfit(name, "its layers look up the token ids themselves, in a way that is not known here")
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
         raise unfit(name, "it has an encoder")
-    if getattr(config, "use_bidirectional_attention", False):
+    if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):  # of pictures alone
         raise unfit(name, "its attention is not causal")
     if getattr(config, "reorder_and_upcast_attn", False):
         raise unfit(name, "it computes attention in an order of its own")
@@ -105,17 +109,29 @@ def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
     inner._modules[listed] = nn.ModuleList(list(layers)[shape.first - offset : shape.last - offset])
     names = [child for child, _ in inner.named_children()]
     before, after = names[: names.index(listed)], names[names.index(listed) + 1 :]
+    kept = KEPT if shape.ties.by_token else frozenset[str]()
+    if shape.ties.by_token:
+        if not kept <= set(names):
+            raise unfit(name, "its layers look up the token ids themselves, in a way that is not known here")
+        cut_tables(inner, shape.first - offset, shape.last - offset, len(layers))
+    if STREAMS_IN in after:
+        after.remove(STREAMS_IN)
+        if shape.first > 0:
+            inner._modules[STREAMS_IN] = blank(inner.get_submodule(STREAMS_IN))
     if shape.first > 0:
         for child in before:
-            _neutralise(inner, child, model, name)
+            if child not in kept:
+                _neutralise(inner, child, model, name)
     if shape.last < shape.n_layers:
         for child in after:
             module = inner._modules[child]
-            if module is not None and _has_parameters(module):
-                inner._modules[child] = nn.Identity()
+            if module is not None and child not in kept and _has_parameters(module):
+                inner._modules[child] = blank(module)
         for child, module in list(model.named_children()):
             if module is not inner:
                 model._modules[child] = nn.Identity()
+    if hasattr(inner, "first_kv_shared_layer_idx"):
+        setattr(inner, "first_kv_shared_layer_idx", -1)  # noqa: B010  (where Gemma 4 drops rows that want no logits)
     short: Any = _shorten(model.config, shape, offset)
     model.config = inner.config = short
 
@@ -132,7 +148,10 @@ def join(parts: Sequence[nn.Module], shape: LayerRange, config: Any) -> nn.Modul
     names = [child for child, _ in inner.named_children()]
     inner._modules[listed] = nn.ModuleList(layers)
     for child in names[names.index(listed) + 1 :]:
-        inner._modules[child] = last_inner._modules[child]
+        if child != STREAMS_IN and not (shape.ties.by_token and child in KEPT):
+            inner._modules[child] = last_inner._modules[child]
+    if shape.ties.by_token:
+        join_tables([inner_model(part) for part in parts])
     for child, module in list(model.named_children()):
         if module is not inner:
             model._modules[child] = tail._modules[child]

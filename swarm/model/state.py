@@ -13,6 +13,7 @@ from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import is_embedding, layer_of
 from swarm.model.files.schemes import layer_weights, weights_of
 from swarm.model.files.wrappers import is_wrapper, text_name
+from swarm.model.per_layer import part_of
 from swarm.model.prune import LayerRange
 from swarm.model.quant.experts import Stack
 from swarm.model.quant.matrix import Matrix
@@ -29,6 +30,10 @@ _HARMLESS = re.compile(
     r"(?:rotary_emb|rotary_pos_emb|rope)\.(?:inv_freq|cos_cached|sin_cached)$|\.(?:attn|attention)\.(?:masked_)?bias$"
 )
 """Buffers that files carry and models compute themselves: rotary frequencies, and causal masks named biases."""
+
+
+_OWN_KEYS = re.compile(r"\.self_attn\.[kv]_(?:proj|norm)\.")
+"""What makes keys and values in a layer: of no use in one that reads another's."""
 
 
 def unconsumed(names: Iterable[str]) -> list[str]:
@@ -93,6 +98,8 @@ def read_state(
         layer = layer_of(entry.name)
         if layer is not None:
             target = re.sub(rf"\.{layer}\.", f".{layer - shape.first}.", name, count=1)
+            if layer in shape.ties.reads and target not in expected and _OWN_KEYS.search(target):
+                continue  # files carry them, and their class drops them
             wanted.setdefault(layer, []).append((entry.name, target))
         elif name in expected or _RENAMED.get(name) in expected or not is_embedding(entry.name):
             # What nobody expects is read as well: the model's own renamings may know it, or it is refused by name.
@@ -129,6 +136,8 @@ def read_state(
                     packed[target] = matrix
                     continue
             tensor = checkpoint.read(source, dtype)
+            if shape.ties.by_token:
+                tensor = part_of(target, tensor, shape.first, shape.last, shape.n_layers)
             if target in expected:
                 _check_shape(source, tensor.shape, expected[target], manifest.model)
             if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):

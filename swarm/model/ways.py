@@ -30,13 +30,14 @@ class Ways:
         return "expanded" if gain > _MARGIN else "auto"
 
 
-def measure_ways(checkpoint: Checkpoint, layer: int, dtype: torch.dtype) -> Ways:
-    """Load one layer twice, one after the other, and time it on the CPU. Takes about as long as loading two layers.
+def measure_ways(checkpoint: Checkpoint, part: tuple[int, int], dtype: torch.dtype) -> Ways:
+    """Load layers [first, last), one unless it cannot be cut off, twice, one after the other, and time them on the CPU.
+    Takes about as long as loading them twice.
 
     Raises ModelError.
     """
     found = []
     for weights in ("auto", "expanded"):
-        block = load_block(checkpoint, layer, layer + 1, torch.device("cpu"), dtype, weights=weights)
+        block = load_block(checkpoint, *part, torch.device("cpu"), dtype, weights=weights)
         found.append((median_ms(block, ROWS[0], 7), median_ms(block, ROWS[1], 7)))
     return Ways(*found)

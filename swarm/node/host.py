@@ -110,6 +110,7 @@ class Host:
         """Load and measure a block. Runs in a thread. Raises ModelError when it does not fit."""
         checkpoint = self.store.open(ref, layers, self.report)
         manifest = checkpoint.manifest
+        manifest.check_cut(*layers)
         overflow = self._overflow(manifest, layers)
         torch.set_num_threads(self.threads)
         cut = layers[1] - overflow
@@ -174,13 +175,13 @@ class Host:
         stored, wide = self.shape(manifest), model_shape(manifest, self.dtype)
         if stored.layer_bytes[layer] >= wide.layer_bytes[layer]:
             return "auto"  # nothing of it has a kernel
-        need = sum(wide.layer_bytes[first:last]) + wide.head_bytes * (first == 0)
-        need += wide.tail_bytes * (last == manifest.n_layers)
+        need = sum(wide.layer_bytes[first:last]) + wide.end_bytes(first, last)
         if need > self.free(device) * (1 - KV_SHARE):
             return "auto"
         ways = None if self.kept is None or self.config.probe else self.kept.ways(self.threads, manifest.digest)
         if ways is None:
-            ways = measure_ways(checkpoint, layer, self.dtype)
+            part = next((a, b) for a, b in manifest.ties.parts(first, last) if a <= layer < b)
+            ways = measure_ways(checkpoint, part, self.dtype)
             if self.kept is not None:
                 self.kept.keep_ways(self.threads, manifest, ways)
         if ways.better == "expanded":
@@ -212,8 +213,7 @@ class Host:
     def _overflow(self, manifest: Manifest, layers: tuple[int, int]) -> int:
         """How many of the layers go to spare RAM. Raises ModelError when they do not all fit."""
         shape, count = self.shape(manifest), layers[1] - layers[0]
-        need = sum(shape.layer_bytes[layers[0] : layers[1]])
-        need += shape.head_bytes * (layers[0] == 0) + shape.tail_bytes * (layers[1] == manifest.n_layers)
+        need = sum(shape.layer_bytes[layers[0] : layers[1]]) + shape.end_bytes(*layers)
         free = self.free(self.device)
         if self.spare is None and need <= free:
             return 0

@@ -59,24 +59,26 @@ class BlockChoice:
 
 
 def fit(model: ModelShape, room: Room, first: int) -> tuple[int, int]:
-    """(layers, of which overflow) that fit from layer `first` on, embedding and output projection counted."""
+    """(layers, of which overflow) that fit from layer `first` on, embedding and output projection counted; nothing from
+    a layer on that no block may begin with, and no part of layers that stay together."""
     limit = model.n_layers - first if room.max_layers is None else min(room.max_layers, model.n_layers - first)
-    free, spare = room.memory_bytes, room.overflow_bytes
+    free, spare = room.memory_bytes, room.overflow_bytes - model.every_bytes
     taken = overflow = 0
-    need = model.head_bytes if first == 0 else 0
-    while taken < limit:
-        layer = first + taken
-        need += model.layer_bytes[layer] + model.session_bytes(layer, layer + 1, room.context_tokens)
-        tail = model.tail_bytes if first + taken + 1 == model.n_layers else 0
+    need = model.every_bytes + (model.head_bytes if first == 0 else 0)
+    for begin, end in model.parts(first, model.n_layers) if first not in model.forbidden else ():
+        if taken + end - begin > limit:
+            break
+        need += sum(model.layer_bytes[begin:end]) + model.session_bytes(begin, end, room.context_tokens)
+        tail = model.tail_bytes if end == model.n_layers else 0
         if not overflow and need + tail <= free:
             free -= need
         elif need + tail <= spare:
             spare -= need
-            overflow += 1
+            overflow += end - begin
         else:
             break
         need = 0
-        taken += 1
+        taken += end - begin
     return taken, overflow
 
 
@@ -87,10 +89,11 @@ def choose_block(model: ModelShape, room: Room, members: Sequence[Member], rtts:
     windows = [(a, *fit(model, room, a)) for a in range(model.n_layers)]
     longest = max(count for _, count, _ in windows)
     if longest == 0:
-        sessions = (model.session_bytes(i, i + 1, room.context_tokens) for i in range(model.n_layers))
-        need = min(weights + kept for weights, kept in zip(model.layer_bytes, sessions, strict=True))
+        parts = model.parts(0, model.n_layers)
+        need = min(sum(model.layer_bytes[a:b]) + model.session_bytes(a, b, room.context_tokens) for a, b in parts)
+        least = "one layer" if min(b - a for a, b in parts) == 1 else "the smallest part"
         raise UsageError(
-            f"one layer of {model.name} with KV for {room.context_tokens} tokens needs {need / 1e9:.2f} GB, "
+            f"{least} of {model.name} with KV for {room.context_tokens} tokens needs {need / 1e9:.2f} GB, "
             f"found {room.memory_bytes / 1e9:.2f} GB free; free memory, ask for fewer contexts or use another device"
         )
     capacity = throughput(seen, model.n_layers, usual)

@@ -21,8 +21,7 @@ def need(model: ModelShape, holes: Sequence[tuple[int, int]], context: int = PLA
 
 def _bytes(model: ModelShape, first: int, last: int, context: int) -> int:
     layers = sum(model.layer_bytes[first:last]) + model.session_bytes(first, last, context)
-    head = model.head_bytes if first == 0 else 0
-    return layers + head + (model.tail_bytes if last == model.n_layers else 0)
+    return layers + model.end_bytes(first, last)
 
 
 def _say_bytes(count: float) -> str:

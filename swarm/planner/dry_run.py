@@ -82,6 +82,13 @@ def _join(fleet: Fleet, shape: ModelShape) -> tuple[BlockTaken, ...]:
             first, last = node.layers
             if not 0 <= first < last <= shape.n_layers:
                 raise UsageError(f"node {node.room.node}: layers {first}:{last} are not in a model of {shape.n_layers}")
+            if bad := sorted(shape.forbidden & {first, last}):
+                parts = shape.parts(0, shape.n_layers)
+                whole = next((a, b) for a, b in parts if a < bad[0] < b)
+                raise UsageError(
+                    f"node {node.room.node}: {shape.name} cannot be cut before layer {bad[0]}; "
+                    f"layers {whole[0]}:{whole[1]} stay together"
+                )
             fitting, overflow = fit(shape, replace(node.room, max_layers=last - first), first)
             block = BlockChoice(first, last, overflow, "as given") if fitting == last - first else None
             why = "as given" if block else f"only {fitting} of the {last - first} given layers fit"
@@ -132,7 +139,7 @@ def _member(taken: BlockTaken, shape: ModelShape) -> Member:
 
 
 def _lacking(shape: ModelShape, taken: Sequence[BlockTaken]) -> str:
-    weights = sum(shape.layer_bytes) + shape.head_bytes + shape.tail_bytes
+    weights = sum(shape.layer_bytes) + shape.end_bytes(0, shape.n_layers)
     room = sum(t.node.room.memory_bytes + t.node.room.overflow_bytes for t in taken)
     return f"the model needs {weights / 1e9:.0f} GB and KV besides, the nodes have {room / 1e9:.0f} GB"
 

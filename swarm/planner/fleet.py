@@ -51,8 +51,10 @@ class ModelShape:
     `layer_bytes` [layers]: weights of each layer as held in memory. `head_bytes`, `tail_bytes`: what a block that
     starts at layer 0 or ends at the last layer holds besides (embedding; final norm and output projection).
     `kv_bytes`: key and value of one token in one layer that keeps them. `wire_bytes`: one row of hidden state on the
-    wire. `keyless`: layers that keep no keys and values. `state_bytes` [layers], or empty: what recurrent layers keep
-    for one session, however long its text.
+    wire. `keyless`: layers that keep no keys and values. `key_bytes` [layers], or empty: `kv_bytes` where
+    layers differ. `state_bytes` [layers], or empty: what recurrent layers keep for one session, however long its text.
+    `every_bytes`: what each block holds besides, wherever it lies. `forbidden`: layers that no stage and no block may
+    begin with, since they or later ones read what an earlier one keeps.
     """
 
     name: str
@@ -65,11 +67,24 @@ class ModelShape:
     digest: str = ""
     keyless: frozenset[int] = frozenset()
     state_bytes: tuple[int, ...] = ()
+    key_bytes: tuple[int, ...] = ()
+    every_bytes: int = 0
+    forbidden: frozenset[int] = frozenset()
 
     def session_bytes(self, first: int, last: int, context: int) -> int:
         """What one session of `context` tokens takes in layers [first, last)."""
-        keys = sum(layer not in self.keyless for layer in range(first, last))
-        return keys * context * self.kv_bytes + sum(self.state_bytes[first:last])
+        kept = [layer for layer in range(first, last) if layer not in self.keyless]
+        keys = sum(self.key_bytes[layer] for layer in kept) if self.key_bytes else len(kept) * self.kv_bytes
+        return keys * context + sum(self.state_bytes[first:last])
+
+    def end_bytes(self, first: int, last: int) -> int:
+        """What a block of layers [first, last) holds besides its layers."""
+        return self.every_bytes + self.head_bytes * (first == 0) + self.tail_bytes * (last == self.n_layers)
+
+    def parts(self, first: int, last: int) -> list[tuple[int, int]]:
+        """The smallest ranges that layers [first, last) can be cut into, in order."""
+        cuts = [cut for cut in range(first, last + 1) if cut in (first, last) or cut not in self.forbidden]
+        return list(zip(cuts, cuts[1:], strict=False))
 
     @property
     def n_layers(self) -> int:

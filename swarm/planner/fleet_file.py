@@ -1,6 +1,7 @@
 """Fleet files: a model and machines described in TOML or JSON, for planning before anybody joins.
 
-    [model]    name, layers, layer_gb, hidden, kv_bytes (of one token in one layer), head_gb, tail_gb
+    [model]    name, layers, layer_gb, hidden, kv_bytes (of one token in one layer), head_gb, tail_gb,
+               together ([[first, last], ...]: layers that must stay in one stage)
     [request]  from (a node or a region), rows, context, sessions, accept, min_owners
     [[node]]   name, memory_gb, ms = [one layer at 1, 8, 64 rows]; further: count, region or regions, owner, up_mbps,
                down_mbps, overflow_gb, overflow_ms, layers = [first, last], last_mile_ms, slowdown
@@ -133,7 +134,7 @@ def parse_fleet(data: object) -> Fleet:
 
 
 _REQUEST = {"from", "rows", "context", "sessions", "accept", "min_owners"}
-_MODEL = {"name", "layers", "layer_gb", "hidden", "kv_bytes", "head_gb", "tail_gb"}
+_MODEL = {"name", "layers", "layer_gb", "hidden", "kv_bytes", "head_gb", "tail_gb", "together"}
 _RTT = {"default_ms", "local_ms", "regions", "nodes"}
 _NODE = {
     *("name", "memory_gb", "ms", "count", "region", "regions", "owner", "up_mbps", "down_mbps", "overflow_gb"),
@@ -206,7 +207,20 @@ def _model(table: _Table) -> ModelShape:
         kv_bytes=table.whole("kv_bytes"),
         head_bytes=round(table.number("head_gb", 0.0) * GB),
         tail_bytes=round(table.number("tail_gb", 0.0) * GB),
+        forbidden=_together(table),
     )
+
+
+def _together(table: _Table) -> frozenset[int]:
+    """Layers that no stage may begin with, by ranges [first, last) that stay together."""
+    forbidden: set[int] = set()
+    ranges = table.raw("together", [])
+    for pair in ranges if isinstance(ranges, list) else [ranges]:
+        good = isinstance(pair, list) and len(pair) == 2 and all(type(end) is int for end in pair)
+        if not good or not 0 <= pair[0] < pair[1] <= table.whole("layers"):
+            raise UsageError(f"{table.where}: expected ranges [first, last] of layers as together, found {pair!r}")
+        forbidden.update(range(pair[0] + 1, pair[1]))
+    return frozenset(forbidden)
 
 
 def _nodes(table: _Table, tokens: int) -> list[FleetNode]:

@@ -121,6 +121,7 @@ def _check_coverage(
     model: ModelShape, members: Sequence[Member], usable: Sequence[Member], ask: Ask, last: int
 ) -> None:
     if not gaps(_held(usable, model.n_layers)[ask.first : last]):
+        _check_parts(model, usable, ask, last)
         return
     present = sum(m.state in ("serving", "suspect", "joining", "draining") for m in members)
     count = f"{present} node{'' if present == 1 else 's'} present"
@@ -134,6 +135,20 @@ def _check_coverage(
         f"{_are(shifted)} held only by nodes that this request excludes or that have no free memory "
         f"for {ask.context} tokens; {count}"
     )
+
+
+def _check_parts(model: ModelShape, usable: Sequence[Member], ask: Ask, last: int) -> None:
+    if not model.forbidden.isdisjoint((ask.first, last)):
+        raise CoverageError(
+            f"{model.name} cannot be cut before layer {ask.first} and layer {last}; keep others yourself"
+        )
+    for begin, end in model.parts(ask.first, last):
+        if not any(member.first <= begin and end <= member.last for member in usable):
+            raise CoverageError(
+                f"{say_layers([(begin, end)])} of {model.name} stay together, since later ones read what earlier ones "
+                f"keep, and no usable node holds them all",
+                need(model, [(begin, end)]),
+            )
 
 
 def _are(ranges: Sequence[tuple[int, int]]) -> str:
@@ -178,6 +193,7 @@ def _price(model: ModelShape, usable: Sequence[Member], rtt: Matrix, ask: Ask, l
         back,
         np.array([_fits(m, model, ask) for m in usable], np.int64),
         np.array([owners[m.owner or f"node:{m.node}"] for m in usable], np.int64),
+        np.array([layer not in model.forbidden for layer in range(ask.first, last)]),
     )
 
 

@@ -26,7 +26,8 @@ class CostArrays:
     """Arrays over the n usable members; layers counted from the first that the ring computes.
 
     compute [layers, n] ms, inf where not hosted; hop [n, n] and start [n] ms of an edge with its transfer and the
-    queue at its end; back [n]; longest [n] layers that fit a stage's free KV; owner [n] numbers.
+    queue at its end; back [n]; longest [n] layers that fit a stage's free KV; owner [n] numbers; begins [layers]: may a
+    stage begin with the layer.
     """
 
     compute: Matrix
@@ -35,6 +36,7 @@ class CostArrays:
     back: Matrix
     longest: NDArray[np.int64]
     owner: NDArray[np.int64]
+    begins: NDArray[np.bool_]
 
 
 def cost_to_go(costs: CostArrays, changes: int) -> list[Matrix]:
@@ -55,6 +57,9 @@ def cost_to_go(costs: CostArrays, changes: int) -> list[Matrix]:
             hop = costs.hop[np.ix_(here, there)]
             same = costs.owner[here][:, None] == costs.owner[there][None, :]
         for k in range(changes + 1):
+            if not costs.begins[layer]:
+                tables[k][layer, here] = (costs.compute[layer] + tables[k][layer + 1])[here]
+                continue
             stay = costs.compute[layer] + tables[k][layer + 1]
             onward = stay[there]
             if k == 0:
@@ -148,7 +153,8 @@ def search(
             continue
         seen.add(key)
         push(stayed(label))
-        push(entered(label.cost, costs.hop[label.node], label))
+        if costs.begins[label.done]:
+            push(entered(label.cost, costs.hop[label.node], label))
     return None
 
 

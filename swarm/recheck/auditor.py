@@ -179,8 +179,11 @@ class _Recomputed:
         tokens = frame.rows.token
         if int(tokens.max()) >= self._vocab:
             raise PeerError(f"expected token ids below {self._vocab}, found {int(tokens.max())}")
+        ties = self._layers.checkpoint.manifest.ties
+        if int(tokens.min()) < 0 and (self._layers.first == 0 or ties.by_token):
+            raise PeerError("expected token ids of the model with the rows of this stage")
         if self._layers.first == 0:
-            if frame.hidden is not None or int(tokens.min()) < 0:
+            if frame.hidden is not None:
                 raise PeerError("expected token ids of the model at the head of the ring")
             return Step(frame.commits, frame.rows)
         return Step(frame.commits, frame.rows, self._hidden_untrusted(frame, len(frame.rows)))
@@ -190,7 +193,7 @@ class _Recomputed:
         if frame.hidden is None:
             raise PeerError("expected hidden rows in a frame, found none")
         hidden = decode_tensor_untrusted(*frame.hidden, torch.float32)
-        if hidden.shape != (count, self._layers.checkpoint.manifest.hidden_size):
+        if hidden.shape != (count, self._layers.checkpoint.manifest.row_width):
             raise PeerError(f"expected {count} hidden rows, found a tensor {list(hidden.shape)}")
         return hidden
 
@@ -303,7 +306,9 @@ class _Recomputed:
         constraint = self._sampling.constraint
         answer = constraint is not None and not head and self._sampling.repetition_penalty == 1
         first = constraint.after if constraint is not None and answer else 0
-        trace = Trace(self._layout, text, head or needs_tokens(self._sampling), first)
+        by_token = self._layers.checkpoint.manifest.ties.by_token
+        first = 0 if by_token else first
+        trace = Trace(self._layout, text, head or by_token or needs_tokens(self._sampling), first)
         passes = self._frames[self._passes_from :]
         for frame in self._frames[: self._passes_from]:
             trace.take(frame)

@@ -73,8 +73,12 @@ class MeasuredLimit:
     spans: int
 
 
-def spans_of(layers: int) -> list[tuple[int, int]]:
-    """Stages as rings have them: halves, thirds, and short ones in the beginning, the middle and the end."""
+def spans_of(layers: int, forbidden: frozenset[int] = frozenset()) -> list[tuple[int, int]]:
+    """Stages as rings have them: halves, thirds, and short ones in the beginning, the middle and the end; of a model
+    that cannot be cut everywhere, those between the cuts that it allows."""
+    if forbidden:
+        allowed = [cut for cut in range(layers) if cut not in forbidden]
+        return sorted({(a, b) for a, b in zip(allowed, allowed[1:], strict=False)} | {(0, cut) for cut in allowed[1:]})
     cuts = {(0, layers // 2), (layers // 2, layers - 1), (0, layers // 3), (layers // 3, 2 * layers // 3)}
     cuts |= {(2 * layers // 3, layers - 1), (0, 2), (layers // 2, layers // 2 + 2), (layers - 3, layers - 1)}
     return sorted((first, last) for first, last in cuts if 0 <= first < last < layers)
@@ -123,11 +127,7 @@ class _Bench:
         self._layers = checkpoint.manifest.n_layers
         self._blocks: dict[str, Block] = {}
         exact = self._block("float32")
-        with torch.inference_mode():
-            table = exact.loaded.model.get_input_embeddings()  # type: ignore[operator]
-            self._prompts = [
-                _Prompt(tokens, table(torch.tensor(list(tokens), dtype=torch.long)).float()) for tokens in prompts
-            ]
+        self._prompts = [_Prompt(tokens, exact.embedded(tokens)) for tokens in prompts]
 
     @property
     def packs(self) -> bool:
@@ -138,7 +138,7 @@ class _Bench:
         """Honest rows of every stage, at the noise of each row; ties of the whole model. Raises ReceiptError."""
         rows: list[float] = []
         medians: list[float] = []
-        spans = spans_of(self._layers)
+        spans = spans_of(self._layers, self._checkpoint.manifest.ties.forbidden)
         for prompt in self._prompts:
             for span in spans:
                 found, middle = self._stage(prompt, span, dtype, wire)
@@ -176,7 +176,8 @@ class _Bench:
     def _ties(self, dtype: str, wire: str) -> list[float]:
         """The gap between likely tokens that rounding makes at one position in twenty, over stages of a third each."""
         exact, own = self._block("float32"), self._block(dtype)
-        cuts = [0, self._layers // 3, 2 * self._layers // 3, self._layers]
+        forbidden = self._checkpoint.manifest.ties.forbidden
+        cuts = [cut for cut in (0, self._layers // 3, 2 * self._layers // 3, self._layers) if cut not in forbidden]
         gaps = []
         for prompt in self._prompts:
             wanted = self._through(exact, prompt, 0, self._layers, prompt.embedded, 1)

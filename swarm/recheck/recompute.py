@@ -64,10 +64,9 @@ class Layers:
 
     def embeddings(self, tokens: Sequence[int]) -> torch.Tensor:
         """What enters layer 0 for these token ids: float32 [n, hidden]. Raises ModelError."""
-        block = load_block(self.checkpoint, 0, 1, CPU, torch.float32, self.report)
-        with torch.inference_mode():
-            table = block.loaded.model.get_input_embeddings()  # type: ignore[operator]
-            return table(torch.tensor(list(tokens), dtype=torch.long)).float()  # type: ignore[no-any-return]
+        first = self.checkpoint.manifest.ties.parts(0, self.checkpoint.manifest.n_layers)[0]
+        block = load_block(self.checkpoint, *first, CPU, torch.float32, self.report)
+        return block.embedded(tokens)
 
     def _pass(self, first: int, last: int, layout: Layout, steps: Sequence[Step]) -> Iterator[torch.Tensor]:
         block = load_block(self.checkpoint, first, last, CPU, self.dtype, self.report, weights=self.weights)
@@ -89,11 +88,11 @@ def groups(manifest: Manifest, first: int, last: int, limit: int | None = None) 
     limit = int(free_bytes(CPU) * MEMORY_SHARE) if limit is None else limit
     found: list[tuple[int, int]] = []
     start, held = first, 0
-    for layer in range(first, last):
-        size = sum(4 * int(np.prod(weight.entry.shape)) for weight in layer_weights(manifest, layer, layer + 1))
+    for begin, end in manifest.ties.parts(first, last):
+        size = sum(4 * int(np.prod(weight.entry.shape)) for weight in layer_weights(manifest, begin, end))
         if held and held + size > limit:
-            found.append((start, layer))
-            start, held = layer, 0
+            found.append((start, begin))
+            start, held = begin, 0
         held += size
     return [*found, (start, last)]
 

@@ -125,6 +125,8 @@ def _check_addressed_untrusted(hosted: HostedModel, opening: OpenRun, peer: Peer
             f"expected layers within {block.first}-{block.last - 1}, which this node holds, found "
             f"{me.first}-{me.last - 1}; plan the route again"
         )
+    if not block.ties.forbidden.isdisjoint((me.first, me.last)):
+        raise PeerError(f"expected a stage that the model can be cut into, found layers {me.first}-{me.last - 1}")
     _check_constraint_untrusted(hosted, opening)
 
 

@@ -72,13 +72,14 @@ def compute(batch: Sequence[tuple[StageSession, Arrived]]) -> list[Computed]:
 
 def _job(session: StageSession, frame: Frame) -> Job:
     block = session.block
-    if block.head:
-        if frame.hidden is not None:
-            raise PeerError("expected token ids at the head of the ring, found hidden rows")
+    if block.head and frame.hidden is not None:
+        raise PeerError("expected token ids at the head of the ring, found hidden rows")
+    if block.head or block.by_token:
         tokens = frame.rows.token
         if int(tokens.min()) < 0 or int(tokens.max()) >= block.vocab_size:
             worst = int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max())
             raise PeerError(f"expected token ids from 0 to {block.vocab_size - 1}, found {worst}")
+    if block.head:
         hidden = None
     else:
         if frame.hidden is None:
@@ -117,8 +118,9 @@ def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, timi
         why = f"the block's output has values beyond the wire format {session.opening.wire}; use --wire float32"
         return Computed(session, arrived, error=why)
     wire = encode_tensor(output, session.opening.wire)
-    if not needs_tokens(session.opening.sampling):
-        # Only a penalty or a constraint at the tail needs token ids behind the head: nobody else is shown them.
+    if not needs_tokens(session.opening.sampling) and not session.block.by_token:
+        # Only a penalty or a constraint at the tail needs token ids behind the head, or a model whose layers look them
+        # up: nobody else is shown them.
         frame = replace(frame, rows=replace(frame.rows, token=np.full(len(frame.rows), -1, np.int32)))
     if session.opening.index + 1 < len(session.opening.stages):
         return Computed(session, arrived, replace(frame, timings=timings, hidden=wire), timing[1])

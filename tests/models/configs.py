@@ -124,6 +124,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {"max_position_embeddings": 24, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}},
     ),
+    "gemma4-large": (
+        "gemma4_text",
+        {
+            "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1, "global_head_dim": 16, "enable_moe_block": True, "top_k_experts": 2,
+            "use_bidirectional_attention": "vision", "tie_word_embeddings": True,
+        },
+    ),
+    "gemma4-tied": ("gemma4_text", {"tie_word_embeddings": True, "global_head_dim": 16, "use_double_wide_mlp": True}),
     "phi3-longrope": (
         "phi3",
         {

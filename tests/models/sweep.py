@@ -169,6 +169,8 @@ def _apart(folder: Path, cuts: Sequence[int], expected: Reference, dtype: torch.
 
 def _load(folder: Path, cuts: Sequence[int], dtype: torch.dtype) -> list[Block]:
     store = ModelStore(folder / "store")
+    forbidden = store.open(str(folder / "model")).manifest.ties.forbidden
+    cuts = [cut for cut in cuts if cut not in forbidden]
     return [
         load_block(store.open(str(folder / "model"), (a, b)), a, b, CPU, dtype)
         for a, b in zip(cuts, cuts[1:], strict=False)

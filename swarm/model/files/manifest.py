@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.base.errors import ModelError
+from swarm.model.files.ties import Ties, end_of, ties_of
 from swarm.model.files.wrappers import is_wrapper, text_name, text_values
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
@@ -141,6 +142,16 @@ class Manifest:
     def hidden_size(self) -> int:
         return self._int("hidden_size", "n_embd", "d_model")
 
+    @cached_property
+    def ties(self) -> Ties:
+        """What ties its layers together."""
+        return ties_of(self.text_config, self.model)
+
+    @property
+    def row_width(self) -> int:
+        """Values of one row between two layers."""
+        return self.hidden_size * self.ties.streams
+
     @property
     def vocab_size(self) -> int:
         return self._int("vocab_size")
@@ -187,7 +198,10 @@ class Manifest:
         outer = self._by_layer.get(None, ())
         shared = not any(_HEAD.search(t.name) for t in outer)
         for entry in outer:
-            if is_embedding(entry.name):
+            place = end_of(entry.name, self.ties)
+            if place is not None:
+                wanted = place == "every" or first == 0
+            elif is_embedding(entry.name):
                 wanted = first == 0 or (shared and last == self.n_layers)
             else:
                 wanted = last == self.n_layers
@@ -211,6 +225,19 @@ class Manifest:
         """Raises ModelError unless 0 <= first < last <= n_layers."""
         if not 0 <= first < last <= self.n_layers:
             raise ModelError(f"layers {first}:{last} are not in {self.model}, which has layers 0:{self.n_layers}")
+
+    def check_cut(self, first: int, last: int) -> None:
+        """Raises ModelError unless layers [first, last) can be a stage."""
+        self.check_range(first, last)
+        for cut in (first, last):
+            if cut in self.ties.forbidden:
+                source, reader = next((s, r) for r, s in sorted(self.ties.reads.items()) if s < cut <= r)
+                allowed = [part for part in self.ties.parts(0, self.n_layers) if part[0] < cut < part[1]][0]
+                raise ModelError(
+                    f"{self.model} cannot be cut before layer {cut}: layer {reader} reads the keys and values of layer "
+                    f"{source}; layers {allowed[0]}-{allowed[1] - 1} stay together "
+                    f"(end at {allowed[0]} or {allowed[1]})"
+                )
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, name included; what is kept on disk and sent to a node that lacks the model."""

@@ -17,6 +17,8 @@ from swarm.base.errors import ModelError
 
 _TEXT: dict[str, str] = {
     "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
+    "gemma4": "gemma4_text",
     "mistral3": "",
     "qwen2_5_vl": "qwen2",
 }

@@ -117,6 +117,6 @@ def test_auto_expands_where_memory_allows_it_and_a_layer_was_faster_so(
 
     assert computes_in("a") == PACKED and tries == []
     free = 1 << 30
-    assert computes_in("a") == "bfloat16" and tries == [4]
-    assert computes_in("a") == "bfloat16" and tries == [4]
-    assert computes_in("b") == PACKED and tries == [4, 4]
+    assert computes_in("a") == "bfloat16" and tries == [(4, 5)]
+    assert computes_in("a") == "bfloat16" and tries == [(4, 5)]
+    assert computes_in("b") == PACKED and tries == [(4, 5), (4, 5)]

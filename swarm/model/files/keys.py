@@ -1,0 +1,38 @@
+"""How much the keys and values of a token take in each layer, from a model's config: what planning asks before any
+weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from swarm.model.files.manifest import Manifest
+
+
+def key_numbers(manifest: Manifest) -> tuple[int, ...]:
+    """Numbers that a slot of each layer holds, were it to keep keys and values of its own."""
+    config = manifest.text_config
+    return _by_layer(config, manifest.n_layers) or (_numbers(config, manifest.hidden_size),) * manifest.n_layers
+
+
+def _numbers(config: Mapping[str, Any], hidden: int) -> int:
+    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    if config.get("kv_lora_rank"):  # the latent, and the rotated part of a key
+        return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    return 2 * kv_heads * int(config.get("head_dim") or hidden // heads)
+
+
+def _by_layer(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """Of a config whose layers differ in the number and the width of heads; empty for others."""
+    if not config.get("per_layer_config") and not config.get("global_head_dim"):
+        return ()
+    if config.get("model_type") not in CONFIG_MAPPING:
+        return ()
+    try:
+        each = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).per_layer_config
+        return tuple(2 * each[i].num_key_value_heads * each[i].head_dim for i in range(layers))
+    except Exception:  # a config that its own class refuses: loading says why
+        return ()

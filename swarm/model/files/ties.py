@@ -1,0 +1,86 @@
+"""What ties the layers of a model together: plain data from its config, known before any weight is read.
+
+Gemma 3n and Gemma 4 give each layer an input of its own, looked up by the row's token, and let their last layers read
+the keys and values of an earlier one. So token ids travel with hidden rows, tables with a part for every layer belong
+to every stage, and a stage must not begin between a layer and the one whose entries it reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from swarm.base.errors import ModelError
+
+PER_LAYER_TABLE = "embed_tokens_per_layer"
+"""[vocabulary, layers x width]: an embedding with a part for every layer."""
+PER_LAYER_PROJECTION = "per_layer_model_projection"
+"""[layers x width, hidden]: what every layer is given of the embedded token."""
+PER_LAYER_NORM = "per_layer_projection_norm"
+STREAMS_IN, STREAMS_OUT = "altup_projections", "altup_unembed_projections"
+"""Gemma 3n's rows are several streams: what makes them of the embedding, and one row of them behind the layers."""
+
+_EVERYWHERE = re.compile(
+    rf"(?:^|\.)(?:embed_tokens|{PER_LAYER_TABLE}|{PER_LAYER_PROJECTION}|{PER_LAYER_NORM})\.weight$"
+)
+_STREAMS_IN = re.compile(rf"(?:^|\.){STREAMS_IN}\.")
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Of one model.
+
+    reads     layer -> the layer before it whose keys and values it reads; it keeps none of its own
+    by_token  layers look up the token ids of their rows: ids travel with hidden rows
+    streams   hidden rows of the model that make up one row between its layers
+    """
+
+    reads: Mapping[int, int] = field(default_factory=dict)
+    by_token: bool = False
+    streams: int = 1
+
+    @cached_property
+    def forbidden(self) -> frozenset[int]:
+        """Layers that no stage and no block may begin with."""
+        return frozenset(cut for layer, source in self.reads.items() for cut in range(source + 1, layer + 1))
+
+    def parts(self, first: int, last: int) -> Sequence[tuple[int, int]]:
+        """The smallest ranges that layers [first, last) can be cut into, in order."""
+        cuts = [cut for cut in range(first, last + 1) if cut in (first, last) or cut not in self.forbidden]
+        return list(zip(cuts, cuts[1:], strict=False))
+
+
+def ties_of(config: Mapping[str, Any], model: str) -> Ties:
+    """From a text model's config.json. Raises ModelError for one that its own class refuses."""
+    kind = CONFIG_MAPPING[config["model_type"]] if config.get("model_type") in CONFIG_MAPPING else None
+    if kind is None or not hasattr(kind, "kv_sharing_modes"):
+        return Ties()
+    try:
+        whole: Any = kind.from_dict(dict(config))
+        modes, kinds = list(whole.kv_sharing_modes), list(whole.layer_types)
+    except Exception as exc:  # config classes validate in ways of their own
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise ModelError(f"the config of {model} does not say whose keys its layers read: {reason}") from exc
+    reads: dict[int, int] = {}
+    kept: dict[str, int] = {}
+    for layer, (mode, attention) in enumerate(zip(modes, kinds, strict=True)):
+        if mode == "store":
+            kept[attention] = layer
+        elif mode == "reuse":
+            if attention not in kept:
+                raise ModelError(f"the config of {model} has layer {layer} read keys of {attention} that none keeps")
+            reads[layer] = kept[attention]
+    streams = getattr(whole, "altup_num_inputs", 1)
+    return Ties(reads, bool(getattr(whole, "hidden_size_per_layer_input", 0)), streams)
+
+
+def end_of(name: str, ties: Ties) -> str | None:
+    """Where a tensor outside of the layers belongs by these ties: "every" stage or the "head"; None: as usual."""
+    if ties.by_token and _EVERYWHERE.search(name):
+        return "every"
+    return "head" if ties.streams > 1 and _STREAMS_IN.search(name) else None
