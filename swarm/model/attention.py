@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AttentionInterface
+from transformers.cache_utils import Cache
 
 from swarm.base.errors import ModelError
 from swarm.model.kvcache import SessionKV
@@ -128,18 +129,32 @@ def visible_slots(rows: Rows, kv: SessionKV, span: Span, low: int, high: int) ->
 @dataclass
 class Call:
     """One call of the attention function, as the trial forward at loading saw it. span: what the model's own mask
-    says, or what the layer passed where there is no mask; span_known: it says that and no more."""
+    says, or what the layer passed where there is no mask; span_known: it says that and no more; causal: no row sees
+    what comes behind it."""
 
     layer: int
     key: tuple[int, ...]
     value: tuple[int, ...]
     span: Span
     span_known: bool
+    causal: bool = True
 
 
 class Attending:
     """What the attention modules of one block share: the jobs of the forward under way (one thread computes),
     their positions (int64 [T], on the device), and how far back the rows of each layer see."""
+
+    def begin(self) -> None:
+        """Before a forward."""
+        self.turns.clear()
+
+    def turn(self, layer: int) -> int:
+        """Which attention of a layer asks now: 0, then 1, ... in a forward."""
+        if self.asked.get(layer, 1) == 1:
+            return 0
+        turn = self.turns.get(layer, 0)
+        self.turns[layer] = turn + 1
+        return turn
 
     def __init__(self) -> None:
         self.spans: dict[int, Span] = {}
@@ -147,6 +162,13 @@ class Attending:
         self.jobs: Sequence[Plan] = []
         self.trial: list[Call] | None = None
         self.kept: list[Any] = []
+        self.asked: dict[int, int] = {}
+        """How often each layer asks for attention: DiffLlama's and LongCat's twice."""
+        self.turns: dict[int, int] = {}
+        self.masks: list[Seen] = []
+        """Those that a forward under trial made."""
+        self.cache: Cache | None = None
+        """What a model is given that computes attention itself (see cached.py)."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +216,7 @@ def attend(
     `attention_mask` is not used: masks come from the rows. s_aux [heads]: attention sinks, one more logit per head that
     takes a share of the softmax and adds nothing (gpt-oss). Raises ModelError for an argument that would change the
     result unseen."""
-    state, layer = getattr(module, "swarm_attending", None), getattr(module, "layer_idx", None)
+    state, layer = getattr(module, "swarm_attending", None), getattr(module, "swarm_layer", None)
     # Flags (router logits and the like) are let pass; a number or tensor of unknown meaning is not.
     odd = [name for name, item in others.items() if name not in _IGNORED and not isinstance(item, bool | None)]
     if not isinstance(state, Attending) or not isinstance(layer, int) or odd:
@@ -203,12 +225,16 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     if state.trial is not None:
         spans = _spans(module, attention_mask, sliding_window)
-        state.trial.append(Call(layer, tuple(key.shape), tuple(value.shape), next(iter(spans), None), bool(spans)))
+        causal = not isinstance(attention_mask, Seen) or attention_mask.causal
+        span = next(iter(spans), None)
+        state.trial.append(Call(layer, tuple(key.shape), tuple(value.shape), span, bool(spans), causal))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
     if isinstance(warmth := getattr(module, "swarm_warmth", None), Warmth) and state.position is not None:
         query = (query * warmth.scales(state.position)[:, None]).to(query.dtype)
     span = state.spans.get(layer, sliding_window)
-    parts = [_attend_job(job, layer, query, key, value, scale, span, softcap, s_aux) for job in state.jobs]
+    turn = state.turn(layer)
+    heads = slice(turn * key.shape[1], (turn + 1) * key.shape[1])
+    parts = [_attend_job(job, layer, heads, query, key, value, scale, span, softcap, s_aux) for job in state.jobs]
     # Rows in one piece, as transformers' own functions give them: some layers (AFMoE) make a view of them.
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
 
@@ -230,6 +256,7 @@ def _spans(module: torch.nn.Module, mask: torch.Tensor | Seen | None, window: in
 def _attend_job(
     job: Plan,
     layer: int,
+    mine: slice,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -238,8 +265,9 @@ def _attend_job(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The job's rows of `attend`: writes their slots, then reads. Returns [1, n, heads, dim]."""
-    keys, values = job.kv.layer(layer)
+    """The job's rows of `attend`: writes their slots, then reads. `mine`: which of the layer's key heads are those of
+    the attention that asks. Returns [1, n, heads, dim]."""
+    keys, values = (kept[mine] for kept in job.kv.layer(layer))
     one = slice(job.start, job.stop)
     if isinstance(job.write, slice):
         keys[:, job.write] = key[0, :, one]

@@ -27,9 +27,10 @@ class Edges:
 
     def through(self, call: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
         """`call(**inputs)`, with `inputs_embeds` given to the first layer where the model begins behind the head."""
-        self._arriving = inputs.get("inputs_embeds")
+        self._arriving = arriving = inputs.get("inputs_embeds")
         try:
-            return call(**inputs)
+            # A copy, since some classes (CTRL) scale what they are given in place.
+            return call(**inputs) if arriving is None else call(**{**inputs, "inputs_embeds": arriving.clone()})
         finally:
             self._arriving = None
 
