@@ -132,6 +132,11 @@ def _load_piece(
             expected = {key: tensor.shape for key, tensor in outline.state_dict().items()}
     except AttributeError as exc:  # it looks for a part of its own that was cut out
         raise unfit(kind.__name__, f"it is not built without the parts that a range lacks ({exc})") from exc
+    except SwarmError:
+        raise
+    except Exception as exc:  # classes hold their config's numbers against each other in ways of their own
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise ModelError(f"the config of {name} does not make a {kind.__name__}: {reason}") from exc
     _check_recurrent(outline, config, kind.__name__)
     packing = plan_packing(outline, weights)
     state, packed = read_state(checkpoint, shape, expected, inner_name(outline), dtype, tell, packing, _tied(kind))

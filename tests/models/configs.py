@@ -148,7 +148,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
     },
-    "cohere_compass_text": {"layer_types": ["full_attention"] * LAYERS},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+        "sliding_window": 7,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")
+        },
+    },
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention"] * (LAYERS // 3),
         "mamba_d_state": 8,
