@@ -88,11 +88,20 @@ def _tied(manifest: Manifest) -> bool:
     return not any(tensor.name.startswith("lm_head") for tensor in manifest.tensors)
 
 
+_TWICE = ("diffllama", "longcat_flash")
+"""Types whose layers ask for attention twice, each with keys and values of its own."""
+_ONE_KEY_HEAD = ("falcon", "gpt_bigcode")
+"""Types that share one key head among all, where their config says `multi_query`."""
+
+
 def _kv_numbers(config: Mapping[str, Any], hidden: int) -> int:
     """Numbers in the keys and values of one token in one layer."""
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    attentions = 2 if config.get("model_type") in _TWICE else 1
     if config.get("kv_lora_rank"):  # latent attention, kept as every head sees it
         widths = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        return heads * sum(int(config.get(width) or 0) for width in widths)
+        return attentions * heads * sum(int(config.get(width) or 0) for width in widths)
     kv_heads = int(config.get("num_key_value_heads") or heads)
-    return 2 * kv_heads * int(config.get("head_dim") or hidden // heads)
+    if config.get("model_type") in _ONE_KEY_HEAD and config.get("multi_query"):
+        kv_heads = heads if config.get("new_decoder_architecture") else 1
+    return attentions * 2 * kv_heads * int(config.get("head_dim") or hidden // heads)

@@ -52,6 +52,7 @@ class Block:
         self.kv_shapes = loaded.kv_shapes
         self.loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
         self._edges = loaded.edges
+        self._picks_rows = "logits_to_keep" in inspect.signature(type(loaded.model).forward).parameters
 
     def view(self, first: int, last: int) -> Block:
         """Layers [first, last) of this block, sharing its weights. Raises ValueError if it does not hold them."""
@@ -152,7 +153,7 @@ class Block:
             empty = torch.empty(0, self.vocab_size, dtype=torch.float32, device=self.device)
             return [empty for _ in rows]
         keep = torch.from_numpy(wanted).to(self.device)
-        if "logits_to_keep" in inspect.signature(type(self._model).forward).parameters:
+        if self._picks_rows:
             logits = self._edges.through(self._model, {**inputs, "logits_to_keep": keep}).logits[0].float()
         else:
             logits = self._edges.through(self._model, inputs).logits[0, keep].float()
