@@ -167,6 +167,8 @@ class Attending:
         self.turns: dict[int, int] = {}
         self.masks: list[Seen] = []
         """Those that a forward under trial made."""
+        self.buffers = 0
+        """Modules with a mask of their own that was looked at."""
         self.cache: Cache | None = None
         """What a model is given that computes attention itself (see cached.py)."""
 

@@ -37,9 +37,9 @@ BUILT_AS = "eager"
 
 def computes_itself(layers: nn.ModuleList) -> bool:
     """Does every layer hand its keys and values to a cache, and none of them ask for an attention function?"""
-    return all(any(_caches(module) for module in layer.modules()) for layer in layers) and not any(
-        asks_interface(module) for module in layers.modules()
-    )
+    return all(
+        any(_caches(module) or _has_method(module) for module in layer.modules()) for layer in layers
+    ) and not any(asks_interface(module) for module in layers.modules())
 
 
 def asks_interface(module: nn.Module) -> bool:
@@ -49,6 +49,12 @@ def asks_interface(module: nn.Module) -> bool:
 
 def _caches(module: nn.Module) -> bool:
     return "update" in _names(module)
+
+
+def _has_method(module: nn.Module) -> bool:
+    """Has a module no cache, but a method that attends under a mask that it keeps (the first GPT)?"""
+    bias = module._buffers.get("bias")
+    return hasattr(type(module), "_attn") and bias is not None and bias.dim() == 4 and not _caches(module)
 
 
 def _names(module: nn.Module) -> set[str]:
@@ -72,7 +78,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
         if state.trial is not None:
             causal, known = (all(x) for x in ((m.causal for m in state.masks), (m.fits(None) for m in state.masks)))
             shapes = tuple(key_states.shape), tuple(value_states.shape)
-            state.trial.append(Call(layer_idx, *shapes, None, known and bool(state.masks), causal))
+            state.trial.append(Call(layer_idx, *shapes, None, known and bool(state.masks or state.buffers), causal))
             return key_states, value_states
         keys, values = [], []
         for job in state.jobs:
@@ -166,29 +172,47 @@ def _mask(
 
 
 class SlotMask:
-    """In the place of a causal mask that a module keeps as a buffer [1, 1, positions, positions] of bools."""
+    """In the place of a causal mask that a module keeps as a buffer [1, 1, positions, positions] of ones and zeros."""
 
-    def __init__(self, state: Attending, span: Span) -> None:
-        self._state, self._span = state, span
+    def __init__(self, state: Attending, span: Span, dtype: torch.dtype) -> None:
+        self._state, self._span, self._dtype = state, span, dtype
 
     def __getitem__(self, place: tuple[Any, ...]) -> torch.Tensor:
         """The part for a forward's rows and the slots in sight, whatever part a module asks for: [1, 1, rows, S]."""
         job_rows = sum(job.stop - job.start for job in self._state.jobs)
         rows = int(place[2].stop) if self._state.trial is not None or not job_rows else job_rows
         device = None if self._state.position is None else self._state.position.device
-        return additive_mask(self._state, self._span, rows, torch.float32, device or torch.device("cpu")) == 0
+        return (
+            additive_mask(self._state, self._span, rows, torch.float32, device or torch.device("cpu"))
+            .eq(0)
+            .to(self._dtype)
+        )
 
 
-def settle_cached(inner: nn.Module, config: Any, layers: nn.ModuleList, state: Attending) -> None:
-    """Make a model that was built as `BUILT_AS` follow slots. Raises ModelError for a mask that is not causal."""
+def settle_cached(inner: nn.Module, config: Any, layers: nn.ModuleList, first: int, state: Attending) -> None:
+    """Make a model that was built as `BUILT_AS` follow slots. first: the number of its first layer.
+
+    Raises ModelError for a mask that is not causal."""
     config._attn_implementation = NAME
     config.swarm_attending = state
     state.cache = SlotCache(state)
-    for module in layers.modules():
-        if _caches(module):
-            _replace_bias(module, state)
-            _use_sdpa(module)
+    for number, layer in enumerate(layers, first):
+        for module in layer.modules():
+            if _has_method(module):
+                module.__class__ = _with(module, {"_attn": _attn(type(module), state.cache, number)})
+                _replace_bias(module, state)
+            elif _caches(module):
+                _replace_bias(module, state)
+                _use_sdpa(module)
     _place_alibi(inner, state)
+
+
+def _attn(kind: Any, cache: SlotCache, layer: int) -> Callable[..., Any]:
+    def attn(self: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any, **named: Any) -> Any:
+        keys, values = cache.update(k.transpose(2, 3), v, layer)  # they come as [1, heads, dim, T]
+        return kind._attn(self, q, keys.transpose(2, 3), values, *others, **named)
+
+    return attn
 
 
 def _use_sdpa(module: nn.Module) -> None:
@@ -211,7 +235,8 @@ def _replace_bias(module: nn.Module, state: Attending) -> None:
     if not torch.equal(seen, causal if span is None else causal & ~causal.tril(-span)):
         raise unlike(type(module).__name__)
     del module._buffers["bias"]
-    module.__dict__["bias"] = SlotMask(state, span)
+    module.__dict__["bias"] = SlotMask(state, span, bias.dtype)
+    state.buffers += 1
 
 
 def _place_alibi(inner: nn.Module, state: Attending) -> None:

@@ -56,7 +56,7 @@ class Edges:
         return hook
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._leaving = output[0] if isinstance(output, tuple) else output
+        self._leaving = output[0] if isinstance(output, tuple | list) else output
 
 
 def open_edges(layers: nn.ModuleList, *, head: bool, tail: bool) -> Edges:

@@ -94,7 +94,7 @@ def load_layers(
     _, layers = layer_list(model, kind.__name__)
     settle_places(inner_model(model), layers, attending)
     if cached.computes_itself(layers):
-        cached.settle_cached(inner_model(model), model.config, layers, attending)
+        cached.settle_cached(inner_model(model), model.config, layers, first, attending)
     fuse(layers)
     edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers)
     tried = _try_once(model, shape, attending, edges, device, dtype)
