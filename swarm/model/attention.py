@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AttentionInterface
+from transformers.cache_utils import Cache
 
 from swarm.base.errors import ModelError
 from swarm.model.inorder import Order, attend_in_order, fits
@@ -135,7 +136,8 @@ def visible_slots(rows: Rows, kv: SessionKV, span: Span, low: int, high: int) ->
 @dataclass
 class Call:
     """One call of the attention function, as the trial forward at loading saw it. span: what the model's own mask
-    says, or what the layer passed where there is no mask; span_known: it says that and no more."""
+    says, or what the layer passed where there is no mask; span_known: it says that and no more; causal: no row sees
+    what comes behind it."""
 
     layer: int
     key: tuple[int, ...]
@@ -143,6 +145,7 @@ class Call:
     span: Span
     span_known: bool
     latent: int = 0
+    causal: bool = True
 
 
 class Attending:
@@ -159,6 +162,32 @@ class Attending:
         self.jobs: Sequence[Plan] = []
         self.trial: list[Call] | None = None
         self.kept: list[Any] = []
+        self.asked: dict[int, int] = {}
+        """How often each layer asks for attention: DiffLlama's and LongCat's twice."""
+        self.turns: dict[int, int] = {}
+        self.masks: list[Seen] = []
+        """Those that a forward under trial made."""
+        self.buffers = 0
+        """Modules with a mask of their own that was looked at."""
+        self.cache: Cache | None = None
+        """What a model is given that computes attention itself (see cached.py)."""
+
+    def begin(self) -> None:
+        """Before a forward."""
+        self.turns.clear()
+
+    def turn(self, layer: int) -> int:
+        """Which attention of a layer asks now: 0, then 1, ... in a forward."""
+        if self.asked.get(layer, 1) == 1:
+            return 0
+        turn = self.turns.get(layer, 0)
+        self.turns[layer] = turn + 1
+        return turn
+
+    def orders(self) -> tuple[Library, list[tuple[Order, int]]] | None:
+        """The kernels that attend in order, and what they want of each job; None where one of them is not for them."""
+        found = [(job.order, job.start) for job in self.jobs if isinstance(job, JobPlan) and job.order is not None]
+        return (self.lib, found) if self.lib is not None and len(found) == len(self.jobs) else None
 
 
 @dataclass(frozen=True)
@@ -206,7 +235,7 @@ def attend(
     `attention_mask` is not used: masks come from the rows. s_aux [heads]: attention sinks, one more logit per head that
     takes a share of the softmax and adds nothing (gpt-oss). Raises ModelError for an argument that would change the
     result unseen."""
-    state, layer = getattr(module, "swarm_attending", None), getattr(module, "layer_idx", None)
+    state, layer = getattr(module, "swarm_attending", None), getattr(module, "swarm_layer", None)
     # Flags (router logits and the like) are let pass; a number or tensor of unknown meaning is not.
     odd = [name for name, item in others.items() if name not in _IGNORED and not isinstance(item, bool | None)]
     if not isinstance(state, Attending) or not isinstance(layer, int) or odd:
@@ -218,25 +247,28 @@ def attend(
         spans = _spans(module, attention_mask, sliding_window)
         rank, width = (latent.rank, latent.value) if latent else (0, value.shape[-1])
         shapes = tuple(key.shape), tuple(value.shape)
-        state.trial.append(Call(layer, *shapes, next(iter(spans), None), bool(spans), rank))
+        causal = not isinstance(attention_mask, Seen) or attention_mask.causal
+        state.trial.append(Call(layer, *shapes, next(iter(spans), None), bool(spans), rank, causal))
         return query.new_zeros(1, query.shape[2], query.shape[1], width), None
     if isinstance(warmth := getattr(module, "swarm_warmth", None), Warmth) and state.position is not None:
         query = (query * warmth.scales(state.position)[:, None]).to(query.dtype)
     span = state.spans.get(layer, sliding_window)
+    turn = state.turn(layer)
+    heads = slice(turn * key.shape[1], (turn + 1) * key.shape[1])
     if latent is not None:
         if softcap is not None or s_aux is not None:
             raise ModelError(f"{type(module).__name__} cannot be cut into blocks: a latent with caps or sinks")
         entry = torch.cat((key, value), -1)
-        parts = [_attend_latent(job, layer, query, entry, scale, span, latent) for job in state.jobs]
+        parts = [_attend_latent(job, layer, heads, query, entry, scale, span, latent) for job in state.jobs]
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
     source = state.reads.get(layer, layer)
-    orders = [(job.order, job.start) for job in state.jobs if isinstance(job, JobPlan) and job.order is not None]
-    if state.lib is not None and source == layer and len(orders) == len(state.jobs) and fits(query, key):
-        return attend_in_order(state.lib, orders, layer, query, key, value, scale, span, softcap, s_aux), None
+    if source == layer and state.asked.get(layer, 1) == 1 and (orders := state.orders()) and fits(query, key):
+        lib, ordered = orders
+        return attend_in_order(lib, ordered, layer, query, key, value, scale, span, softcap, s_aux), None
     if source == layer:
         for job in state.jobs:
-            _write(job, layer, key, value)
-    parts = [_attend_job(job, source, query, scale, span, softcap, s_aux) for job in state.jobs]
+            _write(job, layer, heads, key, value)
+    parts = [_attend_job(job, source, heads, query, scale, span, softcap, s_aux) for job in state.jobs]
     # Rows in one piece, as transformers' own functions give them: some layers (AFMoE) make a view of them.
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
 
@@ -255,10 +287,12 @@ def _spans(module: torch.nn.Module, mask: torch.Tensor | Seen | None, window: in
     return [span for span in known if isinstance(mask, Seen) and mask.fits(span)]
 
 
-def _write(job: Plan, layer: int, *given: torch.Tensor) -> None:
-    """Put keys and values of the job's rows into their slots; the key alone where a value is a part of it."""
+def _write(job: Plan, layer: int, mine: slice, *given: torch.Tensor) -> None:
+    """Put keys and values of the job's rows into their slots; the key alone where a value is a part of it. `mine`: of
+    which of the layer's key heads they are."""
     one = slice(job.start, job.stop)
-    for store, rows in zip(job.kv.layer(layer), given, strict=False):
+    for kept, rows in zip(job.kv.layer(layer), given, strict=False):
+        store = kept[mine]
         if isinstance(job.write, slice):
             store[:, job.write] = rows[0, :, one]
         else:
@@ -266,25 +300,34 @@ def _write(job: Plan, layer: int, *given: torch.Tensor) -> None:
 
 
 def _attend_latent(
-    job: Plan, layer: int, query: torch.Tensor, entry: torch.Tensor, scale: float, span: Span, latent: Latent
+    job: Plan,
+    layer: int,
+    mine: slice,
+    query: torch.Tensor,
+    entry: torch.Tensor,
+    scale: float,
+    span: Span,
+    latent: Latent,
 ) -> torch.Tensor:
     """As `_attend_job`, over slots that hold latents; `entry` [1, 1, T, rank + rope] of all rows."""
-    _write(job, layer, entry)
-    entries = job.kv.layer(layer)[0][0, job.low : job.high]
+    _write(job, layer, mine, entry)
+    entries = job.kv.layer(layer)[0][mine.start, job.low : job.high]
     return latent.attend(query[0, :, job.start : job.stop], entries, job.mask(span, 1), scale)
 
 
 def _attend_job(
     job: Plan,
     layer: int,
+    mine: slice,
     query: torch.Tensor,
     scale: float,
     span: Span,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The job's rows of `attend` over the entries of a layer, theirs included. Returns [1, n, heads, dim]."""
-    keys, values = job.kv.layer(layer)
+    """The job's rows of `attend` over the entries of a layer, theirs included. `mine`: which of the layer's key heads
+    are those of the attention that asks. Returns [1, n, heads, dim]."""
+    keys, values = (kept[mine] for kept in job.kv.layer(layer))
     one = slice(job.start, job.stop)
     heads, rows, dim = query.shape[1], job.stop - job.start, query.shape[3]
     shared = keys.shape[0]

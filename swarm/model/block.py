@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ from swarm.model.guard import check_cut, one_layer, samples
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
 from swarm.model.packing import PACKED, computes_in
-from swarm.model.prune import cut, inner_model, layer_list
+from swarm.model.prune import cut, inner_model, inner_name, layer_list, layer_path
 from swarm.model.quant.modules import PackedLinear
 from swarm.model.quant.native import library
 from swarm.model.rows import Rows
@@ -55,6 +56,7 @@ class Block:
         self.why_not_exact: str | None = "its rows were not looked at"
         self._by_hand = False
         self.ties, self.by_token = shape.ties, shape.ties.by_token
+        self._picks_rows = "logits_to_keep" in inspect.signature(type(loaded.model).forward).parameters
 
     def view(self, first: int, last: int) -> Block:
         """Layers [first, last) of this block, sharing its weights. Raises ValueError if it does not hold them, or its
@@ -98,10 +100,12 @@ class Block:
             position = np.concatenate([r.position for r in rows]).astype(np.int64)
             places = torch.from_numpy(position).to(self.device)
             self._attending.position = places
+            self._attending.begin()
             inputs = {
                 "position_ids": places[None],
                 "use_cache": False,
                 **self._input(jobs),
+                **self._cache(),
             }
             if not self.tail:
                 hidden = self._edges.rows_through(inner_model(self._model), inputs)
@@ -135,9 +139,10 @@ class Block:
         cover the T rows. Returns hidden rows [T, hidden_size], at the tail float32 logits [T, vocab_size] of all rows.
         """
         self._attending.jobs, self._attending.position = plans, positions
+        self._attending.begin()
         try:
             named = "input_ids" if self.head else "inputs_embeds"
-            given = {named: inputs[None], "position_ids": positions[None], "use_cache": False}
+            given = {named: inputs[None], "position_ids": positions[None], "use_cache": False, **self._cache()}
             if self.tail:
                 return self._edges.through(self._model, given).logits[0].float()  # type: ignore[no-any-return]
             return self._edges.rows_through(inner_model(self._model), given)
@@ -182,8 +187,15 @@ class Block:
             empty = torch.empty(0, self.vocab_size, dtype=torch.float32, device=self.device)
             return [empty for _ in rows]
         keep = torch.from_numpy(wanted).to(self.device)
-        logits = self._edges.through(self._model, {**inputs, "logits_to_keep": keep}).logits[0].float()
+        if self._picks_rows:
+            logits = self._edges.through(self._model, {**inputs, "logits_to_keep": keep}).logits[0].float()
+        else:
+            logits = self._edges.through(self._model, inputs).logits[0, keep].float()
         return list(logits.split([int(r.want.sum()) for r in rows]))
+
+    def _cache(self) -> dict[str, object]:
+        """For classes that compute attention themselves."""
+        return {} if self._attending.cache is None else {"past_key_values": self._attending.cache}
 
     def _input(self, jobs: Sequence[Job]) -> dict[str, torch.Tensor]:
         ids: dict[str, torch.Tensor] = {}
@@ -250,13 +262,14 @@ def load_block(
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """The same modules under a new top and a new inner model, so that these two can be cut without harm."""
+    """The same modules under a new top and a new inner model, so that these can be cut without harm."""
     twin = copy.copy(model)
     twin.__dict__["_modules"] = dict(model._modules)
-    inner = inner_model(model)
-    for name, module in model._modules.items():
-        if module is inner:
-            fresh = copy.copy(inner)
-            fresh.__dict__["_modules"] = dict(inner._modules)
-            twin._modules[name] = fresh
+    parent, steps = twin, [inner_name(model), *(child for _, child in layer_path(model, type(model).__name__)[:-1])]
+    for step in steps:
+        fresh = copy.copy(parent._modules[step])
+        assert fresh is not None
+        fresh.__dict__["_modules"] = dict(fresh._modules)
+        parent._modules[step] = fresh
+        parent = fresh
     return twin

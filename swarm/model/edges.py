@@ -37,6 +37,8 @@ class Edges:
         arriving = inputs.get("inputs_embeds")
         if arriving is not None and "input_ids" in inputs:
             inputs = {name: value for name, value in inputs.items() if name != "inputs_embeds"}
+        elif arriving is not None:  # a copy, since some classes (CTRL) scale what they are given in place
+            inputs = {**inputs, "inputs_embeds": arriving.clone()}
         self._arriving = arriving if arriving is None else self._parted(arriving)
         try:
             return call(**inputs)
@@ -65,15 +67,13 @@ class Edges:
         return hook
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        rows = output[0] if isinstance(output, tuple) else output
+        rows = output[0] if isinstance(output, tuple | list) else output
         self._leaving = rows if self._streams == 1 else rows.permute(1, 2, 0, 3).flatten(2)
 
     def _parted(self, rows: torch.Tensor) -> torch.Tensor:
-        return (
-            rows
-            if self._streams == 1
-            else rows.view(*rows.shape[:2], self._streams, -1).permute(2, 0, 1, 3).contiguous()
-        )
+        if self._streams == 1:
+            return rows
+        return rows.view(*rows.shape[:2], self._streams, -1).permute(2, 0, 1, 3).contiguous()
 
 
 class _Entered(Exception):

@@ -108,13 +108,9 @@ class GraphedBlock(Block):
 
     @torch.inference_mode()
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
-        if (
-            self._failed
-            or len(jobs) != 1
-            or len(jobs[0].rows) > ROW_BUCKETS[-1]
-            or jobs[0].kv.recurrent
-            or self.by_token
-        ):
+        if self._failed or len(jobs) != 1 or len(jobs[0].rows) > ROW_BUCKETS[-1]:
+            return super().forward(jobs)
+        if jobs[0].kv.recurrent or self.by_token or self._attending.cache is not None:  # all look at rows on the host
             return super().forward(jobs)
         job = jobs[0]
         fixed = self._fixed(job)

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from swarm.base.errors import BusyError
-from swarm.model.linear.shapes import ConvShape, StateShape
+from swarm.model.linear.scan import ScanStore
+from swarm.model.linear.shapes import ConvShape, ScanShape, StateShape
 from swarm.model.linear.store import ConvStore, RuleStore, Store
 from swarm.model.rows import Commits, Layout
 
@@ -117,7 +118,7 @@ class SessionKV:
         self._pool: KVPool | None = pool
         device, dtype = pool.block.device, pool.block.dtype
         self._stores: list[torch.Tensor] = []
-        self._states: list[tuple[ConvStore | RuleStore, ...]] = []
+        self._states: list[tuple[Store, ...]] = []
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
         for shape, count in _runs(shapes):
             if shape.latent:
@@ -153,6 +154,10 @@ class SessionKV:
     def rule(self, layer: int) -> RuleStore:
         """Entries and states of a layer's rule."""
         return next(state for state in self._states[layer - self.first] if isinstance(state, RuleStore))
+
+    def scan(self, layer: int) -> ScanStore:
+        """Entries and states of a layer's scan."""
+        return next(state for state in self._states[layer - self.first] if isinstance(state, ScanStore))
 
     def begin_from(self, other: SessionKV, keep: int) -> bool:
         """Take over the first `keep` positions of another session over the same layers. False, and nothing is changed,
@@ -196,9 +201,11 @@ class SessionKV:
         return self._pool is None
 
 
-def _state(shape: StateShape, layout: Layout, device: torch.device, dtype: torch.dtype) -> ConvStore | RuleStore:
+def _state(shape: StateShape, layout: Layout, device: torch.device, dtype: torch.dtype) -> Store:
     if isinstance(shape, ConvShape):
         return ConvStore(shape, layout, device, dtype)
+    if isinstance(shape, ScanShape):
+        return ScanStore(shape, layout, device)
     return RuleStore(shape, layout, device)
 
 

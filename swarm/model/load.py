@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swarm.base.errors import ModelError, SwarmError
 from swarm.base.events import Progress, Report
-from swarm.model import attention
+from swarm.model import attention, cached
 from swarm.model.attention import Attending, Call, settle_scales
 from swarm.model.edges import Edges, open_edges
 from swarm.model.files.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ from swarm.model.linear.mixers import StateCall, replaced, take_over
 from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.packing import plan_packing, put_in, put_in_experts, share_head
+from swarm.model.places import settle_places
 from swarm.model.prune import LayerRange, check_config, cut, inner_model, inner_name, join, layer_list, unfit
 from swarm.model.quant.dense import pack_linears
 from swarm.model.quant.native import Library
@@ -35,6 +37,9 @@ from swarm.model.rope import settle_rope
 from swarm.model.state import ModelState, read_state, unconsumed
 
 PIECE_BYTES = 2 << 30
+
+_COMPUTED = ("encoder.embed_positions.weight",)
+"""Tensors that some files have and classes work out (RoFormer's rotation, which lies beside every stage's layers)."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +94,19 @@ def load_layers(
         settings._experts_implementation = "eager"
     attending = Attending(lib)
     attending.reads = shape.ties.reads
-    for module in inner_model(model).modules():
-        if hasattr(module, "layer_idx"):
-            setattr(module, "swarm_attending", attending)  # noqa: B010  (a plain attribute, not a submodule)
+    for number, layer in enumerate(layer_list(model, kind.__name__)[1], first):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):  # LongCat's layers have two attentions, with numbers of their own
+                setattr(module, "swarm_layer", number)  # noqa: B010  (a plain attribute, not a submodule)
+                setattr(module, "swarm_attending", attending)  # noqa: B010
     take_over(inner_model(model), attending)
     settle_rope(inner_model(model), kind.__name__)
     settle_scales(inner_model(model))
     settle_latents(inner_model(model))
     _, layers = layer_list(model, kind.__name__)
+    settle_places(inner_model(model), layers, attending)
+    if cached.computes_itself(layers):
+        cached.settle_cached(inner_model(model), model.config, layers, first, attending)
     fuse(layers)
     edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers, streams=shape.ties.streams)
     tried = _try_once(model, shape, attending, edges, device, dtype)
@@ -137,13 +147,18 @@ def _load_piece(
     part = _pruned_class(kind, shape)
     try:
         with _quiet(), torch.device("meta"):
-            outline = _build(part, config)
+            outline, built_as = _build(part, config)
             expected = {key: tensor.shape for key, tensor in outline.state_dict().items()}
     except AttributeError as exc:  # it looks for a part of its own that was cut out
         raise unfit(kind.__name__, f"it is not built without the parts that a range lacks ({exc})") from exc
+    except SwarmError:
+        raise
+    except Exception as exc:  # classes hold their config's numbers against each other in ways of their own
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise ModelError(f"the config of {name} does not make a {kind.__name__}: {reason}") from exc
     _check_recurrent(outline, config, kind.__name__)
     packing = plan_packing(outline, weights)
-    state = read_state(checkpoint, shape, expected, inner_name(outline), dtype, tell, packing)
+    state = read_state(checkpoint, shape, expected, inner_name(outline), dtype, tell, packing, _tied(kind))
     # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
     planned, present = sum(s.numel() for s in expected.values()), state.numbers
     if planned > 2 * present + (1 << 20):
@@ -153,12 +168,12 @@ def _load_piece(
             config.tie_word_embeddings = not share_head(outline, state.matrices)
         part = _pruned_class(kind, shape, state, dtype)
     with _quiet():
-        return _fill(part, config, state.tensors, name, dtype)
+        return _fill(part, config, state.tensors, name, dtype, built_as)
 
 
 def model_class(config: Any, model: str) -> type[Any]:
     """The causal language model class of a config. Raises ModelError when there is none or it cannot be cut."""
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or _of_text(type(config))
     if kind is None:
         raise ModelError(f"{model} is a {type(config).__name__}, not a causal language model; use one that is")
     name = kind.__name__
@@ -167,13 +182,20 @@ def model_class(config: Any, model: str) -> type[Any]:
         raise ModelError(f"{model} is quantised ({method}) and nothing has unpacked it; use its unquantised weights")
     _check_architecture(config, kind, model)
     check_config(config, name)
-    # No hybrid declares a backend, though their attention takes one: the trial sees whether every layer asks for it.
-    hybrid = not RECURRENT_KINDS.isdisjoint(getattr(config, "layer_types", None) or ())
-    if not hybrid and not getattr(kind, "_supports_attention_backend", False):
-        raise unfit(name, "its attention function cannot be replaced")
-    if "logits_to_keep" not in inspect.signature(kind.forward).parameters:
-        raise unfit(name, "it cannot give logits for chosen rows")
-    return kind  # type: ignore[no-any-return]
+    return kind
+
+
+def _tied(kind: type[Any]) -> dict[str, str]:
+    """Names of tensors that a class shares with others, as it states them."""
+    stated = getattr(kind, "_tied_weights_keys", None)
+    return dict(stated) if isinstance(stated, dict) else {}
+
+
+def _of_text(config: type[Any]) -> type[Any] | None:
+    """The class that a text half's config belongs to, where transformers knows it by the whole's only (Emu3)."""
+    whole = [one for one in MODEL_FOR_CAUSAL_LM_MAPPING if config in getattr(one, "sub_configs", {}).values()]
+    kinds = [MODEL_FOR_CAUSAL_LM_MAPPING[one] for one in whole]
+    return next((kind for kind in kinds if getattr(kind, "config_class", None) is config), None)
 
 
 def _check_recurrent(outline: nn.Module, config: Any, name: str) -> None:
@@ -182,6 +204,10 @@ def _check_recurrent(outline: nn.Module, config: Any, name: str) -> None:
     for layer in layer_list(outline, name)[1]:
         numbers = {number for m in layer.modules() if isinstance(number := getattr(m, "layer_idx", None), int)}
         recurrent = {kinds[n] for n in numbers if n < len(kinds)} & RECURRENT_KINDS
+        if "original_hidden_states" in inspect.signature(layer.forward).parameters:
+            raise unfit(
+                name, "its layers look at the embeddings of the tokens, which only the first node of a ring has"
+            )
         if recurrent and not any(replaced(module) for module in layer.modules()):
             raise unfit(name, f"it has layers of kind {recurrent.pop()} whose rule is not known here")
 
@@ -219,25 +245,40 @@ def _pruned_class(
             put_in(self, packed.matrices, dtype)
             put_in_experts(self, packed.stacks)
 
-    body: dict[str, Any] = {"__init__": init, "__module__": kind.__module__}
+    def init_weights(self: Any, module: nn.Module) -> None:
+        if module is not self:  # of the parts on top some may be gone, and all come from files
+            kind._init_weights(self, module)
+
+    body: dict[str, Any] = {"__init__": init, "__module__": kind.__module__, "_init_weights": init_weights}
     if shape.first > 0 or shape.last < shape.n_layers or packed:
         body["_tied_weights_keys"] = {}
     return type(kind.__name__, (kind,), body)
 
 
-def _build(part: type[Any], config: Any) -> nn.Module:
+def _build(part: type[Any], config: Any) -> tuple[nn.Module, str]:
+    """A model and what it was told to compute attention with: our function where its layers ask for one, its own code
+    where they keep a cache (see cached.py). Raises ModelError for a class that does neither."""
     attention.register_attention()
-    model: nn.Module = part._from_config(copy.deepcopy(config), attn_implementation=attention.NAME)
-    return model
+    cached.register_cached()
+    model: nn.Module = part._from_config(copy.deepcopy(config), attn_implementation=cached.BUILT_AS)
+    layers = layer_list(model, part.__name__)[1]
+    if cached.computes_itself(layers):
+        return model, cached.BUILT_AS
+    recurrent = any(replaced(module) for module in layers.modules())
+    if not recurrent and not any(cached.asks_interface(module) for module in layers.modules()):
+        raise unfit(part.__name__, "its attention function cannot be replaced")
+    return model, attention.NAME
 
 
-def _fill(part: type[Any], config: Any, state: dict[str, torch.Tensor], model: str, dtype: torch.dtype) -> nn.Module:
+def _fill(
+    part: type[Any], config: Any, state: dict[str, torch.Tensor], model: str, dtype: torch.dtype, built_as: str
+) -> nn.Module:
     try:
         filled, info = part.from_pretrained(
             None,
             config=copy.deepcopy(config),
             state_dict=state,
-            attn_implementation=attention.NAME,
+            attn_implementation=built_as,
             dtype=dtype,
             output_loading_info=True,
         )
@@ -245,7 +286,8 @@ def _fill(part: type[Any], config: Any, state: dict[str, torch.Tensor], model: s
         raise unfit(part.__name__, f"it is not built without the parts that a range lacks ({exc})") from exc
     except (RuntimeError, ValueError, KeyError, TypeError) as exc:
         raise ModelError(f"the weights of {model} do not fit its config: {str(exc).splitlines()[0]}") from exc
-    missing = sorted(info["missing_keys"]) + [str(key) for key in info["mismatched_keys"]]
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith(_COMPUTED))
+    missing += [str(key) for key in info["mismatched_keys"]]
     if missing:
         raise ModelError(f"{model} lacks {missing[0]} or has it in another shape ({len(missing)} such); pull it again")
     if extra := unconsumed(str(key) for key in info["unexpected_keys"]):
@@ -260,16 +302,23 @@ def _fill(part: type[Any], config: Any, state: dict[str, torch.Tensor], model: s
 def _try_once(
     model: nn.Module, shape: LayerRange, attending: Attending, edges: Edges, device: torch.device, dtype: torch.dtype
 ) -> list[KVShape]:
-    """Run two rows through, with attention watched: every layer must ask for it exactly once, in order."""
-    attending.trial, attending.kept = (calls := list[Call]()), []
+    """Run two rows through, with attention watched: every layer must ask for it, in order."""
+    attending.trial, attending.kept, attending.masks = (calls := list[Call]()), [], []
     rows = torch.zeros(1, 2, shape.hidden_size, dtype=dtype, device=device)
     place = torch.arange(2, device=device)[None]
+    attending.position = place[0]
     name = type(model).__name__
-    given: dict[str, Any] = {"inputs_embeds": rows, "position_ids": place, "use_cache": False}
-    if shape.ties.by_token:
-        given["input_ids"] = torch.zeros(1, 2, dtype=torch.long, device=device)
+    given: dict[str, Any] = {"position_ids": place, "use_cache": False}
+    if shape.first == 0 or shape.ties.by_token:
+        given["input_ids"] = torch.zeros_like(place)
+    if shape.first > 0:
+        given["inputs_embeds"] = rows
     config: Any = model.config
-    config._attn_implementation = TRIAL
+    usual = config._attn_implementation
+    if attending.cache is None:
+        config._attn_implementation = TRIAL
+    else:
+        given["past_key_values"] = attending.cache
     try:
         out = edges.through(inner_model(model), given).last_hidden_state
     except SwarmError:
@@ -281,11 +330,18 @@ def _try_once(
         raise unfit(name, f"its layers do not run without the rest of it ({reason})") from exc
     finally:
         attending.trial = None
-        config._attn_implementation = attention.NAME
+        config._attn_implementation = usual
+    if not all(call.causal for call in calls):
+        raise unfit(name, "its attention is not causal, rows see what comes behind them (is_decoder in its config?)")
     if any(not call.span_known for call in calls):
         raise unfit(name, "its mask says more than its layers do")
     attending.spans = {call.layer: call.span for call in calls}
-    if out.shape != (1, 2, shape.hidden_size // shape.ties.streams):
+    attending.asked = dict(Counter(call.layer for call in calls))
+    if (
+        out.shape[:2] != rows.shape[:2]
+        or shape.ties.streams > 1
+        and out.shape[2] != rows.shape[2] // shape.ties.streams
+    ):
         raise unfit(name, "its layers give rows of another shape")
     return _kept(calls, attending.kept, shape, config, name)
 
@@ -299,20 +355,23 @@ def _kept(calls: list[Call], kept: list[StateCall], shape: LayerRange, config: A
         states = [one.shape for one in kept if one.layer == layer]
         kind = kinds[place] if place < len(kinds) else "full_attention"
         recurrent = kind in RECURRENT_KINDS
-        if len(own) != (kind not in PLAIN_KINDS and (not recurrent or kind == "hybrid")) or recurrent != bool(states):
+        asks = kind not in PLAIN_KINDS and (not recurrent or kind == "hybrid")
+        if bool(own) != asks or recurrent != bool(states):
             found = f"layer {layer} ({kind}) asked for attention {len(own)} and for states {len(states)} times"
             if not kept:
-                found = f"its layers asked for attention {len(calls)} times, expected once each"
+                found = f"its layers asked for attention {len(calls)} times, expected once each or more"
             raise unfit(name, found)
         if len({type(state) for state in states}) != len(states):
             raise unfit(name, f"layer {layer} has several recurrent parts")
         if any(call.key[:3] != call.value[:3] or call.key[0] != 1 or call.key[2] != 2 for call in own):
             raise unfit(name, "its keys and values differ in number")
+        if len({(call.key, call.value, call.span, call.latent) for call in own}) > 1:
+            raise unfit(name, f"layer {layer} has attentions of several kinds")
         keeps = bool(own) and layer not in shape.ties.reads
         heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if keeps else (0, 0, 0)
         latent = own[0].latent if keeps else 0
         dim, value_dim = (dim + value_dim, 0) if latent else (dim, value_dim)
-        shapes.append(KVShape(heads, dim, value_dim, tuple(states), latent))
+        shapes.append(KVShape(heads * len(own), dim, value_dim, tuple(states), latent))
     if [call.layer for call in calls] != sorted(call.layer for call in calls):
         raise unfit(name, "its layers asked for attention in another order than theirs")
     return shapes

@@ -42,6 +42,21 @@ class Seen:
 
     visible: Callable[[int, int], bool]
 
+    @classmethod
+    def by(cls, mask_function: Callable[..., Any]) -> Seen:
+        """From what transformers' `create_*_mask` pass on: (batch, head, query, key) -> bool, of tensors."""
+        zero = torch.tensor(0)
+
+        def visible(i: int, j: int) -> bool:
+            return bool(mask_function(zero, zero, torch.tensor(i), torch.tensor(j)))
+
+        return cls(visible)
+
+    @property
+    def causal(self) -> bool:
+        """Does no position see one behind it?"""
+        return not self.visible(_FAR, _FAR + 1)
+
     def __getattr__(self, name: str) -> Any:
         raise MaskChanged(name)
 
@@ -60,12 +75,12 @@ class Seen:
 
 def trial_mask(*args: Any, mask_function: Callable[..., Any], **others: Any) -> Seen:
     """In the place of `sdpa_mask` and its like; called by transformers' `create_*_mask`."""
-    zero = torch.tensor(0)
+    return Seen.by(mask_function)
 
-    def visible(i: int, j: int) -> bool:
-        return bool(mask_function(zero, zero, torch.tensor(i), torch.tensor(j)))
 
-    return Seen(visible)
+def unlike(name: str) -> MaskChanged:
+    """Of a module whose own mask is of no kind that is known here."""
+    return MaskChanged(f"the mask of {name}")
 
 
 def register_trial(attend: Callable[..., Any]) -> None:

@@ -22,8 +22,21 @@ from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.per_layer import AROUND, KEPT, blank, cut_tables, join_tables
 from swarm.model.quant.modules import PackedEmbedding
 
-_LISTS = ("layers", "h", "blocks", "block")
+_LISTS = ("layers", "h", "blocks", "block", "layer")
+_AFTER = ("OPTDecoder.final_layer_norm", "OPTDecoder.project_out", "BigBirdPegasusDecoder.layernorm_embedding")
+"""Modules that are used behind the layers though they are made before them or named like those of `_BEFORE`."""
+_BEFORE = ("layernorm_embedding",)
+"""Modules that are made behind the layers and used before them (BART and those made from it)."""
+_INTO_ROWS = ("project_in", "embeddings_project", "embedding_hidden_mapping_in")
+"""Linear layers that widen embeddings to rows (OPT, Electra, RemBERT)."""
 _KINDS = {"full_attention", "sliding_attention", "chunked_attention"} | RECURRENT_KINDS | PLAIN_KINDS
+
+_TEXT_WITHOUT = ("phi4_multimodal",)
+_OTHER_HALVES = ("embed_tokens_extend",)
+"""Types that take pictures and sound beside text, and the modules in which they do: text alone goes round them."""
+
+_ROTATION = ("roformersinusoidalpositionalembedding",)
+"""Embeddings whose rows every layer rotates by. They are worked out, so each stage has them."""
 
 _BY_LAYER = ("layer_types", "layer_rope_theta")
 """Lists of a config with an entry a layer, that a forward looks into."""
@@ -51,8 +64,18 @@ class ZeroRows(nn.Module):
         super().__init__()
         self.dtype = dtype
 
-    def forward(self, ids: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
-        return torch.zeros(1, dtype=self.dtype, device=ids.device)
+    def forward(self, *given: Any, **named: Any) -> torch.Tensor:
+        tensors = [x for x in (*given, *named.values()) if isinstance(x, torch.Tensor)]
+        return torch.zeros(1, dtype=self.dtype, device=tensors[0].device if tensors else None)
+
+
+class ArrivedRows(nn.Module):
+    """In the place of what makes rows of token ids or of narrower rows: gives the rows back that it is given."""
+
+    def forward(self, *given: Any, **named: Any) -> torch.Tensor:
+        return next(  # a class that hands no rows in fails here and is refused
+            x for x in (*given, *named.values()) if isinstance(x, torch.Tensor) and x.is_floating_point()
+        )
 
 
 def inner_model(model: nn.Module) -> nn.Module:
@@ -68,13 +91,29 @@ def inner_name(model: nn.Module) -> str:
 
 def layer_list(model: nn.Module, name: str) -> tuple[str, nn.ModuleList]:
     """Name and modules of the layers. Raises ModelError when the inner model is not built around one list."""
+    *_, (holder, listed) = layer_path(model, name)
+    layers = holder._modules[listed]
+    assert isinstance(layers, nn.ModuleList)
+    return listed, layers
+
+
+def layer_path(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
+    """The way from the inner model to the list of layers: modules, each with the name of its child on the way. One step
+    for most classes; in those that come from encoders the list lies deeper (`bert.encoder.layer`,
+    `model.decoder.layers`). Raises ModelError when there is not exactly one list."""
     inner = model._modules.get(inner_name(model))
-    children = [] if inner is None else inner.named_children()
-    lists = [(k, m) for k, m in children if isinstance(m, nn.ModuleList) and k not in AROUND]
-    lists = [(k, m) for k, m in lists if k in _LISTS or _has_parameters(m)]
-    if len(lists) != 1 or lists[0][0] not in _LISTS:
+    found = [] if inner is None else _lists(inner)
+    if len(found) != 1:
         raise unfit(name, "its layers are not one list in its inner model")
-    return lists[0]
+    return found[0]
+
+
+def _lists(module: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    children = [(k, m) for k, m in module.named_children() if k not in AROUND and (k in _LISTS or _has_parameters(m))]
+    own = [k for k, m in children if isinstance(m, nn.ModuleList)]
+    if own:
+        return [[(module, k)] for k in own] if len(own) > 1 or own[0] in _LISTS else []
+    return [[(module, k), *path] for k, m in children for path in _lists(m)]
 
 
 def unfit(name: str, why: str) -> ModelError:
@@ -86,7 +125,8 @@ def check_config(config: object, name: str) -> None:
     kinds = set(getattr(config, "layer_types", None) or ())
     if not kinds <= _KINDS:
         raise unfit(name, f"it has layers of kind {', '.join(sorted(kinds - _KINDS))}")
-    if any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config")):
+    pictures = any(getattr(config, part, None) is not None for part in ("vision_config", "audio_config"))
+    if pictures and getattr(config, "model_type", None) not in _TEXT_WITHOUT:
         raise unfit(name, "it takes pictures or sound as well as text")
     if getattr(config, "hidden_size_per_layer_input", 0) and not hasattr(type(config), "kv_sharing_modes"):
         raise unfit(name, "its layers look up the token ids themselves, in a way that is not known here")
@@ -104,36 +144,62 @@ def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
     offset: number of the first layer that `model` still has.
     """
     name = type(model).__name__
-    inner = inner_model(model)
-    listed, layers = layer_list(model, name)
-    inner._modules[listed] = nn.ModuleList(list(layers)[shape.first - offset : shape.last - offset])
-    names = [child for child, _ in inner.named_children()]
-    before, after = names[: names.index(listed)], names[names.index(listed) + 1 :]
+    inner, path = inner_model(model), layer_path(model, name)
+    whole_list = layer_list(model, name)[1]
+    table = model.get_input_embeddings()  # type: ignore[operator]
     kept = KEPT if shape.ties.by_token else frozenset[str]()
     if shape.ties.by_token:
-        if not kept <= set(names):
+        if not kept <= set(inner._modules):
             raise unfit(name, "its layers look up the token ids themselves, in a way that is not known here")
-        cut_tables(inner, shape.first - offset, shape.last - offset, len(layers))
-    if STREAMS_IN in after:
-        after.remove(STREAMS_IN)
+        cut_tables(inner, shape.first - offset, shape.last - offset, len(whole_list))
+    for child in _OTHER_HALVES:
+        if inner._modules.get(child) is not None:
+            inner._modules[child] = ArrivedRows()
+    for holder, on_the_way in path:
+        before, after = _around(holder, on_the_way)
+        if STREAMS_IN in after:
+            after.remove(STREAMS_IN)
+            if shape.first > 0:
+                holder._modules[STREAMS_IN] = blank(holder.get_submodule(STREAMS_IN))
         if shape.first > 0:
-            inner._modules[STREAMS_IN] = blank(inner.get_submodule(STREAMS_IN))
-    if shape.first > 0:
-        for child in before:
-            if child not in kept:
-                _neutralise(inner, child, model, name)
+            for child in before:
+                if child not in kept:
+                    _neutralise(holder, child, table, name)
+        if shape.last < shape.n_layers:
+            for child in after:
+                module = holder._modules[child]
+                if module is not None and child not in kept and _has_parameters(module):
+                    holder._modules[child] = blank(module)
+    path[-1][0]._modules[path[-1][1]] = nn.ModuleList(list(whole_list)[shape.first - offset : shape.last - offset])
+    whole: Any = model
+    if shape.first > 0 and not shape.ties.by_token:
+        whole.get_input_embeddings = _nothing
     if shape.last < shape.n_layers:
-        for child in after:
-            module = inner._modules[child]
-            if module is not None and child not in kept and _has_parameters(module):
-                inner._modules[child] = blank(module)
         for child, module in list(model.named_children()):
             if module is not inner:
                 model._modules[child] = nn.Identity()
+        whole.get_output_embeddings = _nothing
     if hasattr(inner, "first_kv_shared_layer_idx"):
         setattr(inner, "first_kv_shared_layer_idx", -1)  # noqa: B010  (where Gemma 4 drops rows that want no logits)
     short: Any = _shorten(model.config, shape, offset)
-    model.config = inner.config = short
+    model.config = short
+    for holder, _ in path:
+        if hasattr(holder, "config"):
+            holder.config = short
+
+
+def _around(holder: nn.Module, listed: str) -> tuple[list[str], list[str]]:
+    """Children of a module that work before and behind the one that holds the layers."""
+    names = [child for child, _ in holder.named_children()]
+    place = names.index(listed)
+    behind = {child for child in names if f"{type(holder).__name__}.{child}" in _AFTER}
+    before = [child for i, child in enumerate(names) if child not in behind and (i < place or child in _BEFORE)]
+    return before, [child for child in names if child not in before and child != listed]
+
+
+def _nothing() -> None:
+    """What a model says of an embedding or a head that it does not have."""
+    return None
 
 
 def join(parts: Sequence[nn.Module], shape: LayerRange, config: Any) -> nn.Module:
@@ -142,22 +208,27 @@ def join(parts: Sequence[nn.Module], shape: LayerRange, config: Any) -> nn.Modul
     model, tail = parts[0], parts[-1]
     if len(parts) == 1:
         return model
-    inner, last_inner = inner_model(model), inner_model(tail)
-    listed, _ = layer_list(model, type(model).__name__)
-    layers = [layer for part in parts for layer in getattr(inner_model(part), listed)]
-    names = [child for child, _ in inner.named_children()]
-    inner._modules[listed] = nn.ModuleList(layers)
-    for child in names[names.index(listed) + 1 :]:
-        if child != STREAMS_IN and not (shape.ties.by_token and child in KEPT):
-            inner._modules[child] = last_inner._modules[child]
+    inner, name = inner_model(model), type(model).__name__
+    path, last_path = layer_path(model, name), layer_path(tail, name)
+    layers = [layer for part in parts for layer in layer_list(part, name)[1]]
+    for (holder, listed), (last_holder, _) in zip(path, last_path, strict=True):
+        for child in _around(holder, listed)[1]:
+            if child != STREAMS_IN and not (shape.ties.by_token and child in KEPT):
+                holder._modules[child] = last_holder._modules[child]
+    path[-1][0]._modules[path[-1][1]] = nn.ModuleList(layers)
     if shape.ties.by_token:
         join_tables([inner_model(part) for part in parts])
     for child, module in list(model.named_children()):
         if module is not inner:
             model._modules[child] = tail._modules[child]
+    if shape.last == shape.n_layers:
+        model.__dict__.pop("get_output_embeddings", None)
     short: Any = _shorten(config, shape, 0)
     short._attn_implementation = tail.config._attn_implementation  # type: ignore[union-attr]
-    model.config = inner.config = short
+    model.config = short
+    for holder, _ in path:
+        if hasattr(holder, "config"):
+            holder.config = short
     if shape.first == 0 and shape.last == shape.n_layers and config.tie_word_embeddings:
         head, table = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
         if isinstance(table, PackedEmbedding):
@@ -167,17 +238,23 @@ def join(parts: Sequence[nn.Module], shape: LayerRange, config: Any) -> nn.Modul
     return model
 
 
-def _neutralise(inner: nn.Module, child: str, model: nn.Module, name: str) -> None:
-    module = inner._modules[child]
+def _neutralise(holder: nn.Module, child: str, table: nn.Module | None, name: str) -> None:
+    module = holder._modules[child]
+    if module is not None and child in _INTO_ROWS:  # whether its weights are parameters or held in another order
+        holder._modules[child] = ArrivedRows()
+        return
     if module is None or not _has_parameters(module):
         return
     kind = type(module).__name__.lower()
-    if module is model.get_input_embeddings():  # type: ignore[operator]
-        inner._modules[child] = nn.Identity()  # rows come as inputs_embeds, so it is never called
+    if module is table:
+        holder._modules[child] = nn.Identity()  # rows come as inputs_embeds, so it is never called
+    elif table is not None and any(one is table for one in module.modules()):
+        holder._modules[child] = ArrivedRows()
     elif isinstance(module, nn.Embedding):
-        inner._modules[child] = ZeroRows(module.weight.dtype)
+        if kind not in _ROTATION:
+            holder._modules[child] = ZeroRows(module.weight.dtype)
     elif "norm" in kind and "embed" in child:
-        inner._modules[child] = nn.Identity()
+        holder._modules[child] = nn.Identity()
     else:
         raise unfit(name, f"{child} stands before its layers and is neither an embedding nor an embedding's norm")
 
@@ -193,6 +270,8 @@ def _shorten(config: Any, shape: LayerRange, offset: int) -> Any:
         if isinstance(kinds := getattr(config, key, None), list | tuple):
             _settle(short, key, list(kinds)[shape.first - offset : shape.last - offset])
     short.num_hidden_layers = shape.last - shape.first
+    if isinstance(getattr(short, "num_layers", None), int):  # LongCat counts its layers and their attentions
+        short.num_layers = shape.last - shape.first
     return short
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,10 +79,12 @@ def read_state(
     dtype: torch.dtype,
     tell: Callable[[int], None],
     packing: Packing = EXPANDED,
+    tied: Mapping[str, str] | None = None,
 ) -> ModelState:
     """Tensors under the names that the model pruned to `shape` has for them.
 
-    expected: shapes by those names, as far as the config tells; `tell` gets the layers read so far. What `packing`
+    expected: shapes by those names, as far as the config tells; tied: names of tensors that a class shares with others,
+    with those; `tell` gets the layers read so far. What `packing`
     names comes as matrices instead. Raises ModelError for a tensor of another shape or with
     values that are not finite.
     """
@@ -108,6 +110,11 @@ def read_state(
     if "lm_head.weight" in expected and not any(t == "lm_head.weight" for w in wanted.values() for _, t in w):
         if checkpoint.config.tie_word_embeddings and shape.first > 0:
             wanted.setdefault(shape.first, []).append((_embedding(checkpoint), "lm_head.weight"))
+    if checkpoint.config.tie_word_embeddings and shape.last == shape.n_layers:
+        have = {target for pairs in wanted.values() for _, target in pairs}
+        for target, source in (tied or {}).items():
+            if target in expected and target not in have and source in entries:
+                wanted.setdefault(shape.first, []).append((source, target))
     state: dict[str, torch.Tensor] = {}
     packed: dict[str, Matrix] = {}
     stacks: dict[str, Stack] = {}

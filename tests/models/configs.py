@@ -31,7 +31,7 @@ _BASE: dict[str, Any] = {
     "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
     "num_dense_layers": 1, "mlp_layer_types": None, "layer_types": None, "moe_layer_start_index": 1,
     "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2,
-    "tie_word_embeddings": False, "use_cache": True,
+    "tie_word_embeddings": False, "use_cache": True, "is_decoder": True,
 }  # fmt: skip
 
 SHARING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
@@ -45,6 +45,18 @@ MAMBA2 = {
 DELTA = {
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"] * (LAYERS // 3),
+}  # fmt: skip
+
+TEXT = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCAB, "max_position_embeddings": CONTEXT,
+    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+"""Of the text half of a model that takes more."""
+
+PICTURE = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
 }  # fmt: skip
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -98,6 +110,18 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "moe_shared_expert_intermediate_size": 16,
         "moe_latent_size": None,
     },
+    "mamba": {"state_size": 8, "time_step_rank": 4, "expand": 2, "intermediate_size": 64},
+    "falcon_mamba": {"state_size": 8, "time_step_rank": 4, "expand": 2, "intermediate_size": 64},
+    "jamba": {
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "mamba_expand": 2,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "use_mamba_kernels": False,
+    },
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2, "chunk_size": 16},
     "bailing_hybrid": {
         "linear_num_heads": 4,
@@ -113,12 +137,71 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"] * (LAYERS // 3),
     },
+    "longcat_flash": {
+        "head_dim": 4,
+        "qk_head_dim": 12,
+        "zero_expert_num": 2,
+        "expert_ffn_hidden_size": 16,
+        "num_layers": 6,
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+    },
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2),
+        "sliding_window": 7,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")
+        },
+    },
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention"] * (LAYERS // 3),
+        "mamba_d_state": 8,
+        "mamba_ngroups": 2,
+        "n_mamba_heads": 8,
+        "mamba_headdim": 8,
+        "chunk_size": 16,
+        "num_key_value_heads": 4,
+        "use_mem_rope": True,
+        "adapter_rank": 4,
+        "num_mem_blocks": 1,
+    },
+    "gemma3": {
+        "text_config": {"model_type": "gemma3_text", **TEXT, "sliding_window": 7, "query_pre_attn_scalar": 16},
+        "vision_config": {"model_type": "siglip_vision_model", **PICTURE},
+        "mm_tokens_per_image": 4,
+        "tie_word_embeddings": True,
+    },
+    "got_ocr2": {
+        "text_config": {"model_type": "qwen2", **TEXT},
+        "vision_config": {**PICTURE, "output_channels": 8, "mlp_dim": 16, "global_attn_indexes": [1], "window_size": 2},
+    },
+    "fuyu": {
+        "text_config": {"model_type": "persimmon", **TEXT, "num_key_value_heads": 4},
+    },
+    "moss_transcribe_diarize": {
+        "text_config": {"model_type": "qwen3", **TEXT},
+        "audio_config": {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16},
+    },
+    "big_bird": {"attention_type": "original_full"},
+    "xmod": {"languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"] * (LAYERS // 3)},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"] * (LAYERS // 3)},
 }
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon-alibi": ("falcon", {"alibi": True}),
+    "falcon-new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-heads": ("falcon", {"multi_query": False, "parallel_attn": False, "bias": True}),
+    "bert-tied": ("bert", {"tie_word_embeddings": True}),
+    "bart-tied": ("bart", {"tie_word_embeddings": True, "scale_embedding": True}),
+    "opt-narrow": ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "electra-narrow": ("electra", {"embedding_size": 16}),
+    "bloom-tied": ("bloom", {"tie_word_embeddings": True}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama-dynamic": (
         "llama",

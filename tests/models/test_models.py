@@ -13,13 +13,16 @@ from tests.models.table import rows, table
 
 EXACTLY = ["granite", "olmo", "gpt2", "phi3-longrope", "gpt_oss", "llama4_text", "deepseek_v3", "phimoe", "granite_swa"]
 EXACTLY += ["lfm2", "qwen3_5_text", "nemotron_h", "falcon_h1", "minimax"]
+EXACTLY += ["bert-tied", "opt-narrow", "bloom", "falcon-alibi", "gpt_neo", "diffllama"]
 """What a middle stage once got wrong, or another session's rows changed, and attention of each kind: sinks, chunks with
 scaled queries, keys wider than values, a window that only the mask has, rotation by layer;
-and a hybrid of each rule. The sweep has all others."""
+a hybrid of each rule; layers that lie deeper, learned positions, narrow embeddings, classes that compute attention
+themselves, with biases by distance and masks of their own, and attention twice a layer. The sweep has all others."""
 
 REFUSALS = {
     "doge": "it makes a mask of its own",
-    "longcat_flash": "its layers do not run without the rest of it",
+    "prophetnet": "it has an encoder",
+    "rwkv": "its attention function cannot be replaced",
 }
 
 

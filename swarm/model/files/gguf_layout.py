@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from swarm.base.errors import ModelError
+
 _INTERLEAVED = ("llama", "mistral", "granite", "smollm3", "arcee")
 """Types whose converter is llama's, or made from it (conversion/*.py of llama.cpp)."""
 
@@ -49,11 +51,13 @@ def layout(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> Tens
     """How the tensor `name` of `shape` lies in a GGUF file, by its transformers name.
 
     The Llama family's `q_proj` and `k_proj` (weight and bias; `_INTERLEAVED`) have the halves of each head's rotary
-    dimensions interleaved; Gemma's norms are stored plus one.
+    dimensions interleaved; Gemma's norms are stored plus one. Raises ModelError for rows that make no such heads.
     """
     family = config["model_type"]
     if family in _INTERLEAVED and (".q_proj." in name or ".k_proj." in name):
         heads = int(config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
+        if heads < 1 or shape[0] % (2 * heads):
+            raise ModelError(f"{name} has {shape[0]} rows, which are no {heads} heads: its config is of another model")
         order = torch.arange(shape[0]).reshape(heads, shape[0] // heads // 2, 2).transpose(1, 2).reshape(-1)
         return TensorLayout(rows=order)
     if family in ("gemma", "gemma2", "gemma3_text") and name.endswith("norm.weight"):

@@ -10,6 +10,11 @@ from transformers import CONFIG_MAPPING
 
 from swarm.model.files.manifest import Manifest
 
+_TWICE = ("diffllama", "longcat_flash")
+"""Types whose layers ask for attention twice, each with keys and values of its own."""
+_ONE_KEY_HEAD = ("falcon", "gpt_bigcode")
+"""Types that share one key head among all, where their config says `multi_query`."""
+
 
 def key_numbers(manifest: Manifest) -> tuple[int, ...]:
     """Numbers that a slot of each layer holds, were it to keep keys and values of its own."""
@@ -19,10 +24,13 @@ def key_numbers(manifest: Manifest) -> tuple[int, ...]:
 
 def _numbers(config: Mapping[str, Any], hidden: int) -> int:
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    attentions = 2 if config.get("model_type") in _TWICE else 1
     if config.get("kv_lora_rank"):  # the latent, and the rotated part of a key
-        return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
+        return attentions * (int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0))
     kv_heads = int(config.get("num_key_value_heads") or heads)
-    return 2 * kv_heads * int(config.get("head_dim") or hidden // heads)
+    if config.get("model_type") in _ONE_KEY_HEAD and config.get("multi_query"):
+        kv_heads = heads if config.get("new_decoder_architecture") else 1
+    return attentions * 2 * kv_heads * int(config.get("head_dim") or hidden // heads)
 
 
 def _by_layer(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:

@@ -27,11 +27,19 @@ from swarm.base.errors import ModelError
 from swarm.model.files.ties import Ties, end_of, ties_of
 from swarm.model.files.wrappers import is_wrapper, text_name, text_values
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 
 _EMBEDDING = re.compile(
-    r"(?:^|\.)(?:(?:embed_tokens|embed_in|wte|wpe|word_embeddings|word_embeddings_layernorm)\.|embeddings\.weight$)"
+    r"(?:^|\.)(?:(?:embed_tokens|embed_in|wte|wpe|word_embeddings|word_embeddings_layernorm|embed_positions"
+    r"|layernorm_embedding|project_in|embeddings_project|embedding_hidden_mapping_in|tokens_embed|positions_embed|w"
+    r"|position_embeddings|embeddings)\.)"
 )
+_BOTH_ENDS = re.compile(r"(?:^|\.)layernorm_embedding\.")
+"""What is an embedding's norm in most classes and the last norm in BigBird-Pegasus."""
+_EVERYWHERE = re.compile(r"(?:^|\.)encoder\.embed_positions\.")
+"""What every layer looks into (RoFormer's rotation)."""
+_OTHER_HALF = re.compile(r"(?:^|\.)embed_tokens_extend\.")
+"""Tensors of a part that takes pictures and sound (Phi-4 multimodal): no layer's, neither fetched nor held."""
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.")
 
 VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "_commit_hash")
@@ -86,9 +94,13 @@ _LONGROPE_SWITCH = 4096
 _LAYER_LISTS = ("layers_block_type", "hybrid_override_pattern")
 """What Nemotron-H's configs state their layers by, one kind or letter each; a number beside it does not count."""
 
-_ENDLESS = {"mamba2"}
-"""Types without attention, whose configs name no end of a text: their rows know no positions."""
-_ENDLESS_POSITIONS = 1 << 20
+_ENDLESS = {"mamba": 1 << 20, "mamba2": 1 << 20, "falcon_mamba": 1 << 20, "bloom": 2048}
+"""Types whose configs name no end of a text: those without attention, whose rows know no positions, and BLOOM, which is
+made for 2048 tokens."""
+_BEHIND_PADDING = frozenset(
+    {"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "xmod", "data2vec-text", "roberta-prelayernorm"}
+)
+"""Types whose table of positions begins behind the number of their padding token."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,9 @@ class Manifest:
             listed = self.config.get(key)
             if isinstance(listed, list | str) and listed:
                 return len(listed)
-        return self._int("num_hidden_layers", "n_layer", "num_layers")
+        return self._int(
+            "decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "num_layers", "n_layers"
+        )
 
     @property
     def hidden_size(self) -> int:
@@ -159,9 +173,15 @@ class Manifest:
     @property
     def positions(self) -> int:
         """Positions the model was made for."""
-        known = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length")
-        if self.config.get("model_type") in _ENDLESS and not any(self.config.get(key) for key in known):
-            return _ENDLESS_POSITIONS
+        known = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length", "max_seq_len")
+        if self.config.get("model_type") == "whisper":
+            known = ("max_target_positions", *known[1:])
+        kind = self.config.get("model_type")
+        if kind in _ENDLESS and not any(self.config.get(key) for key in known):
+            return _ENDLESS[str(kind)]
+        if kind in _BEHIND_PADDING:
+            padding = self.config.get("pad_token_id", 1)
+            return self._int(*known) - 1 - (padding if isinstance(padding, int) else 1)
         return self._int(*known)
 
     @property
@@ -181,7 +201,7 @@ class Manifest:
         layers: dict[int | None, list[TensorEntry]] = {}
         wraps = is_wrapper(self.config)
         for entry in self._sorted:
-            if wraps and text_name(entry.name) is None:
+            if (wraps and text_name(entry.name) is None) or _OTHER_HALF.search(entry.name):
                 continue
             layers.setdefault(layer_of(entry.name), []).append(entry)
         return {layer: tuple(entries) for layer, entries in layers.items()}
@@ -201,6 +221,10 @@ class Manifest:
             place = end_of(entry.name, self.ties)
             if place is not None:
                 wanted = place == "every" or first == 0
+            elif _EVERYWHERE.search(entry.name):
+                wanted = True
+            elif _BOTH_ENDS.search(entry.name):
+                wanted = first == 0 or last == self.n_layers
             elif is_embedding(entry.name):
                 wanted = first == 0 or (shared and last == self.n_layers)
             else:

@@ -16,11 +16,15 @@ from transformers import CONFIG_MAPPING
 from swarm.base.errors import ModelError
 
 _TEXT: dict[str, str] = {
+    "fuyu": "",
     "gemma3": "gemma3_text",
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
+    "got_ocr2": "",
     "mistral3": "",
+    "moss_transcribe_diarize": "",
     "qwen2_5_vl": "qwen2",
+    "qwen2_vl": "qwen2",
 }
 """Type of the text half as a model of its own, by the type of the whole; "": what `text_config` says. The Qwen2.5-VL
 text half gives a token of text one position three times: the plain rotation of the model that it was made from."""

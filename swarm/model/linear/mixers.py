@@ -24,7 +24,8 @@ from swarm.model.attention import Attending, JobPlan, Plan
 from swarm.model.linear.conv import run_conv
 from swarm.model.linear.paths import Paths
 from swarm.model.linear.rule import run_rule
-from swarm.model.linear.shapes import ConvShape, RuleShape, StateShape
+from swarm.model.linear.scan import run_scan
+from swarm.model.linear.shapes import ConvShape, RuleShape, ScanShape, StateShape
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,19 @@ class Operator:
             parts.append(run_rule(job.kv.rule(self.layer), paths, query[one], key[one], value[one], decay[one], given))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def scan(
+        self, steps: torch.Tensor, updates: torch.Tensor, decay: torch.Tensor, given: torch.Tensor, wanted: torch.Tensor
+    ) -> torch.Tensor:
+        """As `scan.run_scan`, float32, for the rows [T, ...] of all jobs."""
+        if self._tried(ScanShape(*decay.shape)):
+            return torch.zeros_like(updates)
+        parts = []
+        for job in self.attending.jobs:
+            one = slice(job.start, job.stop)
+            rows = steps[one], updates[one], decay, given[one], wanted[one]
+            parts.append(run_scan(job.kv.scan(self.layer), _paths(job), *rows))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def _tried(self, shape: StateShape) -> bool:
         if self.attending.trial is None:
             return False
@@ -109,7 +123,7 @@ def replaced(module: nn.Module) -> Callable[[Operator], Callable[..., Any]] | No
         return None
     names = set(code.co_names)
     mine = {name: make for name, make in _FUNCTIONS.items() if name in names}
-    if not mine or not names.isdisjoint(_UNKNOWN):
+    if not mine:
         return None
 
     def make(operator: Operator) -> Callable[..., Any]:
@@ -182,6 +196,29 @@ def _mamba2(
     return (out if D is None else out + D.float()[:, None] * x)[None]
 
 
+def _mamba1(
+    operator: Operator,
+    hidden_states: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    **_: Any,
+) -> torch.Tensor:
+    """Mamba-1's selective scan: hidden_states, dt, z and what it gives [1, channels, T], B and C [1, states, T]."""
+    dt = dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[..., None]
+    steps = (functional.softplus(dt) if delta_softplus else dt)[0].T.float()
+    x = hidden_states[0].T.float()
+    given, wanted = (part[0].T.float().contiguous() for part in (B, C))
+    out = operator.scan(steps.contiguous(), steps * x, A.float(), given, wanted).T[None].to(hidden_states.dtype)
+    out = out if D is None else out + hidden_states * D[None, :, None]
+    return out if z is None else out * functional.silu(z)
+
+
 def _lightning(
     operator: Operator, module: Any, hidden_states: torch.Tensor, *others: Any, **named: Any
 ) -> tuple[torch.Tensor, None]:
@@ -200,8 +237,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,
     "mamba2_chunk_scan": _mamba2,
+    "mamba_selective_scan": _mamba1,
 }
-_UNKNOWN = frozenset({"mamba_selective_scan"})
-"""Rules that stand in a `forward` beside a convolution and are not ours yet: such a layer is refused."""
 
 _WHOLE: dict[str, Callable[..., Any]] = {"MiniMaxLightningAttention": _lightning}

@@ -64,7 +64,20 @@ class RuleShape:
         return entry * entries(scratch, context) + 2 * (4 * math.prod(self.state) + 8 * self.value_heads * self.decays)
 
 
-StateShape = ConvShape | RuleShape
+@dataclass(frozen=True)
+class ScanShape:
+    """A state of `states` numbers for each of `channels` channels, each with a decay of its own (Mamba-1). float32."""
+
+    channels: int
+    states: int
+
+    def bytes(self, scratch: int, context: int, itemsize: int) -> int:
+        """Of one session: entries, the state behind them, the one near the text's end, and the decays."""
+        entry = 4 * (2 * self.channels + self.states)
+        return entry * entries(scratch, context) + 3 * 4 * self.channels * self.states
+
+
+StateShape = ConvShape | RuleShape | ScanShape
 
 
 def entries(scratch: int, context: int) -> int:

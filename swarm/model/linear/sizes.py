@@ -9,7 +9,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from swarm.model.files.manifest import Manifest, layer_of
-from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS, ConvShape, RuleShape, StateShape
+from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS, ConvShape, RuleShape, ScanShape, StateShape
 
 FULL = "full_attention"
 
@@ -36,9 +36,15 @@ def layer_states(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
             continue
         before = convs.get(layer, ConvShape(0, 0)).channels  # some files keep queries', keys' and values' apart
         convs[layer] = ConvShape(before + entry.shape[0], entry.shape[2])
+    scans = {
+        layer: ScanShape(*entry.shape)
+        for entry in manifest.tensors
+        if entry.name.endswith(".A_log") and len(entry.shape) == 2 and (layer := layer_of(entry.name)) is not None
+    }
     states: list[tuple[StateShape, ...]] = []
     for layer, kind in enumerate(layer_kinds(manifest)):
-        rule = _rule(manifest.config) if kind in RECURRENT_KINDS else None
+        rule: StateShape | None = _rule(manifest.config) if kind in RECURRENT_KINDS else None
+        rule = scans.get(layer, rule)
         conv = convs.get(layer) if kind in RECURRENT_KINDS else None
         states.append(tuple(shape for shape in (conv, rule) if shape is not None))
     return states

@@ -13,9 +13,14 @@ from swarm.model.block import Block, Job, load_block
 from swarm.model.graphs import GraphedBlock, graphed
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Commits, Layout, Rows, no_commits
+from tests.models.configs import tiny_config as sweep_config
 from tests.swarm.model.tiny import CPU, MemoryCheckpoint, certain, drafted, random_model, tiny_config
 
 LAYOUT = Layout(scratch=16, context=600)
+
+
+SWEPT = ("bloom", "diffllama", "opt")
+"""Computes attention itself, asks for it twice a layer, embeds positions."""
 
 
 def frames(tokens: list[int]) -> list[tuple[Commits, Rows]]:
@@ -41,7 +46,7 @@ def run(blocks: list[Block], tokens: list[int]) -> list[torch.Tensor]:
 
 
 def check(device: torch.device, family: str, capture: bool) -> list[Event]:
-    config = tiny_config(family)
+    config = sweep_config(family) if family in SWEPT else tiny_config(family)
     config.max_position_embeddings = config.n_positions = 600
     checkpoint: Any = MemoryCheckpoint(random_model(config))
     seen: list[Event] = []
@@ -55,7 +60,7 @@ def check(device: torch.device, family: str, capture: bool) -> list[Event]:
     return seen
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt2", "qwen3-moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt2", "qwen3-moe", *SWEPT])
 def test_padded_frames_over_fixed_buffers_equal_the_eager_block(family: str) -> None:
     assert check(CPU, family, capture=False) == []
 

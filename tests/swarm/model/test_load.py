@@ -21,6 +21,8 @@ from swarm.model.files.manifest import Manifest, layer_of
 from swarm.model.files.store import ModelStore
 from swarm.model.load import load_layers
 from swarm.model.prune import check_config, inner_model
+from tests.models.configs import tiny_config as sweep_config
+from tests.models.sweep import _random_model
 from tests.swarm.model.tiny import CPU, FAMILIES, MemoryCheckpoint, random_model, tiny_config
 
 
@@ -35,14 +37,17 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "v
     ("config", "message"),
     [
         (
-            lambda: transformers.OPTConfig(**SMALL, ffn_dim=32, word_embed_proj_dim=32),
-            "OPTForCausalLM cannot be cut into blocks: its layers are not one list",
+            lambda: transformers.RwkvConfig(hidden_size=32, num_hidden_layers=2, vocab_size=50),
+            "RwkvForCausalLM cannot be cut into blocks: its attention function cannot be replaced",
         ),
         (
-            lambda: transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=50),
-            "BloomForCausalLM cannot be cut into blocks: its attention function cannot be replaced",
+            lambda: transformers.BertConfig(**SMALL, intermediate_size=32),  # no decoder, though its class is one
+            "BertLMHeadModel cannot be cut into blocks: its attention is not causal",
         ),
-        (lambda: transformers.MambaConfig(**SMALL), "MambaForCausalLM cannot be cut into blocks"),
+        (
+            lambda: transformers.XLMConfig(emb_dim=32, n_layers=2, n_heads=4, n_words=50),
+            "the config of tiny says 2 layers, its weights hold 0",  # in lists of their own
+        ),
         (
             lambda: transformers.GptOssConfig(
                 **SMALL, num_key_value_heads=2, head_dim=8, intermediate_size=32, num_local_experts=2
@@ -56,7 +61,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "v
             "GPT2LMHeadModel cannot be cut into blocks: it computes attention in an order of its own",
         ),
     ],
-    ids=["opt", "bloom", "mamba", "fewer-experts-than-picked", "gpt2-upcast"],
+    ids=["rwkv", "bert-encoder", "xlm", "fewer-experts-than-picked", "gpt2-upcast"],
 )
 def test_architectures_that_do_not_fit_are_refused_by_name(config: Any, message: str) -> None:
     model = transformers.AutoModelForCausalLM.from_config(config())
@@ -332,3 +337,39 @@ def test_a_model_that_does_arithmetic_between_its_layers_is_refused(
     monkeypatch.setattr(layer, "forward", follows_the_longest)
     with pytest.raises(ModelError, match="LlamaForCausalLM cannot be cut .* called one by one, give other rows"):
         load(checkpoint, 2, 4)
+
+
+LIES = {
+    "llama-heads": ("llama", {"num_attention_heads": 5}),
+    "llama-more-heads": ("llama", {"num_attention_heads": 8}),
+    "llama-key-heads": ("llama", {"num_key_value_heads": 3}),
+    "llama-width": ("llama", {"hidden_size": 64}),
+    "llama-fewer-layers": ("llama", {"num_hidden_layers": 5}),
+    "llama-more-layers": ("llama", {"num_hidden_layers": 7}),
+    "bert-fewer-layers": ("bert", {"num_hidden_layers": 5}),
+    "bart-more-layers": ("bart", {"decoder_layers": 7}),
+    "gemma3-kinds-short": ("gemma3_text", {"layer_types": ["full_attention"] * 5}),
+    "gemma3-kinds-long": ("gemma3_text", {"layer_types": ["full_attention"] * 7}),
+    "lfm2-kinds-swapped": ("lfm2", {"layer_types": ["full_attention"] * 6}),
+    "qwen3-next-kind-unknown": ("qwen3_next", {"layer_types": ["telepathy"] * 6}),
+    "mixtral-fewer-experts": ("mixtral", {"num_local_experts": 3}),
+    "mixtral-more-experts": ("mixtral", {"num_local_experts": 5}),
+    "deepseek-groups": ("deepseek_v3", {"n_group": 3}),
+    "mamba-states": ("mamba", {"state_size": 16}),
+    "bloom-heads": ("bloom", {"n_head": 3}),
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_a_config_that_lies_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    kind, lie = LIES[case]
+    _random_model(sweep_config(kind)).save_pretrained(tmp_path / "liar")
+    path = tmp_path / "liar" / "config.json"
+    config = json.loads(path.read_text())
+    if "layer_types" in lie and "layer_types" not in config:
+        config.pop("full_attn_idxs", None)
+    path.write_text(json.dumps({**config, **lie}))
+    with pytest.raises(ModelError) as refused:
+        load_block(ModelStore(tmp_path / "store").open(str(tmp_path / "liar"), (0, 2)), 0, 2, CPU, torch.float32)
+    name = type(_random_model(sweep_config(kind))).__name__
+    assert any(named in str(refused.value) for named in ("liar", name, ".layers.0.")), refused.value
