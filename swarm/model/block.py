@@ -22,6 +22,7 @@ from swarm.model.dtype import dtype_name
 from swarm.model.edges import open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.fused import settle
+from swarm.model.gpu import Clock, EventClock, Gpu, WallClock, entered, gpu_of
 from swarm.model.guard import check_cut, one_layer
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
@@ -39,14 +40,16 @@ class Block:
     """Layers [first, last) of a model.
 
     head: first is 0, so it takes token ids. tail: last is n_layers, so it gives logits. One thread computes at a time.
+    gpu: what it computes on; None on a CPU.
     """
 
-    def __init__(self, loaded: Loaded, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, loaded: Loaded, device: torch.device, dtype: torch.dtype, gpu: Gpu | None = None) -> None:
         shape = loaded.shape
         self.first, self.last, self.n_layers = shape.first, shape.last, shape.n_layers
         self.head, self.tail = shape.first == 0, shape.last == shape.n_layers
         self.hidden_size, self.vocab_size = shape.hidden_size, shape.vocab_size
         self.device, self.dtype = device, dtype
+        self.gpu = gpu or gpu_of(device)
         self.computes_in = computes_in(loaded.model, dtype_name(dtype))
         self.kv_shapes = loaded.kv_shapes
         self.loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
@@ -64,7 +67,8 @@ class Block:
         kv = self.kv_shapes[first - self.first : last - self.first]
         layers = layer_list(model, type(model).__name__)[1]
         edges = open_edges(layers, head=first == 0, tail=last == self.n_layers)
-        return Block(Loaded(model, shape, self._attending, edges, kv, self.loaded.positions), self.device, self.dtype)
+        loaded = Loaded(model, shape, self._attending, edges, kv, self.loaded.positions)
+        return Block(loaded, self.device, self.dtype, self.gpu)
 
     @torch.inference_mode()
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
@@ -74,9 +78,14 @@ class Block:
         [n, hidden_size] in the block's dtype. Jobs of one session may share a forward when no later one commits a
         slot that an earlier one writes; ValueError otherwise.
         """
-        self._attending.jobs = plans = self._plan(jobs)
-        with self._divided(plans):
-            return self._forward(jobs, plans)
+        with entered(self.gpu):
+            self._attending.jobs = plans = self._plan(jobs)
+            with self._divided(plans):
+                return self._forward(jobs, plans)
+
+    def clock(self) -> Clock:
+        """A clock that is started: of the device's own time where it has such."""
+        return WallClock() if self.gpu is None else EventClock(self.gpu)
 
     def _forward(self, jobs: Sequence[Job], plans: Sequence[JobPlan]) -> list[torch.Tensor]:
         try:
@@ -113,6 +122,7 @@ class Block:
         """
         self._attending.jobs, self._attending.position = plans, positions
         try:
+            # Called within a capture too: whoever calls has entered the device.
             named = "input_ids" if self.head else "inputs_embeds"
             given = {named: inputs[None], "position_ids": positions[None], "use_cache": False}
             if self.tail:
