@@ -59,7 +59,7 @@ class LmDrafter:
 
     def another(self) -> LmDrafter:
         """A second drafter over the same weights, for a run beside this one's."""
-        loop = ChainLoop(capture=self.loop.capture, report=self.loop.report) if self.loop else None
+        loop = self.loop.another() if self.loop else None
         return LmDrafter(self.block, self._tokens, context=self.layout.context, scratch=self.layout.scratch, loop=loop)
 
     def begin(self, prompt: Sequence[int], sampling: Sampling) -> None:
@@ -119,18 +119,21 @@ class LmDrafter:
         waiting = guesses.take_waiting() if guesses.root.position < self.layout.context else []
         if not todo and not waiting:
             return
-        if self.loop is not None and self.loop.fits(len(waiting) + len(todo), 1):
-            self._compute_static(waiting, todo)
+        if self.loop is not None and self.loop.fits(len(waiting) + len(todo), 1) and self._static(waiting, todo):
             return
         logits = self._forward(guesses.take_commits(), waiting, todo)
         self._rank(waiting[-1:] + todo, logits)
 
-    def _compute_static(self, waiting: list[Guess], todo: list[Guess]) -> None:
+    def _static(self, waiting: list[Guess], todo: list[Guess]) -> bool:
+        """Compute one level on the device; whether that could be done."""
         assert self.loop is not None
         self._kv.commit(self._guesses.take_commits())
-        ranked = self.loop.run(self._guesses.rows(waiting, todo), [])[0]
-        for guess, ranks in zip(waiting + todo, ranked, strict=True):
+        levels = self.loop.run(self._guesses.rows(waiting, todo), [])
+        if levels is None:
+            return False
+        for guess, ranks in zip(waiting + todo, levels[0], strict=True):
             guess.ranks = ranks
+        return True
 
     def _go_on(self, starts: Sequence[Guess], levels: dict[int, list[tuple[Child, ...]]], step: DraftStep) -> None:
         """Levels 2 to `step.depth` below each start: first child after first child."""
@@ -161,6 +164,13 @@ class LmDrafter:
             guesses.place(start)
         later = [[guesses.take_slot() for _ in starts] for _ in range(steps - 1)]
         levels = loop.run(guesses.rows([], starts), later)
+        if levels is None:
+            for slot in (slot for slots in later for slot in slots):
+                guesses.give_slot(slot)
+            for start in starts:
+                guesses.give_slot(start.slot)
+                start.slot = -1
+            return
         tips = list(starts)
         for tip, ranks in zip(tips, levels[0], strict=True):
             tip.ranks = ranks

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from draft.base import Child
-from swarm.model.sampler import Sampling, filtered, gumbel
+from swarm.model.sampler import Sampling, divided, filtered, gumbel
 
 WIDTH = 16
 """Children kept for each computed token."""
@@ -82,11 +82,12 @@ class Ranker:
         rows = zip(ids.tolist(), values.tolist(), strict=True)
         return [tuple(Child(t, c) for t, c in zip(*row, strict=True) if c > 0) for row in rows]
 
-    def perturb(self, logits: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """What the tail takes the argmax of: logits over the temperature, filtered, plus noise; all [n, vocab]."""
+    def perturb(self, logits: torch.Tensor, noise: torch.Tensor | None, static: bool | None = None) -> torch.Tensor:
+        """What the tail takes the argmax of: logits over the temperature, filtered, plus noise; all [n, vocab].
+        `static` as in `sampler.filtered`."""
         if noise is None:
             return logits
-        return filtered(logits / self.sampling.temperature, self.sampling) + noise
+        return filtered(divided(logits, self.sampling.temperature), self.sampling, static) + noise
 
     def best(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Confidences float32 [n, w] and token ids int64 [n, w], best first.

@@ -23,7 +23,7 @@ from swarm.model.inorder import Order, attend_in_order, fits
 from swarm.model.kvcache import SessionKV
 from swarm.model.latent import Latent, latent_of
 from swarm.model.linear.paths import Paths
-from swarm.model.masks import AttentionChunk, Seen, Span, register_trial
+from swarm.model.masks import AttentionChunk, Seen, Span, register_trial, within
 from swarm.model.quant.native import Library
 from swarm.model.rows import Rows
 
@@ -128,8 +128,7 @@ def visible_slots(rows: Rows, kv: SessionKV, span: Span, low: int, high: int) ->
     seen = np.concatenate([drafts, committed < rows.prefix[:, None]], axis=1)
     if span is not None:
         place = np.concatenate([kv.position[low:scratch], committed]).astype(np.int32)
-        row = rows.position[:, None].astype(np.int32)
-        seen &= place >= row // span.size * span.size if isinstance(span, AttentionChunk) else row - place < span
+        seen &= within(span, rows.position[:, None].astype(np.int32), place)
     return seen
 
 

@@ -24,6 +24,7 @@ from swarm.model.edges import entering, open_edges
 from swarm.model.exact import InOrder, stands_against, writes_products
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.fused import settle
+from swarm.model.gpu import Clock, EventClock, Gpu, WallClock, entered, gpu_of
 from swarm.model.guard import check_cut, one_layer, samples
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
@@ -41,14 +42,16 @@ class Block:
     """Layers [first, last) of a model.
 
     head: first is 0, so it takes token ids. tail: last is n_layers, so it gives logits. One thread computes at a time.
+    gpu: what it computes on; None on a CPU.
     """
 
-    def __init__(self, loaded: Loaded, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, loaded: Loaded, device: torch.device, dtype: torch.dtype, gpu: Gpu | None = None) -> None:
         shape = loaded.shape
         self.first, self.last, self.n_layers = shape.first, shape.last, shape.n_layers
         self.head, self.tail = shape.first == 0, shape.last == shape.n_layers
         self.hidden_size, self.vocab_size = shape.hidden_size, shape.vocab_size
         self.device, self.dtype = device, dtype
+        self.gpu = gpu or gpu_of(device)
         self.computes_in = computes_in(loaded.model, dtype_name(dtype))
         self.kv_shapes = loaded.kv_shapes
         self.loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
@@ -74,7 +77,8 @@ class Block:
         layers = layer_list(model, type(model).__name__)[1]
         ends = {"head": first == 0, "tail": last == self.n_layers}
         edges = open_edges(layers, **ends, streams=shape.ties.streams)
-        part = Block(Loaded(model, shape, self._attending, edges, kv, self.loaded.positions), self.device, self.dtype)
+        loaded = Loaded(model, shape, self._attending, edges, kv, self.loaded.positions)
+        part = Block(loaded, self.device, self.dtype, self.gpu)
         part.why_not_exact, part._by_hand = self.why_not_exact, self._by_hand
         return part
 
@@ -90,9 +94,14 @@ class Block:
         [n, hidden_size] in the block's dtype. Jobs of one session may share a forward when no later one commits a
         slot that an earlier one writes; ValueError otherwise.
         """
-        self._attending.jobs = plans = self._plan(jobs)
-        with self._divided(plans), self._in_order():
-            return self._forward(jobs, plans)
+        with entered(self.gpu):
+            self._attending.jobs = plans = self._plan(jobs)
+            with self._divided(plans), self._in_order():
+                return self._forward(jobs, plans)
+
+    def clock(self) -> Clock:
+        """A clock that is started: of the device's own time where it has such."""
+        return WallClock() if self.gpu is None else EventClock(self.gpu)
 
     def _forward(self, jobs: Sequence[Job], plans: Sequence[JobPlan]) -> list[torch.Tensor]:
         try:
@@ -141,6 +150,7 @@ class Block:
         self._attending.jobs, self._attending.position = plans, positions
         self._attending.begin()
         try:
+            # Called within a capture too: whoever calls has entered the device.
             named = "input_ids" if self.head else "inputs_embeds"
             given = {named: inputs[None], "position_ids": positions[None], "use_cache": False, **self._cache()}
             if self.tail:

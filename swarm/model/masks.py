@@ -36,6 +36,14 @@ Span = int | AttentionChunk | None
 """How far back rows of a layer see: a window of so many positions (their own included), a chunk, everything."""
 
 
+def within(span: int | AttentionChunk, position: Any, place: Any) -> Any:
+    """[n, slots] of bool: does a row at `position` [n, 1] see back to `place` [n or 1, slots]? Integers, of numpy
+    on the host or of torch on a device."""
+    if isinstance(span, AttentionChunk):
+        return place >= position // span.size * span.size
+    return position - place < span
+
+
 @dataclass(frozen=True)
 class Seen:
     """Stands for a mask: `visible(i, j)` says whether position i sees position j."""

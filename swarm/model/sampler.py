@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 MAX_LOGPROBS = 20
 _FEW = 1024
 """Candidates that top-p looks at before it sorts a whole vocabulary."""
+_ONE = float(1 << 40)
+"""What the most probable token weighs in the whole numbers that top-p adds up: a vocabulary's sum stays below 2**63."""
+_UNSURE = 1e-4
+"""How far a sum of probabilities in float32 may be off, many times over."""
 MAX_MARGIN = 1e9
 """Reported where filters or a constraint left one token."""
 LEAST_LOGPROB = -9999.0
@@ -152,23 +156,51 @@ def _lead(row: NDArray[np.float32], token: int) -> float:
 
 
 def _perturbed(logits: torch.Tensor, positions: Sequence[int], sampling: Sampling) -> torch.Tensor:
-    scaled = filtered(logits / sampling.temperature, sampling)
+    scaled = filtered(divided(logits, sampling.temperature), sampling)
     made = {p: gumbel(sampling.seed, p, logits.shape[-1]) for p in set(map(int, positions))}  # trees share positions
     noise = np.stack([made[int(p)] for p in positions])
     return scaled + torch.from_numpy(noise).to(logits.device)
 
 
-def filtered(scaled: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def filtered(scaled: torch.Tensor, sampling: Sampling, static: bool | None = None) -> torch.Tensor:
     """Logits [n, vocab], already divided by the temperature, with -inf for what top-k, then top-p, then min-p drop.
 
-    Of equal logits the smaller ids are kept first. The most probable token always stays.
+    Of equal logits the smaller ids are kept first. The most probable token always stays. Probabilities are added as
+    whole numbers, so the sum does not depend on the order in which a device adds: every device keeps the same tokens of
+    the same logits.
+
+    static: nothing is read on the host, so a CUDA graph can hold it; sorts the whole vocabulary, which only pays on a
+    GPU (None: there).
     """
     if 0 < sampling.top_k < scaled.shape[-1] or sampling.top_p < 1:
-        scaled = _keep_largest(scaled, *_cut(scaled, sampling))
+        if scaled.device.type != "cpu" if static is None else static:
+            scaled = _sorted_out(scaled, sampling)
+        else:
+            scaled = _keep_largest(scaled, *_cut(scaled, sampling))
     if sampling.min_p > 0:
         best = scaled.max(-1, keepdim=True).values
         scaled = scaled.masked_fill(scaled < best + math.log(sampling.min_p), -math.inf)
     return scaled
+
+
+def _weights(values: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """Probabilities up to a factor, as int64: those of `best` [n, 1] are 2**40. Exponentials of float64 differ between
+    libraries in their last bit, thirteen bits below what is kept."""
+    return ((values - best).double().exp() * _ONE).round().long()
+
+
+def _sorted_out(scaled: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Top-k, then top-p by one stable sort, without a branch that depends on the logits."""
+    values, order = scaled.sort(dim=-1, descending=True, stable=True)
+    keep = torch.ones_like(values, dtype=torch.bool)
+    if 0 < sampling.top_k < scaled.shape[-1]:
+        keep[:, sampling.top_k :] = False
+    if sampling.top_p < 1:
+        weights = _weights(values, values[:, :1]) * keep
+        before = weights.cumsum(-1) - weights
+        keep &= before.double() < weights.sum(-1, keepdim=True).double() * sampling.top_p
+        keep[:, 0] = True
+    return scaled.masked_fill(~torch.zeros_like(keep).scatter(-1, order, keep), -math.inf)
 
 
 def _cut(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,22 +214,31 @@ def _cut(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.
     few = scaled.topk(sampling.top_k if limited else min(_FEW, vocab), dim=-1).values
     if sampling.top_p == 1:
         return torch.full_like(few[:, :1], few.shape[-1], dtype=torch.long), few[:, -1:]
-    norm = (few if limited else scaled).logsumexp(-1, keepdim=True)
-    count = _reach(few, norm, sampling.top_p)
+    best = few[:, :1]
+    weights = _weights(few, best)
+    if limited:
+        count = _reach(weights, weights.sum(-1, keepdim=True).double() * sampling.top_p)
+        return count, few.gather(1, count - 1)
+    # Weighing a whole vocabulary takes longer than this estimate, which nearly always settles the count.
+    wanted = (scaled.logsumexp(-1, keepdim=True) - best).double().exp() * _ONE * sampling.top_p
+    count, most = _reach(weights, wanted * (1 - _UNSURE)), _reach(weights, wanted * (1 + _UNSURE))
     cut = few.gather(1, count - 1)
-    if not limited and few.shape[-1] < vocab:
-        for row in (count[:, 0] == few.shape[-1]).nonzero()[:, 0].tolist():
-            every = scaled[row : row + 1].sort(dim=-1, descending=True).values
-            count[row : row + 1] = _reach(every, norm[row : row + 1], sampling.top_p)
-            cut[row : row + 1] = every.gather(1, count[row : row + 1] - 1)
+    for row in ((count != most) | (most == few.shape[-1])).nonzero()[:, 0].tolist():
+        one = slice(row, row + 1)
+        total = _weights(scaled[one], best[one]).sum(-1, keepdim=True).double()
+        values = few[one]
+        count[one] = _reach(weights[one], total * sampling.top_p)
+        if int(count[row, 0]) == few.shape[-1] < vocab:
+            values = scaled[one].sort(dim=-1, descending=True).values
+            count[one] = _reach(_weights(values, best[one]), total * sampling.top_p)
+        cut[one] = values.gather(1, count[one] - 1)
     return count, cut
 
 
-def _reach(values: torch.Tensor, norm: torch.Tensor, top_p: float) -> torch.Tensor:
-    """How many of the falling `values` it takes to reach probability top_p, at least 1: [n, 1]."""
-    probability = (values - norm).exp()
-    before = probability.cumsum(-1) - probability
-    return (before < top_p).sum(-1, keepdim=True).clamp(min=1)
+def _reach(weights: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """How many of the falling `weights` it takes to reach what is `wanted` [n, 1] of them, at least 1: [n, 1]."""
+    before = weights.cumsum(-1) - weights
+    return (before.double() < wanted).sum(-1, keepdim=True).clamp(min=1)
 
 
 def _keep_largest(scaled: torch.Tensor, count: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
@@ -210,13 +251,19 @@ def _keep_largest(scaled: torch.Tensor, count: torch.Tensor, cut: torch.Tensor) 
     return scaled.masked_fill(drop, -math.inf)
 
 
+def divided(values: torch.Tensor, by: float) -> torch.Tensor:
+    """values / by, rounded once. For a Python number CUDA multiplies by its inverse, which rounds twice and gives other
+    bits than a CPU (aten/src/ATen/native/cuda/BinaryDivTrueKernel.cu)."""
+    return values / torch.full((), by, dtype=values.dtype, device=values.device)
+
+
 def penalised(logits: torch.Tensor, contexts: Sequence[Iterable[int]], penalty: float) -> torch.Tensor:
     """Logits [n, vocab] with those of each row's context made less likely (Keskar et al., CTRL, 2019); a copy."""
     logits = logits.clone()
     for row, context in zip(logits, contexts, strict=True):
         seen = torch.tensor(sorted(set(context)), dtype=torch.long, device=logits.device)
         values = row[seen]
-        row[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        row[seen] = torch.where(values > 0, divided(values, penalty), values * penalty)
     return logits
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from draft.base import ROOT, Child, DraftNode, DraftStep, Expansion
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
 from draft.ranker import Ranker
-from swarm.base.events import Event, Notice
-from swarm.model.block import Block
+from swarm.base.events import Event, Notice, Report, silent
+from swarm.model.block import Block, load_block
+from swarm.model.gpu import Gpu
 from swarm.model.sampler import Sampling, pick
 from tests.draft.tiny import VOCAB, save_tiny, tiny_block
+from tests.swarm.model.fake_cuda import FakeCuda
+from tests.swarm.model.tiny import MemoryCheckpoint, random_model, tiny_config
 
 SAMPLINGS = (
     Sampling(),
@@ -30,6 +34,19 @@ SAMPLINGS = (
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[LlamaForCausalLM, Block]:
     folder = tmp_path_factory.mktemp("tiny")
     return save_tiny(folder), tiny_block(folder)
+
+
+def graphs(cuda: FakeCuda | None = None, report: Report = silent) -> ChainLoop:
+    """A loop in graphs, by CUDA's rules and without a GPU."""
+
+    def told(event: Event) -> None:
+        assert report is not silent, event  # who does not look expects every capture to be made
+        report(event)
+
+    return ChainLoop(gpu=Gpu(torch.device("cuda", 1), cuda or FakeCuda(home=1)), report=told)
+
+
+LOOPS: dict[str, Callable[[], ChainLoop | None]] = {"stepwise": lambda: None, "loop": ChainLoop, "graphs": graphs}
 
 
 class Reference:
@@ -119,19 +136,28 @@ class Story:
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "filtered", "penalty"])
-@pytest.mark.parametrize("loop", [False, True], ids=["stepwise", "loop"])
+@pytest.mark.parametrize("loop", ["stepwise", "loop"])
 @settings(max_examples=8)
 @given(seed=st.integers(0, 10**6))
 def test_any_tree_ranks_as_the_plain_model_does(
-    tiny: tuple[LlamaForCausalLM, Block], sampling: Sampling, loop: bool, seed: int
+    tiny: tuple[LlamaForCausalLM, Block], sampling: Sampling, loop: str, seed: int
 ) -> None:
     model, block = tiny
     rng = random.Random(seed)
-    drafter = LmDrafter(block, context=128, scratch=64, loop=ChainLoop() if loop else None)
+    drafter = LmDrafter(block, context=128, scratch=64, loop=LOOPS[loop]())
     prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 9))]
     story = Story(drafter, Reference(model, sampling), prompt, rng)
     for _ in range(8):
         story.turn(width=rng.randint(1, 8), depth=rng.randint(1, 4))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=["greedy", "warm", "filtered"])
+def test_graphs_rank_any_tree_as_the_plain_model_does(tiny: tuple[LlamaForCausalLM, Block], sampling: Sampling) -> None:
+    rng = random.Random(7)
+    drafter = LmDrafter(tiny[1], context=128, scratch=64, loop=graphs())
+    story = Story(drafter, Reference(tiny[0], sampling), [5, 2, 8], rng)
+    for _ in range(12):
+        story.turn(width=rng.randint(1, 8), depth=rng.choice([1, 3]))
 
 
 def chain(drafter: LmDrafter, prompt: list[int], steps: int, depth: int, rng: random.Random) -> list[list[int]]:
@@ -210,27 +236,81 @@ def test_full_slots_leave_ids_unserved_until_some_are_dropped(tiny: tuple[LlamaF
     assert {e.id for e in drafter.step(DraftStep(dropped=tuple(served), expand=left))} == set(left)
 
 
-def test_a_capture_that_fails_warns_once_and_drafts_on(tiny: tuple[LlamaForCausalLM, Block]) -> None:
-    events: list[Event] = []
-
-    class Failing(ChainLoop):
-        def _wants_graph(self) -> bool:
-            return True
-
-    loop = Failing(report=events.append)
-    drafter = LmDrafter(tiny[1], context=64, scratch=64, loop=loop)
+@pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=["greedy", "warm", "filtered"])
+def test_graphs_are_made_at_the_second_use_and_then_replayed(
+    tiny: tuple[LlamaForCausalLM, Block], sampling: Sampling
+) -> None:
+    cuda, events = FakeCuda(home=1), list[Event]()
+    drafter = LmDrafter(tiny[1], context=64, scratch=64, loop=graphs(cuda, events.append))
     plain = LmDrafter(tiny[1], context=64, scratch=64)
-    for sampling in SAMPLINGS[:2]:
-        drafter.begin([1, 2, 3], sampling)
-        plain.begin([1, 2, 3], sampling)
+    made = []
+    for _ in range(4):
+        for each in (drafter, plain):
+            each.begin([1, 2, 3], sampling)
+        found, expected = (d.step(DraftStep(expand=(ROOT,), depth=5))[0] for d in (drafter, plain))
+        assert [level[0].token for level in found.levels] == [level[0].token for level in expected.levels]
+        made.append((cuda.captures, cuda.replays))
+    assert made == [(0, 0), (2, 0), (2, 1), (2, 2)]  # one of them is the pool's anchor
+    assert events == []
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [(torch.OutOfMemoryError("CUDA out of memory."), True), (RuntimeError("operation not permitted"), False)],
+)
+def test_a_capture_that_fails_warns_once_and_drafts_on(
+    tiny: tuple[LlamaForCausalLM, Block], monkeypatch: pytest.MonkeyPatch, error: Exception, again: bool
+) -> None:
+    events, now = list[Event](), [0.0]
+    monkeypatch.setattr("draft.loop.time.monotonic", lambda: now[0])
+    cuda = FakeCuda(home=1)
+    drafter = LmDrafter(tiny[1], context=64, scratch=64, loop=graphs(cuda, events.append))
+    plain = LmDrafter(tiny[1], context=64, scratch=64)
+    for _ in range(8):
+        now[0] += 1000.0
+        cuda.fail = error
+        for each in (drafter, plain):
+            each.begin([1, 2, 3], Sampling())
         found, expected = (d.step(DraftStep(expand=(ROOT,), depth=4))[0] for d in (drafter, plain))
         assert [level[0].token for level in found.levels] == [level[0].token for level in expected.levels]
+    cuda.fail, now[0] = None, now[0] + 1000.0
+    drafter.begin([1, 2, 3], Sampling())
+    drafter.step(DraftStep(expand=(ROOT,), depth=4))
     assert [e.level for e in events if isinstance(e, Notice)] == ["warning"]
+    assert (drafter.loop is not None and drafter.loop.trust.given_up) is not again
+    assert bool(cuda.captures > 8) == again
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3", "mistral", "cohere2"])
+@pytest.mark.parametrize("loop", ["loop", "graphs"])
+def test_models_with_windows_draft_in_loops_what_they_draft_step_by_step(family: str, loop: str) -> None:
+    checkpoint = MemoryCheckpoint(random_model(tiny_config(family)))
+    block = load_block(checkpoint, 0, 6, torch.device("cpu"), torch.float32)
+    sides = [LmDrafter(block, context=96, scratch=64, loop=LOOPS[kind]()) for kind in (loop, "stepwise")]
+    drafted = [chain(side, [3, 1, 4, 1, 5, 9, 2, 6], 10, 6, random.Random(2)) for side in sides]
+    assert drafted[0] == drafted[1]
+    assert sides[0].loop is not None and not sides[0].loop.broken
+
+
+def test_a_model_whose_steps_are_not_alike_drafts_level_by_level(
+    tiny: tuple[LlamaForCausalLM, Block], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = list[Event]()
+    loop = ChainLoop(report=events.append)
+    drafter, plain = (LmDrafter(tiny[1], context=128, scratch=64, loop=each) for each in (loop, None))
+
+    def refuse(*args: object) -> torch.Tensor:
+        raise RuntimeError("this layer reads its rows on the host")
+
+    monkeypatch.setattr(loop, "_loop", refuse)
+    drafted = [chain(side, [3, 1, 4, 1, 5], 8, 5, random.Random(2)) for side in (drafter, plain)]
+    assert drafted[0] == drafted[1] and loop.broken
+    assert ["level by level" in e.text for e in events if isinstance(e, Notice)] == [True]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=["greedy", "warm", "filtered"])
-def test_graphs_draft_what_single_steps_draft(tmp_path: Path, sampling: Sampling) -> None:
+def test_graphs_draft_what_single_steps_draft_on_a_gpu(tmp_path: Path, sampling: Sampling) -> None:
     model = save_tiny(tmp_path).to("cuda")
     events: list[Event] = []
     for seed in range(5):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from swarm.base.errors import UsageError
-from swarm.model.sampler import Sampling, filtered, gumbel, pick
+from swarm.model.sampler import Sampling, divided, filtered, gumbel, pick
 
 LOGITS = hnp.arrays(
     np.float32, st.integers(2, 12), elements=st.floats(-8, 8, width=16, allow_subnormal=False), unique=True
@@ -152,3 +152,63 @@ def test_repetition_penalty_pushes_seen_tokens_down() -> None:
 def test_settings_out_of_range_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"{field} must be .*, found"):
         Sampling(**{field: value})
+
+
+@given(
+    LOGITS, st.integers(0, 6), st.sampled_from([0.05, 0.3, 0.71, 0.93, 1.0]), st.sampled_from([0.0, 0.013, 0.37, 1.0])
+)
+def test_the_filter_without_branches_keeps_the_same_tokens(
+    logits: np.ndarray, top_k: int, top_p: float, min_p: float
+) -> None:
+    sampling = Sampling(temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p)
+    rows = torch.stack([row(logits)[0], row(logits)[0].flip(0)])
+    assert torch.equal(filtered(rows, sampling, static=True), filtered(rows, sampling, static=False))
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+@pytest.mark.parametrize("top_p", [0.2, 0.9, 0.9999])
+@pytest.mark.parametrize("top_k", [0, 700])
+def test_so_it_does_for_large_vocabularies(spread: float, top_p: float, top_k: int) -> None:
+    logits = (torch.randn(3, 5000, generator=torch.Generator().manual_seed(1)) * spread).round(decimals=2)
+    sampling = Sampling(temperature=1.0, top_p=top_p, top_k=top_k)
+    assert torch.equal(filtered(logits, sampling, static=True), filtered(logits, sampling, static=False))
+
+
+def test_at_an_edge_of_top_p_no_order_of_adding_changes_what_is_kept() -> None:
+    """Ten tokens of a tenth each: whether nine of them reach 0.9 is decided by the rounding of a sum of floats."""
+    many = torch.zeros(1, 10)
+    for top_p, kept in ((0.3, 3), (0.6, 6), (0.7, 7), (0.9, 9)):
+        for static in (False, True):
+            found = filtered(many, Sampling(temperature=1.0, top_p=top_p), static)
+            assert int(torch.isfinite(found).sum()) == kept, (top_p, static)
+
+
+def test_the_filter_without_branches_reads_nothing_on_the_host() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    sampling = Sampling(temperature=0.7, top_p=0.9, top_k=40, min_p=0.01)
+    with FakeTensorMode():
+        logits = torch.randn(3, 5000)
+        filtered(logits, sampling, static=True)
+        with pytest.raises(Exception, match=r"_local_scalar_dense|data-dependent|nonzero"):
+            filtered(logits, sampling, static=False)
+
+
+def test_division_by_a_temperature_rounds_once() -> None:
+    values = torch.randn(2, 1000, generator=torch.Generator().manual_seed(2))
+    exact = (values.double() / float(np.float32(0.7))).float()
+    assert torch.equal(divided(values, 0.7), exact)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_what_a_cpu_draws() -> None:
+    logits = torch.randn(16, 50_000, generator=torch.Generator().manual_seed(3)) * 3
+    for sampling in (
+        Sampling(temperature=0.7, seed=1),
+        Sampling(temperature=0.9, top_p=0.9, seed=2),
+        Sampling(temperature=1.3, top_p=0.95, top_k=50, min_p=0.01, seed=3),
+    ):
+        sides = [pick(side, range(16), sampling) for side in (logits, logits.cuda())]
+        assert [p.token for p in sides[0]] == [p.token for p in sides[1]]
+        scaled = [filtered(divided(side, 0.7), sampling).cpu() for side in (logits, logits.cuda())]
+        assert torch.equal(scaled[0], scaled[1])
