@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm.model.text.spelling import Spelling
-from swarm.run.api import CommittedTokens, RunResult
+from swarm.run.api import CommittedTokens, RunResult, Special
 from swarm.serve.logprobs import Entry, LogprobLedger, chat_entry, text_entries
 from swarm.serve.parse import GenerationRequest
 from swarm.serve.tools import ToolCall, ToolSplitter
@@ -15,7 +15,12 @@ from swarm.serve.tools import ToolCall, ToolSplitter
 
 @dataclass
 class Choice:
-    """One answer being written. `text`: begins with the prompt where that is echoed."""
+    """One answer being written. `text`: begins with the prompt where that is echoed.
+
+    prompt  how many tokens it has, those of it that the ring gives back included
+    given   how many these are: the answer's first tokens, told only for how likely they were
+    silent  no token was wanted: the one that the ring draws all the same is not told
+    """
 
     index: int
     splitter: ToolSplitter
@@ -24,17 +29,48 @@ class Choice:
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     result: RunResult | None = None
+    prompt: int = 0
+    given: int = 0
+    silent: bool = False
+    committed: int = 0
+    unsaid: str = ""
+    """A special token that is shown only if it does not end the answer."""
+
+    @property
+    def written(self) -> int:
+        """Tokens of the answer so far."""
+        return 0 if self.silent else max(0, self.committed - self.given)
 
     @property
     def finish(self) -> str | None:
         if self.result is None:
             return None
+        if self.silent:
+            return "length"
         return "tool_calls" if self.calls else self.result.finish_reason
 
-    def entries(self, event: CommittedTokens) -> list[Entry]:
+    def heard(self, event: CommittedTokens) -> str:
+        """The text that an event adds, special tokens left out."""
+        self.committed += len(event.tokens)
+        return "" if self.silent else event.text
+
+    def heard_all(self, event: CommittedTokens) -> str:
+        """The text that an event adds with its special tokens, but for one that might end the answer."""
+        self.committed += len(event.tokens)
+        if self.silent or not (event.tokens or event.text or event.pieces):
+            return ""
+        pieces = event.pieces or (event.text,)
+        last = pieces[-1].text if isinstance(pieces[-1], Special) else ""
+        shown = pieces[:-1] if last else pieces
+        told, self.unsaid = self.unsaid, last
+        return told + "".join(piece.text if isinstance(piece, Special) else piece for piece in shown)
+
+    def entries(self, event: CommittedTokens, text: str | None = None) -> list[Entry]:
         """Log-probabilities that may be told with this event's text."""
+        if self.silent:
+            return []
         self.ledger.add(event.tokens, event.logprobs)
-        return self.ledger.release(event.text)
+        return self.ledger.release(event.text if text is None else text)
 
     def last_entries(self) -> list[Entry]:
         """Those that no text comes for any more."""
@@ -61,16 +97,19 @@ def receipt_address(run_id: str) -> str:
     return f"/v1/receipts/{run_id}"
 
 
-def usage(results: Sequence[RunResult], prompts: int) -> dict[str, Any]:
+def usage(choices: Sequence[Choice], prompts: int) -> dict[str, Any]:
     """Tokens of a request. Choices of one prompt share it, so it counts once. `prompts`: how many there were."""
-    firsts = results[:: max(1, len(results) // prompts)][:prompts]
-    read = sum(len(result.prompt_token_ids) for result in firsts)
-    written = sum(result.new_tokens for result in results)
+    firsts = choices[:: max(1, len(choices) // prompts)][:prompts]
+    cached = sum(choice.result.cached_prompt_tokens for choice in firsts if choice.result is not None)
+    return _counted(sum(choice.prompt for choice in firsts), sum(choice.written for choice in choices), cached)
+
+
+def _counted(read: int, written: int, cached: int = 0) -> dict[str, Any]:
     return {
         "prompt_tokens": read,
         "completion_tokens": written,
         "total_tokens": read + written,
-        "prompt_tokens_details": {"cached_tokens": sum(result.cached_prompt_tokens for result in firsts)},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 
@@ -89,9 +128,21 @@ class AnswerShape:
         body = {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
         return {**body, "system_fingerprint": None}
 
-    def chunk(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def chunk(self, kind: str, choices: list[dict[str, Any]], told: Choice | None = None) -> dict[str, Any]:
+        """`told`: the choice that the chunk is about."""
         body = self.envelope(kind, choices)
-        return {**body, "usage": None} if self.wanted.include_usage else body
+        if not self.wanted.include_usage:
+            return body
+        so_far = _counted(told.prompt, told.written) if told is not None and self.wanted.usage_so_far else None
+        return {**body, "usage": so_far}
+
+    def heard(self, choice: Choice, event: CommittedTokens) -> str:
+        """The text that an event adds."""
+        return choice.heard_all(event) if self.wanted.show_special else choice.heard(event)
+
+    def unsaid(self, choice: Choice) -> str:
+        """What was held back and is text after all, now that the answer is over."""
+        return "" if choice.result is not None and choice.result.finish_reason == "stop" else choice.unsaid
 
 
 class ChatShape(AnswerShape):
@@ -103,11 +154,14 @@ class ChatShape(AnswerShape):
         return [self._delta(choice, {"role": "assistant", "content": ""})]
 
     def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
-        text, calls = choice.splitter.feed(*(event.pieces or (event.text,)))
-        return self._say(choice, text, calls, choice.entries(event))
+        shown = self.heard(choice, event)
+        pieces = (shown,) if self.wanted.show_special or choice.silent else (event.pieces or (event.text,))
+        text, calls = choice.splitter.feed(*pieces)
+        return self._say(choice, text, calls, choice.entries(event, shown))
 
     def closing(self, choice: Choice) -> list[dict[str, Any]]:
         text, calls = choice.splitter.finish()
+        text += self.unsaid(choice)
         chunks = self._say(choice, text, calls, choice.last_entries())
         last = self._delta(choice, {}, choice.finish)
         if choice.result is not None:
@@ -147,7 +201,7 @@ class ChatShape(AnswerShape):
 
     def _delta(self, choice: Choice, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         item = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return self.chunk(self.chunk_kind, [item])
+        return self.chunk(self.chunk_kind, [item], choice)
 
     def _call(self, choice: Choice, place: int, call: ToolCall) -> dict[str, Any]:
         name = f"call_{self.id.removeprefix('chatcmpl-')}_{choice.index}_{place}"
@@ -163,10 +217,11 @@ class TextShape(AnswerShape):
         return [self._chunk(choice, choice.text, None)] if choice.text else []
 
     def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
-        return self._say(choice, event.text, choice.entries(event))
+        text = self.heard(choice, event)
+        return self._say(choice, text, choice.entries(event, text))
 
     def closing(self, choice: Choice) -> list[dict[str, Any]]:
-        chunks = self._say(choice, "", choice.last_entries())
+        chunks = self._say(choice, self.unsaid(choice), choice.last_entries())
         last = self._chunk(choice, "", None, choice.finish)
         if choice.result is not None:
             last["wanswarm"] = run_facts(choice.result)
@@ -187,7 +242,7 @@ class TextShape(AnswerShape):
         )
 
     def _chunk(self, choice: Choice, text: str, logprobs: Any, finish: str | None = None) -> dict[str, Any]:
-        return self.chunk(self.chunk_kind, [self._item(choice, text, logprobs, finish)])
+        return self.chunk(self.chunk_kind, [self._item(choice, text, logprobs, finish)], choice)
 
     @staticmethod
     def _item(choice: Choice, text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
