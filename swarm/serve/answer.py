@@ -10,7 +10,8 @@ from swarm.model.text.spelling import Spelling
 from swarm.run.api import CommittedTokens, RunResult, Special
 from swarm.serve.logprobs import Entry, LogprobLedger, chat_entry, text_entries
 from swarm.serve.parse import GenerationRequest
-from swarm.serve.tools import ToolCall, ToolSplitter
+from swarm.serve.tape import Heard
+from swarm.serve.tools import ToolCall, ToolSplitter, short_id
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Choice:
     splitter: ToolSplitter
     ledger: LogprobLedger
     text: str = ""
+    thought: str = ""
+    thinking_tokens: int = 0
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     result: RunResult | None = None
@@ -47,7 +50,7 @@ class Choice:
             return None
         if self.silent:
             return "length"
-        return "tool_calls" if self.calls else self.result.finish_reason
+        return "tool_calls" if self.calls and not self.splitter.cut else self.result.finish_reason
 
     def heard(self, event: CommittedTokens) -> str:
         """The text that an event adds, special tokens left out."""
@@ -101,7 +104,9 @@ def usage(choices: Sequence[Choice], prompts: int) -> dict[str, Any]:
     """Tokens of a request. Choices of one prompt share it, so it counts once. `prompts`: how many there were."""
     firsts = choices[:: max(1, len(choices) // prompts)][:prompts]
     cached = sum(choice.result.cached_prompt_tokens for choice in firsts if choice.result is not None)
-    return _counted(sum(choice.prompt for choice in firsts), sum(choice.written for choice in choices), cached)
+    counted = _counted(sum(choice.prompt for choice in firsts), sum(choice.written for choice in choices), cached)
+    thinking = sum(choice.thinking_tokens for choice in choices)
+    return {**counted, "completion_tokens_details": {"reasoning_tokens": thinking}} if thinking else counted
 
 
 def _counted(read: int, written: int, cached: int = 0) -> dict[str, Any]:
@@ -156,13 +161,15 @@ class ChatShape(AnswerShape):
     def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
         shown = self.heard(choice, event)
         pieces = (shown,) if self.wanted.show_special or choice.silent else (event.pieces or (event.text,))
-        text, calls = choice.splitter.feed(*pieces)
-        return self._say(choice, text, calls, choice.entries(event, shown))
+        parts = choice.splitter.feed(*pieces)
+        if parts and all(part.kind == "thought" for part in parts):
+            choice.thinking_tokens += len(event.tokens)
+        return self._say(choice, parts, choice.entries(event, shown))
 
     def closing(self, choice: Choice) -> list[dict[str, Any]]:
-        text, calls = choice.splitter.finish()
-        text += self.unsaid(choice)
-        chunks = self._say(choice, text, calls, choice.last_entries())
+        rest = self.unsaid(choice)
+        parts = [*(choice.splitter.feed(rest) if rest else ()), *choice.splitter.finish()]
+        chunks = self._say(choice, parts, choice.last_entries())
         last = self._delta(choice, {}, choice.finish)
         if choice.result is not None:
             last["wanswarm"] = run_facts(choice.result)
@@ -172,8 +179,12 @@ class ChatShape(AnswerShape):
         items = []
         for choice in choices:
             message: dict[str, Any] = {"role": "assistant", "content": choice.text or None, "refusal": None}
+            if choice.thought:
+                message["reasoning_content"] = choice.thought
             if choice.calls:
-                message["tool_calls"] = [self._call(choice, i, call) for i, call in enumerate(choice.calls)]
+                message["tool_calls"] = [
+                    self._call(choice, place, call.arguments) for place, call in enumerate(choice.calls)
+                ]
             else:
                 message["content"] = choice.text
             logprobs = {"content": choice.logprobs, "refusal": None} if self.wanted.logprobs is not None else None
@@ -182,30 +193,41 @@ class ChatShape(AnswerShape):
             )
         return self.envelope("chat.completion", items)
 
-    def _say(self, choice: Choice, text: str, calls: list[ToolCall], told: list[Entry]) -> list[dict[str, Any]]:
+    def _say(self, choice: Choice, parts: Sequence[Heard], told: list[Entry]) -> list[dict[str, Any]]:
         most = self.wanted.logprobs
         entries = [] if most is None else [chat_entry(entry, self.spelling, most) for entry in told]
-        choice.text += text
         choice.logprobs += entries
-        chunks = []
-        if text or entries:
-            chunk = self._delta(choice, {"content": text})
-            if entries:
-                chunk["choices"][0]["logprobs"] = {"content": entries, "refusal": None}
-            chunks.append(chunk)
-        for call in calls:
-            place = len(choice.calls)
-            choice.calls.append(call)
-            chunks.append(self._delta(choice, {"tool_calls": [{"index": place, **self._call(choice, place, call)}]}))
+        deltas = [self._part(choice, part) for part in parts]
+        if entries and not deltas:
+            deltas = [{"content": ""}]
+        chunks = [self._delta(choice, delta) for delta in deltas]
+        if entries:
+            chunks[0]["choices"][0]["logprobs"] = {"content": entries, "refusal": None}
         return chunks
+
+    def _part(self, choice: Choice, part: Heard) -> dict[str, Any]:
+        """The delta that tells of a part; the choice keeps it."""
+        if part.kind == "text":
+            choice.text += part.text
+            return {"content": part.text}
+        if part.kind == "thought":
+            choice.thought += part.text
+            return {"reasoning_content": part.text}
+        if part.kind == "call":
+            choice.calls.append(ToolCall(part.text, id=part.id))
+            place = len(choice.calls) - 1
+            return {"tool_calls": [{"index": place, **self._call(choice, place, "")}]}
+        choice.calls[-1].arguments += part.text
+        return {"tool_calls": [{"index": len(choice.calls) - 1, "function": {"arguments": part.text}}]}
 
     def _delta(self, choice: Choice, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         item = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": finish}
         return self.chunk(self.chunk_kind, [item], choice)
 
-    def _call(self, choice: Choice, place: int, call: ToolCall) -> dict[str, Any]:
-        name = f"call_{self.id.removeprefix('chatcmpl-')}_{choice.index}_{place}"
-        return {"id": name, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    def _call(self, choice: Choice, place: int, arguments: str) -> dict[str, Any]:
+        call, written = choice.calls[place], f"{self.id.removeprefix('chatcmpl-')}_{choice.index}_{place}"
+        name = call.id or (short_id(written) if choice.splitter.marks.short_ids else f"call_{written}")
+        return {"id": name, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 class TextShape(AnswerShape):

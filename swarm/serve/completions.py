@@ -17,6 +17,7 @@ from swarm.run.api import CommittedTokens, Finished, RingOpened, RunEvent, RunRe
 from swarm.serve.admission import RequestQueue
 from swarm.serve.answer import ChatShape, Choice, TextShape, receipt_address, run_facts, usage
 from swarm.serve.backend import Backend
+from swarm.serve.chat_prompt import NO_TOOLS_NOTE, takes_tools
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, translate
 from swarm.serve.logprobs import LogprobLedger
@@ -30,9 +31,9 @@ from swarm.serve.parse import (
 )
 from swarm.serve.plan import plan_chat, plan_text
 from swarm.serve.run_registry import RunBook
-from swarm.serve.tools import ToolSplitter, tool_names
+from swarm.serve.tools import Marks, ToolSplitter, schemas_of
 from swarm.serve.voice import Event, OpenAIVoice, Voice
-from swarm.serve.web import IGNORED, REQUEST_ID, USER, read_json
+from swarm.serve.web import IGNORED, NOTE, REQUEST_ID, USER, read_json
 
 OnEvent = Callable[[int, RunEvent], Awaitable[None]]
 
@@ -49,6 +50,7 @@ class Completions:
         self._book = book
         self._metrics = metrics
         self._spelt: Spelling | None = None
+        self._marks: Marks | None = None
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         parsed = parse_chat_untrusted(await read_json(request, self._config), self._config)
@@ -58,13 +60,16 @@ class Completions:
         """Answer a chat in the words of `voice`."""
         request[IGNORED] = parsed.wanted.ignored
         runs = await plan_chat(parsed, self._backend, self._config)
-        names, spelling = tool_names(parsed.tools), self._spelling()
-        special = frozenset(spelling.special.values())
+        if parsed.tools and not takes_tools(getattr(self._backend.tokenizer, "chat_template", None)):
+            request[NOTE] = NO_TOOLS_NOTE
+        tools, spelling = schemas_of(parsed.tools), self._spelling()
+        held = parsed.wanted.structure is not None  # then nothing is thought before the answer
+        thinking = not held and await asyncio.to_thread(self._thinks, runs[0])
         show, none = parsed.wanted.show_special, parsed.wanted.max_tokens == 0
         choices = [
             Choice(
                 index,
-                ToolSplitter(names, special),
+                ToolSplitter(tools, self._known_marks(), thinking),
                 LogprobLedger(spelling, run.prompt_ids, show_special=show),
                 prompt=len(run.prompt_ids),
                 silent=none,
@@ -110,7 +115,7 @@ class Completions:
             ledger.told(echoed)
         return Choice(
             index,
-            ToolSplitter(frozenset()),
+            ToolSplitter(),
             ledger,
             echoed,
             prompt=len(run.prompt_ids) + len(run.given),
@@ -120,6 +125,22 @@ class Completions:
 
     def _envelope(self, request: web.Request, prefix: str) -> tuple[str, int, str]:
         return prefix + request[REQUEST_ID].removeprefix("req_"), int(time.time()), self._backend.manifest.model
+
+    def _known_marks(self) -> Marks:
+        """Of the model's template, read once."""
+        if self._marks is None:
+            template = getattr(self._backend.tokenizer, "chat_template", None)
+            self._marks = Marks.of(template, self._spelling().special.values())
+        return self._marks
+
+    def _thinks(self, run: RunRequest) -> bool:
+        """Whether the prompt ends within a thought, as templates of models do that always think."""
+        marks = self._known_marks().thoughts
+        if not marks:
+            return False
+        end = run.prompt_ids[-16:]
+        text = self._backend.tokenizer.decode(end, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text).rstrip().endswith(tuple(opens for opens, _ in marks))
 
     def _spelling(self) -> Spelling:
         """Of the model's vocabulary, read once."""

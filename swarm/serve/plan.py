@@ -6,16 +6,16 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from swarm.base.errors import UsageError
 from swarm.model.sampler import Sampling
 from swarm.model.shaping import MAX_GIVEN, Shaping
-from swarm.model.text.template import NEW_ANSWER
+from swarm.model.text.template import TemplateOptions
 from swarm.run.api import RunRequest
 from swarm.serve.backend import Backend
+from swarm.serve.chat_prompt import chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.parse import ChatRequest, GenerationRequest, TextRequest
@@ -28,15 +28,10 @@ async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfi
     template = getattr(backend.tokenizer, "chat_template", None)
     if not template:
         raise bad_field("messages", "this model has no chat template; use /v1/completions", "unsupported_parameter")
-    if request.tools and not takes_tools(template):
-        raise bad_field("tools", "the chat template of this model has no place for tools", "unsupported_parameter")
+    options = TemplateOptions(request.tools, request.options, request.turn)
     try:
         # Tokenizing megabytes takes seconds; other users' tokens must not wait for it.
-        more: dict[str, Any] = {"options": request.options} if request.options else {}
-        if request.turn != NEW_ANSWER:
-            more["turn"] = request.turn
-        tools = list(request.tools) or None
-        prompt = await asyncio.to_thread(backend.encode_chat, list(request.messages), tools, **more)
+        prompt = await asyncio.to_thread(chat_ids, backend, request.messages, options)
     except UsageError as exc:
         raise bad_field("messages", str(exc)) from exc
     except (TemplateError, TypeError, ValueError, KeyError) as exc:
@@ -70,13 +65,6 @@ def check_model(name: str | None, backend: Backend) -> None:
             "model_not_found",
             "model",
         )
-
-
-def takes_tools(template: Any) -> bool:
-    """Whether a chat template (one, or several by name) looks at `tools`."""
-    if isinstance(template, dict):
-        return any(takes_tools(one) for one in template.values())
-    return "tools" in str(template)
 
 
 def check_ids(ids: Sequence[int], vocab: int, param: str) -> None:

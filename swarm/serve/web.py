@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 REQUEST_ID = web.RequestKey("request_id", str)
 USER = web.RequestKey("user", str)
 IGNORED = web.RequestKey("ignored", tuple[str, ...])
+NOTE = web.RequestKey("note", str)
 PUBLIC = frozenset({"/", "/healthz", "/health", "/openapi.json"})
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -38,7 +39,7 @@ _SECURITY = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-_EXPOSED = "x-request-id, x-receipt, x-ignored-fields, retry-after"
+_EXPOSED = "x-request-id, x-receipt, x-ignored-fields, x-note, retry-after"
 _OUR_HEADERS = ["authorization", "content-type", "x-api-key", "x-request-id"]
 _SDK_HEADER = re.compile(r"x-stainless-[a-z0-9-]{1,64}|anthropic-[a-z-]{1,64}|openai-[a-z-]{1,64}|user-agent")
 _OUR_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -199,6 +200,8 @@ def add_headers(config: GatewayConfig) -> Callable[[web.Request, web.StreamRespo
             response.headers.setdefault("x-request-id", request[REQUEST_ID])
         if ignored := request.get(IGNORED):
             response.headers.setdefault("x-ignored-fields", _listed(ignored))
+        if note := request.get(NOTE):
+            response.headers.setdefault("x-note", note)
         origin = request.headers.get("Origin")
         if origin is not None and _allowed(origin, config):
             response.headers["Access-Control-Allow-Origin"] = origin

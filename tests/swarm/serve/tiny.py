@@ -21,7 +21,7 @@ from swarm.model.constraint import Constraint
 from swarm.model.held import Vocabulary
 from swarm.model.sampler import pick
 from swarm.model.text.spelling import special_tokens
-from swarm.model.text.template import NEW_ANSWER, TemplateRenderer, Turn
+from swarm.model.text.template import PLAIN_CHAT, TemplateOptions, TemplateRenderer
 from swarm.run.api import CommittedTokens, Finished, Recovering, RingOpened, RunEvent, RunRequest, RunResult, StageInfo
 from swarm.run.detokenizer import TextStream
 
@@ -117,11 +117,9 @@ class TinyBackend:
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        options: Mapping[str, Any] | None = None,
-        turn: Turn = NEW_ANSWER,
+        options: TemplateOptions = PLAIN_CHAT,
     ) -> Sequence[int]:
-        return TEMPLATES.encode(self.tokenizer, messages, tools, options, turn)
+        return TEMPLATES.encode(self.tokenizer, messages, options)
 
     def encode(self, text: str) -> Sequence[int]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
