@@ -80,7 +80,7 @@ class LmDrafter:
         """See `Drafter.step`. Raises KeyError for an id that nobody told of."""
         guesses = self._guesses
         for node in step.committed:
-            self._ranker.seen.add(node.token)
+            self._ranker.saw(node.token)
         guesses.apply(step)
         self._ranker.forget_before(guesses.root.position)
         served, out = self._make_room(step), list[Expansion]()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from draft.base import Child
 from swarm.model.sampler import Sampling, divided, filtered, gumbel
+from swarm.model.shaping import held_open, shifted
 
 WIDTH = 16
 """Children kept for each computed token."""
@@ -21,6 +22,7 @@ class Ranker:
     vocab    how many logits a row has
     tokens   ids that they stand for, int64 [vocab], ascending; None: 0 to vocab - 1
     seen     tokens of the prompt and of what became certain (for the repetition penalty)
+    answer   tokens that became certain after the prompt (for penalties by count)
     """
 
     def __init__(self, vocab: int, tokens: torch.Tensor | None, device: torch.device) -> None:
@@ -29,18 +31,25 @@ class Ranker:
         self.device = device
         self.sampling = Sampling()
         self.seen: set[int] = set()
+        self.answer: list[int] = []
         self._noise: dict[int, torch.Tensor] = {}
         self._chosen = None if tokens is None else tokens.cpu().numpy()
 
     def begin(self, prompt: Sequence[int], sampling: Sampling) -> None:
         self.sampling = sampling
         self.seen = set(prompt)
+        self.answer = []
         self._noise = {}
+
+    def saw(self, token: int) -> None:
+        """A token of the answer became certain."""
+        self.seen.add(token)
+        self.answer.append(token)
 
     @property
     def needs_paths(self) -> bool:
-        """Whether scores depend on the tokens before (repetition penalty)."""
-        return self.sampling.repetition_penalty != 1
+        """Whether scores depend on the tokens before, or on more than `perturb` knows: penalties and biases."""
+        return self.sampling.repetition_penalty != 1 or self.sampling.shaping is not None
 
     @property
     def sampling_key(self) -> tuple[float, ...]:
@@ -76,7 +85,7 @@ class Ranker:
         positions: of the child, one per row. paths: drafted tokens up to the row, needed if `needs_paths`.
         """
         if paths is not None:
-            logits = self._penalised(logits, paths)
+            logits = self._shaped(logits, positions, paths)
         noise = None if self.sampling.greedy else torch.stack([self.noise(p) for p in positions])
         values, ids = self.best(self.perturb(logits, noise))
         rows = zip(ids.tolist(), values.tolist(), strict=True)
@@ -97,6 +106,16 @@ class Ranker:
         """
         values, best = torch.softmax(scores, -1).topk(min(WIDTH, scores.shape[-1]), dim=-1)
         return values, best if self.tokens is None else self.tokens[best]
+
+    def _shaped(self, logits: torch.Tensor, positions: Sequence[int], paths: Sequence[Sequence[int]]) -> torch.Tensor:
+        """As the tail does it, in its order (`swarm.model.sampler.shaped`)."""
+        if self.sampling.repetition_penalty != 1:
+            logits = self._penalised(logits, paths)
+        if (shaping := self.sampling.shaping) is not None:
+            answers = [[*self.answer, *path] for path in paths] if shaping.counts else None
+            logits = shifted(logits, answers, shaping, self.tokens)
+            logits = held_open(logits, positions, shaping, self.tokens)
+        return logits
 
     def _penalised(self, logits: torch.Tensor, paths: Sequence[Sequence[int]]) -> torch.Tensor:
         logits, penalty = logits.clone(), self.sampling.repetition_penalty

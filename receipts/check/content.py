@@ -9,7 +9,7 @@ from receipts.check.checks import ms
 from receipts.check.run import ReceiptRun
 from receipts.check.verdict import Claim, Disclosed, Standing
 from receipts.format.errors import ReceiptError, Refusal
-from receipts.format.opening import Accept
+from receipts.format.opening import Accept, Shaped
 from receipts.format.salt import Secret
 from receipts.record.tail import Drawn
 
@@ -147,12 +147,30 @@ def check_times(run: ReceiptRun) -> list[Claim]:
 
 
 def constraint_claims(run: ReceiptRun) -> list[Claim]:
-    """What the answer was to be held to; nothing where any text was right."""
-    held_to = run.order.held_to
-    if held_to is None:
-        return []
-    what = f"held to a {held_to.kind} of {len(held_to.text)} characters, read by {held_to.engine}"
-    return [Claim(Standing.CLAIMED, "constraint", f"{what}: only --audit and --replay show that it was")]
+    """What the answer was to be held to, and what logits were to be changed by; nothing where neither was asked for."""
+    held_to, found = run.order.held_to, []
+    if held_to is not None:
+        what = f"held to a {held_to.kind} of {len(held_to.text)} characters, read by {held_to.engine}"
+        found.append(Claim(Standing.CLAIMED, "constraint", f"{what}: only --audit and --replay show that it was"))
+    if run.order.shaped is not None and (what := _shaped(run.order.shaped)):
+        found.append(Claim(Standing.CLAIMED, "shaping", f"{what}: only --audit and --replay show that it was so"))
+    return found
+
+
+def _shaped(said: Shaped) -> str:
+    """What the order does to logits, in words."""
+    parts = [
+        f"{name} penalty {ppm / 1e6:g}"
+        for name, ppm in (("presence", said.presence_ppm), ("frequency", said.frequency_ppm))
+        if ppm
+    ]
+    if said.bias:
+        parts.append(f"{len(said.bias)} biased token{'s' if len(said.bias) > 1 else ''}")
+    if said.min_tokens:
+        parts.append(f"no end before {said.min_tokens} tokens")
+    if said.given:
+        parts.append(f"the first {len(said.given)} tokens given by the requester, not drawn")
+    return ", ".join(parts)
 
 
 def output_claim(disclosed: Disclosed, tied: bool = False) -> Claim:

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from receipts.format.codec import LATER, Count, Digest, Hex, Key, Many, Micros, Name, Range, Text
 
 Ppm = Annotated[int, Range(0, 1_000_000_000_000)]
+SignedPpm = Annotated[int, Range(-1_000_000_000, 1_000_000_000)]
 Position = Annotated[int, Range(0, 2**32 - 1)]
 Epoch = Annotated[int, Range(0, 255)]
 Layer = Annotated[int, Range(0, 4096)]
@@ -48,6 +49,31 @@ class HeldTo:
 
 
 @dataclass(frozen=True)
+class Bias:
+    """What is added to the logit of a token, in parts per million."""
+
+    token: Count
+    ppm: SignedPpm
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """What is done to the logits of the answer's tokens before they are drawn, beside the sampler."""
+
+    presence_ppm: SignedPpm
+    """Subtracted from logits of tokens that the answer has already."""
+    frequency_ppm: SignedPpm
+    """Subtracted so many times as the answer has the token."""
+    bias: Annotated[tuple[Bias, ...], Many(0, 1024)]
+    """Tokens rising."""
+    min_tokens: Count
+    """The answer has so many tokens before any of `ends` is drawn."""
+    ends: Annotated[tuple[Count, ...], Many(0, 1024)]
+    given: Annotated[tuple[Count, ...], Many(0, 65_536)]
+    """The answer's first tokens, which are the requester's own: the tail says how likely each was."""
+
+
+@dataclass(frozen=True)
 class PlannedStage:
     """Layers [first, last) at one node."""
 
@@ -84,6 +110,8 @@ class Order:
     """SHA-256 of the requester's previous receipt file."""
     held_to: HeldTo | None = field(default=None, metadata=LATER)
     """None: any text."""
+    shaped: Shaped | None = field(default=None, metadata=LATER)
+    """None: logits as the model has them, but for the sampler."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from receipts.format.closing import Close, Edge, End, Served, Span, Tail, Witness
 from receipts.format.document import document_bytes, secrets_bytes
 from receipts.format.errors import ReceiptError, Refusal
-from receipts.format.opening import Accept, HeldTo, Model, Order, PlannedStage, Replan, Sampler
+from receipts.format.opening import Accept, HeldTo, Model, Order, PlannedStage, Replan, Sampler, Shaped
 from receipts.format.salt import Secret
 from receipts.format.sign import SignedEnvelope
 from receipts.format.statement import Author, statement_untrusted
@@ -47,6 +47,7 @@ class RequesterRecord:
         executor: Executor | None = None,
         own: OwnLayers | None = None,
         held_to: HeldTo | None = None,
+        shaped: Shaped | None = None,
     ) -> None:
         """Sign the ORDER. `random` gives n unpredictable bytes (`secrets.token_bytes`), `time_us` is Unix time.
 
@@ -72,6 +73,7 @@ class RequesterRecord:
             tuple(plan),
             previous_receipt,
             held_to,
+            shaped,
         )
         self.order = author.issue(self.run, {"model": model.manifest}, order)
         digest = self.order.digest

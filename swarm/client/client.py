@@ -28,7 +28,7 @@ from swarm.mesh.messages import HELLO
 from swarm.mesh.status import mesh_status
 from swarm.model.constraint import Constraint
 from swarm.model.files.manifest import Manifest
-from swarm.model.text.template import NEW_ANSWER, Turn
+from swarm.model.text.template import PLAIN_CHAT, TemplateOptions
 from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.reach import Reach
@@ -204,15 +204,13 @@ class Requester:
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        options: Mapping[str, Any] | None = None,
-        turn: Turn = NEW_ANSWER,
+        options: TemplateOptions = PLAIN_CHAT,
     ) -> tuple[int, ...]:
-        """Token ids of a conversation by the model's chat template. `options`: further variables of the template.
+        """Token ids of a conversation by the model's chat template.
 
         Raises ModelError when it has none, UsageError when it refuses the conversation.
         """
-        return self._target.encode_chat(messages, tools, options, turn)
+        return self._target.encode_chat(messages, options)
 
     @property
     def drafts(self) -> str:

@@ -26,7 +26,7 @@ from swarm.model.files.store import ModelStore
 from swarm.model.held import Vocabulary
 from swarm.model.packing import choose_weights
 from swarm.model.text.spelling import special_tokens
-from swarm.model.text.template import NEW_ANSWER, TemplateRenderer, Turn
+from swarm.model.text.template import PLAIN_CHAT, TemplateOptions, TemplateRenderer
 from swarm.run.api import Draft
 from swarm.run.private_layers import PrivateBlocks
 
@@ -74,17 +74,15 @@ class Target:
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        options: Mapping[str, Any] | None = None,
-        turn: Turn = NEW_ANSWER,
+        options: TemplateOptions = PLAIN_CHAT,
     ) -> tuple[int, ...]:
-        """Token ids of a conversation by the model's chat template. `options`: further variables of the template.
+        """Token ids of a conversation by the model's chat template.
 
         Raises ModelError when it has none, UsageError when it refuses the conversation.
         """
         if not self.tokenizer.chat_template:
             raise ModelError(f"{self.ref} has no chat template; use --raw")
-        return self.templates.encode(self.tokenizer, messages, tools, options, turn)
+        return self.templates.encode(self.tokenizer, messages, options)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""

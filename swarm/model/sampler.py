@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swarm.base.errors import UsageError
+from swarm.base.errors import ModelError, UsageError
 from swarm.model.constraint import Constraint
+from swarm.model.shaping import Shaping, held_open, shifted
 
 if TYPE_CHECKING:
     from swarm.model.held import Allowed
@@ -34,7 +35,7 @@ _UNSURE = 1e-4
 MAX_MARGIN = 1e9
 """Reported where filters or a constraint left one token."""
 LEAST_LOGPROB = -9999.0
-"""Reported for a token that a constraint does not allow."""
+"""Reported for a token that a constraint or a least length does not allow."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Sampling:
     seed                of the noise, 0 <= seed < 2**63
     logprobs            how many of the most probable tokens to report
     constraint          what the answer is held to: other tokens have no probability; None: nothing
+    shaping             penalties by count, biases, a least length, a given beginning; None: nothing of these
     """
 
     temperature: float = 0.0
@@ -59,6 +61,7 @@ class Sampling:
     seed: int = 0
     logprobs: int = 0
     constraint: Constraint | None = None
+    shaping: Shaping | None = None
 
     def __post_init__(self) -> None:
         _need(0 <= self.temperature <= 100, "temperature", "0 to 100", self.temperature)
@@ -70,10 +73,21 @@ class Sampling:
         )
         _need(0 <= self.seed < 2**63, "seed", "0 to 2**63 - 1", self.seed)
         _need(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"0 to {MAX_LOGPROBS}", self.logprobs)
+        if self.shaping is not None and self.shaping.given and self.constraint is not None:
+            raise UsageError("an answer that begins with given tokens cannot be held to a constraint")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether it matters which tokens the answer has so far."""
+        return self.shaping is not None and self.shaping.counts
+
+    def given_at(self, position: int) -> int:
+        """The token that the order gives at this position of the sequence; -1: it is drawn."""
+        return self.shaping.given_at(position) if self.shaping is not None else -1
 
 
 def _need(holds: bool, name: str, expected: str, found: object) -> None:
@@ -87,7 +101,7 @@ class Picked:
 
     margin   how far its score was above the next one's, in logits (before division by the temperature when greedy);
              near 0 means that rounding could have decided
-    logprob  of the token under the model (after repetition penalty and constraint, before temperature and filters)
+    logprob  of the token under the model (after penalties, biases and constraint, before temperature and filters)
     top      the `Sampling.logprobs` most probable tokens and their logprobs
     """
 
@@ -111,28 +125,54 @@ def pick(
     sampling: Sampling,
     contexts: Sequence[Iterable[int]] | None = None,
     allowed: Sequence[Allowed] | None = None,
+    answers: Sequence[Sequence[int]] | None = None,
 ) -> list[Picked]:
     """Draw one token per row.
 
     logits float32 [n, vocab]; positions[i] is the position of the token being drawn (the row's own plus one);
     contexts[i] are the token ids before it, needed when the repetition penalty is not 1; allowed[i] is what the
-    sampling's constraint allows after row i, needed when there is one. Nothing is mutated.
+    sampling's constraint allows after row i, needed when there is one; answers[i] are the answer's tokens before it,
+    needed when they count. Nothing is mutated. A token that the order gives is not drawn, only found as likely as it
+    is; raises ModelError for one that the model lacks.
+    """
+    logits = shaped(logits, positions, sampling, contexts, allowed, answers)
+    scores = logits if sampling.greedy else _perturbed(logits, positions, sampling)
+    tokens, margins = _best(scores)
+    for row, position in enumerate(positions):
+        if (given := sampling.given_at(int(position))) >= 0:
+            if given >= logits.shape[-1]:
+                raise ModelError(f"expected given tokens below {logits.shape[-1]}, found {given}")
+            tokens[row], margins[row] = given, MAX_MARGIN
+    norm = torch.logsumexp(logits, -1)
+    chosen = torch.tensor(tokens, device=logits.device)
+    logprobs = (logits.gather(1, chosen[:, None])[:, 0] - norm).clamp(min=LEAST_LOGPROB).tolist()
+    tops = _tops(logits, norm, sampling.logprobs)
+    return [Picked(*item) for item in zip(tokens, margins, logprobs, tops, strict=True)]
+
+
+def shaped(
+    logits: torch.Tensor,
+    positions: Sequence[int],
+    sampling: Sampling,
+    contexts: Sequence[Iterable[int]] | None = None,
+    allowed: Sequence[Allowed] | None = None,
+    answers: Sequence[Sequence[int]] | None = None,
+) -> torch.Tensor:
+    """The logits that tokens are drawn from, and whose log-probabilities are told; arguments as for `pick`.
+
+    In this order: the repetition penalty, penalties by count, biases, the constraint, the least length.
     """
     if sampling.repetition_penalty != 1:
         if contexts is None:
             raise ValueError("a repetition penalty needs the contexts of the rows")
         logits = penalised(logits, contexts, sampling.repetition_penalty)
+    if sampling.shaping is not None:
+        logits = shifted(logits, answers, sampling.shaping)
     if sampling.constraint is not None:
         if allowed is None:
             raise ValueError("a constraint needs what it allows after each row")
         logits = masked(logits, allowed)
-    scores = logits if sampling.greedy else _perturbed(logits, positions, sampling)
-    tokens, margins = _best(scores)
-    norm = torch.logsumexp(logits, -1)
-    chosen = torch.tensor(tokens, device=logits.device)
-    logprobs = (logits.gather(1, chosen[:, None])[:, 0] - norm).tolist()
-    tops = _tops(logits, norm, sampling.logprobs)
-    return [Picked(*item) for item in zip(tokens, margins, logprobs, tops, strict=True)]
+    return logits if sampling.shaping is None else held_open(logits, positions, sampling.shaping)
 
 
 def _best(scores: torch.Tensor) -> tuple[list[int], list[float]]:

@@ -37,7 +37,7 @@ from swarm.recheck.quantization_grid import compared, grains, is_coarse, on_wire
 from swarm.recheck.recompute import Layers, Step
 from swarm.recheck.replayer import held_to_of, sampling_of
 from swarm.recheck.tail import at_least_usual, rounding, scores_of
-from swarm.ring.drawing import Drawing, needs_tokens
+from swarm.ring.drawing import Drawing, needed_from, needs_tokens
 from swarm.ring.frame import ANSWER, DOWN, Answer, Frame, answer_of, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.kept_rows import SlotTokens
 
@@ -303,12 +303,8 @@ class _Recomputed:
         """The epoch's passes held against the text, and what was drawn after them. Raises PeerError."""
         head = self._layers.first == 0
         # A penalty or a constraint looks at the tokens that came with the rows: a missing one changes what is drawn.
-        constraint = self._sampling.constraint
-        answer = constraint is not None and not head and self._sampling.repetition_penalty == 1
-        first = constraint.after if constraint is not None and answer else 0
-        by_token = self._layers.checkpoint.manifest.ties.by_token
-        first = 0 if by_token else first
-        trace = Trace(self._layout, text, head or by_token or needs_tokens(self._sampling), first)
+        needed = 0 if self._layers.checkpoint.manifest.ties.by_token else needed_from(self._sampling)
+        trace = Trace(self._layout, text, head or needed is not None, 0 if head or needed is None else needed)
         passes = self._frames[self._passes_from :]
         for frame in self._frames[: self._passes_from]:
             trace.take(frame)
@@ -388,17 +384,17 @@ class _Recomputed:
         positions = [int(position) + 1 for position in rows.position[wanted]]
         tokens = [int(token) for token in answer.token]
         seen = self._seen(index) if needs_tokens(self._sampling) else None
-        contexts = seen.contexts(rows) if seen is not None and self._sampling.repetition_penalty != 1 else None
-        allowed = Drawing(self._sampling, seen, self._held_to).allowed(rows)
+        drawing = Drawing(self._sampling, seen, self._held_to)
+        before = drawing.contexts(rows), drawing.allowed(rows), drawing.answers(rows)
         logits = self._outputs[index]
-        _, gaps = token_gaps(logits, positions, tokens, self._sampling, contexts, allowed)
+        _, gaps = token_gaps(logits, positions, tokens, self._sampling, *before)
         if max(tokens) >= self._vocab:
             raise PeerError(f"expected tokens below {self._vocab}, found {max(tokens)}")
         drawn = list(zip(positions, tokens, answer.margin.tolist(), answer.logprob.tolist(), strict=True))
-        scores = scores_of(logits, self._honest[index], drawn, self._sampling, contexts, allowed)
+        scores = scores_of(logits, self._honest[index], drawn, self._sampling, *before)
         bits = [Bits.NOT_COMPARED] * len(wanted)
         if self._exact and self._own is not None:
-            picked = pick(self._exact[index], positions, self._sampling, contexts, allowed)
+            picked = pick(self._exact[index], positions, self._sampling, *before)
             bits = bits_of(same_answers(answer, answer_of(self._frames[index], wanted, picked, ())), self._own)
         return [TokenSample(*sample) for sample in zip(positions, gaps, scores, bits, strict=True)]
 

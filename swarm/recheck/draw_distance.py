@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from swarm.model.held import Allowed
-from swarm.model.sampler import Sampling, filtered, gumbel, masked, penalised, pick
+from swarm.model.sampler import Sampling, filtered, gumbel, pick, shaped
 
 
 def token_gaps(
@@ -18,19 +18,16 @@ def token_gaps(
     sampling: Sampling,
     contexts: Sequence[Iterable[int]] | None = None,
     allowed: Sequence[Allowed] | None = None,
+    answers: Sequence[Sequence[int]] | None = None,
 ) -> tuple[list[int], list[float]]:
     """(token drawn from these logits, gap of the token given), one of each per row.
 
-    logits float32 [n, vocab]; positions, contexts and allowed as for `sampler.pick`. A gap is the least error of the
-    logits that would have made the given token the one drawn: 0 where it is. Sampled or greedy, it is in logits, so
-    that one limit serves every temperature.
+    logits float32 [n, vocab]; the other arguments as for `sampler.pick`. A gap is the least error of the logits that
+    would have made the given token the one drawn: 0 where it is. Sampled or greedy, it is in logits, so that one limit
+    serves every temperature.
     """
-    best = [picked.token for picked in pick(logits, positions, sampling, contexts, allowed)]
-    if sampling.repetition_penalty != 1:
-        assert contexts is not None
-        logits = penalised(logits, contexts, sampling.repetition_penalty)
-    if allowed is not None:
-        logits = masked(logits, allowed)
+    best = [picked.token for picked in pick(logits, positions, sampling, contexts, allowed, answers)]
+    logits = shaped(logits, positions, sampling, contexts, allowed, answers)
     gaps = [
         0.0 if token == drawn else _gap(row, int(position), token, sampling)
         for row, position, token, drawn in zip(logits, positions, tokens, best, strict=True)
@@ -39,8 +36,8 @@ def token_gaps(
 
 
 def _gap(logits: torch.Tensor, position: int, token: int, sampling: Sampling) -> float:
-    if not 0 <= token < len(logits) or not math.isfinite(float(logits[token])):
-        return math.inf  # no such token, or one that the constraint does not allow
+    if not 0 <= token < len(logits) or not math.isfinite(float(logits[token])) or sampling.given_at(position) >= 0:
+        return math.inf  # no such token, one that the constraint does not allow, or not the one that the order gives
     if sampling.greedy:
         return float(logits.max() - logits[token])
     scaled = logits / sampling.temperature

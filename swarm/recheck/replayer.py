@@ -19,6 +19,7 @@ from swarm.model.held import Matcher
 from swarm.model.own_kernels import OwnKernels
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
+from swarm.model.shaping import Shaping
 from swarm.recheck.draw_distance import token_gaps
 from swarm.recheck.exactly import as_opened, exact_outputs
 from swarm.recheck.quantization_grid import on_wire
@@ -74,7 +75,9 @@ class ModelReplayer:
                 allowed = None
                 if held_to is not None:
                     allowed = [held_to.after(forced[len(prompt) : position]) for position in drawn]
-                found = token_gaps(logits, drawn, [forced[position] for position in drawn], sampling, contexts, allowed)
+                answers = [forced[len(prompt) : position] for position in drawn] if sampling.counts else None
+                given = [forced[position] for position in drawn]
+                found = token_gaps(logits, drawn, given, sampling, contexts, allowed, answers)
                 best += found[0]
                 gaps += found[1]
         text = self._decode(tokens) if self._decode is not None else None
@@ -126,6 +129,23 @@ def sampling_of(order: Order) -> Sampling:
             repetition_penalty=sampler.repetition_penalty_ppm / 1e6,
             seed=int(sampler.seed, 16),
             constraint=constraint,
+            shaping=_shaping_of(order),
         )
     except UsageError as error:
         raise ReceiptError(Refusal.SHAPE, f"the order's sampler: {error}") from error
+
+
+def _shaping_of(order: Order) -> Shaping | None:
+    """Raises UsageError for one that does not exist."""
+    said = order.shaped
+    if said is None:
+        return None
+    return Shaping(
+        said.presence_ppm / 1e6,
+        said.frequency_ppm / 1e6,
+        tuple((bias.token, bias.ppm / 1e6) for bias in said.bias),
+        said.min_tokens,
+        said.ends,
+        said.given,
+        order.prompt_tokens,
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from swarm.model.held import Allowed
-from swarm.model.sampler import MAX_MARGIN, Sampling, gumbel, masked, penalised
+from swarm.model.sampler import MAX_MARGIN, Sampling, gumbel, shaped
 
 LIKELY = 64
 LEAST_ERROR = 1e-3
@@ -39,17 +39,15 @@ def scores_of(
     sampling: Sampling,
     contexts: Sequence[Iterable[int]] | None = None,
     allowed: Sequence[Allowed] | None = None,
+    answers: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[float, ...]]:
     """Per row the errors of logprob and margin, over the standard deviation that errors of the logits give them.
 
     logits float32 [n, vocab]; disturbed [n] as `rounding` gives it; drawn (position, token, margin, logprob) as
-    answered, the token within the vocabulary. The margin is left out where filters decide what it is measured to.
+    answered, the token within the vocabulary. The margin is left out where filters decide what it is measured to, and
+    of tokens that the order gives.
     """
-    if sampling.repetition_penalty != 1:
-        assert contexts is not None
-        logits = penalised(logits, contexts, sampling.repetition_penalty)
-    if allowed is not None:
-        logits = masked(logits, allowed)
+    logits = shaped(logits, [position for position, *_ in drawn], sampling, contexts, allowed, answers)
     found = []
     for row, deviation, (position, token, margin, logprob) in zip(logits, disturbed, drawn, strict=True):
         unit = max(float(deviation), LEAST_ERROR)
@@ -58,7 +56,8 @@ def scores_of(
         # The error of a log-softmax is the token's own minus the mean of all under the distribution.
         spread = ((1 - own) ** 2 + max(0.0, float((probability**2).sum()) - own * own)) ** 0.5
         scores = [(logprob - float(row[token] - row.logsumexp(-1))) / (unit * max(spread, LEAST_ERROR))]
-        if sampling.greedy or (sampling.top_p == 1 and sampling.top_k == 0 and sampling.min_p == 0):
+        unfiltered = sampling.greedy or (sampling.top_p == 1 and sampling.top_k == 0 and sampling.min_p == 0)
+        if unfiltered and sampling.given_at(position) < 0:
             scores.append((margin - _margin(row, position, token, sampling)) * _scale(sampling) / (unit * 2**0.5))
         found.append(tuple(scores))
     return found

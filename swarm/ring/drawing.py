@@ -21,7 +21,17 @@ for one row is bounded in counts, and this ends a run that would keep a node at 
 
 def needs_tokens(sampling: Sampling) -> bool:
     """Whether whoever draws must know the tokens themselves: a penalty or a constraint looks at them."""
-    return sampling.repetition_penalty != 1.0 or sampling.constraint is not None
+    return needed_from(sampling) is not None
+
+
+def needed_from(sampling: Sampling) -> int | None:
+    """The first position whose token whoever draws must know; None: no token matters."""
+    if sampling.repetition_penalty != 1.0:
+        return 0
+    begins = [sampling.constraint.after] if sampling.constraint is not None else []
+    if sampling.shaping is not None and sampling.shaping.counts:
+        begins.append(sampling.shaping.after)
+    return min(begins, default=None)
 
 
 @dataclass(frozen=True)
@@ -34,11 +44,21 @@ class Drawing:
 
     def pick(self, logits: torch.Tensor, positions: Sequence[int], rows: Rows) -> list[Picked]:
         """The token after each wanted row; `positions` are those of the tokens drawn. Raises ModelError."""
-        contexts = None
-        if self.sampling.repetition_penalty != 1.0:
-            assert self.tokens is not None
-            contexts = self.tokens.contexts(rows)
-        return pick(logits, positions, self.sampling, contexts, self.allowed(rows))
+        return pick(logits, positions, self.sampling, self.contexts(rows), self.allowed(rows), self.answers(rows))
+
+    def contexts(self, rows: Rows) -> list[list[int]] | None:
+        """All tokens before each wanted row's next one; None where no penalty looks at them."""
+        if self.sampling.repetition_penalty == 1.0:
+            return None
+        assert self.tokens is not None
+        return self.tokens.contexts(rows)
+
+    def answers(self, rows: Rows) -> list[list[int]] | None:
+        """The answer's tokens before each wanted row's next one; None where they do not count."""
+        if self.sampling.shaping is None or not self.sampling.shaping.counts:
+            return None
+        assert self.tokens is not None
+        return self.tokens.answers(rows, self.sampling.shaping.after)
 
     def allowed(self, rows: Rows) -> list[Allowed] | None:
         """What the constraint allows after each wanted row; None without one. Raises ModelError."""

@@ -1,40 +1,29 @@
-"""What a run's constraint says of the nodes of its token tree: which drafts are legal, and what is forced."""
+"""What a run's order says of the nodes of its token tree: which drafts are legal, and what is forced."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from draft.base import Child
 from draft.tree import Node, TokenTree
 from swarm.model.held import Allowed, Matcher
+from swarm.model.shaping import Shaping
 
 _KNOWN = 4096
 _FEW = 4
 _LEAST = 1e-6
 
 
-class Guide:
-    """The requester's own matcher, asked about nodes. It follows the root by what it is told in `advanced`."""
+class Guide(ABC):
+    """Asked about live nodes; it follows the root by what it is told in `advanced`."""
 
-    def __init__(self, held_to: Matcher) -> None:
-        self._held_to = held_to
-        self._answer: list[int] = []
-        """Tokens of the answer down to the root, which is its last one."""
-        self._known: dict[int, Allowed] = {}
-
-    def advanced(self, token: int) -> None:
-        """The root moved on to a node of this token."""
-        self._answer.append(token)
-        if len(self._known) > _KNOWN:  # nodes that are gone are never asked for again
-            self._known.clear()
-
+    @abstractmethod
     def after(self, tree: TokenTree, node: Node) -> Allowed:
         """What may follow a live node of the tree. Raises ModelError."""
-        found = self._known.get(node.id)
-        if found is None:
-            path = [below.token for below in tree.path(node)]
-            found = self._known[node.id] = self._held_to.after([*self._answer, *path])
-        return found
+
+    def advanced(self, token: int) -> None:  # noqa: B027 -- who needs only positions has nothing to note
+        """The root moved on to a node of this token."""
 
     def legal(self, tree: TokenTree, node: Node, children: Sequence[Child]) -> tuple[Child, ...]:
         """Those of a drafter's children of `node` that the constraint allows, each as likely as it is among these.
@@ -55,3 +44,37 @@ class Guide:
         walk: Node | None = node
         while walk is not None and tree.chance(walk) >= floor and (token := self.after(tree, walk).forced) >= 0:
             walk = tree.force(walk, token)
+
+
+class ConstraintGuide(Guide):
+    """The requester's own matcher of the run's constraint."""
+
+    def __init__(self, held_to: Matcher) -> None:
+        self._held_to = held_to
+        self._answer: list[int] = []
+        """Tokens of the answer down to the root, which is its last one."""
+        self._known: dict[int, Allowed] = {}
+
+    def advanced(self, token: int) -> None:
+        self._answer.append(token)
+        if len(self._known) > _KNOWN:  # nodes that are gone are never asked for again
+            self._known.clear()
+
+    def after(self, tree: TokenTree, node: Node) -> Allowed:
+        found = self._known.get(node.id)
+        if found is None:
+            path = [below.token for below in tree.path(node)]
+            found = self._known[node.id] = self._held_to.after([*self._answer, *path])
+        return found
+
+
+class GivenGuide(Guide):
+    """An answer whose first tokens are given; of those after them any may come."""
+
+    def __init__(self, shaping: Shaping, vocab: int) -> None:
+        self._shaping = shaping
+        self._any = Allowed(-1, b"\xff" * -(-vocab // 8))
+
+    def after(self, tree: TokenTree, node: Node) -> Allowed:
+        given = self._shaping.given_at(node.position + 1)
+        return self._any if given < 0 else Allowed(given)

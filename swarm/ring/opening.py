@@ -10,6 +10,7 @@ from swarm.base.errors import PeerError, UsageError
 from swarm.model.constraint import Constraint
 from swarm.model.rows import MAX_SCRATCH, Layout
 from swarm.model.sampler import Sampling
+from swarm.model.shaping import MAX_GIVEN, Shaping
 from swarm.net.channel.message import Message
 from swarm.ring.frame import DOWN
 
@@ -206,22 +207,30 @@ def _stages(value: Any) -> tuple[StagePlan, ...]:
 
 
 def _sampling_header(sampling: Sampling) -> dict[str, Any]:
-    """Without a constraint as it was before there were any; with one, a tail that knows none refuses the opening."""
+    """What later versions added stands there only where it is used: stages that do not know it refuse the opening."""
     found = asdict(sampling)
-    if sampling.constraint is None:
-        del found["constraint"]
-    return found
+    return {name: value for name, value in found.items() if name not in ("constraint", "shaping") or value is not None}
 
 
 def _sampling(value: Any) -> Sampling:
     if not isinstance(value, dict) or len(value) > 32:
         raise ValueError("sampling is a map")
-    constraint = value.get("constraint")
-    if constraint is None:
-        return Sampling(**value)
-    if not isinstance(constraint, dict) or len(constraint) > 8:
-        raise ValueError("a constraint is a map")
-    return Sampling(**{**value, "constraint": Constraint(**constraint)})
+    constraint, shaping = value.get("constraint"), value.get("shaping")
+    if constraint is not None:
+        if not isinstance(constraint, dict) or len(constraint) > 8:
+            raise ValueError("a constraint is a map")
+        value = {**value, "constraint": Constraint(**constraint)}
+    return Sampling(**value) if shaping is None else Sampling(**{**value, "shaping": _shaping(shaping)})
+
+
+def _shaping(value: Any) -> Shaping:
+    if not isinstance(value, dict) or len(value) > 16:
+        raise ValueError("a shaping is a map")
+    lists = {name: value.get(name, ()) for name in ("bias", "ends", "given")}
+    if not all(isinstance(items, list | tuple) and len(items) <= MAX_GIVEN for items in lists.values()):
+        raise ValueError("expected short lists of tokens")
+    bias = tuple((token, added) for token, added in lists["bias"])
+    return Shaping(**{**value, "bias": bias, "ends": tuple(lists["ends"]), "given": tuple(lists["given"])})
 
 
 def _layout(value: Any) -> Layout:

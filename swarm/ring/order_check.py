@@ -13,7 +13,7 @@ from pathlib import Path
 
 from receipts import PlannedStage, Sampler
 from receipts.check.checks import MIXED, MIXED_STORED
-from receipts.format.opening import HeldTo
+from receipts.format.opening import Bias, HeldTo, Shaped
 from receipts.record.epoch import Opening
 from swarm.base.errors import BusyError, PeerError
 from swarm.base.files import write_whole
@@ -28,7 +28,13 @@ MOST_ORDERS = 50_000
 def exact(sampling: Sampling) -> Sampling:
     """Sampling in parts per million, as receipts carry it, so that a replay draws alike."""
     ratios = ("temperature", "top_p", "min_p", "repetition_penalty")
-    return replace(sampling, **{name: round(getattr(sampling, name), 6) for name in ratios})
+    shaping = sampling.shaping
+    if shaping is not None:
+        bias = tuple((token, round(added, 6)) for token, added in shaping.bias)
+        shaping = replace(
+            shaping, presence=round(shaping.presence, 6), frequency=round(shaping.frequency, 6), bias=bias
+        )
+    return replace(sampling, shaping=shaping, **{name: round(getattr(sampling, name), 6) for name in ratios})
 
 
 def sampler_of(sampling: Sampling) -> Sampler:
@@ -49,6 +55,21 @@ def held_to_of(sampling: Sampling) -> HeldTo | None:
     return None if said is None else HeldTo(said.kind, said.text, said.engine, said.vocabulary)
 
 
+def shaped_of(sampling: Sampling) -> Shaped | None:
+    """The order's word for a shaping."""
+    said = sampling.shaping
+    if said is None:
+        return None
+    return Shaped(
+        round(said.presence * 1e6),
+        round(said.frequency * 1e6),
+        tuple(Bias(token, round(added * 1e6)) for token, added in said.bias),
+        said.least,
+        said.ends,
+        said.given,
+    )
+
+
 def check_order(signed: Opening, opening: OpenRun, dtype: str, model_context: int) -> None:
     """The signed order, and plan of this epoch, are what the opening asks for. Raises PeerError naming what differs.
 
@@ -67,8 +88,10 @@ def check_order(signed: Opening, opening: OpenRun, dtype: str, model_context: in
         _same("dtype", order.dtype, dtype)
     _same("sampler", order.sampler, sampler_of(asked.sampling))
     _same("constraint", order.held_to, held_to_of(asked.sampling))
-    if asked.sampling.constraint is not None:
-        _same("prompt's length", order.prompt_tokens, asked.sampling.constraint.after)
+    _same("shaping", order.shaped, shaped_of(asked.sampling))
+    for part in (asked.sampling.constraint, asked.sampling.shaping):
+        if part is not None:
+            _same("prompt's length", order.prompt_tokens, part.after)
     if exact(asked.sampling) != asked.sampling:
         raise PeerError("expected ratios of the sampler in parts per million, as the order has them, found finer ones")
     want = -(-(order.prompt_tokens + order.max_tokens) // CONTEXT_STEP) * CONTEXT_STEP

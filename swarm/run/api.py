@@ -51,11 +51,18 @@ class RunRequest:
     witnesses: int | None = None
     prefix: str | None = ""
 
+    @property
+    def given(self) -> tuple[int, ...]:
+        """First tokens of the answer that are the requester's own: counted in `max_tokens`, and no part of the text."""
+        return self.sampling.shaping.given if self.sampling.shaping is not None else ()
+
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise UsageError("expected a prompt of at least one token, found an empty one; give some text")
         if self.max_tokens < 1:
             raise UsageError(f"expected --max-tokens of at least 1, found {self.max_tokens}")
+        if self.max_tokens < len(self.given):
+            raise UsageError(f"expected room for {len(self.given)} given tokens, found --max-tokens {self.max_tokens}")
         if self.speculation not in SPECULATIONS:
             raise UsageError(f"expected --speculation {'|'.join(SPECULATIONS)}, found {self.speculation!r}")
         if self.draft not in DRAFTS:

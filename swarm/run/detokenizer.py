@@ -37,6 +37,7 @@ class TextStream:
     special   text of the ids that are for programs: known by id, found by stop strings, not part of `text`
     keep_stop whether the stop string or token itself is part of the text
     stop_tokens  ids that end the text like a stop string
+    least     tokens before any stop string is looked for
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class TextStream:
         special: Mapping[int, str] = NO_SPECIAL,
         keep_stop: bool = False,
         stop_tokens: AbstractSet[int] = frozenset(),
+        least: int = 0,
     ) -> None:
         self._decode = decode
         self._special = special
         self._stops, self._named = _marked([s for s in stop if s], special)
         self._keep_stop = keep_stop
         self._stop_tokens = stop_tokens
+        self._least = least
         self._window = [token for token in before[-4 * LEFT_TOKENS :] if token not in special][-LEFT_TOKENS:]
         self._settled = len(self._window)
         self._held = ""
@@ -66,6 +69,7 @@ class TextStream:
         """Text that this token adds (may be empty). After `stopped` nothing more is added."""
         if self.stopped:
             return ""
+        self._least -= 1
         if token in self._stop_tokens and not self._keep_stop:
             rest = self.finish()
             self.stopped = True
@@ -111,6 +115,8 @@ class TextStream:
 
     def _release(self, added: str) -> str:
         self._held += added
+        if self._least >= 0:
+            return self._give(len(self._held))
         shown = [at for at, char in enumerate(self._held) if not _SURROGATE.match(char)]
         text = "".join(self._held[at] for at in shown)
         places = [*shown, len(self._held)]

@@ -24,7 +24,7 @@ from swarm.net.switchboard import Switchboard
 from swarm.planner.costs import Costs
 from swarm.ring.connect import Reach, dialler, unreachable
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
-from swarm.ring.guide import Guide
+from swarm.ring.guide import ConstraintGuide, GivenGuide, Guide
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
 from swarm.ring.order_check import CONTEXT_STEP, exact
 from swarm.run.api import Finished, FinishReason, RunEvent, RunRequest, RunResult, StageInfo
@@ -146,7 +146,8 @@ class RunEngine:
         if prompt >= context:
             raise UsageError(f"the prompt has {prompt} tokens, but the model's context holds {context}; shorten it")
         most = self.target.vocab_size
-        worst = next((token for token in request.prompt_ids if token < 0 or (most is not None and token >= most)), None)
+        said = (*request.prompt_ids, *request.given)
+        worst = next((token for token in said if token < 0 or (most is not None and token >= most)), None)
         if worst is not None:
             known = f"0 to {most - 1}" if most is not None else "0 or more"
             raise UsageError(
@@ -172,10 +173,11 @@ class RunEngine:
         text = TextStream(
             self.target.decode,
             request.stop,
-            before=request.prompt_ids,
+            before=(*request.prompt_ids, *request.given),
             special=self.target.special,
             keep_stop=request.keep_stop,
             stop_tokens=frozenset(request.stop_token_ids),
+            least=request.sampling.shaping.least if request.sampling.shaping is not None else 0,
         )
         core = self._core(request, opening, drafting, self._held_to(request))
         link = RingLink(self._reach, opening)
@@ -200,6 +202,7 @@ class RunEngine:
             patience_s=request.patience_s,
             vocab_size=None if request.private else self.target.vocab_size,
             order=self._ordering(request, opening),
+            given=len(request.given),
         )
         loop = self.loops[opening.run] = RunLoop(parts)
         try:
@@ -284,7 +287,13 @@ class RunEngine:
         )
 
     async def _compiled(self, request: RunRequest) -> RunRequest:
-        """The request with its constraint as it stands in the order, once it is known to compile. Raises UsageError."""
+        """The request with its constraint as it stands in the order, once it is known to compile, and the shaping with
+        what it is counted from. Raises UsageError."""
+        shaping = request.sampling.shaping
+        if shaping is not None:
+            ends = tuple(sorted({*self.target.eos, *request.stop_token_ids})) if shaping.least else ()
+            shaping = replace(shaping, ends=ends, after=len(request.prompt_ids))
+            request = replace(request, sampling=replace(request.sampling, shaping=shaping))
         constraint, compiler = request.sampling.constraint, self.target.compiler
         if constraint is None:
             return request
@@ -318,14 +327,20 @@ class RunEngine:
         return Speculation(
             request.prompt_ids,
             opening.layout,
-            StopRule(request.max_tokens, self.target.eos, request.ignore_eos),
+            StopRule(request.max_tokens, self.target.eos, request.ignore_eos, len(request.given)),
             controller,
             inline=drafting.inline,
             deferred=drafting.deferred is not None,
             calibrations=self.memory.calibrations,
             held=opening.keep,
-            guide=Guide(held_to) if held_to is not None else None,
+            guide=self._guide(request, held_to),
         )
+
+    def _guide(self, request: RunRequest, held_to: Matcher | None) -> Guide | None:
+        shaping = request.sampling.shaping
+        if shaping is not None and shaping.given:
+            return GivenGuide(shaping, self.target.vocab_size or max(shaping.given) + 1)
+        return ConstraintGuide(held_to) if held_to is not None else None
 
     def _result(self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason) -> RunResult:
         return summed_up(

@@ -15,11 +15,15 @@ from swarm.model.rows import Commits, Layout, Rows
 
 @dataclass(frozen=True)
 class StopRule:
-    """When a run ends: after `max_tokens` new tokens exactly, or after a token of `stop` unless `ignore_stop`."""
+    """When a run ends: after `max_tokens` new tokens exactly, or after a token of `stop` unless `ignore_stop`.
+
+    The first `given` new tokens end nothing.
+    """
 
     max_tokens: int
     stop: AbstractSet[int] = frozenset()
     ignore_stop: bool = False
+    given: int = 0
 
 
 @dataclass(frozen=True)

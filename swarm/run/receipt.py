@@ -18,7 +18,7 @@ from swarm.base.errors import PeerError, SwarmError, UsageError
 from swarm.base.files import write_whole
 from swarm.net.channel.message import Message
 from swarm.ring.opening import StagePlan
-from swarm.ring.order_check import held_to_of, sampler_of
+from swarm.ring.order_check import held_to_of, sampler_of, shaped_of
 from swarm.ring.receipt_log import head_bytes
 from swarm.ring.signer import ReceiptSigner, unix_us
 from swarm.run.api import RunRequest, RunResult
@@ -87,6 +87,7 @@ class RunAccount:
             executor=plan.notary.hasher,
             own=_own(plan, request.private),
             held_to=held_to_of(request.sampling),
+            shaped=shaped_of(request.sampling),
         )
         self.header: dict[str, Any] = self.record.open_header()
 

@@ -54,6 +54,8 @@ class RunParts:
     patience_s: float
     vocab_size: int | None = None
     order: Callable[[Sequence[StagePlan]], RunAccount] | None = None
+    given: int = 0
+    """First tokens of the answer that are the requester's own, and no part of its text."""
 
 
 class RunLoop:
@@ -201,6 +203,8 @@ class RunLoop:
             drafted.append(token.drafted)
             top = zip(answer.top_token[token.answer], answer.top_logprob[token.answer], strict=True)
             logprobs.append((float(answer.logprob[token.answer]), tuple((int(t), float(v)) for t, v in top)))
+            if len(self.emitted) + len(tokens) <= self.parts.given:
+                continue
             added.append(self.parts.text.feed(token.token))
             if self.parts.text.stopped:
                 self.core.finish("stop")

@@ -315,12 +315,13 @@ class Speculation:
 
     def _last(self, node: Node) -> str | None:
         """Why the run ends with the token of `node`; None when it goes on."""
-        if node.token in self._ending.stop and not self._ending.ignore_stop:
+        given = node.position < self._prompt + self._ending.given
+        if node.token in self._ending.stop and not self._ending.ignore_stop and not given:
             return "stop"
         return "length" if node.position + 1 >= self._end else None
 
     def _force(self) -> None:
-        """Tokens that the constraint leaves no choice about are known at once, and go to the ring as certain rows."""
+        """Tokens that the order leaves no choice about are known at once, and go to the ring as certain rows."""
         while self._guide is not None and not self._closed and self._tree.root.answer < 0:
             forced = self._guide.after(self._tree, self._tree.root).forced
             if forced < 0:

@@ -7,34 +7,73 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm.model.text.spelling import Spelling
-from swarm.run.api import CommittedTokens, RunResult
+from swarm.run.api import CommittedTokens, RunResult, Special
 from swarm.serve.logprobs import Entry, LogprobLedger, chat_entry, text_entries
 from swarm.serve.parse import GenerationRequest
-from swarm.serve.tools import ToolCall, ToolSplitter
+from swarm.serve.tape import Heard
+from swarm.serve.tools import ToolCall, ToolSplitter, short_id
 
 
 @dataclass
 class Choice:
-    """One answer being written. `text`: begins with the prompt where that is echoed."""
+    """One answer being written. `text`: begins with the prompt where that is echoed.
+
+    prompt  how many tokens it has, those of it that the ring gives back included
+    given   how many these are: the answer's first tokens, told only for how likely they were
+    silent  no token was wanted: the one that the ring draws all the same is not told
+    """
 
     index: int
     splitter: ToolSplitter
     ledger: LogprobLedger
     text: str = ""
+    thought: str = ""
+    thinking_tokens: int = 0
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
     result: RunResult | None = None
+    prompt: int = 0
+    given: int = 0
+    silent: bool = False
+    committed: int = 0
+    unsaid: str = ""
+    """A special token that is shown only if it does not end the answer."""
+
+    @property
+    def written(self) -> int:
+        """Tokens of the answer so far."""
+        return 0 if self.silent else max(0, self.committed - self.given)
 
     @property
     def finish(self) -> str | None:
         if self.result is None:
             return None
-        return "tool_calls" if self.calls else self.result.finish_reason
+        if self.silent:
+            return "length"
+        return "tool_calls" if self.calls and not self.splitter.cut else self.result.finish_reason
 
-    def entries(self, event: CommittedTokens) -> list[Entry]:
+    def heard(self, event: CommittedTokens) -> str:
+        """The text that an event adds, special tokens left out."""
+        self.committed += len(event.tokens)
+        return "" if self.silent else event.text
+
+    def heard_all(self, event: CommittedTokens) -> str:
+        """The text that an event adds with its special tokens, but for one that might end the answer."""
+        self.committed += len(event.tokens)
+        if self.silent or not (event.tokens or event.text or event.pieces):
+            return ""
+        pieces = event.pieces or (event.text,)
+        last = pieces[-1].text if isinstance(pieces[-1], Special) else ""
+        shown = pieces[:-1] if last else pieces
+        told, self.unsaid = self.unsaid, last
+        return told + "".join(piece.text if isinstance(piece, Special) else piece for piece in shown)
+
+    def entries(self, event: CommittedTokens, text: str | None = None) -> list[Entry]:
         """Log-probabilities that may be told with this event's text."""
+        if self.silent:
+            return []
         self.ledger.add(event.tokens, event.logprobs)
-        return self.ledger.release(event.text)
+        return self.ledger.release(event.text if text is None else text)
 
     def last_entries(self) -> list[Entry]:
         """Those that no text comes for any more."""
@@ -61,16 +100,21 @@ def receipt_address(run_id: str) -> str:
     return f"/v1/receipts/{run_id}"
 
 
-def usage(results: Sequence[RunResult], prompts: int) -> dict[str, Any]:
+def usage(choices: Sequence[Choice], prompts: int) -> dict[str, Any]:
     """Tokens of a request. Choices of one prompt share it, so it counts once. `prompts`: how many there were."""
-    firsts = results[:: max(1, len(results) // prompts)][:prompts]
-    read = sum(len(result.prompt_token_ids) for result in firsts)
-    written = sum(result.new_tokens for result in results)
+    firsts = choices[:: max(1, len(choices) // prompts)][:prompts]
+    cached = sum(choice.result.cached_prompt_tokens for choice in firsts if choice.result is not None)
+    counted = _counted(sum(choice.prompt for choice in firsts), sum(choice.written for choice in choices), cached)
+    thinking = sum(choice.thinking_tokens for choice in choices)
+    return {**counted, "completion_tokens_details": {"reasoning_tokens": thinking}} if thinking else counted
+
+
+def _counted(read: int, written: int, cached: int = 0) -> dict[str, Any]:
     return {
         "prompt_tokens": read,
         "completion_tokens": written,
         "total_tokens": read + written,
-        "prompt_tokens_details": {"cached_tokens": sum(result.cached_prompt_tokens for result in firsts)},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 
@@ -89,9 +133,21 @@ class AnswerShape:
         body = {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
         return {**body, "system_fingerprint": None}
 
-    def chunk(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def chunk(self, kind: str, choices: list[dict[str, Any]], told: Choice | None = None) -> dict[str, Any]:
+        """`told`: the choice that the chunk is about."""
         body = self.envelope(kind, choices)
-        return {**body, "usage": None} if self.wanted.include_usage else body
+        if not self.wanted.include_usage:
+            return body
+        so_far = _counted(told.prompt, told.written) if told is not None and self.wanted.usage_so_far else None
+        return {**body, "usage": so_far}
+
+    def heard(self, choice: Choice, event: CommittedTokens) -> str:
+        """The text that an event adds."""
+        return choice.heard_all(event) if self.wanted.show_special else choice.heard(event)
+
+    def unsaid(self, choice: Choice) -> str:
+        """What was held back and is text after all, now that the answer is over."""
+        return "" if choice.result is not None and choice.result.finish_reason == "stop" else choice.unsaid
 
 
 class ChatShape(AnswerShape):
@@ -103,12 +159,17 @@ class ChatShape(AnswerShape):
         return [self._delta(choice, {"role": "assistant", "content": ""})]
 
     def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
-        text, calls = choice.splitter.feed(*(event.pieces or (event.text,)))
-        return self._say(choice, text, calls, choice.entries(event))
+        shown = self.heard(choice, event)
+        pieces = (shown,) if self.wanted.show_special or choice.silent else (event.pieces or (event.text,))
+        parts = choice.splitter.feed(*pieces)
+        if parts and all(part.kind == "thought" for part in parts):
+            choice.thinking_tokens += len(event.tokens)
+        return self._say(choice, parts, choice.entries(event, shown))
 
     def closing(self, choice: Choice) -> list[dict[str, Any]]:
-        text, calls = choice.splitter.finish()
-        chunks = self._say(choice, text, calls, choice.last_entries())
+        rest = self.unsaid(choice)
+        parts = [*(choice.splitter.feed(rest) if rest else ()), *choice.splitter.finish()]
+        chunks = self._say(choice, parts, choice.last_entries())
         last = self._delta(choice, {}, choice.finish)
         if choice.result is not None:
             last["wanswarm"] = run_facts(choice.result)
@@ -118,8 +179,12 @@ class ChatShape(AnswerShape):
         items = []
         for choice in choices:
             message: dict[str, Any] = {"role": "assistant", "content": choice.text or None, "refusal": None}
+            if choice.thought:
+                message["reasoning_content"] = choice.thought
             if choice.calls:
-                message["tool_calls"] = [self._call(choice, i, call) for i, call in enumerate(choice.calls)]
+                message["tool_calls"] = [
+                    self._call(choice, place, call.arguments) for place, call in enumerate(choice.calls)
+                ]
             else:
                 message["content"] = choice.text
             logprobs = {"content": choice.logprobs, "refusal": None} if self.wanted.logprobs is not None else None
@@ -128,30 +193,41 @@ class ChatShape(AnswerShape):
             )
         return self.envelope("chat.completion", items)
 
-    def _say(self, choice: Choice, text: str, calls: list[ToolCall], told: list[Entry]) -> list[dict[str, Any]]:
+    def _say(self, choice: Choice, parts: Sequence[Heard], told: list[Entry]) -> list[dict[str, Any]]:
         most = self.wanted.logprobs
         entries = [] if most is None else [chat_entry(entry, self.spelling, most) for entry in told]
-        choice.text += text
         choice.logprobs += entries
-        chunks = []
-        if text or entries:
-            chunk = self._delta(choice, {"content": text})
-            if entries:
-                chunk["choices"][0]["logprobs"] = {"content": entries, "refusal": None}
-            chunks.append(chunk)
-        for call in calls:
-            place = len(choice.calls)
-            choice.calls.append(call)
-            chunks.append(self._delta(choice, {"tool_calls": [{"index": place, **self._call(choice, place, call)}]}))
+        deltas = [self._part(choice, part) for part in parts]
+        if entries and not deltas:
+            deltas = [{"content": ""}]
+        chunks = [self._delta(choice, delta) for delta in deltas]
+        if entries:
+            chunks[0]["choices"][0]["logprobs"] = {"content": entries, "refusal": None}
         return chunks
+
+    def _part(self, choice: Choice, part: Heard) -> dict[str, Any]:
+        """The delta that tells of a part; the choice keeps it."""
+        if part.kind == "text":
+            choice.text += part.text
+            return {"content": part.text}
+        if part.kind == "thought":
+            choice.thought += part.text
+            return {"reasoning_content": part.text}
+        if part.kind == "call":
+            choice.calls.append(ToolCall(part.text, id=part.id))
+            place = len(choice.calls) - 1
+            return {"tool_calls": [{"index": place, **self._call(choice, place, "")}]}
+        choice.calls[-1].arguments += part.text
+        return {"tool_calls": [{"index": len(choice.calls) - 1, "function": {"arguments": part.text}}]}
 
     def _delta(self, choice: Choice, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         item = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return self.chunk(self.chunk_kind, [item])
+        return self.chunk(self.chunk_kind, [item], choice)
 
-    def _call(self, choice: Choice, place: int, call: ToolCall) -> dict[str, Any]:
-        name = f"call_{self.id.removeprefix('chatcmpl-')}_{choice.index}_{place}"
-        return {"id": name, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    def _call(self, choice: Choice, place: int, arguments: str) -> dict[str, Any]:
+        call, written = choice.calls[place], f"{self.id.removeprefix('chatcmpl-')}_{choice.index}_{place}"
+        name = call.id or (short_id(written) if choice.splitter.marks.short_ids else f"call_{written}")
+        return {"id": name, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 class TextShape(AnswerShape):
@@ -163,10 +239,11 @@ class TextShape(AnswerShape):
         return [self._chunk(choice, choice.text, None)] if choice.text else []
 
     def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
-        return self._say(choice, event.text, choice.entries(event))
+        text = self.heard(choice, event)
+        return self._say(choice, text, choice.entries(event, text))
 
     def closing(self, choice: Choice) -> list[dict[str, Any]]:
-        chunks = self._say(choice, "", choice.last_entries())
+        chunks = self._say(choice, self.unsaid(choice), choice.last_entries())
         last = self._chunk(choice, "", None, choice.finish)
         if choice.result is not None:
             last["wanswarm"] = run_facts(choice.result)
@@ -187,7 +264,7 @@ class TextShape(AnswerShape):
         )
 
     def _chunk(self, choice: Choice, text: str, logprobs: Any, finish: str | None = None) -> dict[str, Any]:
-        return self.chunk(self.chunk_kind, [self._item(choice, text, logprobs, finish)])
+        return self.chunk(self.chunk_kind, [self._item(choice, text, logprobs, finish)], choice)
 
     @staticmethod
     def _item(choice: Choice, text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:

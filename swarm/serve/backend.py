@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from swarm.model.text.template import NEW_ANSWER, Turn
+from swarm.model.text.template import PLAIN_CHAT, TemplateOptions
 from swarm.run.api import RunEvent, RunRequest
 
 
@@ -45,12 +45,9 @@ class Backend(Protocol):
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        options: Mapping[str, Any] | None = None,
-        turn: Turn = NEW_ANSWER,
+        options: TemplateOptions = PLAIN_CHAT,
     ) -> Sequence[int]:
-        """Prompt ids of a chat, generation prompt included unless `turn` says otherwise. `options`: further variables
-        of the template. Raises UsageError when the template refuses the chat."""
+        """Prompt ids of a chat. Raises UsageError when the template refuses it."""
 
     def encode(self, text: str) -> Sequence[int]: ...
 

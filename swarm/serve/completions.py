@@ -18,6 +18,7 @@ from swarm.serve.admission import RequestQueue
 from swarm.serve.allowance import Allowances, Wanted
 from swarm.serve.answer import ChatShape, Choice, TextShape, receipt_address, run_facts, usage
 from swarm.serve.backend import Backend
+from swarm.serve.chat_prompt import NO_TOOLS_NOTE, takes_tools
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, translate
 from swarm.serve.logprobs import LogprobLedger
@@ -31,9 +32,9 @@ from swarm.serve.parse import (
 )
 from swarm.serve.plan import plan_chat, plan_text
 from swarm.serve.run_registry import RunBook
-from swarm.serve.tools import ToolSplitter, tool_names
+from swarm.serve.tools import Marks, ToolSplitter, schemas_of
 from swarm.serve.voice import Event, OpenAIVoice, Voice
-from swarm.serve.web import IGNORED, REQUEST_ID, USER, read_json
+from swarm.serve.web import IGNORED, NOTE, REQUEST_ID, USER, read_json
 
 OnEvent = Callable[[int, RunEvent], Awaitable[None]]
 
@@ -57,6 +58,7 @@ class Completions:
         self._metrics = metrics
         self._allowances = allowances
         self._spelt: Spelling | None = None
+        self._marks: Marks | None = None
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         parsed = parse_chat_untrusted(await read_json(request, self._config), self._config)
@@ -66,10 +68,20 @@ class Completions:
         """Answer a chat in the words of `voice`."""
         request[IGNORED] = parsed.wanted.ignored
         runs = await plan_chat(parsed, self._backend, self._config)
-        names, spelling = tool_names(parsed.tools), self._spelling()
-        special = frozenset(spelling.special.values())
+        if parsed.tools and not takes_tools(getattr(self._backend.tokenizer, "chat_template", None)):
+            request[NOTE] = NO_TOOLS_NOTE
+        tools, spelling = schemas_of(parsed.tools), self._spelling()
+        held = parsed.wanted.structure is not None  # then nothing is thought before the answer
+        thinking = not held and await asyncio.to_thread(self._thinks, runs[0])
+        show, none = parsed.wanted.show_special, parsed.wanted.max_tokens == 0
         choices = [
-            Choice(index, ToolSplitter(names, special), LogprobLedger(spelling, run.prompt_ids))
+            Choice(
+                index,
+                ToolSplitter(tools, self._known_marks(), thinking),
+                LogprobLedger(spelling, run.prompt_ids, show_special=show),
+                prompt=len(run.prompt_ids),
+                silent=none,
+            )
             for index, run in enumerate(runs)
         ]
         shape = ChatShape(*self._envelope(request, "chatcmpl-"), parsed.wanted, spelling)
@@ -87,23 +99,56 @@ class Completions:
 
     async def _text(self, request: web.Request, parsed: TextRequest) -> web.StreamResponse:
         runs = await plan_text(parsed, self._backend, self._config)
-        choices, spelling = [], self._spelling()
+        choices: list[Choice] = []
         for index, run in enumerate(runs):
             echoed = ""
             if parsed.echo:
                 prompt = parsed.prompts[index // parsed.wanted.n]
                 whole = isinstance(prompt, str) and parsed.wanted.truncate is None
-                echoed = str(prompt) if whole else self._backend.decode(run.prompt_ids)
-            ledger = LogprobLedger(spelling, run.prompt_ids, len(echoed))
-            choices.append(Choice(index, ToolSplitter(frozenset()), ledger, echoed))
+                echoed = str(prompt) if whole else self._backend.decode((*run.prompt_ids, *run.given))
+            choices.append(self._text_choice(index, run, parsed, echoed))
         if parsed.plain:
-            return await self._respond_plain(request, runs)
-        shape = TextShape(*self._envelope(request, "cmpl-"), parsed.wanted, spelling, len(parsed.prompts))
+            return await self._respond_plain(request, parsed, runs)
+        shape = TextShape(*self._envelope(request, "cmpl-"), parsed.wanted, self._spelling(), len(parsed.prompts))
         voice = OpenAIVoice(parsed.wanted.include_usage)
         return await self._respond(request, shape, runs, choices, voice)
 
+    def _text_choice(self, index: int, run: RunRequest, parsed: TextRequest, echoed: str) -> Choice:
+        """Where the prompt is scored, its first token is the one that nothing was said of."""
+        scored, show = parsed.echo and parsed.wanted.logprobs is not None, parsed.wanted.show_special
+        before, offset = ((), 0) if scored else (run.prompt_ids, len(echoed))
+        ledger = LogprobLedger(self._spelling(), before, offset, show)
+        if scored:
+            ledger.add(run.prompt_ids, [(None, ())] * len(run.prompt_ids))
+            ledger.told(echoed)
+        return Choice(
+            index,
+            ToolSplitter(),
+            ledger,
+            echoed,
+            prompt=len(run.prompt_ids) + len(run.given),
+            given=len(run.given),
+            silent=parsed.wanted.max_tokens == 0 and not run.given,
+        )
+
     def _envelope(self, request: web.Request, prefix: str) -> tuple[str, int, str]:
         return prefix + request[REQUEST_ID].removeprefix("req_"), int(time.time()), self._backend.manifest.model
+
+    def _known_marks(self) -> Marks:
+        """Of the model's template, read once."""
+        if self._marks is None:
+            template = getattr(self._backend.tokenizer, "chat_template", None)
+            self._marks = Marks.of(template, self._spelling().special.values())
+        return self._marks
+
+    def _thinks(self, run: RunRequest) -> bool:
+        """Whether the prompt ends within a thought, as templates of models do that always think."""
+        marks = self._known_marks().thoughts
+        if not marks:
+            return False
+        end = run.prompt_ids[-16:]
+        text = self._backend.tokenizer.decode(end, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text).rstrip().endswith(tuple(opens for opens, _ in marks))
 
     def _spelling(self) -> Spelling:
         """Of the model's vocabulary, read once."""
@@ -133,11 +178,13 @@ class Completions:
         await self._drive(request[USER], runs, on_event)
         results = _results(choices)
         body = shape.whole(choices)
-        body["usage"] = usage(results, shape.prompts)
+        body["usage"] = usage(choices, shape.prompts)
         body["wanswarm"] = {"runs": [run_facts(result) for result in results]}
         return web.json_response(voice.whole(body, results), headers=_receipt_header(results))
 
-    async def _respond_plain(self, request: web.Request, runs: Sequence[RunRequest]) -> web.StreamResponse:
+    async def _respond_plain(
+        self, request: web.Request, parsed: TextRequest, runs: Sequence[RunRequest]
+    ) -> web.StreamResponse:
         """/generate: the text and the facts of the run, nothing else."""
         found: list[RunResult] = []
 
@@ -147,11 +194,12 @@ class Completions:
 
         await self._drive(request[USER], runs, on_event)
         result = found[0]
+        none = parsed.wanted.max_tokens == 0  # the ring draws one all the same
         body = {
-            "text": result.text,
-            "finish_reason": result.finish_reason,
+            "text": "" if none else result.text,
+            "finish_reason": "length" if none else result.finish_reason,
             "prompt_tokens": len(result.prompt_token_ids),
-            "new_tokens": result.new_tokens,
+            "new_tokens": 0 if none else result.new_tokens,
             **run_facts(result),
         }
         return web.json_response(body, headers=_receipt_header(found))
@@ -199,7 +247,7 @@ class Completions:
                 await tell(voice.failed(translate(exc)))
             else:
                 results, last = _results(choices), shape.chunk(shape.chunk_kind, [])
-                await tell(voice.closing(results, usage(results, shape.prompts), last))
+                await tell(voice.closing(results, usage(choices, shape.prompts), last))
         assert stream.response is not None
         return stream.response
 
@@ -222,7 +270,9 @@ class Completions:
     ) -> None:
         """One run; `spent[index]` becomes the number of its tokens, if it had any."""
         run = replace(run, prefix={"off": None, "user": user, "shared": ""}[self._config.prefix_cache])
-        note = self._book.begin(user, len(run.prompt_ids), run.max_tokens, time.time())
+        note = self._book.begin(
+            user, len(run.prompt_ids) + len(run.given), run.max_tokens - len(run.given), time.time()
+        )
         error = None
         try:
             async with self._admission.slot(user):

@@ -9,8 +9,8 @@ from typing import Any
 
 from swarm.model.text.spelling import Spelling
 
-Told = tuple[float, tuple[tuple[int, float], ...]]
-"""Own log-probability, and those of the likeliest tokens."""
+Told = tuple[float | None, tuple[tuple[int, float], ...]]
+"""Own log-probability, and those of the likeliest tokens; None for a text's first token, which follows nothing."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Entry:
     on with."""
 
     token: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...]
     data: bytes
     offset: int
@@ -47,9 +47,13 @@ class LogprobLedger:
             self._held.append(Entry(token, own, top, data, self._begun - within))
             self._begun += sum(byte & 0xC0 != 0x80 for byte in data)
 
+    def told(self, text: str) -> None:
+        """This much text is out; entries that it covers are released with the next."""
+        self._given += len(text.encode())
+
     def release(self, text: str) -> list[Entry]:
         """Entries whose text is out, now that `text` was added to it."""
-        self._given += len(text.encode())
+        self.told(text)
         out = []
         while self._held and self._told + len(self._held[0].data) <= self._given:
             self._told += len(self._held[0].data)
@@ -96,7 +100,7 @@ def text_entries(entries: Sequence[Entry], spelling: Spelling, most: int) -> dic
     return {
         "tokens": [spelling.label(entry.token) for entry in entries],
         "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [_by_label(entry.top[:most], spelling) for entry in entries],
+        "top_logprobs": [None if entry.logprob is None else _by_label(entry.top[:most], spelling) for entry in entries],
         "text_offset": [entry.offset for entry in entries],
     }
 

@@ -65,6 +65,9 @@ def _message(fields: Fields) -> Mapping[str, Any]:
         ]
     if role == "tool":
         message["tool_call_id"] = fields.need_text("tool_call_id")
+    thought = fields.text("reasoning_content") if role == "assistant" else None
+    if thought:
+        message["reasoning_content"] = thought
     name = fields.text("name")
     if name is not None:
         message["name"] = name

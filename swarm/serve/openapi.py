@@ -23,7 +23,7 @@ def _ref(name: str) -> Json:
 
 
 def _limit() -> Json:
-    return _nullable("integer", minimum=1, maximum=2**31 - 1)
+    return _nullable("integer", minimum=0, maximum=2**31 - 1, description="0: no token, only the prompt")
 
 
 _TEXT: Json = {"type": "string"}
@@ -49,12 +49,27 @@ def _shared(config: GatewayConfig) -> Json:
         "stream_options": {
             "type": ["object", "null"],
             "description": "needs stream",
-            "properties": {"include_usage": _nullable("boolean"), "include_obfuscation": _nullable("boolean")},
+            "properties": {
+                "include_usage": _nullable("boolean"),
+                "include_obfuscation": _nullable("boolean"),
+                "continuous_usage_stats": _nullable("boolean"),
+            },
             "additionalProperties": False,
         },
-        "presence_penalty": _nullable("number", minimum=0, maximum=0, description="not supported beyond 0"),
-        "frequency_penalty": _nullable("number", minimum=0, maximum=0, description="not supported beyond 0"),
-        "logit_bias": {"type": ["object", "null"], "maxProperties": 0, "description": "not supported"},
+        "presence_penalty": _nullable("number", minimum=-2, maximum=2),
+        "frequency_penalty": _nullable("number", minimum=-2, maximum=2),
+        "logit_bias": {
+            "description": "from token ids to what is added to their logits, -100 to 100; or an array of such pairs",
+            "type": ["object", "array", "null"],
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "items": {"type": "array", "prefixItems": [{"type": "integer"}, {"type": ["number", "boolean"]}]},
+            "maxProperties": 8,
+            "maxItems": 8,
+        },
+        "min_tokens": _nullable("integer", minimum=0, description="at most max_tokens: the answer ends no sooner"),
+        "skip_special_tokens": _nullable("boolean", description="false shows them, but for one that ends the answer"),
+        "spaces_between_special_tokens": _nullable("boolean", description="taken and not used"),
         "speculation": _nullable("string", enum=[*SPECULATIONS, None]),
         "draft": _nullable("string", enum=[*DRAFTS, None]),
         "receipt": _nullable("boolean", description="make a signed receipt of the run; true by default"),
@@ -166,7 +181,9 @@ def _completion(config: GatewayConfig) -> Json:
             **_shared(config),
             "logprobs": _nullable("integer", minimum=0, maximum=MAX_TOP_LOGPROBS),
             **_structured(),
-            "echo": _nullable("boolean", description="put the prompt before the answer; not with logprobs"),
+            "echo": _nullable(
+                "boolean", description="put the prompt before the answer, with its log-probabilities where asked for"
+            ),
             "best_of": _nullable("integer", minimum=1, maximum=config.max_choices, description="must equal n"),
             "suffix": _nullable("string", maxLength=0, description="not supported"),
         },

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from swarm.model.shaping import Shaping
 from swarm.model.text.template import NEW_ANSWER, Turn
 from swarm.run.api import DRAFTS, SPECULATIONS, Draft, Speculation
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.fields import Fields, clean_text, describe
 from swarm.serve.messages import read_messages, read_template_options, read_tools
+from swarm.serve.shaping import SHAPING, read_shaping
 from swarm.serve.structured import STRUCTURED, Structure, read_structure
 
 MAX_STOPS = 16
@@ -26,11 +28,11 @@ _IGNORED = frozenset(
 )
 _OWN = frozenset(
     "top_k min_p repetition_penalty speculation draft receipt private_text ignore_eos stop_token_ids "
-    "include_stop_str_in_output truncate_prompt_tokens".split()
+    "include_stop_str_in_output truncate_prompt_tokens skip_special_tokens spaces_between_special_tokens".split()
 )
 _COMMON = frozenset(
     "model max_tokens temperature top_p seed stop n stream stream_options logprobs logit_bias presence_penalty "
-    "frequency_penalty".split()
+    "frequency_penalty min_tokens".split()
 )
 _CHAT = (
     _COMMON
@@ -52,7 +54,8 @@ class GenerationRequest:
     """What chat and text requests share; `structure` is what the answer is held to.
 
     `logprobs`: None for none, else how many alternatives per token; `truncate`: how many of a prompt's last tokens are
-    kept; `fit`: more tokens than the context holds are a wish; `ignored`: fields that nobody reads.
+    kept; `fit`: more tokens than the context holds are a wish; `ignored`: fields that nobody reads; `usage_so_far`:
+    every chunk tells the tokens until then.
     """
 
     model: str | None = None
@@ -62,6 +65,7 @@ class GenerationRequest:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    shaping: Shaping | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -71,6 +75,8 @@ class GenerationRequest:
     n: int = 1
     stream: bool = False
     include_usage: bool = False
+    usage_so_far: bool = False
+    show_special: bool = False
     logprobs: int | None = None
     ignore_eos: bool = False
     receipt: bool = True
@@ -109,11 +115,8 @@ def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
     _refuse_unsupported(fields)
     messages = read_messages(fields)
     tools = read_tools(fields)
-    limit = fields.integer("max_completion_tokens", 1, 2**31 - 1)
-    if limit is None:
-        limit = fields.integer("max_tokens", 1, 2**31 - 1)
-    else:
-        fields.integer("max_tokens", 1, 2**31 - 1)
+    limit, other = (fields.integer(name, 0, 2**31 - 1) for name in ("max_completion_tokens", "max_tokens"))
+    limit = other if limit is None else limit
     logprobs = None
     top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
     if fields.flag("logprobs"):
@@ -145,13 +148,9 @@ def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
     _refuse_unsupported(fields)
     if fields.text("suffix"):
         raise _unsupported("suffix", "text is continued, not filled in")
-    wanted = _wanted(
-        fields,
-        config,
-        fields.integer("max_tokens", 1, 2**31 - 1) or 16,
-        fields.integer("logprobs", 0, MAX_TOP_LOGPROBS),
-    )
-    wanted = replace(wanted, ignored=ignored)
+    limit = fields.integer("max_tokens", 0, 2**31 - 1)
+    wanted = _wanted(fields, config, 16 if limit is None else limit, fields.integer("logprobs", 0, MAX_TOP_LOGPROBS))
+    wanted = replace(wanted, ignored=ignored, structure=read_structure(fields))
     best_of = fields.integer("best_of", 1, config.max_choices)
     if best_of is not None and best_of != wanted.n:
         raise _unsupported(
@@ -165,15 +164,25 @@ def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
         )
     echo = fields.flag("echo")
     if echo and wanted.logprobs is not None:
-        raise _unsupported("echo", "log-probabilities of the prompt are not computed; leave out 'echo' or 'logprobs'")
-    return TextRequest(replace(wanted, structure=read_structure(fields)), prompts, echo)
+        wanted = _scoring(fields, wanted)
+    return TextRequest(wanted, prompts, echo)
+
+
+def _scoring(fields: Fields, wanted: GenerationRequest) -> GenerationRequest:
+    """Of a prompt that is told with its log-probabilities: they are the model's own, so nothing may change them."""
+    changed = [wanted.structure.param] if wanted.structure is not None else []
+    changed += [name for name in SHAPING if fields.get(name) not in (None, 0, {}, [])]
+    changed += ["repetition_penalty"] if fields.get("repetition_penalty") not in (None, 1) else []
+    if changed:
+        raise _unsupported(changed[0], "with 'echo' and 'logprobs' probabilities are the model's own; leave it out")
+    return replace(wanted, repetition_penalty=1.0, shaping=None)
 
 
 def parse_generate_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
     """Body of POST /generate: {"prompt": ...} and a few options; greedy unless a temperature is given."""
     fields = Fields(body)
     ignored = fields.beyond(_GENERATE, config.strict)
-    limit = fields.integer("max_tokens", 1, 2**31 - 1) or 256
+    limit = 256 if (asked := fields.integer("max_tokens", 0, 2**31 - 1)) is None else asked
     wanted = _wanted(fields, config, limit, None, default_temperature=0.0)
     wanted = replace(wanted, ignored=ignored)
     return TextRequest(wanted, (fields.need_text("prompt"),), plain=True)
@@ -193,6 +202,8 @@ def _wanted(
         default_temperature = own.get("temperature", 1.0)
     top_k = fields.integer("top_k", -1, 2**31 - 1)
     stream = fields.flag("stream")
+    include_usage, usage_so_far = _usage_options(fields, stream)
+    fields.flag("spaces_between_special_tokens")  # there never are any
     return GenerationRequest(
         model=fields.text("model"),
         max_tokens=limit,
@@ -203,6 +214,7 @@ def _wanted(
         repetition_penalty=fields.number(
             "repetition_penalty", own.get("repetition_penalty", 1.0), 0.0, 10.0, above=True
         ),
+        shaping=read_shaping(fields, limit),
         seed=fields.integer("seed", -_SEED, _SEED - 1),
         stop=_stops(fields),
         stop_token_ids=_stop_token_ids(fields),
@@ -210,7 +222,9 @@ def _wanted(
         truncate=fields.integer("truncate_prompt_tokens", 1, 2**31 - 1),
         n=fields.integer("n", 1, config.max_choices) or 1,
         stream=stream,
-        include_usage=_include_usage(fields, stream),
+        include_usage=include_usage,
+        usage_so_far=usage_so_far,
+        show_special=not fields.flag("skip_special_tokens", True),
         logprobs=logprobs,
         ignore_eos=fields.flag("ignore_eos"),
         receipt=fields.flag("receipt", True),
@@ -247,17 +261,18 @@ def _stop_token_ids(fields: Fields) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _include_usage(fields: Fields, stream: bool) -> bool:
+def _usage_options(fields: Fields, stream: bool) -> tuple[bool, bool]:
+    """Whether a last chunk tells the tokens, and whether every chunk does."""
     value = fields.get("stream_options")
     if value is None:
-        return False
+        return False, False
     options = Fields(value, "stream_options")
-    options.only(frozenset({"include_usage", "include_obfuscation"}))
+    options.only(frozenset({"include_usage", "include_obfuscation", "continuous_usage_stats"}))
     options.flag("include_obfuscation")
-    include = options.flag("include_usage")
+    include, so_far = options.flag("include_usage"), options.flag("continuous_usage_stats")
     if not stream:
         raise bad_field("stream_options", "'stream_options' needs 'stream': true")
-    return include
+    return include, so_far and include
 
 
 def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
@@ -297,11 +312,7 @@ def _unsupported(name: str, why: str) -> ApiError:
 
 def _refuse_unsupported(fields: Fields) -> None:
     """Refuse what would silently change the answer; what has no effect at its default passes."""
-    for name in ("presence_penalty", "frequency_penalty"):
-        if fields.number(name, 0.0, -2.0, 2.0) != 0:
-            raise _unsupported(name, "use 'repetition_penalty'")
     reasons = {
-        "logit_bias": "the last node of the ring picks the token and takes no bias",
         "functions": "use 'tools'",
         "function_call": "use 'tool_choice'",
         "audio": "the model writes text only",

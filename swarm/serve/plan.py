@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from jinja2.exceptions import TemplateError
 
 from swarm.base.errors import UsageError
 from swarm.model.sampler import Sampling
-from swarm.model.text.template import NEW_ANSWER
+from swarm.model.shaping import MAX_GIVEN, Shaping
+from swarm.model.text.template import TemplateOptions
 from swarm.run.api import RunRequest
 from swarm.serve.backend import Backend
+from swarm.serve.chat_prompt import chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.parse import ChatRequest, GenerationRequest, TextRequest
@@ -26,15 +28,10 @@ async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfi
     template = getattr(backend.tokenizer, "chat_template", None)
     if not template:
         raise bad_field("messages", "this model has no chat template; use /v1/completions", "unsupported_parameter")
-    if request.tools and not takes_tools(template):
-        raise bad_field("tools", "the chat template of this model has no place for tools", "unsupported_parameter")
+    options = TemplateOptions(request.tools, request.options, request.turn)
     try:
         # Tokenizing megabytes takes seconds; other users' tokens must not wait for it.
-        more: dict[str, Any] = {"options": request.options} if request.options else {}
-        if request.turn != NEW_ANSWER:
-            more["turn"] = request.turn
-        tools = list(request.tools) or None
-        prompt = await asyncio.to_thread(backend.encode_chat, list(request.messages), tools, **more)
+        prompt = await asyncio.to_thread(chat_ids, backend, request.messages, options)
     except UsageError as exc:
         raise bad_field("messages", str(exc)) from exc
     except (TemplateError, TypeError, ValueError, KeyError) as exc:
@@ -54,7 +51,8 @@ async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfi
         else:
             ids = prompt
             check_ids(ids, backend.manifest.vocab_size, "prompt")
-        runs += _runs(request.wanted, tuple(ids), "prompt", backend, config, 256)
+        scored = request.echo and request.wanted.logprobs is not None
+        runs += _runs(request.wanted, tuple(ids), "prompt", backend, config, 256, scored)
     return runs
 
 
@@ -67,13 +65,6 @@ def check_model(name: str | None, backend: Backend) -> None:
             "model_not_found",
             "model",
         )
-
-
-def takes_tools(template: Any) -> bool:
-    """Whether a chat template (one, or several by name) looks at `tools`."""
-    if isinstance(template, dict):
-        return any(takes_tools(one) for one in template.values())
-    return "tools" in str(template)
 
 
 def check_ids(ids: Sequence[int], vocab: int, param: str) -> None:
@@ -90,10 +81,14 @@ def _runs(
     backend: Backend,
     config: GatewayConfig,
     default: int,
+    scored: bool = False,
 ) -> list[RunRequest]:
+    """The runs of one prompt. `scored`: the prompt's own tokens come as given ones, with how likely each was."""
     context = backend.manifest.context
     if wanted.truncate is not None:
         prompt = prompt[-wanted.truncate :]
+    if wanted.shaping is not None:
+        check_ids([token for token, _ in wanted.shaping.bias], backend.manifest.vocab_size, "logit_bias")
     if not prompt:
         raise bad_field(param, f"expected '{param}' to be at least one token long, found an empty one")
     room = context - len(prompt)
@@ -109,10 +104,17 @@ def _runs(
             param,
         )
     seed = wanted.seed if wanted.seed is not None else secrets.randbits(62)
+    given = prompt[1:] if scored else ()
+    if len(given) > MAX_GIVEN:
+        raise bad_field(param, f"expected at most {MAX_GIVEN + 1} tokens to score in '{param}', found {len(prompt)}")
+    if scored:  # what is given needs no drafts
+        wanted = replace(wanted, speculation="plain", shaping=Shaping(given=given))
     return [
         RunRequest(
-            prompt_ids=prompt,
-            max_tokens=limit,
+            prompt_ids=prompt[: len(prompt) - len(given)],
+            max_tokens=max(
+                1, len(given) + limit
+            ),  # a ring draws a token at least; where none is wanted it is not shown
             sampling=_sampling(wanted, (seed + index) % 2**63),
             stop=wanted.stop,
             stop_token_ids=wanted.stop_token_ids,
@@ -142,4 +144,5 @@ def _sampling(wanted: GenerationRequest, seed: int) -> Sampling:
         # One alternative is the least that makes the ring send log-probabilities at all.
         logprobs=0 if wanted.logprobs is None else max(1, wanted.logprobs),
         constraint=wanted.structure.constraint if wanted.structure is not None else None,
+        shaping=wanted.shaping,
     )

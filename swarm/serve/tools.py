@@ -1,172 +1,253 @@
-"""Tool calls in what a model writes, found while it is still writing.
+"""What a model writes, taken apart while it is still writing: text, thoughts, calls of tools.
 
-Three ways of writing them are known: between <tool_call> and </tool_call> (Qwen, Hermes, SmolLM), after
-[TOOL_CALLS] (Mistral), and a bare JSON object as the whole answer (Llama 3). A call counts only when it names a
-tool on offer; everything else is text and reaches the client unchanged. Where a mark is a special token of the model,
-it is known by its id: the same letters in ordinary tokens are text.
+Which marks count is read from the model's chat template (`Marks.of`). A call counts only when it names a tool on offer;
+everything else is text and reaches the client unchanged, but for white space next to calls and thoughts. Where a mark
+is a special token of the model, it is known by its id: the same letters in ordinary tokens are text.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
 from swarm.run.api import Piece, Special
+from swarm.serve.call_formats import ALWAYS, BARE_PYTHON, BY_TEMPLATE, CallFormat, Schemas, json_calls, pythonic
+from swarm.serve.tape import Heard, NotACallError, Reader, Tape, ahead, blank, until
 
-_OPEN, _CLOSE, _MISTRAL, _PYTHON = "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>"
-_MARKS = (_OPEN, _MISTRAL, _PYTHON)
-# Marks that are special tokens stand in the held text as lone surrogates, which no model can write.
-_STAND_INS = {_OPEN: "\ud800", _CLOSE: "\ud801", _MISTRAL: "\ud802", _PYTHON: "\ud803"}
-_NOT_SHOWN = str.maketrans("", "", "".join(_STAND_INS.values()))
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<thought>", "</thought>"),
+)
+"""Marks around what a model thinks before it answers: Qwen, DeepSeek, GLM, Kimi and others; Magistral; Seed; Kimi-VL;
+Command A; others."""
+_CHANNEL, _MESSAGE, _START = "<|channel|>", "<|message|>", "<|start|>"
+_ENDS = ("<|end|>", "<|call|>", "<|return|>")
+_INSIDE = (
+    "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "<|tool_call_begin|>", "<|tool_call_end|>",
+    "<|tool_call_argument_begin|>", "[CALL_ID]", "[ARGS]", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
+    "<|constrain|>", _CHANNEL, _MESSAGE, _START, *_ENDS,
+)  # fmt: skip
+ALL_MARKS = frozenset(
+    [
+        *(mark for form in (*ALWAYS, *BY_TEMPLATE) for mark in (form.opens, *form.closes)),
+        *(mark for pair in THOUGHTS for mark in pair),
+        *_INSIDE,
+    ]
+)
 
 
 @dataclass(frozen=True)
+class Marks:
+    """Which marks of an answer count.
+
+    formats   of calls
+    thoughts  pairs around thoughts
+    harmony   whether answers are in channels, as gpt-oss writes them
+    python    whether calls may be written as Python, without a mark
+    special   names of the model's special tokens
+    short_ids whether calls have ids of nine letters and digits, and no other (Mistral)
+    """
+
+    formats: tuple[CallFormat, ...] = ALWAYS
+    thoughts: tuple[tuple[str, str], ...] = ()
+    harmony: bool = False
+    python: bool = False
+    special: frozenset[str] = frozenset()
+    short_ids: bool = False
+
+    @classmethod
+    def of(cls, template: Any, special: Iterable[str] = ()) -> Marks:
+        """Those of a model, by its chat template (one, or several by name) and its special tokens."""
+        text = "\n".join(map(str, template.values())) if isinstance(template, dict) else str(template or "")
+        known = frozenset(special) & ALL_MARKS
+        return cls(
+            formats=(*ALWAYS, *(form for form in BY_TEMPLATE if form.opens in text or form.opens in known)),
+            thoughts=tuple(pair for pair in THOUGHTS if pair[1] in text or pair[1] in known),
+            harmony=_CHANNEL in text and _MESSAGE in text,
+            python=any(mark in text for mark in BARE_PYTHON),
+            special=known,
+            short_ids="length != 9" in text or "length == 9" in text,
+        )
+
+
+@dataclass
 class ToolCall:
-    """`arguments` is JSON text, as OpenAI's API has it."""
+    """`arguments` is JSON text, as OpenAI's API has it, so far as it was written; `id`: the model's own, if any."""
 
     name: str
-    arguments: str
+    arguments: str = ""
+    id: str = ""
 
 
 @dataclass
 class ToolSplitter:
-    """Splits an answer into text and calls.
+    """Takes one answer apart.
 
-    names     tools on offer; none: everything is text at once
-    special   names of the model's special tokens
+    tools     those on offer, with the schemas of their arguments; none: no call is looked for
+    marks     that count
+    thinking  the prompt ended within a thought
     """
 
-    names: frozenset[str]
-    special: frozenset[str] = frozenset()
-    _held: str = ""
-    _started: bool = False
+    tools: Schemas = field(default_factory=dict)
+    marks: Marks = field(default_factory=Marks)
+    thinking: bool = False
+    cut: bool = False
+    """The answer ended within a call."""
 
     def __post_init__(self) -> None:
-        self._mark = {mark: _STAND_INS[mark] if mark in self.special else mark for mark in _STAND_INS}
-        self._begins = tuple(self._mark[mark] for mark in _MARKS)
+        self._tape = Tape(self.marks.special)
+        self._formats = {form.opens: form for form in self.marks.formats} if self.tools else {}
+        self._thoughts = dict(self.marks.thoughts)
+        self._plain = not self._formats and not self._thoughts and not self.marks.harmony
+        self._reader = self._channels() if self.marks.harmony else self._answer()
+        self._gap = ""
+        """White space that is text only if text follows it."""
+        self._behind: Literal["", "call", "thought"] = ""
 
-    def feed(self, *pieces: Piece) -> tuple[str, list[ToolCall]]:
-        """Text that is certainly text, and calls that are complete."""
-        text = "".join(_STAND_INS.get(p.text, "") if isinstance(p, Special) else p for p in pieces)
-        if not self.names:
-            return text.translate(_NOT_SHOWN), []
-        self._held += text
-        out: list[str] = []
-        calls: list[ToolCall] = []
-        opening, closing = self._mark[_OPEN], self._mark[_CLOSE]
-        while True:
-            if not self._started and not self._held.strip():
-                break
-            if not self._started and self._held.lstrip()[0] == "{":
-                break  # perhaps a bare call: wait for the whole answer
-            mark, at = _first_mark(self._held, self._begins)
-            if mark is None:
-                keep = _partial_mark(self._held, self._begins)
-                out.append(self._held[: len(self._held) - keep])
-                self._held = self._held[len(self._held) - keep :]
-                break
-            if at:
-                out.append(self._held[:at])
-                self._held = self._held[at:]
-            if mark != opening or closing not in self._held:
-                break  # the rest belongs to the call; these two marks have no end but the answer's
-            end = self._held.index(closing) + len(closing)
-            piece, self._held = self._held[:end], self._held[end:]
-            found = self._calls_in(piece.removeprefix(opening).removesuffix(closing))
-            calls += found
-            if not found:
-                out.append(piece)
-            self._started = True
-        said = "".join(out)
-        self._started = self._started or bool(said.strip())
-        return said.translate(_NOT_SHOWN), calls
+    def feed(self, *pieces: Piece) -> list[Heard]:
+        """What is certain now."""
+        if self._plain:
+            return [Heard("text", text)] if (text := "".join(p for p in pieces if isinstance(p, str))) else []
+        for piece in pieces:
+            if isinstance(piece, Special):
+                self._tape.add_special(piece.text)
+            else:
+                self._tape.add(piece)
+        next(self._reader, None)
+        return self._tape.take()
 
-    def finish(self) -> tuple[str, list[ToolCall]]:
+    def finish(self) -> list[Heard]:
         """What was held back, once the answer is over."""
-        held, self._held = self._held, ""
-        body = held.strip()
-        for mark in self._begins:
-            body = body.removeprefix(mark)
-        calls = self._calls_in(body) if held else []
-        return ("", calls) if calls else (held.translate(_NOT_SHOWN), [])
+        self._tape.ended = True
+        next(self._reader, None)
+        return self._tape.take()
 
-    def _calls_in(self, text: str) -> list[ToolCall]:
+    def _say(self, text: str) -> None:
+        """Text; white space right behind a call counts only if there is more, right behind a thought never."""
+        if self._behind:
+            text = self._gap + text
+            if not text.strip():
+                self._gap = text
+                return
+            text = text.lstrip() if self._behind == "thought" else text
+            self._gap, self._behind = "", ""
+        self._tape.say("text", text)
+
+    def _answer(self) -> Reader:
+        """Text with marks in it."""
+        tape = self._tape
+        if self.thinking and self._thoughts:
+            yield from self._thought(tuple(self._thoughts.values()))
+        yield from self._bare()
+        while True:
+            mark = yield from until(tape, [*self._formats, *self._thoughts], self._say)
+            if mark is None:
+                return
+            tape.pass_over(mark)
+            if mark in self._thoughts:
+                yield from self._thought((self._thoughts[mark],))
+                yield from self._bare()
+            elif not (yield from self._call(self._formats[mark])):
+                self._say(tape.written(mark))
+
+    def _thought(self, closes: Sequence[str]) -> Reader:
+        """Up to a closing mark, without the white space at either end."""
+        tape, gap = self._tape, ""
+        yield from blank(tape)
+
+        def think(text: str) -> None:
+            nonlocal gap
+            whole = gap + text
+            gap = whole[len(whole.rstrip()) :]
+            tape.say("thought", whole.rstrip())
+
+        mark = yield from until(tape, closes, think)
+        if mark is not None:
+            tape.pass_over(mark)
+        self._gap, self._behind = "", "thought"
+        tape.forget()
+
+    def _bare(self) -> Reader:
+        """A call that is the whole answer: JSON, or Python where the template says so."""
+        tape, begin = self._tape, self._tape.at
+        if not self.tools:
+            return
+        yield from blank(tape)
+        first = yield from ahead(tape, "{", "[") if self.marks.python else ahead(tape, "{")
+        form = CallFormat("", pythonic if first == "[" else json_calls)
+        if first is None or not (yield from self._call(form)):
+            tape.at = begin
+
+    def _call(self, form: CallFormat) -> Generator[None, None, bool]:
+        """Whether there was a call after its mark; if not, nothing is taken."""
+        tape, begin, calls = self._tape, self._tape.at, self._tape.calls
         try:
-            items = _items(text)
-        except (ValueError, RecursionError, IndexError):
-            return []
-        calls = [_call(members) for members in items]
-        found = [call for call in calls if call is not None and call.name in self.names]
-        return found if len(found) == len(calls) else []
+            yield from form.read(tape, self.tools)
+            end = tape.at
+            yield from blank(tape)
+            found = (yield from ahead(tape, *form.closes)) if form.closes else None
+            tape.at = end
+            if found is not None:
+                tape.skip_blank()
+                tape.pass_over(found)
+        except NotACallError:
+            if tape.calls == calls:
+                tape.at = begin
+                return False
+            self.cut = tape.ended and not tape.rest
+        self._gap, self._behind = "", "call"
+        tape.forget()
+        return True
+
+    def _channels(self) -> Reader:
+        """Harmony: a header, <|message|>, and what is said in the channel or to the tool that the header names.
+
+        Source: OpenAI's harmony response format.
+        """
+        tape = self._tape
+        header: list[str] = []
+        if (yield from ahead(tape, _CHANNEL, _START, " to=")) is None:
+            mark = yield from until(tape, (_CHANNEL, _START), self._say)
+        else:
+            mark = _CHANNEL
+        while mark is not None:
+            header.clear()
+            mark = yield from until(tape, (_MESSAGE,), header.append)
+            if mark is None:
+                return
+            tape.pass_over(mark)
+            written = "".join(header)
+            to = re.search(r"to=(?:functions\.)?([\w.-]+)", written)
+            name = to.group(1) if to is not None else ""
+            if name in self.tools:
+                tape.say("call", name)
+                tell: Callable[[str], None] = partial(tape.say, "arguments")
+            elif "analysis" in written:
+                tell = partial(tape.say, "thought")
+            else:
+                tell = self._say
+            mark = yield from until(tape, (*_ENDS, _START), tell)
+            self.cut = mark is None and name in self.tools
+            if mark is not None and mark != _START:
+                tape.pass_over(mark)
+            tape.forget()
 
 
-_JSON = json.JSONDecoder()
-_BLANK = re.compile(r"[ \t\r\n]*")
-Members = dict[str, tuple[Any, str]]
-"""Of an object: the value of each name, and how the model wrote it."""
+def schemas_of(tools: Sequence[Mapping[str, Any]]) -> Schemas:
+    """Of tools as chat templates have them: the schema of the arguments by name."""
+    return {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
 
 
-def _items(text: str) -> list[Members | None]:
-    """The objects of a JSON text: one, or a list of them; None for other values. Raises ValueError."""
-    value = json.loads(text)
-    at = _skip(text, 0)
-    if not isinstance(value, list):
-        return [_members(text, at)]
-    items: list[Members | None] = []
-    at = _skip(text, at + 1)
-    while text[at] != "]":
-        items.append(_members(text, at))
-        at = _skip(text, _JSON.raw_decode(text, at)[1])
-        at = _skip(text, at + 1) if text[at] == "," else at
-    return items
-
-
-def _members(text: str, at: int) -> Members | None:
-    if text[at] != "{":
-        return None
-    found: Members = {}
-    at = _skip(text, at + 1)
-    while text[at] != "}":
-        name, at = _JSON.raw_decode(text, at)
-        at = _skip(text, _skip(text, at) + 1)
-        value, end = _JSON.raw_decode(text, at)
-        found[name] = value, text[at:end]
-        at = _skip(text, end)
-        at = _skip(text, at + 1) if text[at] == "," else at
-    return found
-
-
-def _skip(text: str, at: int) -> int:
-    found = _BLANK.match(text, at)
-    return found.end() if found else at
-
-
-def _call(members: Members | None) -> ToolCall | None:
-    """Arguments stay as they were written: numbers and escapes survive no reading and writing again."""
-    name, _ = (members or {}).get("name", (None, ""))
-    if members is None or not isinstance(name, str):
-        return None
-    value, written = members.get("arguments") or members.get("parameters") or ({}, "{}")
-    return ToolCall(name, value if isinstance(value, str) else written)
-
-
-def _first_mark(text: str, marks: Sequence[str]) -> tuple[str | None, int]:
-    found = [(text.index(mark), mark) for mark in marks if mark in text]
-    return (min(found)[1], min(found)[0]) if found else (None, 0)
-
-
-def _partial_mark(text: str, marks: Sequence[str]) -> int:
-    """How many last characters could be the beginning of a mark."""
-    longest = 0
-    for mark in marks:
-        for size in range(1, len(mark)):
-            if text.endswith(mark[:size]):
-                longest = max(longest, size)
-    return longest
-
-
-def tool_names(tools: Sequence[Any]) -> frozenset[str]:
-    return frozenset(tool["function"]["name"] for tool in tools)
+def short_id(name: str) -> str:
+    """Nine letters and digits that stand for a call's id, always the same ones: Mistral's templates want no others."""
+    if re.fullmatch("[A-Za-z0-9]{9}", name):
+        return name
+    return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:9]

@@ -8,8 +8,9 @@ from typing import Any
 from aiohttp import web
 
 from swarm.base.errors import UsageError
-from swarm.model.text.template import NEW_ANSWER
+from swarm.model.text.template import TemplateOptions
 from swarm.serve.backend import Backend
+from swarm.serve.chat_prompt import chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import bad_field
 from swarm.serve.fields import Fields
@@ -73,11 +74,8 @@ class VocabularyViews:
         options, turn = read_template_options(fields), read_turn(fields, messages)
         if not getattr(self._backend.tokenizer, "chat_template", None):
             raise bad_field("messages", "this model has no chat template; send 'prompt'", "unsupported_parameter")
-        more: dict[str, Any] = {"options": options} if options else {}
-        if turn != NEW_ANSWER:
-            more["turn"] = turn
         try:
-            found = await asyncio.to_thread(self._backend.encode_chat, list(messages), list(tools) or None, **more)
+            found = await asyncio.to_thread(chat_ids, self._backend, messages, TemplateOptions(tools, options, turn))
         except UsageError as exc:
             raise bad_field("messages", str(exc)) from exc
         return [int(token) for token in found]

@@ -31,6 +31,7 @@ RECEIPT = web.RequestKey("receipt", str)
 IGNORED = web.RequestKey("ignored", tuple[str, ...])
 BODY = web.RequestKey("body", object)
 """The body as it was read, for whoever reads it next."""
+NOTE = web.RequestKey("note", str)
 PUBLIC = frozenset({"/", "/healthz", "/health", "/openapi.json"})
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -43,7 +44,7 @@ _SECURITY = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _EXPOSED = (
-    "x-request-id, x-receipt, x-ignored-fields, retry-after, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, "
+    "x-request-id, x-receipt, x-ignored-fields, x-note, retry-after, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, "
     "x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens"
 )
 _OUR_HEADERS = ["authorization", "content-type", "x-api-key", "x-request-id"]
@@ -209,6 +210,8 @@ def add_headers(config: GatewayConfig) -> Callable[[web.Request, web.StreamRespo
             response.headers.setdefault("x-request-id", request[REQUEST_ID])
         if ignored := request.get(IGNORED):
             response.headers.setdefault("x-ignored-fields", _listed(ignored))
+        if note := request.get(NOTE):
+            response.headers.setdefault("x-note", note)
         origin = request.headers.get("Origin")
         if origin is not None and _allowed(origin, config):
             response.headers["Access-Control-Allow-Origin"] = origin

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from receipts.format.opening import Bias, Shaped
 from receipts.record.requester import RequesterRecord
 from swarm.base.errors import RunError
 from swarm.model.sampler import Sampling
@@ -30,6 +31,7 @@ ORDERS: dict[str, Edit] = {
     "sampler-top_k": sampler(top_k=1),
     "sampler-min_p": sampler(min_p_ppm=900_000),
     "sampler-penalty": sampler(repetition_penalty_ppm=1_500_000),
+    "shaping": lambda said: said | {"shaped": Shaped(0, 0, (Bias(3, 1_000_000),), 0, (), ())},
     "dtype": lambda said: said | {"dtype": "bfloat16"},
     "wire format": lambda said: said | {"wire": "int8"},
     "context-shorter": lambda said: said | {"max_tokens": 1},

@@ -18,6 +18,7 @@ from swarm.base.events import Event, Notice, Report, silent
 from swarm.model.block import Block, load_block
 from swarm.model.gpu import Gpu
 from swarm.model.sampler import Sampling, pick
+from swarm.model.shaping import Shaping
 from tests.draft.tiny import VOCAB, save_tiny, tiny_block
 from tests.swarm.model.fake_cuda import FakeCuda
 from tests.swarm.model.tiny import MemoryCheckpoint, random_model, tiny_config
@@ -27,6 +28,7 @@ SAMPLINGS = (
     Sampling(temperature=0.7, seed=5),
     Sampling(temperature=1.1, top_p=0.8, top_k=20, seed=6),
     Sampling(temperature=0.9, repetition_penalty=1.3, seed=7),
+    Sampling(shaping=Shaping(presence=1.0, frequency=1.5, bias=((4, 3.0), (9, -50.0)))),
 )
 
 
@@ -55,12 +57,16 @@ class Reference:
     def __init__(self, model: LlamaForCausalLM, sampling: Sampling, tokens: torch.Tensor | None = None) -> None:
         self.model, self.tokens = model, tokens
         self.ranker = Ranker(VOCAB if tokens is None else len(tokens), tokens, torch.device("cpu"))
-        self.ranker.begin([], sampling)
+        self.begin([], sampling)
+
+    def begin(self, prompt: list[int], sampling: Sampling) -> None:
+        self.prompt = len(prompt)
+        self.ranker.begin(prompt, sampling)
 
     def children(self, path: list[int]) -> tuple[Child, ...]:
         logits = self.model(torch.tensor([path])).logits[:, -1].float()
         logits = logits if self.tokens is None else logits[:, self.tokens]
-        return self.ranker.rank(logits, [len(path)], [path] if self.ranker.needs_paths else None)[0]
+        return self.ranker.rank(logits, [len(path)], [path[self.prompt :]] if self.ranker.needs_paths else None)[0]
 
 
 def agree(found: tuple[Child, ...], expected: tuple[Child, ...], width: int) -> None:
@@ -81,6 +87,7 @@ class Story:
         self.paths: dict[int, list[int]] = {ROOT: []}
         self.root, self.next_id = ROOT, 1
         drafter.begin(prompt, reference.ranker.sampling)
+        reference.begin(prompt, reference.ranker.sampling)
 
     def turn(self, width: int, depth: int) -> None:
         committed, dropped = self.commit() if self.rng.random() < 0.5 else ((), ())
@@ -135,7 +142,7 @@ class Story:
             path = [*path, level[0].token]
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "filtered", "penalty"])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "filtered", "penalty", "counted"])
 @pytest.mark.parametrize("loop", ["stepwise", "loop"])
 @settings(max_examples=8)
 @given(seed=st.integers(0, 10**6))

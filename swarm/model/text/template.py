@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -36,6 +36,18 @@ class Turn:
 
 
 NEW_ANSWER = Turn()
+
+
+@dataclass(frozen=True)
+class TemplateOptions:
+    """What a chat template is given beside messages: tools on offer, how the prompt ends, `variables` of its own."""
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    turn: Turn = NEW_ANSWER
+
+
+PLAIN_CHAT = TemplateOptions()
 
 
 class TemplateRenderer:
@@ -69,15 +81,13 @@ class TemplateRenderer:
         self,
         tokenizer: PreTrainedTokenizerBase,
         messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        options: Mapping[str, Any] | None = None,
-        turn: Turn = NEW_ANSWER,
+        options: TemplateOptions = PLAIN_CHAT,
     ) -> tuple[int, ...]:
-        """Token ids of a conversation. `options`: further variables of the template.
+        """Token ids of a conversation.
 
         Raises UsageError when the template refuses the conversation or takes more than it may.
         """
-        tools = [dict(tool) for tool in tools] if tools else None
+        tools, turn = [dict(tool) for tool in options.tools] or None, options.turn
         if not messages:
             raise UsageError("expected at least one message for the chat template, found none")
         try:
@@ -87,7 +97,7 @@ class TemplateRenderer:
         text = self.render(
             {
                 **tokenizer.special_tokens_map,
-                **(options or {}),
+                **options.variables,
                 "conversations": [[{k: v for k, v in message.items() if v is not None} for message in messages]],
                 "tools": tools,
                 "chat_template": chosen,

@@ -167,7 +167,8 @@ class AnthropicVoice:
         self._id = "msg_" + request_id.removeprefix("req_")
         self._model, self._stops, self._decode = model, stops, decode
         self._block = -1
-        self._in_text = False
+        self._in = ""
+        self._finish: str | None = None
         self._called = False
 
     def stream(self, request: web.Request, config: GatewayConfig) -> EventStream:
@@ -180,22 +181,28 @@ class AnthropicVoice:
 
     def chunk(self, chunk: Json) -> Sequence[Event]:
         delta = delta_of(chunk)
+        self._finish = chunk["choices"][0]["finish_reason"] if chunk["choices"] else self._finish
         events: list[Event] = []
-        text = delta.get("content")
-        if text:
-            if not self._in_text:
-                events += self._begin({"type": "text", "text": ""})
-                self._in_text = True
-            events.append(self._more({"type": "text_delta", "text": text}))
+        for name, kind, key in (("reasoning_content", "thinking", "thinking"), ("content", "text", "text")):
+            text = delta.get(name)
+            if not text:
+                continue
+            if self._in != kind:
+                begun: Json = {"type": kind, key: ""}
+                events += self._begin({**begun, "signature": ""} if kind == "thinking" else begun)
+                self._in = kind
+            events.append(self._more({"type": f"{kind}_delta", key: text}))
         for call in delta.get("tool_calls") or ():
-            name = call["function"]["name"]
-            events += self._begin({"type": "tool_use", "id": call["id"], "name": name, "input": {}})
-            self._in_text, self._called = False, True
-            events.append(self._more({"type": "input_json_delta", "partial_json": call["function"]["arguments"]}))
+            function = call["function"]
+            if "id" in call:
+                events += self._begin({"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}})
+                self._in, self._called = "tool_use", True
+            if function["arguments"]:
+                events.append(self._more({"type": "input_json_delta", "partial_json": function["arguments"]}))
         return events
 
     def closing(self, results: Sequence[RunResult], usage: Json, last: Json) -> Sequence[Event]:
-        reason, stop = self._reason(results[0], self._called)
+        reason, stop = self._reason(results[0], self._called and self._finish != "length")
         told = {"stop_reason": reason, "stop_sequence": stop}
         return [
             *self._end_block(),
@@ -209,7 +216,11 @@ class AnthropicVoice:
     def whole(self, body: Json, results: Sequence[RunResult]) -> Json:
         message = body["choices"][0]["message"]
         calls = message.get("tool_calls") or ()
-        content: list[Json] = [{"type": "text", "text": message["content"]}] if message.get("content") else []
+        content: list[Json] = []
+        if message.get("reasoning_content"):
+            content.append({"type": "thinking", "thinking": message["reasoning_content"], "signature": ""})
+        if message.get("content"):
+            content.append({"type": "text", "text": message["content"]})
         content += [
             {
                 "type": "tool_use",
@@ -219,7 +230,7 @@ class AnthropicVoice:
             }
             for call in calls
         ]
-        reason, stop = self._reason(results[0], bool(calls))
+        reason, stop = self._reason(results[0], body["choices"][0]["finish_reason"] == "tool_calls")
         told = {"content": content, "stop_reason": reason, "stop_sequence": stop, "usage": _usage(body["usage"])}
         return {**self._head(), **told, "wanswarm": body.get("wanswarm")}
 
@@ -235,7 +246,11 @@ class AnthropicVoice:
         return _event("content_block_delta", index=self._block, delta=delta)
 
     def _end_block(self) -> list[Event]:
-        return [_event("content_block_stop", index=self._block)] if self._block >= 0 else []
+        if self._block < 0:
+            return []
+        signed = [self._more({"type": "signature_delta", "signature": ""})] if self._in == "thinking" else []
+        self._in = ""
+        return [*signed, _event("content_block_stop", index=self._block)]
 
     def _reason(self, result: RunResult, called: bool) -> tuple[str, str | None]:
         if called:

@@ -21,8 +21,9 @@ from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
 from swarm.serve.messages import MAX_MESSAGES
 from swarm.serve.parse import parse_chat_untrusted
-from swarm.serve.plan import check_model, takes_tools
+from swarm.serve.plan import check_model
 from swarm.serve.stream import EventStream
+from swarm.serve.tools import Marks
 from swarm.serve.voice import Event, Json, delta_of
 from swarm.serve.web import read_json
 
@@ -74,7 +75,11 @@ class OllamaViews:
                     "wanswarm.block_count": manifest.n_layers,
                     "wanswarm.manifest_digest": manifest.digest,
                 },
-                "capabilities": ["completion", "tools"] if takes_tools(template) else ["completion"],
+                "capabilities": [
+                    "completion",
+                    *(["tools"] if template else []),
+                    *(["thinking"] if (marks := Marks.of(template)).thoughts or marks.harmony else []),
+                ],
                 "modified_at": self._since,
             }
         )
@@ -198,6 +203,8 @@ class OllamaVoice:
 
     def __init__(self, model: str, chat: bool) -> None:
         self._model, self._chat = model, chat
+        self._calls: list[Json] = []
+        """Begun, with the arguments so far: this API has calls whole."""
 
     def stream(self, request: web.Request, config: GatewayConfig) -> EventStream:
         return _Lines(request, config.write_timeout_s, NEVER_S)
@@ -207,12 +214,22 @@ class OllamaVoice:
 
     def chunk(self, chunk: Json) -> Sequence[Event]:
         delta = delta_of(chunk)
-        if not delta.get("content") and not delta.get("tool_calls") and not delta.get("reasoning_content"):
+        whole: list[Json] = []
+        for call in delta.get("tool_calls") or ():
+            if "id" in call:
+                whole, self._calls = [*whole, *self._calls], [{"function": dict(call["function"])}]
+            else:
+                self._calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+        if not delta.get("content") and not delta.get("reasoning_content") and not whole:
             return ()
-        return ((None, {**_head(self._model), **self._said(delta), "done": False}),)
+        return (self._line({**delta, "tool_calls": whole}),)
 
     def closing(self, results: Sequence[RunResult], usage: Json, last: Json) -> Sequence[Event]:
-        return ((None, {**_head(self._model), **self._said({}), **_ended(results[0])}),)
+        rest = [self._line({"tool_calls": self._calls})] if self._calls else []
+        return [*rest, (None, {**_head(self._model), **self._said({}), **_ended(results[0])})]
+
+    def _line(self, delta: Mapping[str, Any]) -> Event:
+        return None, {**_head(self._model), **self._said(delta), "done": False}
 
     def failed(self, error: ApiError) -> Sequence[Event]:
         return ((None, {"error": error.message}),)

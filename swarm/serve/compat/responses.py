@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 
@@ -97,7 +97,8 @@ class ResponsesVoice:
         self._sent = 0
         self._output: list[Json] = []
         self._text = ""
-        self._open = False
+        self._open: Literal["", "message", "reasoning", "function_call"] = ""
+        self._call: Json = {}
 
     def stream(self, request: web.Request, config: GatewayConfig) -> EventStream:
         return EventStream(request, config.write_timeout_s, config.keepalive_comment_s)
@@ -130,63 +131,87 @@ class ResponsesVoice:
     def _hear(self, said: Mapping[str, Any]) -> list[Json]:
         """Events of a message or of a part of one."""
         events: list[Json] = []
-        text = said.get("content")
-        if text:
-            if not self._open:
-                events += self._begin()
-            self._text += text
-            events.append({"type": "response.output_text.delta", **self._at(), "delta": text, "logprobs": []})
+        for name, kind in (("reasoning_content", "reasoning"), ("content", "message")):
+            if text := said.get(name):
+                events += self._written("reasoning" if kind == "reasoning" else "message", text)
         for call in said.get("tool_calls") or ():
-            events += self._close()
-            events += self._called(call["id"], call["function"])
+            if "id" in call:
+                events += self._close()
+                events += self._called(call["id"], call["function"]["name"])
+            if more := call["function"]["arguments"]:
+                self._text += more
+                kind = "response.function_call_arguments.delta"
+                events.append({"type": kind, **self._here(), "delta": more})
         return events
 
-    def _called(self, call_id: str, function: Mapping[str, Any]) -> list[Json]:
-        place, name, arguments = len(self._output), function["name"], function["arguments"]
-        item = {"id": f"fc_{self._name}_{place}", "type": "function_call", "status": "completed", "call_id": call_id}
-        item |= {"name": name, "arguments": arguments}
-        self._output.append(item)
-        here = {"item_id": item["id"], "output_index": place}
-        begun = {**item, "status": "in_progress", "arguments": ""}
-        kind = "response.function_call_arguments"
-        return [
-            {"type": "response.output_item.added", "output_index": place, "item": begun},
-            {"type": f"{kind}.delta", **here, "delta": arguments},
-            {"type": f"{kind}.done", **here, "name": name, "arguments": arguments},
-            {"type": "response.output_item.done", "output_index": place, "item": item},
-        ]
+    def _written(self, kind: Literal["message", "reasoning"], text: str) -> list[Json]:
+        events: list[Json] = []
+        if self._open != kind:
+            events = [*self._close(), *self._begin(kind)]
+        self._text += text
+        more: Json = {"type": "response.reasoning_text.delta", **self._at(), "delta": text}
+        if kind == "message":
+            more = {"type": "response.output_text.delta", **self._at(), "delta": text, "logprobs": []}
+        return [*events, more]
+
+    def _called(self, call_id: str, name: str) -> list[Json]:
+        self._open, self._text = "function_call", ""
+        self._call = {"id": f"fc_{self._name}_{len(self._output)}", "type": "function_call", "call_id": call_id}
+        self._call["name"] = name
+        begun = {**self._call, "status": "in_progress", "arguments": ""}
+        return [{"type": "response.output_item.added", "output_index": len(self._output), "item": begun}]
 
     def _close(self) -> list[Json]:
-        """Ends the text that is being written."""
+        """Ends the item that is being written."""
         if not self._open:
             return []
-        at, part = self._at(), _part(self._text)
-        item = self._message("completed", [part])
-        events = [
-            {"type": "response.output_text.done", **at, "text": self._text, "logprobs": []},
-            {"type": "response.content_part.done", **at, "part": part},
-            {"type": "response.output_item.done", "output_index": at["output_index"], "item": item},
-        ]
+        at, text = self._at(), self._text
+        if self._open == "function_call":
+            item = {**self._call, "status": "completed", "arguments": text}
+            told = {"type": "response.function_call_arguments.done", **self._here(), "name": item["name"]}
+            events: list[Json] = [{**told, "arguments": text}]
+        elif self._open == "reasoning":
+            item = self._thought("completed", [_thought_part(text)])
+            events = [
+                {"type": "response.reasoning_text.done", **at, "text": text},
+                {"type": "response.content_part.done", **at, "part": _thought_part(text)},
+            ]
+        else:
+            item = self._message("completed", [_part(text)])
+            events = [
+                {"type": "response.output_text.done", **at, "text": text, "logprobs": []},
+                {"type": "response.content_part.done", **at, "part": _part(text)},
+            ]
+        events.append({"type": "response.output_item.done", "output_index": at["output_index"], "item": item})
         self._output.append(item)
-        self._open, self._text = False, ""
+        self._open, self._text = "", ""
         return events
 
-    def _begin(self) -> list[Json]:
-        self._open = True
+    def _begin(self, kind: Literal["message", "reasoning"]) -> list[Json]:
+        self._open = kind
         at = self._at()
-        added = {"output_index": at["output_index"], "item": self._message("in_progress", [])}
+        item, part = self._message("in_progress", []), _part("")
+        if kind == "reasoning":
+            item, part = self._thought("in_progress", []), _thought_part("")
         return [
-            {"type": "response.output_item.added", **added},
-            {"type": "response.content_part.added", **at, "part": _part("")},
+            {"type": "response.output_item.added", "output_index": at["output_index"], "item": item},
+            {"type": "response.content_part.added", **at, "part": part},
         ]
 
     def _message(self, status: str, content: list[Json]) -> Json:
         name = f"msg_{self._name}_{len(self._output)}"
         return {"id": name, "type": "message", "status": status, "role": "assistant", "content": content}
 
+    def _thought(self, status: str, content: list[Json]) -> Json:
+        name = f"rs_{self._name}_{len(self._output)}"
+        return {"id": name, "type": "reasoning", "status": status, "summary": [], "content": content}
+
+    def _here(self) -> Json:
+        return {"item_id": self._call["id"], "output_index": len(self._output)}
+
     def _at(self) -> Json:
-        place = len(self._output)
-        return {"item_id": f"msg_{self._name}_{place}", "output_index": place, "content_index": 0}
+        place, kind = len(self._output), "rs" if self._open == "reasoning" else "msg"
+        return {"item_id": f"{kind}_{self._name}_{place}", "output_index": place, "content_index": 0}
 
     def _body(self, status: str) -> Json:
         return {
@@ -212,7 +237,9 @@ class ResponsesVoice:
                 "input_tokens": usage["prompt_tokens"],
                 "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
                 "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {
+                    "reasoning_tokens": usage.get("completion_tokens_details", {}).get("reasoning_tokens", 0)
+                },
                 "total_tokens": usage["total_tokens"],
             },
         }
@@ -313,6 +340,10 @@ def _tool_call(name: str, function: str, arguments: str) -> Json:
 
 def _part(text: str) -> Json:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _thought_part(text: str) -> Json:
+    return {"type": "reasoning_text", "text": text}
 
 
 def _unknown(name: str, param: str | None = None) -> ApiError:

@@ -23,7 +23,7 @@ from swarm.model.constraint import MAX_CHARS, Constraint, engine
 from swarm.model.grammars import from_choices, from_grammar, from_schema
 from swarm.model.held import Allowed, Matcher, Vocabulary
 from swarm.model.sampler import LEAST_LOGPROB, MAX_MARGIN, Sampling, masked, pick
-from swarm.ring.guide import Guide
+from swarm.ring.guide import ConstraintGuide
 
 WORDS = ['{"', '":', ' "', '", "', "name", "age", "city", "Paris", '"}', "tr", "ue"]
 
@@ -174,7 +174,7 @@ def test_forced_text_is_the_tokenizers_own_spelling() -> None:
 
 
 def test_a_guide_leaves_only_legal_drafts_and_makes_what_is_forced() -> None:
-    guide, start = Guide(vocabulary().held(from_choices(["name: a", "name: b"]))), 7
+    guide, start = ConstraintGuide(vocabulary().held(from_choices(["name: a", "name: b"]))), 7
     tree = TokenTree(start, 3, 32)
     guide.extend(tree, tree.root, 0.01)
     chain = [node.token for node in tree.live.values()][1:]
@@ -185,7 +185,7 @@ def test_a_guide_leaves_only_legal_drafts_and_makes_what_is_forced() -> None:
     legal = guide.legal(tree, tip, [*children, Child(5, 0.1)])
     spelt = [tokenizer().decode([child.token]) for child in legal]
     assert spelt in (["a", "b"], []) and Child(5, 0.1) not in legal
-    moved = Guide(vocabulary().held(from_choices(["name: a", "name: b"])))
+    moved = ConstraintGuide(vocabulary().held(from_choices(["name: a", "name: b"])))
     for token in chain:
         moved.advanced(token)
     other = TokenTree(chain[-1], 3 + len(chain), 32)

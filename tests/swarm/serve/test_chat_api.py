@@ -10,6 +10,7 @@ import pytest
 
 from swarm.base.errors import BusyError, CoverageError, RunError
 from tests.swarm.serve.conftest import Serve, Served
+from tests.swarm.serve.tiny import TinyManifest
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -108,7 +109,11 @@ async def test_a_tool_call(served: Served, stream: bool) -> None:
         text, calls, finish = "", [], None
         async for chunk in await served.openai.chat.completions.create(**ask, stream=True):
             text += chunk.choices[0].delta.content or ""
-            calls += chunk.choices[0].delta.tool_calls or []
+            for call in chunk.choices[0].delta.tool_calls or []:
+                if call.id:
+                    calls.append(call)
+                else:
+                    calls[-1].function.arguments += call.function.arguments
             finish = chunk.choices[0].finish_reason or finish
     else:
         choice = (await served.openai.chat.completions.create(**ask)).choices[0]
@@ -137,10 +142,73 @@ async def test_a_tool_call(served: Served, stream: bool) -> None:
     assert again.choices[0].message.content == "It rains."
 
 
-async def test_tools_need_a_template_that_knows_them(served: Served) -> None:
-    served.backend.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    with pytest.raises(openai.BadRequestError, match="no place for tools"):
-        await served.openai.chat.completions.create(model=served.model, messages=HELLO, tools=TOOLS)
+PLAIN = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN
+
+
+@pytest.mark.parametrize("template", [PLAIN, NO_SYSTEM])
+async def test_a_template_without_tools_has_them_described(served: Served, template: str) -> None:
+    served.backend.tokenizer.chat_template = template
+    served.backend.manifest = TinyManifest(context=4096)
+    served.backend.script = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    ask = {"model": served.model, "tools": TOOLS}
+    raw = await served.openai.chat.completions.with_raw_response.create(messages=HELLO, **ask)
+    assert "described in the system message" in raw.headers["x-note"]
+    call = raw.parse().choices[0].message.tool_calls[0]
+    assert (call.function.name, call.function.arguments) == ("weather", "{}")
+    told = served.backend.decode(served.backend.requests[-1].prompt_ids)
+    assert '"name": "weather"' in told and "<tool_call>" in told and HELLO[0]["content"] in told
+    said = {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]}
+    result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+    served.backend.script = "It rains."
+    await served.openai.chat.completions.create(messages=[*HELLO, said, result], **ask)
+    told = served.backend.decode(served.backend.requests[-1].prompt_ids)
+    assert "<tool_response>\nrain\n</tool_response>" in told and '{"name": "weather", "arguments": {}}' in told
+
+
+THINKS = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m.get('reasoning_content', '') }}{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: <think>\n{% endif %}{# </think> #}"
+)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_come_apart_from_the_answer(served: Served, stream: bool) -> None:
+    served.backend.tokenizer.chat_template = THINKS
+    served.backend.script = "Short.\n</think>\n\nHello."
+    ask = {"model": served.model, "messages": HELLO, "max_tokens": 100}
+    if stream:
+        thought = text = ""
+        async for chunk in await served.openai.chat.completions.create(**ask, stream=True):
+            thought += getattr(chunk.choices[0].delta, "reasoning_content", None) or ""
+            text += chunk.choices[0].delta.content or ""
+    else:
+        answer = await served.openai.chat.completions.create(**ask)
+        thought, text = answer.choices[0].message.reasoning_content, answer.choices[0].message.content
+        assert answer.usage.completion_tokens_details.reasoning_tokens >= 6
+    assert (thought, text) == ("Short.", "Hello.")
+    before = {"role": "assistant", "content": "Hello.", "reasoning_content": "Short."}
+    await served.openai.chat.completions.create(**{**ask, "messages": [*HELLO, before, *HELLO]})
+    assert "assistant: Short.Hello." in served.backend.decode(served.backend.requests[-1].prompt_ids)
+
+
+async def test_ids_of_calls_are_those_that_the_template_takes(served: Served) -> None:
+    served.backend.tokenizer.chat_template = (
+        "{# tools #}{% for m in messages %}{% for c in m.get('tool_calls', []) %}{% if c.id|length != 9 %}"
+        "{{ raise_exception('nine, please') }}{% endif %}{% endfor %}{{ m['content'] }}{{ m.get('tool_call_id', '') }}"
+        "{% endfor %}"
+    )
+    served.backend.script = '[TOOL_CALLS]weather[ARGS]{"city": "Ghent"}'
+    ask = {"model": served.model, "tools": TOOLS}
+    answer = await served.openai.chat.completions.create(messages=HELLO, **ask)
+    (call,) = answer.choices[0].message.tool_calls
+    assert len(call.id) == 9 and call.function.arguments == '{"city": "Ghent"}'
+    foreign = {**call.model_dump(), "id": "call_abc"}
+    turns = [
+        {"role": "assistant", "content": "", "tool_calls": [foreign]},
+        {"role": "tool", "tool_call_id": "call_abc", "content": "rain"},
+    ]
+    await served.openai.chat.completions.create(messages=[*HELLO, *turns], **ask)
 
 
 async def test_a_template_that_refuses_is_the_callers_error(served: Served) -> None:

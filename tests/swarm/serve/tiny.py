@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from swarm.model.constraint import Constraint
 from swarm.model.held import Vocabulary
 from swarm.model.sampler import pick
 from swarm.model.text.spelling import special_tokens
-from swarm.model.text.template import NEW_ANSWER, TemplateRenderer, Turn
+from swarm.model.text.template import PLAIN_CHAT, TemplateOptions, TemplateRenderer
 from swarm.run.api import CommittedTokens, Finished, Recovering, RingOpened, RunEvent, RunRequest, RunResult, StageInfo
 from swarm.run.detokenizer import TextStream
 
@@ -117,11 +117,9 @@ class TinyBackend:
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        options: Mapping[str, Any] | None = None,
-        turn: Turn = NEW_ANSWER,
+        options: TemplateOptions = PLAIN_CHAT,
     ) -> Sequence[int]:
-        return TEMPLATES.encode(self.tokenizer, messages, tools, options, turn)
+        return TEMPLATES.encode(self.tokenizer, messages, options)
 
     def encode(self, text: str) -> Sequence[int]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
@@ -166,7 +164,7 @@ class TinyBackend:
         stream = TextStream(
             self.decode,
             request.stop,
-            before=request.prompt_ids,
+            before=(*request.prompt_ids, *request.given),
             special=special,
             keep_stop=request.keep_stop,
             stop_tokens=frozenset(request.stop_token_ids),
@@ -182,12 +180,13 @@ class TinyBackend:
             if self.gate is not None:
                 await self.gate.wait()
             drawn = await loop.run_in_executor(self._thread, next, draw, None)
-            if drawn is None or (drawn.token == self.tokenizer.eos_token_id and not request.ignore_eos):
+            ends = drawn is not None and drawn.token == self.tokenizer.eos_token_id and not request.ignore_eos
+            if drawn is None or (ends and len(tokens) >= len(request.given)):
                 finish = "stop"
                 break
             tokens.append(drawn.token)
             logprobs = ((drawn.logprob, drawn.top),) if request.sampling.logprobs else ()
-            text = stream.feed(drawn.token) + "x" * self.flood
+            text = "" if len(tokens) <= len(request.given) else stream.feed(drawn.token) + "x" * self.flood
             yield CommittedTokens((drawn.token,), text, (len(tokens) % 2 == 0,), logprobs, stream.take_pieces())
             self.on_token(len(tokens))
             if stream.stopped:
@@ -208,11 +207,16 @@ class TinyBackend:
         fresh, held_to = ids, None
         if (constraint := request.sampling.constraint) is not None:
             held_to = self.compiler.held(self.compiler.ready(constraint, len(ids)))
+        shaping, sampling = request.sampling.shaping, request.sampling
+        if shaping is not None:
+            ends = (int(self.tokenizer.eos_token_id),) if shaping.least else ()
+            sampling = replace(sampling, shaping=replace(shaping, after=len(ids), ends=ends))
         while True:
             with torch.inference_mode():  # not across the yield: several answers take turns in one thread
                 logits = self._model(input_ids=torch.tensor([fresh]), past_key_values=cache).logits[:, -1].float()
                 allowed = None if held_to is None else [held_to.after(ids[len(request.prompt_ids) :])]
-                picked = pick(logits, [len(ids)], request.sampling, [ids], allowed)[0]
+                answer = ids[len(request.prompt_ids) :]
+                picked = pick(logits, [len(ids)], sampling, [ids], allowed, [answer])[0]
             yield picked
             ids.append(picked.token)
             fresh = [picked.token]

@@ -12,7 +12,7 @@ import pytest
 from swarm.base.errors import UsageError
 from swarm.model.files.checkpoint import load_tokenizer
 from swarm.model.files.store import ModelStore
-from swarm.model.text.template import TemplateRenderer, Turn
+from swarm.model.text.template import TemplateOptions, TemplateRenderer, Turn
 from tests.swarm.serve.tiny import TEMPLATE, tiny_tokenizer
 
 HELLO = [{"role": "user", "content": "héllo"}]
@@ -47,12 +47,17 @@ def test_prompts_are_those_of_transformers(
             return_dict=False,
             **options,
         )
-        assert renderer.encode(tokenizer, messages, tools, options, turn) == tuple(expected)
+        assert renderer.encode(tokenizer, messages, TemplateOptions(tools or (), options or {}, turn)) == tuple(
+            expected
+        )
 
 
 def test_options_reach_the_template(renderer: TemplateRenderer) -> None:
     tokenizer = tiny_tokenizer("{% if enable_thinking is defined and not enable_thinking %}off{% else %}on{% endif %}")
-    told = [tokenizer.decode(renderer.encode(tokenizer, HELLO, None, o)) for o in ({}, {"enable_thinking": False})]
+    told = [
+        tokenizer.decode(renderer.encode(tokenizer, HELLO, TemplateOptions(variables=o)))
+        for o in ({}, {"enable_thinking": False})
+    ]
     assert told == ["on", "off"]
 
 

@@ -1,0 +1,374 @@
+"""How families of models write calls of tools, by the marks that their chat templates have. Pure readers of a tape.
+
+Sources: the chat templates that the models came with, and the tool parsers of vLLM and llama.cpp. A reader says a call
+as soon as its name is known to be one on offer, then its arguments as they come; what turns out to be none
+before that raises NotACallError and is text.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from swarm.serve.tape import NotACallError, Reader, Tape, ahead, blank, collect, expect, json_value
+
+Schemas = Mapping[str, Mapping[str, Any]]
+"""Of the tools on offer, by name: the JSON Schema of their arguments."""
+_NAMES = ("name", "tool_name")
+_ARGUMENTS = ("arguments", "parameters")
+_IDS = ("id", "tool_call_id")
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """What begins calls, what reads them, and what may end them."""
+
+    opens: str
+    read: Callable[[Tape, Schemas], Reader]
+    closes: tuple[str, ...] = ()
+
+
+def name_on_offer(name: str, tools: Schemas) -> str:
+    """Raises NotACallError for a name that is none of them."""
+    if name not in tools:
+        raise NotACallError("no tool on offer")
+    return name
+
+
+def json_call(tape: Tape, tools: Schemas) -> Reader:
+    """{"name": ..., "arguments": ...}, in any order, or such an object as the "function" of another."""
+    yield from expect(tape, "{")
+    name, own, begun, held = "", "", False, ""
+    while True:
+        yield from blank(tape)
+        if (yield from expect(tape, "}", ",", '"')) == "}":
+            break
+        if tape.before() == ",":
+            continue
+        tape.at -= 1
+        key = yield from _string(tape)
+        yield from blank(tape)
+        yield from expect(tape, ":")
+        yield from blank(tape)
+        if key == "function" and not begun and (yield from ahead(tape, "{")):
+            yield from json_call(tape, tools)
+            begun = True
+        elif key in _NAMES and not name:
+            name = name_on_offer((yield from _string(tape)), tools)
+        elif key in _IDS and not begun and (yield from ahead(tape, '"')):
+            own = yield from _string(tape)
+        elif key in _ARGUMENTS and name and not begun:
+            tape.say("call", name, own)
+            begun = True
+            yield from _arguments(tape)
+        else:
+            parts: list[str] = []
+            yield from json_value(tape, parts.append)
+            held = "".join(parts) if key in _ARGUMENTS else held
+    if not begun:
+        if not name:
+            raise NotACallError("no name")
+        tape.say("call", name, own)
+        tape.say("arguments", _plain(held) or "{}")
+
+
+def _arguments(tape: Tape) -> Reader:
+    """Letter for letter; arguments within a string are what it says."""
+    if (yield from ahead(tape, "{", "[")):
+        if not (yield from json_value(tape, lambda text: tape.say("arguments", text))):
+            raise NotACallError("cut short")
+        return
+    parts: list[str] = []
+    yield from json_value(tape, parts.append)
+    tape.say("arguments", _plain("".join(parts)))
+
+
+def _plain(written: str) -> str:
+    if not written.startswith('"'):
+        return "{}" if written == "null" else written
+    try:
+        return str(json.loads(written))
+    except ValueError:
+        return written
+
+
+def _string(tape: Tape) -> Any:
+    parts: list[str] = []
+    yield from json_value(tape, parts.append)
+    try:
+        value = json.loads("".join(parts))
+    except ValueError:
+        value = None
+    if not isinstance(value, str):
+        raise NotACallError("expected a string")
+    return value
+
+
+def json_calls(tape: Tape, tools: Schemas) -> Reader:
+    """One object, a list of them, or several after each other, with commas, semicolons or nothing between."""
+    yield from blank(tape)
+    inside = (yield from expect(tape, "[", "{")) == "["
+    tape.at -= not inside
+    while True:
+        yield from blank(tape)
+        yield from json_call(tape, tools)
+        end = tape.at
+        yield from blank(tape)
+        found = yield from ahead(tape, ",", ";", "]", "{")
+        if found in (",", ";"):
+            tape.at += 1
+        elif found == "]" and inside:
+            tape.at += 1
+            return
+        elif found != "{":
+            tape.at = end
+            return
+
+
+def tool_call(tape: Tape, tools: Schemas) -> Reader:
+    """Between <tool_call> marks: JSON (Hermes, Qwen), <function=...> (Qwen3-Coder) or <arg_key> pairs (GLM)."""
+    yield from blank(tape)
+    found = yield from ahead(tape, "{", "[", "<function=")
+    if found == "<function=":
+        tape.pass_over(found)
+        yield from function_element(tape, tools)
+    elif found:
+        yield from json_calls(tape, tools)
+    else:
+        yield from argument_pairs(tape, tools)
+
+
+def function_element(tape: Tape, tools: Schemas) -> Reader:
+    """name>, <parameter=key>value</parameter> and so on, </function>."""
+    name = name_on_offer((yield from collect(tape, ">"))[0].strip(" \"'"), tools)
+    yield from _elements(tape, tools, name, "<parameter=", ">", "</parameter>", "</function>")
+
+
+def invocations(prefix: str) -> Callable[[Tape, Schemas], Reader]:
+    """<invoke name="..."><parameter name="...">value</parameter></invoke>, several (MiniMax; DeepSeek V3.2)."""
+
+    def read(tape: Tape, tools: Schemas) -> Reader:
+        count = 0
+        while True:
+            yield from blank(tape)
+            if (yield from ahead(tape, f"<{prefix}invoke")) is None:
+                if not count:
+                    raise NotACallError("no invocation")
+                return
+            count += 1
+            name = name_on_offer(_attribute((yield from collect(tape, ">"))[0]), tools)
+            yield from _elements(
+                tape, tools, name, f"<{prefix}parameter", ">", f"</{prefix}parameter>", f"</{prefix}invoke>"
+            )
+
+    return read
+
+
+def _attribute(head: str) -> str:
+    found = re.search(r"name\s*=\s*\"?'?([^\"'>\s]+)", head)
+    return found.group(1) if found else ""
+
+
+def _elements(tape: Tape, tools: Schemas, name: str, opens: str, then: str, closes: str, ends: str) -> Reader:
+    """Parameters as elements, told as the members of a JSON object."""
+    tape.say("call", name)
+    tape.say("arguments", "{")
+    comma = ""
+    while True:
+        yield from blank(tape)
+        if (yield from expect(tape, opens, ends)) == ends:
+            break
+        head = (yield from collect(tape, then))[0].strip()
+        key = _attribute(head) if "name" in head and "=" in head else head.strip("\"'")
+        value = (yield from collect(tape, closes))[0].removeprefix("\n").removesuffix("\n")
+        typed = json.dumps(value) if 'string="true"' in head else as_json(value, tools[name], key)
+        tape.say("arguments", f"{comma}{json.dumps(key, ensure_ascii=False)}: {typed}")
+        comma = ", "
+    tape.say("arguments", "}")
+
+
+def argument_pairs(tape: Tape, tools: Schemas) -> Reader:
+    """name, then <arg_key>key</arg_key><arg_value>value</arg_value> pairs (GLM 4.5 and later)."""
+    head, mark = yield from collect(tape, "<arg_key>", "</tool_call>")
+    name = name_on_offer(head.strip(), tools)
+    tape.say("call", name)
+    tape.say("arguments", "{")
+    comma = ""
+    while mark == "<arg_key>":
+        key = (yield from collect(tape, "</arg_key>"))[0].strip()
+        yield from blank(tape)
+        yield from expect(tape, "<arg_value>")
+        value = (yield from collect(tape, "</arg_value>"))[0]
+        tape.say("arguments", f"{comma}{json.dumps(key, ensure_ascii=False)}: {as_json(value, tools[name], key)}")
+        comma = ", "
+        yield from blank(tape)
+        mark = yield from expect(tape, "<arg_key>", "</tool_call>")
+    tape.at -= len(tape.written("</tool_call>"))
+    tape.say("arguments", "}")
+
+
+def as_json(value: str, schema: Mapping[str, Any], key: str) -> str:
+    """A value that was written without quotes, as the tool's schema has it: text where it takes text, else JSON."""
+    members = schema.get("properties")
+    wanted = members.get(key) if isinstance(members, dict) else None
+    written = value.strip()
+    written = _PYTHON.get(written, written)
+    if not _takes_text(wanted):
+        try:
+            json.loads(written)
+            return written
+        except (ValueError, RecursionError):
+            pass
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _takes_text(schema: Any) -> bool:
+    if not isinstance(schema, dict):
+        return False
+    kinds = schema.get("type")
+    if kinds is not None:
+        return "string" in ([kinds] if isinstance(kinds, str) else kinds)
+    if isinstance(schema.get("enum"), list):
+        return any(isinstance(item, str) for item in schema["enum"])
+    return any(_takes_text(part) for name in ("anyOf", "oneOf") for part in schema.get(name) or ())
+
+
+def mistral(tape: Tape, tools: Schemas) -> Reader:
+    """After [TOOL_CALLS]: a list of objects, or name[CALL_ID]id[ARGS]{...}, or name{...}, each with its mark."""
+    yield from blank(tape)
+    if (yield from ahead(tape, "[{", "{", "[ ", "[\n")):
+        yield from json_calls(tape, tools)
+        return
+    own = ""
+    name, mark = yield from collect(tape, "[CALL_ID]", "[ARGS]", "{")
+    name_on_offer(name.strip(), tools)
+    if mark == "[CALL_ID]":
+        own, mark = yield from collect(tape, "[ARGS]", "{")
+    tape.at -= mark == "{"
+    tape.say("call", name.strip(), own.strip())
+    yield from blank(tape)
+    yield from _arguments(tape)
+
+
+def deepseek(tape: Tape, tools: Schemas) -> Reader:
+    """Calls in marks of their own: name, separator, JSON (V3.1); or a type, separator, name, a block of JSON (V3)."""
+    first = True
+    while True:
+        yield from blank(tape)
+        if not first and (yield from ahead(tape, "<｜tool▁call▁begin｜>")) is None:
+            return
+        first = False
+        yield from expect(tape, "<｜tool▁call▁begin｜>")
+        head, _ = yield from collect(tape, "<｜tool▁sep｜>")
+        fenced = head.strip() == "function" and "function" not in tools
+        if fenced:
+            head, _ = yield from collect(tape, "```json", "\n")
+            yield from blank(tape)
+            if (yield from ahead(tape, "```json")):
+                tape.at += len("```json")
+            yield from blank(tape)
+        tape.say("call", name_on_offer(head.strip(), tools))
+        yield from blank(tape)
+        yield from _arguments(tape)
+        yield from collect(tape, "<｜tool▁call▁end｜>")
+
+
+def kimi(tape: Tape, tools: Schemas) -> Reader:
+    """Calls with ids of the form functions.name:0 between their own marks."""
+    first = True
+    while True:
+        yield from blank(tape)
+        if not first and (yield from ahead(tape, "<|tool_call_begin|>")) is None:
+            return
+        first = False
+        yield from expect(tape, "<|tool_call_begin|>")
+        own, _ = yield from collect(tape, "<|tool_call_argument_begin|>")
+        own = own.strip()
+        name = name_on_offer(own.removeprefix("functions.").rpartition(":")[0] or own, tools)
+        tape.say("call", name, own)
+        yield from blank(tape)
+        yield from _arguments(tape)
+        yield from collect(tape, "<|tool_call_end|>")
+
+
+def pythonic(tape: Tape, tools: Schemas) -> Reader:
+    """[name(key=value, ...), ...] with Python's literals (Llama 3.2 and 4, LFM2). A call is told when it is whole."""
+    yield from blank(tape)
+    yield from expect(tape, "[")
+    while True:
+        yield from blank(tape)
+        name = name_on_offer((yield from collect(tape, "("))[0].strip(), tools)
+        parts: list[str] = []
+        tape.at -= 1
+        yield from _parenthesis(tape, parts.append)
+        tape.say("call", name)
+        tape.say("arguments", _keywords("".join(parts)))
+        yield from blank(tape)
+        if (yield from expect(tape, ",", "]")) == "]":
+            return
+
+
+def _parenthesis(tape: Tape, tell: Callable[[str], None]) -> Reader:
+    """Up to the parenthesis that closes this one, strings in either quotes passed over."""
+    depth, quote, escaped = 0, "", False
+    while True:
+        rest = tape.rest
+        for place, char in enumerate(rest):
+            if quote:
+                quote = "" if char == quote and not escaped else quote
+                escaped = not escaped and char == "\\"
+            elif char in "\"'":
+                quote = char
+            elif char in "([{":
+                depth += 1
+            elif char in ")]}":
+                depth -= 1
+            if depth == 0 and not quote:
+                tell(rest[: place + 1])
+                tape.at += place + 1
+                return
+        tell(rest)
+        tape.at += len(rest)
+        if tape.ended:
+            raise NotACallError("cut short")
+        yield
+
+
+def _keywords(written: str) -> str:
+    """The JSON of keyword arguments. Raises NotACallError for what is more than literals."""
+    try:
+        call = ast.parse(f"f{written}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
+            raise ValueError
+        told = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+        return json.dumps(told, ensure_ascii=False)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise NotACallError("expected keyword arguments of literals") from error
+
+
+ALWAYS = (
+    CallFormat("<tool_call>", tool_call, ("</tool_call>",)),
+    CallFormat("[TOOL_CALLS]", mistral),
+    CallFormat("<|python_tag|>", json_calls),
+)
+"""Known whatever the template says: models were taught these by other templates too."""
+BY_TEMPLATE = (
+    CallFormat("<function=", function_element, ("</tool_call>",)),
+    CallFormat("<minimax:tool_call>", invocations(""), ("</minimax:tool_call>",)),
+    CallFormat("<｜DSML｜function_calls>", invocations("｜DSML｜"), ("</｜DSML｜function_calls>",)),
+    CallFormat("<｜tool▁calls▁begin｜>", deepseek, ("<｜tool▁calls▁end｜>",)),
+    CallFormat("<|tool_calls_section_begin|>", kimi, ("<|tool_calls_section_end|>",)),
+    CallFormat("<|python_start|>", pythonic, ("<|python_end|>",)),
+    CallFormat("<|tool_call_start|>", pythonic, ("<|tool_call_end|>",)),
+    CallFormat("<|tool_call|>", json_calls, ("<|/tool_call|>",)),
+    CallFormat("<tool_calls>", json_calls, ("</tool_calls>",)),
+    CallFormat("<TOOLCALL>", json_calls, ("</TOOLCALL>",)),
+    CallFormat("<|START_ACTION|>", json_calls, ("<|END_ACTION|>",)),
+)
+BARE_PYTHON = ("(params_name1=", "<|python_start|>")
+"""Templates that have one of these may have calls written as Python without any mark, as the whole answer."""
