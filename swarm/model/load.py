@@ -30,7 +30,7 @@ from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.packing import plan_packing, put_in, put_in_experts, share_head
 from swarm.model.places import settle_places
-from swarm.model.prune import LayerRange, check_config, cut, inner_model, inner_name, join, layer_list, unfit
+from swarm.model.prune import LayerRange, PassedBy, check_config, cut, inner_model, inner_name, join, layer_list, unfit
 from swarm.model.quant.dense import pack_linears
 from swarm.model.quant.native import Library
 from swarm.model.rope import settle_rope
@@ -337,25 +337,25 @@ def _try_once(
         raise unfit(name, "its mask says more than its layers do")
     attending.spans = {call.layer: call.span for call in calls}
     attending.asked = dict(Counter(call.layer for call in calls))
-    if (
-        out.shape[:2] != rows.shape[:2]
-        or shape.ties.streams > 1
-        and out.shape[2] != rows.shape[2] // shape.ties.streams
-    ):
+    streams = shape.ties.streams
+    if out.shape[:2] != rows.shape[:2] or (streams > 1 and out.shape[2] != rows.shape[2] // streams):
         raise unfit(name, "its layers give rows of another shape")
-    return _kept(calls, attending.kept, shape, config, name)
+    return _kept(calls, attending.kept, layer_list(model, name)[1], shape, config, name)
 
 
-def _kept(calls: list[Call], kept: list[StateCall], shape: LayerRange, config: Any, name: str) -> list[KVShape]:
+def _kept(
+    calls: list[Call], kept: list[StateCall], layers: nn.ModuleList, shape: LayerRange, config: Any, name: str
+) -> list[KVShape]:
     """What each layer keeps, from what its modules asked for in the trial."""
     kinds = getattr(config, "layer_types", None) or ()
+    passed = {place for place, layer in enumerate(layers) if isinstance(layer, PassedBy)}
     shapes = []
     for place, layer in enumerate(range(shape.first, shape.last)):
         own = [call for call in calls if call.layer == layer]
         states = [one.shape for one in kept if one.layer == layer]
         kind = kinds[place] if place < len(kinds) else "full_attention"
         recurrent = kind in RECURRENT_KINDS
-        asks = kind not in PLAIN_KINDS and (not recurrent or kind == "hybrid")
+        asks = place not in passed and kind not in PLAIN_KINDS and (not recurrent or kind == "hybrid")
         if bool(own) != asks or recurrent != bool(states):
             found = f"layer {layer} ({kind}) asked for attention {len(own)} and for states {len(states)} times"
             if not kept:

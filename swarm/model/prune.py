@@ -42,6 +42,13 @@ _BY_LAYER = ("layer_types", "layer_rope_theta")
 """Lists of a config with an entry a layer, that a forward looks into."""
 
 
+class PassedBy(nn.Module):
+    """In the place of a layer that text alone does not go through (cross-attention to a picture)."""
+
+    def forward(self, hidden_states: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        return hidden_states
+
+
 @dataclass(frozen=True)
 class LayerRange:
     """A layer range [first, last) of a model and the sizes of its rows: hidden_size of those between layers."""
@@ -145,6 +152,7 @@ def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
     """
     name = type(model).__name__
     inner, path = inner_model(model), layer_path(model, name)
+    _pass_by(inner, layer_list(model, name)[1])
     whole_list = layer_list(model, name)[1]
     table = model.get_input_embeddings()  # type: ignore[operator]
     kept = KEPT if shape.ties.by_token else frozenset[str]()
@@ -186,6 +194,13 @@ def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
     for holder, _ in path:
         if hasattr(holder, "config"):
             holder.config = short
+
+
+def _pass_by(inner: Any, layers: nn.ModuleList) -> None:
+    """Mllama leaves layers out where there is no picture, by their places in the whole model."""
+    for place in getattr(inner, "cross_attention_layers", None) or ():
+        layers[place] = PassedBy()
+        inner.cross_attention_layers = []
 
 
 def _around(holder: nn.Module, listed: str) -> tuple[list[str], list[str]]:

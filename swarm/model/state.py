@@ -93,11 +93,14 @@ def read_state(
     bare = not any(name.startswith((prefix + ".", "backbone.")) for name in manifest.entries)
     wanted: dict[int, list[tuple[str, str]]] = {}
     wraps = is_wrapper(manifest.config)
+    weighed = {layer_of(name) for name in expected}
     entries = {weight.entry.name: weight.entry for weight in layer_weights(manifest, shape.first, shape.last)}
     for entry in entries.values():
         name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
         name = (text_name(entry.name) or name) if wraps else name
         layer = layer_of(entry.name)
+        if layer is not None and layer - shape.first not in weighed:
+            continue  # text goes by this layer, so the model has no weights for it
         if layer is not None:
             target = re.sub(rf"\.{layer}\.", f".{layer - shape.first}.", name, count=1)
             if layer in shape.ties.reads and target not in expected and _OWN_KEYS.search(target):

@@ -126,14 +126,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {
         "linear_num_heads": 4,
         "linear_head_dim": 8,
-        "qk_nope_head_dim": 4,
         "num_key_value_heads": 4,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"] * (LAYERS // 3),
     },
     "kimi_linear": {
         "linear_num_heads": 4,
         "linear_head_dim": 8,
-        "qk_nope_head_dim": 4,
         "num_key_value_heads": 4,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"] * (LAYERS // 3),
     },
@@ -183,6 +181,20 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "moss_transcribe_diarize": {
         "text_config": {"model_type": "qwen3", **TEXT},
         "audio_config": {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16},
+    },
+    "mllama": {
+        "text_config": {"model_type": "mllama_text_model", **TEXT, "cross_attention_layers": [1, 4]},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "vision_output_dim": 16,
+            "intermediate_layers_indices": [0],
+        },
     },
     "big_bird": {"attention_type": "original_full"},
     "xmod": {"languages": ["en_XX", "de_DE"], "default_language": "de_DE"},

@@ -14,6 +14,8 @@ from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.wrappers import text_name
 from tests.models.sweep import CUTS, Reference, _apart
 
+KINDS = ["gemma3", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "llava", "mllama"]
+
 _TEXT: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 256,
@@ -39,12 +41,36 @@ def _whole(kind: str) -> Any:
         vision = {**_SEEN, "image_size": 28, "patch_size": 14, "head_dim": 8, "model_type": "pixtral"}
         config = t.Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
         return t.Mistral3ForConditionalGeneration(config)
+    if kind == "llava":
+        text = {**_TEXT, "head_dim": 8, "model_type": "llama"}
+        vision = {**_SEEN, "image_size": 28, "patch_size": 14, "model_type": "clip_vision_model"}
+        config = t.LlavaConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+        return t.LlavaForConditionalGeneration(config)
+    if kind == "mllama":
+        vision = {**_SEEN, "num_global_layers": 1, "attention_heads": 4, "image_size": 28, "patch_size": 14}
+        vision |= {"vision_output_dim": 64, "intermediate_layers_indices": [0]}
+        config = t.MllamaConfig(text_config={**_TEXT, "cross_attention_layers": [1, 4]}, vision_config=vision)
+        return t.MllamaForConditionalGeneration(config)
+    if kind == "qwen2_vl":
+        text = {**_TEXT, "rope_parameters": _rope(1, 1, 2)}
+        vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 1}
+        config = t.Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+        return t.Qwen2VLForConditionalGeneration(config)
+    if kind.startswith("qwen3_vl"):
+        moe = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16} if kind.endswith("moe") else {}
+        text = {**_TEXT, **moe, "head_dim": 8, "rope_parameters": {**_rope(1, 1, 2), "mrope_interleaved": True}}
+        vision = {**_QWEN, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+        if moe:
+            config = t.Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+            return t.Qwen3VLMoeForConditionalGeneration(config)
+        config = t.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+        return t.Qwen3VLForConditionalGeneration(config)
     text = {**_TEXT, "rope_parameters": _rope(1, 1, 2)}
     config = t.Qwen2_5_VLConfig(text_config=text, vision_config=_QWEN, tie_word_embeddings=False)
     return t.Qwen2_5_VLForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "mistral3", "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_text_half_says_what_the_whole_model_says(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
     model = _whole(kind).eval()

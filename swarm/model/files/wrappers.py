@@ -21,13 +21,23 @@ _TEXT: dict[str, str] = {
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "got_ocr2": "",
+    "internvl": "",
+    "llava": "",
+    "llava_next": "",
     "mistral3": "",
+    "mllama": "",
     "moss_transcribe_diarize": "",
     "qwen2_5_vl": "qwen2",
     "qwen2_vl": "qwen2",
+    "qwen3_vl": "qwen3",
+    "qwen3_vl_moe": "qwen3_moe",
 }
-"""Type of the text half as a model of its own, by the type of the whole; "": what `text_config` says. The Qwen2.5-VL
-text half gives a token of text one position three times: the plain rotation of the model that it was made from."""
+"""Type of the text half as a model of its own, by the type of the whole; "": what `text_config` says. The text halves
+of the Qwen-VL models give a token of text one position three times: the plain rotation of the model that they were made
+from."""
+
+_ALWAYS: dict[str, dict[str, Any]] = {"qwen3_vl_moe": {"norm_topk_prob": True}}
+"""What a whole model does to its text half's experts and leaves its config silent about."""
 
 _NAMES = re.compile(r"^(?:model\.language_model\.|language_model\.model\.|language_model\.(?=lm_head\.))")
 _PLAIN = re.compile(r"^(?:model\.(?:layers|embed_tokens|norm)\.|lm_head\.)")
@@ -64,6 +74,7 @@ def text_values(values: Mapping[str, Any], model: str) -> dict[str, Any]:
     quantised = values.get("quantization_config")
     return {
         **text,
+        **_ALWAYS.get(kind, {}),
         "model_type": inside,
         "tie_word_embeddings": bool(tied),
         "architectures": None,

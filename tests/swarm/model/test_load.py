@@ -91,7 +91,7 @@ def test_quantised_checkpoints_are_refused(checkpoint: MemoryCheckpoint) -> None
 
 
 def test_a_model_of_more_than_text_says_so() -> None:
-    manifest = Manifest("see", {"model_type": "mllama", "text_config": {"hidden_size": 8}}, ())
+    manifest = Manifest("see", {"model_type": "idefics", "text_config": {"hidden_size": 8}}, ())
     with pytest.raises(ModelError, match="see takes more than text"):
         _ = manifest.n_layers
 
