@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-from swarm.base.errors import ModelError
+from swarm.base.errors import ModelError, SwarmError
 from swarm.model.block import Block, load_block
 from swarm.model.exact import is_row_invariant
 from swarm.model.files.manifest import Manifest
@@ -71,7 +71,7 @@ def fingerprint_of(
     """Measure how this process computes a model in `dtype` on `device`, its weights held as `load_block` says.
 
     load: builds the block instead of `load_block`. Loads one layer of each kind, one after the other. Raises ModelError
-    for a model that cannot be cut, or whose layers are larger than MOST_BYTES.
+    for a model that cannot be cut, whose layers are larger than MOST_BYTES, or for which memory is missing.
     """
     checkpoint = SeededCheckpoint(manifest, config)
 
@@ -85,11 +85,17 @@ def fingerprint_of(
             raise ModelError(
                 f"layer {layer} of {manifest.model} takes {size >> 20} MiB, too much to be measured beside"
             )
-        block = (load or usual)(checkpoint, layer, layer + 1)
-        invariant = invariant and is_row_invariant(block)
-        total.update(f"{block.computes_in} {layer} {invariant}\0".encode())
-        for rows in _outputs(block):
-            total.update(_bytes(rows))
+        try:
+            block = (load or usual)(checkpoint, layer, layer + 1)
+            invariant = invariant and is_row_invariant(block)
+            total.update(f"{block.computes_in} {layer} {invariant}\0".encode())
+            for rows in _outputs(block):
+                total.update(_bytes(rows))
+        except SwarmError:
+            raise
+        except Exception as exc:  # of a class that serves with its own weights, and not with these, in ways of its own
+            reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+            raise ModelError(f"layer {layer} of {manifest.model} cannot be measured: {reason}") from exc
     return Fingerprint(total.hexdigest(), invariant)
 
 

@@ -161,8 +161,8 @@ class Host:
         manifest, config = checkpoint.manifest, checkpoint.config
         try:
             return fingerprint_of(manifest, config, device, self.dtype, load=load).digest
-        except (ModelError, RuntimeError, MemoryError) as error:
-            self.report(Notice(f"no kernel fingerprint: {str(error).splitlines()[0] if str(error) else 'no memory'}"))
+        except ModelError as error:
+            self.report(Notice(f"no kernel fingerprint: {error}"))
             return ""
 
     def _ways(self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device) -> str:
