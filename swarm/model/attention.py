@@ -151,6 +151,8 @@ class Attending:
         self.jobs: Sequence[Plan] = []
         self.trial: list[Call] | None = None
         self.kept: list[Any] = []
+        self.index_widths: dict[int, int] = {}
+        self.indexed = False
 
 
 @dataclass(frozen=True)
@@ -192,12 +194,14 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    indices: Any = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """query and key [1, heads or kv heads, T, dim], value [1, kv heads, T, value dim] -> [1, T, heads, value dim].
     `attention_mask` is not used: masks come from the rows. s_aux [heads]: attention sinks, one more logit per head that
-    takes a share of the softmax and adds nothing (gpt-oss). Raises ModelError for an argument that would change the
-    result unseen."""
+    takes a share of the softmax and adds nothing (gpt-oss).
+    indices: what an index picked (`indexed.Chosen`). Raises ModelError for an argument that would change the result
+    unseen."""
     state, layer = getattr(module, "swarm_attending", None), getattr(module, "layer_idx", None)
     # Flags (router logits and the like) are let pass; a number or tensor of unknown meaning is not.
     odd = [name for name, item in others.items() if name not in _IGNORED and not isinstance(item, bool | None)]
@@ -219,8 +223,14 @@ def attend(
         if softcap is not None or s_aux is not None:
             raise ModelError(f"{type(module).__name__} cannot be cut into blocks: a latent with caps or sinks")
         entry = torch.cat((key, value), -1)
-        parts = [_attend_latent(job, layer, query, entry, scale, span, latent) for job in state.jobs]
+        masks = [job.mask(span, 1) for job in state.jobs] if indices is None else indices.masks
+        parts = [
+            _attend_latent(job, layer, query, entry, scale, mask, latent)
+            for job, mask in zip(state.jobs, masks, strict=True)
+        ]
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
+    if indices is not None:
+        raise ModelError(f"{type(module).__name__} cannot be cut into blocks: an index without a latent")
     source = state.reads.get(layer, layer)
     if source == layer:
         for job in state.jobs:
@@ -255,12 +265,18 @@ def _write(job: Plan, layer: int, *given: torch.Tensor) -> None:
 
 
 def _attend_latent(
-    job: Plan, layer: int, query: torch.Tensor, entry: torch.Tensor, scale: float, span: Span, latent: Latent
+    job: Plan,
+    layer: int,
+    query: torch.Tensor,
+    entry: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None,
+    latent: Latent,
 ) -> torch.Tensor:
     """As `_attend_job`, over slots that hold latents; `entry` [1, 1, T, rank + rope] of all rows."""
     _write(job, layer, entry)
     entries = job.kv.layer(layer)[0][0, job.low : job.high]
-    return latent.attend(query[0, :, job.start : job.stop], entries, job.mask(span, 1), scale)
+    return latent.attend(query[0, :, job.start : job.stop], entries, mask, scale)
 
 
 def _attend_job(

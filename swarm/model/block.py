@@ -23,6 +23,7 @@ from swarm.model.edges import entering, open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.fused import settle
 from swarm.model.guard import check_cut, one_layer
+from swarm.model.indexed import masks_for
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
 from swarm.model.packing import PACKED, computes_in
@@ -69,6 +70,7 @@ class Block:
         layers = layer_list(model, type(model).__name__)[1]
         ends = {"head": first == 0, "tail": last == self.n_layers}
         edges = open_edges(layers, **ends, streams=shape.ties.streams)
+        edges.given = masks_for(model.config) if self._attending.indexed else {}
         return Block(Loaded(model, shape, self._attending, edges, kv, self.loaded.positions), self.device, self.dtype)
 
     def parts(self) -> Sequence[tuple[int, int]]:

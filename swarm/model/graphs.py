@@ -113,6 +113,7 @@ class GraphedBlock(Block):
             or len(jobs) != 1
             or len(jobs[0].rows) > ROW_BUCKETS[-1]
             or jobs[0].kv.recurrent
+            or jobs[0].kv.indexed
             or self.by_token
         ):
             return super().forward(jobs)

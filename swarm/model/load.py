@@ -22,6 +22,7 @@ from swarm.model.edges import Edges, open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
 from swarm.model.fused import fuse
+from swarm.model.indexed import masks_for, take_indices
 from swarm.model.kvcache import KVShape
 from swarm.model.latent import mark_latents, settle_latents
 from swarm.model.linear.mixers import StateCall, replaced, take_over
@@ -92,6 +93,8 @@ def load_layers(
     _, layers = layer_list(model, kind.__name__)
     fuse(layers)
     edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers, streams=shape.ties.streams)
+    attending.indexed = take_indices(inner_model(model), attending)
+    edges.given = masks_for(model.config) if attending.indexed else {}
     tried = _try_once(model, shape, attending, edges, device, dtype)
     return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
 
@@ -279,10 +282,17 @@ def _try_once(
     attending.spans = {call.layer: call.span for call in calls}
     if out.shape != (1, 2, shape.hidden_size // shape.ties.streams):
         raise unfit(name, "its layers give rows of another shape")
-    return _kept(calls, attending.kept, shape, config, name)
+    return _kept(calls, attending.kept, attending.index_widths, shape, config, name)
 
 
-def _kept(calls: list[Call], kept: list[StateCall], shape: LayerRange, config: Any, name: str) -> list[KVShape]:
+def _kept(
+    calls: list[Call],
+    kept: list[StateCall],
+    index_widths: Mapping[int, int],
+    shape: LayerRange,
+    config: Any,
+    name: str,
+) -> list[KVShape]:
     """What each layer keeps, from what its modules asked for in the trial."""
     kinds = getattr(config, "layer_types", None) or ()
     shapes = []
@@ -304,7 +314,7 @@ def _kept(calls: list[Call], kept: list[StateCall], shape: LayerRange, config: A
         heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if keeps else (0, 0, 0)
         latent = own[0].latent if keeps else 0
         dim, value_dim = (dim + value_dim, 0) if latent else (dim, value_dim)
-        shapes.append(KVShape(heads, dim, value_dim, tuple(states), latent))
+        shapes.append(KVShape(heads, dim, value_dim, tuple(states), latent, index_widths.get(layer, 0)))
     if [call.layer for call in calls] != sorted(call.layer for call in calls):
         raise unfit(name, "its layers asked for attention in another order than theirs")
     return shapes

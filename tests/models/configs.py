@@ -113,6 +113,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"] * (LAYERS // 3),
     },
+    "deepseek_v32": {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 8},
+    "glm_moe_dsa": {
+        "index_topk": 4,
+        "index_head_dim": 8,
+        "index_n_heads": 8,
+        "indexer_types": ["full", "full", "shared", "shared", "full", "shared"],
+    },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"] * (LAYERS // 3)},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"] * (LAYERS // 3)},
 }
