@@ -170,6 +170,8 @@ class Attending:
         """Modules with a mask of their own that was looked at."""
         self.cache: Cache | None = None
         """What a model is given that computes attention itself (see cached.py)."""
+        self.index_widths: dict[int, int] = {}
+        self.indexed = False
 
     def begin(self) -> None:
         """Before a forward."""
@@ -228,12 +230,14 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    indices: Any = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """query and key [1, heads or kv heads, T, dim], value [1, kv heads, T, value dim] -> [1, T, heads, value dim].
     `attention_mask` is not used: masks come from the rows. s_aux [heads]: attention sinks, one more logit per head that
-    takes a share of the softmax and adds nothing (gpt-oss). Raises ModelError for an argument that would change the
-    result unseen."""
+    takes a share of the softmax and adds nothing (gpt-oss).
+    indices: what an index picked (`indexed.Chosen`). Raises ModelError for an argument that would change the result
+    unseen."""
     state, layer = getattr(module, "swarm_attending", None), getattr(module, "swarm_layer", None)
     # Flags (router logits and the like) are let pass; a number or tensor of unknown meaning is not.
     odd = [name for name, item in others.items() if name not in _IGNORED and not isinstance(item, bool | None)]
@@ -258,8 +262,14 @@ def attend(
         if softcap is not None or s_aux is not None:
             raise ModelError(f"{type(module).__name__} cannot be cut into blocks: a latent with caps or sinks")
         entry = torch.cat((key, value), -1)
-        parts = [_attend_latent(job, layer, heads, query, entry, scale, span, latent) for job in state.jobs]
+        masks = [job.mask(span, 1) for job in state.jobs] if indices is None else indices.masks
+        parts = [
+            _attend_latent(job, layer, heads, query, entry, scale, mask, latent)
+            for job, mask in zip(state.jobs, masks, strict=True)
+        ]
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
+    if indices is not None:
+        raise ModelError(f"{type(module).__name__} cannot be cut into blocks: an index without a latent")
     source = state.reads.get(layer, layer)
     if source == layer and state.asked.get(layer, 1) == 1 and (orders := state.orders()) and fits(query, key):
         lib, ordered = orders
@@ -305,13 +315,13 @@ def _attend_latent(
     query: torch.Tensor,
     entry: torch.Tensor,
     scale: float,
-    span: Span,
+    mask: torch.Tensor | None,
     latent: Latent,
 ) -> torch.Tensor:
     """As `_attend_job`, over slots that hold latents; `entry` [1, 1, T, rank + rope] of all rows."""
     _write(job, layer, mine, entry)
     entries = job.kv.layer(layer)[0][mine.start, job.low : job.high]
-    return latent.attend(query[0, :, job.start : job.stop], entries, job.mask(span, 1), scale)
+    return latent.attend(query[0, :, job.start : job.stop], entries, mask, scale)
 
 
 def _attend_job(

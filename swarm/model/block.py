@@ -26,6 +26,7 @@ from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.fused import settle
 from swarm.model.gpu import Clock, EventClock, Gpu, WallClock, entered, gpu_of
 from swarm.model.guard import check_cut, one_layer, samples
+from swarm.model.indexed import masks_for
 from swarm.model.job import Job as Job
 from swarm.model.load import Loaded, load_layers
 from swarm.model.packing import PACKED, computes_in
@@ -77,6 +78,7 @@ class Block:
         layers = layer_list(model, type(model).__name__)[1]
         ends = {"head": first == 0, "tail": last == self.n_layers}
         edges = open_edges(layers, **ends, streams=shape.ties.streams)
+        edges.given = masks_for(model.config) if self._attending.indexed else {}
         loaded = Loaded(model, shape, self._attending, edges, kv, self.loaded.positions)
         part = Block(loaded, self.device, self.dtype, self.gpu)
         part.why_not_exact, part._by_hand = self.why_not_exact, self._by_hand

@@ -26,6 +26,8 @@ class Edges:
 
     def __init__(self, streams: int = 1) -> None:
         self._streams = streams
+        self.given: Mapping[str, Any] = {}
+        """What `call` is given besides."""
         self._arriving: torch.Tensor | None = None
         self._leaving: torch.Tensor | None = None
 
@@ -41,7 +43,7 @@ class Edges:
             inputs = {**inputs, "inputs_embeds": arriving.clone()}
         self._arriving = arriving if arriving is None else self._parted(arriving)
         try:
-            return call(**inputs)
+            return call(**inputs, **self.given)
         finally:
             self._arriving = None
 

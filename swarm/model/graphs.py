@@ -110,7 +110,8 @@ class GraphedBlock(Block):
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
         if self._failed or len(jobs) != 1 or len(jobs[0].rows) > ROW_BUCKETS[-1]:
             return super().forward(jobs)
-        if jobs[0].kv.recurrent or self.by_token or self._attending.cache is not None:  # all look at rows on the host
+        kv, cached = jobs[0].kv, self._attending.cache is not None
+        if kv.recurrent or kv.indexed or self.by_token or cached:  # all look at rows on the host
             return super().forward(jobs)
         job = jobs[0]
         fixed = self._fixed(job)

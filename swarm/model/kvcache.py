@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swarm.base.errors import BusyError
+from swarm.base.errors import BusyError, ModelError
 from swarm.model.linear.scan import ScanStore
 from swarm.model.linear.shapes import ConvShape, ScanShape, StateShape
 from swarm.model.linear.store import ConvStore, RuleStore, Store
@@ -37,6 +37,7 @@ class KVShape:
 
     A key has `dim` values, a value `value_dim` (0: as many; multi-head latent attention has more in its keys, which end
     in a rotated part). latent: a value is no number of its own but the first so many of the key.
+    index: width of an index's key beside them (0: none).
     """
 
     heads: int
@@ -44,11 +45,12 @@ class KVShape:
     value_dim: int = 0
     states: tuple[StateShape, ...] = ()
     latent: int = 0
+    index: int = 0
 
     @property
     def numbers(self) -> int:
         """Numbers that a slot of the layer holds."""
-        return self.heads * (self.dim + (0 if self.latent else self.value_dim or self.dim))
+        return self.heads * (self.dim + (0 if self.latent else self.value_dim or self.dim)) + self.index
 
 
 class HoldsLayers(Protocol):
@@ -120,7 +122,9 @@ class SessionKV:
         self._stores: list[torch.Tensor] = []
         self._states: list[tuple[Store, ...]] = []
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._indices: list[torch.Tensor | None] = []
         for shape, count in _runs(shapes):
+            self._indices += self._index_stores(shape, count, dtype, device)
             if shape.latent:
                 store = _zeros((count, 1, shape.heads, layout.slots + SPARE, shape.dim), dtype, device)
                 self._stores.append(store)
@@ -132,6 +136,27 @@ class SessionKV:
             self._stores += stores
             self._layers += [(stores[0][i, 0], stores[-1][i, -1]) for i in range(count)]
         self._states += [tuple(_state(state, layout, device, dtype) for state in shape.states) for shape in shapes]
+
+    def _index_stores(
+        self, shape: KVShape, count: int, dtype: torch.dtype, device: torch.device
+    ) -> Sequence[torch.Tensor | None]:
+        if not shape.index:
+            return [None] * count
+        store = _zeros((count, 1, 1, self.layout.slots + SPARE, shape.index), dtype, device)
+        self._stores.append(store)
+        return [store[i, 0, 0] for i in range(count)]
+
+    def index(self, layer: int) -> torch.Tensor:
+        """Index keys [slots + SPARE, width] of a layer that has them; written in place."""
+        found = self._indices[layer - self.first]
+        if found is None:
+            raise ModelError(f"layer {layer} asked for index keys that its trial did not show; load the model again")
+        return found
+
+    @property
+    def indexed(self) -> bool:
+        """Does a layer keep index keys?"""
+        return any(store is not None for store in self._indices)
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(keys, values) of a layer of the model; written in place."""
@@ -168,6 +193,8 @@ class SessionKV:
         for layer in range(self.first, self.last):
             for own, given in zip(self.layer(layer), other.layer(layer), strict=True):
                 own[:, mine : mine + keep] = given[:, theirs : theirs + keep]
+            if self._indices[layer - self.first] is not None:
+                self.index(layer)[mine : mine + keep] = other.index(layer)[theirs : theirs + keep]
             for state, base in zip(self.states(layer), other.states(layer), strict=True):
                 state.begin_from(base, keep)
         return True
@@ -194,7 +221,7 @@ class SessionKV:
         if self._pool is not None:
             self._pool.used_bytes -= self.nbytes
             self._pool = None
-            self._stores, self._layers, self._states = [], [], []
+            self._stores, self._layers, self._states, self._indices = [], [], [], []
 
     @property
     def closed(self) -> bool:

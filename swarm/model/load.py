@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from swarm.model.edges import Edges, open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
 from swarm.model.fused import fuse
+from swarm.model.indexed import masks_for, take_indices
 from swarm.model.kvcache import KVShape
 from swarm.model.latent import mark_latents, settle_latents
 from swarm.model.linear.mixers import StateCall, replaced, take_over
@@ -109,6 +110,8 @@ def load_layers(
         cached.settle_cached(inner_model(model), model.config, layers, first, attending)
     fuse(layers)
     edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers, streams=shape.ties.streams)
+    attending.indexed = take_indices(inner_model(model), attending)
+    edges.given = masks_for(model.config) if attending.indexed else {}
     tried = _try_once(model, shape, attending, edges, device, dtype)
     return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
 
@@ -340,13 +343,22 @@ def _try_once(
     streams = shape.ties.streams
     if out.shape[:2] != rows.shape[:2] or (streams > 1 and out.shape[2] != rows.shape[2] // streams):
         raise unfit(name, "its layers give rows of another shape")
-    return _kept(calls, attending.kept, layer_list(model, name)[1], shape, config, name)
+    kept = Kept(calls, attending.kept, attending.index_widths)
+    return _kept(kept, layer_list(model, name)[1], shape, config, name)
 
 
-def _kept(
-    calls: list[Call], kept: list[StateCall], layers: nn.ModuleList, shape: LayerRange, config: Any, name: str
-) -> list[KVShape]:
+@dataclass(frozen=True)
+class Kept:
+    """What the modules of a range asked for in the trial: attention, states, and by layer the width of index keys."""
+
+    calls: Sequence[Call]
+    states: Sequence[StateCall]
+    index_widths: Mapping[int, int]
+
+
+def _kept(asked: Kept, layers: nn.ModuleList, shape: LayerRange, config: Any, name: str) -> list[KVShape]:
     """What each layer keeps, from what its modules asked for in the trial."""
+    calls, kept = asked.calls, asked.states
     kinds = getattr(config, "layer_types", None) or ()
     passed = {place for place, layer in enumerate(layers) if isinstance(layer, PassedBy)}
     shapes = []
@@ -371,7 +383,8 @@ def _kept(
         heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if keeps else (0, 0, 0)
         latent = own[0].latent if keeps else 0
         dim, value_dim = (dim + value_dim, 0) if latent else (dim, value_dim)
-        shapes.append(KVShape(heads * len(own), dim, value_dim, tuple(states), latent))
+        index = asked.index_widths.get(layer, 0)
+        shapes.append(KVShape(heads * len(own), dim, value_dim, tuple(states), latent, index))
     if [call.layer for call in calls] != sorted(call.layer for call in calls):
         raise unfit(name, "its layers asked for attention in another order than theirs")
     return shapes

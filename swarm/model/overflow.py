@@ -30,9 +30,16 @@ class SplitKV(SessionKV):
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         return (self.front if layer < self.front.last else self.back).layer(layer)
 
+    def index(self, layer: int) -> torch.Tensor:
+        return (self.front if layer < self.front.last else self.back).index(layer)
+
     @property
     def floor(self) -> int:
         return max(self.front.floor, self.back.floor)
+
+    @property
+    def indexed(self) -> bool:
+        return self.front.indexed or self.back.indexed
 
     def states(self, layer: int) -> tuple[Store, ...]:
         return (self.front if layer < self.front.last else self.back).states(layer)

@@ -29,7 +29,8 @@ _BEFORE = ("layernorm_embedding",)
 """Modules that are made behind the layers and used before them (BART and those made from it)."""
 _INTO_ROWS = ("project_in", "embeddings_project", "embedding_hidden_mapping_in")
 """Linear layers that widen embeddings to rows (OPT, Electra, RemBERT)."""
-_KINDS = {"full_attention", "sliding_attention", "chunked_attention"} | RECURRENT_KINDS | PLAIN_KINDS
+_ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"}
+_KINDS = _ATTENTION_KINDS | RECURRENT_KINDS | PLAIN_KINDS
 
 _TEXT_WITHOUT = ("phi4_multimodal",)
 _OTHER_HALVES = ("embed_tokens_extend",)
@@ -38,7 +39,7 @@ _OTHER_HALVES = ("embed_tokens_extend",)
 _ROTATION = ("roformersinusoidalpositionalembedding",)
 """Embeddings whose rows every layer rotates by. They are worked out, so each stage has them."""
 
-_BY_LAYER = ("layer_types", "layer_rope_theta")
+_BY_LAYER = ("layer_types", "layer_rope_theta", "indexer_types")
 """Lists of a config with an entry a layer, that a forward looks into."""
 
 

@@ -200,6 +200,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "xmod": {"languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
+    "deepseek_v32": {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 8},
+    "glm_moe_dsa": {
+        "index_topk": 4,
+        "index_head_dim": 8,
+        "index_n_heads": 8,
+        "indexer_types": ["full", "full", "shared", "shared", "full", "shared"],
+    },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"] * (LAYERS // 3)},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"] * (LAYERS // 3)},
 }

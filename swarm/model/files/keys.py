@@ -19,7 +19,9 @@ _ONE_KEY_HEAD = ("falcon", "gpt_bigcode")
 def key_numbers(manifest: Manifest) -> tuple[int, ...]:
     """Numbers that a slot of each layer holds, were it to keep keys and values of its own."""
     config = manifest.text_config
-    return _by_layer(config, manifest.n_layers) or (_numbers(config, manifest.hidden_size),) * manifest.n_layers
+    each = _by_layer(config, manifest.n_layers) or (_numbers(config, manifest.hidden_size),) * manifest.n_layers
+    width = int(config.get("index_head_dim") or 0) if config.get("kv_lora_rank") else 0
+    return tuple(n + (0 if layer in manifest.ties.selects else width) for layer, n in enumerate(each))
 
 
 def _numbers(config: Mapping[str, Any], hidden: int) -> int:

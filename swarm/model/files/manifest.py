@@ -255,12 +255,10 @@ class Manifest:
         self.check_range(first, last)
         for cut in (first, last):
             if cut in self.ties.forbidden:
-                source, reader = next((s, r) for r, s in sorted(self.ties.reads.items()) if s < cut <= r)
                 allowed = [part for part in self.ties.parts(0, self.n_layers) if part[0] < cut < part[1]][0]
                 raise ModelError(
-                    f"{self.model} cannot be cut before layer {cut}: layer {reader} reads the keys and values of layer "
-                    f"{source}; layers {allowed[0]}-{allowed[1] - 1} stay together "
-                    f"(end at {allowed[0]} or {allowed[1]})"
+                    f"{self.model} cannot be cut before layer {cut}: {self.ties.why(cut)}; "
+                    f"layers {allowed[0]}-{allowed[1] - 1} stay together (end at {allowed[0]} or {allowed[1]})"
                 )
 
     def to_bytes(self) -> bytes:

@@ -37,17 +37,28 @@ class Ties:
 
     reads     layer -> the layer before it whose keys and values it reads; it keeps none of its own
     by_token  layers look up the token ids of their rows: ids travel with hidden rows
+    selects   layer -> the layer before it whose choice of positions it takes (GLM-5)
     streams   hidden rows of the model that make up one row between its layers
     """
 
     reads: Mapping[int, int] = field(default_factory=dict)
     by_token: bool = False
+    selects: Mapping[int, int] = field(default_factory=dict)
     streams: int = 1
 
     @cached_property
     def forbidden(self) -> frozenset[int]:
         """Layers that no stage and no block may begin with."""
-        return frozenset(cut for layer, source in self.reads.items() for cut in range(source + 1, layer + 1))
+        pairs = [*self.reads.items(), *self.selects.items()]
+        return frozenset(cut for layer, source in pairs for cut in range(source + 1, layer + 1))
+
+    def why(self, cut: int) -> str:
+        """Why a forbidden cut is one."""
+        for pairs, what in ((self.reads, "reads the keys and values"), (self.selects, "takes the choice")):
+            for layer, source in sorted(pairs.items()):
+                if source < cut <= layer:
+                    return f"layer {layer} {what} of layer {source}"
+        raise ValueError(f"layer {cut} may begin a stage")
 
     def parts(self, first: int, last: int) -> Sequence[tuple[int, int]]:
         """The smallest ranges that layers [first, last) can be cut into, in order."""
@@ -58,6 +69,8 @@ class Ties:
 def ties_of(config: Mapping[str, Any], model: str) -> Ties:
     """From a text model's config.json. Raises ModelError for one that its own class refuses."""
     kind = CONFIG_MAPPING[config["model_type"]] if config.get("model_type") in CONFIG_MAPPING else None
+    if kind is not None and "indexer_types" in getattr(kind, "__dataclass_fields__", ()):
+        return Ties(selects=_selects(kind, config, model))
     if kind is None or not hasattr(kind, "kv_sharing_modes"):
         return Ties()
     try:
@@ -76,7 +89,25 @@ def ties_of(config: Mapping[str, Any], model: str) -> Ties:
                 raise ModelError(f"the config of {model} has layer {layer} read keys of {attention} that none keeps")
             reads[layer] = kept[attention]
     streams = getattr(whole, "altup_num_inputs", 1)
-    return Ties(reads, bool(getattr(whole, "hidden_size_per_layer_input", 0)), streams)
+    return Ties(reads, bool(getattr(whole, "hidden_size_per_layer_input", 0)), {}, streams)
+
+
+def _selects(kind: Any, config: Mapping[str, Any], model: str) -> dict[int, int]:
+    try:
+        types = list(kind.from_dict(dict(config)).indexer_types)
+    except Exception as exc:  # config classes validate in ways of their own
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise ModelError(f"the config of {model} does not say whose choice its layers take: {reason}") from exc
+    own = -1
+    found = {}
+    for layer, name in enumerate(types):
+        if name != "shared":
+            own = layer
+        elif own < 0:
+            raise ModelError(f"the config of {model} has layer {layer} take a choice that no layer before it makes")
+        else:
+            found[layer] = own
+    return found
 
 
 def end_of(name: str, ties: Ties) -> str | None:
