@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,6 +138,7 @@ async def serve_until_stopped(
 ) -> None:
     """Connect, serve, and stop at SIGTERM or Ctrl-C; a second one does not wait for answers. Raises SwarmError."""
     from receipts.check.verify import verify
+    from swarm.base.signals import on_signals
     from swarm.client.client import Requester
     from swarm.serve.gateway import gateway
     from swarm.serve.listen import url_of
@@ -147,12 +147,11 @@ async def serve_until_stopped(
     log = EventLog()
     connected = await Requester.connect(asked, tee(report, log.report))
     stop, hurry = asyncio.Event(), asyncio.Event()
-    for number_ in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number_, lambda: (hurry if stop.is_set() else stop).set())
-    async with (
-        connected as requester,
-        gateway(requester, config, lambda data: verify(data).as_json(), host, port, log.as_json, hurry) as (host, port),
-    ):
-        say(f"serving {requester.manifest.model} at {url_of(host, port)} (dashboard: /, API: /v1)")
-        await stop.wait()
-        say(f"stopping: answers under way may finish within {config.grace_s:g} s; Ctrl-C again ends them now")
+    with on_signals(lambda: (hurry if stop.is_set() else stop).set()):
+        async with (
+            connected as requester,
+            gateway(requester, config, lambda data: verify(data).as_json(), host, port, log.as_json, hurry) as at,
+        ):
+            say(f"serving {requester.manifest.model} at {url_of(*at)} (dashboard: /, API: /v1)")
+            await stop.wait()
+            say(f"stopping: answers under way may finish within {config.grace_s:g} s; Ctrl-C again ends them now")
