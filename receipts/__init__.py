@@ -1,8 +1,12 @@
 """Receipts: the signed account of one run, and its check. Pure: bytes in, verdict out; standard library and PyNaCl.
 
-A ring uses `RequesterRecord`, `StageRecord` and `WitnessRecord`; a verifier uses `verify`.
+A ring uses `RequesterRecord`, `StageRecord` and `WitnessRecord`; a verifier uses `verify` and `text_report`
+(docs/python.md), or `python -m receipts`.
 """
 
+from receipts.check.report import text_report
+from receipts.check.verdict import Verdict
+from receipts.check.verify import Options, verify
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.opening import Hardware, Model, PlannedStage, Sampler, Software
 from receipts.format.salt import Secret
@@ -22,6 +26,7 @@ __all__ = [
     "Hardware",
     "Model",
     "Opening",
+    "Options",
     "OwnLayers",
     "OwnLog",
     "PlannedStage",
@@ -33,6 +38,9 @@ __all__ = [
     "Software",
     "StageRecord",
     "TailLog",
+    "Verdict",
     "WitnessRecord",
     "opening_untrusted",
+    "text_report",
+    "verify",
 ]

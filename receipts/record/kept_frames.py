@@ -57,16 +57,24 @@ def scan(path: Path, old: bool = False, most: int | None = None) -> list[Kept]:
     return found
 
 
+def _read_at(handle: int, size: int, at: int) -> bytes:
+    """Bytes [at, at + size) of a file that this thread alone has open."""
+    if hasattr(os, "pread"):
+        return os.pread(handle, size, at)
+    os.lseek(handle, at, os.SEEK_SET)  # Windows
+    return os.read(handle, size)
+
+
 def read(handle: int, kept: Kept) -> bytes:
     """Head and body of one frame. Raises ReceiptError(OPENING) when they are not what was written."""
-    data = os.pread(handle, kept.size, kept.at)
+    data = _read_at(handle, kept.size, kept.at)
     if len(data) != kept.size or zlib.crc32(data) != kept.crc:
         raise ReceiptError(Refusal.OPENING, f"kept frame {kept.seq} is damaged on this node's disk")
     return data
 
 
 def _at(handle: int, at: int) -> Kept | None:
-    data = os.pread(handle, RECORD_BYTES, at)
+    data = _read_at(handle, RECORD_BYTES, at)
     if len(data) < RECORD_BYTES or zlib.crc32(data[: _RECORD.size]) != _CRC.unpack_from(data, _RECORD.size)[0]:
         return None
     seq, head, body, leaf, crc = _RECORD.unpack_from(data)
@@ -74,13 +82,13 @@ def _at(handle: int, at: int) -> Kept | None:
 
 
 def _old_at(handle: int, at: int) -> Kept | None:
-    data = os.pread(handle, _OLD.size, at)
+    data = _read_at(handle, _OLD.size, at)
     if len(data) < _OLD.size:
         return None
     seq, head, body, crc = _OLD.unpack(data)
     if max(head, body) > MAX_PART:
         return None
-    frame = os.pread(handle, head + body, at + _OLD.size)
+    frame = _read_at(handle, head + body, at + _OLD.size)
     if len(frame) < head + body or zlib.crc32(frame, zlib.crc32(data[:16])) != crc:
         return None
     return Kept(seq, head, body, frame_leaf(seq, frame[:head], frame[head:]), at + _OLD.size, zlib.crc32(frame))

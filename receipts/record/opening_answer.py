@@ -13,6 +13,8 @@ from receipts.format.errors import ReceiptError, Refusal
 from receipts.record.kept_frames import Kept, read
 from receipts.record.row_opening import opening_header
 
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
 
 @dataclass(frozen=True)
 class OpeningAnswer:
@@ -48,7 +50,7 @@ class OpeningAnswer:
             while index < len(self.frames) and self.starts[index] < end:
                 path = self.inbound if index < self.prefix else self.outbound
                 if path not in handles:
-                    handles[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    handles[path] = os.open(path, _READ)
                 start = self.starts[index]
                 data = read(handles[path], self.frames[index])
                 parts.append(data[max(0, offset - start) : max(0, end - start)])

@@ -141,7 +141,7 @@ class RowStore:
         self._answers: OrderedDict[bytes, OpeningAnswer] = OrderedDict()
         self._bytes = 0
         folder.mkdir(parents=True, exist_ok=True)
-        self._block = max(512, os.statvfs(folder).f_frsize)
+        self._block = _block_bytes(folder)
         self._listed, self._loaded = threading.Event(), threading.Event()
         threading.Thread(target=self._load, name="kept rows", daemon=True).start()
 
@@ -379,6 +379,11 @@ class RowStore:
                 return
             run.spent = (1 + sum(-(-size // self._block) for size in files.values())) * self._block + 4 * FILE_BYTES
             self._bytes += run.spent
+
+
+def _block_bytes(folder: Path) -> int:
+    """What the file system spends at a time; the usual 4 KiB where it does not say (Windows)."""
+    return max(512, os.statvfs(folder).f_frsize) if hasattr(os, "statvfs") else 4096
 
 
 def _sizes(folder: Path) -> dict[str, int]:

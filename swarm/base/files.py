@@ -16,6 +16,8 @@ __all__ = ["DISK_ERRNOS", "write_whole"]
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM})
 """What a file system says when it is full, read-only, broken or somebody else's."""
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600, replace: bool = True) -> None:
     """Write `data` to `path` so that a crash at any moment leaves the old file or the whole new one.
@@ -24,7 +26,7 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600, replace: bool = True
     Raises OSError; nothing is left behind then. A process that is killed may leave a hidden file beside it.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    handle = os.open(temporary, _NEW, mode)
     try:
         try:
             rest = memoryview(data)

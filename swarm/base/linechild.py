@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 from swarm.base.errors import ModelError
+
+try:
+    import resource
+except ImportError:  # Windows: the parent's deadline is what remains
+    resource = None  # type: ignore[assignment]
 
 START_S = 60.0
 
@@ -29,6 +34,7 @@ class LineChild:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the parent
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         if self.ask(b"", START_S, 4096) is None:
             self.end()
@@ -71,8 +77,10 @@ class LineChild:
 # What such a process does on its own side.
 
 
-def bound(kind: int, value: int) -> None:
-    """Lower a soft limit. Where a system does not know this one, the parent's deadline remains."""
+def bound(name: str, value: int) -> None:
+    """Lower a soft limit ("RLIMIT_CPU"). Where a system does not know this one, the parent's deadline remains."""
+    if (kind := getattr(resource, name, None)) is None:
+        return
     try:
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
@@ -82,15 +90,14 @@ def bound(kind: int, value: int) -> None:
 
 def bound_processor(seconds: int) -> None:
     """From now on at most about so many seconds of processor time."""
-    spent = resource.getrusage(resource.RUSAGE_SELF)
-    bound(resource.RLIMIT_CPU, int(spent.ru_utime + spent.ru_stime) + 1 + seconds)
+    bound("RLIMIT_CPU", int(time.process_time()) + 1 + seconds)
 
 
 def bound_memory(more_bytes: int) -> None:
     """No file, no core, and at most so much address space beyond what is mapped now."""
-    bound(resource.RLIMIT_FSIZE, 0)
-    bound(resource.RLIMIT_CORE, 0)
-    bound(resource.RLIMIT_AS, _mapped_bytes() + more_bytes)
+    bound("RLIMIT_FSIZE", 0)
+    bound("RLIMIT_CORE", 0)
+    bound("RLIMIT_AS", _mapped_bytes() + more_bytes)
 
 
 def answer(value: dict[str, Any]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 
 from swarm.base.config import JoinConfig, parse_address, parse_layers
 from swarm.base.errors import UsageError
+from swarm.base.events import Report
 from swarm.cli.common import GPU, THREADS, add_log, add_member_options, add_weights_as, member_config, number, say
 from swarm.cli.early import check_node_port, check_state
 from swarm.cli.logs import add_log_options, log_config, logging_to
@@ -163,6 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = join_config(arguments)
     check_state(config.member.state)
     check_node_port(config.listen)
+    from swarm.base.signals import on_signals
     from swarm.node.node import Ready, serve_block
     from swarm.terminal.progress import reporter
 
@@ -176,5 +179,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  swarm join --swarm {what.invite}", flush=True)
         print(f'  swarm generate --swarm {what.invite} "your prompt"\n', flush=True)
 
+    async def serve(report: Report) -> int:
+        stop = asyncio.Event()
+        with on_signals(stop.set):
+            return await serve_block(config, ready, report, stop)
+
     with reporter(json_lines=arguments.json, out=sys.stderr) as report, logging_to(report, log_config(arguments)):
-        return run_loop(serve_block(config, ready, report))
+        return run_loop(serve(report))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -218,6 +217,7 @@ async def serve_until_stopped(
 ) -> None:
     """Connect, serve, and stop at SIGTERM or Ctrl-C; a second one does not wait for answers. Raises SwarmError."""
     from receipts.check.verify import verify
+    from swarm.base.signals import on_signals
     from swarm.client.client import Requester
     from swarm.serve.gateway import gateway
     from swarm.serve.listen import url_of
@@ -225,17 +225,16 @@ async def serve_until_stopped(
 
     log = EventLog()
     stop, hurry = asyncio.Event(), asyncio.Event()
-    for number_ in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number_, lambda: (hurry if stop.is_set() else stop).set())
-    async with AsyncExitStack() as stack:
-        ready = [
-            await stack.enter_async_context(await Requester.connect(one, tee(report, log.report))) for one in asked
-        ]
-        serving = gateway(
-            ready[0], config, lambda data: verify(data).as_json(), host, port, log.as_json, hurry, ready[1:]
-        )
-        host, port = await stack.enter_async_context(serving)
-        models = ", ".join(dict.fromkeys(requester.manifest.model for requester in ready))
-        say(f"serving {models} at {url_of(host, port)} (dashboard: /, API: /v1)")
-        await stop.wait()
-        say(f"stopping: answers under way may finish within {config.grace_s:g} s; Ctrl-C again ends them now")
+    with on_signals(lambda: (hurry if stop.is_set() else stop).set()):
+        async with AsyncExitStack() as stack:
+            ready = [
+                await stack.enter_async_context(await Requester.connect(one, tee(report, log.report))) for one in asked
+            ]
+            serving = gateway(
+                ready[0], config, lambda data: verify(data).as_json(), host, port, log.as_json, hurry, ready[1:]
+            )
+            host, port = await stack.enter_async_context(serving)
+            models = ", ".join(dict.fromkeys(requester.manifest.model for requester in ready))
+            say(f"serving {models} at {url_of(host, port)} (dashboard: /, API: /v1)")
+            await stop.wait()
+            say(f"stopping: answers under way may finish within {config.grace_s:g} s; Ctrl-C again ends them now")

@@ -14,19 +14,17 @@ from receipts.check.draw import svg_report
 from receipts.check.report import text_report
 from receipts.check.verdict import REQUIREMENTS, Level, Requirement, Verdict
 from receipts.check.verify import trust_untrusted, verify
-from receipts.format.document import secrets_untrusted
 from receipts.format.errors import ReceiptError
 from receipts.format.salt import Secret
 from swarm.base.errors import UsageError
 from swarm.cli.common import add_member_options, member_config, models_dir, number, say, state_dir
 from swarm.cli.loop import run_loop
+from swarm.recheck import files
 
 if TYPE_CHECKING:
     from receipts.format.log_tiles import LogProof
     from swarm.base.address import Address
     from swarm.recheck.check import CheckConfig
-
-SECRETS = ".secrets.json"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -130,7 +128,7 @@ MOST_BYTES = 256_000_000
 
 def last_receipt(folder: Path) -> Path:
     """The receipt that was written last in a state folder's `receipts`. Raises UsageError when there is none."""
-    found = [path for path in folder.glob("*.json") if not path.name.endswith(SECRETS)]
+    found = [path for path in folder.glob("*.json") if not path.name.endswith(files.SECRETS)]
     if not found:
         raise UsageError(f"expected a receipt, found none in {folder}; write swarm verify RECEIPT")
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
@@ -143,10 +141,7 @@ def read_receipt(path: Path) -> bytes:
         if len(data) > MOST_BYTES:
             raise UsageError(f"expected a receipt of at most {MOST_BYTES} bytes on stdin, found more")
         return data
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read the receipt {path}: {error.strerror}") from error
+    return files.read_file(path)
 
 
 def verify_file(path: Path, show: Callable[[str], None] = print) -> int:
@@ -261,24 +256,15 @@ def read_beside(paths: list[Path]) -> tuple[bytes, ...]:
     found = []
     for path in paths:
         inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        found += [read_receipt(file) for file in inside if not file.name.endswith(SECRETS)]
+        found += [read_receipt(file) for file in inside if not file.name.endswith(files.SECRETS)]
     return tuple(found)
 
 
 def read_secrets(arguments: argparse.Namespace, data: bytes) -> tuple[Secret, ...]:
     """The file given, or of the one beside the receipt what belongs to it. Raises UsageError."""
-    beside = arguments.receipt.with_suffix(SECRETS) if arguments.receipt != STDIN else None
-    path = arguments.secrets or beside
-    if path is None or (arguments.secrets is None and not path.is_file()):
-        return ()
-    try:
-        secrets = secrets_untrusted(path.read_bytes())
-    except (OSError, ReceiptError) as error:
-        raise UsageError(f"cannot use the secrets file {path}: {error}") from error
     if arguments.secrets is not None:
-        return secrets
-    # Lying beside a receipt is no reason to refuse it: what is of another run is left aside.
-    return tuple(secret for secret in secrets if secret.digest.encode() in data)
+        return files.read_secrets(arguments.secrets)
+    return files.secrets_beside(arguments.receipt, data) if arguments.receipt != STDIN else ()
 
 
 def read_addresses(given: list[str], data: bytes) -> dict[str, list[Address]]:

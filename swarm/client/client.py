@@ -185,6 +185,11 @@ class Requester:
         return self._target.manifest
 
     @property
+    def ref(self) -> str:
+        """What the model is opened by on this machine."""
+        return self._target.ref
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._target.tokenizer
 

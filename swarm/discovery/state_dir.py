@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from swarm.base.errors import SwarmError, UsageError
 from swarm.base.files import write_whole
+from swarm.base.locks import OPEN, lock_now, read_note, write_note
 from swarm.mesh.saved import Saved, save
 
 log = logging.getLogger(__name__)
@@ -34,20 +34,17 @@ def locked(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(folder / LOCK, OPEN, 0o600)
     except OSError as error:
         raise UsageError(f"cannot write the state folder {folder}: {error.strerror}; choose another --state") from error
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
+        if not lock_now(file):
+            owner = read_note(file) or "unknown"
             raise StateInUse(
                 f"the state folder {folder} is in use by process {owner}; give each process its own --state"
-            ) from error
+            )
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its owner stays unnamed
-            os.ftruncate(file, 0)
-            os.pwrite(file, str(os.getpid()).encode(), 0)
+            write_note(file, str(os.getpid()))
         yield folder
     finally:
         os.close(file)

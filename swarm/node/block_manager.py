@@ -71,6 +71,7 @@ class BlockManager:
 
     def take(self, hosting: Hosting) -> None:
         """Serve its weights to others, and tell the swarm that these layers are served here."""
+        self.close()
         self.hosting = hosting
         source = BlobSource(hosting.checkpoint)
         if self._weights is None:
@@ -93,6 +94,12 @@ class BlockManager:
             kv_capacity=pool.budget_bytes,
             kv_free=pool.budget_bytes,
         )
+
+    def close(self) -> None:
+        """Let go of what is served now."""
+        if self.hosting is not None:
+            self.hosting.close()
+        self.hosting = None
 
     def mover(self, server: StageServer, room: Room) -> Rebalancer:
         """Looks whether the swarm needs this node elsewhere. `room`: what it could give before it held anything."""
@@ -139,7 +146,7 @@ class BlockManager:
         before = self.hosting.layers
         server.exchange(None)
         self._gossip.publish(state="joining", claim=layers)
-        self.hosting = None
+        self.close()
         _tidy(self._host.device)
         try:
             new = await self.load(layers)

@@ -62,6 +62,11 @@ class Hosting:
         """[first, last)."""
         return self.hosted.block.first, self.hosted.block.last
 
+    def close(self) -> None:
+        """End the process that reads constraints for it. What is loaded goes with the last reference."""
+        if self.hosted.compiler is not None:
+            self.hosted.compiler.close()
+
 
 @dataclass(frozen=True)
 class Host:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
@@ -83,15 +82,11 @@ class Ready:
         return asdict(self)
 
 
-async def serve_block(config: JoinConfig, ready: Callable[[Ready], None], report: Report) -> int:
-    """Run a node until SIGTERM, Ctrl-C or a fatal finding. Returns the exit code. Raises SwarmError.
+async def serve_block(config: JoinConfig, ready: Callable[[Ready], None], report: Report, stop: asyncio.Event) -> int:
+    """Run a node until `stop` is set or a fatal finding. Returns the exit code. Raises SwarmError.
 
     A serving node lets open runs end; one that still loads stops at once.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     with locked(config.member.state) as state:
         life = _Life(config, state, stop, report)
         node = asyncio.create_task(life.run(ready))
@@ -187,6 +182,7 @@ class _Life:
             hosting = await tenant.load(layers)
             if hosting is None:
                 return
+            stack.callback(tenant.close)
             server = await self._serve(stack, board, gossip, manifest, hosting)
             tenant.take(hosting)
             if config.layers is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from receipts.format.signed_note import LogCheckpoint, checkpoint_untrusted
 from swarm.base.errors import UsageError
 from swarm.base.events import Notice, Report, silent
 from swarm.base.files import write_whole
+from swarm.base.locks import OPEN, lock_now
 
 PUBLIC = 0o644
 """Everything in the folder is meant to be served."""
@@ -35,15 +35,14 @@ class TransparencyLog:
         self._entries: list[bytes] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(folder / ".lock", OPEN, 0o600)
         except OSError as error:
             raise UsageError(f"cannot keep a log in {folder}: {error.strerror}; choose another --log") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._load()
-        except BlockingIOError as error:
+        if not lock_now(self._lock):
             os.close(self._lock)
-            raise UsageError(f"another process appends to the log in {folder}; choose another --log") from error
+            raise UsageError(f"another process appends to the log in {folder}; choose another --log")
+        try:
+            self._load()
         except (OSError, ReceiptError) as error:
             os.close(self._lock)
             raise UsageError(f"the log in {folder} cannot go on: {error}; move it away or choose another") from error

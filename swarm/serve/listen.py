@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -143,10 +142,17 @@ def url_of(host: str, port: int) -> str:
 
 def _allow_descriptors(wanted: int) -> int:
     """Raise the soft limit of open files for `wanted` connections, as far as the hard one lets us; the limit now."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = wanted + 2 * _SPARE_DESCRIPTORS
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit for sockets
+        return need
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= need:
         return need
     best = need if hard == resource.RLIM_INFINITY else min(need, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (best, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (best, hard))
+    except (ValueError, OSError):  # macOS says "unlimited" and refuses more than its kernel has
+        return max(soft, 2 * _SPARE_DESCRIPTORS)
     return best

@@ -6,11 +6,12 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from swarm.base.errors import SwarmError, UsageError
+from swarm.base.signals import on_signals
 from swarm.model.sampler import Sampling
 from swarm.run.api import CommittedTokens, Finished, Recovering, RingOpened, RunRequest, WaitingForCoverage
 from swarm.serve.backend import Backend
@@ -82,7 +83,7 @@ async def turn(talk: Talk, text: str, backend: Backend, screen: Screen) -> None:
     """One question and its answer. Ctrl-C ends the answer and keeps what was said so far."""
     talk.messages.append({"role": "user", "content": text})
     answer = asyncio.create_task(_answer(talk, backend, screen))
-    with _interrupt(answer.cancel):
+    with on_signals(answer.cancel, (signal.SIGINT,)):
         await asyncio.wait({answer})
     if answer.cancelled():
         _keep(talk)
@@ -150,18 +151,3 @@ def fit(talk: Talk, backend: Backend) -> tuple[RunRequest, int]:
             limit = min(talk.request.max_tokens, room)
             return replace(talk.request, prompt_ids=prompt, max_tokens=limit, sampling=seeded), first
     raise UsageError(f"expected a message that fits the context of {context} tokens, found a longer one; shorten it")
-
-
-@contextmanager
-def _interrupt(stop: Callable[[], object]) -> Any:
-    """Ctrl-C calls `stop` while this is entered, and nothing else."""
-    loop = asyncio.get_running_loop()
-    try:
-        loop.add_signal_handler(signal.SIGINT, stop)
-    except (NotImplementedError, RuntimeError, ValueError):  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)

@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import selectors
-import signal
 import socket
 import sys
 from collections import deque
@@ -29,6 +28,7 @@ from enum import Enum
 
 from swarm.base.address import Address, format_address, parse_address_untrusted
 from swarm.base.errors import PeerError, UsageError
+from swarm.base.signals import on_signals
 from swarm.testbed.impairment import Link, Wire
 
 SEGMENT = 16 * 1024
@@ -243,23 +243,22 @@ async def serve(listen: Address, target: Address | None, link: Link) -> None:
     """Proxy until stdin closes or SIGTERM arrives; raises `UsageError` when the address cannot be had."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
     proxy = Proxy(link, target)
-    try:
-        server = await loop.create_server(proxy.accept, *listen)
-    except OSError as exc:
-        raise UsageError(f"cannot listen on {format_address(listen)}: {exc.strerror}; choose another port") from exc
-    address = format_address(server.sockets[0].getsockname()[:2])
-    print(json.dumps({"event": "ready", "listen": address}), flush=True)
-    commands = loop.create_task(_read_commands(proxy, ended))
-    try:
-        await ended.wait()
-    finally:
-        commands.cancel()
-        server.close()
-        for direction in tuple(proxy.directions):
-            direction.close()
+    with on_signals(ended.set):
+        try:
+            server = await loop.create_server(proxy.accept, *listen)
+        except OSError as exc:
+            raise UsageError(f"cannot listen on {format_address(listen)}: {exc.strerror}; choose another port") from exc
+        address = format_address(server.sockets[0].getsockname()[:2])
+        print(json.dumps({"event": "ready", "listen": address}), flush=True)
+        commands = loop.create_task(_read_commands(proxy, ended))
+        try:
+            await ended.wait()
+        finally:
+            commands.cancel()
+            server.close()
+            for direction in tuple(proxy.directions):
+                direction.close()
 
 
 async def _read_commands(proxy: Proxy, ended: asyncio.Event) -> None:

@@ -1,0 +1,93 @@
+"""`swarm.Client`: a requester for programs without an event loop. The same names as `AsyncClient`, each waits."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from swarm.base.blocking import Background
+from swarm.client.async_client import AnswerStream, AsyncClient, ClientOptions
+
+if TYPE_CHECKING:
+    from receipts.check.verdict import Verdict
+    from swarm.client.options import AnswerOptions, Prompt
+    from swarm.run.api import RunResult
+
+
+class AnswerPieces:
+    """The text of one answer as it comes: `for piece in stream`. After the last piece `result` is there.
+
+    Leaving it early (`close`, or `with`) ends the run.
+    """
+
+    def __init__(self, background: Background, stream: AnswerStream) -> None:
+        self._stream = stream
+        self._pieces = background.iterate(self._read)
+
+    @property
+    def result(self) -> RunResult:
+        """Tokens, speed, ring and receipt. Raises UsageError before the end of the stream."""
+        return self._stream.result
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the run, where it is under way."""
+        self._pieces.close()
+
+    async def _read(self) -> AsyncGenerator[str]:
+        async with self._stream as stream:
+            async for piece in stream:
+                yield piece
+
+
+class Client:
+    """A guest of a swarm: `with Client(invite) as client: client.generate("Hello")`. Usable from several threads.
+
+    Arguments, options and errors are those of `AsyncClient`.
+    """
+
+    def __init__(self, swarm: str | Path | None = None, **options: Unpack[ClientOptions]) -> None:
+        self._client = AsyncClient(swarm, **options)
+        self._background = Background()
+
+    def __enter__(self) -> Self:
+        self._background.start(self._client)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._background.stop()
+
+    @property
+    def model(self) -> str:
+        """Name of the model that the swarm serves."""
+        return self._client.model
+
+    def generate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> RunResult:
+        """One whole answer. Raises Unfinished where the ring was lost on the way."""
+        return self._background.call(self._client.generate(prompt, **options))
+
+    def stream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AnswerPieces:
+        """The text of one answer as it comes."""
+        return AnswerPieces(self._background, self._client.stream(prompt, **options))
+
+    def structured(self, prompt: Prompt, schema: Any, **options: Unpack[AnswerOptions]) -> Any:
+        """An answer held to a JSON Schema (a dict), parsed; for a pydantic model class, an object of that class."""
+        return self._background.call(self._client.structured(prompt, schema, **options))
+
+    def verify(
+        self, receipt: RunResult | Path | str | bytes, *, replay: bool = False, audit: int = 0, model: str | None = None
+    ) -> Verdict:
+        """What a receipt proves: of a result of this client, a file, or bytes."""
+        return self._background.call(self._client.verify(receipt, replay=replay, audit=audit, model=model))
