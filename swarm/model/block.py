@@ -21,6 +21,7 @@ from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.dtype import dtype_name
 from swarm.model.edges import open_edges
 from swarm.model.exact import InOrder, stands_against, writes_products
+from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.fused import settle
 from swarm.model.guard import check_cut, one_layer, samples
 from swarm.model.job import Job as Job
@@ -38,7 +39,8 @@ _FEW_SEEN = 128 * 2048
 class Block:
     """Layers [first, last) of a model.
 
-    head: first is 0, so it takes token ids. tail: last is n_layers, so it gives logits. One thread computes at a time.
+    head: first is 0, so it takes token ids. tail: last is n_layers, so it gives logits. Threads compute one after
+    the other.
     """
 
     def __init__(self, loaded: Loaded, device: torch.device, dtype: torch.dtype) -> None:
@@ -78,9 +80,10 @@ class Block:
         [n, hidden_size] in the block's dtype. Jobs of one session may share a forward when no later one commits a
         slot that an earlier one writes; ValueError otherwise.
         """
-        self._attending.jobs = plans = self._plan(jobs)
-        with self._divided(plans), self._in_order():
-            return self._forward(jobs, plans)
+        with self._attending.lock:
+            self._attending.jobs = plans = self._plan(jobs)
+            with self._divided(plans), self._in_order():
+                return self._forward(jobs, plans)
 
     def _forward(self, jobs: Sequence[Job], plans: Sequence[JobPlan]) -> list[torch.Tensor]:
         try:
@@ -124,15 +127,16 @@ class Block:
         inputs: token ids int64 [T] at the head, else hidden rows [T, hidden_size]; positions int64 [T]; the plans
         cover the T rows. Returns hidden rows [T, hidden_size], at the tail float32 logits [T, vocab_size] of all rows.
         """
-        self._attending.jobs, self._attending.position = plans, positions
-        try:
-            named = "input_ids" if self.head else "inputs_embeds"
-            given = {named: inputs[None], "position_ids": positions[None], "use_cache": False}
-            if self.tail:
-                return self._edges.through(self._model, given).logits[0].float()  # type: ignore[no-any-return]
-            return self._edges.rows_through(inner_model(self._model), given)
-        finally:
-            self._attending.jobs = []
+        with self._attending.lock:
+            self._attending.jobs, self._attending.position = plans, positions
+            try:
+                named = "input_ids" if self.head else "inputs_embeds"
+                given = {named: inputs[None], "position_ids": positions[None], "use_cache": False}
+                if self.tail:
+                    return self._edges.through(self._model, given).logits[0].float()  # type: ignore[no-any-return]
+                return self._edges.rows_through(inner_model(self._model), given)
+            finally:
+                self._attending.jobs = []
 
     def forward_static(self, plan: Plan, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """`compute` of a whole model for the rows of one plan: logits float32 [n, vocab_size]."""

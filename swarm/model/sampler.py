@@ -9,8 +9,9 @@ stage, drafter and replay agree.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -122,13 +123,30 @@ def pick(
         if allowed is None:
             raise ValueError("a constraint needs what it allows after each row")
         logits = masked(logits, allowed)
-    scores = logits if sampling.greedy else _perturbed(logits, positions, sampling)
+    with _undivided(logits.device):
+        scores = logits if sampling.greedy else _perturbed(logits, positions, sampling)
+        norm = (
+            torch.cat([torch.logsumexp(row, -1) for row in torch.split(logits, 1)]) if len(logits) else logits.sum(-1)
+        )
     tokens, margins = _best(scores)
-    norm = torch.logsumexp(logits, -1)
     chosen = torch.tensor(tokens, device=logits.device)
     logprobs = (logits.gather(1, chosen[:, None])[:, 0] - norm).tolist()
     tops = _tops(logits, norm, sampling.logprobs)
     return [Picked(*item) for item in zip(tokens, margins, logprobs, tops, strict=True)]
+
+
+@contextlib.contextmanager
+def _undivided(device: torch.device) -> Iterator[None]:
+    """Sums of a row by one thread of torch: divided among several they have other bits."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _best(scores: torch.Tensor) -> tuple[list[int], list[float]]:
@@ -152,7 +170,10 @@ def _lead(row: NDArray[np.float32], token: int) -> float:
 
 
 def _perturbed(logits: torch.Tensor, positions: Sequence[int], sampling: Sampling) -> torch.Tensor:
-    scaled = filtered(logits / sampling.temperature, sampling)
+    if not len(logits):
+        return logits
+    # Row by row: a sum over a vocabulary has other bits beside other rows.
+    scaled = torch.cat([filtered(row, sampling) for row in torch.split(logits / sampling.temperature, 1)])
     made = {p: gumbel(sampling.seed, p, logits.shape[-1]) for p in set(map(int, positions))}  # trees share positions
     noise = np.stack([made[int(p)] for p in positions])
     return scaled + torch.from_numpy(noise).to(logits.device)
