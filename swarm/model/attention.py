@@ -8,6 +8,7 @@ plan of the forward under way: no global, nothing threaded through models' keywo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -155,6 +156,8 @@ class Attending:
 
     def __init__(self, lib: Library | None = None) -> None:
         self.lib = lib
+        # Views of a block share this; a drafter of each run and a stage may forward at the same time.
+        self.lock = threading.RLock()
         self.spans: dict[int, Span] = {}
         self.reads: Mapping[int, int] = {}
         self.position: torch.Tensor | None = None

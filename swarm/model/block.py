@@ -42,8 +42,8 @@ _FEW_SEEN = 128 * 2048
 class Block:
     """Layers [first, last) of a model.
 
-    head: first is 0, so it takes token ids. tail: last is n_layers, so it gives logits. One thread computes at a time.
-    gpu: what it computes on; None on a CPU.
+    head: first is 0, so it takes token ids. tail: last is n_layers, so it gives logits. Threads compute one after
+    the other. gpu: what it computes on; None on a CPU.
     """
 
     def __init__(self, loaded: Loaded, device: torch.device, dtype: torch.dtype, gpu: Gpu | None = None) -> None:
@@ -96,7 +96,7 @@ class Block:
         [n, hidden_size] in the block's dtype. Jobs of one session may share a forward when no later one commits a
         slot that an earlier one writes; ValueError otherwise.
         """
-        with entered(self.gpu):
+        with entered(self.gpu), self._attending.lock:
             self._attending.jobs = plans = self._plan(jobs)
             with self._divided(plans), self._in_order():
                 return self._forward(jobs, plans)
@@ -149,17 +149,18 @@ class Block:
         inputs: token ids int64 [T] at the head, else hidden rows [T, hidden_size]; positions int64 [T]; the plans
         cover the T rows. Returns hidden rows [T, hidden_size], at the tail float32 logits [T, vocab_size] of all rows.
         """
-        self._attending.jobs, self._attending.position = plans, positions
-        self._attending.begin()
-        try:
-            # Called within a capture too: whoever calls has entered the device.
-            named = "input_ids" if self.head else "inputs_embeds"
-            given = {named: inputs[None], "position_ids": positions[None], "use_cache": False, **self._cache()}
-            if self.tail:
-                return self._edges.through(self._model, given).logits[0].float()  # type: ignore[no-any-return]
-            return self._edges.rows_through(inner_model(self._model), given)
-        finally:
-            self._attending.jobs = []
+        with self._attending.lock:
+            self._attending.jobs, self._attending.position = plans, positions
+            self._attending.begin()
+            try:
+                # Called within a capture too: whoever calls has entered the device.
+                named = "input_ids" if self.head else "inputs_embeds"
+                given = {named: inputs[None], "position_ids": positions[None], "use_cache": False, **self._cache()}
+                if self.tail:
+                    return self._edges.through(self._model, given).logits[0].float()  # type: ignore[no-any-return]
+                return self._edges.rows_through(inner_model(self._model), given)
+            finally:
+                self._attending.jobs = []
 
     def forward_static(self, plan: Plan, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """`compute` of a whole model for the rows of one plan: logits float32 [n, vocab_size]."""

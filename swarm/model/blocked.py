@@ -66,10 +66,10 @@ def block_linears(model: nn.Module) -> None:
             if id(child.weight) in shared and child.weight.nbytes > SHARED_BYTES:
                 continue
             parent._modules[name] = BlockedLinear(child)
-    _give_back()
+    give_back()
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return freed memory to the system: glibc keeps what it once took for matrices of the usual size, as much again
     as the weights."""
     with contextlib.suppress(OSError, AttributeError):  # another C library

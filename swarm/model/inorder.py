@@ -1,8 +1,8 @@
 """Attention that adds in the order of positions, so that a row's bits depend on what it sees and on nothing else.
 
 The rows of all sessions of a forward go to one call of the kernels (native/attend.h), which writes their keys and
-values to their slots and lets each row read: committed positions first, then the drafted rows on its own path, in chunks of 64
-positions counted from 0. Where a key lies does not matter, nor who else is there.
+values to their slots and lets each row read: committed positions first, then the drafted rows on its own path, in
+chunks of 64 positions counted from 0. Where a key lies does not matter, nor who else is there.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ def attend_in_order(
         0.0,
         0.0,
     )
+    if (covered := sum(len(order.rows) for order, _ in jobs)) != rows:
+        raise ValueError(f"jobs of {covered} rows attend in a forward of {rows}")
     parts = [order.words(layer, span, start) for order, start in jobs]
     if len({id(order.kv) for order, _ in jobs}) == len(jobs):
         lib.attend(call, b"".join(parts), len(parts), query.dtype)

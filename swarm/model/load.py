@@ -19,6 +19,7 @@ from swarm.base.errors import ModelError, SwarmError
 from swarm.base.events import Progress, Report
 from swarm.model import attention, cached
 from swarm.model.attention import Attending, Call, settle_scales
+from swarm.model.blocked import give_back
 from swarm.model.edges import Edges, open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
@@ -67,8 +68,9 @@ def load_layers(
     weights: str = "expanded",
     lib: Library | None = None,
 ) -> Loaded:
-    """What `block.load_block` builds on; see there. lib: kernels whose rows do not depend on each other, to be used. A large range is loaded in pieces of about `piece_bytes` that go to
-    the device one by one: while experts are joined a piece is in memory twice."""
+    """What `block.load_block` builds on; see there. lib: kernels whose rows do not depend on each other, to be used. A
+    large range is loaded in pieces of about `piece_bytes` that go to the device one by one: while experts are joined a
+    piece is in memory twice."""
     manifest = checkpoint.manifest
     manifest.check_layers()
     manifest.check_cut(first, last)
@@ -90,9 +92,12 @@ def load_layers(
     model.eval().requires_grad_(False)
     if lib is not None:
         pack_linears(model, lib)
+        give_back()
         # One expert after the other, each row's shares added in the order of their numbers.
-        settings: Any = model.config
-        settings._experts_implementation = "eager"
+        for module in model.modules():
+            settings: Any = getattr(module, "config", None)
+            if isinstance(settings, transformers.PreTrainedConfig):
+                settings._experts_implementation = "eager"
     attending = Attending(lib)
     attending.reads = shape.ties.reads
     for number, layer in enumerate(layer_list(model, kind.__name__)[1], first):

@@ -9,8 +9,9 @@ stage, drafter and replay agree.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -136,14 +137,17 @@ def pick(
     is; raises ModelError for one that the model lacks.
     """
     logits = shaped(logits, positions, sampling, contexts, allowed, answers)
-    scores = logits if sampling.greedy else _perturbed(logits, positions, sampling)
+    with _undivided(logits.device):
+        scores = logits if sampling.greedy else _perturbed(logits, positions, sampling)
+        norm = (
+            torch.cat([torch.logsumexp(row, -1) for row in torch.split(logits, 1)]) if len(logits) else logits.sum(-1)
+        )
     tokens, margins = _best(scores)
     for row, position in enumerate(positions):
         if (given := sampling.given_at(int(position))) >= 0:
             if given >= logits.shape[-1]:
                 raise ModelError(f"expected given tokens below {logits.shape[-1]}, found {given}")
             tokens[row], margins[row] = given, MAX_MARGIN
-    norm = torch.logsumexp(logits, -1)
     chosen = torch.tensor(tokens, device=logits.device)
     logprobs = (logits.gather(1, chosen[:, None])[:, 0] - norm).clamp(min=LEAST_LOGPROB).tolist()
     tops = _tops(logits, norm, sampling.logprobs)
@@ -175,6 +179,20 @@ def shaped(
     return logits if sampling.shaping is None else held_open(logits, positions, sampling.shaping)
 
 
+@contextlib.contextmanager
+def _undivided(device: torch.device) -> Iterator[None]:
+    """Sums of a row by one thread of torch: divided among several they have other bits."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _best(scores: torch.Tensor) -> tuple[list[int], list[float]]:
     """The largest score of each row, the smaller id among equals, and how far it is ahead of the next one.
 
@@ -196,7 +214,11 @@ def _lead(row: NDArray[np.float32], token: int) -> float:
 
 
 def _perturbed(logits: torch.Tensor, positions: Sequence[int], sampling: Sampling) -> torch.Tensor:
-    scaled = filtered(divided(logits, sampling.temperature), sampling)
+    if not len(logits):
+        return logits
+    # Row by row: a sum over a vocabulary has other bits beside other rows.
+    warm = divided(logits, sampling.temperature)
+    scaled = torch.cat([filtered(row, sampling) for row in torch.split(warm, 1)])
     made = {p: gumbel(sampling.seed, p, logits.shape[-1]) for p in set(map(int, positions))}  # trees share positions
     noise = np.stack([made[int(p)] for p in positions])
     return scaled + torch.from_numpy(noise).to(logits.device)

@@ -82,8 +82,6 @@ async def test_a_model_drafter_changes_nothing_but_the_speed(
 
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.5])
 async def test_speculation_changes_no_sampled_token(make_ring: Callable[..., Any], temperature: float) -> None:
-    """Rows per pass change the last bits of a logit, so one draw in some ten thousand falls on another side."""
-    differing = 0
     async with make_ring(CUTS[3]) as ring:
         for seed in range(10):
             sampling = Sampling(temperature=temperature, top_p=0.95, top_k=40, repetition_penalty=1.1, seed=seed)
@@ -92,8 +90,7 @@ async def test_speculation_changes_no_sampled_token(make_ring: Callable[..., Any
                 for mode in ("plain", "chain", "tree", "stream")
             )
             results = await asyncio.gather(*(generate(ring, request) for request in requests))
-            differing += len({result.token_ids for result in results}) != 1
-    assert differing <= 1
+            assert len({result.token_ids for result in results}) == 1
 
 
 async def test_a_long_prompt_goes_in_chunks(make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM) -> None:

@@ -32,6 +32,12 @@ class PackedLinear(nn.Module):
         rows = as_rows(x, self.in_features)
         return self.matrix.product(rows, self.wide_bias()).to(x.dtype).view(*x.shape[:-1], self.out_features)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix [out, in] as numbers: a copy, bfloat16 where it is stored so, else float32."""
+        rows = self.matrix.rows(torch.arange(self.out_features))
+        return rows.bfloat16() if self.matrix.form.name == "BF16" else rows
+
     def wide_bias(self) -> torch.Tensor | None:
         """The bias as float32, made when it is first asked for: after it was loaded."""
         if self._wide is None and self.bias is not None:
