@@ -43,10 +43,11 @@ _SECURITY = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-_EXPOSED = (
-    "x-request-id, x-receipt, x-ignored-fields, x-note, retry-after, x-ratelimit-limit-requests, "
-    "x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, "
-    "x-ratelimit-reset-tokens"
+_EXPOSED = ", ".join(
+    (
+        "x-request-id, x-receipt, x-ignored-fields, x-note, retry-after",
+        *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+    )
 )
 _OUR_HEADERS = ["authorization", "content-type", "x-api-key", "x-request-id"]
 _SDK_HEADER = re.compile(r"x-stainless-[a-z0-9-]{1,64}|anthropic-[a-z-]{1,64}|openai-[a-z-]{1,64}|user-agent")
