@@ -178,6 +178,7 @@ class Block:
             for other in jobs[:i]:
                 if other.kv is job.kv and np.isin(job.commits.slot, other.rows.slot).any():
                     raise ValueError("a job commits slots that another job of the same forward still writes")
+            job.kv.prepare()
             job.kv.commit(job.commits)
             plans.append(JobPlan(job.kv, job.rows, start, self.device, self.dtype))
             start += len(job.rows)

@@ -148,7 +148,9 @@ class Host:
         speed = self._known(device, checkpoint.manifest)
         if speed is None or self.config.probe:
             speed = self._measure(block, checkpoint.manifest)
-        return block, KVPool(block, budget), speed_us(speed)
+        pool = KVPool(block, budget)
+        pool.hold()
+        return block, pool, speed_us(speed)
 
     def _ways(self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device) -> str:
         """How layers [first, last) are held: as asked for; by "auto" as stored, unless they fit expanded too and one of
