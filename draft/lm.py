@@ -52,6 +52,7 @@ class LmDrafter:
         self.layout = Layout(scratch, context)
         self._pool = KVPool(block, 1 << 62)
         self._kv = self._pool.open(self.layout, block.first, block.last)
+        self._kv.prepare()
         self._ranker = Ranker(block.vocab_size, tokens, block.device)
         if loop is not None:
             loop.attach(block, self._kv, self._ranker)

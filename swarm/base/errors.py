@@ -38,3 +38,7 @@ class BusyError(SwarmError):
 
 class RunError(SwarmError):
     """A run ended before its last token."""
+
+
+class DeviceError(SwarmError):
+    """The device that a node computes on answers no more; only a new process may get it to."""

@@ -230,6 +230,7 @@ class Block:
             for other in jobs[:i]:
                 if other.kv is job.kv and np.isin(job.commits.slot, other.rows.slot).any():
                     raise ValueError("a job commits slots that another job of the same forward still writes")
+            job.kv.prepare()
             job.kv.commit(job.commits)
             in_order = self._attending.lib is not None
             plans.append(JobPlan(job.kv, job.rows, start, self.device, self.dtype, in_order))

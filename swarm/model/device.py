@@ -14,6 +14,9 @@ import torch
 
 from swarm.base.errors import UsageError
 
+KEPT_BACK = 512 << 20
+"""Bytes of a GPU (or a twentieth of it) that are left for activations, graphs and what libraries take."""
+
 
 @dataclass(frozen=True)
 class DeviceHardware:
@@ -40,7 +43,29 @@ def choose_device(gpu: int | None) -> torch.device:
     if not 0 <= gpu < count:
         here = f"this machine has GPUs 0 to {count - 1}" if count else "this machine has no usable GPU"
         raise UsageError(f"--gpu {gpu}: {here}; use --cpu{' or another number' if count else ''}")
-    return torch.device("cuda", gpu)
+    device = torch.device("cuda", gpu)
+    try:
+        _try_kernel(device)
+    except RuntimeError as error:
+        raise UsageError(
+            f"--gpu {gpu}: {torch.cuda.get_device_name(device)} computes nothing with this torch ({_build()}, driver "
+            f"{_driver() or 'unknown'}): {(str(error).splitlines() or ['unknown'])[0]}; update the driver, install a "
+            "torch built for this card and driver (https://pytorch.org/get-started/locally), or use --cpu"
+        ) from error
+    return device
+
+
+def _try_kernel(device: torch.device) -> None:
+    """Compute one sum: a build without code for a card, or too new for its driver, says so at the first kernel only."""
+    with torch.cuda.device(device):
+        if float(torch.ones(8, device=device).sum()) != 8.0:
+            raise RuntimeError("it adds wrongly")
+
+
+def _build() -> str:
+    """What torch was built for, in words."""
+    hip = torch.version.hip
+    return f"{torch.__version__}, " + (f"ROCm {hip}" if hip else f"CUDA {torch.version.cuda or 'none'}")
 
 
 def describe(device: torch.device) -> DeviceHardware:
@@ -63,7 +88,9 @@ def usable_cores() -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory that a new block or session may take now, within a container's limit where there is one."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, whole = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for whoever asks
+        return max(0, int(free) + int(held) - max(KEPT_BACK, whole // 20))
     free = int(psutil.virtual_memory().available)
     limit = _cgroup_free()
     return free if limit is None else min(free, limit)

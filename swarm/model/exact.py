@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from swarm.model.gpu import Gpu
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool, KVShape
 from swarm.model.quant.native import Library
@@ -98,6 +99,7 @@ class Exactable(Protocol):
     vocab_size: int
     device: torch.device
     dtype: torch.dtype
+    gpu: Gpu | None
 
     @property
     def kv_shapes(self) -> Sequence[KVShape]: ...

@@ -65,6 +65,7 @@ class Cuda(Protocol):
     def free_bytes(self, device: torch.device) -> int: ...
     def capability(self, device: torch.device) -> tuple[int, int]: ...
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor: ...
+    def moved(self, staged: torch.Tensor, device: torch.device) -> torch.Tensor: ...
 
 
 class TorchCuda:
@@ -102,6 +103,9 @@ class TorchCuda:
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def moved(self, staged: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return staged.to(device, non_blocking=True)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -159,7 +163,7 @@ class Gpu:
         """Rows of the host on the device, by one copy out of pinned memory that nobody waits for."""
         staged = self.cuda.pinned(tuple(rows.shape), dtype)
         staged.copy_(rows)
-        return staged.to(self.device, non_blocking=True)
+        return self.cuda.moved(staged, self.device)
 
     def to_host(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the device in pinned memory of the host, all of them there when this returns."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from swarm.base.errors import SwarmError
+from swarm.model.gpu import Gpu
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool, KVShape
 from swarm.model.prune import unfit
@@ -41,6 +42,7 @@ class Cuttable(Protocol):
     vocab_size: int
     device: torch.device
     dtype: torch.dtype
+    gpu: Gpu | None
 
     @property
     def kv_shapes(self) -> Sequence[KVShape]: ...

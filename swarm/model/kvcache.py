@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from swarm.base.errors import BusyError, ModelError
+from swarm.model.gpu import Gpu
 from swarm.model.linear.scan import ScanStore
 from swarm.model.linear.shapes import ConvShape, ScanShape, StateShape
 from swarm.model.linear.store import ConvStore, RuleStore, Store
@@ -29,6 +32,10 @@ MAPPED_BYTES = 1 << 20
 
 SPARE = 1
 """Slots behind a session's own, that nothing ever sees: rows that only fill a frame up are written there."""
+
+EIGHTH = 8
+"""On a GPU sessions get slots in steps of an eighth of the power of two below: few sizes, at most an eighth unused."""
+LEAST_SLOTS = 512
 
 
 @dataclass(frozen=True)
@@ -60,30 +67,92 @@ class HoldsLayers(Protocol):
     last: int
     device: torch.device
     dtype: torch.dtype
+    gpu: Gpu | None
 
     @property
     def kv_shapes(self) -> Sequence[KVShape]: ...
 
 
+class Seat:
+    """The memory of one session's keys and values: `slots` of them and the spare ones, in every layer.
+
+    layers[i]: keys [heads, slots + SPARE, dim] and values [heads, slots + SPARE, value_dim]; indices[i]: keys of an
+    index [slots + SPARE, width], None where there is none. On a GPU a seat outlives its session and serves the next one, and so do the graphs that address it. users: sessions that sit in it or are to
+    copy from it. gone: its memory was given up.
+    """
+
+    def __init__(self, shapes: Sequence[KVShape], slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.slots, self.users, self.gone = slots, 1, False
+        self.stores: list[torch.Tensor] = []
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.indices: list[torch.Tensor | None] = []
+        for shape, count in _runs(shapes):
+            self.indices += self._index_stores(shape, count, dtype, device)
+            if shape.latent:
+                store = _zeros((count, 1, shape.heads, slots + SPARE, shape.dim), dtype, device)
+                self.stores.append(store)
+                self.layers += [(store[i, 0], store[i, 0, ..., : shape.latent]) for i in range(count)]
+                continue
+            widths = [shape.dim] if shape.value_dim in (0, shape.dim) else [shape.dim, shape.value_dim]
+            each = 2 // len(widths)
+            stores = [_zeros((count, each, shape.heads, slots + SPARE, n), dtype, device) for n in widths]
+            self.stores += stores
+            self.layers += [(stores[0][i, 0], stores[-1][i, -1]) for i in range(count)]
+
+    def _index_stores(
+        self, shape: KVShape, count: int, dtype: torch.dtype, device: torch.device
+    ) -> Sequence[torch.Tensor | None]:
+        if not shape.index:
+            return [None] * count
+        store = _zeros((count, 1, 1, self.slots + SPARE, shape.index), dtype, device)
+        self.stores.append(store)
+        return [store[i, 0, 0] for i in range(count)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return sum(store.nbytes for store in self.stores)
+
+    def empty(self) -> None:
+        """Forget what was there: another session's rows are nobody's business, and no NaN of theirs may stay."""
+        for store in self.stores:
+            store.zero_()
+
+    def give_up(self) -> None:
+        self.gone, self.stores, self.layers, self.indices = True, [], [], []
+
+
 class KVPool:
-    """The key/value memory of a node. `used_bytes` counts whole sessions; a session never grows."""
+    """The key/value memory of a node. `used_bytes` counts whole sessions; a session never grows.
+
+    On a GPU memory is taken when a session computes first, by the thread that computes, and kept for the next ones.
+    """
 
     def __init__(self, block: HoldsLayers, budget_bytes: int) -> None:
         self.block = block
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
+        self._free: dict[tuple[int, int, int], list[Seat]] = {}
+        self._lock = threading.Lock()  # sessions are closed by another thread than the one that computes
 
     @property
     def free_bytes(self) -> int:
         """What is left of the budget."""
         return max(0, self.budget_bytes - self.used_bytes)
 
+    def slots(self, layout: Layout) -> int:
+        """Slots that a session gets: its own, on a GPU rounded up."""
+        if self.block.gpu is None:
+            return layout.slots
+        step = max(LEAST_SLOTS, 1 << max(0, (layout.slots - 1).bit_length() - 1)) // EIGHTH
+        return max(LEAST_SLOTS, -(-layout.slots // step) * step)
+
     def session_bytes(self, layout: Layout, first: int, last: int) -> int:
         """Bytes that a session over layers [first, last) takes."""
         shapes = self._shapes(first, last)
         size = self.block.dtype.itemsize
         states = sum(state.bytes(layout.scratch, layout.context, size) for s in shapes for state in s.states)
-        return sum(s.numbers for s in shapes) * (layout.slots + SPARE) * size + states
+        return sum(s.numbers for s in shapes) * (self.slots(layout) + SPARE) * size + states
 
     def open(self, layout: Layout, first: int, last: int) -> SessionKV:
         """A session over layers [first, last). Raises BusyError when the budget does not hold it now."""
@@ -97,6 +166,61 @@ class KVPool:
         session = SessionKV(self, layout, first, self._shapes(first, last), need)
         self.used_bytes += need
         return session
+
+    def hold(self) -> None:
+        """On a GPU, take the whole budget from the device now, so that other processes that look see it taken. Takes
+        less, and lowers the budget to it, where others were quicker."""
+        if self.block.gpu is None:
+            return
+        while self.budget_bytes > 0:
+            try:
+                torch.empty(self.budget_bytes, dtype=torch.uint8, device=self.block.device)  # torch keeps what is freed
+                return
+            except torch.OutOfMemoryError:
+                self.budget_bytes //= 2
+
+    def seat(self, shapes: Sequence[KVShape], slots: int, first: int) -> Seat:
+        """Memory for a session, all zeros. Raises BusyError where the device has none."""
+        key = (first, len(shapes), slots)
+        with self._lock:
+            kept = self._free.get(key)
+            seat = kept.pop() if kept else None
+        if seat is not None:
+            seat.users = 1
+            seat.empty()
+            return seat
+        self._give_up(self.budget_bytes)
+        try:
+            return Seat(shapes, slots, self.block.dtype, self.block.device)
+        except torch.OutOfMemoryError:
+            self.give_up_free()
+        try:
+            return Seat(shapes, slots, self.block.dtype, self.block.device)
+        except torch.OutOfMemoryError as error:
+            raise BusyError(
+                f"busy: the device has no memory for a session of {slots} slots, though {self.budget_bytes >> 20} MiB "
+                "were meant for sessions: another program took them; try later"
+            ) from error
+
+    def leave(self, seat: Seat, first: int) -> None:
+        """One user less; a seat without any is kept for the next session on a GPU."""
+        with self._lock:
+            seat.users -= 1
+            if seat.users == 0 and self.block.gpu is not None:
+                self._free.setdefault((first, len(seat.layers), seat.slots), []).append(seat)
+
+    def give_up_free(self) -> None:
+        """Let go of all seats that nobody sits in."""
+        self._give_up(0)
+
+    def _give_up(self, most: int) -> None:
+        """Let go of free seats, the oldest of a size first, until they and the open sessions take `most` bytes."""
+        with self._lock:
+            kept = self.used_bytes + sum(seat.nbytes for seats in self._free.values() for seat in seats)
+            for seats in self._free.values():
+                while seats and kept > most:
+                    kept -= seats[0].nbytes
+                    seats.pop(0).give_up()
 
     def _shapes(self, first: int, last: int) -> Sequence[KVShape]:
         if not self.block.first <= first < last <= self.block.last:
@@ -118,37 +242,44 @@ class SessionKV:
         self.nbytes = nbytes
         self.position: NDArray[np.int64] = np.zeros(layout.scratch, np.int64)
         self._pool: KVPool | None = pool
-        device, dtype = pool.block.device, pool.block.dtype
-        self._stores: list[torch.Tensor] = []
+        self._shapes = shapes
+        self._seat: Seat | None = None
         self._states: list[tuple[Store, ...]] = []
-        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._indices: list[torch.Tensor | None] = []
-        for shape, count in _runs(shapes):
-            self._indices += self._index_stores(shape, count, dtype, device)
-            if shape.latent:
-                store = _zeros((count, 1, shape.heads, layout.slots + SPARE, shape.dim), dtype, device)
-                self._stores.append(store)
-                self._layers += [(store[i, 0], store[i, 0, ..., : shape.latent]) for i in range(count)]
-                continue
-            widths = [shape.dim] if shape.value_dim in (0, shape.dim) else [shape.dim, shape.value_dim]
-            each = 2 // len(widths)
-            stores = [_zeros((count, each, shape.heads, layout.slots + SPARE, n), dtype, device) for n in widths]
-            self._stores += stores
-            self._layers += [(stores[0][i, 0], stores[-1][i, -1]) for i in range(count)]
-        self._states += [tuple(_state(state, layout, device, dtype) for state in shape.states) for shape in shapes]
+        self._later: Callable[[], None] | None = None
+        self._borrowed: tuple[KVPool, Seat] | None = None
+        if pool.block.gpu is None:
+            self.prepare()
 
-    def _index_stores(
-        self, shape: KVShape, count: int, dtype: torch.dtype, device: torch.device
-    ) -> Sequence[torch.Tensor | None]:
-        if not shape.index:
-            return [None] * count
-        store = _zeros((count, 1, 1, self.layout.slots + SPARE, shape.index), dtype, device)
-        self._stores.append(store)
-        return [store[i, 0, 0] for i in range(count)]
+    def prepare(self) -> None:
+        """Take the memory, once, in the thread that computes. Raises BusyError where there is none."""
+        pool = self._pool
+        if pool is None or self._seat is not None:
+            return
+        block = pool.block
+        seat = pool.seat(self._shapes, pool.slots(self.layout), self.first)
+        try:
+            self._states = [
+                tuple(_state(state, self.layout, block.device, block.dtype) for state in shape.states)
+                for shape in self._shapes
+            ]
+        except BaseException:
+            pool.leave(seat, self.first)
+            raise
+        self._seat = seat
+        if self._later is not None:
+            self._later()
+        self._give_back_borrowed()
+
+    @property
+    def seat(self) -> Seat:
+        """Where the session's memory lies. Raises ValueError before `prepare` and after `close`."""
+        if self._seat is None:
+            raise ValueError("a session that has no memory yet, or no more")
+        return self._seat
 
     def index(self, layer: int) -> torch.Tensor:
         """Index keys [slots + SPARE, width] of a layer that has them; written in place."""
-        found = self._indices[layer - self.first]
+        found = self.seat.indices[layer - self.first]
         if found is None:
             raise ModelError(f"layer {layer} asked for index keys that its trial did not show; load the model again")
         return found
@@ -156,16 +287,16 @@ class SessionKV:
     @property
     def indexed(self) -> bool:
         """Does a layer keep index keys?"""
-        return any(store is not None for store in self._indices)
+        return any(shape.index for shape in self._shapes)
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(keys, values) of a layer of the model; written in place."""
-        return self._layers[layer - self.first]
+        return self.seat.layers[layer - self.first]
 
     @property
     def recurrent(self) -> bool:
         """Does a layer keep a state?"""
-        return any(self._states)
+        return any(shape.states for shape in self._shapes)
 
     @property
     def floor(self) -> int:
@@ -186,18 +317,37 @@ class SessionKV:
 
     def begin_from(self, other: SessionKV, keep: int) -> bool:
         """Take over the first `keep` positions of another session over the same layers. False, and nothing is changed,
-        where that one has folded positions behind them into its states already."""
-        if keep < other.floor:
+        where that one has folded positions behind them into its states already, or never computed.
+
+        A session that has no memory yet copies when it gets it; until then the other's is not given to anybody else.
+        """
+        if other._seat is None or other._pool is None or keep < other.floor:
             return False
-        mine, theirs = self.layout.scratch, other.layout.scratch
-        for layer in range(self.first, self.last):
-            for own, given in zip(self.layer(layer), other.layer(layer), strict=True):
-                own[:, mine : mine + keep] = given[:, theirs : theirs + keep]
-            if self._indices[layer - self.first] is not None:
-                self.index(layer)[mine : mine + keep] = other.index(layer)[theirs : theirs + keep]
-            for state, base in zip(self.states(layer), other.states(layer), strict=True):
-                state.begin_from(base, keep)
+        copy = partial(self._copy, other._seat, other._states, other.layout.scratch, keep)
+        if self._seat is not None:
+            copy()
+            return True
+        other._seat.users += 1
+        self._later, self._borrowed = copy, (other._pool, other._seat)
         return True
+
+    def _copy(self, seat: Seat, states: Sequence[tuple[Any, ...]], theirs: int, keep: int) -> None:
+        mine = self.layout.scratch
+        for own_pair, given_pair in zip(self.seat.layers, seat.layers, strict=True):
+            for own, given in zip(own_pair, given_pair, strict=True):
+                own[:, mine : mine + keep] = given[:, theirs : theirs + keep]
+        for kept, base in zip(self.seat.indices, seat.indices, strict=True):
+            if kept is not None and base is not None:
+                kept[mine : mine + keep] = base[theirs : theirs + keep]
+        for own_states, given_states in zip(self._states, states, strict=True):
+            for state, given_state in zip(own_states, given_states, strict=True):
+                state.begin_from(given_state, keep)
+
+    def _give_back_borrowed(self) -> None:
+        borrowed, self._borrowed, self._later = self._borrowed, None, None
+        if borrowed is not None:
+            pool, seat = borrowed
+            pool.leave(seat, self.first)
 
     def states(self, layer: int) -> tuple[Store, ...]:
         """All that a layer's recurrent operators keep."""
@@ -210,18 +360,23 @@ class SessionKV:
         for states in self._states:
             for state in states:
                 state.commit(commits)
-        device = self._stores[0].device
+        stores = self.seat.stores
+        device = stores[0].device
         source = torch.from_numpy(commits.slot.astype(np.int64)).to(device)
         target = torch.from_numpy(commits.position.astype(np.int64) + self.layout.scratch).to(device)
-        for store in self._stores:
+        for store in stores:
             store.index_copy_(3, target, store.index_select(3, source))
 
     def close(self) -> None:
         """Give the memory back. Twice is once."""
-        if self._pool is not None:
-            self._pool.used_bytes -= self.nbytes
-            self._pool = None
-            self._stores, self._layers, self._states, self._indices = [], [], [], []
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        pool.used_bytes -= self.nbytes
+        self._give_back_borrowed()
+        seat, self._seat, self._states = self._seat, None, []
+        if seat is not None:
+            pool.leave(seat, self.first)
 
     @property
     def closed(self) -> bool:

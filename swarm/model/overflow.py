@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from swarm.model.block import Block, Job
+from swarm.model.gpu import Clock, WallClock
 from swarm.model.kvcache import KVPool, KVShape, SessionKV
 from swarm.model.linear.store import Store
 from swarm.model.packing import PACKED
@@ -26,6 +27,20 @@ class SplitKV(SessionKV):
         self.layout, self.position = front.layout, front.position
         self.first, self.last = front.first, back.last
         self.nbytes = front.nbytes + back.nbytes
+
+    def prepare(self) -> None:
+        self.front.prepare()
+        self.back.prepare()
+
+    @property
+    def recurrent(self) -> bool:
+        return self.front.recurrent or self.back.recurrent
+
+    def begin_from(self, other: SessionKV, keep: int) -> bool:
+        if not isinstance(other, SplitKV) or keep < other.floor:
+            return False
+        # The front is the one that may have no memory yet; if it takes over, so does the back.
+        return self.front.begin_from(other.front, keep) and self.back.begin_from(other.back, keep)
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         return (self.front if layer < self.front.last else self.back).layer(layer)
@@ -114,6 +129,7 @@ class SplitBlock:
         self.hidden_size, self.vocab_size = front.hidden_size, back.vocab_size
         self.device, self.dtype = front.device, front.dtype
         self.ties, self.by_token = front.ties, front.by_token
+        self.gpu = front.gpu or back.gpu
         self.computes_in = PACKED if PACKED in (front.computes_in, back.computes_in) else front.computes_in
 
     @property
@@ -134,6 +150,10 @@ class SplitBlock:
         if first >= cut:
             return self.back.view(first, last)
         return SplitBlock(self.front.view(first, cut), self.back.view(cut, last))
+
+    def clock(self) -> Clock:
+        """A clock that is started. Of the wall: the second device takes what the first one gave when that is done."""
+        return WallClock() if self.back.gpu is None else self.back.clock()
 
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
         """As `Block.forward`, for sessions of a `SplitPool`."""

@@ -89,9 +89,10 @@ def median_ms(block: Block, count: int, repeats: int) -> float:
         for _ in range(repeats + 1):
             start = time.perf_counter()
             block.forward([job])
-            if block.device.type == "cuda":
-                torch.cuda.synchronize(block.device)
+            if block.gpu is not None:
+                block.gpu.wait()
             times.append((time.perf_counter() - start) * 1e3)
         return statistics.median(times[1:])  # the first one warms caches and allocators up
     finally:
         kv.close()
+        pool.give_up_free()

@@ -159,7 +159,9 @@ class Host:
         speed = self._known(device, checkpoint.manifest)
         if speed is None or self.config.probe:
             speed = self._measure(block, checkpoint.manifest)
-        return block, KVPool(block, budget), speed_us(speed), kernels
+        pool = KVPool(block, budget)
+        pool.hold()
+        return block, pool, speed_us(speed), kernels
 
     def _fingerprint(self, checkpoint: FileCheckpoint, device: torch.device, load: LoadLayers) -> str:
         """Of the kernels that a block is computed with on a device; "" where they could not be measured."""

@@ -14,7 +14,7 @@ import torch
 
 from swarm.base.address import Address, format_address
 from swarm.base.config import JoinConfig
-from swarm.base.errors import PeerError, RunError
+from swarm.base.errors import DeviceError, PeerError, RunError
 from swarm.base.events import Notice, Report
 from swarm.base.nodeid import id_text
 from swarm.discovery.bootstrap_node import check_layers, enter_as_node
@@ -32,6 +32,7 @@ from swarm.model.device import choose_device, describe, usable_cores
 from swarm.model.dtype import choose_dtype, dtype_name
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
+from swarm.model.gpu import first_line
 from swarm.model.packing import choose_weights
 from swarm.net.identity import Identity
 from swarm.net.peer import Peer
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 
 PUBLISH_EVERY_S = 2.0
 LEAVE_SECONDS = 15.0
+GOODBYE_S = 0.5
+"""What a node whose device is lost takes to say so."""
 STOPPED_WHILE_LOADING = 130
 """Exit code of a node that was told to stop before it served: the shell's code for Ctrl-C."""
 RATES_AFTER_S = 10.0
@@ -132,6 +135,7 @@ class _Life:
         )
         self.server: StageServer | None = None
         self.fatal: str | None = None
+        self.device_lost = False
 
     async def run(self, ready: Callable[[Ready], None]) -> None:
         """Enter, load, serve, leave. Raises SwarmError."""
@@ -257,6 +261,7 @@ class _Life:
             admitted=gossip.admitted,
             threads=self.host.threads,
             notary=notary,
+            broken=self._break,
         )
         self.server = server
         services = (server, NotaryServer(notary, gossip.admitted), RateServer(gossip.admitted))
@@ -264,13 +269,31 @@ class _Life:
             board.handle(kind, handler)
         scouting = keep_scouting(gossip, board.id, bytes.fromhex(manifest.digest), manifest.n_layers)
         telling = keep_log(gossip, board.id)
-        for work in (server.run(), _publish(gossip, server), _tell_rates(gossip, board, self.kept), scouting, telling):
+        for work in (
+            self._run_stage(server),
+            _publish(gossip, server),
+            _tell_rates(gossip, board, self.kept),
+            scouting,
+            telling,
+        ):
             stack.push_async_callback(_ended, asyncio.create_task(work))
         return server
+
+    async def _run_stage(self, server: StageServer) -> None:
+        """A member that computes nothing is worse than one that is gone: when the stage ends, so does the node."""
+        try:
+            await server.run()
+        except Exception as error:
+            log.exception("the stage failed")
+            self._end(f"the stage of this node failed ({first_line(error)}); start it again")
 
     async def _until_told(self, gossip: Gossip) -> None:
         """Serve; then let open runs finish."""
         await self.stop.wait()
+        if self.device_lost:
+            gossip.publish(state="draining")  # told at once, so that nobody plans with this node; runs know already
+            await asyncio.sleep(GOODBYE_S)
+            raise DeviceError(self.fatal or "")
         if self.fatal is not None:
             raise RunError(self.fatal)
         self.report(Notice("leaving: open runs may finish, no new ones are taken"))
@@ -290,6 +313,14 @@ class _Life:
         """This life cannot go on: another process has this key, or no layers can be loaded any more."""
         self.fatal = text
         self.stop.set()
+
+    def _break(self, why: str) -> None:
+        """The device answers no more, and will not answer this process again."""
+        self.device_lost = True
+        self._end(
+            f"{self.hardware.name} answers no more ({why}); this node has left the swarm: start it again, and if that "
+            "fails too, look at the driver's log (dmesg) or restart the machine"
+        )
 
     def _keep(self, saved: Saved) -> None:
         remember_swarm(self.state, saved)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from swarm.base.errors import ModelError, PeerError
+from swarm.base.errors import BusyError, ModelError, PeerError
 from swarm.model.block import Job
+from swarm.model.gpu import Clock, entered, first_line, out_of_memory
 from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, fits
 from swarm.ring.drawing import Drawing, needs_tokens
 from swarm.ring.frame import Answer, Frame, answer_of
@@ -19,12 +20,16 @@ from swarm.stage.session import Arrived, StageSession
 
 log = logging.getLogger(__name__)
 
+LOST = "the device answers no more"
+
 
 @dataclass(frozen=True)
 class Computed:
     """The outcome of one frame: what goes to the next stage or to the requester, nothing, or a failure.
 
-    given: the failure lies in what the stage before gave, not in this one.
+    given: the failure lies in what the stage before gave, not in this one. busy: a later try may succeed.
+    fault: it was an error of no kind that is meant for users. lost: why the device answers no more, which ends the
+    node; empty as long as it does.
     """
 
     session: StageSession
@@ -33,6 +38,9 @@ class Computed:
     compute_us: int = 0
     error: str | None = None
     given: bool = False
+    busy: bool = False
+    fault: bool = False
+    lost: str = ""
 
 
 class UnfitRowsError(PeerError):
@@ -46,28 +54,56 @@ def compute(batch: Sequence[tuple[StageSession, Arrived]]) -> list[Computed]:
     """
     started = time.monotonic()
     done: list[Computed] = []
-    ranges: dict[tuple[int, int], list[tuple[StageSession, Arrived, Job]]] = {}
+    ranges: dict[tuple[int, int], list[tuple[StageSession, Arrived]]] = {}
     for session, arrived in batch:
-        try:
-            job = _job(session, arrived.frame)
-        except PeerError as error:
-            given = isinstance(error, UnfitRowsError)
-            done.append(Computed(session, arrived, error=str(error), given=given))
-            continue
-        ranges.setdefault((session.block.first, session.block.last), []).append((session, arrived, job))
+        ranges.setdefault((session.block.first, session.block.last), []).append((session, arrived))
     for group in ranges.values():
-        try:
-            outputs = group[0][0].block.forward([job for _, _, job in group])
-        except Exception as error:  # a device that is out of memory, for one: the node lives on, these runs do not
-            log.exception("a forward failed")
-            done += [Computed(session, arrived, error=f"the forward failed: {error}") for session, arrived, _ in group]
-            continue
-        spent_us = int((time.monotonic() - started) * 1e6)
-        for (session, arrived, _), output in zip(group, outputs, strict=True):
-            session.computed(arrived.frame)
-            timing = (max(0, int((started - arrived.since) * 1e6)), spent_us)
-            done.append(_outcome(session, arrived, output, timing))
+        gpu = group[0][0].block.gpu
+        with entered(gpu):
+            found = _computed(group, started)
+        if gpu is not None and any(outcome.fault for outcome in found) and gpu.lost():
+            found = [replace(outcome, lost=outcome.error or LOST) for outcome in found]
+        done += found
     return done
+
+
+def _computed(group: Sequence[tuple[StageSession, Arrived]], started: float) -> list[Computed]:
+    """One forward over frames of one layer range. What a device finds wrong it may say long after it was told to
+    compute, wherever its results are read: so nothing of a frame is outside of a handler."""
+    done: list[Computed] = []
+    jobs: list[tuple[StageSession, Arrived, Job]] = []
+    for session, arrived in group:
+        try:
+            jobs.append((session, arrived, _job(session, arrived.frame)))
+        except Exception as error:
+            done.append(_failed(session, arrived, error))
+    if not jobs:
+        return done
+    try:
+        clock = group[0][0].block.clock()
+        outputs = group[0][0].block.forward([job for _, _, job in jobs])
+        clock.stop()
+    except Exception as error:
+        return done + [_failed(session, arrived, error) for session, arrived, _ in jobs]
+    for (session, arrived, _), output in zip(jobs, outputs, strict=True):
+        try:
+            done.append(_outcome(session, arrived, output, clock, started))
+        except Exception as error:
+            done.append(_failed(session, arrived, error))
+    return done
+
+
+def _failed(session: StageSession, arrived: Arrived, error: Exception) -> Computed:
+    """A frame that could not be computed: the node lives on, its run does not."""
+    if isinstance(error, PeerError):
+        return Computed(session, arrived, error=str(error), given=isinstance(error, UnfitRowsError))
+    if isinstance(error, BusyError):
+        return Computed(session, arrived, error=str(error), busy=True)
+    if isinstance(error, ModelError):
+        return Computed(session, arrived, error=str(error))
+    log.error("a forward failed", exc_info=error)
+    why = f"the forward failed: {first_line(error)}"
+    return Computed(session, arrived, error=why, busy=out_of_memory(error), fault=True)
 
 
 def _job(session: StageSession, frame: Frame) -> Job:
@@ -87,11 +123,13 @@ def _job(session: StageSession, frame: Frame) -> Job:
         header, data = frame.hidden
         if header.get("wire") != session.opening.wire:
             raise PeerError(f"expected hidden rows as {session.opening.wire}, found {str(header.get('wire'))[:40]!r}")
-        hidden = decode_tensor_untrusted(header, data, block.dtype).to(block.device)
+        hidden = decode_tensor_untrusted(header, data, block.dtype)
         if hidden.shape != (len(frame.rows), block.hidden_size):
             raise PeerError(f"expected hidden rows {len(frame.rows)} x {block.hidden_size}, found {list(hidden.shape)}")
         if not torch.isfinite(hidden).all():  # attention would spread one such row over all that follow
             raise UnfitRowsError("expected finite hidden rows from the stage before, found others")
+        if block.gpu is not None:
+            hidden = block.gpu.to_device(hidden, block.dtype)
     if session.sent is not None:
         session.sent.commit(frame.commits)
     if session.tokens is not None:
@@ -100,20 +138,21 @@ def _job(session: StageSession, frame: Frame) -> Job:
     return Job(session.kv, frame.commits, frame.rows, hidden)
 
 
-def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, timing: tuple[int, int]) -> Computed:
-    frame = arrived.frame
+def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, clock: Clock, started: float) -> Computed:
+    frame, gpu = arrived.frame, session.block.gpu
+    if gpu is not None and not session.block.tail:
+        output = gpu.to_host(output)  # once; all that follows looks at it there
     if not torch.isfinite(output).all():
         return Computed(session, arrived, error="the block's output is not finite; use --dtype float32 on that node")
+    session.computed(frame)
+    timing = (max(0, int((started - arrived.since) * 1e6)), clock.us())
     timings = (*frame.timings, timing)
     if session.sent is not None:
         session.sent.write(frame.rows, output)
     if frame.replay == session.opening.index:
         return Computed(session, arrived, None, timing[1])
     if session.block.tail:
-        try:
-            return Computed(session, arrived, _sampled(session, frame, output, timings), timing[1])
-        except ModelError as error:
-            return Computed(session, arrived, error=str(error))
+        return Computed(session, arrived, _sampled(session, frame, output, timings), timing[1])
     if not fits(output, session.opening.wire):
         why = f"the block's output has values beyond the wire format {session.opening.wire}; use --wire float32"
         return Computed(session, arrived, error=why)

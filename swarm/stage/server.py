@@ -55,7 +55,8 @@ HAND_OVER_S = 3.0
 class StageServer:
     """Serves the block of one node to any number of runs.
 
-    `run()` owns the pump and every sender; handlers only take in and never wait for compute.
+    broken: told, once, why the device can compute no more. `run()` owns the pump and every sender; handlers only take
+    in and never wait for compute.
     """
 
     def __init__(
@@ -68,13 +69,14 @@ class StageServer:
         admitted: Callable[[bytes], bool] = lambda node: True,
         threads: int = 1,
         notary: ReceiptSigner | None = None,
+        broken: Callable[[str], None] = lambda why: None,
     ) -> None:
         self.hosted: HostedModel | None = hosted
         self.limits = limits or StageLimits()
         self.sessions = Register()
         self.draining = False
         self._switchboard = switchboard
-        self._admitted = admitted
+        self._admitted, self._broken = admitted, broken
         self.counts = StageCounts()
         self._pump = Batcher(self.sessions, self.limits.row_budget, threads, self._dispatch, self.counts.forward)
         self._sender = Sender(switchboard, self._lose, self._spawn, self.counts)
@@ -302,10 +304,10 @@ class StageServer:
             case _:
                 await post(session.upstream, encode_word(behind(word, session.opening)))
 
-    def _lose(self, session: StageSession, stage: int, reason: str) -> None:
+    def _lose(self, session: StageSession, stage: int, reason: str, busy: bool = False) -> None:
         """Tell the requester, through the stages before this one, that stage number `stage` is gone or failing."""
         log.warning("run %s: stage %d is lost: %s", session.run.hex()[:8], stage, reason)
-        self._tell(session, "lost", stage, reason)
+        self._tell(session, "lost", stage, reason, busy)
 
     def _tell(self, session: StageSession, do: str, stage: int, reason: str, busy: bool = False) -> None:
         word = RingSignal(do, session.run, session.opening.epoch, busy=busy, stage=stage, reason=reason)
@@ -316,17 +318,30 @@ class StageServer:
     def _dispatch(self, done: Computed) -> None:
         session, frame = done.session, done.arrived.frame
         self.counts.computed(done)
+        if done.lost:
+            self._end(done.lost)
         if session.closed or session.closing or session.refused or frame.epoch != session.opening.epoch:
             return
         if session.account is not None and done.error is None:
             session.account.computed(frame, done.out, session.opening.layout.scratch, done.compute_us)
         if done.error is not None:
             session.refuse()
-            self._lose(session, session.opening.index - done.given, done.error)
+            self._lose(session, session.opening.index - done.given, done.error, done.busy)
         elif done.out is not None:
             session.outbox.put_nowait(done.out)
 
     # Ending
+
+    def _end(self, why: str) -> None:
+        """The device is lost: every run has to move, and whoever made this stage learns of it, once."""
+        if self.draining:
+            return
+        self.draining = True
+        for session in self.sessions.values():
+            if not (session.closing or session.refused):
+                session.refuse()
+                self._lose(session, session.opening.index, why)
+        self._broken(why)
 
     async def _expire(self) -> None:
         """Free sessions whose requester has been silent for longer than its lease."""

@@ -48,6 +48,7 @@ class FakeEvent:
     at: float | None
 
     def record(self) -> None:
+        self.cuda.device_ms += self.cuda.tick_ms
         self.at = self.cuda.device_ms
 
     def synchronize(self) -> None:
@@ -159,7 +160,8 @@ def storage(tensor: torch.Tensor) -> int:
 class FakeCuda:
     """In the place of `swarm.model.gpu.TorchCuda`.
 
-    home: the device that tensors count as lying on. device_ms: the device's clock. fault: raised by all that talks to
+    home: the device that tensors count as lying on. device_ms: the device's clock, which
+    every mark of an event sets forward by tick_ms. fault: raised by all that talks to
     the device. fail: raised by the next operator of a capture. capturing, captures, replays, waits: what happened.
     """
 
@@ -175,7 +177,7 @@ class FakeCuda:
         self.fail: Exception | None = None
         self.meanwhile: Callable[[], None] | None = None
         self.captures = self.replays = self.waits = 0
-        self.device_ms = 0.0
+        self.device_ms = self.tick_ms = 0.0
         self.free = 1 << 40
 
     @property
@@ -227,6 +229,10 @@ class FakeCuda:
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype)
+
+    def moved(self, staged: torch.Tensor, device: torch.device) -> torch.Tensor:
+        assert device.index == self.home
+        return staged.clone()
 
     def check(self) -> None:
         if self.fault is not None:

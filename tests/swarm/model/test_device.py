@@ -30,6 +30,28 @@ def test_an_absent_gpu_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyP
         choose_device(2)
 
 
+def test_a_card_that_this_build_has_no_code_for_is_refused_with_build_and_driver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GeForce GTX 1080")
+    monkeypatch.setattr("swarm.model.device._driver", lambda: "535.54")
+    monkeypatch.setattr("swarm.model.device._try_kernel", refuse)
+    with pytest.raises(UsageError, match=r"GTX 1080 .*driver 535\.54\): CUDA error: no kernel image .*or use --cpu$"):
+        choose_device(0)
+
+
+def test_free_memory_counts_what_torch_keeps_and_leaves_some_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 30, 24 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 << 30)
+    assert free_bytes(torch.device("cuda", 0)) == (12 << 30) - (24 << 30) // 20
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_takes_bfloat16_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)

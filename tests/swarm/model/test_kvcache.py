@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from swarm.base.errors import BusyError
+from swarm.model.gpu import Gpu
 from swarm.model.kvcache import SPARE, KVPool, KVShape
 from swarm.model.rows import Commits, Layout, no_commits
 
@@ -22,6 +23,7 @@ class FakeBlock:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.bfloat16
     kv_shapes: tuple[KVShape, ...] = (KVShape(2, 4), KVShape(2, 4), KVShape(1, 16))
+    gpu: Gpu | None = None
 
 
 def test_a_pool_counts_sessions_and_refuses_beyond_its_budget() -> None:

@@ -41,6 +41,7 @@ class FakeBlock:
     last: int = 1
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
+    gpu: None = None
 
 
 class Table:
