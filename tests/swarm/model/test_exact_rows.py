@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swarm.model.block import load_block
-from swarm.model.exact import first_difference, is_row_invariant, why_not
+from swarm.model.exact import first_difference, is_row_invariant, stands_against, why_not
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
 from swarm.model.quant.native import library
@@ -186,10 +186,20 @@ def test_logits_too_do_not_depend_on_how_many_are_wanted(kind: str) -> None:
 
 
 def test_torchs_own_order_is_not_claimed() -> None:
-    """Without the kernels of fixed order the same model differs and says so: the look sees what it is for."""
     block = load_block(MemoryCheckpoint(random_model(config_of("llama"))), 0, LAYERS, CPU, torch.float32, exact=False)
-    assert first_difference(block) is not None
     assert not is_row_invariant(block) and "kernels" in str(why_not(block))
+    assert "scaled_dot_product_attention" in str(stands_against(block, library(), [(0, LAYERS)]))
+
+
+def test_a_layer_that_looks_at_other_rows_is_seen() -> None:
+    block = load_block(MemoryCheckpoint(random_model(config_of("gemma3"))), 0, LAYERS, CPU, torch.float32)
+    assert first_difference(block) is None
+    spoilt = block.loaded.model.model.layers[1].mlp.register_forward_hook(  # type: ignore[union-attr]
+        lambda module, given, out: out + 1e-6 * out.shape[1]
+    )
+    assert first_difference(block) == 0 and "row 0" in str(stands_against(block, library(), [(0, LAYERS)]))
+    spoilt.remove()
+    assert first_difference(block) is None
 
 
 def test_what_multiplies_elsewhere_is_named() -> None:
