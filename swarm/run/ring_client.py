@@ -255,7 +255,8 @@ class RingLink:
                 self.account.opened(record if isinstance(record, dict) else {})
             except UnlikeStageError as error:
                 nodes = [stage.node for stage in self.opening.stages]
-                self.losses.append(Loss(self.opening.epoch, nodes.index(error.node), str(error)))
+                stage = nodes.index(error.node) if error.node in nodes else -1
+                self.losses.append(Loss(self.opening.epoch, stage, str(error)))
                 self.wake.set()
 
     async def close(self, until: int, commits: Commits, collect: bool, hold_s: float = 0.0) -> None:
