@@ -33,7 +33,9 @@ from swarm.model.quant.matrix import Matrix, PackedMatrix, dense, hold
 from swarm.model.quant.modules import PackedLinear
 from swarm.model.quant.native import Library, library
 from swarm.model.rows import Layout, no_commits
+from swarm.model.stacks import ExpertNames, ExpertPlace, gather
 from tests.swarm.model import encoded_files as files
+from tests.swarm.model import fenced_experts
 from tests.swarm.model.expert_files import mixture, save_gguf, save_gpt_oss, save_one_by_one
 from tests.swarm.model.test_encoded import AWQ, BLOCK, ct, gptq
 from tests.swarm.model.test_quant import KERNELS, blocks, form_of
@@ -219,6 +221,30 @@ def test_one_projection_may_stay_while_the_other_is_expanded(tmp_path: Path, sto
             near(found, exact)
 
 
+NAMES = {
+    "qwen3_moe": ("model.layers.1.mlp.experts.{}.{}_proj.weight", ("gate", "up", "down"), "mlp.experts"),
+    "mixtral": ("model.layers.1.block_sparse_moe.experts.{}.w{}.weight", (1, 3, 2), "mlp.experts"),
+    "lfm2_moe": ("model.layers.1.feed_forward.experts.{}.w{}.weight", (1, 3, 2), "feed_forward.experts"),
+    "deepseek_v3": ("model.layers.1.mlp.experts.{}.{}_proj.weight", ("gate", "up", "down"), "mlp.experts"),
+    "glm4_moe": ("model.layers.1.mlp.experts.{}.{}_proj.weight", ("gate", "up", "down"), "mlp.experts"),
+}
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_stored_names_say_whose_matrix_they_are(family: str) -> None:
+    pattern, kinds, module = NAMES[family]
+    names = ExpertNames(mixture(family))
+    joined, down = f"model.layers.1.{module}.gate_up_proj", f"model.layers.1.{module}.down_proj"
+    assert names.shapes[joined][0] == 8 and names.shapes[joined][1] == 2 * names.shapes[down][2]
+    for part, (kind, target) in enumerate(zip(kinds, (joined, joined, down), strict=True)):
+        assert names.place(pattern.format(7, kind)) == ExpertPlace(target, part % 2, 7)
+    for other in ("model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.shared_experts.up_proj.weight"):
+        assert names.place(other) is None
+    found, others = gather([("a", pattern.format(2, kinds[0])), ("b", "model.norm.weight"), ("c", joined)], names)
+    assert others == [("b", "model.norm.weight")]
+    assert found[joined].pieces == {0: {2: "a"}} and found[joined].whole == "c"
+
+
 @pytest.mark.parametrize("change", ["lacks one", "has one of another shape"])
 def test_experts_that_do_not_add_up_are_refused_by_name(change: str, tmp_path: Path, store: ModelStore) -> None:
     wanted = r"expert\.7\..* of model\.layers\.1\.mlp\.experts\.\w+ is not there"
@@ -266,7 +292,7 @@ def test_types_with_experts_of_their_own_are_those_that_the_planner_knows() -> N
 
 def test_a_pass_touches_the_bytes_of_the_experts_that_rows_go_to_and_no_others() -> None:
     """In a process of its own, where the pages of all other experts may not be read: reading one would end it."""
-    words = [sys.executable, "-m", "tests.swarm.model.fenced_experts"]
+    words = [sys.executable, "-m", fenced_experts.__name__]
     run = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
     used, readable, whole, end = (int(word) for word in run.stdout.split())
