@@ -195,13 +195,13 @@ def attend(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     indices: Any = None,
+    block_indices: Any = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """query and key [1, heads or kv heads, T, dim], value [1, kv heads, T, value dim] -> [1, T, heads, value dim].
     `attention_mask` is not used: masks come from the rows. s_aux [heads]: attention sinks, one more logit per head that
-    takes a share of the softmax and adds nothing (gpt-oss).
-    indices: what an index picked (`indexed.Chosen`). Raises ModelError for an argument that would change the result
-    unseen."""
+    takes a share of the softmax and adds nothing (gpt-oss). indices, block_indices: what an index picked
+    (`indexed.Chosen`). Raises ModelError for an argument that would change the result unseen."""
     state, layer = getattr(module, "swarm_attending", None), getattr(module, "layer_idx", None)
     # Flags (router logits and the like) are let pass; a number or tensor of unknown meaning is not.
     odd = [name for name, item in others.items() if name not in _IGNORED and not isinstance(item, bool | None)]
@@ -229,13 +229,17 @@ def attend(
             for job, mask in zip(state.jobs, masks, strict=True)
         ]
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
-    if indices is not None:
-        raise ModelError(f"{type(module).__name__} cannot be cut into blocks: an index without a latent")
+    if indices is not None or (block_indices is not None and key.shape[1] != block_indices.masks[0].shape[0]):
+        raise ModelError(f"{type(module).__name__} cannot be cut into blocks: an index of another kind")
     source = state.reads.get(layer, layer)
     if source == layer:
         for job in state.jobs:
             _write(job, layer, key, value)
-    parts = [_attend_job(job, source, query, scale, span, softcap, s_aux) for job in state.jobs]
+    chosen = [None] * len(state.jobs) if block_indices is None else block_indices.masks
+    parts = [
+        _attend_job(job, source, query, scale, span, softcap, s_aux, mask)
+        for job, mask in zip(state.jobs, chosen, strict=True)
+    ]
     # Rows in one piece, as transformers' own functions give them: some layers (AFMoE) make a view of them.
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
 
@@ -287,8 +291,10 @@ def _attend_job(
     span: Span,
     softcap: float | None,
     sinks: torch.Tensor | None,
+    chosen: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The job's rows of `attend` over the entries of a layer, theirs included. Returns [1, n, heads, dim]."""
+    """The job's rows of `attend` over the entries of a layer, theirs included. chosen: a mask [kv heads, n, slots] for
+    each key head in the place of the rows' own. Returns [1, n, heads, dim]."""
     keys, values = job.kv.layer(layer)
     one = slice(job.start, job.stop)
     heads, rows, dim = query.shape[1], job.stop - job.start, query.shape[3]
@@ -297,12 +303,12 @@ def _attend_job(
     asked = query[0, :, one]
     if rows <= _FEW:
         # Query heads that share a key head become rows of it: keys are read once, and one row is a matrix product.
-        mask = job.mask(span, groups)
+        mask = job.mask(span, groups) if chosen is None else chosen.repeat(1, groups, 1)[None]
         asked = asked.reshape(1, shared, groups * rows, dim)
         seen_k, seen_v = keys[None, :, job.low : job.high], values[None, :, job.low : job.high]
     else:
         # With many rows the mask, which folding repeats, is the large thing; key heads become a batch, seen by groups.
-        mask = job.mask(span, 1)
+        mask = job.mask(span, 1) if chosen is None else chosen[:, None]
         asked = asked.reshape(shared, groups, rows, dim)
         seen_k = keys[:, None, job.low : job.high].expand(-1, groups, -1, -1)
         seen_v = values[:, None, job.low : job.high].expand(-1, groups, -1, -1)

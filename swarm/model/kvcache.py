@@ -152,10 +152,14 @@ class SessionKV:
             raise ModelError(f"layer {layer} asked for index keys that its trial did not show; load the model again")
         return found
 
+    def has_index(self, layer: int) -> bool:
+        """Does a layer keep index keys?"""
+        return self._indices[layer - self.first] is not None
+
     @property
     def indexed(self) -> bool:
-        """Does a layer keep index keys?"""
-        return any(store is not None for store in self._indices)
+        """Does any layer keep index keys?"""
+        return any(map(self.has_index, range(self.first, self.last)))
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(keys, values) of a layer of the model; written in place."""
@@ -188,7 +192,7 @@ class SessionKV:
         for layer in range(self.first, self.last):
             for own, given in zip(self.layer(layer), other.layer(layer), strict=True):
                 own[:, mine : mine + keep] = given[:, theirs : theirs + keep]
-            if self._indices[layer - self.first] is not None:
+            if self.has_index(layer):
                 self.index(layer)[mine : mine + keep] = other.index(layer)[theirs : theirs + keep]
             for state, base in zip(self.states(layer), other.states(layer), strict=True):
                 state.begin_from(base, keep)

@@ -23,8 +23,8 @@ from swarm.model.per_layer import AROUND, KEPT, blank, cut_tables, join_tables
 from swarm.model.quant.modules import PackedEmbedding
 
 _LISTS = ("layers", "h", "blocks", "block")
-_ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"}
-_KINDS = _ATTENTION_KINDS | RECURRENT_KINDS | PLAIN_KINDS
+_INDEXED_KINDS = {"indexed_attention", "minimax_m3_sparse"}
+_KINDS = {"full_attention", "sliding_attention", "chunked_attention"} | _INDEXED_KINDS | RECURRENT_KINDS | PLAIN_KINDS
 
 _BY_LAYER = ("layer_types", "layer_rope_theta", "indexer_types")
 """Lists of a config with an entry a layer, that a forward looks into."""
