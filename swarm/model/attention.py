@@ -220,12 +220,12 @@ def attend(
         query = (query * warmth.scales(state.position)[:, None]).to(query.dtype)
     span = state.spans.get(layer, sliding_window)
     if latent is not None:
-        if softcap is not None or s_aux is not None:
-            raise ModelError(f"{type(module).__name__} cannot be cut into blocks: a latent with caps or sinks")
+        if softcap is not None:
+            raise ModelError(f"{type(module).__name__} cannot be cut into blocks: a latent with capped scores")
         entry = torch.cat((key, value), -1)
         masks = [job.mask(span, 1) for job in state.jobs] if indices is None else indices.masks
         parts = [
-            _attend_latent(job, layer, query, entry, scale, mask, latent)
+            _attend_latent(job, layer, query, entry, scale, mask, latent, s_aux)
             for job, mask in zip(state.jobs, masks, strict=True)
         ]
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
@@ -276,11 +276,12 @@ def _attend_latent(
     scale: float,
     mask: torch.Tensor | None,
     latent: Latent,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """As `_attend_job`, over slots that hold latents; `entry` [1, 1, T, rank + rope] of all rows."""
     _write(job, layer, entry)
     entries = job.kv.layer(layer)[0][0, job.low : job.high]
-    return latent.attend(query[0, :, job.start : job.stop], entries, mask, scale)
+    return latent.attend(query[0, :, job.start : job.stop], entries, mask, scale, sinks)
 
 
 def _attend_job(

@@ -62,10 +62,12 @@ def test_both_ways_say_what_expanded_attention_says(expand: bool, most: int, mon
     mask = torch.zeros(7, 20).masked_fill(torch.rand(7, 20) < 0.4, float("-inf"))
     mask[:, 0] = 0
     key, value = Attention.expand_kv(module, entries[None, None, :, :RANK], entries[None, None, :, RANK:])
-    for seen in (mask, None):
-        out = found.attend(query, entries, seen, 0.3)
+    for seen, sinks in ((mask, None), (None, None), (mask, torch.randn(HEADS))):
+        out = found.attend(query, entries, seen, 0.3, sinks)
         scores = query @ key[0].transpose(1, 2) * 0.3 + (0 if seen is None else seen)
-        expected = (scores.softmax(-1) @ value[0]).transpose(0, 1)[None]
+        more = scores.new_full((HEADS, 7, 1), float("-inf")) if sinks is None else sinks.view(-1, 1, 1).expand(-1, 7, 1)
+        share = torch.cat((scores, more), -1).softmax(-1)[..., :-1]
+        expected = (share @ value[0]).transpose(0, 1)[None]
         assert out.shape == (1, 7, HEADS, VALUE) and torch.allclose(out, expected, atol=1e-5)
 
 
@@ -98,7 +100,17 @@ def test_slots_hold_latents_and_planning_knows(kind: str) -> None:
         assert shape.session_bytes(layer, layer + 1, LAYOUT.slots + 1) == taken
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v3", "glm_moe_dsa"])
+def test_blocks_of_an_index_take_their_keys_and_planning_knows() -> None:
+    checkpoint = MemoryCheckpoint(_random_model(tiny_config("minimax_m3-sparse")))
+    block = load_block(checkpoint, 0, LAYERS, CPU, torch.float32)
+    shape, pool = model_shape(checkpoint.manifest, torch.float32), KVPool(block, 1 << 30)
+    for layer in range(LAYERS):
+        taken = pool.session_bytes(LAYOUT, layer, layer + 1)
+        assert taken == (2 * 2 * 8 + 8 * (layer % 3 > 0)) * 4 * (LAYOUT.slots + 1)
+        assert shape.session_bytes(layer, layer + 1, LAYOUT.slots + 1) == taken
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm_moe_dsa", "minimax_m3-sparse"])
 def test_another_run_begins_from_the_latents_of_one(kind: str) -> None:
     model = _random_model(tiny_config(kind))
     chain = chain_of(MemoryCheckpoint(model), (0, 1, LAYERS))
