@@ -234,13 +234,13 @@ def attend(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     indices: Any = None,
+    block_indices: Any = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """query and key [1, heads or kv heads, T, dim], value [1, kv heads, T, value dim] -> [1, T, heads, value dim].
     `attention_mask` is not used: masks come from the rows. s_aux [heads]: attention sinks, one more logit per head that
-    takes a share of the softmax and adds nothing (gpt-oss).
-    indices: what an index picked (`indexed.Chosen`). Raises ModelError for an argument that would change the result
-    unseen."""
+    takes a share of the softmax and adds nothing (gpt-oss). indices, block_indices: what an index picked
+    (`indexed.Chosen`). Raises ModelError for an argument that would change the result unseen."""
     state, layer = getattr(module, "swarm_attending", None), getattr(module, "swarm_layer", None)
     # Flags (router logits and the like) are let pass; a number or tensor of unknown meaning is not.
     odd = [name for name, item in others.items() if name not in _IGNORED and not isinstance(item, bool | None)]
@@ -262,25 +262,30 @@ def attend(
     turn = state.turn(layer)
     heads = slice(turn * key.shape[1], (turn + 1) * key.shape[1])
     if latent is not None:
-        if softcap is not None or s_aux is not None:
-            raise ModelError(f"{type(module).__name__} cannot be cut into blocks: a latent with caps or sinks")
+        if softcap is not None:
+            raise ModelError(f"{type(module).__name__} cannot be cut into blocks: a latent with capped scores")
         entry = torch.cat((key, value), -1)
         masks = [job.mask(span, 1) for job in state.jobs] if indices is None else indices.masks
         parts = [
-            _attend_latent(job, layer, heads, query, entry, scale, mask, latent)
+            _attend_latent(job, layer, heads, query, entry, scale, mask, latent, s_aux)
             for job, mask in zip(state.jobs, masks, strict=True)
         ]
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
-    if indices is not None:
-        raise ModelError(f"{type(module).__name__} cannot be cut into blocks: an index without a latent")
+    if indices is not None or (block_indices is not None and key.shape[1] != block_indices.masks[0].shape[0]):
+        raise ModelError(f"{type(module).__name__} cannot be cut into blocks: an index of another kind")
     source = state.reads.get(layer, layer)
-    if source == layer and state.asked.get(layer, 1) == 1 and (orders := state.orders()) and fits(query, key):
+    usual = source == layer and block_indices is None and state.asked.get(layer, 1) == 1
+    if usual and (orders := state.orders()) and fits(query, key):
         lib, ordered = orders
         return attend_in_order(lib, ordered, layer, query, key, value, scale, span, softcap, s_aux), None
     if source == layer:
         for job in state.jobs:
             _write(job, layer, heads, key, value)
-    parts = [_attend_job(job, source, heads, query, scale, span, softcap, s_aux) for job in state.jobs]
+    chosen = [None] * len(state.jobs) if block_indices is None else block_indices.masks
+    parts = [
+        _attend_job(job, source, heads, query, scale, span, softcap, s_aux, mask)
+        for job, mask in zip(state.jobs, chosen, strict=True)
+    ]
     # Rows in one piece, as transformers' own functions give them: some layers (AFMoE) make a view of them.
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
 
@@ -320,11 +325,12 @@ def _attend_latent(
     scale: float,
     mask: torch.Tensor | None,
     latent: Latent,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """As `_attend_job`, over slots that hold latents; `entry` [1, 1, T, rank + rope] of all rows."""
     _write(job, layer, mine, entry)
     entries = job.kv.layer(layer)[0][mine.start, job.low : job.high]
-    return latent.attend(query[0, :, job.start : job.stop], entries, mask, scale)
+    return latent.attend(query[0, :, job.start : job.stop], entries, mask, scale, sinks)
 
 
 def _attend_job(
@@ -336,9 +342,11 @@ def _attend_job(
     span: Span,
     softcap: float | None,
     sinks: torch.Tensor | None,
+    chosen: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The job's rows of `attend` over the entries of a layer, theirs included. `mine`: which of the layer's key heads
-    are those of the attention that asks. Returns [1, n, heads, dim]."""
+    are those of the attention that asks; chosen: a mask [kv heads, n, slots] for each key head in the place of the
+    rows' own. Returns [1, n, heads, dim]."""
     keys, values = (kept[mine] for kept in job.kv.layer(layer))
     one = slice(job.start, job.stop)
     heads, rows, dim = query.shape[1], job.stop - job.start, query.shape[3]
@@ -347,12 +355,12 @@ def _attend_job(
     asked = query[0, :, one]
     if rows <= _FEW:
         # Query heads that share a key head become rows of it: keys are read once, and one row is a matrix product.
-        mask = job.mask(span, groups)
+        mask = job.mask(span, groups) if chosen is None else chosen.repeat(1, groups, 1)[None]
         asked = asked.reshape(1, shared, groups * rows, dim)
         seen_k, seen_v = keys[None, :, job.low : job.high], values[None, :, job.low : job.high]
     else:
         # With many rows the mask, which folding repeats, is the large thing; key heads become a batch, seen by groups.
-        mask = job.mask(span, 1)
+        mask = job.mask(span, 1) if chosen is None else chosen[:, None]
         asked = asked.reshape(shared, groups, rows, dim)
         seen_k = keys[:, None, job.low : job.high].expand(-1, groups, -1, -1)
         seen_v = values[:, None, job.low : job.high].expand(-1, groups, -1, -1)

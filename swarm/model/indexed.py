@@ -1,9 +1,12 @@
-"""Attention over the slots that an index picks (DeepSeek V3.2, GLM-5).
+"""Attention over the slots that an index picks (DeepSeek V3.2, GLM-5, MiniMax M3).
 
 A small head of its own scores every position for a row, and the row attends to the best `index_topk` that it sees. The
 index's keys lie in the slots beside the layer's entries. The class's own code scores: for each job it is given the
 rows, a cache that is the job's slots, and the mask that the rows themselves say. What it picks goes the class's way to
 the attention function, over layers too that take an earlier one's choice.
+
+MiniMax M3's index picks blocks of positions, for each key head its own. Slots lie in another order than positions, so
+its choice is made here, block by block of the position that a slot's row has.
 
 Where several positions score the same at the edge of the choice, which of them is taken is left to `topk`, here as in
 transformers.
@@ -11,11 +14,13 @@ transformers.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -37,8 +42,8 @@ class Causal(Seen):
 
 @dataclass(frozen=True)
 class Chosen:
-    """What an index picked: for each job of the forward an additive mask [n, high - low], what its rows must not see
-    included."""
+    """What an index picked: for each job of the forward an additive mask [n, high - low], or one for each key head
+    [heads, n, high - low]; what its rows must not see included."""
 
     masks: Sequence[torch.Tensor]
 
@@ -67,7 +72,8 @@ def take_indices(inner: nn.Module, attending: Attending) -> bool:
         found |= hasattr(module, "skip_topk") or isinstance(indexer, nn.Module)
         layer = getattr(indexer, "layer_idx", None)
         if isinstance(indexer, nn.Module) and isinstance(layer, int):
-            indexer.forward = MethodType(_forward(type(indexer).forward, layer, attending), indexer)
+            make = _blocks if type(indexer).__name__ == "MiniMaxM3VLIndexer" else _forward
+            indexer.forward = MethodType(make(type(indexer).forward, layer, attending), indexer)
     return found
 
 
@@ -102,3 +108,60 @@ def _forward(own: Callable[..., torch.Tensor], layer: int, attending: Attending)
         return Chosen(masks)
 
     return forward
+
+
+def _blocks(own: Any, layer: int, attending: Attending) -> Callable[..., Chosen]:
+    rotate = inspect.unwrap(own).__globals__["apply_rotary_pos_emb"]
+
+    def forward(
+        indexer: Any,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        past_key_values: Any,
+        position_ids: torch.Tensor,
+    ) -> Chosen:
+        width = int(indexer.head_dim)
+        if attending.trial is not None:
+            attending.index_widths[layer] = width
+            return Chosen(())
+        split = (1, hidden_states.shape[1], -1, width)
+        query = indexer.q_norm(indexer.q_proj(hidden_states).view(split)).transpose(1, 2)
+        key = indexer.k_norm(indexer.k_proj(hidden_states).view(split)).transpose(1, 2)
+        query, key = rotate(query, key, *(table[..., :width] for table in position_embeddings))
+        masks = []
+        for job in attending.jobs:
+            one = slice(job.start, job.stop)
+            keys = SlotIndex(job).update_indexer(key[:, 0, one], layer)[0]
+            seen = job.mask(None, 1)
+            if seen is None:
+                seen = hidden_states.new_zeros(job.stop - job.start, job.high - job.low)
+            scores = query[0, :, one].float() @ keys.float().T + seen.float()
+            masks.append(seen + _kept(indexer, scores, _positions(job, keys.device), position_ids[0, one], seen.dtype))
+        return Chosen(masks)
+
+    return forward
+
+
+def _positions(job: Plan, device: torch.device) -> torch.Tensor:
+    """int64 [high - low]: of the row that each slot in sight has."""
+    scratch = job.kv.layout.scratch
+    places = np.concatenate([job.kv.position[job.low : scratch], np.arange(max(0, job.high - scratch))])
+    return torch.from_numpy(places[: job.high - job.low]).to(device)
+
+
+def _kept(
+    indexer: Any, scores: torch.Tensor, places: torch.Tensor, position: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Additive [heads, n, slots]: 0 in the blocks of positions that score best, the nearest ones always among them.
+    scores float32 [heads, n, slots], -inf where a row sees nothing."""
+    block = places // indexer.block_size
+    here = position // indexer.block_size
+    count = int(max(block.max(), here.max())) + 1
+    best = torch.full((*scores.shape[:2], count), float("-inf"), device=scores.device)
+    best.scatter_reduce_(2, block.expand_as(scores), scores, "amax")
+    if indexer.local_blocks > 0:
+        near = (here[:, None] - torch.arange(indexer.local_blocks, device=here.device)).clamp(min=0)
+        best.scatter_(2, near.expand(len(scores), -1, -1), float("inf"))
+    value, picked = best.topk(min(indexer.topk_blocks, count), -1)
+    kept = torch.full_like(best, float("-inf")).scatter_(2, picked, torch.where(value > float("-inf"), 0.0, value))
+    return kept.gather(2, block.expand_as(scores)).to(dtype)

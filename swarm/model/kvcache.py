@@ -76,9 +76,10 @@ class HoldsLayers(Protocol):
 class Seat:
     """The memory of one session's keys and values: `slots` of them and the spare ones, in every layer.
 
-    layers[i]: keys [heads, slots + SPARE, dim] and values [heads, slots + SPARE, value_dim]; indices[i]: keys of an
-    index [slots + SPARE, width], None where there is none. On a GPU a seat outlives its session and serves the next one, and so do the graphs that address it. users: sessions that sit in it or are to
-    copy from it. gone: its memory was given up.
+    layers[i]: keys [heads, slots + SPARE, dim] and values [heads, slots + SPARE, value_dim]; indices[i]: an index's
+    keys [slots + SPARE, width], None where there is none. On a GPU a seat outlives its session and serves the next
+    one, and so do the graphs that address it. users: sessions that sit in it or are to copy from it. gone: its memory
+    was given up.
     """
 
     def __init__(self, shapes: Sequence[KVShape], slots: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -284,9 +285,13 @@ class SessionKV:
             raise ModelError(f"layer {layer} asked for index keys that its trial did not show; load the model again")
         return found
 
+    def has_index(self, layer: int) -> bool:
+        """Does a layer keep index keys?"""
+        return self._shapes[layer - self.first].index > 0
+
     @property
     def indexed(self) -> bool:
-        """Does a layer keep index keys?"""
+        """Does any layer keep index keys?"""
         return any(shape.index for shape in self._shapes)
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -52,9 +52,8 @@ class SplitKV(SessionKV):
     def floor(self) -> int:
         return max(self.front.floor, self.back.floor)
 
-    @property
-    def indexed(self) -> bool:
-        return self.front.indexed or self.back.indexed
+    def has_index(self, layer: int) -> bool:
+        return (self.front if layer < self.front.last else self.back).has_index(layer)
 
     def states(self, layer: int) -> tuple[Store, ...]:
         return (self.front if layer < self.front.last else self.back).states(layer)

@@ -29,8 +29,8 @@ _BEFORE = ("layernorm_embedding",)
 """Modules that are made behind the layers and used before them (BART and those made from it)."""
 _INTO_ROWS = ("project_in", "embeddings_project", "embedding_hidden_mapping_in")
 """Linear layers that widen embeddings to rows (OPT, Electra, RemBERT)."""
-_ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"}
-_KINDS = _ATTENTION_KINDS | RECURRENT_KINDS | PLAIN_KINDS
+_INDEXED_KINDS = {"indexed_attention", "minimax_m3_sparse"}
+_KINDS = {"full_attention", "sliding_attention", "chunked_attention"} | _INDEXED_KINDS | RECURRENT_KINDS | PLAIN_KINDS
 
 _TEXT_WITHOUT = ("phi4_multimodal",)
 _OTHER_HALVES = ("embed_tokens_extend",)

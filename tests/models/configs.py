@@ -235,6 +235,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gemma4-tied": ("gemma4_text", {"tie_word_embeddings": True, "global_head_dim": 16, "use_double_wide_mlp": True}),
+    "minimax_m3-sparse": (
+        "minimax_m3_vl_text",
+        {
+            "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"] * (LAYERS // 3),
+            "index_n_heads": 2, "index_head_dim": 8, "index_block_size": 3, "index_topk_blocks": 3,
+        },
+    ),
     "phi3-longrope": (
         "phi3",
         {

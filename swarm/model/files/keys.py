@@ -3,7 +3,7 @@ weight is read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import CONFIG_MAPPING
@@ -20,8 +20,22 @@ def key_numbers(manifest: Manifest) -> tuple[int, ...]:
     """Numbers that a slot of each layer holds, were it to keep keys and values of its own."""
     config = manifest.text_config
     each = _by_layer(config, manifest.n_layers) or (_numbers(config, manifest.hidden_size),) * manifest.n_layers
-    width = int(config.get("index_head_dim") or 0) if config.get("kv_lora_rank") else 0
-    return tuple(n + (0 if layer in manifest.ties.selects else width) for layer, n in enumerate(each))
+    return tuple(n + width for n, width in zip(each, _index_widths(manifest), strict=True))
+
+
+def _index_widths(manifest: Manifest) -> Sequence[int]:
+    """Of the key that an index keeps in each layer; 0: none."""
+    config, layers = manifest.text_config, range(manifest.n_layers)
+    if config.get("kv_lora_rank"):
+        width = int(config.get("index_head_dim") or 0)
+        return [0 if layer in manifest.ties.selects else width for layer in layers]
+    if config.get("model_type") == "minimax_m3_vl_text":
+        try:
+            whole: Any = CONFIG_MAPPING["minimax_m3_vl_text"].from_dict(dict(config))
+            return [int(whole.index_head_dim) * (whole.layer_types[i] == "minimax_m3_sparse") for i in layers]
+        except Exception:  # a config that its own class refuses: loading says why
+            return [0] * len(layers)
+    return [0] * len(layers)
 
 
 def _numbers(config: Mapping[str, Any], hidden: int) -> int:

@@ -159,7 +159,7 @@ class Manifest:
     @cached_property
     def ties(self) -> Ties:
         """What ties its layers together."""
-        return ties_of(self.text_config, self.model)
+        return ties_of(self.text_config, self.model, len(self.tensors))
 
     @property
     def row_width(self) -> int:

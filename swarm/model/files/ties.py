@@ -66,9 +66,13 @@ class Ties:
         return list(zip(cuts, cuts[1:], strict=False))
 
 
-def ties_of(config: Mapping[str, Any], model: str) -> Ties:
-    """From a text model's config.json. Raises ModelError for one that its own class refuses."""
+def ties_of(config: Mapping[str, Any], model: str, most: int) -> Ties:
+    """From a text model's config.json. Raises ModelError for one that its own class refuses, or that says more than
+    `most` layers."""
     kind = CONFIG_MAPPING[config["model_type"]] if config.get("model_type") in CONFIG_MAPPING else None
+    tied = hasattr(kind, "kv_sharing_modes") or "indexer_types" in getattr(kind, "__dataclass_fields__", ())
+    if tied and isinstance(layers := config.get("num_hidden_layers"), int) and layers > most:
+        raise ModelError(f"the config of {model} says {layers} layers, its files hold {most} tensors")
     if kind is not None and "indexer_types" in getattr(kind, "__dataclass_fields__", ()):
         return Ties(selects=_selects(kind, config, model))
     if kind is None or not hasattr(kind, "kv_sharing_modes"):

@@ -14,8 +14,10 @@ from swarm.discovery.model_shape import model_shape
 from swarm.model import latent
 from swarm.model.block import load_block
 from swarm.model.files.manifest import Manifest
+from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
 from swarm.model.latent import Latent, LatentLinear, latent_of, mark_latents, settle_latents
+from swarm.model.overflow import SplitBlock, SplitPool
 from swarm.model.rows import Layout, no_commits
 from tests.models.configs import LAYERS, tiny_config
 from tests.models.sweep import _random_model
@@ -60,10 +62,12 @@ def test_both_ways_say_what_expanded_attention_says(expand: bool, most: int, mon
     mask = torch.zeros(7, 20).masked_fill(torch.rand(7, 20) < 0.4, float("-inf"))
     mask[:, 0] = 0
     key, value = Attention.expand_kv(module, entries[None, None, :, :RANK], entries[None, None, :, RANK:])
-    for seen in (mask, None):
-        out = found.attend(query, entries, seen, 0.3)
+    for seen, sinks in ((mask, None), (None, None), (mask, torch.randn(HEADS))):
+        out = found.attend(query, entries, seen, 0.3, sinks)
         scores = query @ key[0].transpose(1, 2) * 0.3 + (0 if seen is None else seen)
-        expected = (scores.softmax(-1) @ value[0]).transpose(0, 1)[None]
+        more = scores.new_full((HEADS, 7, 1), float("-inf")) if sinks is None else sinks.view(-1, 1, 1).expand(-1, 7, 1)
+        share = torch.cat((scores, more), -1).softmax(-1)[..., :-1]
+        expected = (share @ value[0]).transpose(0, 1)[None]
         assert out.shape == (1, 7, HEADS, VALUE) and torch.allclose(out, expected, atol=1e-5)
 
 
@@ -96,7 +100,17 @@ def test_slots_hold_latents_and_planning_knows(kind: str) -> None:
         assert shape.session_bytes(layer, layer + 1, LAYOUT.slots + 1) == taken
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v3", "glm_moe_dsa"])
+def test_blocks_of_an_index_take_their_keys_and_planning_knows() -> None:
+    checkpoint = MemoryCheckpoint(_random_model(tiny_config("minimax_m3-sparse")))
+    block = load_block(checkpoint, 0, LAYERS, CPU, torch.float32)
+    shape, pool = model_shape(checkpoint.manifest, torch.float32), KVPool(block, 1 << 30)
+    for layer in range(LAYERS):
+        taken = pool.session_bytes(LAYOUT, layer, layer + 1)
+        assert taken == (2 * 2 * 8 + 8 * (layer % 3 > 0)) * 4 * (LAYOUT.slots + 1)
+        assert shape.session_bytes(layer, layer + 1, LAYOUT.slots + 1) == taken
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm_moe_dsa", "minimax_m3-sparse"])
 def test_another_run_begins_from_the_latents_of_one(kind: str) -> None:
     model = _random_model(tiny_config(kind))
     chain = chain_of(MemoryCheckpoint(model), (0, 1, LAYERS))
@@ -116,6 +130,18 @@ def test_another_run_begins_from_the_latents_of_one(kind: str) -> None:
         assert (out[-1] - expected).abs().max() <= 2e-4 * expected.abs().max()
 
 
+def test_a_session_on_two_devices_takes_index_keys_over() -> None:
+    model = _random_model(tiny_config("deepseek_v32"))
+    front, back = chain_of(MemoryCheckpoint(model), (0, 2, LAYERS)).blocks
+    block, pool = SplitBlock(front, back), SplitPool(KVPool(front, 1 << 30), KVPool(back, 1 << 30))
+    one, other = pool.open(LAYOUT, 0, LAYERS), pool.open(LAYOUT, 0, LAYERS)
+    tokens = np.random.default_rng(4).integers(3, 97, 20).tolist()
+    whole = block.forward([Job(one, no_commits(), certain(tokens, 0, LAYOUT), None)])[0]
+    assert other.begin_from(one, 15) and other.indexed
+    rest = block.forward([Job(other, no_commits(), certain(tokens[15:], 15, LAYOUT), None)])[0]
+    assert (rest - whole[15:]).abs().max() <= 2e-4 * whole.abs().max()
+
+
 def test_layers_that_take_a_choice_stay_with_the_one_that_made_it() -> None:
     checkpoint = MemoryCheckpoint(_random_model(tiny_config("glm_moe_dsa")))
     assert checkpoint.manifest.ties.forbidden == {2, 3, 5}
@@ -123,4 +149,6 @@ def test_layers_that_take_a_choice_stay_with_the_one_that_made_it() -> None:
         load_block(checkpoint, 3, LAYERS, CPU, torch.float32)
     values: dict[str, Any] = {**checkpoint.manifest.config, "indexer_types": ["shared"] * LAYERS}
     with pytest.raises(ModelError, match="layer 0 take a choice that no layer before it makes"):
-        _ = Manifest("lie", values, ()).ties
+        _ = Manifest("lie", values, checkpoint.manifest.tensors).ties
+    with pytest.raises(ModelError, match="says 1000000000000 layers, its files hold"):
+        _ = Manifest("lie", {**values, "num_hidden_layers": 10**12}, checkpoint.manifest.tensors).ties
