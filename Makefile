@@ -4,6 +4,7 @@
 #   make check   lint, types and tests
 #   make fuzz    a coverage-guided minute for every parser;   make soak: the long tests
 #   make sweep   every model class of transformers against itself, cut; remakes docs/models.md (long)
+#   make clients others' clients that ask for structure and tools, against a gateway of a real ring
 #   make bench   the benchmarks (long);   make clean: remove what make made
 # Another Python: make PYTHON=python3.12 demo.   Other words for pip: make PIP_ARGS='--index-url ...' demo.
 
@@ -16,7 +17,7 @@ DEMO_ARGS ?=
 BIN      := .venv/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint types check fuzz soak sweep bench clean
+.PHONY: demo test lint types check fuzz soak sweep clients bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -44,6 +45,9 @@ soak: .venv/.test
 sweep: .venv/.test
 	$(BIN)/python -m tests.models --write
 
+clients: .venv/.test .venv-clients/.made
+	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/structured.py
+
 bench: .venv/.bench
 	$(BIN)/python -m tests.bench.ring_pass
 	$(BIN)/swarm bench speculation
@@ -61,11 +65,17 @@ bench: .venv/.bench
 	@$(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@
 
+# Clients bring versions of their own: in an environment of their own.
+.venv-clients/.made: tests/clients/requirements.txt
+	@$(PYTHON) -m venv .venv-clients
+	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	@touch $@
+
 .venv/.demo:  EXTRAS := demo
 .venv/.test:  EXTRAS := demo,test,plots
 .venv/.fuzz:  EXTRAS := demo,test,fuzz
 .venv/.bench: EXTRAS := demo,plots
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/lab/delaylink
+	rm -rf .venv .venv-clients build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/lab/delaylink
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

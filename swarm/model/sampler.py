@@ -321,12 +321,12 @@ def divided(values: torch.Tensor, by: float) -> torch.Tensor:
 
 def penalised(logits: torch.Tensor, contexts: Sequence[Iterable[int]], penalty: float) -> torch.Tensor:
     """Logits [n, vocab] with those of each row's context made less likely (Keskar et al., CTRL, 2019); a copy."""
-    logits = logits.clone()
-    for row, context in zip(logits, contexts, strict=True):
-        seen = torch.tensor(sorted(set(context)), dtype=torch.long, device=logits.device)
+    changed = logits.to("cpu", copy=True)  # by numpy: torch takes ten times as long for a few entries of a row
+    for row, context in zip(changed.numpy(), contexts, strict=True):
+        seen = np.unique(np.fromiter(context, np.int64))
         values = row[seen]
-        row[seen] = torch.where(values > 0, divided(values, penalty), values * penalty)
-    return logits
+        row[seen] = np.where(values > 0, values / np.float32(penalty), values * np.float32(penalty))
+    return changed.to(logits.device)
 
 
 def masked(logits: torch.Tensor, allowed: Sequence[Allowed]) -> torch.Tensor:
