@@ -43,10 +43,10 @@ ENV HOME=/var/lib/wanswarm PATH=/opt/wanswarm/bin:$PATH PYTHONUNBUFFERED=1 PYTHO
 USER 10001:10001
 WORKDIR /var/lib/wanswarm
 VOLUME /var/lib/wanswarm
-EXPOSE 7700
+EXPOSE 7700 8080
 STOPSIGNAL SIGTERM
-# A node that computes or loads still accepts; one that hangs or is gone does not. Loading comes before listening.
+# Whether a node (7700) or a gateway (8080) listens: one that computes or loads still accepts, one that is gone does not.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10m --retries=3 \
-    CMD ["python", "-c", "import socket; socket.create_connection(('127.0.0.1', 7700), 3).close()"]
+    CMD ["python", "-c", "import socket, sys; sys.exit(all(socket.socket().connect_ex(('127.0.0.1', port)) for port in (7700, 8080)))"]
 ENTRYPOINT ["swarm"]
 CMD ["join", "--listen", "0.0.0.0:7700"]

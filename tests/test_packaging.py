@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import socket
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -58,6 +61,26 @@ def test_every_package_is_declared_and_copied_into_the_container() -> None:
     copied = re.findall(r"^COPY (\w+) \w+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     let_through = re.findall(r"^!(\w+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     assert packages == set(copied) == set(let_through) - {"LICENSE"}
+
+
+def test_the_container_is_healthy_as_a_node_and_as_a_gateway() -> None:
+    """The check as the Dockerfile has it, with its two ports exchanged for free ones."""
+    found = re.search(r"HEALTHCHECK .*?CMD (\[.*?\])$", (ROOT / "Dockerfile").read_text(), re.S | re.M)
+    assert found is not None
+    words = json.loads(found[1])
+
+    def healthy(node: int, gateway: int) -> bool:
+        code = words[2].replace("7700", str(node)).replace("8080", str(gateway))
+        return subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 0
+
+    with socket.socket() as listens, socket.socket() as silent:
+        for each in (listens, silent):
+            each.bind(("127.0.0.1", 0))
+        listens.listen()
+        open_port, shut = listens.getsockname()[1], silent.getsockname()[1]
+        assert healthy(open_port, shut) and healthy(shut, open_port)
+        assert not healthy(shut, shut)
+    assert {"7700", "8080"} <= set(re.findall(r"\d+", words[2]))
 
 
 def test_nested_packages_have_an_init_file() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from swarm.base.errors import ModelError
 from swarm.base.events import Report
@@ -11,6 +12,7 @@ from swarm.mesh.saved import Saved
 from swarm.mesh.weights_fetch import fetch_blobs, fetch_manifest, weight_peers
 from swarm.model.files.blobs import TensorSink, blobs_of
 from swarm.model.files.manifest import Manifest
+from swarm.model.files.resume import remove_old
 from swarm.model.files.store import ModelStore
 from swarm.net.switchboard import Switchboard
 
@@ -37,5 +39,6 @@ async def fetch_from_members(
     """Fetch what a block needs, verified chunk by chunk; the reference under which the store then has it."""
     peers = await weight_peers(gossip, board, *layers)
     sink = TensorSink(store.peer_folder(manifest))
+    remove_old(sink.folder, time.time())
     await fetch_blobs(peers, blobs_of(manifest, *layers), sink, report)
     return f"sha256:{manifest.digest}"

@@ -22,6 +22,7 @@ from swarm.base.events import Notice, Progress, Report
 from swarm.model.files import local, safetensors_file
 from swarm.model.files.files import inside, keep, sha256_file
 from swarm.model.files.manifest import Manifest, read_manifest
+from swarm.model.files.resume import HubFile, bring
 from swarm.model.files.schemes import weights_of
 from swarm.model.files.weights import FileCheckpoint
 
@@ -205,7 +206,17 @@ class HubModel:
 
     def _fetch(self, pulled: Pulled, names: Iterable[str], report: Report) -> None:
         for name in names:
+            size, digest = pulled.shards[name]
+            self._resume(HubFile(self.repo, pulled.commit, name, digest, size), report)
             self._get(name, pulled.commit, report)
+
+    def _resume(self, file: HubFile, report: Report) -> None:
+        """Bring a large file's content, going on where a killed process was. Raises ModelError."""
+        inside(self.kept, file.name)
+        here = huggingface_hub.try_to_load_from_cache(self.repo, file.name, self.cache, file.commit)
+        if not isinstance(here, str):
+            bar = _bar(report, f"{self.repo}/{file.name}")
+            self._call(lambda: bring(file, self.endpoint, self.cache, bar))
 
     def _get(self, name: str, commit: str, report: Report) -> Path:
         inside(self.kept, name)
@@ -286,6 +297,8 @@ def fetch_by_digest(repo: str, digest: str, target: Path, endpoint: str | None, 
     if not names:
         raise ModelError(f"{repo} has no file with SHA-256 {digest[:12]}... any more")
     target.unlink(missing_ok=True)
+    sizes = {s.rfilename: int(s.size or 0) for s in info.siblings or ()}
+    model._resume(HubFile(repo, str(info.sha), names[0], digest, sizes[names[0]]), report)
     found = model._get(names[0], str(info.sha), report)
     try:
         found.resolve().replace(target)

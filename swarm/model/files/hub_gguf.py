@@ -22,6 +22,7 @@ from swarm.model.files.files import inside, keep, sha256_file
 from swarm.model.files.gguf_split import join_parts, part_names
 from swarm.model.files.hub import HubModel
 from swarm.model.files.manifest import architecture
+from swarm.model.files.resume import HubFile
 from swarm.model.files.weights import FileCheckpoint
 
 _FIRST = 1 << 20
@@ -52,6 +53,10 @@ class HubGGUF:
             )
         names, commit, files = self._choose()
         self._check(names, commit, files)
+        for name in names:
+            size, sha256 = files[name]
+            if sha256 is not None:
+                self.hub._resume(HubFile(self.hub.repo, commit, name, sha256, size), report)
         paths = [self.hub._get(name, commit, report) for name in names]
         for name, path in zip(names, paths, strict=True):
             digest = files[name][1]
