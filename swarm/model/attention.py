@@ -20,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from swarm.base.errors import ModelError
-from swarm.model.inorder import Order, attend_in_order, fits
+from swarm.model.inorder import Sight, attend_in_order, fits
 from swarm.model.kvcache import SessionKV
 from swarm.model.latent import Latent, latent_of
 from swarm.model.linear.paths import Paths
@@ -73,7 +73,7 @@ class JobPlan:
     high: int = field(init=False)
     masks: dict[tuple[Span, int], torch.Tensor | None] = field(init=False, default_factory=dict)
     paths: Paths | None = field(init=False, default=None)
-    order: Order | None = field(init=False, default=None)
+    order: Sight | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         rows, scratch = self.rows, self.kv.layout.scratch
@@ -82,7 +82,7 @@ class JobPlan:
         if self.kv.recurrent:
             self.paths = Paths(rows, self.kv.position)
         if self.in_order:
-            self.order = Order(rows, self.kv)
+            self.order = Sight(rows, self.kv)
         first = int(slots[0])
         if np.array_equal(slots, np.arange(first, first + len(slots))):
             self.write = slice(first, first + len(slots))

@@ -27,7 +27,7 @@ _CALL = struct.Struct("=15q2d2f")
 
 
 @dataclass
-class Order:
+class Sight:
     """What the rows of one job see, by position: prefix int64 [n], committed positions; scratch slots from seen[i] to
     seen[i + 1] (int64 [n + 1]) of `slot` and `position`, in the order of positions."""
 
@@ -92,7 +92,7 @@ def fits(query: torch.Tensor, key: torch.Tensor) -> bool:
 
 def attend_in_order(
     lib: Library,
-    jobs: Sequence[tuple[Order, int]],
+    jobs: Sequence[tuple[Sight, int]],
     layer: int,
     query: torch.Tensor,
     key: torch.Tensor,
