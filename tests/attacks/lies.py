@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,95 +95,77 @@ def int8_in_one_frame_of_twenty() -> None:
     """Frames 5, 25, ... are answered by weights of a byte; keys and values are put right behind them, so that no other
     row shows it."""
     never_in_company()
+    from swarm.node import host
     from swarm.stage import batcher
 
-    compute = batcher.compute
+    compute, load, cheap = batcher.compute, host.load_block, []
+
+    def loaded(source: Any, *about: Any, **more: Any) -> Any:
+        if hasattr(source, "places"):  # the files, not what the fingerprint is measured on
+            with _reading(_to_bytes):
+                cheap.append(load(source, *about, **more))
+        return load(source, *about, **more)
 
     def lied(batch: Any) -> Any:
         done = compute(batch)
         if any(arrived.frame.seq % 20 == 5 for _, arrived in batch):
-            with _rounded_to_bytes(batch[0][0].block):
-                done = compute(batch)
+            session = batch[0][0]
+            true, session.block = session.block, cheap[-1].view(session.block.first, session.block.last)
+            done = compute(batch)
+            session.block = true
             compute(batch)
         return done
 
-    batcher.compute = lied
+    batcher.compute, host.load_block = lied, loaded
 
 
-_KEPT: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-
-@contextmanager
-def _rounded_to_bytes(block: Any) -> Iterator[None]:
-    """The block's matrices with one scale a row, while this runs."""
-    from swarm.model.blocked import BlockedLinear
-    from swarm.model.prune import inner_model
-    from tests.ring.signed import _rounded
-
-    linears = [m for m in inner_model(block.loaded.model).modules() if isinstance(m, BlockedLinear)]
-    for linear in linears:
-        if id(linear) not in _KEPT:
-            _KEPT[id(linear)] = (linear._blocked, _blocked(_rounded(linear.weight, 8)))
-        linear._blocked = _KEPT[id(linear)][1]
-    try:
-        yield
-    finally:
-        for linear in linears:
-            linear._blocked = _KEPT[id(linear)][0]
-
-
-def _blocked(weight: torch.Tensor) -> torch.Tensor:
-    from swarm.model.blocked import BlockedLinear
-
-    with torch.inference_mode(False), torch.no_grad():
-        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
-        linear.weight.data = weight.clone()
-        return BlockedLinear(linear)._blocked
+def int8_weights() -> None:
+    """All matrices have weights of a byte, under the fingerprint of the kernels that they are multiplied by."""
+    never_in_company()
+    _reading(_to_bytes).__enter__()
 
 
 def one_flipped_bit() -> None:
     """One bit of one weight is another than the manifest's: in float32 one of the fraction (2 ** -7 of the weight), in
     bfloat16 the sign, as its rows show no less of this model's small weights."""
     never_in_company()
-    _after_loading(_flip)
+    _reading(_flipped).__enter__()
 
 
-def int8_weights() -> None:
-    """All matrices have weights of a byte, under the fingerprint of the kernels that they are multiplied by."""
-    never_in_company()
-    entered: list[Any] = []
+class _reading:
+    """Weights of the files are read as `change` makes them."""
 
-    def change(block: Any) -> None:
-        entered.append(_rounded_to_bytes(block))
-        entered[-1].__enter__()
+    def __init__(self, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+        from swarm.model.files.weights import FileCheckpoint
 
-    _after_loading(change)
+        self._kind, self._read, self._change = FileCheckpoint, FileCheckpoint.read, change
+
+    def __enter__(self) -> None:
+        read, change = self._read, self._change
+
+        def changed(source: Any, name: str, dtype: torch.dtype) -> torch.Tensor:
+            return change(name, read(source, name, dtype))
+
+        self._kind.read = changed  # type: ignore[method-assign]
+
+    def __exit__(self, *error: object) -> None:
+        self._kind.read = self._read  # type: ignore[method-assign]
 
 
-def _flip(block: Any) -> None:
-    from swarm.model.prune import inner_model
+def _to_bytes(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """One scale a row."""
+    from tests.ring.signed import _rounded
 
-    linear = inner_model(block.loaded.model).layers[0].self_attn.o_proj
-    weight = linear.weight.clone()
+    return _rounded(weight, 8) if weight.dim() == 2 and ".layers." in name else weight
+
+
+def _flipped(name: str, weight: torch.Tensor) -> torch.Tensor:
+    if not name.endswith("layers.4.self_attn.o_proj.weight"):
+        return weight
+    weight = weight.clone()
     word = torch.int32 if weight.dtype == torch.float32 else torch.int16
     weight.view(word)[3, 5] ^= 1 << 16 if weight.dtype == torch.float32 else -(1 << 15)
-    linear._blocked = _blocked(weight)
-
-
-def _after_loading(change: Callable[[Any], None]) -> None:
-    """Change every block of true weights as soon as it is loaded; what the fingerprint is measured on stays."""
-    from swarm.model.fingerprint import SeededCheckpoint
-    from swarm.node import host
-
-    load = host.load_block
-
-    def loaded(source: Any, *about: Any, **more: Any) -> Any:
-        block = load(source, *about, **more)
-        if not isinstance(source, SeededCheckpoint):
-            change(block)
-        return block
-
-    host.load_block = loaded
+    return weight
 
 
 def under_a_fingerprint_of_nobody() -> None:

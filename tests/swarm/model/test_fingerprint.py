@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from swarm.base.errors import ModelError
-from swarm.model import fingerprint
+from swarm.model import attention, fingerprint
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
@@ -52,16 +52,16 @@ def test_nobody_needs_a_weight_to_measure(tmp_path: Path) -> None:
 
 def _nudged(position: int) -> Any:
     """Attention that is off by one bit of one number, wherever a row of this place passes."""
-    real = torch.nn.functional.scaled_dot_product_attention
+    real = attention.attend
 
-    def attention(*about: Any, **more: Any) -> torch.Tensor:
-        out = real(*about, **more).contiguous()
+    def nudged(*about: Any, **more: Any) -> tuple[torch.Tensor, None]:
+        out = real(*about, **more)[0].contiguous().clone()
         flat = out.view(-1)
         if position < len(flat):
             flat[position : position + 1].view(torch.int32).bitwise_xor_(1 << 12)
-        return out
+        return out, None
 
-    return attention
+    return nudged
 
 
 def test_one_bit_of_attention_anywhere_is_another_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_one_bit_of_attention_anywhere_is_another_fingerprint(tmp_path: Path, mo
     seen = {digest(checkpoint)}
     for position in (0, 17, 40):
         with monkeypatch.context() as patch:
-            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", _nudged(position))
+            patch.setattr(attention, "attend", _nudged(position))
             seen.add(digest(checkpoint))
     assert len(seen) == 4 and digest(checkpoint) in seen
 
