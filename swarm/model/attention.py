@@ -188,7 +188,7 @@ class Attending:
         self.turns[layer] = turn + 1
         return turn
 
-    def orders(self) -> tuple[Library, list[tuple[Order, int]]] | None:
+    def orders(self) -> tuple[Library, list[tuple[Sight, int]]] | None:
         """The kernels that attend in order, and what they want of each job; None where one of them is not for them."""
         found = [(job.order, job.start) for job in self.jobs if isinstance(job, JobPlan) and job.order is not None]
         return (self.lib, found) if self.lib is not None and len(found) == len(self.jobs) else None
