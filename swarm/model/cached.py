@@ -78,7 +78,8 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
         if state.trial is not None:
             causal, known = (all(x) for x in ((m.causal for m in state.masks), (m.fits(None) for m in state.masks)))
             shapes = tuple(key_states.shape), tuple(value_states.shape)
-            state.trial.append(Call(layer_idx, *shapes, None, known and bool(state.masks or state.buffers), causal))
+            seen = known and bool(state.masks or state.buffers)
+            state.trial.append(Call(layer_idx, *shapes, None, seen, causal=causal))
             return key_states, value_states
         keys, values = [], []
         for job in state.jobs:

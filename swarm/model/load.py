@@ -337,7 +337,7 @@ def _try_once(
         reason = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise unfit(name, f"its layers do not run without the rest of it ({reason})") from exc
     finally:
-        attending.trial = None
+        attending.trial = attending.position = None
         config._attn_implementation = usual
     if not all(call.causal for call in calls):
         raise unfit(name, "its attention is not causal, rows see what comes behind them (is_decoder in its config?)")
@@ -348,12 +348,12 @@ def _try_once(
     streams = shape.ties.streams
     if out.shape[:2] != rows.shape[:2] or (streams > 1 and out.shape[2] != rows.shape[2] // streams):
         raise unfit(name, "its layers give rows of another shape")
-    kept = Kept(calls, attending.kept, attending.index_widths)
-    return _kept(kept, layer_list(model, name)[1], shape, config, name)
+    asked = Asked(calls, attending.kept, attending.index_widths)
+    return _kept(asked, layer_list(model, name)[1], shape, config, name)
 
 
 @dataclass(frozen=True)
-class Kept:
+class Asked:
     """What the modules of a range asked for in the trial: attention, states, and by layer the width of index keys."""
 
     calls: Sequence[Call]
@@ -361,7 +361,7 @@ class Kept:
     index_widths: Mapping[int, int]
 
 
-def _kept(asked: Kept, layers: nn.ModuleList, shape: LayerRange, config: Any, name: str) -> list[KVShape]:
+def _kept(asked: Asked, layers: nn.ModuleList, shape: LayerRange, config: Any, name: str) -> list[KVShape]:
     """What each layer keeps, from what its modules asked for in the trial."""
     calls, kept = asked.calls, asked.states
     kinds = getattr(config, "layer_types", None) or ()

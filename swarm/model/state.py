@@ -116,6 +116,8 @@ def read_state(
     if checkpoint.config.tie_word_embeddings and shape.last == shape.n_layers:
         have = {target for pairs in wanted.values() for _, target in pairs}
         for target, source in (tied or {}).items():
+            if shape.first == 0 and (target == "lm_head.weight" or not packing.targets):
+                continue  # the whole model has both ends: they share one tensor
             if target in expected and target not in have and source in entries:
                 wanted.setdefault(shape.first, []).append((source, target))
     state: dict[str, torch.Tensor] = {}
