@@ -123,7 +123,7 @@ class Block:
                 return [hidden[plan.start : plan.stop] for plan in plans]
             return self._logits(rows, inputs)
         finally:
-            self._attending.jobs = []
+            self._attending.jobs, self._attending.position = [], None
 
     def _divided(self, plans: Sequence[JobPlan]) -> contextlib.AbstractContextManager[None]:
         """Who has the CPU's threads: the kernels of packed weights alone, where little else is worth dividing, and
@@ -160,7 +160,7 @@ class Block:
                     return self._edges.through(self._model, given).logits[0].float()  # type: ignore[no-any-return]
                 return self._edges.rows_through(inner_model(self._model), given)
             finally:
-                self._attending.jobs = []
+                self._attending.jobs, self._attending.position = [], None
 
     def forward_static(self, plan: Plan, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """`compute` of a whole model for the rows of one plan: logits float32 [n, vocab_size]."""

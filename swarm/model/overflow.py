@@ -40,9 +40,6 @@ class SplitKV(SessionKV):
     def indexed(self) -> bool:
         return self.front.indexed or self.back.indexed
 
-    def has_index(self, layer: int) -> bool:
-        return (self.front if layer < self.front.last else self.back).has_index(layer)
-
     def begin_from(self, other: SessionKV, keep: int) -> bool:
         if not isinstance(other, SplitKV) or keep < other.floor:
             return False

@@ -150,7 +150,8 @@ class Confused:
 
 @pytest.fixture
 def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
-    """`async with make_ring([(0, 3), (3, 6)]) as ring`. `full`: numbers of the stages without room for a session."""
+    """`async with make_ring([(0, 3), (3, 6)]) as ring`. `full`: numbers of the stages without room for a session;
+    `exact`: as `load_block` has it."""
 
     @asynccontextmanager
     async def make(
@@ -161,13 +162,14 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
         keep_s: float = 0.0,
         bad_drafter: bool = False,
         dtype: torch.dtype = torch.float32,
+        exact: bool = True,
     ) -> AsyncIterator[TestRing]:
         checkpoint = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
         manifest = checkpoint.manifest
         async with AsyncExitStack() as stack:
             stages: list[Stage] = []
             for index, (first, last) in enumerate(blocks):
-                block = load_block(checkpoint, first, last, torch.device("cpu"), dtype)
+                block = load_block(checkpoint, first, last, torch.device("cpu"), dtype, exact=exact)
                 identity = Identity.generate()
                 holder: list[StageServer] = []
                 board = Switchboard(

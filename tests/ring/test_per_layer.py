@@ -104,7 +104,7 @@ async def test_receipts_replay_and_audits_recompute_stages_with_the_ids(broad: C
 
 
 def test_limits_of_audits_are_measured_between_the_cuts_that_it_allows(broad: Checkpoint) -> None:
-    _, measured = measure_limits(broad, PROMPT, [("float32", "float32")])
+    _, measured = measure_limits(broad, [PROMPT], [("float32", "float32")])
     assert measured[0].spans == 3
 
 
