@@ -75,18 +75,31 @@ export async function* events(response) {
   }
 }
 
+let model = null; // the one that is shown and asked; null: the gateway's first
+let watching = null;
+
+/** Show and ask this model from now on. */
+export function choose(name) {
+  model = name;
+  watching?.abort();
+}
+
 /** Call `onState` with every new state, for ever; `onLost` when the connection is gone, before trying again. */
 export async function follow(onState, onLost) {
   let pause = 500;
   for (;;) {
+    watching = new AbortController();
+    const { signal } = watching;
     try {
-      for await (const { event, data } of events(await request("api/events"))) {
+      const path = model === null ? "api/events" : `api/events?model=${encodeURIComponent(model)}`;
+      for await (const { event, data } of events(await request(path, { signal }))) {
         pause = 500;
         if (event === "state") onState(JSON.parse(data));
       }
     } catch (error) {
       console.debug("live state", error);
     }
+    if (signal.aborted) continue;
     onLost();
     await new Promise((resolve) => setTimeout(resolve, pause));
     pause = Math.min(pause * 2, 8000);
@@ -98,7 +111,7 @@ export async function* chat(body, signal) {
   const response = await request("v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify({ ...(model === null ? {} : { model }), ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
   for await (const { data } of events(response)) {

@@ -1,6 +1,6 @@
 // Wires state, views and actions together.
 
-import { follow } from "./api.js";
+import { choose, follow } from "./api.js";
 import { resetChat, startChat } from "./chat.js";
 import { colours } from "./colours.js";
 import { h, morph, plural } from "./dom.js";
@@ -27,8 +27,19 @@ function phase() {
     h("span", { class: "sub" }, [state.model, state.phase === "empty" ? null : plural(serving, "node")].filter(Boolean).join(" · "))];
 }
 
+/** A choice where the gateway serves several models. */
+function offer() {
+  const select = document.getElementById("model");
+  const names = state.models || [];
+  select.hidden = names.length < 2;
+  if (select.hidden || document.activeElement === select) return;
+  morph(select, names.map((name) => h("option", { value: name }, name)));
+  select.value = state.model;
+}
+
 function draw() {
   if (!state) return;
+  offer();
   const hue = colours(state);
   const now = view();
   morph(document.getElementById("phase"), phase());
@@ -63,6 +74,10 @@ document.addEventListener("click", (event) => {
   if (source) actions[source.dataset.action]?.(source);
 });
 addEventListener("hashchange", draw);
+document.getElementById("model").addEventListener("change", (event) => {
+  event.target.blur();
+  choose(event.target.value);
+});
 
 startChat();
 animate(() => state);

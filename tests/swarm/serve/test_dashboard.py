@@ -19,7 +19,8 @@ from swarm.serve.keys import ApiKey
 from tests.swarm.serve import scenes
 from tests.swarm.serve.browser import browser, chromium_path
 from tests.swarm.serve.conftest import Serve, Served
-from tests.swarm.serve.tiny import TinyBackend
+from tests.swarm.serve.test_desks import serving
+from tests.swarm.serve.tiny import TinyBackend, TinyManifest
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
@@ -110,6 +111,26 @@ async def test_the_page_follows_the_swarm(chromium: Browser, serve: Serve, backe
         await page.get_by_text("20 of 30 held").wait_for()
         backend.state = scenes.SERVING
         await page.get_by_text("all 30 held").wait_for()
+
+
+@needs_chromium
+@on_one_loop
+async def test_of_several_models_one_is_chosen(chromium: Browser, tmp_path: Path) -> None:
+    small, large = (
+        TinyBackend(tmp_path, TinyManifest(name, context=512), state=scenes.SERVING, script=f"I am {name}.")
+        for name in ("small", "large")
+    )
+    async with serving(small, large) as served:
+        for size in (WIDE, PHONE):
+            async with look(chromium, served, "chat", size) as page:
+                await page.get_by_label("Model").select_option("large")
+                await page.locator("#phase", has_text="serving").wait_for()
+                await page.fill("#say", "Who?")
+                await page.press("#say", "Enter")
+                await page.get_by_text("I am large.").wait_for()
+                widths = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+                assert widths[0] <= widths[1]
+        assert not small.requests and len(large.requests) == 2
 
 
 @needs_chromium
