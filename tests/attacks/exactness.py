@@ -1,4 +1,4 @@
-"""What the attacks on exact audits share: a verifier for whom rows that passed alone keep their bits."""
+"""What the attacks on exact audits share."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from swarm.model import fingerprint
-from swarm.recheck import check, recompute
-from tests.attacks.lies import NEVER_IN_COMPANY
+from swarm.recheck import check
 
-HONEST = NEVER_IN_COMPANY
 ALL = 4096
 """Frames to open: every one of the runs here."""
-
-
-def verifying_rows_alone(patch: pytest.MonkeyPatch) -> None:
-    """In this process as in the nodes' (`lies.never_in_company`): one frame, one pass, and bits that follow from it."""
-    patch.setattr(fingerprint, "is_row_invariant", lambda block: True)
-    patch.setattr(recompute, "_batches", lambda steps: ([step] for step in steps))
 
 
 @contextmanager

@@ -80,21 +80,9 @@ def silent_about_it() -> None:
     StageRecord._issue = issued  # type: ignore[method-assign]
 
 
-def never_in_company() -> None:
-    """No lie: this node serves one run at a time, and each row passes in a frame of its own. What no company can change
-    is what `exact.is_row_invariant` promises of blocks that keep their rows' bits in any."""
-    from swarm.model import fingerprint
-
-    fingerprint.is_row_invariant = lambda block: True
-
-
-NEVER_IN_COMPANY = "tests.attacks.lies:never_in_company"
-
-
 def int8_in_one_frame_of_twenty() -> None:
     """Frames 5, 25, ... are answered by weights of a byte; keys and values are put right behind them, so that no other
     row shows it."""
-    never_in_company()
     from swarm.node import host
     from swarm.stage import batcher
 
@@ -121,14 +109,12 @@ def int8_in_one_frame_of_twenty() -> None:
 
 def int8_weights() -> None:
     """All matrices have weights of a byte, under the fingerprint of the kernels that they are multiplied by."""
-    never_in_company()
     _reading(_to_bytes).__enter__()
 
 
 def one_flipped_bit() -> None:
     """One bit of one weight is another than the manifest's: in float32 one of the fraction (2 ** -7 of the weight), in
     bfloat16 the sign, as its rows show no less of this model's small weights."""
-    never_in_company()
     _reading(_flipped).__enter__()
 
 

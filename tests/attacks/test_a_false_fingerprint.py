@@ -14,16 +14,13 @@ from swarm.client.client import Requester, RequesterConfig
 from swarm.client.route_policy import RouteRules
 from swarm.run.api import RunRequest
 from tests.attacks.arena import PROMPT, SPANS, Arena, arena
-from tests.attacks.exactness import ALL, HONEST, verifying_rows_alone
+from tests.attacks.exactness import ALL
 
 REQUEST = RunRequest(PROMPT, 8, speculation="plain", draft="none", patience_s=3.0)
 
 
-async def test_cheaper_weights_under_the_others_fingerprint(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    verifying_rows_alone(monkeypatch)
-    async with arena(model, tmp_path, lies=[HONEST, HONEST, "tests.attacks.lies:int8_weights"]) as field:
+async def test_cheaper_weights_under_the_others_fingerprint(model: Path, tmp_path: Path) -> None:
+    async with arena(model, tmp_path, lies=["", "", "tests.attacks.lies:int8_weights"]) as field:
         assert len({node.ready["fingerprint"] for node in field.nodes.nodes}) == 1
         verdict = await field.audit((await _alike(field, REQUEST, "same")), frames=ALL)
         assert verdict.refusal is Refusal.AUDIT and "layers [8, 12)" in verdict.line, verdict.line

@@ -10,9 +10,9 @@ from receipts.check.verdict import Level
 from receipts.format.errors import Refusal
 from swarm.run.api import RunRequest
 from tests.attacks.arena import PROMPT, arena
-from tests.attacks.exactness import ALL, HONEST, verifying_rows_alone, within_limits_only
+from tests.attacks.exactness import ALL, within_limits_only
 
-LIES = [HONEST, "tests.attacks.lies:int8_in_one_frame_of_twenty", HONEST]
+LIES = ["", "tests.attacks.lies:int8_in_one_frame_of_twenty", ""]
 LYING = len(PROMPT) + 4
 """Position of the row in frame 5: the prompt is frame 0."""
 
@@ -27,10 +27,7 @@ LYING = len(PROMPT) + 4
         pytest.param("model", 6, marks=pytest.mark.soak),
     ],
 )
-async def test_it_is_convicted_every_time(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wire: str, runs: int
-) -> None:
-    verifying_rows_alone(monkeypatch)
+async def test_it_is_convicted_every_time(model: Path, tmp_path: Path, wire: str, runs: int) -> None:
     async with arena(model, tmp_path, lies=LIES, arguments=("--dtype", "bfloat16")) as field:
         liar = bytes.fromhex(field.nodes.nodes[1].id).hex()[:8]
         for number in range(runs):

@@ -10,15 +10,14 @@ from receipts.check.verdict import Level
 from receipts.format.errors import Refusal
 from swarm.run.api import RunRequest
 from tests.attacks.arena import PROMPT, arena
-from tests.attacks.exactness import ALL, HONEST, verifying_rows_alone, within_limits_only
+from tests.attacks.exactness import ALL, within_limits_only
 
-LIES = [HONEST, "tests.attacks.lies:one_flipped_bit", HONEST]
+LIES = ["", "tests.attacks.lies:one_flipped_bit", ""]
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.soak)])
-async def test_it_is_convicted(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    verifying_rows_alone(monkeypatch)
+async def test_it_is_convicted(model: Path, tmp_path: Path, dtype: str) -> None:
     async with arena(model, tmp_path, lies=LIES, arguments=("--dtype", dtype)) as field:
         result = await field.run(RunRequest(PROMPT, 12, speculation="plain", draft="none"))
         verdict = await field.audit(result.receipt, frames=ALL)
