@@ -16,6 +16,7 @@ class MemberOptions(TypedDict, total=False):
 
     state, models   folders (default: the user's, as for the command line)
     lan             look for swarms on the local network
+    lan_swarm       id of the one to enter there; default: the first that lets us in
     relay, punch    as --no-relay and --no-punch, turned round
     http_proxy      "http://host:port" to go through where TCP leads nowhere
     """
@@ -23,6 +24,7 @@ class MemberOptions(TypedDict, total=False):
     state: Path | str
     models: Path | str
     lan: bool
+    lan_swarm: bytes
     relay: bool
     punch: bool
     http_proxy: str
@@ -41,6 +43,7 @@ def member_of(swarm: str | Path | None, options: MemberOptions) -> MemberConfig:
         models=Path(models) if models is not None else platformdirs.user_cache_path("wanswarm") / "models",
         invite=swarm.strip() if swarm is not None else None,
         lan=options.get("lan", True),
+        lan_swarm=options.get("lan_swarm"),
         relay=options.get("relay", True),
         punch=options.get("punch", True),
         http_proxy=options.get("http_proxy"),

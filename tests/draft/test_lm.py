@@ -292,7 +292,7 @@ def test_a_capture_that_fails_warns_once_and_drafts_on(
 @pytest.mark.parametrize("loop", ["loop", "graphs"])
 def test_models_with_windows_draft_in_loops_what_they_draft_step_by_step(family: str, loop: str) -> None:
     checkpoint = MemoryCheckpoint(random_model(tiny_config(family)))
-    block = load_block(checkpoint, 0, 6, torch.device("cpu"), torch.float32)
+    block = load_block(checkpoint, 0, 6, torch.device("cpu"), torch.float32, exact=False)  # by torch, as on a GPU
     sides = [LmDrafter(block, context=96, scratch=64, loop=LOOPS[kind]()) for kind in (loop, "stepwise")]
     drafted = [chain(side, [3, 1, 4, 1, 5, 9, 2, 6], 10, 6, random.Random(2)) for side in sides]
     assert drafted[0] == drafted[1]

@@ -19,7 +19,7 @@ OWN_EXPERTS = ("dbrx", "jetmoe", "llama4", "llama4_text", "longcat_flash")
 def packs(entry: TensorEntry, config: Mapping[str, Any], without_kernel: bool = False) -> bool:
     """Whether a matrix can be held as it is stored (`FileCheckpoint.hold`), should the model have a layer for it."""
     form = find_format(entry.format)
-    if form is None or len(entry.shape) != 2 or not _experts_pack(entry.name, config):
+    if form is None or len(entry.shape) != 2 or not _packs_by_name(entry.name, config):
         return False
     if not layout(entry.name, entry.shape, config).packed_safe:
         return False
@@ -30,7 +30,7 @@ def packs_encoded(weight: Weight, config: Mapping[str, Any]) -> bool:
     """As `packs`, of a matrix that several stored tensors make up and that a kernel multiplies."""
     kind = None if weight.encoding is None else weight.encoding.kernel_format
     form = None if kind is None else find_format(f"gguf:{kind}")
-    if form is None or len(weight.entry.shape) != 2 or not _experts_pack(weight.entry.name, config):
+    if form is None or len(weight.entry.shape) != 2 or not _packs_by_name(weight.entry.name, config):
         return False
     return has_kernel(form, weight.entry.shape, library())
 
@@ -61,7 +61,12 @@ def stack_bytes(weight: Weight, config: Mapping[str, Any], without_kernel: bool)
 
 def encoded_packs(weight: Weight, config: Mapping[str, Any]) -> bool:
     """Whether a matrix without a kernel can be held as its parts, unpacked for every product."""
-    return weight.encoding is not None and len(weight.entry.shape) == 2 and _experts_pack(weight.entry.name, config)
+    return weight.encoding is not None and len(weight.entry.shape) == 2 and _packs_by_name(weight.entry.name, config)
+
+
+def _packs_by_name(name: str, config: Mapping[str, Any]) -> bool:
+    """Not the matrices that make keys and values of a latent: attention takes them apart (`latent.py`)."""
+    return _experts_pack(name, config) and not (".kv_b_proj." in name and config.get("kv_lora_rank"))
 
 
 def _experts_pack(name: str, config: Mapping[str, Any]) -> bool:
