@@ -205,7 +205,7 @@ def members_of(arguments: argparse.Namespace) -> tuple[MemberConfig, ...]:
         heard = asyncio.run(open_lan_swarms())
         if not heard:
             raise UsageError(
-                "expected an open swarm on the local network, heard none; start one with swarm join --open-swarm, or "
+                "expected an open swarm on the local network, heard none; start one with swarm join --open, or "
                 "give --swarm INVITE"
             )
         members += [replace(member, invite=None, lan_swarm=swarm) for swarm in heard]

@@ -14,6 +14,7 @@ import pytest
 
 from swarm.base.errors import UsageError
 from swarm.cli.serve import alias, members_of, runs_at_once
+from swarm.discovery import bootstrap
 from swarm.serve.config import GatewayConfig
 from swarm.serve.desks import TAG
 from swarm.serve.gateway import gateway
@@ -156,6 +157,18 @@ async def test_names_that_mean_nothing_are_refused_at_the_start(tmp_path: Path) 
         with pytest.raises(UsageError, match=words):
             async with serving(small, **options):
                 pass
+
+
+def test_where_no_open_swarm_is_heard_the_option_that_opens_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from swarm.cli.main import build_parser
+
+    async def nobody() -> tuple[bytes, ...]:
+        return ()
+
+    monkeypatch.setattr(bootstrap, "open_lan_swarms", nobody)
+    with pytest.raises(UsageError, match="start one with swarm join --open, or give --swarm INVITE"):
+        members_of(build_parser().parse_args(["serve", "--swarm", "lan"]))
+    assert build_parser().parse_args(["join", "--open"]).open is True
 
 
 def test_options_for_names_and_limits() -> None:
