@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,15 +255,22 @@ def mistral(tape: Tape, tools: Schemas) -> Reader:
     yield from _arguments(tape)
 
 
+def _opened(tape: Tape, mark: str, first: bool) -> Generator[None, None, bool]:
+    """Whether the mark of one more call comes, which is then taken; the first one must."""
+    yield from blank(tape)
+    if not first and (yield from ahead(tape, mark)) is None:
+        return False
+    yield from expect(tape, mark)
+    return True
+
+
 def deepseek(tape: Tape, tools: Schemas) -> Reader:
     """Calls in marks of their own: name, separator, JSON (V3.1); or a type, separator, name, a block of JSON (V3)."""
     first = True
     while True:
-        yield from blank(tape)
-        if not first and (yield from ahead(tape, "<｜tool▁call▁begin｜>")) is None:
+        if not (yield from _opened(tape, "<｜tool▁call▁begin｜>", first)):
             return
         first = False
-        yield from expect(tape, "<｜tool▁call▁begin｜>")
         head, _ = yield from collect(tape, "<｜tool▁sep｜>")
         fenced = head.strip() == "function" and "function" not in tools
         if fenced:
@@ -282,11 +289,9 @@ def kimi(tape: Tape, tools: Schemas) -> Reader:
     """Calls with ids of the form functions.name:0 between their own marks."""
     first = True
     while True:
-        yield from blank(tape)
-        if not first and (yield from ahead(tape, "<|tool_call_begin|>")) is None:
+        if not (yield from _opened(tape, "<|tool_call_begin|>", first)):
             return
         first = False
-        yield from expect(tape, "<|tool_call_begin|>")
         own, _ = yield from collect(tape, "<|tool_call_argument_begin|>")
         own = own.strip()
         name = name_on_offer(own.removeprefix("functions.").rpartition(":")[0] or own, tools)
