@@ -14,7 +14,7 @@ rows must come out with the same bits alone and in company (`first_difference`),
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from swarm.model.gpu import Gpu
+from swarm.model.guard import Cuttable
 from swarm.model.job import Job
-from swarm.model.kvcache import KVPool, KVShape
+from swarm.model.kvcache import KVPool
 from swarm.model.quant.native import Library
 from swarm.model.rows import Layout, Rows, no_commits
 
@@ -88,28 +88,7 @@ def _of_one(name: str, args: Sequence[Any]) -> bool:
     return "matmul" in name and isinstance(args[0], torch.Tensor) and args[0].shape[-1] == 1
 
 
-class Exactable(Protocol):
-    """What is looked at: a block."""
-
-    first: int
-    last: int
-    head: bool
-    tail: bool
-    hidden_size: int
-    vocab_size: int
-    device: torch.device
-    dtype: torch.dtype
-    gpu: Gpu | None
-
-    @property
-    def kv_shapes(self) -> Sequence[KVShape]: ...
-
-    def view(self, first: int, last: int) -> Exactable: ...
-
-    def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]: ...
-
-
-def stands_against(block: Exactable, lib: Library | None, spans: Iterable[tuple[int, int]]) -> str | None:
+def stands_against(block: Cuttable, lib: Library | None, spans: Iterable[tuple[int, int]]) -> str | None:
     """Looks at these ranges of a block: None, or what keeps its rows from being invariant."""
     if block.device.type != "cpu":
         return "products and attention on a GPU follow the number of rows"
@@ -129,7 +108,7 @@ def stands_against(block: Exactable, lib: Library | None, spans: Iterable[tuple[
 
 
 @torch.inference_mode()
-def first_difference(block: Exactable) -> int | None:
+def first_difference(block: Cuttable) -> int | None:
     """The first of some random rows whose bits change with their company; None if none does: a prompt at once, against
     a row alone, some rows beside those of another session, and the rest."""
     source = torch.Generator().manual_seed(block.first)
@@ -150,7 +129,7 @@ def first_difference(block: Exactable) -> int | None:
             kv.close()
 
 
-def _job(block: Exactable, kv: Any, first: int, last: int, given: torch.Tensor) -> Job:
+def _job(block: Cuttable, kv: Any, first: int, last: int, given: torch.Tensor) -> Job:
     position = np.arange(first, last)
     rows = Rows(
         slot=(position + _LAYOUT.scratch).astype(np.uint32),
