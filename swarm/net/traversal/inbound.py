@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from swarm.base.address import Address
@@ -25,21 +25,19 @@ log = logging.getLogger(__name__)
 
 
 class InboundTraversal:
-    """Follows knocks, and calls into a relay's room unless `relay` is false; both only from peers that are `admitted`.
+    """Follows knocks, and calls into a relay's room unless `relay` is false; both only from members.
 
     A node that is reached through a relay already is visited all the same: the direct path takes the relay's place.
     """
 
-    def __init__(
-        self, board: Switchboard, admitted: Callable[[NodeId], bool], relay: bool, limits: ReachLimits
-    ) -> None:
-        self._board, self._admitted, self._relay, self._limits = board, admitted, relay, limits
+    def __init__(self, board: Switchboard, relay: bool, limits: ReachLimits) -> None:
+        self._board, self._relay, self._limits = board, relay, limits
         self._quota = EventQuota(limits.visits_per_minute, 60.0)
         board.handle(KNOCKED, self._on_knocked)
         board.handle(JOIN, self._on_join)
 
     async def _on_knocked(self, via: Peer, message: Message) -> None:
-        require_admitted(self._admitted, via)
+        require_admitted(self._board, via)
         knock = parse_knock_untrusted(message.header)
         present = self._board.get(knock.node)
         if (present is None or present.edge == "relay") and self._quota.take(time.monotonic()):
@@ -62,7 +60,7 @@ class InboundTraversal:
                 raise result
 
     async def _on_join(self, via: Peer, message: Message) -> None:
-        require_admitted(self._admitted, via)
+        require_admitted(self._board, via)
         node = check_id_untrusted(message.header.get("node"))
         if not self._relay:
             raise PeerError("this node takes no relayed connections (--no-relay)")

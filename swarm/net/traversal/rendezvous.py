@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from swarm.base.address import Address, format_address, parse_address_untrusted
 from swarm.base.errors import BusyError, PeerError
 from swarm.base.nodeid import NodeId, check_id_untrusted, short_id
 from swarm.net.channel.message import Message
+from swarm.net.members import Members
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 
@@ -96,16 +97,13 @@ class EventQuota:
 
 
 class Rendezvous:
-    """Answers KNOWS and KNOCK for those peers of `board` that are `admitted`.
+    """Answers KNOWS and KNOCK for those peers of `board` that are members.
 
     `offers_relay` says whether this node relays as well.
     """
 
-    def __init__(
-        self, board: Switchboard, admitted: Callable[[NodeId], bool], offers_relay: Callable[[], bool]
-    ) -> None:
+    def __init__(self, board: Switchboard, offers_relay: bool) -> None:
         self._board = board
-        self._admitted = admitted
         self._offers_relay = offers_relay
         self._quotas: dict[NodeId, EventQuota] = {}
         board.handle(KNOWS, self._on_knows)
@@ -113,13 +111,13 @@ class Rendezvous:
         board.handle(CHECK, self._on_check)
 
     async def _on_knows(self, peer: Peer, message: Message) -> Message:
-        require_admitted(self._admitted, peer)
+        require_admitted(self._board, peer)
         target = self._board.get(check_id_untrusted(message.header.get("node")))
-        return Message(KNOWS, {"knows": target is not None, "relay": self._offers_relay()})
+        return Message(KNOWS, {"knows": target is not None, "relay": self._offers_relay})
 
     async def _on_knock(self, asker: Peer, message: Message) -> Message:
         """Tell both sides of each other, so that both begin at the same moment."""
-        require_admitted(self._admitted, asker)
+        require_admitted(self._board, asker)
         node = check_id_untrusted(message.header.get("node"))
         addresses = parse_addresses_untrusted(message.header.get("addresses"))
         if not self._take_quota(asker.id):
@@ -137,7 +135,7 @@ class Rendezvous:
 
     async def _on_check(self, asker: Peer, message: Message) -> Message:
         """Dial the asker's own host at the port that it names, and nothing else."""
-        require_admitted(self._admitted, asker)
+        require_admitted(self._board, asker)
         port = message.header.get("port")
         if type(port) is not int or not 1 <= port <= 65535:
             raise PeerError(f"expected a port from 1 to 65535, found {str(port)[:20]}")
@@ -159,9 +157,9 @@ async def check_port(via: Peer, port: int) -> tuple[Address, bool]:
     return parse_address_untrusted(answer.header.get("seen")), answer.header.get("open") is True
 
 
-def require_admitted(admitted: Callable[[NodeId], bool], peer: Peer) -> None:
+def require_admitted(members: Members, peer: Peer) -> None:
     """Raises PeerError for a peer that is not a member: strangers get no help in reaching others."""
-    if not admitted(peer.id):
+    if not members.admitted(peer.id):
         raise PeerError(f"node {short_id(peer.id)} is not a member of this swarm; it has to say hello first")
 
 
