@@ -43,7 +43,7 @@ def choose_weights(weights: str, dtype: str, device: torch.device) -> str:
 def plan_packing(model: nn.Module, weights: str) -> Packing:
     """What of a model (on the meta device) can stay as stored."""
     if weights == "expanded":
-        return EXPANDED
+        return Packing(experts=ExpertNames(model), expanded=True)
     names = {f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Linear}
     table = _name_of(model, _embedding(model))
     if table is not None:

@@ -17,7 +17,7 @@ from swarm.model.per_layer import part_of
 from swarm.model.prune import LayerRange
 from swarm.model.quant.experts import Stack
 from swarm.model.quant.matrix import Matrix
-from swarm.model.stacks import ExpertNames, gather, hold_stack
+from swarm.model.stacks import ExpertNames, gather, hold_stack, join_experts
 
 _RENAMED = {
     "embed_out.weight": "lm_head.weight",
@@ -44,11 +44,13 @@ def unconsumed(names: Iterable[str]) -> list[str]:
 @dataclass(frozen=True)
 class Packing:
     """Which tensors stay as they are stored: `targets`, by the model's names, as far as the checkpoint can hold them.
-    experts: which parameters are those of experts; without_kernel: also what is unpacked for every product."""
+    experts: which parameters are those of experts; without_kernel: also what is unpacked for every product; expanded:
+    nothing stays as it is stored."""
 
     targets: frozenset[str] = frozenset()
     without_kernel: bool = False
     experts: ExpertNames | None = None
+    expanded: bool = False
 
 
 EXPANDED = Packing()
@@ -128,16 +130,27 @@ def read_state(
         names = dict(wanted.get(layer, ()))
         for target, gathered in of_experts.items():
             assert packing.experts is not None
-            stack = hold_stack(
-                target,
-                gathered,
-                packing.experts.shapes[target],
-                lambda name: checkpoint.hold(name, packing.without_kernel),
-                lambda name: checkpoint.hold_stack(name, packing.without_kernel),
-                {name: entries[name].shape for name in gathered.names},
-            )
+            stack = None
+            if not packing.expanded or gathered.plain:
+                keep = not packing.expanded and target in packing.experts.packable
+                stack = hold_stack(
+                    target,
+                    gathered,
+                    packing.experts.shapes[target],
+                    lambda name, keep=keep: checkpoint.hold(name, packing.without_kernel) if keep else None,
+                    lambda name, keep=keep: checkpoint.hold_stack(name, packing.without_kernel) if keep else None,
+                    {name: entries[name].shape for name in gathered.names},
+                    target in packing.experts.alternate,
+                )
             if stack is not None:
                 stacks[target] = stack
+            elif gathered.plain:
+                state[target] = join_experts(
+                    target,
+                    gathered,
+                    packing.experts,
+                    lambda name: _checked(checkpoint.read(name, dtype), name, manifest.model),
+                )
             else:
                 plain += [(name, names[name]) for name in gathered.names]
         for source, target in plain:
@@ -152,11 +165,16 @@ def read_state(
                 tensor = part_of(target, tensor, shape.first, shape.last, shape.n_layers)
             if target in expected:
                 _check_shape(source, tensor.shape, expected[target], manifest.model)
-            if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
-                raise ModelError(f"{source} of {manifest.model} holds values that are not finite: pull it again")
-            state[target] = tensor
+            state[target] = _checked(tensor, source, manifest.model)
         tell(done)
     return ModelState(state, packed, stacks)
+
+
+def _checked(tensor: torch.Tensor, source: str, model: str) -> torch.Tensor:
+    """The tensor. Raises ModelError for values that are not finite."""
+    if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
+        raise ModelError(f"{source} of {model} holds values that are not finite: pull it again")
+    return tensor
 
 
 def _check_shape(source: str, found: Sequence[int], expected: Sequence[int], model: str) -> None:
