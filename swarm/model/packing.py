@@ -18,7 +18,7 @@ from swarm.model.quant.matrix import KERNEL, Matrix
 from swarm.model.quant.modules import PackedEmbedding, PackedLinear, join_same_rows
 from swarm.model.quant.native import library
 from swarm.model.stacks import ExpertNames
-from swarm.model.state import EXPANDED, Packing
+from swarm.model.state import Packing
 
 PACKED = "q8"
 """What stages say they compute in when kernels multiply weights as stored by rows rounded to bytes (`KERNEL`)."""

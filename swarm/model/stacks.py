@@ -100,7 +100,6 @@ class ExpertNames:
             return None
         return ExpertPlace(target, converter.source_patterns.index(pattern), int(numbers[-1]))
 
-
     def _plain(self, name: str) -> ExpertPlace | None:
         """Of an expert by the name that a manifest of a GGUF has for it, where the model's own files have others."""
         found = _PLAIN.fullmatch(name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -32,6 +34,8 @@ _HARMLESS = re.compile(
 """Buffers that files carry and models compute themselves: rotary frequencies, and causal masks named biases."""
 
 
+Held = TypeVar("Held")
+
 _OWN_KEYS = re.compile(r"\.self_attn\.[kv]_(?:proj|norm)\.")
 """What makes keys and values in a layer: of no use in one that reads another's."""
 
@@ -53,7 +57,7 @@ class Packing:
     expanded: bool = False
 
 
-EXPANDED = Packing()
+EXPANDED = Packing(expanded=True)
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,8 @@ def read_state(
                     target,
                     gathered,
                     packing.experts.shapes[target],
-                    lambda name, keep=keep: checkpoint.hold(name, packing.without_kernel) if keep else None,
-                    lambda name, keep=keep: checkpoint.hold_stack(name, packing.without_kernel) if keep else None,
+                    partial(_held, checkpoint.hold, keep, packing.without_kernel),
+                    partial(_held, checkpoint.hold_stack, keep, packing.without_kernel),
                     {name: entries[name].shape for name in gathered.names},
                     target in packing.experts.alternate,
                 )
@@ -168,6 +172,10 @@ def read_state(
             state[target] = _checked(tensor, source, manifest.model)
         tell(done)
     return ModelState(state, packed, stacks)
+
+
+def _held(hold: Callable[[str, bool], Held], keep: bool, without_kernel: bool, name: str) -> Held | None:
+    return hold(name, without_kernel) if keep else None
 
 
 def _checked(tensor: torch.Tensor, source: str, model: str) -> torch.Tensor:

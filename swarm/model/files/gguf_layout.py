@@ -11,7 +11,10 @@ import torch
 
 from swarm.base.errors import ModelError
 
-_INTERLEAVED = ("llama", "mistral", "granite", "smollm3", "arcee")
+_INTERLEAVED = (
+    "llama", "mistral", "mixtral", "granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "smollm3", "arcee",
+    "olmo", "ministral3",
+)  # fmt: skip
 """Types whose converter is llama's, or made from it (conversion/*.py of llama.cpp)."""
 
 
@@ -97,7 +100,7 @@ def layout(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> Tens
     return TensorLayout(transposed=transposed(name, config))
 
 
-_TILED = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+_TILED = ("qwen3_5_text", "qwen3_5_moe_text")
 """Types whose value heads lie behind each other by their number among those of a key head, and then by key head."""
 
 

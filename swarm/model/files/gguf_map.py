@@ -6,6 +6,7 @@ tensor of the file must be one that it has. What their names are, `gguf_names.py
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,9 +113,7 @@ def _check_blocks(header: GGUFHeader, config: Mapping[str, Any], where: str) -> 
     return layers
 
 
-def _model(
-    header: GGUFHeader, config: Mapping[str, Any], where: str
-) -> tuple[Names, dict[str, tuple[int, ...]]]:
+def _model(header: GGUFHeader, config: Mapping[str, Any], where: str) -> tuple[Names, dict[str, tuple[int, ...]]]:
     """Names of the architecture, and transformers name -> shape, of the model that the config describes."""
     family = str(header.metadata["general.architecture"])
     whole = make_config(config, where)
@@ -160,7 +159,8 @@ def _pieces(
     if source.role:
         return [Piece(f"{name}{PART}{source.role}", tensor.shape, tensor.kind, tensor.offset, tensor.nbytes, tensor)]
     stored = tensor.shape[::-1] if transposed(name, config) else tensor.shape
-    if [n for n in stored if n != 1] != [n for n in shape if n != 1]:
+    flat = len(shape) == 1 and math.prod(stored) == shape[0]  # a recurrent layer's norm, in groups
+    if not flat and [n for n in stored if n != 1] != [n for n in shape if n != 1]:
         raise _unfit(source.stored, where, stored, shape)
     return [Piece(name, shape, tensor.kind, tensor.offset, tensor.nbytes, tensor)]
 

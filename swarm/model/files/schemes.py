@@ -110,9 +110,9 @@ def _group_parts(tensors: Sequence[TensorEntry], manifest: Manifest) -> dict[str
         if name in found:
             raise ModelError(f"{manifest.model} has {name} twice, in parts and whole; pull it again")
         try:
-            encoding = joined(own)
+            encoding = joined(own, manifest.config)
             shape = encoding.shape(own)
-        except (ValueError, IndexError) as exc:
+        except (ValueError, IndexError, KeyError) as exc:
             raise ModelError(f"{name} of {manifest.model} cannot be read: {exc}; pull it again") from exc
         first = next(iter(own.values()))
         entry = TensorEntry(name, shape, encoding.name, sum(p.nbytes for p in own.values()), first.digest)

@@ -129,7 +129,7 @@ class Stack:
 
     def _in_turn(self, out: torch.Tensor) -> torch.Tensor:
         """Outputs in the order that the model has them in."""
-        return out.unflatten(1, (2, -1)).transpose(1, 2).flatten(1) if self.alternate else out
+        return out.view(len(out), 2, -1).transpose(1, 2).reshape(out.shape) if self.alternate else out
 
     def _one_by_one(self, x: torch.Tensor, routed: Routed, bias: torch.Tensor | None, out: torch.Tensor) -> None:
         """For what one call does not multiply: matrices without a kernel, or whose columns lie in another order."""
@@ -216,7 +216,7 @@ class PackedExperts(nn.Module):
             wide = None if bias is None else bias.detach().float()
             stack = self.stacks.get(name)
             if wide is not None and stack is not None and stack.alternate:
-                wide = wide.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1)
+                wide = wide.view(len(wide), -1, 2).transpose(1, 2).reshape(wide.shape)
             self._wide[name] = None if wide is None else wide.contiguous()
         return self._wide[name]
 
