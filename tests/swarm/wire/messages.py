@@ -14,6 +14,19 @@ from swarm.mesh.membership import FOUNDER_PROOF, InviteToken, Ledger, Membership
 from swarm.mesh.messages import delta_message, digest_message, names_message, sign_suspicion
 from swarm.mesh.record import NodeRecord, sign_record
 from swarm.mesh.table import Held
+from swarm.mesh.weights import (
+    GET,
+    GET_REQUEST,
+    HAVE,
+    HAVE_ANSWER,
+    HAVE_REQUEST,
+    LIST,
+    LIST_REQUEST,
+    GetRequest,
+    HaveAnswer,
+    HaveRequest,
+    ListRequest,
+)
 from swarm.model.constraint import Constraint
 from swarm.model.rows import Commits, Layout, Rows
 from swarm.model.sampler import Sampling
@@ -140,20 +153,26 @@ def words() -> dict[str, Message]:
 MESSAGES: dict[str, Callable[[], bytes]] = {
     "envelope": lambda: pack_header(Envelope(Message("a.b", {"x": [1, {"y": b"z"}], "n": None}), Mode.CALL, 7)),
     "record": lambda: sign_record(record(), BOB.sign).wire,
-    "record with a fingerprint": lambda: sign_record(
-        replace(record(), fingerprint=bytes(range(32, 64))), BOB.sign
-    ).wire,
+    "record with a fingerprint": lambda: (
+        sign_record(replace(record(), fingerprint=bytes(range(32, 64))), BOB.sign).wire
+    ),
     "bare record": lambda: sign_record(bare(), ANN.sign).wire,
     "proof": guest_proof,
     "invite": lambda: invite().text().encode(),
     "invite of an open swarm": lambda: invite(with_token=False).text().encode(),
     "hello": lambda: flat(hello_message(Hello(MEMBERSHIP.swarm, bytes(16), "node", guest_proof(), None), NOW + 0.5)),
-    "hello with a token": lambda: flat(hello_message(Hello(MEMBERSHIP.swarm, b"", "guest", None, token(True, "guest")))),
+    "hello with a token": lambda: flat(
+        hello_message(Hello(MEMBERSHIP.swarm, b"", "guest", None, token(True, "guest")))
+    ),
     "welcome": lambda: flat(welcome()),
     "delta": lambda: flat(delta()),
     "hints": lambda: flat(names_message("mesh.hints", [(1, 2), (3, 2**64 - 1)], [(1, 2, 3)])),
     "want": lambda: flat(names_message("mesh.want", [1, 2], [(1, 2, 3)])),
     "digest": lambda: flat(digest_message(bytes(range(256)) * 8)),
+    "weights.have": lambda: flat(Message(HAVE, HAVE_REQUEST.header(HaveRequest(("ab" * 32, "cd" * 32))))),
+    "weights.have, answered": lambda: flat(Message(HAVE, HAVE_ANSWER.header(HaveAnswer((-1, 2**40))))),
+    "weights.list": lambda: flat(Message(LIST, LIST_REQUEST.header(ListRequest("ab" * 32)))),
+    "weights.get": lambda: flat(Message(GET, GET_REQUEST.header(GetRequest("ab" * 32, 2**33, 1000)))),
     "knock": lambda: flat(knock()),
     "knock by http": lambda: flat(knock(seen=None, addresses=(), wait_ms=0.0)),
     "opening": lambda: flat(encode_open(opening())),
