@@ -33,7 +33,28 @@ from swarm.model.sampler import Sampling
 from swarm.model.shaping import Shaping
 from swarm.net.channel.message import Envelope, Message, Mode, pack_header
 from swarm.net.identity import Identity
-from swarm.net.traversal.rendezvous import Knock
+from swarm.net.traversal.messages import (
+    ASK,
+    CHECK,
+    JOIN,
+    KNOCK,
+    KNOCK_REQUEST,
+    KNOWN,
+    KNOWS,
+    PORT_ANSWER,
+    PORT_REQUEST,
+    RELAY_CALL,
+    RELAY_ROOM,
+    SOUGHT,
+    Knock,
+    KnockRequest,
+    KnowsAnswer,
+    PortAnswer,
+    PortRequest,
+    RelayCall,
+    RelayRoom,
+    Sought,
+)
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_frame
 from swarm.ring.opening import OpenRun, RingSignal, StagePlan, encode_open, encode_release, encode_word
 
@@ -173,6 +194,16 @@ MESSAGES: dict[str, Callable[[], bytes]] = {
     "weights.have, answered": lambda: flat(Message(HAVE, HAVE_ANSWER.header(HaveAnswer((-1, 2**40))))),
     "weights.list": lambda: flat(Message(LIST, LIST_REQUEST.header(ListRequest("ab" * 32)))),
     "weights.get": lambda: flat(Message(GET, GET_REQUEST.header(GetRequest("ab" * 32, 2**33, 1000)))),
+    "knows": lambda: flat(Message(KNOWS, SOUGHT.header(Sought(BOB.id)))),
+    "knows, answered": lambda: flat(Message(KNOWS, KNOWN.header(KnowsAnswer(True, False)))),
+    "knock, asked": lambda: flat(
+        Message(KNOCK, KNOCK_REQUEST.header(KnockRequest(BOB.id, (("0.0.0.0", 9), ("::1", 10)))))
+    ),
+    "check": lambda: flat(Message(CHECK, PORT_REQUEST.header(PortRequest(65535)))),
+    "check, answered": lambda: flat(Message(CHECK, PORT_ANSWER.header(PortAnswer(("::1", 10), True)))),
+    "relay asked": lambda: flat(Message(ASK, SOUGHT.header(Sought(BOB.id)))),
+    "relay's room": lambda: flat(Message(ASK, RELAY_ROOM.header(RelayRoom("a" * 32, (("host.example", 1),))))),
+    "relay's call": lambda: flat(Message(JOIN, RELAY_CALL.header(RelayCall(BOB.id, "b-_" * 11, ())))),
     "knock": lambda: flat(knock()),
     "knock by http": lambda: flat(knock(seen=None, addresses=(), wait_ms=0.0)),
     "opening": lambda: flat(encode_open(opening())),
