@@ -2,5 +2,6 @@
 
 Look here for `SwarmError` and its kinds (`errors`), what a waiting person is told (`events`), frozen settings built at
 the command line (`config`), files that are there whole or not at all (`files`), `NodeId` (`nodeid`), `Address`
-(`address`), signals, locks and an event loop in a thread (`signals`, `locks`, `blocking`). Imports nothing of ours.
+(`address`), the form in which records and messages are declared, read and written (`codec`, `bounds`), signals, locks
+and an event loop in a thread (`signals`, `locks`, `blocking`). Imports nothing of ours.
 """
