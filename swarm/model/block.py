@@ -115,6 +115,23 @@ class Block:
             with self._divided(plans), self._in_order():
                 return self._forward(jobs, plans)
 
+    @torch.inference_mode()
+    def forward_to_head(self, jobs: Sequence[Job]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """`forward` at the tail, and per job what the head was given: rows [n, hidden_size] behind the last norm, of
+        all rows, wanted or not."""
+        with entered(self.gpu), self._attending.lock:
+            self._attending.jobs = plans = self._plan(jobs)
+            given: list[torch.Tensor] = []
+            hook = inner_model(self._model).register_forward_hook(
+                lambda module, inputs, output: given.append(output.last_hidden_state[0])
+            )
+            try:
+                with self._divided(plans), self._in_order():
+                    logits = self._forward(jobs, plans)
+            finally:
+                hook.remove()
+        return logits, [given[0][plan.start : plan.stop] for plan in plans]
+
     def clock(self) -> Clock:
         """A clock that is started: of the device's own time where it has such."""
         return WallClock() if self.gpu is None else EventClock(self.gpu)
