@@ -18,10 +18,10 @@ from swarm.client.route_policy import RouteRules
 from swarm.client.router import Routes
 from swarm.client.target_model import Target, load_target
 from swarm.discovery.bootstrap import enter_as_guest
-from swarm.discovery.connect import greeting
-from swarm.discovery.introducers import introducing
+from swarm.discovery.connect import MemberConnector
+from swarm.discovery.introducers import MemberIntroducer
 from swarm.discovery.rtt_probing import keep_scouting_ends, scout_first
-from swarm.discovery.state_dir import remember_swarm, requester_folder
+from swarm.discovery.state_dir import RememberedSwarm, requester_folder
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.invite import parse_invite_untrusted
 from swarm.mesh.messages import HELLO
@@ -100,7 +100,7 @@ class Requester:
             self._routes.costs,
             self._routes.describe,
             self._routes.wire,
-            greeting(board, gossip),
+            MemberConnector(board, gossip),
             ReceiptPlan(
                 folder=self.receipts_dir,
                 notary=notary,
@@ -138,9 +138,7 @@ class Requester:
             stack.callback(target.templates.close)
             stack.callback(target.compiler.close)
             target.require_served(saved)
-            gossip = await stack.enter_async_context(
-                Gossip(board, identity.sign, saved, kept=lambda what: remember_swarm(folder, what))
-            )
+            gossip = await stack.enter_async_context(Gossip(board, saved, store=RememberedSwarm(folder)))
             manifest = target.manifest
             kept = open_log(folder / "log", identity.id)
             author = kept.author(identity.sign)
@@ -151,12 +149,7 @@ class Requester:
             stack.callback(notary.close)
             requester = cls(stack, target, board, gossip, notary, config)
             if config.member.punch:
-                Reach(
-                    board,
-                    relay=config.member.relay,
-                    admitted=gossip.admitted,
-                    introduce=introducing(board, gossip),
-                )
+                Reach(board, relay=config.member.relay, introducer=MemberIntroducer(board, gossip))
             for kind, handler in requester.desk.handlers().items():
                 board.handle(kind, handler)
             await stack.enter_async_context(requester.desk)

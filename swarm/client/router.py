@@ -15,7 +15,7 @@ from swarm.base.address import Address
 from swarm.base.errors import CoverageError, PeerError
 from swarm.base.nodeid import NodeId, id_text, parse_id_untrusted
 from swarm.client.route_policy import RouteRules
-from swarm.discovery.connect import greeting
+from swarm.discovery.connect import MemberConnector
 from swarm.discovery.model_shape import model_shape
 from swarm.discovery.planner_view import members_of, rtts_of
 from swarm.mesh.gossip import Gossip
@@ -226,7 +226,7 @@ class Routes:
 
     async def ask_witness(self, node: NodeId, header: dict[str, bytes | str]) -> bytes:
         """A member's signed word on an order or a close (`swarm.run.receipt.AskWitness`). Raises PeerError."""
-        peer = await greeting(self._board, self._gossip)(StagePlan(node, self._addresses(node), 0, 1))
+        peer = await MemberConnector(self._board, self._gossip).connect(StagePlan(node, self._addresses(node), 0, 1))
         envelope = (await peer.call(Message(WITNESS, header), DIAL_TIMEOUT_S)).header.get("envelope")
         if not isinstance(envelope, bytes):
             raise PeerError("expected a witness's envelope, found none")

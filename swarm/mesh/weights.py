@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Protocol, TypeAlias
 
 from swarm.base.bounds import AtMost, Between, Exactly, Spelled, by_name
 from swarm.base.codec import Codec
 from swarm.base.errors import ModelError, PeerError
-from swarm.base.nodeid import NodeId
 from swarm.model.files.blobs import CHUNK, Blob
 from swarm.model.files.manifest import Manifest
 from swarm.net.channel.message import Message
+from swarm.net.members import Members
 from swarm.net.peer import Handler, Peer
 
 log = logging.getLogger(__name__)
@@ -88,10 +88,10 @@ class Source(Protocol):
 
 
 class WeightsServer:
-    """Serves blobs to admitted nodes. Files are read in threads, a few at once; lists of chunks are made once."""
+    """Serves blobs to members. Files are read in threads, a few at once; lists of chunks are made once."""
 
-    def __init__(self, manifest: Manifest, source: Source, admitted: Callable[[NodeId], bool]) -> None:
-        self._manifest, self._source, self._admitted = manifest, source, admitted
+    def __init__(self, manifest: Manifest, source: Source, members: Members) -> None:
+        self._manifest, self._source, self._members = manifest, source, members
         self._sizes = {blob.digest: blob.nbytes for blob in source.blobs()}
         self._lists: dict[str, bytes] = {}
         self._listing: dict[str, asyncio.Lock] = {}
@@ -139,5 +139,5 @@ class WeightsServer:
         return Message(GET, {}, found)
 
     def _check(self, peer: Peer) -> None:
-        if not self._admitted(peer.id):
+        if not self._members.admitted(peer.id):
             raise PeerError("weights are served to nodes of the swarm; say hello first")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from swarm.base.errors import RunError, SwarmError
 from swarm.base.events import Notice
+from swarm.base.life import Life
 from swarm.base.nodeid import id_text
 from swarm.discovery.planner_view import members_of, speed_of
 from swarm.mesh.gossip import Gossip
@@ -34,7 +34,7 @@ Layers = tuple[int, int]
 class BlockManager:
     """`hosting` is what this node serves. `from_members`: weights come from members of the swarm, not from `ref`.
 
-    `stopping`: set when the node is told to end; what loads then is given up. `fatal` ends the node with a line.
+    `stopping`: set when the node is told to end; what loads then is given up. `life` ends when no layers can be had.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class BlockManager:
         ref: str,
         from_members: bool,
         stopping: asyncio.Event,
-        fatal: Callable[[str], None],
+        life: Life,
     ) -> None:
         self.hosting: Hosting | None = None
         self._host, self._board, self._gossip, self._manifest = host, board, gossip, manifest
         self._ref, self._from_members, self._stopping = ref, from_members, stopping
-        self._fatal = fatal
+        self._life = life
         self._weights: WeightsServer | None = None
 
     async def load(self, layers: Layers) -> Hosting | None:
@@ -75,7 +75,7 @@ class BlockManager:
         self.hosting = hosting
         source = BlobSource(hosting.checkpoint)
         if self._weights is None:
-            self._weights = WeightsServer(self._manifest, source, self._gossip.admitted)
+            self._weights = WeightsServer(self._manifest, source, self._gossip)
             for kind, handler in self._weights.handlers().items():
                 self._board.handle(kind, handler)
         else:
@@ -169,7 +169,7 @@ class BlockManager:
             old = await self.load(layers)
         except SwarmError as error:
             text = f"could load neither the new layers ({why}) nor {_say(layers)} again: {error}"
-            self._fatal(text)
+            self._life.end(text)
             raise RunError(text) from error
         if old is not None:
             server.exchange(old.hosted)

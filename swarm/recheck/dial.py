@@ -16,7 +16,7 @@ from swarm.base.nodeid import parse_id_untrusted
 from swarm.discovery.bootstrap import enter_as_guest
 from swarm.discovery.state_dir import requester_folder
 from swarm.mesh.gossip import Gossip
-from swarm.mesh.saved import save
+from swarm.mesh.saved import SavedFile
 from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
 from swarm.net.peer import Peer
@@ -71,7 +71,7 @@ async def _look(
     identity = Identity.load_or_create(folder)
     board = await stack.enter_async_context(Switchboard(identity, proxy=member.http_proxy))
     saved = await enter_as_guest(board, member, folder, identity, report)
-    gossip = await stack.enter_async_context(Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what)))
+    gossip = await stack.enter_async_context(Gossip(board, saved, store=SavedFile(folder)))
     for node, _ in saved.peers[:1]:
         await gossip.link(node)
     wanted = [parse_id_untrusted(node) for node in nodes]

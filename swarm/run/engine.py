@@ -22,7 +22,7 @@ from swarm.net.channel.message import Message
 from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
 from swarm.planner.costs import Costs
-from swarm.ring.connect import Reach, dialler, unreachable
+from swarm.ring.connect import PlainConnector, StageConnector, unreachable
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.guide import ConstraintGuide, GivenGuide, Guide
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
@@ -59,7 +59,7 @@ class RunEngine:
         costs: Callable[[Sequence[StagePlan], str], Costs],
         describe: Callable[[StagePlan, Mapping[str, object], float], StageInfo],
         wire: Callable[[RunRequest, Sequence[StagePlan]], str],
-        reach: Reach | None = None,
+        connector: StageConnector | None = None,
         receipts: ReceiptPlan | None = None,
         private: Callable[[int], Awaitable[PrivateBlocks]] | None = None,
         keep_s: float = 0.0,
@@ -72,7 +72,7 @@ class RunEngine:
         self._keep_s = keep_s
         self._cannot_hold = cannot_hold
         self._prefixes = PrefixCache()
-        self._reach = reach or dialler(switchboard)
+        self._connector = connector or PlainConnector(switchboard)
         self.links: dict[bytes, RingLink] = {}
         self.loops: dict[bytes, RunLoop] = {}
         self.memory = LearnedCosts()
@@ -180,7 +180,7 @@ class RunEngine:
             least=request.sampling.shaping.least if request.sampling.shaping is not None else 0,
         )
         core = self._core(request, opening, drafting, self._held_to(request))
-        link = RingLink(self._reach, opening)
+        link = RingLink(self._connector, opening)
         if request.private and self._private is not None:
             blocks = await self._private(request.private)
             link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire, self._held_to(request))
@@ -198,7 +198,7 @@ class RunEngine:
             begin_drafter=(lambda: deferred.begin(request.prompt_ids, request.sampling)) if deferred else None,
             emit=emit,
             describe=self._describe,
-            unreachable=lambda stages: unreachable(self._reach, stages),
+            unreachable=lambda stages: unreachable(self._connector, stages),
             patience_s=request.patience_s,
             vocab_size=None if request.private else self.target.vocab_size,
             order=self._ordering(request, opening),

@@ -18,7 +18,7 @@ from swarm.net.channel.message import Message
 from swarm.net.channel.wire import encode_tensor
 from swarm.net.peer import Peer
 from swarm.ring.certain_rows import REPLAY_ROWS, certain_rows, leading_fresh
-from swarm.ring.connect import Reach
+from swarm.ring.connect import StageConnector
 from swarm.ring.frame import DOWN, Answer, Frame, encode_commits, encode_frame
 from swarm.ring.opening import OpenRun, RingSignal, encode_open, encode_release
 from swarm.ring.receipt_log import measure, note_commits
@@ -68,7 +68,7 @@ class RingLink:
     said      what the stages said of themselves when the ring opened; empty until all have
     """
 
-    reach: Reach
+    connector: StageConnector
     opening: OpenRun
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     answers: deque[tuple[Answer, float]] = field(default_factory=deque)
@@ -112,9 +112,9 @@ class RingLink:
         head, tail = opening.stages[0], opening.stages[-1]
         try:
             with _naming(head.node):
-                self.head = await self.reach(head)
+                self.head = await self.connector.connect(head)
             with _naming(tail.node):
-                self.tail = await self.reach(tail)
+                self.tail = await self.connector.connect(tail)
             self._watch()
             self._measure()
             with _naming(head.node):

@@ -171,17 +171,12 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
             for index, (first, last) in enumerate(blocks):
                 block = load_block(checkpoint, first, last, torch.device("cpu"), dtype, exact=exact)
                 identity = Identity.generate()
-                holder: list[StageServer] = []
-                board = Switchboard(
-                    identity,
-                    opened=lambda peer, h=holder: h[0].peer_opened(),
-                    closed=lambda peer, h=holder: h[0].peer_closed(peer),
-                )
+                board = Switchboard(identity)
                 hosted = HostedModel(
                     manifest.digest, block, KVPool(block, 1000 if index in full else kv_bytes), "cpu", identity.id
                 )
                 server = StageServer(hosted, board, limits)
-                holder.append(server)
+                board.watch(server)
                 for kind, handler in server.handlers().items():
                     board.handle(kind, handler)
                 await stack.enter_async_context(board)

@@ -223,12 +223,7 @@ async def _node(
 ) -> Node:
     manifest = checkpoint.manifest
     identity = Identity.generate()
-    holder: list[StageServer] = []
-    board = Switchboard(
-        identity,
-        opened=lambda peer: [server.peer_opened() for server in holder] and None,
-        closed=lambda peer: [server.peer_closed(peer) for server in holder] and None,
-    )
+    board = Switchboard(identity)
     log = open_log(state / "log", identity.id)
     private = (salted("uuid", f"GPU-{state.name}"),)
     hardware = receipts.Hardware("Test CPU", "cpu", 8 << 30, "", "Test CPU", 2, private[0].digest, {"1": 900})
@@ -237,12 +232,12 @@ async def _node(
         RowStore(state / "rows"), disclose,
     )  # fmt: skip
     stack.callback(notary.close)
-    handlers = dict(NotaryServer(notary, lambda node: True).handlers())
+    handlers = dict(NotaryServer(notary, board).handlers())
     node = Node(identity, board, ("", 0), notary)
     if block is not None:
         hosted = HostedModel(manifest.digest, block, KVPool(block, 1 << 30), "cpu", identity.id, compiler)
         node.server = StageServer(hosted, board, threads=threads, notary=notary)
-        holder.append(node.server)
+        board.watch(node.server)
         handlers |= node.server.handlers()
     for kind, handler in handlers.items():
         board.handle(kind, handler)

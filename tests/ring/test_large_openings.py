@@ -28,6 +28,7 @@ from swarm.recheck.dial import opener, opening_from_untrusted
 from swarm.ring import opening_limits, witness_service
 from swarm.ring.signer import ReceiptSigner, open_log
 from swarm.ring.witness_service import AUDIT, PIECE_BYTES, NotaryServer
+from tests.members import Admits
 
 ORDER = "ab" * 32
 SALTS = (leaf_hash(b"in"), leaf_hash(b"out"))
@@ -60,7 +61,7 @@ async def node(folder: Path, member: bool = False) -> AsyncIterator[tuple[Switch
             log.author(identity.sign), log, software, "00" * 32, lambda a, b: "", rows=RowStore(folder / "rows")
         )
         stack.callback(notary.close)
-        server = NotaryServer(notary, lambda node: member)
+        server = NotaryServer(notary, Admits(member))
         board = await stack.enter_async_context(Switchboard(identity))
         for kind, handler in server.handlers().items():
             board.handle(kind, handler)

@@ -69,7 +69,7 @@ async def join_room(board: Switchboard, addresses: Sequence[Address], token: str
     failure = "it gave no address"
     for address in addresses:
         try:
-            return await open_tunnel(address, PATH + token, board.spawn, timeout, board.proxy)
+            return await open_tunnel(address, PATH + token, board, timeout, board.proxy)
         except PeerError as exc:
             failure = str(exc)
     raise PeerError(f"the relay was not reached: {failure}")

@@ -6,11 +6,10 @@ import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
 
 from swarm.base.address import Address
 from swarm.base.errors import PeerError
-from swarm.base.nodeid import NodeId, short_id
+from swarm.base.nodeid import short_id
 from swarm.net.channel.limits import ReachLimits
 from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
@@ -24,21 +23,19 @@ log = logging.getLogger(__name__)
 
 
 class InboundTraversal:
-    """Follows knocks, and calls into a relay's room unless `relay` is false; both only from peers that are `admitted`.
+    """Follows knocks, and calls into a relay's room unless `relay` is false; both only from members.
 
     A node that is reached through a relay already is visited all the same: the direct path takes the relay's place.
     """
 
-    def __init__(
-        self, board: Switchboard, admitted: Callable[[NodeId], bool], relay: bool, limits: ReachLimits
-    ) -> None:
-        self._board, self._admitted, self._relay, self._limits = board, admitted, relay, limits
+    def __init__(self, board: Switchboard, relay: bool, limits: ReachLimits) -> None:
+        self._board, self._relay, self._limits = board, relay, limits
         self._quota = EventQuota(limits.visits_per_minute, 60.0)
         board.handle(KNOCKED, self._on_knocked)
         board.handle(JOIN, self._on_join)
 
     async def _on_knocked(self, via: Peer, message: Message) -> None:
-        require_admitted(self._admitted, via)
+        require_admitted(self._board, via)
         knock = parse_knock_untrusted(message.header)
         present = self._board.get(knock.node)
         if (present is None or present.edge == "relay") and self._quota.take(time.monotonic()):
@@ -61,7 +58,7 @@ class InboundTraversal:
                 raise result
 
     async def _on_join(self, via: Peer, message: Message) -> None:
-        require_admitted(self._admitted, via)
+        require_admitted(self._board, via)
         call = RELAY_CALL.read_untrusted(message.header)
         if not self._relay:
             raise PeerError("this node takes no relayed connections (--no-relay)")

@@ -18,7 +18,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from swarm.base.address import Address
 from swarm.base.errors import BusyError, PeerError, SwarmError
@@ -53,37 +54,39 @@ UPGRADE_SECONDS = 8.0
 """For one search for a direct path beside a relayed connection."""
 
 
-async def _nobody(node: NodeId) -> None:
-    """Knows nobody who may know `node`."""
+class Introducer(Protocol):
+    """Knows whom to ask for a node that no peer is connected to."""
+
+    async def introduce(self, node: NodeId) -> None:
+        """Connect to nodes that may be connected to `node`. May raise SwarmError where that does not work."""
 
 
 class Reach:
     """Puts itself in front of the switchboard's dialling, and serves the other side of it.
 
     `addresses` are what others may dial besides the ports that this node listens on. With `relay` false it neither uses
-    relays nor follows a call into one. `admitted` says which peers are members: only they are served.
-    `introduce` connects to nodes that may be connected to the one that is wanted, where no peer is.
+    relays nor follows a call into one; `offers_relay`: this node relays for others. Only members are served.
+    `introducer` helps where no peer is connected to the node that is wanted.
     """
 
     def __init__(
         self,
         board: Switchboard,
         *,
-        addresses: Callable[[], Sequence[Address]] = tuple,
+        addresses: Sequence[Address] = (),
         relay: bool = True,
-        offers_relay: Callable[[], bool] = lambda: False,
-        admitted: Callable[[NodeId], bool] = lambda node: True,
-        introduce: Callable[[NodeId], Awaitable[None]] = _nobody,
+        offers_relay: bool = False,
+        introducer: Introducer | None = None,
         limits: ReachLimits | None = None,
     ) -> None:
         self._board = board
         self._addresses = addresses
         self._relay = relay
-        self._introduce = introduce
+        self._introducer = introducer
         self.limits = limits or ReachLimits()
-        self.visits = InboundTraversal(board, admitted, relay, self.limits)
-        self.rendezvous = Rendezvous(board, admitted, offers_relay)
-        board.connector = self.connect
+        self.visits = InboundTraversal(board, relay, self.limits)
+        self.rendezvous = Rendezvous(board, offers_relay)
+        board.connector = self
 
     async def connect(self, node: NodeId, addresses: Sequence[Address], timeout: float) -> None:
         """Make `node` a peer of the switchboard by the first way that works; PeerError says why each did not."""
@@ -148,10 +151,10 @@ class Reach:
         """Peers that are connected to `node`, nearest first, and whether each offers to relay. Raises PeerError."""
         await asyncio.sleep(delay)
         found = await self._who_knows(node)
-        if not found:
+        if not found and self._introducer is not None:
             with contextlib.suppress(SwarmError, TimeoutError):
                 async with asyncio.timeout(self.limits.introduce):
-                    await self._introduce(node)
+                    await self._introducer.introduce(node)
             found = await self._who_knows(node)
         if not found:
             raise PeerError(f"none of {len(self._board.peers())} peers is connected to it")
@@ -202,7 +205,7 @@ class Reach:
     def _own_addresses(self) -> tuple[Address, ...]:
         """Where the other side may dial back; "0.0.0.0" stands for this node's host as others see it."""
         seen = [("0.0.0.0", port) for _, port in self._board.listening]
-        return tuple(dict.fromkeys([*seen, *self._addresses()]))[:MAX_ADDRESSES]
+        return tuple(dict.fromkeys([*seen, *self._addresses]))[:MAX_ADDRESSES]
 
     async def _relayed(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]], not_before: float) -> None:
         relays = [peer for peer, offers in await asyncio.shield(mutual) if offers]

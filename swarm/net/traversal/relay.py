@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import WSMsgType, web
@@ -70,20 +70,13 @@ class _Room:
 
 
 class Relay:
-    """The relay of one node, for those peers that are `admitted`. `routes` are for its HTTP application.
+    """The relay of one node, for those of its peers that are members. `routes` are for its HTTP application.
 
     `addresses`: where that application is dialled from outside.
     """
 
-    def __init__(
-        self,
-        board: Switchboard,
-        addresses: Sequence[Address],
-        limits: RelayLimits | None = None,
-        admitted: Callable[[NodeId], bool] = lambda node: True,
-    ) -> None:
+    def __init__(self, board: Switchboard, addresses: Sequence[Address], limits: RelayLimits | None = None) -> None:
         self._board = board
-        self._admitted = admitted
         self._addresses = tuple(addresses)
         self.limits = limits or RelayLimits()
         self._tokens: dict[str, tuple[_Room, NodeId]] = {}
@@ -103,7 +96,7 @@ class Relay:
 
     async def _on_ask(self, asker: Peer, message: Message) -> Message:
         """Make a room for the asker and a peer of this node, and call that peer in."""
-        require_admitted(self._admitted, asker)
+        require_admitted(self._board, asker)
         node = SOUGHT.read_untrusted(message.header).node
         target = self._board.get(node)
         if target is None or target is asker:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from swarm.base.address import Address
 from swarm.base.errors import BusyError, PeerError
 from swarm.base.nodeid import NodeId, short_id
 from swarm.net.channel.message import Message
+from swarm.net.members import Members
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.messages import (
@@ -62,16 +62,13 @@ class EventQuota:
 
 
 class Rendezvous:
-    """Answers KNOWS and KNOCK for those peers of `board` that are `admitted`.
+    """Answers KNOWS and KNOCK for those peers of `board` that are members.
 
     `offers_relay` says whether this node relays as well.
     """
 
-    def __init__(
-        self, board: Switchboard, admitted: Callable[[NodeId], bool], offers_relay: Callable[[], bool]
-    ) -> None:
+    def __init__(self, board: Switchboard, offers_relay: bool) -> None:
         self._board = board
-        self._admitted = admitted
         self._offers_relay = offers_relay
         self._quotas: dict[NodeId, EventQuota] = {}
         board.handle(KNOWS, self._on_knows)
@@ -79,13 +76,13 @@ class Rendezvous:
         board.handle(CHECK, self._on_check)
 
     async def _on_knows(self, peer: Peer, message: Message) -> Message:
-        require_admitted(self._admitted, peer)
+        require_admitted(self._board, peer)
         target = self._board.get(SOUGHT.read_untrusted(message.header).node)
-        return Message(KNOWS, KNOWN.header(KnowsAnswer(target is not None, self._offers_relay())))
+        return Message(KNOWS, KNOWN.header(KnowsAnswer(target is not None, self._offers_relay)))
 
     async def _on_knock(self, asker: Peer, message: Message) -> Message:
         """Tell both sides of each other, so that both begin at the same moment."""
-        require_admitted(self._admitted, asker)
+        require_admitted(self._board, asker)
         asked = KNOCK_REQUEST.read_untrusted(message.header)
         node = asked.node
         if not self._take_quota(asker.id):
@@ -103,7 +100,7 @@ class Rendezvous:
 
     async def _on_check(self, asker: Peer, message: Message) -> Message:
         """Dial the asker's own host at the port that it names, and nothing else."""
-        require_admitted(self._admitted, asker)
+        require_admitted(self._board, asker)
         port = PORT_REQUEST.read_untrusted(message.header).port
         if not self._take_quota(asker.id):
             raise BusyError(f"node {short_id(asker.id)} asks too often; try again in a minute")
@@ -124,9 +121,9 @@ async def check_port(via: Peer, port: int) -> tuple[Address, bool]:
     return answer.seen, answer.open
 
 
-def require_admitted(admitted: Callable[[NodeId], bool], peer: Peer) -> None:
+def require_admitted(members: Members, peer: Peer) -> None:
     """Raises PeerError for a peer that is not a member: strangers get no help in reaching others."""
-    if not admitted(peer.id):
+    if not members.admitted(peer.id):
         raise PeerError(f"node {short_id(peer.id)} is not a member of this swarm; it has to say hello first")
 
 

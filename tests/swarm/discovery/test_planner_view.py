@@ -164,7 +164,7 @@ async def test_of_two_spare_nodes_exactly_one_fills_the_hole_that_a_death_opens(
             idle=lambda me=me: me not in busy, move=move, clock=lambda: time.monotonic() * 1000,
             look_s=0.3, settle_s=0.6,
         )  # fmt: skip
-        node.gossip._spawn(mover.keep_looking())
+        node.gossip._tasks.spawn(mover.keep_looking())
     await until(lambda: all(not missing(n) for n in nodes), *nodes)
     kill(nodes[1])
     rest = [nodes[0], *nodes[2:]]
