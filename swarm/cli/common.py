@@ -171,14 +171,19 @@ def route_rules(arguments: argparse.Namespace) -> RouteRules:
 
 def add_folders(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """--state and --models."""
-    parser.add_argument(
-        "--state", type=Path, metavar="DIR", help="identity, peers, receipts (default: the user's state folder)"
-    )
+    add_state_option(parser)
     parser.add_argument(
         "--models",
         type=Path,
         metavar="DIR",
         help="model files, shared by all nodes of this machine (default: the user's cache folder)",
+    )
+
+
+def add_state_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """--state, for commands that need no model."""
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="identity, peers, receipts (default: the user's state folder)"
     )
 
 

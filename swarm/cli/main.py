@@ -25,7 +25,9 @@ from swarm.cli import (
     model,
     plan,
     serve,
+    show,
     status,
+    top,
     verify,
 )
 from swarm.cli.loop import INTERRUPTED, leave_now
@@ -57,8 +59,10 @@ def build_parser() -> Parser:
         chat,
         serve,
         status,
+        top,
         demo,
         verify,
+        show,
         model,
         mesh,
         plan,

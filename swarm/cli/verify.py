@@ -165,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = read_receipt(arguments.receipt)
     verdict = _verdict(arguments, data)
     if arguments.svg is not None:
-        _write(arguments.svg, svg_report(verdict))
+        write_drawing(arguments.svg, svg_report(verdict))
     if not arguments.json:
         return _show(verdict, print)
     print(json.dumps(verdict.as_json()))
@@ -284,7 +284,8 @@ def read_addresses(given: list[str], data: bytes) -> dict[str, list[Address]]:
     return found
 
 
-def _write(path: Path, text: str) -> None:
+def write_drawing(path: Path, text: str) -> None:
+    """A drawing goes into a file. Raises UsageError where it cannot."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -37,7 +37,7 @@ def member_of(view: MemberView) -> Member:
     Unmeasured speed, bandwidth and KV stay unknown; a member that is down counts as left.
     """
     r = view.record
-    state = r.state if view.standing in ("up", "suspect") else "left"
+    state: str = r.state if view.standing in ("up", "suspect") else "left"
     if view.standing == "suspect" and state == "serving":
         state = "suspect"
     return Member(

@@ -15,7 +15,7 @@ from swarm.base.nodeid import NodeId, short_id
 from swarm.base.tasks import TaskOwner
 from swarm.mesh import hello
 from swarm.mesh.admission import Admission
-from swarm.mesh.clocks import check_clocks_untrusted
+from swarm.mesh.clocks import check_clocks
 from swarm.mesh.distances import Distances
 from swarm.mesh.event import DialFailed, Linked, Unlinked
 from swarm.mesh.membership import InviteError, Revocation
@@ -128,9 +128,9 @@ class Neighbours:
             if why is not None:
                 self.turn_away(node, f"its admission counts no more: {why}")
 
-    def _check_clocks_untrusted(self, peer: Peer, message: Message) -> None:
+    def _check_clocks(self, peer: Peer, asked: hello.Hello) -> None:
         try:
-            check_clocks_untrusted(message.header.get("clock"), peer.id, self._board.id, self._time.wall())
+            check_clocks(asked.clock, peer.id, self._board.id, self._time.wall())
         except InviteError as error:
             log.warning("%s", error)  # the caller shows it; whoever runs this node is to know as well
             raise
@@ -141,9 +141,10 @@ class Neighbours:
             if self.leaving or self._state.banned(peer.id):
                 why = "is leaving" if self.leaving else "turns this one away for a while: it broke the rules"
                 raise InviteError(f"node {short_id(self._board.id)} {why}")
-            self._check_clocks_untrusted(peer, message)
+            asked = hello.parse_hello_untrusted(message.header)
+            self._check_clocks(peer, asked)
             answer, self.ledger = hello.answer_hello(
-                hello.parse_hello_untrusted(message.header),
+                asked,
                 peer.id,
                 self._board.id,
                 self._membership,
@@ -166,8 +167,8 @@ class Neighbours:
             return
         peer = await self._board.peer(node, addresses, timeout)
         answer = await peer.call(hello.hello_message(self._asked, self._time.wall()), timeout)
-        hello.parse_welcome_untrusted(answer.header, self._membership.swarm, self._board.identity, node)
-        shown = self._membership.admission_untrusted(answer.header["welcome"])
+        welcome = hello.parse_welcome_untrusted(answer.header, self._membership.swarm, self._board.identity, node)
+        shown = self._membership.admission_untrusted(welcome.shown)
         void = shown.void(self.ledger.revoked, self._time.wall())
         if void is not None:
             peer.drop(f"its admission counts no more: {void}")

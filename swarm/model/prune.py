@@ -39,7 +39,7 @@ _OTHER_HALVES = ("embed_tokens_extend",)
 _ROTATION = ("roformersinusoidalpositionalembedding",)
 """Embeddings whose rows every layer rotates by. They are worked out, so each stage has them."""
 
-_BY_LAYER = ("layer_types", "layer_rope_theta", "indexer_types")
+BY_LAYER = ("layer_types", "layer_rope_theta", "indexer_types")
 """Lists of a config with an entry a layer, that a forward looks into."""
 
 
@@ -282,7 +282,7 @@ def _has_parameters(module: nn.Module) -> bool:
 def _shorten(config: Any, shape: LayerRange, offset: int) -> Any:
     """The config with per-layer lists cut like the layers; forwards look things up by place in the list."""
     short = copy.copy(config)
-    for key in _BY_LAYER:
+    for key in BY_LAYER:
         if isinstance(kinds := getattr(config, key, None), list | tuple):
             _settle(short, key, list(kinds)[shape.first - offset : shape.last - offset])
     short.num_hidden_layers = shape.last - shape.first

@@ -78,6 +78,7 @@ class RingLink:
     private: PrivateEnds | None = None
     head: Peer | None = None
     tail: Peer | None = None
+    _before: OpenRun | None = None
     _word: asyncio.Future[RingSignal] | None = None
     _ended: asyncio.Queue[Mapping[str, Any]] = field(default_factory=asyncio.Queue)
     _pings: list[asyncio.Task[None]] = field(default_factory=list)
@@ -85,16 +86,25 @@ class RingLink:
     _closing: bool = False
     _warmth: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
-    async def open(self, opening: OpenRun, told: Callable[[], None], tokens: Sequence[int]) -> None:
+    def turn_to(self, opening: OpenRun) -> None:
+        """From now on only what belongs to the ring of `opening` counts; what came of the one before is forgotten.
+
+        In one step with the record's turn to it: an answer that comes between the two would stand in both.
+        """
+        self._before, self.opening, self.said = self.opening, opening, ()
+        self.answers.clear()
+        self.losses.clear()
+
+    async def open(self, told: Callable[[], None], tokens: Sequence[int]) -> None:
         """Dial head and tail and form the ring. Frames may follow once `told` is called, before all have answered.
 
         `tokens`: the committed tokens, for a head that must be replayed. Raises StageRefused.
         """
-        before, self.opening, self.said = self.opening, opening, ()
+        opening = self.opening
         self._end_watches()
         if self.head is not None and self.head.id not in {stage.node for stage in opening.stages}:
             with contextlib.suppress(PeerError):
-                self.head.post(encode_release(before), flow=opening.run)
+                self.head.post(encode_release(self._before or opening), flow=opening.run)
         if self.private is not None:
             self.private.restart()
             self.private.log = self.account.record.own_log if self.account is not None else None

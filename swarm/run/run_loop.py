@@ -234,9 +234,10 @@ class RunLoop:
                 await asyncio.sleep(REPLAN_EVERY_S)
                 continue
             opening = replace(opening, stages=stages, record=self._signed(stages))
+            self.link.turn_to(opening)
             told = asyncio.Event()
             tokens = self.core.tokens[: opening.keep]
-            self._opening = self._group.create_task(_refusal(self.link.open(opening, told.set, tokens)))
+            self._opening = self._group.create_task(_refusal(self.link.open(told.set, tokens)))
             self._opening.add_done_callback(lambda _: self.link.wake.set())
             waiter = self._group.create_task(told.wait())
             await asyncio.wait({self._opening, waiter}, return_when=asyncio.FIRST_COMPLETED)
@@ -300,8 +301,6 @@ class RunLoop:
             )
         self.core.restart()
         self._in_flight.clear()
-        link.answers.clear()
-        link.losses.clear()
         return await self._form(link.next_epoch(keep=self.core.held))
 
     @property

@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from swarm.base.address import Address, format_address
+from swarm.base.address import Address
 from swarm.base.errors import BusyError, PeerError, SwarmError
 from swarm.base.nodeid import NodeId, short_id
 from swarm.net.channel.limits import ReachLimits
@@ -30,9 +30,21 @@ from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.connect_methods import enter_room, open_at_once
 from swarm.net.traversal.inbound import InboundTraversal
+from swarm.net.traversal.messages import (
+    ASK,
+    KNOCK,
+    KNOCK_REQUEST,
+    KNOWN,
+    KNOWS,
+    MAX_ADDRESSES,
+    RELAY_ROOM,
+    SOUGHT,
+    KnockRequest,
+    Sought,
+    parse_knock_untrusted,
+)
 from swarm.net.traversal.race import Race
-from swarm.net.traversal.relay import ASK
-from swarm.net.traversal.rendezvous import KNOCK, KNOWS, MAX_ADDRESSES, Rendezvous, parse_knock_untrusted
+from swarm.net.traversal.rendezvous import Rendezvous
 
 log = logging.getLogger(__name__)
 
@@ -154,20 +166,21 @@ class Reach:
 
         async def ask(peer: Peer) -> tuple[Peer, bool] | None:
             try:
-                answer = await peer.call(Message(KNOWS, {"node": node}), timeout=2.0)
+                asked = Message(KNOWS, SOUGHT.header(Sought(node)))
+                answer = KNOWN.read_untrusted((await peer.call(asked, timeout=2.0)).header)
             except SwarmError:
                 return None
-            return (peer, answer.header.get("relay") is True) if answer.header.get("knows") is True else None
+            return (peer, answer.relay) if answer.knows else None
 
         return [pair for pair in await asyncio.gather(*map(ask, nearest)) if pair is not None]
 
     async def _punched(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]]) -> None:
         """Ask a mutual peer to arrange a simultaneous open; the other side also dials this node's addresses."""
         reason = PeerError("no mutual peer arranged it")
-        header = {"node": race.node, "addresses": self._own_addresses()}
+        asked = Message(KNOCK, KNOCK_REQUEST.header(KnockRequest(race.node, self._own_addresses())))
         for via, _ in (await asyncio.shield(mutual))[:3]:
             try:
-                answer = await via.call(Message(KNOCK, header), timeout=3.0)
+                answer = await via.call(asked, timeout=3.0)
                 knock = parse_knock_untrusted(answer.header)
             except (PeerError, BusyError) as exc:
                 reason = PeerError(str(exc))
@@ -189,10 +202,10 @@ class Reach:
             return
         raise reason
 
-    def _own_addresses(self) -> list[str]:
+    def _own_addresses(self) -> tuple[Address, ...]:
         """Where the other side may dial back; "0.0.0.0" stands for this node's host as others see it."""
         seen = [("0.0.0.0", port) for _, port in self._board.listening]
-        return [format_address(a) for a in dict.fromkeys([*seen, *self._addresses])][:MAX_ADDRESSES]
+        return tuple(dict.fromkeys([*seen, *self._addresses]))[:MAX_ADDRESSES]
 
     async def _relayed(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]], not_before: float) -> None:
         relays = [peer for peer, offers in await asyncio.shield(mutual) if offers]
@@ -201,8 +214,9 @@ class Reach:
         await asyncio.sleep(max(0.0, not_before + _ROUNDS * farther - time.monotonic()))
         for via in relays:
             try:
-                answer = await via.call(Message(ASK, {"node": race.node}), timeout=3.0)
-                sock = await enter_room(self._board, via, answer.header)
+                asked = Message(ASK, SOUGHT.header(Sought(race.node)))
+                room = RELAY_ROOM.read_untrusted((await via.call(asked, timeout=3.0)).header)
+                sock = await enter_room(self._board, via, room)
                 await self._board.adopt(sock, initiator=True, expect=race.node, edge="relay", claim=race.claim("relay"))
                 return
             except (PeerError, BusyError) as exc:

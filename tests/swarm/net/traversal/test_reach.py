@@ -23,19 +23,10 @@ from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.inbound import dial_back_addresses
+from swarm.net.traversal.messages import ASK, CHECK, JOIN, KNOCK, KNOCKED, KNOWS, Knock, parse_knock_untrusted
 from swarm.net.traversal.reach import Reach
-from swarm.net.traversal.relay import ASK, JOIN, Relay, RelayLimits
-from swarm.net.traversal.rendezvous import (
-    CHECK,
-    KNOCK,
-    KNOCKED,
-    KNOWS,
-    EventQuota,
-    Knock,
-    check_port,
-    parse_knock_untrusted,
-    waits_ms,
-)
+from swarm.net.traversal.relay import Relay, RelayLimits
+from swarm.net.traversal.rendezvous import EventQuota, check_port, waits_ms
 from tests.members import Admits
 
 NO_PUNCH = ReachLimits(knock_after=0.0, relay_after=0.0, punch=0.0, dial_back=0.5)
@@ -189,7 +180,7 @@ async def test_a_rendezvous_refuses_what_it_cannot_do() -> None:
         for node, addresses, reason in (
             (nobody, [], "is not connected"),
             (nodes.asker.id, [], "is not connected"),
-            (b"short", [], "node id of 32 bytes"),
+            (b"short", [], "32 bytes at reach.knock.node"),
             (nodes.target.id, ["x"], "host:port"),
             (nodes.target.id, ["1.2.3.4:5"] * 9, "at most 8"),
         ):
@@ -211,7 +202,7 @@ async def test_a_node_learns_where_it_is_seen_and_whether_it_can_be_dialled() ->
         assert (await check_port(home, closed_port))[1] is False
         assert (await check_port(home, nodes.home_address[1]))[1] is False  # another node answers there
         assert len(nodes.asker.peers()) == 1 and home.closed_reason is None
-        with pytest.raises(PeerError, match="port from 1 to 65535"):
+        with pytest.raises(PeerError, match="from 1 to 65535 at reach.check.port, found 0"):
             await home.call(Message(CHECK, {"port": 0}), 5)
 
 
