@@ -67,6 +67,19 @@ class RequesterConfig:
         return load_target(ref, self.member.models, self.draft, self.draft_model, self.draft_gpu, report)
 
 
+class PrivateHere:
+    """The first and the last layers of the target, loaded on this machine in what the stages compute in."""
+
+    def __init__(self, target: Target, routes: Routes) -> None:
+        self._target, self._routes = target, routes
+
+    async def get(self, count: int) -> PrivateBlocks:
+        """`count` layers at either end. Raises UsageError, ModelError."""
+        self._target.require_private(count)
+        exact = self._routes.dtype(self._routes.plan(frozenset(), count)) == "float32"
+        return await asyncio.to_thread(self._target.private_blocks, count, torch.float32 if exact else torch.bfloat16)
+
+
 class Requester:
     """`async with await Requester.connect(config, report) as r`: then any number of `r.run(...)` at once."""
 
@@ -82,7 +95,6 @@ class Requester:
         self._stack = stack
         self._target, self._board, self.gossip = target, board, gossip
         self.receipts_dir = config.member.state / "receipts"
-        self._private = PrivateShelf(self._load_private)
         self._routes = Routes(board, gossip, self.manifest, config.rules, target.drafters.step_ms)
         self.desk = RunEngine(
             board,
@@ -90,31 +102,24 @@ class Requester:
                 self.manifest.digest,
                 self.manifest.context,
                 target.eos,
-                target.decode,
+                target,
                 vocab_size=self.manifest.vocab_size,
                 special=target.special,
                 compiler=target.compiler,
             ),
-            self._routes.plan,
+            self._routes,
             target.drafters,
-            self._routes.costs,
-            self._routes.describe,
-            self._routes.wire,
             MemberConnector(board, gossip),
             ReceiptPlan(
                 folder=self.receipts_dir,
                 notary=notary,
                 model=target.ref[:100],
                 n_layers=self.manifest.n_layers,
-                dtype=self._routes.ordered_dtype,
-                witnesses=self._routes.witnesses,
-                ask=self._routes.ask_witness,
+                parties=self._routes,
                 pruner=Pruner(self.receipts_dir, config.keep_receipts_s),
-                unlike=self._routes.unlike,
             ),
-            self._private.get,
+            PrivateShelf(PrivateHere(target, self._routes)),
             config.keep_s,
-            self._routes.cannot_hold,
         )
 
     @classmethod
@@ -142,7 +147,7 @@ class Requester:
             manifest = target.manifest
             kept = open_log(folder / "log", identity.id)
             author = kept.author(identity.sign)
-            published = open_published(config.log, kept, identity.id, identity.sign, report)
+            published = open_published(config.log, kept, identity, report)
             notary = ReceiptSigner(
                 author, kept, software(), manifest.digest, manifest.weights_digest, published=published
             )
@@ -234,12 +239,6 @@ class Requester:
         """The swarm as the dashboard shows it: no addresses, measured distances only."""
         flights = {run: {"rows_in_flight": rows} for run, rows in self.desk.flights().items()}
         return {**mesh_status(self.gossip, self._board), "runs": flights}
-
-    async def _load_private(self, count: int) -> PrivateBlocks:
-        """The first and the last `count` layers on this machine. Raises UsageError, ModelError."""
-        self._target.require_private(count)
-        exact = self._routes.dtype(self._routes.plan(frozenset(), count)) == "float32"
-        return await asyncio.to_thread(self._target.private_blocks, count, torch.float32 if exact else torch.bfloat16)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

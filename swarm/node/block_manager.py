@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -111,8 +111,7 @@ class BlockManager:
             self._host.shape(self._manifest),
             replace(room, speed=speed_of(self.hosting.speed_us), overflow_speed=speed_of(self.hosting.overflow_us)),
             BlockChoice(*self.hosting.layers, self.hosting.overflow, ""),
-            idle=lambda: not server.sessions.busy and not server.draining,
-            move=lambda block: self.move(server, block),
+            _Served(self, server),
         )
 
     async def move(self, server: StageServer, block: BlockChoice) -> bool:
@@ -174,6 +173,21 @@ class BlockManager:
         if old is not None:
             server.exchange(old.hosted)
             self.take(old)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """The block and who serves it, for the rebalancer."""
+
+    manager: BlockManager
+    server: StageServer
+
+    @property
+    def idle(self) -> bool:
+        return not self.server.sessions.busy and not self.server.draining
+
+    async def move(self, block: BlockChoice) -> bool:
+        return await self.manager.move(self.server, block)
 
 
 async def _quiet(server: StageServer) -> bool:

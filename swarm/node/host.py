@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,7 +72,7 @@ class Host:
     """What a node computes with: `node` its id, `threads` of the CPU.
 
     `kept`: what was measured before; None: nothing is kept. `spare`: where layers go that `device` has no room for;
-    None: nowhere. `free`: bytes that a device can still take. `weights`: of `load_block`.
+    None: nowhere. `weights`: of `load_block`.
     """
 
     config: JoinConfig
@@ -85,8 +84,11 @@ class Host:
     report: Report
     kept: ProbeCache | None = None
     spare: torch.device | None = None
-    free: Callable[[torch.device], int] = free_bytes
     weights: str = "expanded"
+
+    def free(self, device: torch.device) -> int:
+        """Bytes that a device can still take."""
+        return free_bytes(device)
 
     def shape(self, manifest: Manifest) -> ModelShape:
         """The model's sizes as this node would hold it."""

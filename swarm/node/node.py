@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -174,7 +174,7 @@ class _Life:
                 self._judge_addresses(stack, gossip, board, reachable)
             relayed = Relay(board, reachable).routes() if config.offer_relay else ()
             more = [*door_routes(board), *relayed]
-            view = node_view(lambda: mesh_status(gossip, board), manifest, more=more, stage=lambda: self.server)
+            view = node_view(_Page(self, gossip, board), manifest, more)
             board.http = await stack.enter_async_context(view)
             ref = config.model or saved.ref
             tenant = BlockManager(self.host, board, gossip, manifest, ref, from_members, self.stop, self)
@@ -308,6 +308,22 @@ class _Life:
             f"{self.hardware.name} answers no more ({why}); this node has left the swarm: start it again, and if that "
             "fails too, look at the driver's log (dmesg) or restart the machine"
         )
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What the node's own page is made of."""
+
+    life: _Life
+    gossip: Gossip
+    board: Switchboard
+
+    @property
+    def stage(self) -> StageServer | None:
+        return self.life.server
+
+    def status(self) -> Mapping[str, Any]:
+        return mesh_status(self.gossip, self.board)
 
 
 async def _publish(gossip: Gossip, server: StageServer) -> None:

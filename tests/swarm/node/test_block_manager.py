@@ -69,12 +69,13 @@ async def house(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[House]:  # n
         manifest = store.open(str(tiny_folder), (0, 1), silent).manifest
         made: list[House] = []
 
-        def free(device: torch.device) -> int:
-            room = made[0].room if made else 1 << 30
-            return room if room is not None else (1 << 30) * (made[0].server.hosted is None)
+        class Full(Fails):
+            def free(self, device: torch.device) -> int:
+                room = made[0].room if made else 1 << 30
+                return room if room is not None else (1 << 30) * (made[0].server.hosted is None)
 
         config = JoinConfig(MemberConfig(tmp_path, tmp_path / "models"))
-        host = Fails(config, store, node.board.id, torch.device("cpu"), torch.float32, 1, silent, free=free)
+        host = Full(config, store, node.board.id, torch.device("cpu"), torch.float32, 1, silent)
         life = Ended()
         stop = asyncio.Event()
         tenant = BlockManager(host, node.board, node.gossip, manifest, str(tiny_folder), False, stop, life)
