@@ -21,6 +21,7 @@ from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
+from swarm.model.mtp import load_mtp
 from swarm.model.sampler import Sampling
 from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
@@ -33,6 +34,7 @@ from swarm.run.api import RunRequest, StageInfo
 from swarm.run.engine import Drafting, RunEngine, TargetFacts
 from swarm.run.private_layers import PrivateBlocks
 from swarm.stage.admission import HostedModel, StageLimits
+from swarm.stage.mtp_session import MTPHost
 from swarm.stage.server import StageServer
 
 VOCAB = 97
@@ -177,8 +179,14 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                     opened=lambda peer, h=holder: h[0].peer_opened(),
                     closed=lambda peer, h=holder: h[0].peer_closed(peer),
                 )
+                head = load_mtp(checkpoint, block, "expanded") if block.tail else None
                 hosted = HostedModel(
-                    manifest.digest, block, KVPool(block, 1000 if index in full else kv_bytes), "cpu", identity.id
+                    manifest.digest,
+                    block,
+                    KVPool(block, 1000 if index in full else kv_bytes),
+                    "cpu",
+                    identity.id,
+                    mtp=None if head is None else MTPHost(head, KVPool(head.block, kv_bytes)),
                 )
                 server = StageServer(hosted, board, limits)
                 holder.append(server)
@@ -213,7 +221,14 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
             board = await stack.enter_async_context(Switchboard(Identity.generate()))
             desk = RunEngine(
                 board,
-                TargetFacts(manifest.digest, 512, frozenset(), lambda ids: " ".join(map(str, ids)) + " ", VOCAB),
+                TargetFacts(
+                    manifest.digest,
+                    512,
+                    frozenset(),
+                    lambda ids: " ".join(map(str, ids)) + " ",
+                    VOCAB,
+                    mtp=manifest.mtp is not None,
+                ),
                 planner,
                 Drafters(load_block(checkpoint, 0, manifest.n_layers, torch.device("cpu"), torch.float32), bad_drafter),
                 lambda stages, wire: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
