@@ -16,7 +16,7 @@ from tests.models.configs import LAYERS, tiny_config
 from tests.swarm.model.tiny import random_model
 
 APPENDED = ("deepseek_v3", "glm4_moe", "glm4_moe_lite")
-APART = ("qwen3_next",)
+APART = ("qwen3_next", "qwen3_5_text")
 
 
 def save_with_head(kind: str, folder: Path) -> Any:
