@@ -25,7 +25,7 @@ LANE, LEFT, BARS, RIGHT, TOP = 30, 190, 620, 150, 74
 
 
 @dataclass(frozen=True)
-class Ring:
+class RingSpan:
     """One ring of a run. Times in microseconds since the order.
 
     tokens  positions [first, last) that it drew and the run kept
@@ -42,7 +42,7 @@ class Ring:
 
 
 @dataclass(frozen=True)
-class Part:
+class LanePart:
     """What one node did in ring number `ring`: layers [first, last), and its own word on what it computed (us)."""
 
     ring: int
@@ -58,8 +58,8 @@ class Timeline:
     elapsed_us: int
     first_token_us: int | None
     tokens: int
-    rings: tuple[Ring, ...]
-    lanes: tuple[tuple[str, tuple[Part, ...]], ...]
+    rings: tuple[RingSpan, ...]
+    lanes: tuple[tuple[str, tuple[LanePart, ...]], ...]
 
 
 def timeline(run: ReceiptRun) -> Timeline:
@@ -72,7 +72,7 @@ def timeline(run: ReceiptRun) -> Timeline:
     ends = [*moments[1:], max(close.elapsed_us, moments[-1])]
     following = [*run.epochs[1:], None]
     rings = tuple(
-        Ring(
+        RingSpan(
             begin,
             end,
             drawn_in(run, epoch),
@@ -82,12 +82,12 @@ def timeline(run: ReceiptRun) -> Timeline:
         )
         for epoch, begin, end, after in zip(run.epochs, moments, ends, following, strict=True)
     )
-    parts: dict[str, list[Part]] = {}
+    parts: dict[str, list[LanePart]] = {}
     for epoch in run.epochs:
         for stage in epoch.plan:
             end = epoch.ends.get(stage.node)
             compute = end.compute_us if end is not None else None
-            parts.setdefault(stage.node, []).append(Part(epoch.number, stage.first, stage.last, compute))
+            parts.setdefault(stage.node, []).append(LanePart(epoch.number, stage.first, stage.last, compute))
     lanes = sorted(parts.items(), key=lambda lane: (lane[1][0].first, lane[1][0].ring))
     first = close.first_token_us if close.new_tokens else None
     return Timeline(ends[-1], first, close.new_tokens, rings, tuple((key, tuple(of)) for key, of in lanes))
@@ -167,7 +167,7 @@ def svg_timeline(line: Timeline, title: str) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _lane(line: Timeline, key: str, parts: Sequence[Part], top: float) -> list[str]:
+def _lane(line: Timeline, key: str, parts: Sequence[LanePart], top: float) -> list[str]:
     drawn = [_text(20, top + 18, f"{_layers(parts)}  {short(key)[:8]}", INK)]
     for part in parts:
         ring = line.rings[part.ring]
@@ -188,7 +188,7 @@ def _lane(line: Timeline, key: str, parts: Sequence[Part], top: float) -> list[s
     return drawn
 
 
-def _bar(line: Timeline, key: str, parts: Sequence[Part], room: int) -> str:
+def _bar(line: Timeline, key: str, parts: Sequence[LanePart], room: int) -> str:
     cells = [APART] * room
     for part in parts:
         ring = line.rings[part.ring]
@@ -207,14 +207,14 @@ def _x(line: Timeline, moment: int) -> float:
     return LEFT + BARS * min(1.0, max(0, moment) / max(1, line.elapsed_us))
 
 
-def _share(line: Timeline, parts: Sequence[Part]) -> str:
+def _share(line: Timeline, parts: Sequence[LanePart]) -> str:
     """Of the time in the ring, how much it computed by its own word."""
     known = [(part.compute_us, line.rings[part.ring]) for part in parts if part.compute_us is not None]
     whole = sum(ring.end_us - ring.begin_us for _, ring in known)
     return f"{sum(us for us, _ in known) / whole:.0%} busy" if whole > 0 else "no end"
 
 
-def _layers(parts: Sequence[Part]) -> str:
+def _layers(parts: Sequence[LanePart]) -> str:
     return ", ".join(dict.fromkeys(f"layers {part.first}-{part.last - 1}" for part in parts))
 
 

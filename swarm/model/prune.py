@@ -19,6 +19,7 @@ from torch import nn
 from swarm.base.errors import ModelError
 from swarm.model.files.ties import STREAMS_IN, Ties
 from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
+from swarm.model.nearest import nearest
 from swarm.model.per_layer import AROUND, KEPT, blank, cut_tables, join_tables
 from swarm.model.quant.modules import PackedEmbedding
 
@@ -125,7 +126,11 @@ def _lists(module: nn.Module) -> list[list[tuple[nn.Module, str]]]:
 
 
 def unfit(name: str, why: str) -> ModelError:
-    return ModelError(f"{name} cannot be cut into blocks: {why}; use another architecture, such as Llama or Qwen")
+    """The refusal of a class, with the nearest family that works."""
+    return ModelError(
+        f"{name} cannot be cut into blocks: {why}; use another architecture, the nearest that works is "
+        f"{nearest(name).told} (docs/models.md has all)"
+    )
 
 
 def check_config(config: object, name: str) -> None:

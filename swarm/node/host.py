@@ -27,6 +27,7 @@ from swarm.model.fingerprint import LoadLayers, fingerprint_of
 from swarm.model.graphs import graphed
 from swarm.model.held import Vocabulary
 from swarm.model.kvcache import KVPool
+from swarm.model.mtp import load_mtp
 from swarm.model.overflow import SplitBlock, SplitPool
 from swarm.model.probe import ROWS, probe
 from swarm.model.ways import measure_ways
@@ -35,6 +36,7 @@ from swarm.planner.api import ModelShape, Room, Speed, choose_block
 from swarm.planner.block_choice import fit
 from swarm.planner.coverage_need import MEMORY_SHARE, PLANNED_CONTEXT
 from swarm.stage.admission import HostedModel, StageLimits
+from swarm.stage.mtp_session import MTPHost
 
 KV_SHARE = 0.4
 MOST_KV = 64 << 30
@@ -125,7 +127,8 @@ class Host:
         front, pool, speed, kernels = self._load_part(checkpoint, layers[0], cut, self.device, layers)
         name, about = describe(self.device).name, StageLimits()
         if self.spare is None or not overflow:
-            hosted = HostedModel(manifest.digest, front, pool, name, self.node, compiler, kernels)
+            mtp = self._mtp(checkpoint, front, pool)
+            hosted = HostedModel(manifest.digest, front, pool, name, self.node, compiler, kernels, mtp)
             return Hosting(hosted, checkpoint, about, speed)
         back, back_pool, back_speed, _ = self._load_part(checkpoint, cut, layers[1], self.spare, layers)
         self.report(Notice(f"{overflow} of {layers[1] - layers[0]} layers are in main memory: {name} has no room"))
@@ -133,6 +136,19 @@ class Host:
         # A block on two devices computes with two sets of kernels: it has no fingerprint that another could share.
         hosted = HostedModel(manifest.digest, block, both, name, self.node, compiler)
         return Hosting(hosted, checkpoint, about, speed, overflow, back_speed)
+
+    def _mtp(self, checkpoint: FileCheckpoint, block: Block, pool: KVPool) -> MTPHost | None:
+        """The model's own head, where the block is its tail: it drafts for runs that ask for it."""
+        if not block.tail:
+            return None
+        try:
+            head = load_mtp(checkpoint, block, self.weights if block.device.type == "cpu" else "expanded")
+        except ModelError as error:
+            self.report(Notice(f"this node does not draft with the model's own head: {error}"))
+            return None
+        if head is None:
+            return None
+        return MTPHost(head, KVPool(head.block, pool.budget_bytes // (block.last - block.first)))
 
     def _compiler(self, ref: str, checkpoint: FileCheckpoint) -> Compiler | None:
         """What a tail holds answers to constraints with; None where the model's tokenizer cannot be had."""

@@ -166,6 +166,8 @@ class RunEngine:
         routes = RunRoutes(self.router, request, self._connector)
         opening = await patiently(lambda: self._opening(request, routes), request.patience_s, events.put_nowait)
         drafting = self._drafting.make(request)
+        if opening.drafts:
+            drafting = replace(drafting, name="mtp" if drafting.name == "none" else f"{drafting.name}+mtp")
         text = TextStream(
             self.target.decoder,
             request.stop,
@@ -269,7 +271,12 @@ class RunEngine:
             stages=stages,
             keep=keep,
             base=base,
+            drafts=self._tail_drafts(request),
         )
+
+    def _tail_drafts(self, request: RunRequest) -> bool:
+        """Whether the tail should follow the run with the model's own head: it learns the run's token ids by that."""
+        return self.target.mtp and request.draft == "auto" and request.speculation != "plain" and not request.private
 
     async def _compiled(self, request: RunRequest) -> RunRequest:
         """The request with its constraint as it stands in the order, once it is known to compile, and the shaping with
@@ -313,6 +320,7 @@ class RunEngine:
             calibrations=self.memory.calibrations,
             held=opening.keep,
             guide=self._guide(request, held_to),
+            tail=opening.drafts,
         )
 
     def _guide(self, request: RunRequest, held_to: Matcher | None) -> Guide | None:

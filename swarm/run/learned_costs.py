@@ -21,6 +21,7 @@ class TargetFacts:
     vocab_size    token ids are below it; None: not known
     special       names of the ids that `decoder` leaves out
     compiler      holds answers to constraints; None: runs with one are refused
+    mtp           the checkpoint has a multi-token prediction head that a tail can draft with
     """
 
     model: str
@@ -30,6 +31,7 @@ class TargetFacts:
     vocab_size: int | None = None
     special: Mapping[int, str] = field(default_factory=dict)
     compiler: Compiler | None = None
+    mtp: bool = False
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,9 @@ class RunLoop:
                 self._in_flight[planned.seq] = Sent(self._last_sent, np.flatnonzero(planned.rows.want))
                 self.tally.passes += 1
                 self.tally.rows += len(planned.rows)
-                await link.send(Frame(opening.run, opening.epoch, planned.seq, planned.commits, planned.rows))
+                await link.send(
+                    Frame(opening.run, opening.epoch, planned.seq, planned.commits, planned.rows, drafts=planned.drafts)
+                )
         except StageRefused as error:
             return Loss(link.opening.epoch, 0, str(error))
         if time.monotonic() - self._last_sent > KEEP_EVERY_S:
@@ -193,7 +195,8 @@ class RunLoop:
                 self.tally.lone_pass_ms.append((at - sent.at) * 1000.0)
         self.tally.stage_us.append([computed for _, computed in answer.timings])
         stages = [(queued / 1000.0, computed / 1000.0) for queued, computed in answer.timings]
-        settled = self.core.on_answer(answer.seq, [int(t) for t in answer.token], at, stages)
+        drawn = [int(t) for t in answer.token]
+        settled = self.core.on_answer(answer.seq, drawn, at, stages, answer.drafts, answer.drafts_us)
         tokens, drafted, logprobs, added = [], [], [], []
         for token in settled.tokens:
             if self.tally.first_token is None:

@@ -20,6 +20,7 @@ from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
+from swarm.model.mtp import load_mtp
 from swarm.model.sampler import Sampling
 from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
@@ -30,6 +31,7 @@ from swarm.ring.opening import StagePlan
 from swarm.run.api import RunRequest
 from swarm.run.engine import Drafting, RunEngine, TargetFacts
 from swarm.stage.admission import HostedModel, StageLimits
+from swarm.stage.mtp_session import MTPHost
 from swarm.stage.server import StageServer
 from tests.ring.routes import Decodes, FixedRouter, PrivateFrom
 
@@ -170,8 +172,14 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                 block = load_block(checkpoint, first, last, torch.device("cpu"), dtype, exact=exact)
                 identity = Identity.generate()
                 board = Switchboard(identity)
+                head = load_mtp(checkpoint, block, "expanded") if block.tail else None
                 hosted = HostedModel(
-                    manifest.digest, block, KVPool(block, 1000 if index in full else kv_bytes), "cpu", identity.id
+                    manifest.digest,
+                    block,
+                    KVPool(block, 1000 if index in full else kv_bytes),
+                    "cpu",
+                    identity.id,
+                    mtp=None if head is None else MTPHost(head, KVPool(head.block, kv_bytes)),
                 )
                 server = StageServer(hosted, board, limits)
                 board.watch(server)
@@ -187,7 +195,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
             board = await stack.enter_async_context(Switchboard(Identity.generate()))
             desk = RunEngine(
                 board,
-                TargetFacts(manifest.digest, 512, frozenset(), Decodes(spaced), VOCAB),
+                TargetFacts(manifest.digest, 512, frozenset(), Decodes(spaced), VOCAB, mtp=manifest.mtp is not None),
                 FixedRouter(lambda: [s.plan for s in stages], manifest.n_layers, str(dtype).removeprefix("torch.")),
                 Drafters(load_block(checkpoint, 0, manifest.n_layers, torch.device("cpu"), torch.float32), bad_drafter),
                 private=PrivateFrom(checkpoint),

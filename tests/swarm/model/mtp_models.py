@@ -16,7 +16,7 @@ from tests.models.configs import LAYERS, tiny_config
 from tests.swarm.model.tiny import random_model
 
 APPENDED = ("deepseek_v3", "glm4_moe", "glm4_moe_lite")
-APART = ("qwen3_next",)
+APART = ("qwen3_next", "qwen3_5_text")
 
 
 def save_with_head(kind: str, folder: Path) -> Any:
@@ -92,3 +92,35 @@ def expected(model: Any, head: MtpModel, text: Sequence[int], levels: int) -> li
         rows = torch.cat([rows, made[:, -1:]], dim=1)
         ids.append(int(found[-1].argmax()))
     return found
+
+
+def save_foreseeing(folder: Path, right: bool) -> Any:
+    """A checkpoint whose next token follows from the last one alone, in a cycle of all tokens, and whose
+    head knows how (or, not `right`, is sure of the wrong one): no layer adds anything, so it goes on from the token."""
+    config = tiny_config("glm4_moe")
+    config.hidden_size, config.num_mtp_layers = 128, 1
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    vocabulary, hidden = config.vocab_size, config.hidden_size
+    for name, weight in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj", "down_proj.weight")):
+            weight.data.zero_()
+    table = torch.linalg.qr(torch.randn(hidden, hidden)).Q[:vocabulary]
+    order = torch.randperm(vocabulary)
+    model.model.embed_tokens.weight.data = table
+    model.lm_head.weight.data = torch.zeros(vocabulary, hidden)
+    model.lm_head.weight.data[order.roll(-1)] = table[order]
+    model.save_pretrained(folder)
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**stated, "num_nextn_predict_layers": 1}))
+    file, at = folder / "model.safetensors", f"model.layers.{LAYERS}"
+    tensors = load_file(file)
+    source = f"model.layers.{LAYERS - 1}."
+    made = {name.replace(source, f"{at}."): tensor.clone() for name, tensor in tensors.items() if source in name}
+    token, row = torch.eye(hidden), torch.zeros(hidden, hidden)
+    joins = torch.cat([token, row] if right else [row, token], dim=1)
+    ones = torch.ones(hidden)
+    made |= {f"{at}.eh_proj.weight": joins, f"{at}.enorm.weight": ones, f"{at}.hnorm.weight": ones.clone()}
+    made |= {f"{at}.shared_head.norm.weight": ones.clone()}
+    save_file(tensors | made, file, metadata={"format": "pt"})
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
