@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +105,7 @@ class _Progress:
 class Distiller:
     """One run over the folder `out`; its working files lie in out/work and may be deleted afterwards.
 
-    clock: seconds, monotonic. Raises UsageError when the folder belongs to another target.
+    Raises UsageError when the folder belongs to another target.
     """
 
     def __init__(
@@ -118,9 +117,8 @@ class Distiller:
         settings: DistillSettings,
         device: torch.device,
         report: Report = silent,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.target, self.settings, self.out, self.report, self.clock = target, settings, out, report, clock
+        self.target, self.settings, self.out, self.report = target, settings, out, report
         check_layers(settings.layers, target.manifest.n_layers)
         self.work = out / "work"
         self.chat, self.ends = Chat(tokenizer, ends), ends
@@ -185,11 +183,11 @@ class Distiller:
             rng = random.Random(f"{settings.seed}/{state.batches}")
             scripts = [self.chat.script(prompts.draw(rng), rng) for _ in range(settings.batch * 4)]
             for group in length_groups([s for s in scripts if len(s.prompt) <= 360], settings.batch, rng):
-                start = self.clock()
+                start = time.monotonic()
                 samples = self._play(group, settings.seed * 1000 + state.batches)
                 save_samples(self._file("train", state.batches), samples)
                 state.batches += 1
-                state.collected_s += self.clock() - start
+                state.collected_s += time.monotonic() - start
                 self._save()
                 self._tell("collecting", state.collected_s, seconds, f"{recorded(samples)} positions more")
                 if state.collected_s >= seconds:
@@ -220,19 +218,19 @@ class Distiller:
             for i in range(0, len(files), 6):  # a few files at a time mix well and fit memory
                 yield [sample for file in files[i : i + 6] for sample in load_samples(file)]
 
-        loss, saved = 0.0, self.clock()
+        loss, saved = 0.0, time.monotonic()
         for batch in endless(load, self.settings.step_tokens, rng):
             if self.state.trained_s >= seconds:
                 break
-            start = self.clock()
+            start = time.monotonic()
             now = trainer.step(batch, self.state.trained_s / seconds)
             loss = now if not loss else 0.97 * loss + 0.03 * now
-            self.state.trained_s += self.clock() - start
+            self.state.trained_s += time.monotonic() - start
             said = f"KL {loss:.3f} after {trainer.positions} positions"
             self._tell("training", self.state.trained_s, seconds, said)
-            if self.clock() - saved > 60:
+            if time.monotonic() - saved > 60:
                 self._keep(trainer)
-                saved = self.clock()
+                saved = time.monotonic()
         self._keep(trainer)
 
     def _tell(self, what: str, spent: float, seconds: float, detail: str) -> None:

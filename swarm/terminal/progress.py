@@ -118,15 +118,14 @@ def _due(last: dict[tuple[str, str], float], event: Progress, now: float, every_
 class _Lines:
     """Writes whole lines, from any thread."""
 
-    def __init__(self, out: TextIO, form: PlainLines | JsonLines, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, out: TextIO, form: PlainLines | JsonLines) -> None:
         self._out = out
         self._form = form
-        self._clock = clock
         self._lock = threading.Lock()
 
     def report(self, event: Event) -> None:
         with self._lock:
-            line = self._form.line(event, self._clock())
+            line = self._form.line(event, time.monotonic())
             if line is not None:
                 self._out.write(line + "\n")
                 self._out.flush()
