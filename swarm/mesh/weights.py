@@ -79,7 +79,7 @@ HAVE_REQUEST, HAVE_ANSWER = Codec(HaveRequest, HAVE), Codec(HaveAnswer, HAVE)
 LIST_REQUEST, GET_REQUEST = Codec(ListRequest, LIST), Codec(GetRequest, GET)
 
 
-class Source(Protocol):
+class HoldsBlobs(Protocol):
     """What `BlobSource` is: blobs on this machine."""
 
     def blobs(self) -> tuple[Blob, ...]: ...
@@ -90,14 +90,14 @@ class Source(Protocol):
 class WeightsServer:
     """Serves blobs to members. Files are read in threads, a few at once; lists of chunks are made once."""
 
-    def __init__(self, manifest: Manifest, source: Source, members: Members) -> None:
+    def __init__(self, manifest: Manifest, source: HoldsBlobs, members: Members) -> None:
         self._manifest, self._source, self._members = manifest, source, members
         self._sizes = {blob.digest: blob.nbytes for blob in source.blobs()}
         self._lists: dict[str, bytes] = {}
         self._listing: dict[str, asyncio.Lock] = {}
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
 
-    def exchange(self, source: Source) -> None:
+    def exchange(self, source: HoldsBlobs) -> None:
         """Serve other blobs from now on."""
         self._source = source
         self._sizes = {blob.digest: blob.nbytes for blob in source.blobs()}
