@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
@@ -206,11 +206,10 @@ class _Bars:
 class EventLog:
     """What is going on and what was said last, for the dashboard. Feed it through `tee`; safe from any thread."""
 
-    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self) -> None:
         self._steps: dict[tuple[str, str], Progress] = {}
         self._notices: deque[Notice] = deque(maxlen=_KEPT_NOTICES)
         self._lock = threading.Lock()
-        self._changed = changed
 
     def report(self, event: Event) -> None:
         with self._lock:
@@ -220,7 +219,6 @@ class EventLog:
                 self._steps.pop((event.step, event.what), None)
             else:
                 self._steps[event.step, event.what] = event
-        self._changed()
 
     def as_json(self) -> dict[str, Any]:
         with self._lock:
