@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from swarm.base.bounds import AtMost, Between, Exactly, Key, MayLack, Spelled, by_name
+from swarm.base.codec import Codec
 from swarm.base.errors import PeerError
 from swarm.model.rows import MAX_ROWS, Commits, Layout, Rows
 from swarm.model.sampler import Picked
@@ -32,6 +34,62 @@ ANSWER = "ring.answer"
 MAX_TOP = 20
 MAX_STAGES = 64
 MAX_MICROSECONDS = 10**12
+MAX_TENSOR_ENTRIES = 64
+U4, I4, F4, U1 = (np.dtype(name) for name in ("<u4", "<i4", "<f4", "u1"))
+
+RunId: TypeAlias = Annotated[bytes, Exactly(16)]
+Epoch: TypeAlias = Annotated[int, Between(0, 2**31)]
+Seq: TypeAlias = Annotated[int, Between(0, 2**53)]
+Micros: TypeAlias = Annotated[int, Between(0, MAX_MICROSECONDS)]
+TimePairs: TypeAlias = tuple[tuple[int, int], ...]
+Tensor: TypeAlias = Annotated[Mapping[str, object], AtMost(MAX_TENSOR_ENTRIES)]
+"""What `swarm.net.channel.wire.decode_tensor_untrusted` reads."""
+
+
+def _pairs(flat: tuple[int, ...]) -> TimePairs:
+    if len(flat) % 2:
+        raise ValueError(f"pairs of microseconds, found {len(flat)} numbers")
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _flat(pairs: TimePairs) -> list[int]:
+    return [value for pair in pairs for value in pair]
+
+
+Timings: TypeAlias = Annotated[TimePairs, Spelled(_pairs, _flat, Annotated[tuple[Micros, ...], AtMost(2 * MAX_STAGES)])]
+
+
+@by_name(tag=("do", "frame"))
+@dataclass(slots=True)
+class _FrameHead:
+    """The header of a frame: its name, and the sizes of the arrays in its body."""
+
+    run: Annotated[RunId, Key("r")]
+    epoch: Annotated[Epoch, Key("e")]
+    seq: Annotated[Seq, Key("q")]
+    rows: Annotated[int, Key("n"), Between(1, MAX_ROWS)]
+    commits: Annotated[int, Key("m"), Between(0, MAX_ROWS)]
+    width: Annotated[int, Key("w"), Between(0, 64)]
+    timings: Annotated[Timings, Key("t")]
+    replay: Annotated[int, Key("p"), Between(-1, MAX_STAGES)]
+    hidden: Annotated[Tensor | None, Key("x"), MayLack(unsaid=True)] = None
+
+
+@by_name()
+@dataclass(slots=True)
+class _AnswerHead:
+    """The header of an answer."""
+
+    run: Annotated[RunId, Key("r")]
+    epoch: Annotated[Epoch, Key("e")]
+    seq: Annotated[Seq, Key("q")]
+    rows: Annotated[int, Key("n"), Between(0, MAX_ROWS)]
+    tops: Annotated[int, Key("k"), Between(0, MAX_TOP)]
+    timings: Annotated[Timings, Key("t")]
+    hidden: Annotated[Tensor | None, Key("x"), MayLack(unsaid=True)] = None
+
+
+_FRAME, _ANSWER = Codec(_FrameHead, "frame"), Codec(_AnswerHead, "answer")
 
 
 @dataclass(frozen=True)
@@ -51,9 +109,9 @@ class Frame:
     seq: int
     commits: Commits
     rows: Rows
-    timings: tuple[tuple[int, int], ...] = ()
+    timings: TimePairs = ()
     replay: int = -1
-    hidden: tuple[dict[str, Any], Body] | None = None
+    hidden: tuple[Mapping[str, object], Body] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +131,8 @@ class Answer:
     logprob: NDArray[np.float32]
     top_token: NDArray[np.int32]
     top_logprob: NDArray[np.float32]
-    timings: tuple[tuple[int, int], ...] = ()
-    hidden: tuple[dict[str, Any], Body] | None = None
+    timings: TimePairs = ()
+    hidden: tuple[Mapping[str, object], Body] | None = None
 
 
 def filled(held: int, frame: Frame, scratch: int) -> int:
@@ -93,69 +151,58 @@ def filled(held: int, frame: Frame, scratch: int) -> int:
 def encode_frame(frame: Frame) -> Message:
     """The message that carries a frame."""
     rows, commits = frame.rows, frame.commits
-    header: dict[str, Any] = {
-        "do": "frame",
-        "r": frame.run,
-        "e": frame.epoch,
-        "q": frame.seq,
-        "n": len(rows),
-        "m": len(commits),
-        "w": rows.ancestors.shape[1],
-        "t": [value for pair in frame.timings for value in pair],
-        "p": frame.replay,
-    }
+    tensor, data = frame.hidden if frame.hidden is not None else (None, b"")
+    width = rows.ancestors.shape[1]
+    head = _FrameHead(
+        frame.run, frame.epoch, frame.seq, len(rows), len(commits), width, frame.timings, frame.replay, tensor
+    )
     packed = b"".join(
         (
-            commits.slot.astype("<u4").tobytes(),
-            commits.position.astype("<u4").tobytes(),
-            rows.slot.astype("<u4").tobytes(),
-            rows.position.astype("<u4").tobytes(),
-            rows.prefix.astype("<u4").tobytes(),
-            rows.token.astype("<i4").tobytes(),
-            rows.want.astype("u1").tobytes(),
+            commits.slot.astype(U4, copy=False).tobytes(),
+            commits.position.astype(U4, copy=False).tobytes(),
+            rows.slot.astype(U4, copy=False).tobytes(),
+            rows.position.astype(U4, copy=False).tobytes(),
+            rows.prefix.astype(U4, copy=False).tobytes(),
+            rows.token.astype(I4, copy=False).tobytes(),
+            rows.want.astype(U1, copy=False).tobytes(),
             rows.ancestors.tobytes(),
+            data,
         )
     )
-    if frame.hidden is None:
-        return Message(DOWN, header, packed)
-    header["x"], data = frame.hidden
-    return Message(DOWN, header, b"".join((packed, data)))
+    return Message(DOWN, _FRAME.header(head), packed)
 
 
 def parse_frame_untrusted(message: Message) -> Frame:
     """The frame in a message of a peer. Raises PeerError; slots are checked against the session by the stage."""
-    header, reader = message.header, _Reader(memoryview(message.body))
-    n = _integer(header, "n", 1, MAX_ROWS)
-    m = _integer(header, "m", 0, MAX_ROWS)
-    width = _integer(header, "w", 0, 64)
-    commits = Commits(reader.take("<u4", m), reader.take("<u4", m))
-    slot, position, prefix = (reader.take("<u4", n) for _ in range(3))
-    token = reader.take("<i4", n)
-    want = reader.take("u1", n).astype(bool)
-    ancestors = reader.take("u1", n * width).reshape(n, width)
-    run, epoch, seq = _identity(header)
+    head, reader = _FRAME.read_untrusted(message.header), _Reader(memoryview(message.body))
+    n, m, width = head.rows, head.commits, head.width
+    commits = Commits(reader.take(U4, m), reader.take(U4, m))
+    slot, position, prefix = (reader.take(U4, n) for _ in range(3))
+    token = reader.take(I4, n)
+    want = reader.take(U1, n).astype(bool)
+    ancestors = reader.take(U1, n * width).reshape(n, width)
     return Frame(
-        run=run,
-        epoch=epoch,
-        seq=seq,
+        run=head.run,
+        epoch=head.epoch,
+        seq=head.seq,
         commits=commits,
         rows=Rows(slot, position, prefix, ancestors, token, want),
-        timings=_timings(header),
-        replay=_integer(header, "p", -1, MAX_STAGES),
-        hidden=_hidden(header, reader),
+        timings=head.timings,
+        replay=head.replay,
+        hidden=reader.rest(head.hidden),
     )
 
 
 def encode_commits(commits: Commits) -> bytes:
     """Commits that travel without a frame: slot u32[m], then position u32[m]."""
-    return commits.slot.astype("<u4").tobytes() + commits.position.astype("<u4").tobytes()
+    return commits.slot.astype(U4, copy=False).tobytes() + commits.position.astype(U4, copy=False).tobytes()
 
 
 def parse_commits_untrusted(data: object, layout: Layout) -> Commits:
     """The reverse of `encode_commits`. Raises PeerError."""
     if not isinstance(data, bytes) or len(data) % 8 or len(data) > 8 * MAX_ROWS:
         raise PeerError("expected commits, found other bytes")
-    both = np.frombuffer(data, "<u4").reshape(2, -1)
+    both = np.frombuffer(data, U4).reshape(2, -1)
     if both.size and (int(both[0].max()) >= layout.scratch or int(both[1].max()) >= layout.context):
         raise PeerError("a commit reaches outside the session's slots")
     return Commits(both[0], both[1])
@@ -163,44 +210,45 @@ def parse_commits_untrusted(data: object, layout: Layout) -> Commits:
 
 def encode_answer(answer: Answer) -> Message:
     """The message that carries an answer."""
-    header: dict[str, Any] = {
-        "r": answer.run,
-        "e": answer.epoch,
-        "q": answer.seq,
-        "n": len(answer.row),
-        "k": answer.top_token.shape[1],
-        "t": [value for pair in answer.timings for value in pair],
-    }
+    tensor, data = answer.hidden if answer.hidden is not None else (None, b"")
+    tops = answer.top_token.shape[1]
+    head = _AnswerHead(answer.run, answer.epoch, answer.seq, len(answer.row), tops, answer.timings, tensor)
     packed = b"".join(
         (
-            answer.row.astype("<u4").tobytes(),
-            answer.token.astype("<i4").tobytes(),
-            answer.margin.astype("<f4").tobytes(),
-            answer.logprob.astype("<f4").tobytes(),
-            answer.top_token.astype("<i4").tobytes(),
-            answer.top_logprob.astype("<f4").tobytes(),
+            answer.row.astype(U4, copy=False).tobytes(),
+            answer.token.astype(I4, copy=False).tobytes(),
+            answer.margin.astype(F4, copy=False).tobytes(),
+            answer.logprob.astype(F4, copy=False).tobytes(),
+            answer.top_token.astype(I4, copy=False).tobytes(),
+            answer.top_logprob.astype(F4, copy=False).tobytes(),
+            data,
         )
     )
-    if answer.hidden is None:
-        return Message(ANSWER, header, packed)
-    header["x"], data = answer.hidden
-    return Message(ANSWER, header, b"".join((packed, data)))
+    return Message(ANSWER, _ANSWER.header(head), packed)
 
 
 def parse_answer_untrusted(message: Message) -> Answer:
     """The answer in a message of the tail. Raises PeerError."""
-    header, reader = message.header, _Reader(memoryview(message.body))
-    n = _integer(header, "n", 0, MAX_ROWS)
-    k = _integer(header, "k", 0, MAX_TOP)
-    row, token = reader.take("<u4", n), reader.take("<i4", n)
-    margin, logprob = reader.take("<f4", n), reader.take("<f4", n)
-    top_token = reader.take("<i4", n * k).reshape(n, k)
-    top_logprob = reader.take("<f4", n * k).reshape(n, k)
-    run, epoch, seq = _identity(header)
+    head, reader = _ANSWER.read_untrusted(message.header), _Reader(memoryview(message.body))
+    n, k = head.rows, head.tops
+    row, token = reader.take(U4, n), reader.take(I4, n)
+    margin, logprob = reader.take(F4, n), reader.take(F4, n)
+    top_token = reader.take(I4, n * k).reshape(n, k)
+    top_logprob = reader.take(F4, n * k).reshape(n, k)
     if np.any(token < 0):
         raise PeerError("expected token ids of 0 or more in an answer, found a negative one")
     return Answer(
-        run, epoch, seq, row, token, margin, logprob, top_token, top_logprob, _timings(header), _hidden(header, reader)
+        head.run,
+        head.epoch,
+        head.seq,
+        row,
+        token,
+        margin,
+        logprob,
+        top_token,
+        top_logprob,
+        head.timings,
+        reader.rest(head.hidden),
     )
 
 
@@ -210,51 +258,23 @@ class _Reader:
     def __init__(self, body: memoryview) -> None:
         self.body = body
 
-    def take(self, dtype: str, count: int) -> NDArray[Any]:
-        size = np.dtype(dtype).itemsize * count
+    def take(self, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+        size = dtype.itemsize * count
         if size > len(self.body):
             raise PeerError(f"expected {size} more bytes in a frame, found {len(self.body)}")
         taken, self.body = self.body[:size], self.body[size:]
         return np.frombuffer(taken, dtype=dtype)
 
-
-def _integer(header: Mapping[str, Any], key: str, low: int, high: int) -> int:
-    value = header.get(key)
-    if type(value) is not int or not low <= value <= high:
-        raise PeerError(f"expected {key!r} from {low} to {high} in a frame, found {value!r:.40}")
-    return value
-
-
-def _identity(header: Mapping[str, Any]) -> tuple[bytes, int, int]:
-    run = header.get("r")
-    if not isinstance(run, bytes) or len(run) != 16:
-        raise PeerError("expected a run of 16 bytes in a frame")
-    return run, _integer(header, "e", 0, 2**31), _integer(header, "q", 0, 2**53)
-
-
-def _timings(header: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
-    flat = header.get("t")
-    good = isinstance(flat, list) and len(flat) <= 2 * MAX_STAGES and len(flat) % 2 == 0
-    if not good or not all(type(v) is int and 0 <= v <= MAX_MICROSECONDS for v in flat or ()):
-        raise PeerError("expected pairs of microseconds in a frame's timings")
-    assert flat is not None
-    return tuple(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _hidden(header: Mapping[str, Any], reader: _Reader) -> tuple[dict[str, Any], Body] | None:
-    wire = header.get("x")
-    if wire is None:
-        if len(reader.body):
-            raise PeerError(f"found {len(reader.body)} bytes after the end of a frame")
+    def rest(self, tensor: Mapping[str, object] | None) -> tuple[Mapping[str, object], Body] | None:
+        """What follows the arrays: the rows that `tensor` describes, or nothing at all."""
+        if tensor is not None:
+            return tensor, self.body
+        if len(self.body):
+            raise PeerError(f"found {len(self.body)} bytes after the end of a frame")
         return None
-    if not isinstance(wire, dict):
-        raise PeerError("expected a tensor header in a frame")
-    return wire, reader.body
 
 
-def answer_of(
-    frame: Frame, wanted: np.ndarray, picked: Sequence[Picked], timings: tuple[tuple[int, int], ...]
-) -> Answer:
+def answer_of(frame: Frame, wanted: np.ndarray, picked: Sequence[Picked], timings: TimePairs) -> Answer:
     """The answer that names `picked[i]` as the token after row `wanted[i]`."""
     tops = max((len(p.top) for p in picked), default=0)
     return Answer(
