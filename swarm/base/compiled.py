@@ -292,6 +292,8 @@ def _fields(cls: Any) -> tuple[_Field, ...]:
                 since.format if since else 0,
             )
         )
+    if [field.since for field in found] != sorted(field.since for field in found):
+        raise TypeError(f"expected the fields of later formats at the end of {cls.__name__}, in their order")
     return tuple(found)
 
 

@@ -242,6 +242,14 @@ def test_a_class_says_how_it_travels_and_may_lack_only_what_has_a_default() -> N
     class Lacking:
         a: Annotated[bool, MayLack()]
 
+    @by_format(1, 2)
+    @dataclass(frozen=True)
+    class Early:
+        a: Annotated[bool, Since(2)] = False
+        b: bool = True
+
+    with pytest.raises(TypeError, match="at the end of Early"):
+        Codec(Early, "x").read_untrusted([1, True])
     with pytest.raises(TypeError, match="declared by_position"):
         Codec(Formless, "x").read_untrusted([True])
     with pytest.raises(TypeError, match="expected a default"):
