@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from swarm.base.bounds import AtMost, Between, by_name
 from swarm.base.errors import UsageError
 
 Kind = Literal["json_schema", "regex", "lark"]
@@ -21,6 +22,7 @@ def engine() -> str:
     return f"llguidance {version('llguidance')}"
 
 
+@by_name(others="refused")
 @dataclass(frozen=True)
 class Constraint:
     """What an answer is held to.
@@ -32,10 +34,10 @@ class Constraint:
     """
 
     kind: Kind
-    text: str
-    engine: str = ""
-    vocabulary: str = ""
-    after: int = 0
+    text: Annotated[str, AtMost(MAX_CHARS, least=1)]
+    engine: Annotated[str, AtMost(100)] = ""
+    vocabulary: Annotated[str, AtMost(100)] = ""
+    after: Annotated[int, Between(0, 2**31 - 1)] = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -7,22 +7,30 @@ scratch + p holds the committed position p. The requester alone decides which sl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from swarm.base.bounds import Between, by_position
 from swarm.base.errors import PeerError
 
 MAX_SCRATCH = 512
+MAX_CONTEXT = 1 << 20
 MAX_ROWS = 4096
 
 
+@by_position
 @dataclass(frozen=True)
 class Layout:
     """Slots of one session: `scratch` scratch slots (a multiple of 8), then `context` committed positions."""
 
-    scratch: int
-    context: int
+    scratch: Annotated[int, Between(0, MAX_SCRATCH)]
+    context: Annotated[int, Between(1, MAX_CONTEXT)]
+
+    def contradiction(self) -> str:
+        """What a session cannot have, "" where it can."""
+        return f"scratch slots in eights, found {self.scratch}" if self.scratch % 8 else ""
 
     @property
     def slots(self) -> int:

@@ -13,12 +13,13 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from swarm.base.bounds import Between, MayLack, by_name
 from swarm.base.errors import ModelError, UsageError
 from swarm.model.constraint import Constraint
 from swarm.model.shaping import Shaping, held_open, shifted
@@ -39,6 +40,7 @@ LEAST_LOGPROB = -9999.0
 """Reported for a token that a constraint or a least length does not allow."""
 
 
+@by_name(others="refused")
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn.
@@ -54,15 +56,15 @@ class Sampling:
     shaping             penalties by count, biases, a least length, a given beginning; None: nothing of these
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    logprobs: int = 0
-    constraint: Constraint | None = None
-    shaping: Shaping | None = None
+    temperature: Annotated[float, Between(0, 100)] = 0.0
+    top_p: Annotated[float, Between(0, 1)] = 1.0
+    top_k: Annotated[int, Between(0, 2**53 - 1)] = 0
+    min_p: Annotated[float, Between(0, 1)] = 0.0
+    repetition_penalty: Annotated[float, Between(0, 100)] = 1.0
+    seed: Annotated[int, Between(0, 2**63 - 1)] = 0
+    logprobs: Annotated[int, Between(0, MAX_LOGPROBS)] = 0
+    constraint: Annotated[Constraint | None, MayLack(unsaid=True)] = None
+    shaping: Annotated[Shaping | None, MayLack(unsaid=True)] = None
 
     def __post_init__(self) -> None:
         _need(0 <= self.temperature <= 100, "temperature", "0 to 100", self.temperature)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from swarm.base.bounds import AtMost, Between, by_name
 from swarm.base.errors import UsageError
 
 Tokens = torch.Tensor | None
@@ -25,8 +27,12 @@ MAX_GIVEN = 1 << 16
 """Each given token stands in the order with some six bytes, and an order has at most 2**20."""
 MOST_PENALTY = 2.0
 MOST_BIAS = 100.0
+Whole: TypeAlias = Annotated[int, Between(0, 2**31 - 1)]
+Penalty: TypeAlias = Annotated[float, Between(-MOST_PENALTY, MOST_PENALTY)]
+Bias: TypeAlias = Annotated[float, Between(-MOST_BIAS, MOST_BIAS)]
 
 
+@by_name(others="refused")
 @dataclass(frozen=True)
 class Shaping:
     """What is done to the logits of an answer's tokens.
@@ -40,13 +46,13 @@ class Shaping:
     after      how many tokens come before the answer: the prompt's
     """
 
-    presence: float = 0.0
-    frequency: float = 0.0
-    bias: tuple[tuple[int, float], ...] = ()
-    least: int = 0
-    ends: tuple[int, ...] = ()
-    given: tuple[int, ...] = ()
-    after: int = 0
+    presence: Penalty = 0.0
+    frequency: Penalty = 0.0
+    bias: Annotated[tuple[tuple[Whole, Bias], ...], AtMost(MAX_BIASES)] = ()
+    least: Whole = 0
+    ends: Annotated[tuple[Whole, ...], AtMost(MAX_ENDS)] = ()
+    given: Annotated[tuple[Whole, ...], AtMost(MAX_GIVEN)] = ()
+    after: Whole = 0
 
     def __post_init__(self) -> None:
         for name in ("presence", "frequency"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,6 @@ def certain_rows(layout: Layout, first: int, tokens: Sequence[int], want_last: b
     )
 
 
-def leading_fresh(stages: Sequence[Mapping[str, Any]]) -> int:
+def leading_fresh(stages: Sequence[Mapping[str, object]]) -> int:
     """How many stages, from the first of these on, start with an empty KV."""
     return next((i for i, stage in enumerate(stages) if not stage.get("fresh")), len(stages))

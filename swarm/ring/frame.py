@@ -9,19 +9,20 @@ An answer's body is
 
     row u32[n] | token i32[n] | margin f32[n] | logprob f32[n] | top.token i32[n * k] | top.logprob f32[n * k]
 
-or, where the requester runs the last layers itself, the hidden rows of the whole frame. Where the tail drafts, behind
-that `draft.token i32[levels * width] | draft.share f32[levels * width]`.
+or, where the requester runs the last layers itself, the hidden rows of the whole frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from swarm.base.bounds import AtMost, Between, Exactly, Key, MayLack, Spelled, by_name, by_position
+from swarm.base.codec import Codec
 from swarm.base.errors import PeerError
 from swarm.model.rows import MAX_ROWS, Commits, Layout, Rows
 from swarm.model.sampler import Picked
@@ -34,6 +35,75 @@ MAX_TOP = 20
 MAX_STAGES = 64
 MAX_MICROSECONDS = 10**12
 MAX_DRAFT_LEVELS, MAX_DRAFT_WIDTH = 8, 16
+MAX_TENSOR_ENTRIES = 64
+U4, I4, F4, U1 = (np.dtype(name) for name in ("<u4", "<i4", "<f4", "u1"))
+
+RunId: TypeAlias = Annotated[bytes, Exactly(16)]
+Epoch: TypeAlias = Annotated[int, Between(0, 2**31)]
+Seq: TypeAlias = Annotated[int, Between(0, 2**53)]
+Micros: TypeAlias = Annotated[int, Between(0, MAX_MICROSECONDS)]
+TimePairs: TypeAlias = tuple[tuple[int, int], ...]
+Tensor: TypeAlias = Annotated[Mapping[str, object], AtMost(MAX_TENSOR_ENTRIES)]
+"""What `swarm.net.channel.wire.decode_tensor_untrusted` reads."""
+
+
+def _pairs(flat: tuple[int, ...]) -> TimePairs:
+    if len(flat) % 2:
+        raise ValueError(f"pairs of microseconds, found {len(flat)} numbers")
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _flat(pairs: TimePairs) -> list[int]:
+    return [value for pair in pairs for value in pair]
+
+
+Timings: TypeAlias = Annotated[TimePairs, Spelled(_pairs, _flat, Annotated[tuple[Micros, ...], AtMost(2 * MAX_STAGES)])]
+
+
+@by_name(tag=("do", "frame"))
+@dataclass(slots=True)
+class _FrameHead:
+    """The header of a frame: its name, and the sizes of the arrays in its body."""
+
+    run: Annotated[RunId, Key("r")]
+    epoch: Annotated[Epoch, Key("e")]
+    seq: Annotated[Seq, Key("q")]
+    rows: Annotated[int, Key("n"), Between(1, MAX_ROWS)]
+    commits: Annotated[int, Key("m"), Between(0, MAX_ROWS)]
+    width: Annotated[int, Key("w"), Between(0, 64)]
+    timings: Annotated[Timings, Key("t")]
+    replay: Annotated[int, Key("p"), Between(-1, MAX_STAGES)]
+    drafts: Annotated[int, Key("d"), Between(0, MAX_DRAFT_LEVELS), MayLack(unsaid=True)] = 0
+    hidden: Annotated[Tensor | None, Key("x"), MayLack(unsaid=True)] = None
+
+
+@by_position
+@dataclass(slots=True)
+class _DraftsHead:
+    """What an answer's header says of the drafts in its body; `took_us` is what the tail needed for them."""
+
+    row: Annotated[int, Between(0, MAX_ROWS - 1)]
+    levels: Annotated[int, Between(1, MAX_DRAFT_LEVELS)]
+    width: Annotated[int, Between(1, MAX_DRAFT_WIDTH)]
+    took_us: Micros
+
+
+@by_name()
+@dataclass(slots=True)
+class _AnswerHead:
+    """The header of an answer."""
+
+    run: Annotated[RunId, Key("r")]
+    epoch: Annotated[Epoch, Key("e")]
+    seq: Annotated[Seq, Key("q")]
+    rows: Annotated[int, Key("n"), Between(0, MAX_ROWS)]
+    tops: Annotated[int, Key("k"), Between(0, MAX_TOP)]
+    timings: Annotated[Timings, Key("t")]
+    drafts: Annotated[_DraftsHead | None, Key("d"), MayLack(unsaid=True)] = None
+    hidden: Annotated[Tensor | None, Key("x"), MayLack(unsaid=True)] = None
+
+
+_FRAME, _ANSWER = Codec(_FrameHead, "frame"), Codec(_AnswerHead, "answer")
 
 
 @dataclass(frozen=True)
@@ -46,7 +116,6 @@ class Frame:
     replay   fills the KV of stage number `replay` and goes no further; -1 for a pass
     timings  (queued, computed) in microseconds, a pair added by every stage passed
     hidden   wire header and bytes of the hidden rows [n, hidden]; None on the way to the head
-    drafts   how many tokens ahead the tail is asked to draft, 0 to MAX_DRAFT_LEVELS
     """
 
     run: bytes
@@ -54,9 +123,9 @@ class Frame:
     seq: int
     commits: Commits
     rows: Rows
-    timings: tuple[tuple[int, int], ...] = ()
+    timings: TimePairs = ()
     replay: int = -1
-    hidden: tuple[dict[str, Any], Body] | None = None
+    hidden: tuple[Mapping[str, object], Body] | None = None
     drafts: int = 0
 
 
@@ -79,7 +148,6 @@ class Answer:
 
     row uint32 [n]; token int32 [n]; margin, logprob float32 [n]; top_token int32 [n, k]; top_logprob float32 [n, k]
     hidden: set instead of tokens where the last stage of the ring is not the last of the model
-    drafts: where it was asked for and the tail can; made in `drafts_us` microseconds, which its timing holds too
     """
 
     run: bytes
@@ -91,8 +159,8 @@ class Answer:
     logprob: NDArray[np.float32]
     top_token: NDArray[np.int32]
     top_logprob: NDArray[np.float32]
-    timings: tuple[tuple[int, int], ...] = ()
-    hidden: tuple[dict[str, Any], Body] | None = None
+    timings: TimePairs = ()
+    hidden: tuple[Mapping[str, object], Body] | None = None
     drafts: Drafts | None = None
     drafts_us: int = 0
 
@@ -113,72 +181,68 @@ def filled(held: int, frame: Frame, scratch: int) -> int:
 def encode_frame(frame: Frame) -> Message:
     """The message that carries a frame."""
     rows, commits = frame.rows, frame.commits
-    header: dict[str, Any] = {
-        "do": "frame",
-        "r": frame.run,
-        "e": frame.epoch,
-        "q": frame.seq,
-        "n": len(rows),
-        "m": len(commits),
-        "w": rows.ancestors.shape[1],
-        "t": [value for pair in frame.timings for value in pair],
-        "p": frame.replay,
-    }
-    if frame.drafts:
-        header["d"] = frame.drafts
+    tensor, data = frame.hidden if frame.hidden is not None else (None, b"")
+    width = rows.ancestors.shape[1]
+    head = _FrameHead(
+        frame.run,
+        frame.epoch,
+        frame.seq,
+        len(rows),
+        len(commits),
+        width,
+        frame.timings,
+        frame.replay,
+        frame.drafts,
+        tensor,
+    )
     packed = b"".join(
         (
-            commits.slot.astype("<u4").tobytes(),
-            commits.position.astype("<u4").tobytes(),
-            rows.slot.astype("<u4").tobytes(),
-            rows.position.astype("<u4").tobytes(),
-            rows.prefix.astype("<u4").tobytes(),
-            rows.token.astype("<i4").tobytes(),
-            rows.want.astype("u1").tobytes(),
+            commits.slot.astype(U4, copy=False).tobytes(),
+            commits.position.astype(U4, copy=False).tobytes(),
+            rows.slot.astype(U4, copy=False).tobytes(),
+            rows.position.astype(U4, copy=False).tobytes(),
+            rows.prefix.astype(U4, copy=False).tobytes(),
+            rows.token.astype(I4, copy=False).tobytes(),
+            rows.want.astype(U1, copy=False).tobytes(),
             rows.ancestors.tobytes(),
+            data,
         )
     )
-    if frame.hidden is None:
-        return Message(DOWN, header, packed)
-    header["x"], data = frame.hidden
-    return Message(DOWN, header, b"".join((packed, data)))
+    return Message(DOWN, _FRAME.header(head), packed)
 
 
 def parse_frame_untrusted(message: Message) -> Frame:
     """The frame in a message of a peer. Raises PeerError; slots are checked against the session by the stage."""
-    header, reader = message.header, _Reader(memoryview(message.body))
-    n = _integer(header, "n", 1, MAX_ROWS)
-    m = _integer(header, "m", 0, MAX_ROWS)
-    width = _integer(header, "w", 0, 64)
-    commits = Commits(reader.take("<u4", m), reader.take("<u4", m))
-    slot, position, prefix = (reader.take("<u4", n) for _ in range(3))
-    token = reader.take("<i4", n)
-    want = reader.take("u1", n).astype(bool)
-    ancestors = reader.take("u1", n * width).reshape(n, width)
-    run, epoch, seq = _identity(header)
+    head, reader = _FRAME.read_untrusted(message.header), _Reader(memoryview(message.body))
+    n, m, width = head.rows, head.commits, head.width
+    commits = Commits(reader.take(U4, m), reader.take(U4, m))
+    slot, position, prefix = (reader.take(U4, n) for _ in range(3))
+    token = reader.take(I4, n)
+    want = reader.take(U1, n).astype(bool)
+    ancestors = reader.take(U1, n * width).reshape(n, width)
     return Frame(
-        run=run,
-        epoch=epoch,
-        seq=seq,
+        run=head.run,
+        epoch=head.epoch,
+        seq=head.seq,
         commits=commits,
         rows=Rows(slot, position, prefix, ancestors, token, want),
-        timings=_timings(header),
-        replay=_integer(header, "p", -1, MAX_STAGES),
-        hidden=_hidden(header, reader),
-        drafts=_integer(header, "d", 0, MAX_DRAFT_LEVELS) if "d" in header else 0,
+        timings=head.timings,
+        replay=head.replay,
+        hidden=reader.rest(head.hidden),
+        drafts=head.drafts,
     )
 
 
 def encode_commits(commits: Commits) -> bytes:
     """Commits that travel without a frame: slot u32[m], then position u32[m]."""
-    return commits.slot.astype("<u4").tobytes() + commits.position.astype("<u4").tobytes()
+    return commits.slot.astype(U4, copy=False).tobytes() + commits.position.astype(U4, copy=False).tobytes()
 
 
 def parse_commits_untrusted(data: object, layout: Layout) -> Commits:
     """The reverse of `encode_commits`. Raises PeerError."""
     if not isinstance(data, bytes) or len(data) % 8 or len(data) > 8 * MAX_ROWS:
         raise PeerError("expected commits, found other bytes")
-    both = np.frombuffer(data, "<u4").reshape(2, -1)
+    both = np.frombuffer(data, U4).reshape(2, -1)
     if both.size and (int(both[0].max()) >= layout.scratch or int(both[1].max()) >= layout.context):
         raise PeerError("a commit reaches outside the session's slots")
     return Commits(both[0], both[1])
@@ -186,50 +250,54 @@ def parse_commits_untrusted(data: object, layout: Layout) -> Commits:
 
 def encode_answer(answer: Answer) -> Message:
     """The message that carries an answer."""
-    header: dict[str, Any] = {
-        "r": answer.run,
-        "e": answer.epoch,
-        "q": answer.seq,
-        "n": len(answer.row),
-        "k": answer.top_token.shape[1],
-        "t": [value for pair in answer.timings for value in pair],
-    }
+    tensor, data = answer.hidden if answer.hidden is not None else (None, b"")
+    tops = answer.top_token.shape[1]
+    drafts, said, extra = answer.drafts, None, b""
+    if drafts is not None:
+        levels, width = drafts.token.shape
+        said = _DraftsHead(drafts.row, levels, width, answer.drafts_us)
+        extra = drafts.token.astype(I4, copy=False).tobytes() + drafts.share.astype(F4, copy=False).tobytes()
+    head = _AnswerHead(answer.run, answer.epoch, answer.seq, len(answer.row), tops, answer.timings, said, tensor)
     packed = b"".join(
         (
-            answer.row.astype("<u4").tobytes(),
-            answer.token.astype("<i4").tobytes(),
-            answer.margin.astype("<f4").tobytes(),
-            answer.logprob.astype("<f4").tobytes(),
-            answer.top_token.astype("<i4").tobytes(),
-            answer.top_logprob.astype("<f4").tobytes(),
+            answer.row.astype(U4, copy=False).tobytes(),
+            answer.token.astype(I4, copy=False).tobytes(),
+            answer.margin.astype(F4, copy=False).tobytes(),
+            answer.logprob.astype(F4, copy=False).tobytes(),
+            answer.top_token.astype(I4, copy=False).tobytes(),
+            answer.top_logprob.astype(F4, copy=False).tobytes(),
+            extra,
+            data,
         )
     )
-    if answer.drafts is not None:
-        drafts = answer.drafts
-        header["d"] = [drafts.row, *drafts.token.shape, answer.drafts_us]
-        packed += drafts.token.astype("<i4").tobytes() + drafts.share.astype("<f4").tobytes()
-    if answer.hidden is None:
-        return Message(ANSWER, header, packed)
-    header["x"], data = answer.hidden
-    return Message(ANSWER, header, b"".join((packed, data)))
+    return Message(ANSWER, _ANSWER.header(head), packed)
 
 
 def parse_answer_untrusted(message: Message) -> Answer:
     """The answer in a message of the tail. Raises PeerError."""
-    header, reader = message.header, _Reader(memoryview(message.body))
-    n = _integer(header, "n", 0, MAX_ROWS)
-    k = _integer(header, "k", 0, MAX_TOP)
-    row, token = reader.take("<u4", n), reader.take("<i4", n)
-    margin, logprob = reader.take("<f4", n), reader.take("<f4", n)
-    top_token = reader.take("<i4", n * k).reshape(n, k)
-    top_logprob = reader.take("<f4", n * k).reshape(n, k)
-    run, epoch, seq = _identity(header)
+    head, reader = _ANSWER.read_untrusted(message.header), _Reader(memoryview(message.body))
+    n, k = head.rows, head.tops
+    row, token = reader.take(U4, n), reader.take(I4, n)
+    margin, logprob = reader.take(F4, n), reader.take(F4, n)
+    top_token = reader.take(I4, n * k).reshape(n, k)
+    top_logprob = reader.take(F4, n * k).reshape(n, k)
     if np.any(token < 0):
         raise PeerError("expected token ids of 0 or more in an answer, found a negative one")
-    drafts, drafts_us = _drafts(header, reader)
-    timings, hidden = _timings(header), _hidden(header, reader)
+    drafts = None if head.drafts is None else _drafts(head.drafts, reader)
     return Answer(
-        run, epoch, seq, row, token, margin, logprob, top_token, top_logprob, timings, hidden, drafts, drafts_us
+        head.run,
+        head.epoch,
+        head.seq,
+        row,
+        token,
+        margin,
+        logprob,
+        top_token,
+        top_logprob,
+        head.timings,
+        reader.rest(head.hidden),
+        drafts,
+        0 if head.drafts is None else head.drafts.took_us,
     )
 
 
@@ -239,70 +307,35 @@ class _Reader:
     def __init__(self, body: memoryview) -> None:
         self.body = body
 
-    def take(self, dtype: str, count: int) -> NDArray[Any]:
-        size = np.dtype(dtype).itemsize * count
+    def take(self, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+        size = dtype.itemsize * count
         if size > len(self.body):
             raise PeerError(f"expected {size} more bytes in a frame, found {len(self.body)}")
         taken, self.body = self.body[:size], self.body[size:]
         return np.frombuffer(taken, dtype=dtype)
 
-
-def _integer(header: Mapping[str, Any], key: str, low: int, high: int) -> int:
-    value = header.get(key)
-    if type(value) is not int or not low <= value <= high:
-        raise PeerError(f"expected {key!r} from {low} to {high} in a frame, found {value!r:.40}")
-    return value
-
-
-def _identity(header: Mapping[str, Any]) -> tuple[bytes, int, int]:
-    run = header.get("r")
-    if not isinstance(run, bytes) or len(run) != 16:
-        raise PeerError("expected a run of 16 bytes in a frame")
-    return run, _integer(header, "e", 0, 2**31), _integer(header, "q", 0, 2**53)
+    def rest(self, tensor: Mapping[str, object] | None) -> tuple[Mapping[str, object], Body] | None:
+        """What follows the arrays: the rows that `tensor` describes, or nothing at all."""
+        if tensor is not None:
+            return tensor, self.body
+        if len(self.body):
+            raise PeerError(f"found {len(self.body)} bytes after the end of a frame")
+        return None
 
 
-def _timings(header: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
-    flat = header.get("t")
-    good = isinstance(flat, list) and len(flat) <= 2 * MAX_STAGES and len(flat) % 2 == 0
-    if not good or not all(type(v) is int and 0 <= v <= MAX_MICROSECONDS for v in flat or ()):
-        raise PeerError("expected pairs of microseconds in a frame's timings")
-    assert flat is not None
-    return tuple(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _drafts(header: Mapping[str, Any], reader: _Reader) -> tuple[Drafts | None, int]:
-    said = header.get("d")
-    if said is None:
-        return None, 0
-    most = (MAX_ROWS - 1, MAX_DRAFT_LEVELS, MAX_DRAFT_WIDTH, MAX_MICROSECONDS)
-    least = (0, 1, 1, 0)
-    good = isinstance(said, list) and len(said) == len(most)
-    if not good or not all(type(v) is int and a <= v <= b for v, a, b in zip(said, least, most, strict=True)):
-        raise PeerError(f"expected row, levels, width and microseconds of drafts in an answer, found {said!r:.60}")
-    row, levels, width, took = said
-    token = reader.take("<i4", levels * width).reshape(levels, width)
-    share = reader.take("<f4", levels * width).reshape(levels, width)
+def _drafts(said: _DraftsHead, reader: _Reader) -> Drafts:
+    size, shape = said.levels * said.width, (said.levels, said.width)
+    token, share = reader.take(I4, size).reshape(shape), reader.take(F4, size).reshape(shape)
     if np.any(token < 0) or not np.all((share >= 0) & (share <= 1)):
         raise PeerError("expected token ids and shares from 0 to 1 in drafts, found others")
-    return Drafts(row, token, share), took
-
-
-def _hidden(header: Mapping[str, Any], reader: _Reader) -> tuple[dict[str, Any], Body] | None:
-    wire = header.get("x")
-    if wire is None:
-        if len(reader.body):
-            raise PeerError(f"found {len(reader.body)} bytes after the end of a frame")
-        return None
-    if not isinstance(wire, dict):
-        raise PeerError("expected a tensor header in a frame")
-    return wire, reader.body
+    return Drafts(said.row, token, share)
 
 
 def answer_of(
     frame: Frame,
     wanted: np.ndarray,
     picked: Sequence[Picked],
-    timings: tuple[tuple[int, int], ...],
+    timings: TimePairs,
     drafts: Drafts | None = None,
     drafts_us: int = 0,
 ) -> Answer:

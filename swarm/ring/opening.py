@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, TypeAlias
 
-from swarm.base.errors import PeerError, UsageError
-from swarm.model.constraint import Constraint
-from swarm.model.rows import MAX_SCRATCH, Layout
+from swarm.base.bounds import AtMost, Between, Exactly, Key, MayLack, OneOf, Spelled, by_name, by_position
+from swarm.base.codec import Codec
+from swarm.base.nodeid import NodeId
+from swarm.model.rows import MAX_CONTEXT, Layout
 from swarm.model.sampler import Sampling
-from swarm.model.shaping import MAX_GIVEN, Shaping
 from swarm.net.channel.message import Message
-from swarm.ring.frame import DOWN
+from swarm.ring.frame import DOWN, Epoch, RunId
 
 UP = "ring.up"
 """Kind of every message that walks from the tail back towards the requester: opened, half, lost."""
@@ -20,22 +20,36 @@ TAIL = "ring.tail"
 """Kind of what the tail tells the requester directly: closed, collected."""
 MAX_STAGES = 64
 MAX_ADDRESSES = 16
-MAX_CONTEXT = 1 << 20
 MAX_REASON = 400
+MAX_ENTRIES = 64
+"""Of a map that another room reads: the receipt's part, and what a stage says of itself."""
 
-Address = tuple[str, int]
+ShortText: TypeAlias = Annotated[str, AtMost(256)]
+HostPort: TypeAlias = tuple[ShortText, Annotated[int, Between(1, 65535)]]
+Record: TypeAlias = Annotated[Mapping[str, object], AtMost(MAX_ENTRIES)]
+"""The receipt's part of a message: `receipts.record` reads it."""
 
 
+def _seconds(ms: int) -> float:
+    return ms / 1000
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+@by_position
 @dataclass(frozen=True)
 class StagePlan:
     """One stage of a route: who computes layers [first, last) and where it can be dialled."""
 
-    node: bytes
-    addresses: tuple[Address, ...]
-    first: int
-    last: int
+    node: NodeId
+    addresses: Annotated[tuple[HostPort, ...], AtMost(MAX_ADDRESSES)]
+    first: Annotated[int, Between(0, 10_000)]
+    last: Annotated[int, Between(1, 10_000)]
 
 
+@by_name(tag=("do", "open"))
 @dataclass(frozen=True)
 class OpenRun:
     """What every stage is told when a ring opens or re-forms.
@@ -47,20 +61,31 @@ class OpenRun:
     record the receipt's part: the signed order, and what the stages before have accepted; None: no receipt
     """
 
-    run: bytes
-    epoch: int
-    requester: bytes
-    model: str
-    wire: str
+    run: RunId
+    epoch: Epoch
+    requester: NodeId
+    model: ShortText
+    wire: ShortText
     layout: Layout
     sampling: Sampling
-    stages: tuple[StagePlan, ...]
-    keep: int = 0
-    base: bytes = b""
-    index: int = 0
-    record: Mapping[str, Any] | None = None
-    lease_s: float = 60.0
-    drafts: bool = False
+    stages: Annotated[tuple[StagePlan, ...], AtMost(MAX_STAGES, least=1)]
+    keep: Annotated[int, Between(0, MAX_CONTEXT)] = 0
+    base: Annotated[bytes, Exactly(0, 16)] = b""
+    index: Annotated[int, Between(0, MAX_STAGES - 1)] = 0
+    record: Record | None = None
+    lease_s: Annotated[float, Key("lease_ms"), Spelled(_seconds, _ms, Annotated[int, Between(1000, 3_600_000)])] = 60.0
+    drafts: Annotated[bool, MayLack(unsaid=True)] = False
+
+    def contradiction(self) -> str:
+        """What its fields say against each other, "" for nothing."""
+        if self.index >= len(self.stages) or self.keep > self.layout.context:
+            return "an opening that points into its own plan and context, found one that points outside"
+        layer = self.stages[0].first
+        for stage in self.stages:
+            if stage.first != layer or stage.first >= stage.last:
+                return f"stages that follow each other without gap or overlap, found {stage.first}:{stage.last}"
+            layer = stage.last
+        return ""
 
     @property
     def me(self) -> StagePlan:
@@ -75,60 +100,37 @@ class OpenRun:
         return replace(self, index=self.index + 1)
 
 
+@by_name(tag=("do", "release"))
+@dataclass(frozen=True)
+class ReleaseRun:
+    """To a stage that the run's next epoch leaves out: its session is free to go."""
+
+    run: RunId
+    epoch: Epoch
+
+
+_OPEN, _RELEASE = Codec(OpenRun, "opening"), Codec(ReleaseRun, "release")
+
+
 def encode_open(opening: OpenRun) -> Message:
     """The message that opens a stage."""
-    header = {
-        "do": "open",
-        "run": opening.run,
-        "epoch": opening.epoch,
-        "requester": opening.requester,
-        "model": opening.model,
-        "wire": opening.wire,
-        "layout": [opening.layout.scratch, opening.layout.context],
-        "sampling": _sampling_header(opening.sampling),
-        "stages": [[s.node, [list(a) for a in s.addresses], s.first, s.last] for s in opening.stages],
-        "keep": opening.keep,
-        "base": opening.base,
-        "index": opening.index,
-        "record": opening.record,
-        "lease_ms": int(opening.lease_s * 1000),
-    }
-    if opening.drafts:
-        header["drafts"] = True
-    return Message(DOWN, header)
+    return Message(DOWN, _OPEN.header(opening))
 
 
 def encode_release(opening: OpenRun) -> Message:
-    """The message to a stage that the run's next epoch leaves out: its session is free to go."""
-    return Message(DOWN, {"do": "release", "run": opening.run, "epoch": opening.epoch})
+    """The message to a stage that the run's next epoch leaves out."""
+    return Message(DOWN, _RELEASE.header(ReleaseRun(opening.run, opening.epoch)))
 
 
-def parse_open_untrusted(header: Mapping[str, Any]) -> OpenRun:
+def parse_open_untrusted(header: Mapping[str, object]) -> OpenRun:
     """An opening from a peer, every field checked for type and range. Raises PeerError."""
-    try:
-        opening = OpenRun(
-            run=_exactly(header["run"], 16),
-            epoch=_within(header["epoch"], 0, 2**31),
-            requester=_exactly(header["requester"], 32),
-            model=_text(header["model"]),
-            wire=_text(header["wire"]),
-            layout=_layout(header["layout"]),
-            sampling=_sampling(header["sampling"]),
-            stages=_stages(header["stages"]),
-            keep=_within(header["keep"], 0, MAX_CONTEXT),
-            base=b"" if header["base"] == b"" else _exactly(header["base"], 16),
-            index=_within(header["index"], 0, MAX_STAGES - 1),
-            record=_record(header["record"]),
-            lease_s=_within(header["lease_ms"], 1000, 3_600_000) / 1000,
-            drafts=header.get("drafts") is True,
-        )
-    except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise PeerError(f"expected the opening of a ring, found a malformed one: {error}") from error
-    if opening.index >= len(opening.stages) or opening.keep > opening.layout.context:
-        raise PeerError("the opening of a ring points outside its own plan")
-    return opening
+    return _OPEN.read_untrusted(header)
 
 
+WORDS = ("opened", "half", "lost", "leave")
+
+
+@by_name()
 @dataclass(frozen=True)
 class RingSignal:
     """News that walks up the ring about a run.
@@ -140,47 +142,28 @@ class RingSignal:
     record  the receipt's part of the news
     """
 
-    do: str
-    run: bytes
-    epoch: int
-    said: tuple[dict[str, Any], ...] = ()
-    refused: bytes = b""
+    do: Annotated[str, OneOf(WORDS)]
+    run: RunId
+    epoch: Epoch
+    said: Annotated[tuple[Record, ...], AtMost(MAX_STAGES)] = ()
+    refused: Annotated[bytes, Exactly(0, 32)] = b""
     busy: bool = False
-    stage: int = -1
-    reason: str = ""
-    record: Mapping[str, Any] | None = None
+    stage: Annotated[int, Between(-1, MAX_STAGES)] = -1
+    reason: Annotated[str, AtMost(MAX_REASON)] = ""
+    record: Record | None = None
 
 
-WORDS = ("opened", "half", "lost", "leave")
+_SIGNAL = Codec(RingSignal, "news of a ring")
 
 
 def encode_word(word: RingSignal) -> Message:
     """The message that carries news up the ring."""
-    return Message(UP, {**vars(word), "said": list(word.said), "reason": word.reason[:MAX_REASON]})
+    return Message(UP, _SIGNAL.header(replace(word, reason=word.reason[:MAX_REASON])))
 
 
-def parse_word_untrusted(header: Mapping[str, Any]) -> RingSignal:
+def parse_word_untrusted(header: Mapping[str, object]) -> RingSignal:
     """News from the next stage. Raises PeerError. What stages say of themselves is checked where it is used."""
-    try:
-        said = header["said"]
-        if not isinstance(said, list) or len(said) > MAX_STAGES or not all(isinstance(s, dict) for s in said):
-            raise ValueError("expected a map for each stage")
-        if header["do"] not in WORDS or type(header["busy"]) is not bool:
-            raise ValueError("an unknown word")
-        refused = header["refused"]
-        return RingSignal(
-            do=header["do"],
-            run=_exactly(header["run"], 16),
-            epoch=_within(header["epoch"], 0, 2**31),
-            said=tuple(said),
-            refused=b"" if refused == b"" else _exactly(refused, 32),
-            busy=header["busy"],
-            stage=_within(header["stage"], -1, MAX_STAGES),
-            reason=_text(header["reason"], MAX_REASON),
-            record=_record(header["record"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise PeerError(f"expected news of a ring, found something malformed: {error}") from error
+    return _SIGNAL.read_untrusted(header)
 
 
 def behind(word: RingSignal, opening: OpenRun) -> RingSignal:
@@ -194,76 +177,3 @@ def behind(word: RingSignal, opening: OpenRun) -> RingSignal:
     if word.refused and after and word.refused not in {stage.node for stage in after}:
         word = replace(word, refused=after[0].node)
     return word
-
-
-def _stages(value: Any) -> tuple[StagePlan, ...]:
-    if not isinstance(value, list) or not 0 < len(value) <= MAX_STAGES:
-        raise ValueError(f"a ring has 1 to {MAX_STAGES} stages")
-    stages: list[StagePlan] = []
-    for node, addresses, first, last in value:
-        if not isinstance(addresses, list) or len(addresses) > MAX_ADDRESSES:
-            raise ValueError(f"a stage has at most {MAX_ADDRESSES} addresses")
-        dialled = tuple((_text(host), _within(port, 1, 65535)) for host, port in addresses)
-        plan = StagePlan(_exactly(node, 32), dialled, _within(first, 0, 10_000), _within(last, 1, 10_000))
-        if plan.first >= plan.last or (stages and stages[-1].last != plan.first):
-            raise ValueError("stages must follow each other without gap or overlap")
-        stages.append(plan)
-    return tuple(stages)
-
-
-def _sampling_header(sampling: Sampling) -> dict[str, Any]:
-    """What later versions added stands there only where it is used: stages that do not know it refuse the opening."""
-    found = asdict(sampling)
-    return {name: value for name, value in found.items() if name not in ("constraint", "shaping") or value is not None}
-
-
-def _sampling(value: Any) -> Sampling:
-    if not isinstance(value, dict) or len(value) > 32:
-        raise ValueError("sampling is a map")
-    constraint, shaping = value.get("constraint"), value.get("shaping")
-    if constraint is not None:
-        if not isinstance(constraint, dict) or len(constraint) > 8:
-            raise ValueError("a constraint is a map")
-        value = {**value, "constraint": Constraint(**constraint)}
-    return Sampling(**value) if shaping is None else Sampling(**{**value, "shaping": _shaping(shaping)})
-
-
-def _shaping(value: Any) -> Shaping:
-    if not isinstance(value, dict) or len(value) > 16:
-        raise ValueError("a shaping is a map")
-    lists = {name: value.get(name, ()) for name in ("bias", "ends", "given")}
-    if not all(isinstance(items, list | tuple) and len(items) <= MAX_GIVEN for items in lists.values()):
-        raise ValueError("expected short lists of tokens")
-    bias = tuple((token, added) for token, added in lists["bias"])
-    return Shaping(**{**value, "bias": bias, "ends": tuple(lists["ends"]), "given": tuple(lists["given"])})
-
-
-def _layout(value: Any) -> Layout:
-    scratch, context = value
-    if _within(scratch, 0, MAX_SCRATCH) % 8:
-        raise ValueError("scratch slots come in eights")
-    return Layout(scratch, _within(context, 1, MAX_CONTEXT))
-
-
-def _within(value: Any, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"expected a number from {low} to {high}, found {value!r:.40}")
-    return value
-
-
-def _exactly(value: Any, size: int) -> bytes:
-    if not isinstance(value, bytes) or len(value) != size:
-        raise ValueError(f"expected {size} bytes")
-    return value
-
-
-def _record(value: Any) -> Mapping[str, Any] | None:
-    if value is not None and not isinstance(value, dict):
-        raise ValueError("the record is a map")
-    return value
-
-
-def _text(value: Any, limit: int = 256) -> str:
-    if not isinstance(value, str) or len(value) > limit:
-        raise ValueError("expected a short text")
-    return value

@@ -73,7 +73,7 @@ class RingLink:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     answers: deque[tuple[Answer, float]] = field(default_factory=deque)
     losses: deque[Loss] = field(default_factory=deque)
-    said: tuple[dict[str, Any], ...] = ()
+    said: tuple[Mapping[str, object], ...] = ()
     account: RunAccount | None = None
     private: PrivateEnds | None = None
     head: Peer | None = None

@@ -316,7 +316,7 @@ class RunLoop:
         infos = []
         stages = self.link.opening.stages
         for index, (plan, said) in enumerate(zip(stages, self.link.said or ({},) * len(stages), strict=True)):
-            infos.append(self.parts.routes.describe(plan, said, self.tally.compute_ms(index, last=64) or 0.0))
+            infos.append(self.parts.routes.describe(plan, dict(said), self.tally.compute_ms(index, last=64) or 0.0))
         self.ring = tuple(infos)
         if self._announced != self.link.opening.epoch:
             self._announced = self.link.opening.epoch
