@@ -8,11 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from draft.base import Drafter, DraftStep, Expansion
+from swarm.run.background import in_background
 from swarm.run.speculation import Speculation
 
 
 class DraftSteps:
-    """Runs the steps that the core asks for. `begin` prepares the drafter; `wake` is called with whatever ends."""
+    """Runs the steps that the core asks for. `begin` prepares the drafter, with what processors are left; `wake` is
+    called with whatever ends."""
 
     def __init__(
         self,
@@ -26,7 +28,7 @@ class DraftSteps:
         self._step: asyncio.Future[list[Expansion]] | None = None
         self._begun: asyncio.Future[None] | None = None
         if begin is not None:
-            self._begun = asyncio.get_running_loop().run_in_executor(thread, begin)
+            self._begun = asyncio.get_running_loop().run_in_executor(thread, in_background, begin)
             self._begun.add_done_callback(lambda _: wake())
 
     def go_on(self) -> None:
