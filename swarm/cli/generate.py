@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from swarm.base.errors import UsageError
+from swarm.cli import through
 from swarm.cli.common import (
     add_draft_model,
     add_keep_receipts,
@@ -49,6 +50,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         default="auto",
         help="colour tokens: drafted and accepted, or corrected (default: %(default)s)",
     )
+    through.add(parser)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -147,6 +149,10 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     if not prompt.strip():
         raise UsageError("expected a prompt, found an empty one; give some text")
+    if arguments.gateway is not None:
+        return through.generate(arguments, prompt)
+    if arguments.gateway_key is not None:
+        raise UsageError("expected --gateway URL with --gateway-key, found the key alone")
     from swarm.cli.ask import GenerateConfig, ask
     from swarm.terminal.progress import reporter
 

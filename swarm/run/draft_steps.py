@@ -8,11 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from draft.base import Drafter, DraftStep, Expansion
 from swarm.run.api import RunRequest
+from swarm.run.background import in_background
 from swarm.run.speculation import Speculation
 
 
 class DraftSteps:
-    """Runs the steps that the core asks for, of a drafter prepared for `request`. `wake` is set with whatever ends."""
+    """Runs the steps that the core asks for, of a drafter prepared for `request` with what processors are left.
+
+    `wake` is set with whatever ends.
+    """
 
     def __init__(
         self,
@@ -26,8 +30,9 @@ class DraftSteps:
         self._step: asyncio.Future[list[Expansion]] | None = None
         self._begun: asyncio.Future[None] | None = None
         if drafter is not None:
-            loop = asyncio.get_running_loop()
-            self._begun = loop.run_in_executor(thread, drafter.begin, request.prompt_ids, request.sampling)
+            self._begun = asyncio.get_running_loop().run_in_executor(
+                thread, in_background, lambda: drafter.begin(request.prompt_ids, request.sampling)
+            )
             self._begun.add_done_callback(lambda _: wake.set())
 
     def go_on(self) -> None:
