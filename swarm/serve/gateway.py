@@ -16,7 +16,7 @@ from swarm.serve.access_log import AccessLog
 from swarm.serve.allowance import Allowances
 from swarm.serve.backend import Backend
 from swarm.serve.compat.kept import KeptAnswers
-from swarm.serve.compat.shapes import MISSING, missing
+from swarm.serve.compat.shapes import MISSING, NOT_OLLAMA, missing
 from swarm.serve.config import GatewayConfig
 from swarm.serve.desks import Desk, Desks
 from swarm.serve.errors import ApiError
@@ -99,7 +99,7 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
         web.get("/api/tags", models.tags),
         web.get("/api/ps", models.running),
         web.get("/api/version", first.ollama.version),
-        *(web.post(f"/api/{name}", first.ollama.missing) for name in ("embed", "embeddings", "pull", "push", "create")),
+        *(web.post(f"/api/{name}", first.ollama.missing) for name in NOT_OLLAMA),
         web.get("/v1/receipts/{id}", receipts.get),
         web.get("/api/verify/{id}", receipts.verify),
         web.get("/openapi.json", _openapi(config)),

@@ -10,20 +10,15 @@ from aiohttp import web
 from swarm.base.errors import UsageError
 from swarm.model.text.template import TemplateOptions
 from swarm.serve.backend import Backend
+from swarm.serve.body import read, wrong
 from swarm.serve.chat_prompt import chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import bad_field
-from swarm.serve.fields import Fields
 from swarm.serve.messages import read_messages, read_template_options, read_tools
-from swarm.serve.parse import is_ids, read_turn
+from swarm.serve.parse import read_turn
 from swarm.serve.plan import check_ids, check_model
+from swarm.serve.requests import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from swarm.serve.web import read_json
-
-_TEXT = frozenset("model prompt content add_special_tokens add_special return_token_strs".split())
-_CHAT = frozenset(
-    "model messages tools tool_choice return_token_strs add_generation_prompt continue_final_message "
-    "chat_template_kwargs reasoning_effort".split()
-)
 
 
 class VocabularyViews:
@@ -35,29 +30,29 @@ class VocabularyViews:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """Token ids of `prompt` (vLLM), `content` (llama-server) or `messages`, as a run would have them."""
-        fields = Fields(await read_json(request, self._config))
-        chat = fields.get("messages") is not None
-        fields.only(_CHAT if chat else _TEXT)
-        check_model(fields.text("model"), self._backend)
-        if chat:
-            ids = await self._chat(fields)
+        body = await read_json(request, self._config)
+        asked: TokenizeChatBody | TokenizeTextBody
+        if isinstance(body, dict) and body.get("messages") is not None:
+            asked = read(TokenizeChatBody, body)
+            check_model(asked.model, self._backend)
+            ids = await self._chat(asked)
         else:
-            name = "content" if fields.get("prompt") is None and fields.get("content") is not None else "prompt"
-            text = fields.need_text(name)
-            ids = await asyncio.to_thread(self._text, text, _wants_special(fields))
-        body: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": self._backend.manifest.context}
-        if fields.flag("return_token_strs"):
-            body["token_strs"] = [str(token) for token in self._backend.tokenizer.convert_ids_to_tokens(ids)]
-        return web.json_response(body)
+            asked = read(TokenizeTextBody, body)
+            check_model(asked.model, self._backend)
+            text = asked.content if asked.prompt is None else asked.prompt
+            if text is None:
+                raise wrong("prompt", "a string", None)
+            ids = await asyncio.to_thread(self._text, text, _wants_special(asked))
+        told: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": self._backend.manifest.context}
+        if asked.return_token_strs:
+            told["token_strs"] = [str(token) for token in self._backend.tokenizer.convert_ids_to_tokens(ids)]
+        return web.json_response(told)
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """Text of token ids, special tokens included: under `prompt` (vLLM) and `content` (llama-server)."""
-        fields = Fields(await read_json(request, self._config))
-        fields.only(frozenset({"model", "tokens"}))
-        check_model(fields.text("model"), self._backend)
-        ids = fields.get("tokens")
-        if not isinstance(ids, list) or not is_ids(ids):
-            raise fields.wrong("tokens", "an array of token ids")
+        asked = read(DetokenizeBody, await read_json(request, self._config))
+        check_model(asked.model, self._backend)
+        ids = asked.tokens
         check_ids(ids, self._backend.manifest.vocab_size, "tokens")
         text = await asyncio.to_thread(
             self._backend.tokenizer.decode, ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -69,9 +64,9 @@ class VocabularyViews:
             return [int(token) for token in self._backend.encode(text)]
         return [int(token) for token in self._backend.tokenizer.encode(text, add_special_tokens=False)]
 
-    async def _chat(self, fields: Fields) -> list[int]:
-        messages, tools = read_messages(fields), read_tools(fields)
-        options, turn = read_template_options(fields), read_turn(fields, messages)
+    async def _chat(self, asked: TokenizeChatBody) -> list[int]:
+        messages, tools = read_messages(asked.messages), read_tools(asked)
+        options, turn = read_template_options(asked), read_turn(asked, messages)
         if not getattr(self._backend.tokenizer, "chat_template", None):
             raise bad_field("messages", "this model has no chat template; send 'prompt'", "unsupported_parameter")
         try:
@@ -81,6 +76,6 @@ class VocabularyViews:
         return [int(token) for token in found]
 
 
-def _wants_special(fields: Fields) -> bool:
+def _wants_special(asked: TokenizeTextBody) -> bool:
     """Whether the tokens that begin a prompt are added: vLLM's name for it, or llama-server's."""
-    return fields.flag("add_special_tokens", True) and fields.flag("add_special", True)
+    return asked.add_special_tokens is not False and asked.add_special is not False
