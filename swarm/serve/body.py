@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -78,7 +77,7 @@ def names(kind: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(kind.__struct_encode_fields__)
 
 
-def beyond(kind: type[msgspec.Struct], body: Mapping[str, Any], strict: bool) -> tuple[str, ...]:
+def beyond(kind: type[msgspec.Struct], body: Any, strict: bool) -> tuple[str, ...]:
     """Names that nobody reads, for the client to be told of. Refused when `strict`: a misspelt option does nothing."""
     unknown = tuple(name for name in body if name not in names(kind))
     if unknown and strict:

@@ -83,6 +83,7 @@ def _asked(desks: Desks, config: GatewayConfig) -> list[web.RouteDef]:
         "/api/show": lambda desk: desk.ollama.show,
         "/tokenize": lambda desk: desk.vocabulary.tokenize,
         "/detokenize": lambda desk: desk.vocabulary.detokenize,
+        "/apply-template": lambda desk: desk.vocabulary.apply_template,
     }
     return [web.post(path, desks.posted(of, config), expect_handler=invite) for path, of in handlers.items()]
 
@@ -92,6 +93,7 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
     models, first = Models(desks), desks.first
     return [
         web.get("/v1/models", models.list),
+        web.get("/props", _props(desks)),
         web.get("/v1/models/{id:.+}", models.get),
         web.get("/v1/responses/{id}", first.responses.get),
         web.delete("/v1/responses/{id}", first.responses.delete),
@@ -104,6 +106,13 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
         web.get("/api/verify/{id}", receipts.verify),
         web.get("/openapi.json", _openapi(config)),
     ]
+
+
+def _props(desks: Desks) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await desks.watched(request).vocabulary.props(request)
+
+    return handler
 
 
 def _own_runs(desks: Desks, config: GatewayConfig) -> OwnRuns:

@@ -96,6 +96,7 @@ def _posted() -> Json:
         "/generate": _post("Continue a text, for the simplest clients", "GenerateBody", _json(generated, "the text")),
         "/tokenize": _post("Token ids of a text or a chat", ("TokenizeChatBody", "TokenizeTextBody"), tokens),
         "/detokenize": _post("Text of token ids", "DetokenizeBody", _json(_object("prompt", "content"), "the text")),
+        "/apply-template": _post("The prompt that a chat makes", "ChatBody", _json(_object("prompt"), "its text")),
         "/v1/responses": _post("OpenAI's newer API", "ResponsesBody", _streamed(response)),
         "/v1/messages": _post("Anthropic's API", "MessagesBody", _streamed(message), error="AnthropicError"),
         "/v1/messages/count_tokens": _post(
@@ -124,6 +125,10 @@ def _looked_up() -> Json:
         "/v1/models": _get("The models served here", _json(_object("object", "data"), "a list")),
         "/v1/models/{id}": _get("Facts of a model", _json(model, "the model"), "404", parameter="id"),
         "/v1/responses/{id}": {**kept, "delete": {**gone, "summary": "Forget an answer"}},
+        "/props": _get(
+            "Facts of the server, as llama-server tells them",
+            _json(_object("default_generation_settings", "total_slots", "chat_template"), "the facts"),
+        ),
         "/v1/usage": _get("What your key has used", _json(_object(), "the account"), "404"),
         "/v1/receipts/{id}": _get("Receipt of a run", _json(_ANY, "the file"), "404", parameter="id"),
         "/api/verify/{id}": _get(

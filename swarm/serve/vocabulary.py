@@ -1,24 +1,28 @@
-"""POST /tokenize and /detokenize, in the shapes of vLLM and llama-server."""
+"""POST /tokenize, /detokenize and /apply-template, and GET /props, in the shapes of vLLM and llama-server."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
+from swarm import __version__
 from swarm.base.errors import UsageError
 from swarm.model.text.template import TemplateOptions
 from swarm.serve.backend import Backend
-from swarm.serve.body import read, wrong
+from swarm.serve.body import beyond, read, wrong
 from swarm.serve.chat_prompt import chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import bad_field
 from swarm.serve.messages import read_messages, read_template_options, read_tools
-from swarm.serve.parse import read_turn
+from swarm.serve.parse import read_turn, stops_listed
 from swarm.serve.plan import check_ids, check_model
-from swarm.serve.requests import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
-from swarm.serve.web import read_json
+from swarm.serve.requests import ChatBody, Conversation, DetokenizeBody, TokenizeChatBody, TokenizeTextBody
+from swarm.serve.web import IGNORED, read_json
 
 
 class VocabularyViews:
@@ -54,17 +58,45 @@ class VocabularyViews:
         check_model(asked.model, self._backend)
         ids = asked.tokens
         check_ids(ids, self._backend.manifest.vocab_size, "tokens")
-        text = await asyncio.to_thread(
-            self._backend.tokenizer.decode, ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        text = await self._spelt(ids)
         return web.json_response({"prompt": text, "content": text})
+
+    async def apply_template(self, request: web.Request) -> web.Response:
+        """The prompt that a body of /v1/chat/completions makes, as text (llama-server)."""
+        body = await read_json(request, self._config)
+        asked = read(ChatBody, stops_listed(body))
+        request[IGNORED] = beyond(ChatBody, body, self._config.strict)
+        check_model(asked.model, self._backend)
+        return web.json_response({"prompt": await self._spelt(await self._chat(asked))})
+
+    async def props(self, request: web.Request) -> web.Response:
+        """What llama-server's clients ask of a server before they use it."""
+        manifest, tokenizer = self._backend.manifest, self._backend.tokenizer
+        template = getattr(tokenizer, "chat_template", None) or ""
+        return web.json_response(
+            {
+                "default_generation_settings": {"n_ctx": manifest.context, "params": dict(self._config.model_sampling)},
+                "total_slots": dict(self._config.max_running_of).get(manifest.model, self._config.max_running),
+                "model_alias": manifest.model,
+                "model_path": manifest.model,
+                "chat_template": template if isinstance(template, str) else json.dumps(template),
+                "bos_token": getattr(tokenizer, "bos_token", None) or "",
+                "eos_token": getattr(tokenizer, "eos_token", None) or "",
+                "modalities": {"vision": False, "audio": False},
+                "build_info": f"wanswarm {__version__}",
+            }
+        )
+
+    async def _spelt(self, ids: Sequence[int]) -> str:
+        decode = partial(self._backend.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(await asyncio.to_thread(decode, ids))
 
     def _text(self, text: str, special: bool) -> list[int]:
         if special:
             return [int(token) for token in self._backend.encode(text)]
         return [int(token) for token in self._backend.tokenizer.encode(text, add_special_tokens=False)]
 
-    async def _chat(self, asked: TokenizeChatBody) -> list[int]:
+    async def _chat(self, asked: Conversation) -> list[int]:
         messages, tools = read_messages(asked.messages), read_tools(asked)
         options, turn = read_template_options(asked), read_turn(asked, messages)
         if not getattr(self._backend.tokenizer, "chat_template", None):

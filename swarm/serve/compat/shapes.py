@@ -22,6 +22,12 @@ NOT_OLLAMA = ("embed", "embeddings", "pull", "push", "create")
 """What ollama's clients know an address under /api for and this gateway has not."""
 MISSING = {
     "/v1/embeddings": "embeddings",
+    "/embedding": "embeddings",
+    "/embeddings": "embeddings",
+    "/infill": "fill-ins",
+    "/rerank": "rankings",
+    "/reranking": "rankings",
+    "/v1/rerank": "rankings",
     "/v1/images/generations": "images",
     "/v1/images/edits": "images",
     "/v1/audio/speech": "speech",
