@@ -14,14 +14,14 @@ from swarm import __version__
 from swarm.base.errors import UsageError
 from swarm.model.text.template import TemplateOptions
 from swarm.serve.backend import Backend
-from swarm.serve.body import beyond, read, wrong
-from swarm.serve.chat_prompt import chat_ids
+from swarm.serve.body import read, wrong
+from swarm.serve.chat_prompt import Message, chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import bad_field
 from swarm.serve.messages import read_messages, read_template_options, read_tools
-from swarm.serve.parse import read_turn, stops_listed
+from swarm.serve.parse import parse_chat_untrusted, read_turn
 from swarm.serve.plan import check_ids, check_model
-from swarm.serve.requests import ChatBody, Conversation, DetokenizeBody, TokenizeChatBody, TokenizeTextBody
+from swarm.serve.requests import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from swarm.serve.web import IGNORED, read_json
 
 
@@ -63,11 +63,11 @@ class VocabularyViews:
 
     async def apply_template(self, request: web.Request) -> web.Response:
         """The prompt that a body of /v1/chat/completions makes, as text (llama-server)."""
-        body = await read_json(request, self._config)
-        asked = read(ChatBody, stops_listed(body))
-        request[IGNORED] = beyond(ChatBody, body, self._config.strict)
-        check_model(asked.model, self._backend)
-        return web.json_response({"prompt": await self._spelt(await self._chat(asked))})
+        chat = parse_chat_untrusted(await read_json(request, self._config), self._config)
+        request[IGNORED] = chat.wanted.ignored
+        check_model(chat.wanted.model, self._backend)
+        ids = await self._chat_ids(chat.messages, TemplateOptions(chat.tools, chat.options, chat.turn))
+        return web.json_response({"prompt": await self._spelt(ids)})
 
     async def props(self, request: web.Request) -> web.Response:
         """What llama-server's clients ask of a server before they use it."""
@@ -96,13 +96,16 @@ class VocabularyViews:
             return [int(token) for token in self._backend.encode(text)]
         return [int(token) for token in self._backend.tokenizer.encode(text, add_special_tokens=False)]
 
-    async def _chat(self, asked: Conversation) -> list[int]:
+    async def _chat(self, asked: TokenizeChatBody) -> list[int]:
         messages, tools = read_messages(asked.messages), read_tools(asked)
         options, turn = read_template_options(asked), read_turn(asked, messages)
+        return await self._chat_ids(messages, TemplateOptions(tools, options, turn))
+
+    async def _chat_ids(self, messages: Sequence[Message], options: TemplateOptions) -> list[int]:
         if not getattr(self._backend.tokenizer, "chat_template", None):
             raise bad_field("messages", "this model has no chat template; send 'prompt'", "unsupported_parameter")
         try:
-            found = await asyncio.to_thread(chat_ids, self._backend, messages, TemplateOptions(tools, options, turn))
+            found = await asyncio.to_thread(chat_ids, self._backend, messages, options)
         except UsageError as exc:
             raise bad_field("messages", str(exc)) from exc
         return [int(token) for token in found]
