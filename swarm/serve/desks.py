@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +24,7 @@ from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
 from swarm.serve.metrics import GatewayMetrics
 from swarm.serve.run_registry import RunBook
-from swarm.serve.snapshot import Progress, gateway_state
+from swarm.serve.snapshot import Progress, gateway_state, phase_from
 from swarm.serve.state import DashboardState, Phase
 from swarm.serve.state_broadcaster import StateBroadcaster
 from swarm.serve.vocabulary import VocabularyViews
@@ -30,6 +32,10 @@ from swarm.serve.web import BODY, read_json
 
 TAG = ":latest"
 """What ollama's clients add to a model's name."""
+
+
+LOOK_S = 0.2
+"""Of two swarms with one model each request goes to one that serves; looking costs a pass over all members."""
 
 
 class Desk:
@@ -56,6 +62,7 @@ class Desk:
         """Requests that are being answered, from the moment in which they were given to this desk."""
         self._progress = progress
         self._names: tuple[str, ...] = ()
+        self._look_again, self._served = -math.inf, False
         self.completions = Completions(backend, config, self.admission, self.book, metrics, allowances)
         self.ollama = OllamaViews(backend, config, self.completions)
         self.anthropic = AnthropicViews(backend, config, self.completions)
@@ -70,7 +77,13 @@ class Desk:
     @property
     def phase(self) -> Phase:
         """Whether its swarm holds every layer now."""
-        return self.state().phase
+        return phase_from(self.backend.view(), self.backend.manifest.n_layers)
+
+    def served_lately(self, now: float) -> bool:
+        """Whether every layer was held when somebody last looked, `LOOK_S` ago at most."""
+        if now >= self._look_again:
+            self._look_again, self._served = now + LOOK_S, self.phase == "serving"
+        return self._served
 
     def state(self) -> DashboardState:
         """What the dashboard shows of it."""
@@ -137,7 +150,8 @@ class Desks:
     def _least(desks: Sequence[Desk]) -> Desk:
         if len(desks) == 1:
             return desks[0]
-        return min(desks, key=lambda desk: (desk.phase != "serving", desk.under_way))
+        now = time.monotonic()
+        return min(desks, key=lambda desk: (not desk.served_lately(now), desk.under_way))
 
     def posted(self, handler: Callable[[Desk], Handler], config: GatewayConfig, field: str = "model") -> Handler:
         """A handler of requests whose body names the model in `field`, or in "name" as ollama's older clients do."""

@@ -17,7 +17,7 @@ from swarm.serve.access_log import AccessLog
 from swarm.serve.allowance import Allowances
 from swarm.serve.backend import Backend
 from swarm.serve.compat.kept import KeptAnswers
-from swarm.serve.compat.shapes import MISSING, missing
+from swarm.serve.compat.shapes import MISSING, NOT_OLLAMA, missing
 from swarm.serve.config import GatewayConfig
 from swarm.serve.desks import Desk, Desks
 from swarm.serve.errors import ApiError
@@ -88,6 +88,7 @@ def _asked(desks: Desks, config: GatewayConfig) -> list[web.RouteDef]:
         "/api/show": lambda desk: desk.ollama.show,
         "/tokenize": lambda desk: desk.vocabulary.tokenize,
         "/detokenize": lambda desk: desk.vocabulary.detokenize,
+        "/apply-template": lambda desk: desk.vocabulary.apply_template,
     }
     return [web.post(path, desks.posted(of, config), expect_handler=invite) for path, of in handlers.items()]
 
@@ -97,6 +98,7 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
     models, first = Models(desks), desks.first
     return [
         web.get("/v1/models", models.list),
+        web.get("/props", _props(desks)),
         web.get("/v1/models/{id:.+}", models.get),
         web.get("/v1/responses/{id}", first.responses.get),
         web.delete("/v1/responses/{id}", first.responses.delete),
@@ -104,11 +106,18 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
         web.get("/api/tags", models.tags),
         web.get("/api/ps", models.running),
         web.get("/api/version", first.ollama.version),
-        *(web.post(f"/api/{name}", first.ollama.missing) for name in ("embed", "embeddings", "pull", "push", "create")),
+        *(web.post(f"/api/{name}", first.ollama.missing) for name in NOT_OLLAMA),
         web.get("/v1/receipts/{id}", receipts.get),
         web.get("/api/verify/{id}", receipts.verify),
         web.get("/openapi.json", _openapi(config)),
     ]
+
+
+def _props(desks: Desks) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await desks.watched(request).vocabulary.props(request)
+
+    return handler
 
 
 @dataclass(frozen=True)

@@ -4,49 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from swarm.model.shaping import Shaping
 from swarm.model.text.template import NEW_ANSWER, Turn
-from swarm.run.api import DRAFTS, SPECULATIONS, Draft, Speculation
+from swarm.run.api import Draft, Speculation
+from swarm.serve.body import beyond, outside, read, wrong
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
-from swarm.serve.fields import Fields, clean_text, describe
 from swarm.serve.messages import read_messages, read_template_options, read_tools
+from swarm.serve.requests import ChatBody, Common, CompletionBody, Conversation, GenerateBody, Sampled
 from swarm.serve.shaping import SHAPING, read_shaping
-from swarm.serve.structured import STRUCTURED, Structure, read_structure
-
-MAX_STOPS = 16
-MAX_STOP_CHARS = 512
-MAX_STOP_TOKENS = 256
-MAX_TOP_LOGPROBS = 20
-_SEED = 2**63
-
-_IGNORED = frozenset(
-    "user metadata store service_tier parallel_tool_calls prompt_cache_key prompt_cache_retention safety_identifier "
-    "verbosity".split()
-)
-_OWN = frozenset(
-    "top_k min_p repetition_penalty speculation draft receipt private_text ignore_eos stop_token_ids "
-    "include_stop_str_in_output truncate_prompt_tokens skip_special_tokens spaces_between_special_tokens".split()
-)
-_COMMON = frozenset(
-    "model max_tokens temperature top_p seed stop n stream stream_options logprobs logit_bias presence_penalty "
-    "frequency_penalty min_tokens".split()
-)
-_CHAT = (
-    _COMMON
-    | _OWN
-    | _IGNORED
-    | STRUCTURED
-    | frozenset(
-        "messages max_completion_tokens top_logprobs tools tool_choice functions function_call audio "
-        "modalities prediction web_search_options reasoning_effort chat_template_kwargs add_generation_prompt "
-        "continue_final_message".split()
-    )
-)
-_TEXT = _COMMON | _OWN | _IGNORED | STRUCTURED | frozenset("prompt echo best_of suffix".split())
-_GENERATE = frozenset("prompt model max_tokens temperature top_p seed stop".split()) | _OWN
+from swarm.serve.structured import Structure, read_structure
 
 
 @dataclass(frozen=True)
@@ -110,28 +79,22 @@ class TextRequest:
 
 def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
     """Body of POST /v1/chat/completions."""
-    fields = Fields(body)
-    ignored = fields.beyond(_CHAT, config.strict)
-    _refuse_unsupported(fields)
-    messages = read_messages(fields)
-    tools = read_tools(fields)
-    limit, other = (fields.integer(name, 0, 2**31 - 1) for name in ("max_completion_tokens", "max_tokens"))
-    limit = other if limit is None else limit
-    logprobs = None
-    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
-    if fields.flag("logprobs"):
-        logprobs = top or 0
-    elif top:
+    asked = read(ChatBody, stops_listed(body))
+    ignored = beyond(ChatBody, body, config.strict)
+    _refuse_unsupported(asked)
+    messages, tools = read_messages(asked.messages), read_tools(asked)
+    limit = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    if asked.top_logprobs and not asked.logprobs:
         raise bad_field("top_logprobs", "'top_logprobs' needs 'logprobs': true")
-    wanted = _wanted(fields, config, limit, logprobs)
-    wanted = replace(wanted, ignored=ignored, structure=read_structure(fields, tools))
-    return ChatRequest(wanted, messages, tools, read_template_options(fields), read_turn(fields, messages))
+    wanted = _of_openai(asked, config, limit, (asked.top_logprobs or 0) if asked.logprobs else None)
+    wanted = replace(wanted, ignored=ignored, structure=read_structure(asked, asked.tool_choice, tools))
+    return ChatRequest(wanted, messages, tools, read_template_options(asked), read_turn(asked, messages))
 
 
-def read_turn(fields: Fields, messages: Sequence[Mapping[str, Any]]) -> Turn:
+def read_turn(asked: Conversation, messages: Sequence[Mapping[str, Any]]) -> Turn:
     """How the prompt ends, as vLLM's API spells it."""
-    going_on = fields.flag("continue_final_message")
-    begin = fields.flag("add_generation_prompt", not going_on)
+    going_on = asked.continue_final_message or False
+    begin = not going_on if asked.add_generation_prompt is None else asked.add_generation_prompt
     if going_on and begin:
         raise bad_field(
             "continue_final_message", "'continue_final_message' needs 'add_generation_prompt': false, or none at all"
@@ -143,36 +106,33 @@ def read_turn(fields: Fields, messages: Sequence[Mapping[str, Any]]) -> Turn:
 
 def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
     """Body of POST /v1/completions."""
-    fields = Fields(body)
-    ignored = fields.beyond(_TEXT, config.strict)
-    _refuse_unsupported(fields)
-    if fields.text("suffix"):
+    asked = read(CompletionBody, stops_listed(body))
+    ignored = beyond(CompletionBody, body, config.strict)
+    _refuse_unsupported(asked)
+    if asked.suffix:
         raise _unsupported("suffix", "text is continued, not filled in")
-    limit = fields.integer("max_tokens", 0, 2**31 - 1)
-    wanted = _wanted(fields, config, 16 if limit is None else limit, fields.integer("logprobs", 0, MAX_TOP_LOGPROBS))
-    wanted = replace(wanted, ignored=ignored, structure=read_structure(fields))
-    best_of = fields.integer("best_of", 1, config.max_choices)
-    if best_of is not None and best_of != wanted.n:
+    wanted = _of_openai(asked, config, 16 if asked.max_tokens is None else asked.max_tokens, asked.logprobs)
+    wanted = replace(wanted, ignored=ignored, structure=read_structure(asked))
+    if asked.best_of not in (None, wanted.n):
         raise _unsupported(
             "best_of", f"every answer that is made is returned; leave it out or set it to n = {wanted.n}"
         )
-    prompts = _prompts(fields)
+    prompts = _prompts(asked.prompt)
     if len(prompts) * wanted.n > config.max_choices:
         raise bad_field(
             "prompt",
             f"expected at most {config.max_choices} answers per request, found {len(prompts)} prompts, n = {wanted.n}",
         )
-    echo = fields.flag("echo")
-    if echo and wanted.logprobs is not None:
-        wanted = _scoring(fields, wanted)
-    return TextRequest(wanted, prompts, echo)
+    if asked.echo and wanted.logprobs is not None:
+        wanted = _scoring(asked, wanted)
+    return TextRequest(wanted, prompts, asked.echo or False)
 
 
-def _scoring(fields: Fields, wanted: GenerationRequest) -> GenerationRequest:
+def _scoring(asked: Sampled, wanted: GenerationRequest) -> GenerationRequest:
     """Of a prompt that is told with its log-probabilities: they are the model's own, so nothing may change them."""
     changed = [wanted.structure.param] if wanted.structure is not None else []
-    changed += [name for name in SHAPING if fields.get(name) not in (None, 0, {}, [])]
-    changed += ["repetition_penalty"] if fields.get("repetition_penalty") not in (None, 1) else []
+    changed += [name for name in SHAPING if getattr(asked, name) not in (None, 0, {}, [])]
+    changed += ["repetition_penalty"] if asked.repetition_penalty not in (None, 1) else []
     if changed:
         raise _unsupported(changed[0], "with 'echo' and 'logprobs' probabilities are the model's own; leave it out")
     return replace(wanted, repetition_penalty=1.0, shaping=None)
@@ -180,137 +140,86 @@ def _scoring(fields: Fields, wanted: GenerationRequest) -> GenerationRequest:
 
 def parse_generate_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
     """Body of POST /generate: {"prompt": ...} and a few options; greedy unless a temperature is given."""
-    fields = Fields(body)
-    ignored = fields.beyond(_GENERATE, config.strict)
-    limit = 256 if (asked := fields.integer("max_tokens", 0, 2**31 - 1)) is None else asked
-    wanted = _wanted(fields, config, limit, None, default_temperature=0.0)
-    wanted = replace(wanted, ignored=ignored)
-    return TextRequest(wanted, (fields.need_text("prompt"),), plain=True)
+    asked = read(GenerateBody, stops_listed(body))
+    ignored = beyond(GenerateBody, body, config.strict)
+    plain = replace(config, model_sampling={}, default_temperature=0.0)
+    wanted = _wanted(asked, plain, 256 if asked.max_tokens is None else asked.max_tokens)
+    return TextRequest(replace(wanted, ignored=ignored), (asked.prompt,), plain=True)
 
 
-def _wanted(
-    fields: Fields,
-    config: GatewayConfig,
-    limit: int | None,
-    logprobs: int | None,
-    default_temperature: float | None = None,
-) -> GenerationRequest:
-    own = config.model_sampling if default_temperature is None else {}
-    if default_temperature is None:
-        default_temperature = config.default_temperature
-    if default_temperature is None:
-        default_temperature = own.get("temperature", 1.0)
-    top_k = fields.integer("top_k", -1, 2**31 - 1)
-    stream = fields.flag("stream")
-    include_usage, usage_so_far = _usage_options(fields, stream)
-    fields.flag("spaces_between_special_tokens")  # there never are any
-    return GenerationRequest(
-        model=fields.text("model"),
-        max_tokens=limit,
-        temperature=fields.number("temperature", default_temperature, 0.0, 2.0),
-        top_p=fields.number("top_p", own.get("top_p", 1.0), 0.0, 1.0, above=True),
-        top_k=max(0, int(own.get("top_k", 0)) if top_k is None else top_k),
-        min_p=fields.number("min_p", own.get("min_p", 0.0), 0.0, 1.0),
-        repetition_penalty=fields.number(
-            "repetition_penalty", own.get("repetition_penalty", 1.0), 0.0, 10.0, above=True
-        ),
-        shaping=read_shaping(fields, limit),
-        seed=fields.integer("seed", -_SEED, _SEED - 1),
-        stop=_stops(fields),
-        stop_token_ids=_stop_token_ids(fields),
-        keep_stop=fields.flag("include_stop_str_in_output"),
-        truncate=fields.integer("truncate_prompt_tokens", 1, 2**31 - 1),
-        n=fields.integer("n", 1, config.max_choices) or 1,
-        stream=stream,
-        include_usage=include_usage,
-        usage_so_far=usage_so_far,
-        show_special=not fields.flag("skip_special_tokens", True),
+def _of_openai(asked: Common, config: GatewayConfig, limit: int | None, logprobs: int | None) -> GenerationRequest:
+    if asked.n is not None and asked.n > config.max_choices:
+        raise outside("n", f"between 1 and {config.max_choices}", asked.n)
+    told = asked.stream_options
+    if told is not None and not asked.stream:
+        raise bad_field("stream_options", "'stream_options' needs 'stream': true")
+    usage = told is not None and bool(told.include_usage)
+    return replace(
+        _wanted(asked, config, limit),
+        n=asked.n or 1,
+        stream=asked.stream or False,
+        include_usage=usage,
+        usage_so_far=usage and told is not None and bool(told.continuous_usage_stats),
         logprobs=logprobs,
-        ignore_eos=fields.flag("ignore_eos"),
-        receipt=fields.flag("receipt", True),
-        private_text=fields.flag("private_text"),
-        speculation=cast(Speculation, fields.choice("speculation", SPECULATIONS, config.speculation)),
-        draft=cast(Draft, fields.choice("draft", DRAFTS, config.draft)),
     )
 
 
-def _stops(fields: Fields) -> tuple[str, ...]:
-    value = fields.get("stop")
-    if value is None:
-        return ()
+def _wanted(asked: Sampled, config: GatewayConfig, limit: int | None) -> GenerationRequest:
+    own = config.model_sampling
+    hot = own.get("temperature", 1.0) if config.default_temperature is None else config.default_temperature
+    return GenerationRequest(
+        model=asked.model,
+        max_tokens=limit,
+        temperature=_or(asked.temperature, hot),
+        top_p=_or(asked.top_p, own.get("top_p", 1.0)),
+        top_k=max(0, int(_or(asked.top_k, own.get("top_k", 0)))),
+        min_p=_or(asked.min_p, own.get("min_p", 0.0)),
+        repetition_penalty=_or(asked.repetition_penalty, own.get("repetition_penalty", 1.0)),
+        shaping=read_shaping(asked, limit),
+        seed=asked.seed,
+        stop=tuple([asked.stop] if isinstance(asked.stop, str) else asked.stop or ()),
+        stop_token_ids=tuple(asked.stop_token_ids or ()),
+        keep_stop=asked.include_stop_str_in_output or False,
+        truncate=asked.truncate_prompt_tokens,
+        show_special=asked.skip_special_tokens is False,
+        ignore_eos=asked.ignore_eos or False,
+        receipt=asked.receipt is not False,
+        private_text=asked.private_text or False,
+        speculation=asked.speculation or config.speculation,
+        draft=asked.draft or config.draft,
+    )
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+def stops_listed(body: Any) -> Any:
+    """One stop string is a list of one, also in what is said of it."""
+    if isinstance(body, dict) and isinstance(body.get("stop"), str):
+        return {**body, "stop": [body["stop"]]}
+    return body
+
+
+def _prompts(value: str | list[str | int | list[int]]) -> tuple[str | tuple[int, ...], ...]:
     if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list):
-        raise fields.wrong("stop", "a string or an array of strings")
-    if len(value) > MAX_STOPS:
-        raise bad_field("stop", f"expected at most {MAX_STOPS} stop strings, found {len(value)}")
-    for index, item in enumerate(value):
-        path = f"stop[{index}]"
-        if not isinstance(item, str):
-            raise bad_field(path, f"expected '{path}' to be a string, found {describe(item)}", "invalid_type")
-        clean_text(item, path)
-        if not 1 <= len(item) <= MAX_STOP_CHARS:
-            raise bad_field(path, f"expected '{path}' to have 1 to {MAX_STOP_CHARS} characters, found {len(item)}")
-    return tuple(value)
-
-
-def _stop_token_ids(fields: Fields) -> tuple[int, ...]:
-    value = fields.array("stop_token_ids", MAX_STOP_TOKENS) or []
-    if not is_ids(value):
-        raise fields.wrong("stop_token_ids", "an array of token ids")
-    return tuple(value)
-
-
-def _usage_options(fields: Fields, stream: bool) -> tuple[bool, bool]:
-    """Whether a last chunk tells the tokens, and whether every chunk does."""
-    value = fields.get("stream_options")
-    if value is None:
-        return False, False
-    options = Fields(value, "stream_options")
-    options.only(frozenset({"include_usage", "include_obfuscation", "continuous_usage_stats"}))
-    options.flag("include_obfuscation")
-    include, so_far = options.flag("include_usage"), options.flag("continuous_usage_stats")
-    if not stream:
-        raise bad_field("stream_options", "'stream_options' needs 'stream': true")
-    return include, so_far and include
-
-
-def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
-    value = fields.get("prompt")
-    if isinstance(value, str):
-        return (clean_text(value, "prompt"),)
-    if not isinstance(value, list):
-        raise fields.wrong("prompt", "a string, an array of strings, or an array of token ids")
-    if not value:
-        raise bad_field("prompt", "expected a prompt, found an empty array")
-    if is_ids(value):
-        return (tuple(value),)
+        return (value,)
+    ids = tuple(item for item in value if isinstance(item, int))
+    if len(ids) == len(value):
+        return (ids,)
     prompts: list[str | tuple[int, ...]] = []
     for index, item in enumerate(value):
-        path = f"prompt[{index}]"
-        if isinstance(item, str):
-            prompts.append(clean_text(item, path))
-        elif isinstance(item, list) and item and is_ids(item):
-            prompts.append(tuple(item))
-        else:
-            raise bad_field(
-                path,
-                f"expected '{path}' to be a string or an array of token ids, found {describe(item)}",
-                "invalid_type",
-            )
+        if isinstance(item, int) or not isinstance(item, str) and not item:
+            raise wrong(f"prompt[{index}]", "a string or an array of token ids", item)
+        prompts.append(item if isinstance(item, str) else tuple(item))
     return tuple(prompts)
-
-
-def is_ids(items: list[Any]) -> bool:
-    """Whether all are whole numbers."""
-    return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
 
 
 def _unsupported(name: str, why: str) -> ApiError:
     return bad_field(name, f"'{name}' is not supported: {why}", "unsupported_parameter")
 
 
-def _refuse_unsupported(fields: Fields) -> None:
+def _refuse_unsupported(asked: Common) -> None:
     """Refuse what would silently change the answer; what has no effect at its default passes."""
     reasons = {
         "functions": "use 'tools'",
@@ -319,7 +228,7 @@ def _refuse_unsupported(fields: Fields) -> None:
         "web_search_options": "the model has no tools of its own",
     }
     for name, why in reasons.items():
-        if fields.get(name) not in (None, {}, []):
+        if getattr(asked, name) not in (None, {}, []):
             raise _unsupported(name, why)
-    if fields.get("modalities") not in (None, [], ["text"]):
+    if asked.modalities not in (None, [], ["text"]):
         raise _unsupported("modalities", "the model writes text only")

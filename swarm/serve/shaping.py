@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from swarm.model.shaping import MAX_BIASES, MOST_BIAS, MOST_PENALTY, Shaping
+from swarm.model.shaping import MAX_BIASES, MOST_BIAS, Shaping
+from swarm.serve.body import describe, wrong
 from swarm.serve.errors import bad_field
-from swarm.serve.fields import Fields, describe
+from swarm.serve.requests import Sampled
 
 SHAPING = ("presence_penalty", "frequency_penalty", "logit_bias", "min_tokens")
 
 
-def read_shaping(fields: Fields, limit: int | None) -> Shaping | None:
+def read_shaping(asked: Sampled, limit: int | None) -> Shaping | None:
     """What a request does to logits; None where it asks for nothing. `limit`: its max_tokens. Raises ApiError."""
-    presence = fields.number("presence_penalty", 0.0, -MOST_PENALTY, MOST_PENALTY)
-    frequency = fields.number("frequency_penalty", 0.0, -MOST_PENALTY, MOST_PENALTY)
-    least = fields.integer("min_tokens", 0, 2**31 - 1) or 0
+    presence, frequency = asked.presence_penalty or 0.0, asked.frequency_penalty or 0.0
+    least = asked.min_tokens or 0
     if limit is not None and least > limit:
         raise bad_field("min_tokens", f"'min_tokens' ({least}) is more than 'max_tokens' ({limit})")
-    bias = _bias(fields)
+    bias = _bias(asked.logit_bias)
     if not (presence or frequency or least or bias):
         return None
     return Shaping(presence, frequency, bias, least)
 
 
-def _bias(fields: Fields) -> tuple[tuple[int, float], ...]:
+def _bias(value: Any) -> tuple[tuple[int, float], ...]:
     """OpenAI's object from ids to what is added, or llama-server's array of pairs, where false bans a token."""
-    value = fields.get("logit_bias")
     if value is None:
         return ()
     if isinstance(value, dict):
@@ -34,13 +33,13 @@ def _bias(fields: Fields) -> tuple[tuple[int, float], ...]:
     elif isinstance(value, list):
         pairs = value
     else:
-        raise fields.wrong("logit_bias", "an object or an array of pairs")
+        raise wrong("logit_bias", "an object or an array of pairs", value)
     if len(pairs) > MAX_BIASES:
         raise bad_field("logit_bias", f"expected at most {MAX_BIASES} entries in 'logit_bias', found {len(pairs)}")
     found: dict[int, float] = {}
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise fields.wrong("logit_bias", "an array of pairs")
+            raise wrong("logit_bias", "an array of pairs", value)
         token, added = pair
         if type(token) is not int or not 0 <= token < 2**31:
             shown = repr(token)[:40].encode("utf-8", "replace").decode()

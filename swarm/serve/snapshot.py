@@ -9,7 +9,7 @@ from typing import Any
 from swarm.serve.admission import FairQueue
 from swarm.serve.backend import Backend, ServedModel
 from swarm.serve.run_registry import RunBook
-from swarm.serve.state import DashboardState, EdgeState, NodeState, count_holders, find_missing
+from swarm.serve.state import DashboardState, EdgeState, NodeState, Phase, count_holders, find_missing, phase_of
 
 SHOWN_RUNS = 30
 
@@ -26,6 +26,11 @@ def gateway_state(
     live = seen.get("runs", {})
     runs = tuple({**note.as_json(now), **live.get(note.run_id, {})} for note in notes)
     return state_from(seen, backend.manifest, "gateway", runs, queue.n_waiting, progress)
+
+
+def phase_from(status: Mapping[str, Any], n_layers: int) -> Phase:
+    """How far the swarm has come, without the rest of the state. `status`: as `mesh_status` tells it."""
+    return phase_of(count_holders([_node(entry, "") for entry in status.get("nodes", ())], n_layers))
 
 
 def state_from(

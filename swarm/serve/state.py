@@ -76,12 +76,17 @@ class DashboardState:
 
     @property
     def phase(self) -> Phase:
-        if not any(node.layers and node.state == "serving" for node in self.nodes):
-            return "empty"
-        return "forming" if self.missing else "serving"
+        return phase_of(self.holders)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "phase": self.phase}
+
+
+def phase_of(holders: Sequence[int]) -> Phase:
+    """How far a swarm has come, by how many serve each layer."""
+    if not any(holders):
+        return "empty"
+    return "serving" if all(holders) else "forming"
 
 
 def count_holders(nodes: Sequence[NodeState], n_layers: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from swarm.serve.errors import ApiError
@@ -19,6 +20,31 @@ class HasState(Protocol):
 
     def state(self) -> DashboardState:
         """As it is now."""
+
+
+@dataclass(frozen=True)
+class StateText:
+    """A state as JSON, made once for all viewers: `rest` of it is an object without "runs", which stand apart, each
+    with its key, since some viewers may see their own alone."""
+
+    rest: str = "{}"
+    runs: tuple[tuple[int, str], ...] = ()
+
+    def shown(self, own: frozenset[int] | None = None) -> str:
+        """The whole, with the runs whose keys are `own`; None: all."""
+        runs = ",".join(text for key, text in self.runs if own is None or key in own)
+        return f'{self.rest[:-1]},"runs":[{runs}]}}'
+
+
+def written(state: DashboardState) -> StateText:
+    """A state's JSON."""
+    told = state.as_json()
+    runs = tuple((int(run["key"]), _json(run)) for run in told.pop("runs"))
+    return StateText(_json(told), runs)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 class StateBroadcaster:
@@ -38,7 +64,7 @@ class StateBroadcaster:
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self.version = 0
-        self.text = ""
+        self.text = StateText()
 
     async def close(self) -> None:
         """Let every viewer go."""
@@ -49,10 +75,10 @@ class StateBroadcaster:
     def touch(self) -> None:
         self._dirty.set()
 
-    def compute(self) -> str:
-        return json.dumps(self._shown.state().as_json(), ensure_ascii=False, separators=(",", ":"))
+    def compute(self) -> StateText:
+        return written(self._shown.state())
 
-    async def next(self, seen: int) -> tuple[int, str] | None:
+    async def next(self, seen: int) -> tuple[int, StateText] | None:
         """The newest state, as soon as it is newer than version `seen`; None at the end. For use inside `viewer`."""
         async with self._fresh:
             await self._fresh.wait_for(lambda: self._closed or self.version > seen)

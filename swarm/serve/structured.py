@@ -11,14 +11,11 @@ from swarm.base.errors import UsageError
 from swarm.model.constraint import Constraint
 from swarm.model.grammars import from_choices, from_grammar, from_schema
 from swarm.serve.backend import Backend
+from swarm.serve.body import describe, read, wrong
 from swarm.serve.errors import bad_field
-from swarm.serve.fields import Fields, describe
+from swarm.serve.requests import NamedChoice, ResponseFormat, Structured
 
 _PLAIN = "json_schema regex grammar ebnf guided_json guided_regex guided_choice guided_grammar".split()
-STRUCTURED = frozenset(
-    [*_PLAIN, "response_format", "structured_outputs", "guided_decoding_backend", "guided_whitespace_pattern"]
-)
-"""Fields that ask for structure, beside `tool_choice`."""
 MAX_CHOICES = 1024
 _OBJECT = {"type": "object"}
 
@@ -31,16 +28,17 @@ class Structure:
     param: str
 
 
-def read_structure(fields: Fields, tools: Sequence[Mapping[str, Any]] = ()) -> Structure | None:
+def read_structure(
+    request: Structured, tool_choice: Any = None, tools: Sequence[Mapping[str, Any]] = ()
+) -> Structure | None:
     """The one constraint of a request; None: any text. `tools`: those on offer. Raises ApiError."""
-    asked = {param: what for param, what in _asked(fields)}
-    calls = _calls(fields, tools)
+    asked = {param: what for param, what in _asked(request)}
+    calls = _calls(tool_choice, tools)
     if len(asked) > 1:
         raise bad_field(sorted(asked)[1], f"an answer is held to one thing; found {' and '.join(sorted(asked))}")
-    if fields.get("guided_whitespace_pattern") is not None:
+    if request.guided_whitespace_pattern is not None:
         why = "JSON is written with one space after each comma and colon; leave it out, or use a 'grammar'"
         raise bad_field("guided_whitespace_pattern", f"'guided_whitespace_pattern' is not supported: {why}")
-    fields.text("guided_decoding_backend")  # any reads these constraints alike
     if calls is not None and calls[1] != "auto":
         if asked:
             raise bad_field(next(iter(asked)), f"with 'tool_choice' an answer is a call; leave out {next(iter(asked))}")
@@ -65,46 +63,39 @@ async def check_structure(structure: Structure | None, backend: Backend) -> None
         raise bad_field(structure.param, f"'{structure.param}': {error}", "invalid_schema") from error
 
 
-def _asked(fields: Fields) -> list[tuple[str, tuple[str, Any]]]:
+def _asked(request: Structured) -> list[tuple[str, tuple[str, Any]]]:
     """(field, (kind, value)) for each that is given."""
     found: list[tuple[str, tuple[str, Any]]] = []
     for name in _PLAIN:
-        if fields.get(name) is not None:
+        if (value := getattr(request, name)) is not None:
             kind = name.removeprefix("guided_").replace("ebnf", "grammar")
-            found.append((name, ("json_schema" if kind == "json" else kind, fields.get(name))))
-    if (value := fields.get("structured_outputs")) is not None:
-        inner = Fields(value, "structured_outputs")
-        for name in inner.values:
-            if name in ("json", "regex", "choice", "grammar", "json_object"):
-                given = inner.get(name)
-                if given is not None and given is not False:
-                    kind = "json_schema" if name.startswith("json") else name
-                    found.append((inner.path(name), (kind, _OBJECT if name == "json_object" else given)))
-            elif inner.get(name) not in (None, False):
-                shown = name[:80].encode("utf-8", "replace").decode()
-                raise bad_field(inner.path(shown), f"'{inner.path(shown)}' is not supported", "unsupported_parameter")
-    if (value := fields.get("response_format")) is not None:
-        found += _format(Fields(value, "response_format"))
-    return found
+            found.append((name, ("json_schema" if kind == "json" else kind, value)))
+    for name, given in (request.structured_outputs or {}).items():
+        if given is None or given is False:
+            continue
+        shown = "structured_outputs." + name[:80].encode("utf-8", "replace").decode()
+        if name not in ("json", "regex", "choice", "grammar", "json_object"):
+            raise bad_field(shown, f"'{shown}' is not supported", "unsupported_parameter")
+        kind = "json_schema" if name.startswith("json") else name
+        found.append((shown, (kind, _OBJECT if name == "json_object" else given)))
+    return found if request.response_format is None else [*found, *_format(request.response_format)]
 
 
-def _format(fields: Fields) -> list[tuple[str, tuple[str, Any]]]:
-    kind = fields.need_text("type")
+def _format(asked: ResponseFormat) -> list[tuple[str, tuple[str, Any]]]:
+    kind, inner = asked.type, asked.json_schema
     if kind == "text":
         return []
     if kind == "json_object":
-        schema = fields.get("schema")
-        return [("response_format", ("json_schema", _OBJECT if schema is None else schema))]
+        return [("response_format", ("json_schema", _OBJECT if asked.schema is None else asked.schema))]
     if kind == "json_schema":
-        if fields.get("json_schema") is None and fields.get("schema") is not None:  # llama-server
-            return [("response_format.schema", ("json_schema", fields.get("schema")))]
-        inner = Fields(fields.get("json_schema"), "response_format.json_schema")
-        inner.text("name")
-        inner.flag("strict")  # held to it either way
-        schema = inner.get("schema")
-        return [("response_format.json_schema.schema", ("json_schema", _OBJECT if schema is None else schema))]
+        if inner is None and asked.schema is not None:  # llama-server
+            return [("response_format.schema", ("json_schema", asked.schema))]
+        if inner is None:
+            raise wrong("response_format.json_schema", "a JSON object", None)
+        schema = _OBJECT if inner.schema is None else inner.schema
+        return [("response_format.json_schema.schema", ("json_schema", schema))]
     if kind == "grammar":
-        return [("response_format.grammar", ("grammar", fields.get("grammar")))]
+        return [("response_format.grammar", ("grammar", asked.grammar))]
     raise bad_field(
         "response_format.type",
         f"expected 'response_format.type' to be text, json_object, json_schema or grammar, found {kind[:80]!r}",
@@ -140,19 +131,15 @@ def _schema(param: str, value: Any) -> Constraint:
     return from_schema(value)
 
 
-def _calls(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str] | None:
+def _calls(choice: Any, tools: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], str] | None:
     """A schema of one call of the tools that may be chosen, and whether one must be made ("required" or "auto")."""
-    choice = fields.get("tool_choice")
     if choice in (None, "auto", "none"):
         return (_call_of(tools), "auto") if tools and choice != "none" else None
     if choice == "required":
         if not tools:
             raise bad_field("tool_choice", "'tool_choice': \"required\" needs 'tools'")
         return _call_of(tools), "required"
-    named = Fields(choice, "tool_choice")
-    if named.need_text("type") != "function":
-        raise named.outside("type", "function")
-    name = Fields(named.get("function"), "tool_choice.function").need_text("name")
+    name = read(NamedChoice, {"tool_choice": choice}).tool_choice.function.name
     chosen = [tool for tool in tools if tool["function"]["name"] == name]
     if not chosen:
         raise bad_field("tool_choice.function.name", f"'tool_choice' names no tool on offer: {name[:80]!r}")

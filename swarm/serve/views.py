@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Protocol
 
 from aiohttp import web
@@ -66,7 +65,7 @@ class Views:
 
     async def state(self, request: web.Request) -> web.Response:
         headers = {"Cache-Control": "no-store"}
-        text = self._shown(self._shows.hub(request).compute(), request)
+        text = self._shows.hub(request).compute().shown(self._shows.own_runs(request))
         return web.Response(text=text, content_type="application/json", headers=headers)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
@@ -78,18 +77,9 @@ class Views:
             version = 0
             while (fresh := await hub.next(version)) is not None:
                 version, text = fresh
-                await stream.send(self._shown(text, request), "state")
+                await stream.send(text.shown(self._shows.own_runs(request)), "state")
         assert stream.response is not None
         return stream.response
-
-    def _shown(self, state: str, request: web.Request) -> str:
-        """The state without the runs of others."""
-        own = self._shows.own_runs(request)
-        if own is None:
-            return state
-        told = json.loads(state)
-        told["runs"] = [run for run in told["runs"] if run["key"] in own]
-        return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
 
 
 def state_registry(collector: Collector) -> CollectorRegistry:

@@ -1,29 +1,28 @@
-"""POST /tokenize and /detokenize, in the shapes of vLLM and llama-server."""
+"""POST /tokenize, /detokenize and /apply-template, and GET /props, in the shapes of vLLM and llama-server."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
+from swarm import __version__
 from swarm.base.errors import UsageError
 from swarm.model.text.template import TemplateOptions
 from swarm.serve.backend import Backend
-from swarm.serve.chat_prompt import chat_ids
+from swarm.serve.body import read, wrong
+from swarm.serve.chat_prompt import Message, chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import bad_field
-from swarm.serve.fields import Fields
 from swarm.serve.messages import read_messages, read_template_options, read_tools
-from swarm.serve.parse import is_ids, read_turn
+from swarm.serve.parse import parse_chat_untrusted, read_turn
 from swarm.serve.plan import check_ids, check_model
-from swarm.serve.web import read_json
-
-_TEXT = frozenset("model prompt content add_special_tokens add_special return_token_strs".split())
-_CHAT = frozenset(
-    "model messages tools tool_choice return_token_strs add_generation_prompt continue_final_message "
-    "chat_template_kwargs reasoning_effort".split()
-)
+from swarm.serve.requests import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
+from swarm.serve.web import IGNORED, read_json
 
 
 class VocabularyViews:
@@ -35,52 +34,83 @@ class VocabularyViews:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """Token ids of `prompt` (vLLM), `content` (llama-server) or `messages`, as a run would have them."""
-        fields = Fields(await read_json(request, self._config))
-        chat = fields.get("messages") is not None
-        fields.only(_CHAT if chat else _TEXT)
-        check_model(fields.text("model"), self._backend)
-        if chat:
-            ids = await self._chat(fields)
+        body = await read_json(request, self._config)
+        asked: TokenizeChatBody | TokenizeTextBody
+        if isinstance(body, dict) and body.get("messages") is not None:
+            asked = read(TokenizeChatBody, body)
+            check_model(asked.model, self._backend)
+            ids = await self._chat(asked)
         else:
-            name = "content" if fields.get("prompt") is None and fields.get("content") is not None else "prompt"
-            text = fields.need_text(name)
-            ids = await asyncio.to_thread(self._text, text, _wants_special(fields))
-        body: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": self._backend.manifest.context}
-        if fields.flag("return_token_strs"):
-            body["token_strs"] = [str(token) for token in self._backend.tokenizer.convert_ids_to_tokens(ids)]
-        return web.json_response(body)
+            asked = read(TokenizeTextBody, body)
+            check_model(asked.model, self._backend)
+            text = asked.content if asked.prompt is None else asked.prompt
+            if text is None:
+                raise wrong("prompt", "a string", None)
+            ids = await asyncio.to_thread(self._text, text, _wants_special(asked))
+        told: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": self._backend.manifest.context}
+        if asked.return_token_strs:
+            told["token_strs"] = [str(token) for token in self._backend.tokenizer.convert_ids_to_tokens(ids)]
+        return web.json_response(told)
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """Text of token ids, special tokens included: under `prompt` (vLLM) and `content` (llama-server)."""
-        fields = Fields(await read_json(request, self._config))
-        fields.only(frozenset({"model", "tokens"}))
-        check_model(fields.text("model"), self._backend)
-        ids = fields.get("tokens")
-        if not isinstance(ids, list) or not is_ids(ids):
-            raise fields.wrong("tokens", "an array of token ids")
+        asked = read(DetokenizeBody, await read_json(request, self._config))
+        check_model(asked.model, self._backend)
+        ids = asked.tokens
         check_ids(ids, self._backend.manifest.vocab_size, "tokens")
-        text = await asyncio.to_thread(
-            self._backend.tokenizer.decode, ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        text = await self._spelt(ids)
         return web.json_response({"prompt": text, "content": text})
+
+    async def apply_template(self, request: web.Request) -> web.Response:
+        """The prompt that a body of /v1/chat/completions makes, as text (llama-server)."""
+        chat = parse_chat_untrusted(await read_json(request, self._config), self._config)
+        request[IGNORED] = chat.wanted.ignored
+        check_model(chat.wanted.model, self._backend)
+        ids = await self._chat_ids(chat.messages, TemplateOptions(chat.tools, chat.options, chat.turn))
+        return web.json_response({"prompt": await self._spelt(ids)})
+
+    async def props(self, request: web.Request) -> web.Response:
+        """What llama-server's clients ask of a server before they use it."""
+        manifest, tokenizer = self._backend.manifest, self._backend.tokenizer
+        template = getattr(tokenizer, "chat_template", None) or ""
+        return web.json_response(
+            {
+                "default_generation_settings": {"n_ctx": manifest.context, "params": dict(self._config.model_sampling)},
+                "total_slots": dict(self._config.max_running_of).get(manifest.model, self._config.max_running),
+                "model_alias": manifest.model,
+                "model_path": manifest.model,
+                "chat_template": template if isinstance(template, str) else json.dumps(template),
+                "bos_token": getattr(tokenizer, "bos_token", None) or "",
+                "eos_token": getattr(tokenizer, "eos_token", None) or "",
+                "modalities": {"vision": False, "audio": False},
+                "build_info": f"wanswarm {__version__}",
+            }
+        )
+
+    async def _spelt(self, ids: Sequence[int]) -> str:
+        decode = partial(self._backend.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(await asyncio.to_thread(decode, ids))
 
     def _text(self, text: str, special: bool) -> list[int]:
         if special:
             return [int(token) for token in self._backend.encode(text)]
         return [int(token) for token in self._backend.tokenizer.encode(text, add_special_tokens=False)]
 
-    async def _chat(self, fields: Fields) -> list[int]:
-        messages, tools = read_messages(fields), read_tools(fields)
-        options, turn = read_template_options(fields), read_turn(fields, messages)
+    async def _chat(self, asked: TokenizeChatBody) -> list[int]:
+        messages, tools = read_messages(asked.messages), read_tools(asked)
+        options, turn = read_template_options(asked), read_turn(asked, messages)
+        return await self._chat_ids(messages, TemplateOptions(tools, options, turn))
+
+    async def _chat_ids(self, messages: Sequence[Message], options: TemplateOptions) -> list[int]:
         if not getattr(self._backend.tokenizer, "chat_template", None):
             raise bad_field("messages", "this model has no chat template; send 'prompt'", "unsupported_parameter")
         try:
-            found = await asyncio.to_thread(chat_ids, self._backend, messages, TemplateOptions(tools, options, turn))
+            found = await asyncio.to_thread(chat_ids, self._backend, messages, options)
         except UsageError as exc:
             raise bad_field("messages", str(exc)) from exc
         return [int(token) for token in found]
 
 
-def _wants_special(fields: Fields) -> bool:
+def _wants_special(asked: TokenizeTextBody) -> bool:
     """Whether the tokens that begin a prompt are added: vLLM's name for it, or llama-server's."""
-    return fields.flag("add_special_tokens", True) and fields.flag("add_special", True)
+    return asked.add_special_tokens is not False and asked.add_special is not False

@@ -15,10 +15,10 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from swarm.base.errors import SwarmError
+from swarm.serve.body import parse_json_untrusted
 from swarm.serve.compat.shapes import error_body
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, translate
-from swarm.serve.fields import parse_json_untrusted
 from swarm.serve.keys import find_user
 from swarm.serve.metrics import RequestMetrics
 

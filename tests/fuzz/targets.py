@@ -56,9 +56,9 @@ from swarm.ring.opening import (
     parse_open_untrusted,
     parse_word_untrusted,
 )
+from swarm.serve.body import parse_json_untrusted
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
-from swarm.serve.fields import parse_json_untrusted
 from swarm.serve.parse import parse_chat_untrusted, parse_completion_untrusted, parse_generate_untrusted
 from tests.receipts.conftest import run_ring
 from tests.swarm.net.memory import joined

@@ -7,7 +7,7 @@ chat templates of open models want none.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -15,27 +15,31 @@ from aiohttp import web
 from swarm.model.text.decoder import TokenDecoder
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.backend import Backend
-from swarm.serve.compat.shapes import (
-    a_list,
-    a_text,
-    an_object,
-    anthropic_error,
-    arguments_of,
-    fitted,
-    given,
-    no_pictures,
+from swarm.serve.body import outside, read
+from swarm.serve.compat.bodies import (
+    AnthropicChoice,
+    AnthropicMessage,
+    AnthropicTool,
+    CountBody,
+    DocumentBlock,
+    ImageBlock,
+    MessagesBody,
+    TextBlock,
+    TextBlocks,
+    ToolResultBlock,
+    ToolUseBlock,
 )
+from swarm.serve.compat.shapes import anthropic_error, arguments_of, fitted, given, no_pictures
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
-from swarm.serve.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
 from swarm.serve.parse import parse_chat_untrusted
 from swarm.serve.plan import plan_chat
 from swarm.serve.stream import EventStream
 from swarm.serve.voice import Event, Json, delta_of
 from swarm.serve.web import REQUEST_ID, read_json
 
-_SAME = ("model", "temperature", "top_p", "top_k", "stream")
+_SAME = ("model", "temperature", "top_p", "top_k")
 
 
 class AnthropicViews:
@@ -45,117 +49,90 @@ class AnthropicViews:
         self._backend, self._config, self._completions = backend, config, completions
 
     async def messages(self, request: web.Request) -> web.StreamResponse:
-        body = an_object(await read_json(request, self._config), "the body")
-        limit = body.get("max_tokens")
-        if limit is None:
-            raise bad_field("max_tokens", "expected 'max_tokens' to be an integer, found null", "invalid_type")
-        parsed = parse_chat_untrusted({**chat_body(body), "max_tokens": limit}, self._config)
+        asked = read(MessagesBody, await read_json(request, self._config))
+        chat = {**chat_body(asked), "max_tokens": asked.max_tokens, **given(stream=asked.stream)}
+        parsed = parse_chat_untrusted(chat, self._config)
         stops = tuple(parsed.wanted.stop)
         voice = AnthropicVoice(request[REQUEST_ID], self._backend.manifest.model, stops, self._backend)
         return await self._completions.converse(request, fitted(parsed), voice)
 
     async def count(self, request: web.Request) -> web.Response:
-        body = an_object(await read_json(request, self._config), "the body")
-        asked = {name: value for name, value in chat_body(body).items() if name != "stream"}
-        parsed = parse_chat_untrusted({**asked, "max_tokens": 1}, self._config)
+        asked = read(CountBody, await read_json(request, self._config))
+        parsed = parse_chat_untrusted({**chat_body(asked), "max_tokens": 1}, self._config)
         runs = await plan_chat(fitted(parsed), self._backend, self._config)
         return web.json_response({"input_tokens": len(runs[0].prompt_ids)})
 
 
-def chat_body(body: Mapping[str, Any]) -> Json:
+def chat_body(asked: CountBody) -> Json:
     """Body of /v1/messages in OpenAI's words, without the limit of tokens. Raises ApiError 400."""
-    messages: list[Json] = []
-    system = _text_of(body.get("system"), "system")
-    if system:
-        messages.append({"role": "system", "content": system})
-    items = a_list(body.get("messages"), "messages", MAX_MESSAGES)
-    for index, item in enumerate(items):
-        path = f"messages[{index}]"
-        messages += _messages(an_object(item, path), path)
-    tools = [_tool(item, f"tools[{n}]") for n, item in enumerate(a_list(body.get("tools"), "tools", MAX_TOOLS))]
-    stops = a_list(body.get("stop_sequences"), "stop_sequences", 64)
+    system = _text_of(asked.system, "system")
+    messages: list[Json] = [{"role": "system", "content": system}] if system else []
+    for index, item in enumerate(asked.messages):
+        messages += _messages(item, f"messages[{index}]")
+    tools = [_tool(item, f"tools[{index}]") for index, item in enumerate(asked.tools or ())]
     return {
-        **{name: body[name] for name in _SAME if body.get(name) is not None},
+        **given(**{name: getattr(asked, name) for name in _SAME}),
         "messages": messages,
-        **given(tools=tools or None, stop=stops or None, tool_choice=_choice(body) if tools else None),
-        **_thinking(body),
+        **given(tools=tools or None, stop=asked.stop_sequences or None, tool_choice=_choice(asked) if tools else None),
+        **_thinking(asked),
     }
 
 
-def _thinking(body: Mapping[str, Any]) -> Json:
-    kind = an_object(body.get("thinking") or {}, "thinking").get("type")
+def _thinking(asked: CountBody) -> Json:
+    kind = asked.thinking.type if asked.thinking is not None else None
     return {"chat_template_kwargs": {"enable_thinking": kind == "enabled"}} if kind else {}
 
 
-def _choice(body: Mapping[str, Any]) -> Any:
-    choice = an_object(body.get("tool_choice") or {"type": "auto"}, "tool_choice")
-    kind = choice.get("type")
-    named = {"type": "function", "function": {"name": choice.get("name")}}
-    words: Mapping[Any, Any] = {"auto": "auto", "none": "none", "any": "required", "tool": named}
-    if kind not in words:
-        raise bad_field("tool_choice.type", f"expected auto, any, tool or none, found {str(kind)[:40]!r}")
-    return words[kind]
+def _choice(asked: CountBody) -> Any:
+    choice = asked.tool_choice or AnthropicChoice()
+    named = {"type": "function", "function": {"name": choice.name}}
+    words = {None: "auto", "auto": "auto", "none": "none", "any": "required", "tool": named}
+    if choice.type not in words:
+        raise outside("tool_choice.type", "one of auto, any, tool, none", choice.type)
+    return words[choice.type]
 
 
-def _tool(item: Any, path: str) -> Json:
-    tool = an_object(item, path)
-    if tool.get("type") not in (None, "custom"):
+def _tool(tool: AnthropicTool, path: str) -> Json:
+    if tool.type not in (None, "custom"):
         raise bad_field(f"{path}.type", f"'{path}' is a tool of Anthropic's own servers, which a swarm has not")
-    function = {"name": tool.get("name"), "description": a_text(tool.get("description"), f"{path}.description")}
-    return {"type": "function", "function": {**function, "parameters": tool.get("input_schema")}}
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+    return {"type": "function", "function": function}
 
 
-def _messages(item: Mapping[str, Any], path: str) -> list[Json]:
+def _messages(item: AnthropicMessage, path: str) -> list[Json]:
     """One message in OpenAI's words: results of tools become messages of their own, before the text beside them."""
-    role, content = item.get("role"), item.get("content")
-    if role not in ("user", "assistant", "system"):
-        raise bad_field(f"{path}.role", f"expected '{path}.role' to be user or assistant, found {str(role)[:40]!r}")
-    if isinstance(content, str):
-        return [{"role": role, "content": content}]
+    if isinstance(item.content, str):
+        return [{"role": item.role, "content": item.content}]
     results: list[Json] = []
     calls: list[Json] = []
     texts: list[str] = []
-    for index, part in enumerate(a_list(content, f"{path}.content", MAX_PARTS)):
+    for index, block in enumerate(item.content or ()):
         where = f"{path}.content[{index}]"
-        block = an_object(part, where)
-        match block.get("type"):
-            case "text":
-                texts.append(a_text(block.get("text"), f"{where}.text"))
-            case "tool_use":
-                calls.append(_call(block, where))
-            case "tool_result":
-                told = _text_of(block.get("content"), f"{where}.content")
-                call = a_text(block.get("tool_use_id"), f"{where}.tool_use_id")
-                results.append({"role": "tool", "tool_call_id": call, "content": told})
-            case "thinking" | "redacted_thinking":
-                pass
-            case "image" | "document":
+        match block:
+            case TextBlock():
+                texts.append(block.text or "")
+            case ToolUseBlock():
+                function = {"name": block.name, "arguments": json.dumps(block.input or {})}
+                calls.append({"id": block.id or "", "type": "function", "function": function})
+            case ToolResultBlock():
+                told = _text_of(block.content, f"{where}.content")
+                results.append({"role": "tool", "tool_call_id": block.tool_use_id or "", "content": told})
+            case ImageBlock() | DocumentBlock():
                 raise no_pictures(where)
-            case kind:
-                raise bad_field(
-                    f"{where}.type", f"expected '{where}.type' to be text, tool_use or tool_result, found {kind!r:.40}"
-                )
-    said: Json = {"role": role, "content": "".join(texts), **given(tool_calls=calls or None)}
+            case _:
+                pass  # thoughts
+    said: Json = {"role": item.role, "content": "".join(texts), **given(tool_calls=calls or None)}
     return [*results, said] if texts or calls or not results else results
 
 
-def _call(block: Mapping[str, Any], path: str) -> Json:
-    arguments = an_object(block.get("input") or {}, f"{path}.input")
-    function = {"name": block.get("name"), "arguments": json.dumps(arguments)}
-    return {"id": a_text(block.get("id"), f"{path}.id"), "type": "function", "function": function}
-
-
-def _text_of(value: Any, path: str) -> str:
+def _text_of(value: str | TextBlocks | None, path: str) -> str:
     """A string, or text blocks joined."""
     if value is None or isinstance(value, str):
         return value or ""
-    texts = []
-    for index, part in enumerate(a_list(value, path, MAX_PARTS)):
-        block = an_object(part, f"{path}[{index}]")
-        if block.get("type") != "text":
+    for index, block in enumerate(value):
+        if not isinstance(block, TextBlock):
             raise no_pictures(f"{path}[{index}]")
-        texts.append(a_text(block.get("text"), f"{path}[{index}].text"))
-    return "".join(texts)
+    return "".join(block.text or "" for block in value if isinstance(block, TextBlock))
 
 
 class AnthropicVoice:

@@ -12,15 +12,24 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
+from msgspec import to_builtins
 
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.backend import Backend
-from swarm.serve.compat.shapes import a_list, a_text, an_object, arguments_of, fitted, given, no_pictures
+from swarm.serve.body import read
+from swarm.serve.compat.bodies import (
+    OllamaCall,
+    OllamaChatBody,
+    OllamaCommon,
+    OllamaGenerateBody,
+    OllamaMessage,
+    OllamaShowBody,
+)
+from swarm.serve.compat.shapes import arguments_of, fitted, given, no_pictures
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
-from swarm.serve.messages import MAX_MESSAGES
-from swarm.serve.parse import parse_chat_untrusted
+from swarm.serve.parse import parse_chat_untrusted, stops_listed
 from swarm.serve.plan import check_model
 from swarm.serve.stream import EventStream
 from swarm.serve.tools import Marks
@@ -43,24 +52,23 @@ class OllamaViews:
         self._since = datetime.now(UTC).isoformat()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = an_object(await read_json(request, self._config), "the body")
-        asked = chat_body(body)
-        if not asked["messages"]:
-            return web.json_response(self._loaded({"message": {"role": "assistant", "content": ""}}, body))
-        return await self._converse(request, asked, OllamaVoice(self._backend.manifest.model, chat=True))
+        asked = read(OllamaChatBody, _stops_listed(await read_json(request, self._config)))
+        if not asked.messages:
+            return web.json_response(self._loaded({"message": {"role": "assistant", "content": ""}}, asked))
+        return await self._converse(request, chat_body(asked), OllamaVoice(self._backend.manifest.model, chat=True))
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        body = an_object(await read_json(request, self._config), "the body")
-        if not body.get("prompt"):
-            return web.json_response(self._loaded({"response": ""}, body))
-        return await self._converse(request, generate_body(body), OllamaVoice(self._backend.manifest.model, chat=False))
+        asked = read(OllamaGenerateBody, _stops_listed(await read_json(request, self._config)))
+        if not asked.prompt:
+            return web.json_response(self._loaded({"response": ""}, asked))
+        voice = OllamaVoice(self._backend.manifest.model, chat=False)
+        return await self._converse(request, generate_body(asked), voice)
 
     async def version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": FOLLOWED_VERSION})
 
     async def show(self, request: web.Request) -> web.Response:
-        body = an_object(await read_json(request, self._config), "the body")
-        check_model(model_of(body), self._backend)
+        check_model(model_of(read(OllamaShowBody, await read_json(request, self._config))), self._backend)
         template = getattr(self._backend.tokenizer, "chat_template", None) or ""
         manifest = self._backend.manifest
         return web.json_response(
@@ -92,9 +100,9 @@ class OllamaViews:
         parsed = parse_chat_untrusted(asked, self._config)
         return await self._completions.converse(request, fitted(parsed), voice)
 
-    def _loaded(self, answer: Json, body: Mapping[str, Any]) -> Json:
+    def _loaded(self, answer: Json, asked: OllamaCommon) -> Json:
         """The answer to an empty request, by which clients have a model loaded."""
-        check_model(model_of(body), self._backend)
+        check_model(model_of(asked), self._backend)
         return {**_head(self._backend.manifest.model), **answer, "done": True, "done_reason": "load"}
 
     def entry(self) -> Json:
@@ -115,74 +123,67 @@ class OllamaViews:
         }
 
 
-def model_of(body: Mapping[str, Any]) -> str | None:
+def model_of(asked: OllamaCommon | OllamaShowBody) -> str | None:
     """The model's name without the tag that ollama's clients add."""
-    name = a_text(body.get("model", body.get("name")), "model")
-    return name.removesuffix(":latest") or None
+    name = asked.name if asked.model is None else asked.model
+    return (name or "").removesuffix(":latest") or None
 
 
-def chat_body(body: Mapping[str, Any]) -> Json:
+def chat_body(asked: OllamaChatBody) -> Json:
     """Body of /api/chat in OpenAI's words. Raises ApiError 400."""
-    messages = [
-        _message(an_object(item, f"messages[{index}]"), f"messages[{index}]", index)
-        for index, item in enumerate(a_list(body.get("messages"), "messages", MAX_MESSAGES))
-    ]
-    tools = body.get("tools")
-    return {**_options(body), "messages": messages, **given(tools=tools or None)}
+    messages = [_message(item, f"messages[{index}]", index) for index, item in enumerate(asked.messages or ())]
+    return {**_options(asked), "messages": messages, **given(tools=to_builtins(asked.tools) or None)}
 
 
-def generate_body(body: Mapping[str, Any]) -> Json:
+def generate_body(asked: OllamaGenerateBody) -> Json:
     """Body of /api/generate as a chat of one message. Raises ApiError 400."""
-    if a_list(body.get("images"), "images", 64):
+    if asked.images:
         raise no_pictures("images")
     for name, why in (("suffix", "text is continued, not filled in"), ("raw", "use /v1/completions for a bare prompt")):
-        if body.get(name):
+        if getattr(asked, name):
             raise ApiError(400, f"'{name}' is not supported: {why}", "unsupported_parameter", name)
-    system, prompt = a_text(body.get("system"), "system"), a_text(body.get("prompt"), "prompt")
-    messages = [{"role": "system", "content": system}] if system else []
-    return {**_options(body), "messages": [*messages, {"role": "user", "content": prompt}]}
+    messages = [{"role": "system", "content": asked.system}] if asked.system else []
+    return {**_options(asked), "messages": [*messages, {"role": "user", "content": asked.prompt or ""}]}
 
 
-def _message(item: Mapping[str, Any], path: str, index: int) -> Json:
-    if a_list(item.get("images"), f"{path}.images", 64):
+def _message(item: OllamaMessage, path: str, index: int) -> Json:
+    if item.images:
         raise no_pictures(f"{path}.images")
-    message: Json = {"role": item.get("role"), "content": a_text(item.get("content"), f"{path}.content")}
-    calls = a_list(item.get("tool_calls"), f"{path}.tool_calls", 128)
-    if calls:
-        message["tool_calls"] = [_call(call, f"{path}.tool_calls[{n}]", index, n) for n, call in enumerate(calls)]
-    if item.get("role") == "tool":
-        message["tool_call_id"] = a_text(item.get("tool_name", item.get("tool_call_id")), f"{path}.tool_name")
+    message: Json = {"role": item.role, "content": item.content or ""}
+    if item.tool_calls:
+        message["tool_calls"] = [_call(call, f"call_{index}_{number}") for number, call in enumerate(item.tool_calls)]
+    if item.role == "tool":
+        message["tool_call_id"] = item.tool_name or item.tool_call_id or ""
     return message
 
 
-def _call(call: Any, path: str, index: int, number: int) -> Json:
-    function = an_object(an_object(call, path).get("function"), f"{path}.function")
-    arguments = an_object(function.get("arguments") or {}, f"{path}.function.arguments")
-    told = {"name": function.get("name"), "arguments": json.dumps(arguments)}
-    return {"id": f"call_{index}_{number}", "type": "function", "function": told}
+def _call(call: OllamaCall, name: str) -> Json:
+    told = {"name": call.function.name, "arguments": json.dumps(call.function.arguments or {})}
+    return {"id": name, "type": "function", "function": told}
 
 
-def _options(body: Mapping[str, Any]) -> Json:
-    """Sampling and form. Options that only tune ollama's own engine (num_ctx, num_gpu, mirostat) have no effect."""
-    options = an_object(body.get("options") or {}, "options")
-    wanted = {name: options[name] for name in _SAME if options.get(name) is not None}
-    limit = options.get("num_predict")
-    if isinstance(limit, int) and limit > 0:
-        wanted["max_tokens"] = limit
-    if options.get("repeat_penalty") is not None:
-        wanted["repetition_penalty"] = options["repeat_penalty"]
-    form = body.get("format")
-    if form == "json":
+def _stops_listed(body: Any) -> Any:
+    """One stop string is a list of one, also in what is said of it."""
+    return {**body, "options": stops_listed(body["options"])} if isinstance(body, dict) and "options" in body else body
+
+
+def _options(asked: OllamaCommon) -> Json:
+    """Sampling and form."""
+    wanted: Json = {"model": model_of(asked), "stream": asked.stream is not False}
+    if (options := asked.options) is not None:
+        wanted |= {name: getattr(options, name) for name in _SAME}
+        wanted["repetition_penalty"] = options.repeat_penalty
+        if isinstance(options.num_predict, int) and options.num_predict > 0:
+            wanted["max_tokens"] = options.num_predict
+    if asked.format == "json":
         wanted["response_format"] = {"type": "json_object"}
-    elif isinstance(form, dict):
-        wanted["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": form}}
-    think = body.get("think")
-    if isinstance(think, bool):
-        wanted["chat_template_kwargs"] = {"enable_thinking": think}
-    elif isinstance(think, str):
-        wanted["reasoning_effort"] = think
-    stream = body.get("stream")
-    return {**wanted, **given(model=model_of(body)), "stream": True if stream is None else stream}
+    elif isinstance(asked.format, dict):
+        wanted["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": asked.format}}
+    if isinstance(asked.think, bool):
+        wanted["chat_template_kwargs"] = {"enable_thinking": asked.think}
+    elif isinstance(asked.think, str):
+        wanted["reasoning_effort"] = asked.think
+    return given(**wanted)
 
 
 def _head(model: str) -> Json:

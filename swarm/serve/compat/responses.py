@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from aiohttp import web
+from msgspec import to_builtins
 
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.backend import Backend
+from swarm.serve.body import read
+from swarm.serve.compat.bodies import CallItem, CallOutputItem, ItemContent, MessageItem, ResponsesBody, ResponsesTool
 from swarm.serve.compat.kept import KeptAnswers
+from swarm.serve.compat.shapes import given
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
-from swarm.serve.fields import Fields
-from swarm.serve.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
 from swarm.serve.parse import parse_chat_untrusted
 from swarm.serve.stream import EventStream
 from swarm.serve.voice import Event, Json, delta_of
@@ -26,7 +28,6 @@ from swarm.serve.web import REQUEST_ID, USER, read_json
 
 _SAME = ("model", "temperature", "top_p", "stream", "user", "metadata", "service_tier", "parallel_tool_calls")
 _ECHOED = ("instructions", "temperature", "top_p", "previous_response_id", "max_output_tokens")
-_TEXTS = ("input_text", "output_text", "text")
 
 
 class ResponsesViews:
@@ -49,38 +50,38 @@ class ResponsesViews:
         return web.json_response({"id": name, "object": "response", "deleted": True})
 
     async def create(self, request: web.Request) -> web.StreamResponse:
-        fields = Fields(await read_json(request, self._config))
+        asked = read(ResponsesBody, _items_named(await read_json(request, self._config)))
         before: Sequence[Json] = ()
-        previous = fields.text("previous_response_id")
+        previous = asked.previous_response_id
         if previous is not None:
             found = self._kept.get(previous, request[USER])
             if found is None:
                 raise _unknown(previous, "previous_response_id")
             before = found.messages
-        messages = [*before, *read_input(fields)]
-        parsed = parse_chat_untrusted(chat_body(fields, messages), self._config)
-        user, keeps = request[USER], fields.flag("store", True)
+        messages = [*before, *read_input(asked)]
+        parsed = parse_chat_untrusted(chat_body(asked, messages), self._config)
+        user, keeps = request[USER], asked.store is not False
 
         def keep(body: Json) -> None:
             if keeps:
                 self._kept.put(body["id"], user, [*messages, _said(body["output"])], body)
 
-        voice = ResponsesVoice(request[REQUEST_ID].removeprefix("req_"), self._facts(fields), keep)
+        voice = ResponsesVoice(request[REQUEST_ID].removeprefix("req_"), self._facts(asked), keep)
         return await self._completions.converse(request, parsed, voice)
 
-    def _facts(self, fields: Fields) -> Json:
+    def _facts(self, asked: ResponsesBody) -> Json:
         """What a response repeats of its request."""
         return {
             "created_at": int(time.time()),
             "model": self._backend.manifest.model,
-            "tools": fields.get("tools") or [],
-            "tool_choice": fields.get("tool_choice") or "auto",
-            "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
-            "metadata": fields.get("metadata") or {},
-            "text": fields.get("text") or {"format": {"type": "text"}},
+            "tools": to_builtins(asked.tools or []),
+            "tool_choice": asked.tool_choice or "auto",
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "metadata": asked.metadata or {},
+            "text": to_builtins(asked.text or {"format": {"type": "text"}}),
             "truncation": "disabled",
-            "store": fields.flag("store", True),
-            **{name: fields.get(name) for name in _ECHOED},
+            "store": asked.store is not False,
+            **{name: getattr(asked, name) for name in _ECHOED},
         }
 
 
@@ -257,81 +258,72 @@ def _said(output: Sequence[Json]) -> Json:
     return said
 
 
-def chat_body(fields: Fields, messages: Sequence[Json]) -> Json:
+def chat_body(asked: ResponsesBody, messages: Sequence[Json]) -> Json:
     """A request of /v1/responses as one of /v1/chat/completions. Raises ApiError."""
     for name in ("background", "conversation", "prompt"):
-        if fields.get(name):
+        if getattr(asked, name):
             raise bad_field(name, f"'{name}' is not supported here", "unsupported_parameter")
-    instructions = fields.text("instructions")
-    first = [{"role": "system", "content": instructions}] if instructions else []
-    body: Json = {"messages": [*first, *messages]}
-    body |= {name: fields.get(name) for name in _SAME if fields.get(name) is not None}
-    if fields.get("max_output_tokens") is not None:
-        body["max_tokens"] = fields.integer("max_output_tokens", 1, 2**31 - 1)
-    tools = fields.array("tools", MAX_TOOLS)
-    if tools:
-        body["tools"] = [_tool(Fields(tool, f"tools[{index}]")) for index, tool in enumerate(tools)]
-    choice = fields.get("tool_choice")
+    first = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
+    choice = asked.tool_choice
     if isinstance(choice, dict) and choice.get("type") == "function":
         choice = {"type": "function", "function": {"name": choice.get("name")}}
-    if choice is not None:
-        body["tool_choice"] = choice
-    effort = Fields(fields.get("reasoning") or {}, "reasoning").text("effort")
-    if effort is not None:
-        body["reasoning_effort"] = effort
-    wanted = Fields(fields.get("text") or {}, "text").get("format")
-    if wanted is not None:
-        form = Fields(wanted, "text.format")
-        kind = form.need_text("type")
-        rest = {name: value for name, value in form.values.items() if name != "type"}
-        body["response_format"] = {"type": kind, "json_schema": rest} if kind == "json_schema" else {"type": kind}
-    return body
+    form = asked.text.format if asked.text is not None else None
+    wanted: Json | None = None if form is None else {"type": form.type}
+    if form is not None and form.type == "json_schema":
+        wanted = {"type": form.type, "json_schema": {"name": form.name, "strict": form.strict, "schema": form.schema}}
+    return given(
+        messages=[*first, *messages],
+        **{name: getattr(asked, name) for name in _SAME},
+        max_tokens=asked.max_output_tokens,
+        tools=[_tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ())] or None,
+        tool_choice=choice,
+        reasoning_effort=asked.reasoning.effort if asked.reasoning is not None else None,
+        response_format=wanted,
+    )
 
 
-def read_input(fields: Fields) -> list[Json]:
+def _items_named(body: Any) -> Any:
+    """An item without a type is a message."""
+    items = body.get("input") if isinstance(body, dict) else None
+    if not isinstance(items, list):
+        return body
+    named = [
+        {**item, "type": "message"} if isinstance(item, dict) and item.get("type") is None else item for item in items
+    ]
+    return {**body, "input": named}
+
+
+def read_input(asked: ResponsesBody) -> list[Json]:
     """The items of `input` as chat messages."""
-    if isinstance(fields.get("input"), str):
-        return [{"role": "user", "content": fields.need_text("input")}]
-    items = fields.array("input", MAX_MESSAGES)
-    if not items:
-        raise fields.wrong("input", "a string or an array of items")
+    if isinstance(asked.input, str):
+        return [{"role": "user", "content": asked.input}]
     messages: list[Json] = []
-    for index, value in enumerate(items):
-        item = Fields(value, f"input[{index}]")
-        kind = item.text("type", "message")
-        if kind == "message":
-            messages.append({"role": item.need_text("role"), "content": _content(item)})
-        elif kind == "function_call":
-            call = _tool_call(item.need_text("call_id"), item.need_text("name"), item.need_text("arguments"))
-            if messages and messages[-1]["role"] == "assistant":
-                messages[-1].setdefault("tool_calls", []).append(call)
-            else:
-                messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
-        elif kind == "function_call_output":
-            output = _content(item, "output")
-            messages.append({"role": "tool", "tool_call_id": item.need_text("call_id"), "content": output})
-        elif kind != "reasoning":
-            raise item.outside("type", "one of message, function_call, function_call_output, reasoning")
+    for item in asked.input:
+        match item:
+            case MessageItem():
+                messages.append({"role": item.role, "content": _content(item.content)})
+            case CallItem():
+                call = _tool_call(item.call_id, item.name, item.arguments)
+                if messages and messages[-1]["role"] == "assistant":
+                    messages[-1].setdefault("tool_calls", []).append(call)
+                else:
+                    messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+            case CallOutputItem():
+                messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
+            case _:
+                pass  # thoughts
     return messages
 
 
-def _content(fields: Fields, name: str = "content") -> str:
-    if not isinstance(fields.get(name), list):
-        return fields.need_text(name)
-    texts = []
-    for index, value in enumerate(fields.array(name, MAX_PARTS) or []):
-        part = Fields(value, f"{fields.path(name)}[{index}]")
-        if part.need_text("type") not in _TEXTS:
-            raise part.outside("type", "input_text or output_text (the model reads text only)")
-        texts.append(part.need_text("text"))
-    return "".join(texts)
+def _content(value: ItemContent) -> str:
+    return value if isinstance(value, str) else "".join(part.text for part in value)
 
 
-def _tool(fields: Fields) -> Json:
-    if fields.need_text("type") != "function":
-        raise bad_field(fields.path("type"), "only tools of type function are to be had here", "unsupported_parameter")
-    names = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {n: fields.get(n) for n in names if fields.get(n) is not None}}
+def _tool(tool: ResponsesTool, path: str) -> Json:
+    if tool.type != "function":
+        raise bad_field(f"{path}.type", "only tools of type function are to be had here", "unsupported_parameter")
+    function = given(name=tool.name, description=tool.description, parameters=tool.parameters)
+    return {"type": "function", "function": function}
 
 
 def _tool_call(name: str, function: str, arguments: str) -> Json:

@@ -1,4 +1,4 @@
-"""What translations share: an error in the words of the API that was asked, and plain reading of their bodies."""
+"""What translations share: errors in the words of the API that was asked, refusals, and what answers have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from aiohttp import web
 
 from swarm.serve.errors import ApiError, bad_field
-from swarm.serve.fields import describe
 from swarm.serve.parse import ChatRequest
 
 Json = dict[str, Any]
@@ -19,8 +18,16 @@ OLLAMA_PATHS = frozenset(
     f"/api/{name}"
     for name in "chat generate tags show ps version embed embeddings pull push create copy delete".split()
 )
+NOT_OLLAMA = ("embed", "embeddings", "pull", "push", "create")
+"""What ollama's clients know an address under /api for and this gateway has not."""
 MISSING = {
     "/v1/embeddings": "embeddings",
+    "/embedding": "embeddings",
+    "/embeddings": "embeddings",
+    "/infill": "fill-ins",
+    "/rerank": "rankings",
+    "/reranking": "rankings",
+    "/v1/rerank": "rankings",
     "/v1/images/generations": "images",
     "/v1/images/edits": "images",
     "/v1/audio/speech": "speech",
@@ -60,40 +67,9 @@ def anthropic_error(error: ApiError, request_id: str) -> Json:
     return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
 
 
-def an_object(value: Any, path: str) -> Mapping[str, Any]:
-    """`value` if it is a JSON object; raises ApiError 400 that names `path`."""
-    if not isinstance(value, dict):
-        raise _wrong(value, path, "a JSON object")
-    return value
-
-
-def a_list(value: Any, path: str, most: int) -> list[Any]:
-    """`value` if it is an array of at most `most`; null is an empty one."""
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise _wrong(value, path, "an array")
-    if len(value) > most:
-        raise bad_field(path, f"expected at most {most} items in '{path}', found {len(value)}")
-    return value
-
-
-def a_text(value: Any, path: str) -> str:
-    """`value` if it is a string; null is an empty one."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _wrong(value, path, "a string")
-    return value
-
-
 def no_pictures(path: str) -> ApiError:
     """The refusal of an image."""
     return bad_field(path, f"expected text in '{path}', found an image; the model reads text only", "unsupported_input")
-
-
-def _wrong(value: Any, path: str, expected: str) -> ApiError:
-    return bad_field(path, f"expected '{path}' to be {expected}, found {describe(value)}", "invalid_type")
 
 
 def fitted(parsed: ChatRequest) -> ChatRequest:

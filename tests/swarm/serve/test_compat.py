@@ -11,7 +11,9 @@ import ollama
 import pytest
 
 from swarm.base.errors import RunError
+from swarm.serve.body import read
 from swarm.serve.compat.anthropic import chat_body as from_anthropic
+from swarm.serve.compat.bodies import CountBody, OllamaChatBody
 from swarm.serve.compat.ollama import chat_body as from_ollama
 from swarm.serve.errors import ApiError
 from tests.swarm.serve.conftest import Serve, Served
@@ -170,8 +172,8 @@ async def test_keys_are_asked_for_in_their_words(serve: Serve) -> None:
 )
 def test_malformed_bodies_name_the_field(body: dict[str, Any]) -> None:
     with pytest.raises(ApiError, match="messages") as refused:
-        from_anthropic(body)
+        from_anthropic(read(CountBody, body))
     assert refused.value.status == 400
     if body["messages"] != [{"role": "user", "content": [{"type": "audio"}]}]:
         with pytest.raises(ApiError, match="messages"):
-            from_ollama(body)
+            from_ollama(read(OllamaChatBody, body))

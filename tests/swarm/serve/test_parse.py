@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swarm.serve.body import parse_json_untrusted
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
-from swarm.serve.fields import parse_json_untrusted
 from swarm.serve.parse import parse_chat_untrusted, parse_completion_untrusted, parse_generate_untrusted
 
 CONFIG = GatewayConfig()

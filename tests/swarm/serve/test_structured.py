@@ -14,11 +14,12 @@ import pytest
 from pydantic import BaseModel, Field
 
 from swarm.model.constraint import MAX_CHARS
+from swarm.serve.body import read
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
-from swarm.serve.fields import Fields
 from swarm.serve.messages import read_tools
 from swarm.serve.parse import parse_chat_untrusted, parse_completion_untrusted
+from swarm.serve.requests import ChatBody
 from swarm.serve.structured import Structure, read_structure
 from tests.swarm.serve.conftest import Serve
 from tests.swarm.serve.tiny import TinyManifest
@@ -44,7 +45,8 @@ TOOLS: list[Any] = [
 
 
 def structure(**fields: Any) -> Structure | None:
-    return read_structure(Fields(fields), read_tools(Fields({"tools": TOOLS})) if "tool_choice" in fields else ())
+    asked = read(ChatBody, {"messages": HELLO, **({"tools": TOOLS} if "tool_choice" in fields else {}), **fields})
+    return read_structure(asked, asked.tool_choice, read_tools(asked))
 
 
 @pytest.mark.parametrize(

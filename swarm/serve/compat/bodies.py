@@ -1,0 +1,279 @@
+"""What is posted to the other APIs, as types, like `swarm.serve.requests`. Fields that are not named have no effect."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from swarm.serve.requests import (
+    MAX_IMAGES,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_TOOLS,
+    Effort,
+    JsonObject,
+    MinP,
+    Model,
+    NotUsed,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Stops,
+    Temperature,
+    Tools,
+    TopK,
+    TopP,
+    Unsupported,
+)
+
+Name = Annotated[str, Meta(min_length=1, max_length=64)]
+Input = dict[str, Any]
+
+# Anthropic
+
+
+class TextBlock(Struct, tag="text", tag_field="type"):
+    text: str | None = None
+
+
+class ImageBlock(Struct, tag="image", tag_field="type"):
+    """Refused: the model reads text only."""
+
+
+class DocumentBlock(Struct, tag="document", tag_field="type"):
+    """Refused: the model reads text only."""
+
+
+class ToolUseBlock(Struct, tag="tool_use", tag_field="type", kw_only=True):
+    """A call of an earlier answer."""
+
+    name: str
+    id: str | None = None
+    input: Input | None = None
+
+
+TextBlocks = Annotated[list[TextBlock | ImageBlock | DocumentBlock], Meta(max_length=MAX_PARTS)]
+
+
+class ToolResultBlock(Struct, tag="tool_result", tag_field="type", kw_only=True):
+    tool_use_id: str | None = None
+    content: str | TextBlocks | None = None
+
+
+class ThinkingBlock(Struct, tag="thinking", tag_field="type"):
+    """Left out of the prompt."""
+
+
+class RedactedBlock(Struct, tag="redacted_thinking", tag_field="type"):
+    """Left out of the prompt."""
+
+
+Block = TextBlock | ImageBlock | DocumentBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedBlock
+
+
+class AnthropicMessage(Struct, kw_only=True):
+    role: Literal["user", "assistant", "system"]
+    content: str | Annotated[list[Block], Meta(max_length=MAX_PARTS)] | None = None
+
+
+class AnthropicTool(Struct, kw_only=True):
+    name: Name
+    type: Annotated[str, Meta(description="custom: tools of Anthropic's own servers are refused")] | None = None
+    description: str | None = None
+    input_schema: JsonObject | None = None
+
+
+class AnthropicChoice(Struct, kw_only=True):
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["auto", "any", "tool", "none"]})] | None = None
+    name: str | None = None
+
+
+class Thinking(Struct, kw_only=True):
+    """`enabled` tells the chat template to think."""
+
+    type: str | None = None
+    budget_tokens: NotUsed = None
+
+
+class CountBody(Struct, kw_only=True):
+    """POST /v1/messages/count_tokens"""
+
+    messages: Annotated[list[AnthropicMessage], Meta(max_length=MAX_MESSAGES)]
+    system: str | TextBlocks | None = None
+    model: Model | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    stop_sequences: Stops | None = None
+    tools: Annotated[list[AnthropicTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: AnthropicChoice | None = None
+    thinking: Thinking | None = None
+
+
+class MessagesBody(CountBody, kw_only=True):
+    """POST /v1/messages"""
+
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    stream: bool | None = None
+    metadata: NotUsed = None
+
+
+# Ollama
+
+
+class OllamaFunction(Struct, kw_only=True):
+    name: str
+    arguments: Input | None = None
+
+
+class OllamaCall(Struct):
+    function: OllamaFunction
+
+
+Images = Annotated[list[Any], Meta(max_length=MAX_IMAGES, description="refused: the model reads text only")]
+
+
+class OllamaMessage(Struct, kw_only=True):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | None = None
+    images: Images | None = None
+    tool_calls: Annotated[list[OllamaCall], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class OllamaOptions(Struct, kw_only=True):
+    """Sampling. Options that only tune ollama's own engine (num_ctx, num_gpu, mirostat) have no effect."""
+
+    num_predict: Annotated[Any, Meta(description="at most so many tokens; not above 0: no limit")] = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    seed: Seed | None = None
+    stop: Stop | Stops | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repeat_penalty: RepetitionPenalty | None = None
+
+
+class OllamaCommon(Struct, kw_only=True):
+    model: Model | None = None
+    name: Annotated[str, Meta(description="older clients' word for model")] | None = None
+    options: OllamaOptions | None = None
+    format: Annotated[Any, Meta(description="json, or a JSON Schema")] = None
+    think: Annotated[Any, Meta(description="true, false, or how much")] = None
+    stream: Annotated[bool, Meta(description="true by default")] | None = None
+    keep_alive: NotUsed = None
+
+
+class OllamaChatBody(OllamaCommon, kw_only=True):
+    """POST /api/chat; without messages: whether the model is there"""
+
+    messages: Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] | None = None
+    tools: Tools | None = None
+
+
+class OllamaGenerateBody(OllamaCommon, kw_only=True):
+    """POST /api/generate; without a prompt: whether the model is there"""
+
+    prompt: str | None = None
+    system: str | None = None
+    images: Images | None = None
+    suffix: Unsupported = None
+    raw: Unsupported = None
+
+
+class OllamaShowBody(Struct, kw_only=True):
+    """POST /api/show"""
+
+    model: Model | None = None
+    name: str | None = None
+
+
+# OpenAI's responses
+
+
+class ItemPart(Struct, kw_only=True):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
+ItemContent = str | Annotated[list[ItemPart], Meta(max_length=MAX_PARTS)]
+
+
+class MessageItem(Struct, tag="message", tag_field="type", kw_only=True):
+    role: str
+    content: ItemContent
+
+
+class CallItem(Struct, tag="function_call", tag_field="type", kw_only=True):
+    call_id: str
+    name: str
+    arguments: str
+
+
+class CallOutputItem(Struct, tag="function_call_output", tag_field="type", kw_only=True):
+    call_id: str
+    output: ItemContent
+
+
+class ReasoningItem(Struct, tag="reasoning", tag_field="type"):
+    """Left out of the prompt."""
+
+
+Item = MessageItem | CallItem | CallOutputItem | ReasoningItem
+
+
+class ResponsesTool(Struct, kw_only=True):
+    type: Annotated[str, Meta(extra_json_schema={"const": "function"})]
+    name: Any = None
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: NotUsed = None
+
+
+class Reasoning(Struct, kw_only=True):
+    effort: Effort | None = None
+    summary: NotUsed = None
+
+
+class TextFormat(Struct, kw_only=True):
+    """The form of an answer, in the words of responses."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text", "json_object", "json_schema", "grammar"]})]
+    name: str | None = None
+    strict: bool | None = None
+    schema: Any = None
+
+
+class TextOptions(Struct, kw_only=True):
+    format: TextFormat | None = None
+    verbosity: NotUsed = None
+
+
+class ResponsesBody(Struct, kw_only=True):
+    """POST /v1/responses"""
+
+    input: str | Annotated[list[Item], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    model: Model | None = None
+    instructions: str | None = None
+    previous_response_id: Annotated[str, Meta(description="of an answer that is kept here")] | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    stream: bool | None = None
+    store: Annotated[bool, Meta(description="keep the answer for previous_response_id; true by default")] | None = None
+    tools: Annotated[list[ResponsesTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Annotated[Any, Meta(description="auto, none, required, or a function by name")] = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    text: TextOptions | None = None
+    user: NotUsed = None
+    metadata: NotUsed = None
+    service_tier: NotUsed = None
+    background: Unsupported = None
+    conversation: Unsupported = None
+    prompt: Unsupported = None
