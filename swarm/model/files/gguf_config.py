@@ -7,6 +7,7 @@ nobody read is a model that computes something else.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -159,8 +160,11 @@ def read_config(header: GGUFHeader, where: str, families: Mapping[str, Family]) 
     """
     family = header.metadata.get("general.architecture")
     if not isinstance(family, str) or family not in families:
-        known = ", ".join(sorted(families))
-        raise ModelError(f"{where} is a GGUF of architecture {family!r}, expected one of {known}; use safetensors")
+        near = difflib.get_close_matches(str(family), sorted(families), 4, 0.4) or sorted(families)
+        raise ModelError(
+            f"{where} is a GGUF of architecture {family!r}, which is not read; the nearest that are: "
+            f"{', '.join(near)}; use safetensors"
+        )
     keys = Keys(header.metadata, family)
     try:
         config = _config(keys, header, families[family])
