@@ -190,6 +190,8 @@ def write_gguf(
     for name, data in tensors.items():
         if kind == "F32" or plain_numbers(name, data):
             writer.add_tensor(name, np.ascontiguousarray(data, np.float32))
+        elif data.shape[-1] % gguf.GGML_QUANT_SIZES[number][0]:  # as converters do
+            writer.add_tensor(name, np.ascontiguousarray(data, np.float16))
         else:
             writer.add_tensor(name, gguf.quantize(np.ascontiguousarray(data, np.float32), number), raw_dtype=number)
     writer.write_header_to_file()
