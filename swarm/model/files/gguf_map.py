@@ -16,6 +16,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swarm.base.errors import ModelError
+from swarm.model.files.gguf_config import LONG, SHORT
 from swarm.model.files.gguf_file import READABLE, GGUFHeader, GGUFTensor
 from swarm.model.files.gguf_layout import transposed
 from swarm.model.files.gguf_names import DOWN, GATE, GATE_UP, UP, Alternative, Names, StoredPart
@@ -23,7 +24,7 @@ from swarm.model.files.weights import make_config
 from swarm.model.quant.ggml import SCALE
 from swarm.model.quant.joined import PART
 
-_CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_CONSUMED = ("rope_freqs.weight", LONG, SHORT)
 """Tensors that became part of the config."""
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")

@@ -56,6 +56,9 @@ def gguf_tensors(model: Any, arch: str) -> Tensors:
             stored = own if own.startswith("blk.") else names.get_name(own, try_suffixes=(".weight", ".bias"))
             assert stored is not None, f"{arch} has no name for {own}"
             result[stored] = data.reshape(-1) if own.endswith("e_score_correction.bias") else data
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in ("long", "short") if "long_factor" in rope else ():
+        result[f"rope_factors_{kind}.weight"] = np.array(rope[f"{kind}_factor"], np.float32)
     return result
 
 
