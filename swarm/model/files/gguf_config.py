@@ -7,6 +7,7 @@ nobody read is a model that computes something else.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -159,8 +160,11 @@ def read_config(header: GGUFHeader, where: str, families: Mapping[str, Family]) 
     """
     family = header.metadata.get("general.architecture")
     if not isinstance(family, str) or family not in families:
-        known = ", ".join(sorted(families))
-        raise ModelError(f"{where} is a GGUF of architecture {family!r}, expected one of {known}; use safetensors")
+        near = difflib.get_close_matches(str(family), sorted(families), 4, 0.4) or sorted(families)
+        raise ModelError(
+            f"{where} is a GGUF of architecture {family!r}, which is not read; the nearest that are: "
+            f"{', '.join(near)}; use safetensors"
+        )
     keys = Keys(header.metadata, family)
     try:
         config = _config(keys, header, families[family])
@@ -257,7 +261,11 @@ def _rope(keys: Keys, header: GGUFHeader, family: Family, config: dict[str, Any]
     factor = next((keys.real(k) for k in ("rope.scaling.factor", "rope.scale_linear") if keys.get(k) is not None), 0.0)
     keys.asked.add("rope.scale_linear")
     kind = keys.get("rope.scaling.type") or "linear"  # as llama.cpp: a factor without a type divides positions
-    if "rope_freqs.weight" in header.tensors:
+    if LONG in header.tensors:
+        if kind not in ("linear", "longrope") or factor not in (0.0, 1.0):
+            raise ValueError(f"rope.scaling.type is {kind!r} beside {LONG}")
+        config["rope_scaling"] = _longrope(keys, header, rotary)
+    elif "rope_freqs.weight" in header.tensors:
         if kind != "none" and factor not in (0.0, 1.0):
             raise ValueError(f"rope.scaling.factor {factor} beside rope_freqs.weight")
         config["rope_scaling"] = _llama3_rope(header, config)
@@ -283,15 +291,43 @@ def _rope(keys: Keys, header: GGUFHeader, family: Family, config: dict[str, Any]
         raise ValueError(f"rope.scaling.type is {kind!r}")
 
 
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+"""What frequencies are divided by in texts that are longer than the model was first trained with, and in others."""
+
+
+def _longrope(keys: Keys, header: GGUFHeader, rotary: int) -> dict[str, Any]:
+    """Phi-3.5's rotation. Raises KeyError, ValueError."""
+    return {
+        "rope_type": "longrope",
+        "long_factor": _factors(header, LONG, rotary),
+        "short_factor": _factors(header, SHORT, rotary),
+        "attention_factor": keys.real("rope.scaling.attn_factor", 1.0),
+        "original_max_position_embeddings": keys.number("rope.scaling.original_context_length"),
+    }
+
+
+def _factors(header: GGUFHeader, name: str, rotary: int) -> list[float]:
+    """A factor for each frequency, at the shortest text of its float32."""
+    values = [float(str(np.float32(value))) for value in _stored(header, name, rotary // 2).tolist()]
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise ValueError(f"{name} holds factors that are not positive")
+    return values
+
+
+def _stored(header: GGUFHeader, name: str, count: int) -> torch.Tensor:
+    """A small tensor of float32 that is part of the config. Raises KeyError, ValueError."""
+    tensor = header.tensors[name]
+    if tensor.kind != "F32" or tensor.shape != (count,):
+        raise ValueError(f"{name} is {tensor.kind} of shape {list(tensor.shape)}")
+    with tensor.path.open("rb") as file:
+        file.seek(tensor.offset)
+        return torch.frombuffer(bytearray(file.read(tensor.nbytes)), dtype=torch.float32)
+
+
 def _llama3_rope(header: GGUFHeader, config: Mapping[str, Any]) -> dict[str, Any]:
     """The rope parameters of Llama 3.1 and later. GGUF holds only what they do to each frequency
     (`rope_freqs.weight`), so the parameters that models were released with are tried. Raises ValueError."""
-    tensor = header.tensors["rope_freqs.weight"]
-    if tensor.kind != "F32" or tensor.shape != (config["head_dim"] // 2,):
-        raise ValueError(f"rope_freqs.weight is {tensor.kind} of shape {list(tensor.shape)}")
-    with tensor.path.open("rb") as file:
-        file.seek(tensor.offset)
-        stored = torch.frombuffer(bytearray(file.read(tensor.nbytes)), dtype=torch.float32)
+    stored = _stored(header, "rope_freqs.weight", config["head_dim"] // 2)
     for factor in (8.0, 32.0, 16.0, 4.0):
         rope = {
             "rope_type": "llama3",

@@ -16,14 +16,15 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swarm.base.errors import ModelError
+from swarm.model.files.gguf_config import LONG, SHORT
 from swarm.model.files.gguf_file import READABLE, GGUFHeader, GGUFTensor
 from swarm.model.files.gguf_layout import transposed
-from swarm.model.files.gguf_names import DOWN, GATE, GATE_UP, UP, Alternative, Names, Source
+from swarm.model.files.gguf_names import DOWN, GATE, GATE_UP, UP, Alternative, Names, StoredPart
 from swarm.model.files.weights import make_config
 from swarm.model.quant.ggml import SCALE
 from swarm.model.quant.joined import PART
 
-_CONSUMED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_CONSUMED = ("rope_freqs.weight", LONG, SHORT)
 """Tensors that became part of the config."""
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
@@ -151,7 +152,7 @@ def _scales(stored: str, pieces: list[Piece], header: GGUFHeader, used: set[str]
 
 
 def _pieces(
-    source: Source, tensor: GGUFTensor, name: str, shape: tuple[int, ...], config: Mapping[str, Any], where: str
+    source: StoredPart, tensor: GGUFTensor, name: str, shape: tuple[int, ...], config: Mapping[str, Any], where: str
 ) -> list[Piece]:
     """What a stored tensor is of the model's tensor `name` of `shape`."""
     if source.role in _EXPERT_ROLES:
@@ -165,7 +166,7 @@ def _pieces(
     return [Piece(name, shape, tensor.kind, tensor.offset, tensor.nbytes, tensor)]
 
 
-def _experts(source: Source, tensor: GGUFTensor, name: str, shape: tuple[int, ...], where: str) -> list[Piece]:
+def _experts(source: StoredPart, tensor: GGUFTensor, name: str, shape: tuple[int, ...], where: str) -> list[Piece]:
     """The experts of a projection, one piece each."""
     joined = name.endswith("gate_up_proj")
     parts = 2 if joined and source.role != GATE_UP else 1

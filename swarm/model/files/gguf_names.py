@@ -18,14 +18,14 @@ GATE, UP, DOWN, GATE_UP = "gate", "up", "down", "gate_up"
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredPart:
     """A tensor of a file, and which part of the model's tensor it is; "": all of it."""
 
     stored: str
     role: str = ""
 
 
-Alternative = tuple[Source, ...]
+Alternative = tuple[StoredPart, ...]
 """What together makes one tensor of the model. Converters of different years take different ways."""
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
@@ -102,15 +102,15 @@ class Names:
                 return [_alternative(each.replace("{n}", layer)) for each in stored]
         if name.endswith("experts.gate_up_proj"):
             gate, both = f"blk.{layer}.ffn_gate_exps.weight", f"blk.{layer}.ffn_gate_up_exps.weight"
-            return [(Source(gate, GATE), Source(gate.replace("gate", "up"), UP)), (Source(both, GATE_UP),)]
+            return [(StoredPart(gate, GATE), StoredPart(gate.replace("gate", "up"), UP)), (StoredPart(both, GATE_UP),)]
         if found := re.search(r"experts\.(up|down)_proj$", name):
-            return [(Source(f"blk.{layer}.ffn_{found.group(1)}_exps.weight", found.group(1)),)]
+            return [(StoredPart(f"blk.{layer}.ffn_{found.group(1)}_exps.weight", found.group(1)),)]
         for known in self._spellings(name):
             if (whole := self._map.get_name(known)) is not None:  # an ending that the table holds is not written
-                return [(Source(whole + each),) for each in (("",) if _SUFFIX.search(known) else _ENDINGS)]
+                return [(StoredPart(whole + each),) for each in (("",) if _SUFFIX.search(known) else _ENDINGS)]
             ending = found.group() if (found := _SUFFIX.search(known)) else ""
             if ending and (stem := self._map.get_name(known.removesuffix(ending))) is not None:
-                return [(Source(stem + ending),)]
+                return [(StoredPart(stem + ending),)]
         return []
 
     def _spellings(self, name: str) -> Iterable[str]:
@@ -128,5 +128,5 @@ def _alternative(text: str) -> Alternative:
     parts = []
     for each in text.split():
         role, equal, stored = each.partition("=")
-        parts.append(Source(stored, role) if equal else Source(each))
+        parts.append(StoredPart(stored, role) if equal else StoredPart(each))
     return tuple(parts)

@@ -11,22 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS, convert_gguf_tokenizer
+from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer
 
 from swarm.base.errors import ModelError
 from swarm.base.events import Notice, Report, silent
 from swarm.model.files.gguf_file import GGUFHeader
+from swarm.model.files.gguf_splits import WHOLE_WORDS, splitter
 
 _CONTROL, _USER = 3, 4
-_WHOLE_WORDS = frozenset(
-    ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano")
-)
-"""Rules whose models take a word that is in the vocabulary as it is, before any merge, and begin texts with BOS."""
-
-_SENTENCEPIECE = ("llama", "gemma2", "gemma3", "phi3")
-"""Architectures whose sentencepiece vocabularies ("llama") are built right; compared in the tests."""
+_AS_LLAMA = ("llama", "mistral3", "ernie4_5", "ernie4_5-moe", "granite", "nemotron", "mamba2")
+_SENTENCEPIECE = (*_AS_LLAMA, "gemma", "gemma2", "gemma3", "phi3")
+"""Architectures whose sentencepiece vocabularies ("llama") are built right: transformers has one way for Gemma, one for
+Phi-3, and that of Llama for all others."""
 
 _TURN_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|return|>", "<|endoftext|>")
 """Control tokens that end an answer wherever a vocabulary has them: files often name only one of them."""
@@ -43,18 +41,6 @@ _KNOWN = frozenset(
 """Keys that are used, or name tokens that nobody asks for here (infill, classification)."""
 
 
-def _splitter(rule: str) -> pre_tokenizers.PreTokenizer | None:
-    if rule in ("gpt-2", "default"):
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if rule == "smollm":  # every digit is a word of its own
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    if rule in GGUF_PRE_TOKENIZER_SPLITS:
-        split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[rule]), behavior="isolated")
-        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    return None
-
-
 def gguf_tokenizer(header: GGUFHeader, path: Path, report: Report = silent) -> PreTrainedTokenizerBase:
     """The tokenizer of a GGUF file, chat template included. Raises ModelError for a kind that is not known, and for a
     key that would be ignored; reports a rule that had to be guessed."""
@@ -64,8 +50,8 @@ def gguf_tokenizer(header: GGUFHeader, path: Path, report: Report = silent) -> P
     try:
         if kind == "llama" and architecture in _SENTENCEPIECE:
             backend, bos = _sentencepiece(data, architecture), True
-        elif kind == "gpt2" and (splitter := _splitter(rule := _rule(data, path, report))) is not None:
-            backend, bos = _byte_level(data, splitter, rule in _WHOLE_WORDS), rule in _WHOLE_WORDS
+        elif kind == "gpt2" and (split := splitter(rule := _rule(data, path, report))) is not None:
+            backend, bos = _byte_level(data, split, rule in WHOLE_WORDS), rule in WHOLE_WORDS
         else:
             raise ModelError(
                 f"{path} has a tokenizer of kind {kind}/{data.get('tokenizer.ggml.pre', 'default')}, which is not read "
@@ -130,7 +116,7 @@ def _sentencepiece(data: Mapping[str, Any], architecture: str) -> Tokenizer:
     if "tokenizer.ggml.merges" in data:
         described["merges"] = data["tokenizer.ggml.merges"]
     backend: Tokenizer = convert_gguf_tokenizer(architecture, described)[0]
-    if architecture == "llama" and data.get("tokenizer.ggml.add_space_prefix") is False:
+    if architecture in _AS_LLAMA and data.get("tokenizer.ggml.add_space_prefix") is False:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
         backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     return backend

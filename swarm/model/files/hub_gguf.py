@@ -17,7 +17,7 @@ from huggingface_hub.utils import build_hf_headers, get_session
 
 from swarm.base.errors import ModelError
 from swarm.base.events import Report
-from swarm.model.files import gguf_families, gguf_file, gguf_map, local
+from swarm.model.files import gguf_config, gguf_families, gguf_file, gguf_map, local
 from swarm.model.files.files import inside, keep, sha256_file
 from swarm.model.files.gguf_split import join_parts, part_names
 from swarm.model.files.hub import HubModel
@@ -26,6 +26,8 @@ from swarm.model.files.resume import HubFile
 from swarm.model.files.weights import FileCheckpoint
 
 _FIRST = 1 << 20
+_OF_FACTORS = (".rope.scaling.attn_factor", ".rope.scaling.type")
+"""Keys that mean something beside factors of frequencies only."""
 _TIMEOUT_S = 20.0
 
 
@@ -114,8 +116,10 @@ class HubGGUF:
         headers = [self._header(name, commit, files[name][0]) for name in names]
         where = f"{self.hub.repo}/{names[0]}"
         header = join_parts([Path(name) for name in names], headers)
-        # The values of rope_freqs.weight lie behind the header: they are checked once the file is here.
-        header = replace(header, tensors={n: t for n, t in header.tensors.items() if n != "rope_freqs.weight"})
+        # Values that become part of the config lie behind the header: they are checked once the file is here.
+        behind = {"rope_freqs.weight", gguf_config.LONG, gguf_config.SHORT} & set(header.tensors)
+        stated = {k: v for k, v in header.metadata.items() if not (behind and k.endswith(_OF_FACTORS))}
+        header = replace(header, metadata=stated, tensors={n: t for n, t in header.tensors.items() if n not in behind})
         gguf_map.pieces(header, architecture(gguf_families.transformers_config(header, where)), where)
 
     def _header(self, name: str, commit: str, size: int) -> gguf_file.GGUFHeader:

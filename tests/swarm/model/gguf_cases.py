@@ -75,6 +75,7 @@ MK = {
 MAM = {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.group_count": 2, "ssm.time_step_rank": 8, "ssm.inner_size": 128}
 W = {"attention.sliding_window": 7}
 LN = {"attention.layer_norm_epsilon": 1e-5}
+LONGROPE = {"rope.scaling.original_context_length": 256, "rope.scaling.attn_factor": 1.118033988749895}
 R: dict[str, Any] = {"attention.layer_norm_rms_epsilon": 1e-5}
 NO: dict[str, Any] = {
     "attention.key_length": None,
@@ -688,5 +689,24 @@ CASES: dict[str, Case] = {
             "expert_weights_scale": 2.5,
             "expert_group_count": 1,
         },
+    ),
+    "phi3-longrope": (
+        "phi3",
+        lambda: t.Phi3Config(
+            **b(
+                pad_token_id=0,
+                max_position_embeddings=1024,
+                original_max_position_embeddings=256,
+                sliding_window=None,
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 10000.0,
+                    "long_factor": [1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 9.0, 12.0],
+                    "short_factor": [1.0, 1.05, 1.1, 1.25, 1.4, 1.5, 1.75, 2.0],
+                    "original_max_position_embeddings": 256,
+                },
+            )
+        ),
+        {"context_length": 1024, "rope.dimension_count": 16, "attention.sliding_window": 0, **LONGROPE},
     ),
 }

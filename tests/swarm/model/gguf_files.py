@@ -56,6 +56,9 @@ def gguf_tensors(model: Any, arch: str) -> Tensors:
             stored = own if own.startswith("blk.") else names.get_name(own, try_suffixes=(".weight", ".bias"))
             assert stored is not None, f"{arch} has no name for {own}"
             result[stored] = data.reshape(-1) if own.endswith("e_score_correction.bias") else data
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in ("long", "short") if "long_factor" in rope else ():
+        result[f"rope_factors_{kind}.weight"] = np.array(rope[f"{kind}_factor"], np.float32)
     return result
 
 
@@ -190,6 +193,8 @@ def write_gguf(
     for name, data in tensors.items():
         if kind == "F32" or plain_numbers(name, data):
             writer.add_tensor(name, np.ascontiguousarray(data, np.float32))
+        elif data.shape[-1] % gguf.GGML_QUANT_SIZES[number][0]:  # as converters do
+            writer.add_tensor(name, np.ascontiguousarray(data, np.float16))
         else:
             writer.add_tensor(name, gguf.quantize(np.ascontiguousarray(data, np.float32), number), raw_dtype=number)
     writer.write_header_to_file()

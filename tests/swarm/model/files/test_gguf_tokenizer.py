@@ -13,6 +13,7 @@ from swarm.base.errors import ModelError
 from swarm.base.events import Event, Notice
 from swarm.model.files.checkpoint import end_tokens, load_tokenizer, open_model
 from swarm.model.files.gguf_file import GGUFHeader
+from swarm.model.files.gguf_splits import rules, splitter
 from swarm.model.files.gguf_tokenizer import gguf_end_tokens, gguf_tokenizer
 from swarm.model.files.store import ModelStore
 from tests.swarm.model.gguf_files import write_gguf
@@ -110,6 +111,37 @@ def test_a_file_that_does_not_name_its_rule_gets_the_right_one_or_a_warning() ->
     seen.clear()
     built(keys_of(original, pre="qwen2"), "qwen2", seen)
     assert seen == []
+
+
+SENTENCE = "I've 12345 naïveABc你好ab 한국 x_y?? end\r\n\n  'RE 3.14Привет"
+WORDS_BY_RULE = {  # as llama.cpp's (`python -m tests.models.gguf_words`), but for marks, which its rules pass over
+    "qwen2": "I|'ve| |1|2|3|4|5| naïveABc你好ab| 한국| x|_y|??| end|\r\n\n| | '|RE| |3|.|1|4|Привет",
+    "glm4": "I|'ve| |123|45| naïveABc你好ab| 한국| x|_y|??| end|\r\n\n| | '|RE| |3|.|14|Привет",
+    "refact": "I|'ve| |1|2|3|4|5| naïveABc你好ab| 한국| x|_|y|??| end|\r\n\n | '|RE| |3|.|1|4|Привет",
+    "deepseek-llm": "I|'|ve| |12345| na|ï|veABc|你好|ab| |한국| x|_|y|??| end|\r|\n|\n| | '|RE| |3|.|14|Привет",
+    "deepseek-v3": "I|'ve| |123|45| naïveABc|你好|ab| 한국| x|_y|??| end|\r\n\n| | '|RE| |3|.|14|Привет",
+    "exaone4": "I|'ve| 12345| naïveABc你好ab| 한국| x|_|y|??| end|\r\n\n | '|RE| 3|.|14|Привет",
+    "gpt-4o": "I've| |123|45| naïve|ABc你好ab| 한국| x|_y|??| end|\r\n\n| | '|RE| |3|.|14|Привет",
+    "kimi-k2": "I've| |123|45| naïve|ABc|你好|ab| 한국| x|_y|??| end|\r\n\n| | '|RE| |3|.|14|Привет",
+    "tekken": "I|'ve| |1|2|3|4|5| naïve|ABc你好ab| 한국| x|_y|??| end|\r\n\n| | '|RE| |3|.|1|4|Привет",
+}
+
+
+@pytest.mark.parametrize("rule", WORDS_BY_RULE)
+def test_words_are_split_by_the_rule_of_their_name(rule: str) -> None:
+    split = splitter(rule)
+    assert split is not None
+    words = [SENTENCE[first:last] for _, (first, last) in split.pre_tokenize_str(SENTENCE)]
+    assert words == WORDS_BY_RULE[rule].split("|")
+
+
+def test_every_rule_splits_without_losing_a_letter() -> None:
+    for rule in rules():
+        split = splitter(rule)
+        assert split is not None
+        found = split.pre_tokenize_str(WORDS)
+        assert [place for _, place in found] and "".join(WORDS[a:b] for _, (a, b) in found) == WORDS
+    assert splitter("new-rule") is None
 
 
 def test_what_is_not_known_is_refused() -> None:
