@@ -227,7 +227,7 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                     frozenset(),
                     lambda ids: " ".join(map(str, ids)) + " ",
                     VOCAB,
-                    mtp=manifest.mtp is not None,
+                    tail_drafts=manifest.mtp is not None,
                 ),
                 planner,
                 Drafters(load_block(checkpoint, 0, manifest.n_layers, torch.device("cpu"), torch.float32), bad_drafter),
