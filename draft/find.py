@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from draft.asset import default_drafter, read_made, same_vocabulary
 from swarm.base.errors import ModelError
+from swarm.model.eagle import BESIDE
 from swarm.model.files.checkpoint import load_tokenizer, open_model
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.named import DEFAULT_MODEL, NAMED
@@ -75,7 +76,7 @@ def _is_here(ref: str, store: ModelStore) -> bool:
 
 
 def _beside(path: Path) -> Path | None:
-    folder = path / "drafter" if path.is_dir() else path.with_suffix(".drafter")
+    folder = path / BESIDE if path.is_dir() else path.with_suffix(".drafter")
     return folder if read_made(folder) is not None or (folder / "config.json").is_file() else None
 
 

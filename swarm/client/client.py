@@ -106,7 +106,7 @@ class Requester:
                 vocab_size=self.manifest.vocab_size,
                 special=target.special,
                 compiler=target.compiler,
-                mtp=self.manifest.mtp is not None,
+                tail_drafts=target.drafters.at_tail,
             ),
             self._routes,
             target.drafters,

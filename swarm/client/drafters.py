@@ -21,6 +21,7 @@ from draft.suffix import SuffixDrafter
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Notice, Report
 from swarm.model.device import choose_device
+from swarm.model.eagle import BESIDE, read_eagle
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
@@ -37,6 +38,7 @@ WIDE = 1.3
 """Eight leaves are worth this many times the time of four: the second four are far less likely to matter."""
 
 OWN_HEAD = "the checkpoint's own MTP head drafts"
+EAGLE = "the EAGLE head beside the model drafts"
 
 ModelDrafter = LmDrafter | AcrossDrafter
 
@@ -49,6 +51,7 @@ class Drafters:
     leaves    most leaves of a step
     threads   compute threads of a draft step, on a CPU
     why       what drafts, and why that, in one line
+    at_tail   the tail can draft too
     """
 
     lm: ModelDrafter | None = None
@@ -56,6 +59,7 @@ class Drafters:
     leaves: int = LEAVES[-1]
     threads: int = 1
     why: str = ""
+    at_tail: bool = False
     _idle: list[ModelDrafter] = field(default_factory=list)
 
     def make(self, request: RunRequest) -> Drafting:
@@ -101,13 +105,13 @@ def load_drafters(
         return Drafters(why="nothing drafts, as asked")
     if choice == "suffix":
         return Drafters(why="earlier text drafts, as asked")
-    own = choice == "auto" and target.manifest.mtp is not None
+    head = _at_tail(target, beside, report) if choice == "auto" else ""
     if ref is not None:
         found: Found | None = Found(ref, "as asked")
     else:
-        found = find_drafter(target.manifest, tokenizer, store, beside, own)
-    if found is None and own:
-        return Drafters(why=f"{OWN_HEAD} at the tail: it was trained with the model")
+        found = find_drafter(target.manifest, tokenizer, store, None if head == EAGLE else beside, bool(head))
+    if found is None and head:
+        return Drafters(why=f"{head} at the tail", at_tail=True)
     if found is None:
         if choice == "lm":
             raise UsageError(
@@ -125,13 +129,24 @@ def load_drafters(
         report(Notice(f"drafting from earlier text alone: {error}", "warning"))
         lm = None
     if lm is None:
-        return Drafters(why="earlier text alone drafts")
+        return Drafters(why=f"{head} at the tail" if head else "earlier text alone drafts", at_tail=bool(head))
     threads = draft_threads()
     with ThreadPoolExecutor(1, "draft", torch.set_num_threads, (threads,)) as thread:
         step_ms, leaves = thread.submit(_measured, lm).result()
     across = ", across vocabularies" if isinstance(lm, AcrossDrafter) else ""
-    why = f"{found.name} drafts{across}: {found.why}" + (f"; beside it {OWN_HEAD} at the tail" if own else "")
-    return Drafters(lm, step_ms, leaves, threads, why, [lm])
+    why = f"{found.name} drafts{across}: {found.why}" + (f"; beside it {head} at the tail" if head else "")
+    return Drafters(lm, step_ms, leaves, threads, why, bool(head), [lm])
+
+
+def _at_tail(target: Checkpoint, beside: Path | None, report: Report) -> str:
+    """Which head of the target drafts at the tail, in words; "": none."""
+    if target.manifest.mtp is not None:
+        return OWN_HEAD
+    try:
+        return EAGLE if beside is not None and read_eagle(beside / BESIDE) is not None else ""
+    except ModelError as error:
+        report(Notice(f"not drafting with the head beside the model: {error}", "warning"))
+        return ""
 
 
 def draft_threads() -> int:

@@ -91,7 +91,7 @@ class MTPHead:
         ids = torch.tensor(list(tokens), dtype=torch.long)
         embedded = self.table[ids] if isinstance(self.table, torch.Tensor) else self.table.rows(ids)
         both = torch.cat([self.of_token(embedded.to(dtype)), self.of_row(rows.to(dtype))], dim=-1)
-        return functional.linear(both, self.joins.weight)
+        return functional.linear(both, self.joins.weight, self.joins.bias)
 
     def forward(self, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores float32 [rows with want, vocab_size] and, of all rows, what the model's head is given."""
@@ -126,7 +126,7 @@ def load_mtp(checkpoint: Checkpoint, tail: Block, weights: str) -> MTPHead | Non
     linear = nn.Linear(2 * hidden, hidden, bias=False, device="meta")
     linear.weight = nn.Parameter(joins, requires_grad=False)
     norms = [_like(norm, checkpoint.read(head.inputs[which], dtype), which) for which in ("of_token", "of_row")]
-    return MTPHead(block, linear, norms[0], norms[1], _table(checkpoint, dtype, weights))
+    return MTPHead(block, linear, norms[0], norms[1], embedding_table(checkpoint, dtype, weights))
 
 
 def _last_norm(inner: nn.Module, model: str) -> nn.Module:
@@ -147,7 +147,7 @@ def _like(norm: nn.Module, weight: torch.Tensor, which: str) -> nn.Module:
     return made  # type: ignore[no-any-return]
 
 
-def _table(checkpoint: Checkpoint, dtype: torch.dtype, weights: str) -> torch.Tensor | Matrix:
+def embedding_table(checkpoint: Checkpoint, dtype: torch.dtype, weights: str) -> torch.Tensor | Matrix:
     """The embedding of token ids, as stored where layers are."""
     sized = (checkpoint.manifest.vocab_size, checkpoint.manifest.hidden_size)
     names = [t.name for t in checkpoint.manifest.embedding_tensors if is_embedding(t.name) and t.shape == sized]

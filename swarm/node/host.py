@@ -19,6 +19,7 @@ from swarm.model.block import Block, load_block
 from swarm.model.compiling import Compiler
 from swarm.model.constraint import engine
 from swarm.model.device import describe, free_bytes
+from swarm.model.eagle import BESIDE, load_eagle, read_eagle
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
@@ -127,7 +128,7 @@ class Host:
         front, pool, speed, kernels = self._load_part(checkpoint, layers[0], cut, self.device, layers)
         name, about = describe(self.device).name, StageLimits()
         if self.spare is None or not overflow:
-            mtp = self._mtp(checkpoint, front, pool)
+            mtp = self._mtp(ref, checkpoint, front, pool)
             hosted = HostedModel(manifest.digest, front, pool, name, self.node, compiler, kernels, mtp)
             return Hosting(hosted, checkpoint, about, speed)
         back, back_pool, back_speed, _ = self._load_part(checkpoint, cut, layers[1], self.spare, layers)
@@ -137,14 +138,18 @@ class Host:
         hosted = HostedModel(manifest.digest, block, both, name, self.node, compiler)
         return Hosting(hosted, checkpoint, about, speed, overflow, back_speed)
 
-    def _mtp(self, checkpoint: FileCheckpoint, block: Block, pool: KVPool) -> MTPHost | None:
-        """The model's own head, where the block is its tail: it drafts for runs that ask for it."""
+    def _mtp(self, ref: str, checkpoint: FileCheckpoint, block: Block, pool: KVPool) -> MTPHost | None:
+        """The model's own head, or else an EAGLE head beside it, where the block is the model's tail: it drafts for
+        runs that ask for it."""
         if not block.tail:
             return None
+        weights = self.weights if block.device.type == "cpu" else "expanded"
         try:
-            head = load_mtp(checkpoint, block, self.weights if block.device.type == "cpu" else "expanded")
+            head = load_mtp(checkpoint, block, weights)
+            if head is None and (folder := read_eagle(self.store.path(ref) / BESIDE)) is not None:
+                head = load_eagle(folder, checkpoint, block, weights)
         except ModelError as error:
-            self.report(Notice(f"this node does not draft with the model's own head: {error}"))
+            self.report(Notice(f"this node does not draft with the model's head for it: {error}"))
             return None
         if head is None:
             return None

@@ -167,7 +167,7 @@ class RunEngine:
         opening = await patiently(lambda: self._opening(request, routes), request.patience_s, events.put_nowait)
         drafting = self._drafting.make(request)
         if opening.drafts:
-            drafting = replace(drafting, name="mtp" if drafting.name == "none" else f"{drafting.name}+mtp")
+            drafting = replace(drafting, name="tail" if drafting.name == "none" else f"{drafting.name}+tail")
         text = TextStream(
             self.target.decoder,
             request.stop,
@@ -276,7 +276,12 @@ class RunEngine:
 
     def _tail_drafts(self, request: RunRequest) -> bool:
         """Whether the tail should follow the run with the model's own head: it learns the run's token ids by that."""
-        return self.target.mtp and request.draft == "auto" and request.speculation != "plain" and not request.private
+        return (
+            self.target.tail_drafts
+            and request.draft == "auto"
+            and request.speculation != "plain"
+            and not request.private
+        )
 
     async def _compiled(self, request: RunRequest) -> RunRequest:
         """The request with its constraint as it stands in the order, once it is known to compile, and the shaping with

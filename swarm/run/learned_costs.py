@@ -21,7 +21,7 @@ class TargetFacts:
     vocab_size    token ids are below it; None: not known
     special       names of the ids that `decoder` leaves out
     compiler      holds answers to constraints; None: runs with one are refused
-    mtp           the checkpoint has a multi-token prediction head that a tail can draft with
+    tail_drafts   the model has a head that a tail can draft with (MTP, EAGLE)
     """
 
     model: str
@@ -31,7 +31,7 @@ class TargetFacts:
     vocab_size: int | None = None
     special: Mapping[int, str] = field(default_factory=dict)
     compiler: Compiler | None = None
-    mtp: bool = False
+    tail_drafts: bool = False
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class HostedModel:
 
     compiler  holds answers to constraints, where the block is a tail and the model's tokenizer is at hand
     fingerprint  of the kernels that the block computes with (`model.fingerprint`), 64 hex digits; "": not measured
-    mtp       the model's multi-token prediction head, where the block is a tail and has it
+    mtp       the model's multi-token prediction or EAGLE head, where the block is a tail and there is one
     """
 
     model: str

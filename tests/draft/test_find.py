@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from draft.across import AcrossDrafter
 from draft.base import ROOT, DraftStep
@@ -21,6 +23,7 @@ from swarm.model.sampler import Sampling
 from tests.draft.test_across import byte_level
 from tests.draft.tiny import save_tiny, tiny_tokenizer
 from tests.swarm.model.mtp_models import save_with_head
+from tests.swarm.stage.test_eagle import save_eagle
 
 
 class Shelf(ModelStore):
@@ -116,3 +119,21 @@ def test_a_checkpoint_with_a_head_of_its_own_needs_no_other_drafter(tmp_path: Pa
         load_drafters("lm", None, None, checkpoint, tokenizer, store, silent)
     both = load_drafters("auto", str(small), None, checkpoint, tokenizer, store, silent, frozenset({1}))
     assert both.lm is not None and both.why.endswith("beside it the checkpoint's own MTP head drafts at the tail")
+
+
+def test_an_eagle_head_beside_the_model_drafts_at_the_tail(tmp_path: Path) -> None:
+    """One that cannot be computed there is told of, and is no reason not to draft otherwise."""
+    target, told = saved(tmp_path / "t", 3), list[Event]()
+    store = ModelStore(tmp_path / "store")
+    checkpoint, tokenizer = open_model(str(target), store), tiny_tokenizer()
+    save_eagle(target / "drafter")
+    found = load_drafters("auto", None, None, checkpoint, tokenizer, store, silent, beside=target)
+    assert found.at_tail and found.lm is None
+    assert found.why == "the EAGLE head beside the model drafts at the tail"
+    shutil.rmtree(target / "drafter")
+    save_eagle(target / "drafter", lambda tensors: tensors.update({"midlayer.norm.weight": torch.zeros(4)}))
+    found = load_drafters("suffix", None, None, checkpoint, tokenizer, store, silent, beside=target)
+    assert not found.at_tail
+    found = load_drafters("auto", None, None, checkpoint, tokenizer, store, told.append, beside=target)
+    assert not found.at_tail and found.lm is None
+    assert any(isinstance(event, Notice) and "EAGLE-3" in event.text for event in told)

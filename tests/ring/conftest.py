@@ -195,7 +195,9 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
             board = await stack.enter_async_context(Switchboard(Identity.generate()))
             desk = RunEngine(
                 board,
-                TargetFacts(manifest.digest, 512, frozenset(), Decodes(spaced), VOCAB, mtp=manifest.mtp is not None),
+                TargetFacts(
+                    manifest.digest, 512, frozenset(), Decodes(spaced), VOCAB, tail_drafts=manifest.mtp is not None
+                ),
                 FixedRouter(lambda: [s.plan for s in stages], manifest.n_layers, str(dtype).removeprefix("torch.")),
                 Drafters(load_block(checkpoint, 0, manifest.n_layers, torch.device("cpu"), torch.float32), bad_drafter),
                 private=PrivateFrom(checkpoint),

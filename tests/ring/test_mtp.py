@@ -76,7 +76,7 @@ async def test_the_text_is_the_models_own(
         for prompt in prompts(2, seed=4):
             result = await run(ring, prompt, speculation)
             assert list(result.token_ids) == reference(made[head], prompt, 48)
-            assert result.drafter == "mtp"
+            assert result.drafter == "tail"
             if head == "right" and speculation != "stream":  # a stream may send before the answer is there
                 assert result.tokens_per_pass > 2.5
     assert any(frame.drafts for _, frame in frames_taken)

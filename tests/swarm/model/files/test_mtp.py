@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from swarm.discovery.model_shape import model_shape
 from swarm.model.block import load_block
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.manifest import Manifest, TensorEntry, canonical_json
+from swarm.model.files.mtp import first_head, heads, longer_config
 from swarm.model.files.store import ModelStore
 from swarm.model.mtp import load_mtp
 from tests.swarm.model.mtp_models import save_with_head
@@ -102,3 +104,23 @@ def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
     headless = replace(checkpoint.manifest, tensors=checkpoint.manifest.layer_tensors(0, 6))
     checkpoint.manifest = headless
     assert load_mtp(checkpoint, tail, "expanded") is None
+
+
+def test_the_heads_layer_is_stated_where_lists_state_layers() -> None:
+    """Qwen3-Next's class would take the layer behind the last for a recurrent one, by its number alone."""
+    listed = ["linear_attention", "full_attention"]
+    made = SimpleNamespace(num_hidden_layers=2, layer_types=listed, mlp_layer_types=["dense", "dense"])
+    longer = longer_config({"num_hidden_layers": 2, "first_k_dense_replace": 1}, made, True)
+    assert longer["layer_types"] == [*listed, "full_attention"] and longer["mlp_layer_types"][-1] == "sparse"
+    assert longer["num_hidden_layers"] == 3 and longer["first_k_dense_replace"] == 1
+    assert longer_config({"first_k_dense_replace": 1}, made, False)["first_k_dense_replace"] == 3
+    stated = longer_config({"mtp_layer_types": ["sliding_attention"]}, made, True)
+    assert stated["layer_types"][-1] == "sliding_attention"
+
+
+def test_how_many_heads_a_config_names() -> None:
+    assert heads({}) == 0 and heads({"num_nextn_predict_layers": 3}) == 3
+    assert heads({"num_nextn_predict_layers": -1, "num_mtp_layers": True}) == 0
+    assert heads({"num_nextn_predict_layers": 10**9}) <= 16, "a config alone adds no layers without end"
+    later = [entry(name.replace("layers.0.", "layers.1.")) for name in (*APART, "mtp.layers.0.a.weight")]
+    assert first_head(later, 2, {}) is None, "a later head without the first"
