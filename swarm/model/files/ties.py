@@ -45,6 +45,8 @@ class Ties:
     by_token: bool = False
     selects: Mapping[int, int] = field(default_factory=dict)
     streams: int = 1
+    streams_last: bool = False
+    """Do layers take and give them as [1, T, streams, hidden] (Hunyuan V4), not as [streams, 1, T, hidden]?"""
 
     @cached_property
     def forbidden(self) -> frozenset[int]:
@@ -74,7 +76,8 @@ def ties_of(config: Mapping[str, Any], model: str, most: int) -> Ties:
     if tied and isinstance(layers := config.get("num_hidden_layers"), int) and layers > most:
         raise ModelError(f"the config of {model} says {layers} layers, its files hold {most} tensors")
     if kind is not None and "indexer_types" in getattr(kind, "__dataclass_fields__", ()):
-        return Ties(selects=_selects(kind, config, model))
+        streams = _hyper_streams(kind, config)
+        return Ties(selects=_selects(kind, config, model), streams=streams, streams_last=streams > 1)
     if kind is None or not hasattr(kind, "kv_sharing_modes"):
         return Ties()
     try:
@@ -94,6 +97,13 @@ def ties_of(config: Mapping[str, Any], model: str, most: int) -> Ties:
             reads[layer] = kept[attention]
     streams = getattr(whole, "altup_num_inputs", 1)
     return Ties(reads, bool(getattr(whole, "hidden_size_per_layer_input", 0)), {}, streams)
+
+
+def _hyper_streams(kind: Any, config: Mapping[str, Any]) -> int:
+    """Streams of a class with hyper-connections, else 1."""
+    default = getattr(kind, "__dataclass_fields__", {}).get("hc_mult")
+    count = config.get("hc_mult", getattr(default, "default", 1))
+    return count if default is not None and isinstance(count, int) and count > 0 else 1
 
 
 def _selects(kind: Any, config: Mapping[str, Any], model: str) -> dict[int, int]:
