@@ -78,7 +78,7 @@ class Block:
         kv = self.kv_shapes[first - self.first : last - self.first]
         layers = layer_list(model, type(model).__name__)[1]
         ends = {"head": first == 0, "tail": last == self.n_layers}
-        edges = open_edges(layers, **ends, streams=shape.ties.streams)
+        edges = open_edges(layers, **ends, streams=shape.ties.streams, streams_last=shape.ties.streams_last)
         edges.given = masks_for(model.config) if self._attending.indexed else {}
         loaded = Loaded(model, shape, self._attending, edges, kv, self.loaded.positions)
         part = Block(loaded, self.device, self.dtype, self.gpu)
@@ -206,7 +206,8 @@ class Block:
             table = self._model.get_input_embeddings()  # type: ignore[operator]
             return table(ids).float()  # type: ignore[no-any-return]
         first = layer_list(self._model, type(self._model).__name__)[1][0]
-        return entering(inner_model(self._model), first, ids, self.ties.streams).float()
+        ties = self.ties
+        return entering(inner_model(self._model), first, ids, ties.streams, ties.streams_last).float()
 
     def narrow_head(self, tokens: torch.Tensor) -> None:
         """From now on score these token ids only (int64 [v]), in this order. Changes `vocab_size`; for drafters, whose

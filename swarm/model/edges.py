@@ -21,11 +21,12 @@ from torch import nn
 class Edges:
     """The rows on their way through one model: `through` gives them to its first layer and takes them from its last.
 
-    streams: of Gemma 3n, whose layers take and give [streams, 1, T, hidden]; a row holds them one after the other.
+    streams: of Gemma 3n, whose layers take and give [streams, 1, T, hidden], and of classes with hyper-connections,
+    whose layers do so with [1, T, streams, hidden] (streams_last); a row holds them one after the other.
     """
 
-    def __init__(self, streams: int = 1) -> None:
-        self._streams = streams
+    def __init__(self, streams: int = 1, streams_last: bool = False) -> None:
+        self._streams, self._last = streams, streams_last
         self.given: Mapping[str, Any] = {}
         """What `call` is given besides."""
         self._arriving: torch.Tensor | None = None
@@ -70,19 +71,25 @@ class Edges:
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         rows = output[0] if isinstance(output, tuple | list) else output
-        self._leaving = rows if self._streams == 1 else rows.permute(1, 2, 0, 3).flatten(2)
+        if self._streams == 1:
+            self._leaving = rows
+        else:
+            self._leaving = (rows if self._last else rows.permute(1, 2, 0, 3)).flatten(2)
 
     def _parted(self, rows: torch.Tensor) -> torch.Tensor:
         if self._streams == 1:
             return rows
-        return rows.view(*rows.shape[:2], self._streams, -1).permute(2, 0, 1, 3).contiguous()
+        parted = rows.view(*rows.shape[:2], self._streams, -1)
+        return parted if self._last else parted.permute(2, 0, 1, 3).contiguous()
 
 
 class _Entered(Exception):
     """Carries what a model gave to its first layer."""
 
 
-def entering(inner: nn.Module, first: nn.Module, ids: torch.Tensor, streams: int) -> torch.Tensor:
+def entering(
+    inner: nn.Module, first: nn.Module, ids: torch.Tensor, streams: int, streams_last: bool = False
+) -> torch.Tensor:
     """What the `forward` of an inner model gives to its first layer for token ids [n]: rows [n, hidden_size]."""
 
     def stop(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -94,16 +101,18 @@ def entering(inner: nn.Module, first: nn.Module, ids: torch.Tensor, streams: int
         inner(input_ids=ids[None], position_ids=torch.arange(len(ids), device=ids.device)[None], use_cache=False)
     except _Entered as entered:
         rows: torch.Tensor = entered.args[0]
-        return rows[0] if streams == 1 else rows[:, 0].permute(1, 0, 2).flatten(1)
+        if streams == 1:
+            return rows[0]
+        return (rows[0] if streams_last else rows[:, 0].permute(1, 0, 2)).flatten(1)
     finally:
         hook.remove()
     raise RuntimeError("the first layer of a cut model was not called")
 
 
-def open_edges(layers: nn.ModuleList, *, head: bool, tail: bool, streams: int = 1) -> Edges:
+def open_edges(layers: nn.ModuleList, *, head: bool, tail: bool, streams: int = 1, streams_last: bool = False) -> Edges:
     """Edges for a model's layers, cut already. The first and the last layer are replaced by copies that share all
     weights and carry hooks of their own, so that models which share layers do not share edges."""
-    edges = Edges(streams)
+    edges = Edges(streams, streams_last)
     ends = {0, len(layers) - 1}
     for i in ends:
         layer = copy.copy(layers[i])

@@ -115,7 +115,8 @@ def load_layers(
     if cached.computes_itself(layers):
         cached.settle_cached(inner_model(model), model.config, layers, first, attending)
     fuse(layers)
-    edges = open_edges(layers, head=first == 0, tail=last == shape.n_layers, streams=shape.ties.streams)
+    ends = {"head": first == 0, "tail": last == shape.n_layers}
+    edges = open_edges(layers, **ends, streams=shape.ties.streams, streams_last=shape.ties.streams_last)
     attending.indexed = take_indices(inner_model(model), attending)
     edges.given = masks_for(model.config) if attending.indexed else {}
     tried = _try_once(model, shape, attending, edges, device, dtype)
@@ -350,6 +351,8 @@ def _try_once(
     attending.spans = {call.layer: call.span for call in calls}
     attending.asked = dict(Counter(call.layer for call in calls))
     streams = shape.ties.streams
+    if shape.ties.streams_last and shape.last < shape.n_layers:
+        out = out.flatten(2)[..., : rows.shape[2] // streams]  # where what makes one row of them is cut off
     if out.shape[:2] != rows.shape[:2] or (streams > 1 and out.shape[2] != rows.shape[2] // streams):
         raise unfit(name, "its layers give rows of another shape")
     asked = Asked(calls, attending.kept, attending.index_widths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import signal
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import torch
 
 from tests.models.configs import VARIANTS, all_types, class_name
 from tests.models.sweep import CRASH, EXACT, WRONG, Found, sweep
-from tests.models.table import DOC, rows, table
+from tests.models.table import DOC, dated, rows, table
 
 DEADLINE_S = 120
 """Of one case; what takes longer counts as crashed."""
@@ -46,9 +47,9 @@ def main() -> int:
         found.append(one)
         print(one.case, one.name, one.verdict, one.reason, sep="\t", flush=True)
     if arguments.write:
-        again = {f.case for f in found}
-        kept = [f for f in rows(DOC.read_text()) if f.case not in again] if arguments.cases else []
-        DOC.write_text(table([*kept, *found]))
+        before, again = rows(DOC.read_text()), {f.case for f in found}
+        kept = [f for f in before if f.case not in again] if arguments.cases else []
+        DOC.write_text(table([*kept, *dated(found, before, datetime.date.today().isoformat())]))
     return int(any(f.verdict in (WRONG, CRASH) for f in found))
 
 

@@ -106,20 +106,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "vision_config": None,
         "audio_config": None,
     },
-    **{
-        f"{kind}_assistant": {
-            "text_config": {
-                "model_type": f"{kind}_text",
-                **TEXT,
-                "layer_types": SHARING,
-                "hidden_size_per_layer_input": 0,
-                "vocab_size_per_layer_input": 0,
-                "num_kv_shared_layers": LAYERS,
-                "global_head_dim": 16,
-            }
-        }
-        for kind in ("gemma4", "gemma4_unified")
-    },
     "zaya": {"num_experts_per_tok": 1},
     "qwen4_exp_text": {
         "linear_num_key_heads": 2,
@@ -249,6 +235,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
     "deepseek_v32": {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 8},
+    "hy_v4": {
+        "index_topk": 4,
+        "index_head_dim": 8,
+        "index_n_heads": 8,
+        "indexer_types": ["full", "full", "shared", "shared", "full", "shared"],
+    },
     "glm_moe_dsa": {
         "index_topk": 4,
         "index_head_dim": 8,

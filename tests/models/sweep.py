@@ -22,6 +22,7 @@ from swarm.base.errors import SwarmError
 from swarm.model.block import Block, load_block
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
+from swarm.model.linear.shapes import ConvShape, RuleShape, ScanShape
 from swarm.model.rows import Commits, Layout, no_commits
 from tests.models.configs import LAYERS, VOCAB, class_name, tiny_config
 from tests.swarm.model.tiny import CPU, Chain, certain, drafted, path_to
@@ -38,14 +39,21 @@ MOST_WEIGHTS = 20 << 20
 EXACT, REFUSED, WRONG, CRASH, UNBUILT = "exact", "refused", "wrong", "crash", "not built"
 
 
+_STATES: dict[type[Any], str] = {ConvShape: "convolution", RuleShape: "rule", ScanShape: "scan"}
+
+
 @dataclass(frozen=True)
 class Found:
-    """What the sweep says of a case. reason: of a refusal or a fault."""
+    """What the sweep says of a case. reason: of a refusal or a fault. Of exact ones keeps: what a token leaves in a
+    session's memory; cuts: where no stage may begin; since: the day that the page said so first."""
 
     case: str
     name: str
     verdict: str
     reason: str = ""
+    keeps: str = ""
+    cuts: str = ""
+    since: str = ""
 
 
 def sweep(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> Found:
@@ -73,7 +81,29 @@ def sweep(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> Found:
     if isinstance(worst, str):
         return Found(case, name, UNBUILT, worst)
     limit = 2e-4 if dtype == torch.float32 else 0.15
-    return Found(case, name, EXACT) if worst <= limit else Found(case, name, WRONG, f"apart by {worst:.1e}")
+    if worst > limit:
+        return Found(case, name, WRONG, f"apart by {worst:.1e}")
+    whole = _load(folder, CUTS[0], dtype)[0]
+    return Found(case, name, EXACT, keeps=kept(whole), cuts=forbidden(whole))
+
+
+def kept(block: Block) -> str:
+    """What a token leaves in a session's memory, and how many numbers of it there are in all layers."""
+    shapes = block.kv_shapes
+    attention = [shape for shape in shapes if shape.heads]
+    what = ["latent" if any(shape.latent for shape in attention) else "keys and values"] if attention else []
+    what += ["index"] if any(shape.index for shape in shapes) else []
+    numbers = f" ({sum(shape.numbers for shape in shapes)})" if attention else ""
+    states = {_STATES[type(state)] for shape in shapes for state in shape.states}
+    return "; ".join(part for part in (" and ".join(what) + numbers, ", ".join(sorted(states))) if part)
+
+
+def forbidden(block: Block) -> str:
+    """Layers that no stage may begin with, as ranges."""
+    cuts = sorted(block.ties.forbidden)
+    starts = [cut for cut in cuts if cut - 1 not in cuts]
+    ends = [cut for cut in cuts if cut + 1 not in cuts]
+    return ", ".join(f"{a} to {b}" if a != b else str(a) for a, b in zip(starts, ends, strict=True))
 
 
 def _worst(folder: Path, model: Any, dtype: torch.dtype) -> float | str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import transformers
 
+from swarm.model.files.gguf_config import FAMILIES
 from tests.models.configs import VARIANTS
 from tests.models.sweep import EXACT, REFUSED, UNBUILT, Found
 
@@ -22,14 +24,27 @@ against the whole model of transformers, in float32 (within 2e-4 of the largest 
 within 15% of its size, since sums in another order round otherwise at each of six layers: this finds a lost factor or
 norm, not a small error; the float32 run is for those).
 
-- **exact**: it says what transformers says, however it is cut. A text of a `longrope` model ends where
+- **exact**: since that day it says what transformers says, however it is cut. A text of a `longrope` model ends where
   its frequencies change.
 - **refused**: loading ends with this reason; it never runs and says something else.
 - **not built**: the rule that makes tiny configs does not fit this class, so nothing is known; loading still tries
   every cut and refuses what differs.
+- **keeps**: what a token leaves in the memory of its session: keys and values, a latent, keys of an index (in brackets
+  how many numbers, over the six layers of the tiny model: two bytes each in bfloat16), and inputs or states of
+  recurrent layers, which end growing behind a window.
+- **cut**: layers of the six that no stage may begin with, since they read an earlier one's entries; else anywhere.
+- **GGUF**: files of this class are read too. Safetensors of all are read ([formats.md](formats.md)).
+
+What drafts for a model follows from its tokenizer and its size and not from its class
+([architecture.md](architecture.md#where-drafts-come-from)).
 
 {exact} exact, {refused} refused, {unbuilt} not built, {others} wrong or crashed.
 
+| type | class | | keeps | cut | GGUF |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+_REST = """
 | type | class | | why |
 | --- | --- | --- | --- |
 """
@@ -52,18 +67,36 @@ def table(found: Sequence[Found]) -> str:
     )
     order = {EXACT: 0, REFUSED: 1}
     ordered = sorted(found, key=lambda f: (order.get(f.verdict, 2), f.case))
-    return head + "".join(f"| {f.case} | {f.name} | {f.verdict} | {_cell(f.reason)} |\n" for f in ordered)
+    read = {family.kind for family in FAMILIES.values()}
+    exact = [
+        f"| {f.case} | {f.name} | {f.verdict} {f.since} | {f.keeps} | {f.cuts or 'anywhere'} | "
+        f"{'yes' if f.name in read else ''} |\n"
+        for f in ordered
+        if f.verdict == EXACT
+    ]
+    others = [f"| {f.case} | {f.name} | {f.verdict} | {_cell(f.reason)} |\n" for f in ordered if f.verdict != EXACT]
+    return head + "".join(exact) + _REST + "".join(others)
 
 
 def rows(page: str) -> list[Found]:
     """What a page of `table` says, back."""
-    lines = [
-        line[2:].rstrip(" |").split(" | ", 3) for line in page.partition("| --- | --- | --- | --- |\n")[2].splitlines()
-    ]
-    return [
-        Found(case, name, verdict.removesuffix(" |"), *(part.replace("\\|", "|").replace("&lt;", "<") for part in why))
-        for case, name, verdict, *why in lines
-    ]
+    _, first, rest = page.split("| type | class | |")
+    found = []
+    for line in first.splitlines()[2:]:
+        if line:
+            case, name, verdict, keeps, cuts, _ = (part.strip() for part in line[1:].split("|", 5))
+            since = verdict.removeprefix(EXACT).strip()
+            found.append(Found(case, name, EXACT, "", keeps, "" if cuts == "anywhere" else cuts, since))
+    for line in rest.splitlines()[2:]:
+        case, name, verdict, why = line[2:].removesuffix(" |").split(" | ", 3)
+        found.append(Found(case, name, verdict, why.replace("\\|", "|").replace("&lt;", "<")))
+    return found
+
+
+def dated(found: Sequence[Found], before: Sequence[Found], today: str) -> list[Found]:
+    """What was found, with the day that the page before says of what it had as exact, else with today's."""
+    days = {f.case: f.since for f in before if f.verdict == EXACT}
+    return [replace(f, since=days.get(f.case) or today) if f.verdict == EXACT else f for f in found]
 
 
 def _cell(text: str) -> str:

@@ -9,15 +9,16 @@ import torch
 
 from tests.models.configs import VARIANTS, all_types, class_name
 from tests.models.sweep import CRASH, EXACT, REFUSED, UNBUILT, WRONG, Found, sweep
-from tests.models.table import rows, table
+from tests.models.table import dated, rows, table
 
 EXACTLY = ["granite", "olmo", "gpt2", "phi3-longrope", "gpt_oss", "llama4_text", "deepseek_v3", "phimoe", "granite_swa"]
 EXACTLY += ["glm_moe_dsa", "minimax_m3-sparse", "lfm2", "qwen3_5_text", "nemotron_h", "falcon_h1", "minimax"]
-EXACTLY += ["bert-tied", "opt-narrow", "bloom", "falcon-alibi", "gpt_neo", "diffllama"]
+EXACTLY += ["gemma4_unified", "hy_v4", "bert-tied", "opt-narrow", "bloom", "falcon-alibi", "gpt_neo", "diffllama"]
 """What a middle stage once got wrong, or another session's rows changed, and attention of each kind: sinks, chunks with
 scaled queries, keys wider than values, a window that only the mask has, rotation by layer;
 a hybrid of each rule; layers that lie deeper, learned positions, narrow embeddings, classes that compute attention
-themselves, with biases by distance and masks of their own, and attention twice a layer. The sweep has all others."""
+themselves, with biases by distance and masks of their own, and attention twice a layer; rows of four streams.
+The sweep has all others."""
 
 REFUSALS = {
     "doge": "it makes a mask of its own",
@@ -54,5 +55,22 @@ def test_every_class_is_exact_or_refused(case: str, dtype: torch.dtype, tmp_path
 
 
 def test_the_page_is_read_back_as_it_was_written() -> None:
-    found = [Found("a", "A", EXACT), Found("b", "B", REFUSED, "x | y < z"), Found("c", "C", UNBUILT, "E: why")]
+    found = [
+        Found("a", "A", EXACT, keeps="keys and values (192); rule", cuts="3 to 5", since="2026-11-27"),
+        Found("b", "B", EXACT, since="2026-11-28"),
+        Found("c", "C", REFUSED, "x | y < z"),
+        Found("d", "D", UNBUILT, "E: why"),
+    ]
     assert rows(table(found)) == found
+
+
+def test_a_class_is_exact_since_the_day_that_it_was_first() -> None:
+    before = [Found("a", "A", EXACT, since="2026-11-27"), Found("b", "B", REFUSED, "odd")]
+    again = [Found("a", "A", EXACT), Found("b", "B", EXACT), Found("c", "C", REFUSED, "odd")]
+    assert [f.since for f in dated(again, before, "2026-12-01")] == ["2026-11-27", "2026-12-01", ""]
+
+
+def test_the_page_says_what_a_token_leaves_and_where_not_to_cut(tmp_path: Path) -> None:
+    found = {case: sweep(case, tmp_path / case) for case in ("gemma4-tied", "lfm2")}
+    assert found["gemma4-tied"].cuts == "3 to 5" and found["gemma4-tied"].keeps.startswith("keys and values (")
+    assert found["lfm2"].cuts == "" and found["lfm2"].keeps.endswith("; convolution")

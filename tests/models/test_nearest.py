@@ -22,7 +22,7 @@ def test_every_family_that_is_named_is_exact() -> None:
         ("RecurrentGemmaForCausalLM", "Gemma 3"),
         ("Zamba2ForCausalLM", "Falcon-H1"),
         ("RwkvForCausalLM", "Mamba-2"),
-        ("HYV4ForCausalLM", "Hunyuan V3"),
+        ("HYV9ForCausalLM", "Hunyuan V3"),
         ("Qwen4ExpForCausalLM", "Qwen3.5"),
         ("qwen9_next", "Qwen3.5"),
         ("DogeForCausalLM", "Llama"),

@@ -15,6 +15,7 @@ from swarm.base.errors import ModelError
 from swarm.discovery.model_shape import model_shape
 from swarm.model.block import load_block
 from swarm.model.files.store import ModelStore
+from swarm.model.files.ties import ties_of
 from swarm.model.kvcache import KVPool
 from swarm.model.load import load_layers
 from swarm.model.rows import Layout
@@ -140,3 +141,26 @@ def test_a_config_whose_layers_read_keys_that_none_keeps_is_refused() -> None:
     manifest = type(checkpoint.manifest)("lie", lying, checkpoint.manifest.tensors)
     with pytest.raises(ModelError, match="does not say whose keys its layers read"):
         manifest.check_cut(0, 6)
+
+
+@pytest.mark.parametrize(("kind", "key"), [("hy_v4", "hc_mult"), ("gemma3n_text", "altup_num_inputs")])
+@pytest.mark.parametrize("streams", [0, -4, 1 << 30])
+def test_a_config_that_makes_rows_of_countless_streams_is_refused(kind: str, key: str, streams: int) -> None:
+    config = {**tiny_config(kind).to_dict(), key: streams}
+    with pytest.raises(ModelError, match=f"rows of {streams} streams"):
+        ties_of(config, "odd", 1000)
+
+
+@pytest.mark.parametrize("kind", ["hy_v4", "gemma3n_text"])
+def test_what_a_requester_computes_itself_enters_the_first_layer(kind: str) -> None:
+    """Rows of several streams, as one row each: what the head's first layer is given."""
+    block = load_block(MemoryCheckpoint(_random_model(tiny_config(kind))), 0, 1, CPU, torch.float32)
+    rows = block.embedded([5, 6, 7])
+    streams = block.ties.streams
+    assert rows.shape == (3, block.hidden_size) and block.hidden_size == 32 * streams
+    table = block.loaded.model.get_input_embeddings()
+    given = table(torch.tensor([5, 6, 7])).float()
+    if kind == "hy_v4":
+        assert torch.equal(rows, given.repeat(1, streams))
+    else:
+        assert torch.equal(rows[:, :32], given)

@@ -25,6 +25,9 @@ PER_LAYER_NORM = "per_layer_projection_norm"
 STREAMS_IN, STREAMS_OUT = "altup_projections", "altup_unembed_projections"
 """Gemma 3n's rows are several streams: what makes them of the embedding, and one row of them behind the layers."""
 
+_MOST_STREAMS = 64
+"""A config of a stranger may say what it likes, and rows of so many are planned with before a weight is read."""
+
 _EVERYWHERE = re.compile(
     rf"(?:^|\.)(?:embed_tokens|{PER_LAYER_TABLE}|{PER_LAYER_PROJECTION}|{PER_LAYER_NORM})\.weight$"
 )
@@ -45,6 +48,8 @@ class Ties:
     by_token: bool = False
     selects: Mapping[int, int] = field(default_factory=dict)
     streams: int = 1
+    streams_last: bool = False
+    """Do layers take and give them as [1, T, streams, hidden] (Hunyuan V4), not as [streams, 1, T, hidden]?"""
 
     @cached_property
     def forbidden(self) -> frozenset[int]:
@@ -74,7 +79,8 @@ def ties_of(config: Mapping[str, Any], model: str, most: int) -> Ties:
     if tied and isinstance(layers := config.get("num_hidden_layers"), int) and layers > most:
         raise ModelError(f"the config of {model} says {layers} layers, its files hold {most} tensors")
     if kind is not None and "indexer_types" in getattr(kind, "__dataclass_fields__", ()):
-        return Ties(selects=_selects(kind, config, model))
+        streams = _few(_hyper_streams(kind, config), model)
+        return Ties(selects=_selects(kind, config, model), streams=streams, streams_last=streams > 1)
     if kind is None or not hasattr(kind, "kv_sharing_modes"):
         return Ties()
     try:
@@ -92,8 +98,21 @@ def ties_of(config: Mapping[str, Any], model: str, most: int) -> Ties:
             if attention not in kept:
                 raise ModelError(f"the config of {model} has layer {layer} read keys of {attention} that none keeps")
             reads[layer] = kept[attention]
-    streams = getattr(whole, "altup_num_inputs", 1)
+    streams = _few(getattr(whole, "altup_num_inputs", 1), model)
     return Ties(reads, bool(getattr(whole, "hidden_size_per_layer_input", 0)), {}, streams)
+
+
+def _few(streams: int, model: str) -> int:
+    if not 1 <= streams <= _MOST_STREAMS:
+        raise ModelError(f"the config of {model} makes rows of {streams} streams, expected 1 to {_MOST_STREAMS}")
+    return streams
+
+
+def _hyper_streams(kind: Any, config: Mapping[str, Any]) -> int:
+    """Streams of a class with hyper-connections, else 1."""
+    default = getattr(kind, "__dataclass_fields__", {}).get("hc_mult")
+    count = config.get("hc_mult", getattr(default, "default", 1))
+    return count if default is not None and isinstance(count, int) else 1
 
 
 def _selects(kind: Any, config: Mapping[str, Any], model: str) -> dict[int, int]:
