@@ -2,6 +2,8 @@
 
 1. A drafter beside the target: its folder's `drafter`, or `NAME.drafter` beside `NAME.gguf`.
 2. The drafter that ships with this package for the target.
+   These two were made for it. Where the target's checkpoint has an MTP head, which drafts at the tail, they draft
+   beside it, and nothing of what follows is looked for: the head was trained with the model, and costs nothing here.
 3. The smallest model in the store that has the target's tokenizer.
 4. The default model, across vocabularies, where it is here (`swarm model pull`; 98 MB). Nothing is fetched unasked: a
    machine without a network would wait for it at every start.
@@ -41,13 +43,22 @@ class Found:
 
 
 def find_drafter(
-    target: Manifest, tokenizer: PreTrainedTokenizerBase, store: ModelStore, beside: Path | None = None
+    target: Manifest,
+    tokenizer: PreTrainedTokenizerBase,
+    store: ModelStore,
+    beside: Path | None = None,
+    at_tail: bool = False,
 ) -> Found | None:
-    """The drafter for a target, None when there is none. Fetches nothing. Raises UsageError for a damaged one."""
+    """The drafter for a target, None when there is none. `at_tail`: the target's own head drafts there.
+
+    Fetches nothing. Raises UsageError for a damaged one.
+    """
     if beside is not None and (lies := _beside(beside)) is not None:
         return Found(str(lies), "it lies beside the model")
     if (shipped := default_drafter(target)) is not None:
         return Found(str(shipped), "it was made for this model")
+    if at_tail:
+        return None
     largest = LARGEST_SHARE * _nbytes(target)
     if (sibling := _sibling(target, tokenizer, store, largest)) is not None:
         return Found(sibling, "the smallest model here with the same tokenizer")

@@ -273,6 +273,7 @@ DECODERS = {("msgpack", "unpackb"), ("msgpack", "Unpacker"), ("torch", "load"), 
 """Calls that turn bytes into objects. In the parts that hear peers, only functions named `..._untrusted` make them."""
 
 HEARS_PEERS = (
+    "swarm/base/",
     "swarm/net/",
     "swarm/ring/",
     "swarm/stage/",

@@ -6,9 +6,9 @@ carries its author's run counter, sequence number and the digest of that author'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from receipts.format.canonical import emit, parse_untrusted
 from receipts.format.closing import Close, Edge, End, Own, Tail, Witness
@@ -134,10 +134,17 @@ class ChainHead:
     previous: str | None = None
 
 
+class StatementKeeper(Protocol):
+    """Where an author's statements are kept; `receipts.record.log.StatementLog` is one."""
+
+    def append(self, envelope: SignedEnvelope) -> None:
+        """Keep one. What it raises means that the statement was not made."""
+
+
 class Author:
     """One identity and its hash chain: every statement of a node or requester is signed here, in order.
 
-    Not thread-safe: one author belongs to one event loop. `keep` is called with each new envelope (the node's log).
+    Not thread-safe: one author belongs to one event loop. `log` keeps each new envelope.
     """
 
     def __init__(
@@ -145,12 +152,12 @@ class Author:
         key: bytes,
         sign: Sign,
         head: ChainHead | None = None,
-        keep: Callable[[SignedEnvelope], None] | None = None,
+        log: StatementKeeper | None = None,
     ) -> None:
         self.key = key
         self._sign = sign
         self.head = head or ChainHead()
-        self._keep = keep
+        self._log = log
 
     @property
     def id(self) -> str:
@@ -167,7 +174,7 @@ class Author:
         decode_untrusted(type(body), encode(body), body.kind)
         chain = Chain(run, self.head.statements, self.head.previous)
         envelope = seal(payload_type(body.kind), statement_payload(about, chain, body), self.key, self._sign)
-        if self._keep is not None:
-            self._keep(envelope)  # first: a statement that cannot be kept is as if it had never been made
+        if self._log is not None:
+            self._log.append(envelope)  # first: a statement that cannot be kept is as if it had never been made
         self.head = ChainHead(self.head.runs, self.head.statements + 1, envelope.digest)
         return envelope

@@ -42,7 +42,7 @@ class StatementLog:
 
     def author(self, sign: Sign) -> Author:
         """The identity whose statements this log holds, going on where it ends."""
-        return Author(self._key, sign, self.head, self.append)
+        return Author(self._key, sign, self.head, self)
 
     def append(self, envelope: SignedEnvelope) -> None:
         """Write one envelope through to the operating system; it survives the end of this process.

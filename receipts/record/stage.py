@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from receipts.format.closing import Edge, End, History, Tail
 from receipts.format.errors import ReceiptError, Refusal
@@ -17,11 +17,21 @@ from receipts.format.opening import Accept, Hardware, Software
 from receipts.format.salt import Secret
 from receipts.format.sign import SignedEnvelope
 from receipts.format.statement import Author
-from receipts.record.edge import EdgeLog, Keep
+from receipts.record.edge import Buffer, EdgeLog
 from receipts.record.epoch import Opening
 from receipts.record.headers import Header, envelopes_untrusted, secret_fields, starts_untrusted
 from receipts.record.tail import TailLog
 from receipts.record.work import Work
+
+
+class FrameKeeper(Protocol):
+    """Where a stage keeps the frames of one epoch for audits; called in order, in the hashing thread."""
+
+    def inbound(self, seq: int, head: Buffer, body: Buffer, leaf: bytes) -> None:
+        """Store a frame that came in."""
+
+    def outbound(self, seq: int, head: Buffer, body: Buffer, leaf: bytes) -> None:
+        """Store a frame that went out."""
 
 
 class StageRecord:
@@ -29,7 +39,8 @@ class StageRecord:
 
     `inbound` and `outbound` are its edges, `tail` the log of drawn tokens (only at the last stage, else None).
     `earlier` is the record of the epoch before when this node took part in it; its END is signed with the last one's.
-    `disclose`: its operator lets receipts show the device's UUID and, on edges whose other end says so too, addresses.
+    `frames` keeps what crosses, for audits. `disclose`: its operator lets receipts show the device's UUID and, on
+    edges whose other end says so too, addresses.
     Raises ReceiptError when the order does not give this node a part, or names another manifest.
     """
 
@@ -40,8 +51,7 @@ class StageRecord:
         *,
         manifest: str,
         executor: Executor | None = None,
-        keep_inbound: Keep | None = None,
-        keep_outbound: Keep | None = None,
+        frames: FrameKeeper | None = None,
         earlier: StageRecord | None = None,
         disclose: bool = False,
     ) -> None:
@@ -55,8 +65,8 @@ class StageRecord:
         self.part = opening.plan[index]
         self.earlier = earlier
         self.run: int = earlier.run if earlier is not None else author.begin_run()
-        self.inbound = opening.edge_log(index, "receiver", executor, keep_inbound)
-        self.outbound = opening.edge_log(index + 1, "sender", executor, keep_outbound)
+        self.inbound = opening.edge_log(index, "receiver", executor, frames.inbound if frames is not None else None)
+        self.outbound = opening.edge_log(index + 1, "sender", executor, frames.outbound if frames is not None else None)
         self.tail = TailLog() if self.part.last == opening.order.model.layers else None
         self.secrets: list[Secret] = []
         self.history: tuple[History, ...] = ()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import Annotated, Protocol, TypeAlias
 
 from nacl.exceptions import BadSignatureError, CryptoError
 from nacl.signing import VerifyKey
 
+from swarm.base.bounds import Exactly
 from swarm.base.errors import PeerError
-
-NodeId: TypeAlias = bytes
-"""32 raw bytes of an Ed25519 public key."""
 
 NODE_ID_BYTES = 32
 SIGNATURE_BYTES = 64
+
+NodeId: TypeAlias = Annotated[bytes, Exactly(NODE_ID_BYTES)]
+"""32 raw bytes of an Ed25519 public key."""
+
+SignatureBytes: TypeAlias = Annotated[bytes, Exactly(SIGNATURE_BYTES)]
+"""An Ed25519 signature (RFC 8032)."""
+
 TEXT_CHARS = 64
 SHORT_CHARS = 8
 

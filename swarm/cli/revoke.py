@@ -66,7 +66,7 @@ async def _revoke(arguments: argparse.Namespace) -> int:
     notice = saved.membership.revoke(invite.token)
     told = 0
     async with Switchboard(guest, proxy=member_config(arguments).http_proxy) as board:
-        async with Gossip(board, guest.sign, replace(saved, membership=member)) as gossip:
+        async with Gossip(board, replace(saved, membership=member)) as gossip:
             gossip.spread(notice)
             for node, addresses in [*invite.members, *saved.peers]:
                 try:

@@ -206,7 +206,7 @@ def run(arguments: argparse.Namespace) -> int:
     if options.svg is not None:
         from receipts.check.draw import svg_report
 
-        _write(options.svg, svg_report(verdict))
+        write_drawing(options.svg, svg_report(verdict))
     if not options.json:
         return _show(verdict, print)
     print(json.dumps(verdict.as_json()))
@@ -285,7 +285,8 @@ def read_addresses(given: Sequence[str], data: bytes) -> dict[str, list[Address]
     return found
 
 
-def _write(path: Path, text: str) -> None:
+def write_drawing(path: Path, text: str) -> None:
+    """A drawing goes into a file. Raises UsageError where it cannot."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -16,10 +16,10 @@ from swarm.client.config import RequesterConfig as RequesterConfig
 from swarm.client.router import Routes
 from swarm.client.target_model import Target
 from swarm.discovery.bootstrap import enter_as_guest
-from swarm.discovery.connect import greeting
-from swarm.discovery.introducers import introducing
+from swarm.discovery.connect import MemberConnector
+from swarm.discovery.introducers import MemberIntroducer
 from swarm.discovery.rtt_probing import keep_scouting_ends, scout_first
-from swarm.discovery.state_dir import remember_swarm, requester_folder
+from swarm.discovery.state_dir import RememberedSwarm, requester_folder
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.invite import parse_invite_untrusted
 from swarm.mesh.messages import HELLO
@@ -38,6 +38,19 @@ from swarm.run.receipt import ReceiptPlan
 from swarm.run.receipt_pruning import Pruner
 
 
+class PrivateHere:
+    """The first and the last layers of the target, loaded on this machine in what the stages compute in."""
+
+    def __init__(self, target: Target, routes: Routes) -> None:
+        self._target, self._routes = target, routes
+
+    async def get(self, count: int) -> PrivateBlocks:
+        """`count` layers at either end. Raises UsageError, ModelError."""
+        self._target.require_private(count)
+        exact = self._routes.dtype(self._routes.plan(frozenset(), count)) == "float32"
+        return await asyncio.to_thread(self._target.private_blocks, count, torch.float32 if exact else torch.bfloat16)
+
+
 class Requester:
     """`async with await Requester.connect(config, report) as r`: then any number of `r.run(...)` at once."""
 
@@ -53,7 +66,6 @@ class Requester:
         self._stack = stack
         self._target, self._board, self.gossip = target, board, gossip
         self.receipts_dir = config.member.state / "receipts"
-        self._private = PrivateShelf(self._load_private)
         self._routes = Routes(board, gossip, self.manifest, config.rules, target.drafters.step_ms)
         self.desk = RunEngine(
             board,
@@ -61,31 +73,25 @@ class Requester:
                 self.manifest.digest,
                 self.manifest.context,
                 target.eos,
-                target.decode,
+                target,
                 vocab_size=self.manifest.vocab_size,
                 special=target.special,
                 compiler=target.compiler,
+                mtp=self.manifest.mtp is not None,
             ),
-            self._routes.plan,
+            self._routes,
             target.drafters,
-            self._routes.costs,
-            self._routes.describe,
-            self._routes.wire,
-            greeting(board, gossip),
+            MemberConnector(board, gossip),
             ReceiptPlan(
                 folder=self.receipts_dir,
                 notary=notary,
                 model=target.ref[:100],
                 n_layers=self.manifest.n_layers,
-                dtype=self._routes.ordered_dtype,
-                witnesses=self._routes.witnesses,
-                ask=self._routes.ask_witness,
+                parties=self._routes,
                 pruner=Pruner(self.receipts_dir, config.keep_receipts_s),
-                unlike=self._routes.unlike,
             ),
-            self._private.get,
+            PrivateShelf(PrivateHere(target, self._routes)),
             config.keep_s,
-            self._routes.cannot_hold,
         )
 
     @classmethod
@@ -109,25 +115,18 @@ class Requester:
             stack.callback(target.templates.close)
             stack.callback(target.compiler.close)
             target.require_served(saved)
-            gossip = await stack.enter_async_context(
-                Gossip(board, identity.sign, saved, kept=lambda what: remember_swarm(folder, what))
-            )
+            gossip = await stack.enter_async_context(Gossip(board, saved, store=RememberedSwarm(folder)))
             manifest = target.manifest
             kept = open_log(folder / "log", identity.id)
             author = kept.author(identity.sign)
-            published = open_published(config.log, kept, identity.id, identity.sign, report)
+            published = open_published(config.log, kept, identity, report)
             notary = ReceiptSigner(
                 author, kept, software(), manifest.digest, manifest.weights_digest, published=published
             )
             stack.callback(notary.close)
             requester = cls(stack, target, board, gossip, notary, config)
             if config.member.punch:
-                Reach(
-                    board,
-                    relay=config.member.relay,
-                    admitted=gossip.admitted,
-                    introduce=introducing(board, gossip),
-                )
+                Reach(board, relay=config.member.relay, introducer=MemberIntroducer(board, gossip))
             for kind, handler in requester.desk.handlers().items():
                 board.handle(kind, handler)
             await stack.enter_async_context(requester.desk)
@@ -212,12 +211,6 @@ class Requester:
         """The swarm as the dashboard shows it: no addresses, measured distances only."""
         flights = {run: {"rows_in_flight": rows} for run, rows in self.desk.flights().items()}
         return {**mesh_status(self.gossip, self._board), "runs": flights}
-
-    async def _load_private(self, count: int) -> PrivateBlocks:
-        """The first and the last `count` layers on this machine. Raises UsageError, ModelError."""
-        self._target.require_private(count)
-        exact = self._routes.dtype(self._routes.plan(frozenset(), count)) == "float32"
-        return await asyncio.to_thread(self._target.private_blocks, count, torch.float32 if exact else torch.bfloat16)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -36,6 +36,8 @@ MOST_IDLE = 8
 WIDE = 1.3
 """Eight leaves are worth this many times the time of four: the second four are far less likely to matter."""
 
+OWN_HEAD = "the checkpoint's own MTP head drafts"
+
 ModelDrafter = LmDrafter | AcrossDrafter
 
 
@@ -99,7 +101,13 @@ def load_drafters(
         return Drafters(why="nothing drafts, as asked")
     if choice == "suffix":
         return Drafters(why="earlier text drafts, as asked")
-    found = Found(ref, "as asked") if ref is not None else find_drafter(target.manifest, tokenizer, store, beside)
+    own = choice == "auto" and target.manifest.mtp is not None
+    if ref is not None:
+        found: Found | None = Found(ref, "as asked")
+    else:
+        found = find_drafter(target.manifest, tokenizer, store, beside, own)
+    if found is None and own:
+        return Drafters(why=f"{OWN_HEAD} at the tail: it was trained with the model")
     if found is None:
         if choice == "lm":
             raise UsageError(
@@ -122,7 +130,7 @@ def load_drafters(
     with ThreadPoolExecutor(1, "draft", torch.set_num_threads, (threads,)) as thread:
         step_ms, leaves = thread.submit(_measured, lm).result()
     across = ", across vocabularies" if isinstance(lm, AcrossDrafter) else ""
-    why = f"{found.name} drafts{across}: {found.why}"
+    why = f"{found.name} drafts{across}: {found.why}" + (f"; beside it {OWN_HEAD} at the tail" if own else "")
     return Drafters(lm, step_ms, leaves, threads, why, [lm])
 
 

@@ -15,7 +15,7 @@ from swarm.base.address import Address
 from swarm.base.errors import CoverageError, PeerError
 from swarm.base.nodeid import NodeId, id_text, parse_id_untrusted
 from swarm.client.route_policy import RouteRules
-from swarm.discovery.connect import greeting
+from swarm.discovery.connect import MemberConnector
 from swarm.discovery.model_shape import model_shape
 from swarm.discovery.planner_view import members_of, rtts_of
 from swarm.mesh.gossip import Gossip
@@ -45,7 +45,8 @@ def joint_dtype(found: Set[str]) -> str:
 
 
 class Routes:
-    """What a desk asks about routes (`swarm.run.engine.Desk`), for one model and one requester's rules.
+    """What an engine asks about routes and receipts (`swarm.run.routing.Router`, `swarm.run.receipt.Parties`), for one
+    model and one requester's rules.
 
     `draft_ms`: milliseconds of a draft step on this machine.
     """
@@ -225,8 +226,8 @@ class Routes:
         return [view.record.node for view in near[: 1 if count is None else count]]
 
     async def ask_witness(self, node: NodeId, header: dict[str, bytes | str]) -> bytes:
-        """A member's signed word on an order or a close (`swarm.run.receipt.AskWitness`). Raises PeerError."""
-        peer = await greeting(self._board, self._gossip)(StagePlan(node, self._addresses(node), 0, 1))
+        """A member's signed word on an order or a close (`swarm.run.receipt.Parties`). Raises PeerError."""
+        peer = await MemberConnector(self._board, self._gossip).connect(StagePlan(node, self._addresses(node), 0, 1))
         envelope = (await peer.call(Message(WITNESS, header), DIAL_TIMEOUT_S)).header.get("envelope")
         if not isinstance(envelope, bytes):
             raise PeerError("expected a witness's envelope, found none")

@@ -25,6 +25,7 @@ from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
 from swarm.model.held import Vocabulary
 from swarm.model.packing import choose_weights
+from swarm.model.text.decoder import PlainText
 from swarm.model.text.spelling import special_tokens
 from swarm.model.text.template import PLAIN_CHAT, TemplateOptions, TemplateRenderer
 from swarm.run.api import Draft
@@ -86,7 +87,7 @@ class Target:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return PlainText(self.tokenizer).decode(ids)
 
     @cached_property
     def special(self) -> Mapping[int, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from swarm.base.errors import PeerError
 from swarm.base.nodeid import NodeId
@@ -15,26 +14,28 @@ AT_ONCE = 3
 DIAL_SECONDS = 2.5
 
 
-def introducing(board: Switchboard, gossip: Gossip) -> Callable[[NodeId], Awaitable[None]]:
-    """For `Reach(introduce=...)`: connects to up to three members that can be dialled and that know the wanted node.
+class MemberIntroducer:
+    """For `Reach(introducer=...)`: connects to up to three members that can be dialled and that know the wanted node.
 
     Those are the nodes that its record says it measured lately, nearest to it first, then the ones through which this
     process came into the swarm. Only plain dialling is used, so that one introduction never needs another.
     """
 
-    async def meet(node: NodeId) -> None:
-        view = gossip.member(node)
+    def __init__(self, board: Switchboard, gossip: Gossip) -> None:
+        self._board, self._gossip = board, gossip
+
+    async def introduce(self, node: NodeId) -> None:
+        """Connect to the likeliest; those that are not reached are skipped."""
+        await asyncio.gather(*map(self._meet, candidates(self._board, self._gossip, node)[:AT_ONCE]))
+
+    async def _meet(self, node: NodeId) -> None:
+        view = self._gossip.member(node)
         try:
-            if board.get(node) is None and view is not None:
-                await board.dial(node, view.record.addresses, DIAL_SECONDS)
-            await gossip.link(node)
+            if self._board.get(node) is None and view is not None:
+                await self._board.dial(node, view.record.addresses, DIAL_SECONDS)
+            await self._gossip.link(node)
         except (PeerError, InviteError):
             pass  # not a public node, or gone: the others may do
-
-    async def introduce(node: NodeId) -> None:
-        await asyncio.gather(*map(meet, candidates(board, gossip, node)[:AT_ONCE]))
-
-    return introduce
 
 
 def candidates(board: Switchboard, gossip: Gossip, node: NodeId) -> list[NodeId]:

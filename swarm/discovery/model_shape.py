@@ -30,9 +30,15 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
     """
     size, ties = dtype.itemsize, manifest.ties
     held: dict[int | None, int] = {}
-    table = shared = first = 0
+    table = shared = first = drafting = 0
+    heads = {entry.name for entry in manifest.mtp_tensors}
+    kept = manifest.mtp.held if manifest.mtp is not None else frozenset[str]()
     for weight in weights_of(manifest).values():
         tensor = weight.entry
+        stored = {part.name for part in weight.parts.values()}
+        if stored & heads:
+            drafting += weight_bytes(weight, manifest.config, dtype, weights) if stored & kept else 0
+            continue
         layer = layer_of(tensor.name)
         count = weight_bytes(weight, manifest.config, dtype, weights)
         place = end_of(tensor.name, ties) if layer is None else None
@@ -48,6 +54,8 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
     head, tail = table, max(0, ends if _tied(manifest) else ends - table)
     if ties.by_token:  # every block has the table
         head, tail = first, ends
+    if drafting:  # a tail's own, with the table that it looks drawn tokens up in
+        tail += drafting + table
     parts = max(0, shared - table) // manifest.n_layers if ties.by_token else 0
     keyless = {layer for layer, kind in enumerate(layer_kinds(manifest)) if not keeps_keys(kind)}
     widths = key_numbers(manifest)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from swarm.base.clock import SystemTime, TimeSource
 from swarm.base.nodeid import NodeId, id_text
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.latency import DEFAULT_MS, Coordinate, RttTable, rtt_matrix
@@ -36,7 +37,7 @@ def member_of(view: MemberView) -> Member:
     Unmeasured speed, bandwidth and KV stay unknown; a member that is down counts as left.
     """
     r = view.record
-    state = r.state if view.standing in ("up", "suspect") else "left"
+    state: str = r.state if view.standing in ("up", "suspect") else "left"
     if view.standing == "suspect" and state == "serving":
         state = "suspect"
     return Member(
@@ -72,13 +73,13 @@ class Outlook:
     Made once per choice that takes several looks: a record that is signed anew does not make its claim a new one.
     """
 
-    def __init__(self, gossip: Gossip, model: bytes, clock: Callable[[], float] = time.monotonic) -> None:
-        self._gossip, self._model, self._clock = gossip, model, clock
+    def __init__(self, gossip: Gossip, model: bytes, clock: TimeSource | None = None) -> None:
+        self._gossip, self._model, self._clock = gossip, model, clock or SystemTime()
         self._claims: dict[NodeId, tuple[tuple[int, int], float]] = {}
 
     def members(self) -> list[Member]:
         """As known now."""
-        now = self._clock()
+        now = self._clock.now()
         claims: dict[NodeId, tuple[tuple[int, int], float]] = {}
         found = []
         for view in self._gossip.members():

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.base.errors import SwarmError, UsageError
@@ -58,12 +59,18 @@ def remember_invite(state: Path, invite: str) -> None:
         log.warning("the invite could not be kept in %s: %s", state, error.strerror)
 
 
-def remember_swarm(state: Path, saved: Saved) -> None:
-    """Keep what this process knows of its swarm. A full disk must not end one that serves or asks."""
-    try:
-        save(state, saved)
-    except SwarmError as error:
-        log.warning("%s", error)
+@dataclass(frozen=True)
+class RememberedSwarm:
+    """What this process knows of its swarm, kept in its folder. A full disk must not end one that serves or asks."""
+
+    folder: Path
+
+    def keep(self, saved: Saved) -> None:
+        """Write it, or log why not."""
+        try:
+            save(self.folder, saved)
+        except SwarmError as error:
+            log.warning("%s", error)
 
 
 @contextlib.contextmanager

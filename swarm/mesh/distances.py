@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from swarm.base.clock import TimeSource
 from swarm.base.errors import PeerError
 from swarm.base.nodeid import NodeId
 from swarm.mesh.latency import RttTable
@@ -22,20 +23,24 @@ AT_ONCE = 4
 IDLE_BYTES = 8192
 
 
-class Distances:
-    """This node's measurements. `measured` is told of each: node id, milliseconds."""
+class HearsDistances(Protocol):
+    """Is told of each measurement."""
 
-    def __init__(
-        self, board: Switchboard, clock: Callable[[], float], measured: Callable[[NodeId, float], None]
-    ) -> None:
+    def measured(self, node: NodeId, rtt_ms: float) -> None: ...
+
+
+class Distances:
+    """This node's measurements; `owner` hears of each."""
+
+    def __init__(self, board: Switchboard, time: TimeSource, owner: HearsDistances) -> None:
         self.table = RttTable()
-        self._board, self._clock, self._measured = board, clock, measured
+        self._board, self._time, self._owner = board, time, owner
         self._useful: frozenset[NodeId] = frozenset()
         self._edges: dict[NodeId, str] = {}
 
     def for_record(self) -> dict[str, Any]:
         """What this node's record tells, as its fields: the useful ones, then the latest, and how they were reached."""
-        told = self.table.for_record(self._clock(), self._useful)
+        told = self.table.for_record(self._time.now(), self._useful)
         return {
             "rtts": tuple((node[:KEY_BYTES], us) for node, us in told),
             "edges": tuple(self._edge(node) for node, _ in told),
@@ -48,8 +53,8 @@ class Distances:
 
     def observe(self, node: NodeId, rtt_ms: float) -> None:
         """A round trip to `node` was measured."""
-        self.table = self.table.add(node, rtt_ms, self._clock())
-        self._measured(node, rtt_ms)
+        self.table = self.table.add(node, rtt_ms, self._time.now())
+        self._owner.measured(node, rtt_ms)
 
     async def ping(self, peer: Peer) -> None:
         """Measure a connected peer. Raises PeerError."""
@@ -61,7 +66,7 @@ class Distances:
     async def measure(self, records: Sequence[NodeRecord]) -> None:
         """Measure those without a fresh measurement, and go on telling of them. Who is not reached is skipped."""
         self._useful = frozenset(record.node for record in records)
-        stale = [r for r in records if r.node != self._board.id and self.table.get(r.node, self._clock()) is None]
+        stale = [r for r in records if r.node != self._board.id and self.table.get(r.node, self._time.now()) is None]
         room = asyncio.Semaphore(AT_ONCE)
 
         async def one(record: NodeRecord) -> None:

@@ -1,6 +1,6 @@
 """The shell round `apply`: messages become events, actions become messages, and a few tasks keep the rhythm.
 
-Nothing is decided here. One lock-free rule keeps it simple: the state changes only in `_happen`, which is
+Nothing is decided here. One lock-free rule keeps it simple: the state changes only in `happen`, which is
 synchronous, so events are applied one at a time in the order in which they came.
 """
 
@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
+from swarm.base.clock import SystemTime, TimeSource
 from swarm.base.errors import PeerError
+from swarm.base.life import Life
 from swarm.base.nodeid import NodeId
+from swarm.base.tasks import OwnedTasks
 from swarm.mesh import messages
 from swarm.mesh.action import Accuse, Action, Changed, Clash, Dial, Expel, Leave, Refresh
 from swarm.mesh.apply import apply
@@ -28,7 +30,7 @@ from swarm.mesh.membership import InviteToken, Membership, Revocation
 from swarm.mesh.neighbours import Neighbours
 from swarm.mesh.own import OwnRecord
 from swarm.mesh.record import NodeRecord, key_of
-from swarm.mesh.saved import Saved
+from swarm.mesh.saved import Saved, SavedStore
 from swarm.mesh.spread import expel
 from swarm.mesh.state import Bounds, State, round_s
 from swarm.mesh.view import MemberView, held_of, say_clash, view_of, worth_keeping
@@ -47,67 +49,52 @@ class Gossip:
     """This process's part in the membership of one swarm. Use as `async with`, inside the switchboard's.
 
     `about` describes this node (its node, swarm, version, times, instance and proof are filled in here), None for a
-    guest, which listens and is no member. `changed` is told of every record or standing that changed, `clashed` once
-    when another process with the same key was there first. Leaving the context tells the swarm that the node left.
+    guest, which listens and is no member. `store` gets what to find the swarm by after a cold start; None: nothing is
+    kept. `life` ends when another process with the same key was there first, or the invite that led here was revoked.
+    Leaving the context tells the swarm that the node left.
     """
 
     def __init__(
         self,
         board: Switchboard,
-        sign: Callable[[bytes], bytes],
         saved: Saved,
         about: NodeRecord | None = None,
         *,
         bounds: Bounds | None = None,
-        changed: Callable[[NodeId], None] = lambda node: None,
-        clashed: Callable[[str], None] = lambda text: None,
-        kept: Callable[[Saved], None] = lambda saved: None,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
+        store: SavedStore | None = None,
+        life: Life | None = None,
+        time: TimeSource | None = None,
     ) -> None:
         self.membership: Membership = saved.membership
         self.state = State(board.id, revoked=dict(saved.ledger.revoked), bounds=bounds or Bounds())
-        self._board, self._sign, self._saved = board, sign, saved
-        self._changed, self._clashed, self._kept = changed, clashed, kept
-        self._clock, self._wall = clock, wall
-        self._distances = Distances(board, clock, self._measured)
-        self._own = OwnRecord(board.id, sign, saved.membership, about, saved.version, wall())
-        self._neighbours = Neighbours(
-            board,
-            saved,
-            "guest" if about is None else "node",
-            happen=self._happen,
-            linked=lambda node: node in self.state.links,
-            banned=lambda node: self.state.banned.get(node, 0.0) > clock(),
-            ping=self._distances.ping,
-            spawn=self._spawn,
-            wall=wall,
-        )
-        self._group = asyncio.TaskGroup()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._board, self._saved, self._store, self._life = board, saved, store, life
+        self._time = time or SystemTime()
+        self._distances = Distances(board, self._time, self)
+        self._own = OwnRecord(board.identity, saved.membership, about, saved.version, self._time.wall())
+        self._tasks = OwnedTasks()
+        role = "guest" if about is None else "node"
+        self._neighbours = Neighbours(board, saved, role, self, self._distances, self._tasks, self._time)
         self._stir = asyncio.Event()
 
     # -- life
 
     async def __aenter__(self) -> Self:
-        self._board.known = self.admitted
+        self._board.members = self
         self._board.handle(messages.HELLO, self._on_hello)
         self._board.handle(messages.BYE, self._on_bye)
         for kind in (messages.HINTS, messages.WANT, messages.DELTA, messages.DIGEST):
             self._board.handle(kind, self._on_news)
-        await self._group.__aenter__()
+        await self._tasks.__aenter__()
         self._refresh()
-        self._spawn(self._tick_forever())
-        self._spawn(self._distances.keep_measuring(self._neighbours.connected, self._somebody))
-        self._spawn(self._keep_forever())
+        self._tasks.spawn(self._tick_forever())
+        self._tasks.spawn(self._distances.keep_measuring(self._neighbours.connected, self._somebody))
+        self._tasks.spawn(self._keep_forever())
         return self
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         await self.leave()
-        for task in list(self._tasks):
-            task.cancel()
-        await self._group.__aexit__(None, None, None)
-        self._kept(self.saved())
+        await self._tasks.__aexit__()
+        self._keep()
 
     async def leave(self) -> None:
         """Tell the neighbours that this node left; they pass it on. Idempotent."""
@@ -117,30 +104,25 @@ class Gossip:
         self._own.change({"state": "left", "claim": None}, self._refresh)
         await self._neighbours.farewell(list(self.state.links))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._group.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     # -- what the rest of the node asks
 
     def members(self) -> list[MemberView]:
         """Every member that this node knows, itself first; those that left or ran out only while remembered."""
-        now = self._clock()
+        now = self._time.now()
         views = [view_of(self.state, self.rtts, held, now) for held in self.state.table]
         return sorted(views, key=lambda view: (view.record.node != self._board.id, view.record.node))
 
     def member(self, node: NodeId) -> MemberView | None:
         """One member by its id."""
         held = held_of(self.state, node)
-        return None if held is None else view_of(self.state, self.rtts, held, self._clock())
+        return None if held is None else view_of(self.state, self.rtts, held, self._time.now())
 
     def admitted(self, node: NodeId) -> bool:
         """Whether `node` said a valid hello on a connection that lives, or is a member by its record."""
         if self._neighbours.knows(node) or node == self._board.id:
             return True
         held = held_of(self.state, node)
-        return held is not None and held.alive(self._clock())
+        return held is not None and held.alive(self._time.now())
 
     @property
     def rtts(self) -> RttTable:
@@ -185,7 +167,7 @@ class Gossip:
 
     def spread(self, notice: Revocation) -> None:
         """Heed a notice and tell it to everybody."""
-        self._happen(Revoked(notice))
+        self.happen(Revoked(notice))
         self._heed([notice])
 
     def _heed(self, notices: Sequence[Revocation]) -> None:
@@ -193,26 +175,43 @@ class Gossip:
         if not any([self._neighbours.revoked(notice) for notice in notices]):
             return
         self._neighbours.end_void()
-        revoked, now, read = self._neighbours.ledger.revoked, self._wall(), self.membership.admission_untrusted
+        revoked, now, read = self._neighbours.ledger.revoked, self._time.wall(), self.membership.admission_untrusted
         void = frozenset(held.key for held in self.state.table if read(held.record.proof).void(revoked, now))
         if void:
             for peer in self._board.peers():
                 if key_of(peer.id) in void:
                     self._neighbours.turn_away(peer.id, "the invite that it came of was revoked")
-            self._happen(Ended(void))
-        self._kept(self.saved())
+            self.happen(Ended(void))
+        self._keep()
         if self.membership.own.void(revoked, now):
-            self._clashed("the invite that let this node in was revoked; ask a member for a new one: swarm invite")
+            self._end("the invite that let this node in was revoked; ask a member for a new one: swarm invite")
+
+    def _end(self, why: str) -> None:
+        if self._life is not None:
+            self._life.end(why)
+
+    def _keep(self) -> None:
+        if self._store is not None:
+            self._store.keep(self.saved())
 
     def saved(self) -> Saved:
         """What to keep for a cold start."""
-        peers = worth_keeping(self.state, self._saved.peers, self._clock())
+        peers = worth_keeping(self.state, self._saved.peers, self._time.now())
         return replace(self._saved, peers=peers, ledger=self._neighbours.ledger, version=self._own.version)
 
     # -- events and actions
 
-    def _happen(self, event: Event) -> None:
-        self.state, actions = apply(self.state, event, self._clock())
+    def linked(self, node: NodeId) -> bool:
+        """Whether `node` is a neighbour, which hears all news from here."""
+        return node in self.state.links
+
+    def banned(self, node: NodeId) -> bool:
+        """Whether `node` broke the rules and is turned away for a while."""
+        return self.state.banned.get(node, 0.0) > self._time.now()
+
+    def happen(self, event: Event) -> None:
+        """Apply one event, and do what comes of it."""
+        self.state, actions = apply(self.state, event, self._time.now())
         for action in actions:
             self._act(action)
 
@@ -222,12 +221,13 @@ class Gossip:
                 self._neighbours.dial(record, check)
             case Leave(peer):
                 self._neighbours.post(peer, Message(messages.BYE))
-                self._happen(Unlinked(peer, polite=True))
+                self.happen(Unlinked(peer, polite=True))
             case Expel(peer, why):
                 self._neighbours.turn_away(peer, why)
             case Accuse(target, version):
-                said = messages.sign_suspicion(target, version, self._board.id, self.membership.swarm, self._sign)
-                self._happen(Accused(said))
+                me = self._board.identity
+                said = messages.sign_suspicion(target, version, me.id, self.membership.swarm, me.sign)
+                self.happen(Accused(said))
             case Refresh(above):
                 self._refresh(above)
             case Changed(key):
@@ -235,25 +235,24 @@ class Gossip:
                 self._stir.set()
                 if held is not None:
                     connected = self._board.get(held.record.node)
-                    if connected is not None and held.alive(self._clock()):
+                    if connected is not None and held.alive(self._time.now()):
                         connected.admit()
-                    self._changed(held.record.node)
             case Clash(record, yield_):
                 text = say_clash(record)
                 log.warning("%s", text)
                 if yield_:
-                    self._clashed(text)
+                    self._end(text)
             case _:  # the rest are messages
-                self._neighbours.post(action.peer, messages.message_of(action, self._clock()))
+                self._neighbours.post(action.peer, messages.message_of(action, self._time.now()))
 
     def _refresh(self, above: int = 0) -> None:
         """A new record of this node."""
         place = self.state.coordinate if self.rtts.measured else None
         held = self._own.make(
-            above, self._clock(), self._wall(), self.state.table.size, self._distances.for_record(), place
+            above, self._time.now(), self._time.wall(), self.state.table.size, self._distances.for_record(), place
         )
         if held is not None:
-            self._happen(Published(held))
+            self.happen(Published(held))
 
     # -- messages
 
@@ -261,11 +260,11 @@ class Gossip:
         before = self._neighbours.ledger
         answer = self._neighbours.answer_untrusted(peer, message)
         if self._neighbours.ledger is not before:
-            self._kept(self.saved())
+            self._keep()
         return answer
 
     async def _on_bye(self, peer: Peer, message: Message) -> None:
-        self._happen(Unlinked(peer.id, polite=True))
+        self.happen(Unlinked(peer.id, polite=True))
 
     async def _on_news(self, peer: Peer, message: Message) -> None:
         """HINTS, WANT, DIGEST and DELTA of a neighbour; whoever sends what cannot be read is turned away."""
@@ -273,14 +272,14 @@ class Gossip:
             return
         try:
             revoked = self._neighbours.ledger.revoked
-            known = Known(self.state, self.membership, revoked, self._clock(), self._wall())
+            known = Known(self.state, self.membership, revoked, self._time.now(), self._time.wall())
             event = await read_untrusted(peer.id, message, known)
         except PeerError as error:
-            self.state, actions = expel(self.state, peer.id, str(error), self._clock(), [])
+            self.state, actions = expel(self.state, peer.id, str(error), self._time.now(), [])
             for action in actions:
                 self._act(action)
             return
-        self._happen(event)
+        self.happen(event)
         if isinstance(event, DeltaHeard) and event.revocations:
             self._heed(event.revocations)
 
@@ -289,17 +288,18 @@ class Gossip:
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(round_s(self.state.table.size))
-            self._happen(Tick())
+            self.happen(Tick())
             self._neighbours.end_void()
 
     def _somebody(self, draw: random.Random) -> NodeRecord | None:
         held = self.state.table.sample(draw)
-        return held.record if held is not None and held.alive(self._clock()) else None
+        return held.record if held is not None and held.alive(self._time.now()) else None
 
-    def _measured(self, node: NodeId, rtt_ms: float) -> None:
+    def measured(self, node: NodeId, rtt_ms: float) -> None:
+        """A round trip was measured: this node's place in the network coordinates moves a little."""
         held = held_of(self.state, node)
         place = None if held is None else unpack_coordinate(held.record.coordinate)
-        self._happen(Moved(updated(self.state.coordinate, place or Coordinate(), rtt_ms, self._board.id)))
+        self.happen(Moved(updated(self.state.coordinate, place or Coordinate(), rtt_ms, self._board.id)))
 
     async def _keep_forever(self) -> None:
         """Keep on disk whom to knock at, and knock at all of them while nobody is linked (a cold start, a long cut)."""
@@ -309,8 +309,8 @@ class Gossip:
                     break
                 with contextlib.suppress(PeerError):
                     await self._neighbours.greet(node, addresses)
-            self._happen(Aged(self._wall()))
-            self._kept(self.saved())
+            self.happen(Aged(self._time.wall()))
+            self._keep()
             for _ in range(KEEP_TIMES):
                 await asyncio.sleep(LONELY_S)
                 if not self.state.links:

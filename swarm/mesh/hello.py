@@ -9,58 +9,86 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, TypeAlias
 
 from swarm.base.address import Address
+from swarm.base.bounds import AtMost, Between, Exactly, MayLack, Spelled, by_name
+from swarm.base.codec import Codec
 from swarm.base.errors import PeerError
 from swarm.base.nodeid import NodeId, Signer, short_id
-from swarm.mesh.admission import ROLES
-from swarm.mesh.invite import Invite, read_token_untrusted, token_parts
-from swarm.mesh.membership import InviteError, InviteToken, Ledger, Membership, check_token
+from swarm.mesh.admission import Role
+from swarm.mesh.invite import MAX_REF, Invite, read_token_untrusted, token_parts
+from swarm.mesh.membership import CHARTER_BYTES, InviteError, InviteToken, Ledger, Membership, check_token
 from swarm.mesh.messages import HELLO
-from swarm.mesh.record import SWARM_ID_BYTES
+from swarm.mesh.record import MAX_PROOF_BYTES, SwarmId
 from swarm.net.channel.message import Message
 from swarm.net.switchboard import Switchboard
 
 HELLO_TIMEOUT_S = 10.0
 
 
+ShownProof: TypeAlias = Annotated[bytes, AtMost(MAX_PROOF_BYTES)]
+
+
+def _token_untrusted(parts: object) -> InviteToken | None:
+    return None if parts is None else read_token_untrusted(parts)
+
+
+@by_name()
 @dataclass(frozen=True)
 class Hello:
-    """What a caller says. `model`: manifest digest or its first 16 bytes, empty for whoever brings no model."""
+    """What a caller says.
 
-    swarm: bytes
-    model: bytes
-    role: str
-    proof: bytes | None
-    token: InviteToken | None
+    model  manifest digest or its first 16 bytes, empty for whoever brings no model
+    clock  its seconds of Unix time, so that both sides learn of it when it is off; None: not told
+    """
+
+    swarm: SwarmId
+    model: Annotated[bytes, AtMost(32)]
+    role: Role
+    proof: Annotated[ShownProof | None, MayLack()] = None
+    token: Annotated[InviteToken | None, MayLack(), Spelled(_token_untrusted, token_parts)] = None
+    clock: Annotated[float | None, MayLack(), Between(-(2**53), 2**53)] = None
+
+
+@by_name()
+@dataclass(frozen=True)
+class _Granted:
+    """The answer to a hello that opened: the swarm's charter, the caller's proof, and the answering node's own."""
+
+    charter: Annotated[bytes, Exactly(CHARTER_BYTES)]
+    proof: ShownProof
+    open: bool
+    model: Annotated[bytes, Exactly(0, 32)]
+    ref: Annotated[str, AtMost(MAX_REF)]
+    welcome: ShownProof
+
+
+_HELLO, _GRANTED = Codec(Hello, "hello"), Codec(_Granted, "welcome")
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """What the caller gets: its membership, and the swarm's model (manifest digest and reference)."""
+    """What the caller gets: its membership, and the swarm's model (manifest digest and reference).
+
+    `shown`: the proof of whoever answered.
+    """
 
     membership: Membership
     model: bytes
     ref: str
+    shown: bytes
 
 
 def hello_message(hello: Hello, now_wall: float | None = None) -> Message:
     """The call. `now_wall`: the caller's clock, so that both sides learn of it when it is off."""
-    header = {"swarm": hello.swarm, "model": hello.model, "role": hello.role, "proof": hello.proof}
-    return Message(HELLO, {**header, "token": token_parts(hello.token), "clock": now_wall})
+    return Message(HELLO, _HELLO.header(replace(hello, clock=now_wall)))
 
 
-def parse_hello_untrusted(header: Mapping[str, Any]) -> Hello:
-    """Read the call. Raises PeerError."""
-    swarm, model, role = header.get("swarm"), header.get("model"), header.get("role")
-    proof, token = header.get("proof"), header.get("token")
-    if type(swarm) is not bytes or len(swarm) != SWARM_ID_BYTES or type(model) is not bytes or len(model) > 32:
-        raise PeerError("expected a hello with swarm and model, found something else")
-    if role not in ROLES or (proof is not None and type(proof) is not bytes):
-        raise PeerError("expected a hello with role and proof, found something else")
-    return Hello(swarm, model, str(role), proof, None if token is None else read_token_untrusted(token))
+def parse_hello_untrusted(header: Mapping[str, object]) -> Hello:
+    """Read the call. Raises PeerError, for a token InviteError."""
+    return _HELLO.read_untrusted(header)
 
 
 def answer_hello(
@@ -101,8 +129,8 @@ def answer_hello(
             raise InviteError("this swarm admits by invite; ask a member for one: swarm invite")
         else:
             proof = membership.prove(node, hello.role)
-    header = {"charter": membership.charter, "proof": proof, "open": membership.open, "model": model, "ref": ref}
-    return Message(HELLO, {**header, "welcome": membership.proof}), ledger
+    granted = _Granted(membership.charter, proof, membership.open, model, ref, membership.proof)
+    return Message(HELLO, _GRANTED.header(granted)), ledger
 
 
 def _shown(
@@ -115,20 +143,16 @@ def _shown(
     return (hello.proof if void is None else None), void
 
 
-def parse_welcome_untrusted(header: Mapping[str, Any], swarm: bytes, signer: Signer, peer: NodeId) -> Welcome:
+def parse_welcome_untrusted(header: Mapping[str, object], swarm: bytes, signer: Signer, peer: NodeId) -> Welcome:
     """Read the answer of `peer` to this node, `signer`. Raises InviteError when refused, PeerError when malformed."""
     refused = header.get("refused")
     if isinstance(refused, str):
         raise InviteError("".join(c for c in refused[:300] if c.isprintable()))
-    model, ref, welcome = header.get("model"), header.get("ref"), header.get("welcome")
-    if type(model) is not bytes or len(model) not in (0, 32) or not isinstance(ref, str) or len(ref) > 200:
-        raise PeerError(f"expected a welcome from node {short_id(peer)}, found something else")
-    membership = Membership.accept_untrusted(
-        swarm, signer, header.get("charter"), header.get("open"), header.get("proof")
-    )
-    if not membership.proves(peer, welcome, "node"):
+    granted = _GRANTED.read_untrusted(header)
+    membership = Membership.accept_untrusted(swarm, signer, granted.charter, granted.open, granted.proof)
+    if not membership.proves(peer, granted.welcome, "node"):
         raise PeerError(f"node {short_id(peer)} answers for the swarm, but is no member of it")
-    return Welcome(membership, model, ref)
+    return Welcome(membership, granted.model, granted.ref, granted.welcome)
 
 
 async def knock(board: Switchboard, hello: Hello, peer: NodeId, addresses: Sequence[Address]) -> Welcome:

@@ -13,16 +13,15 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, TypeAlias
 
-import msgpack
-
-from swarm.base.address import Address, format_address, parse_address_untrusted
-from swarm.base.errors import PeerError
-from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId
-from swarm.mesh.admission import TOKEN_ID_BYTES
+from swarm.base.address import Address, AddressText
+from swarm.base.bounds import AtMost, Between, Exactly, Printable, Spelled, by_position
+from swarm.base.codec import Codec
+from swarm.base.nodeid import NodeId, SignatureBytes
+from swarm.mesh.admission import Role, TokenId, WallSeconds
 from swarm.mesh.membership import MAX_TOKEN_S, InviteError, InviteToken, Membership, say_ago
-from swarm.mesh.record import MAX_PROOF_BYTES, SWARM_ID_BYTES
+from swarm.mesh.record import MAX_PROOF_BYTES, SwarmId
 
 PREFIX = "swarm1"
 MODEL_BYTES = 16
@@ -33,6 +32,35 @@ MAX_REF = 200
 DEFAULT_EXPIRY_S = 7 * 86400
 
 
+@by_position
+@dataclass(frozen=True)
+class _TokenParts:
+    """A token on the wire. Flags: 1 for guests, 2 for one use."""
+
+    id: TokenId
+    expires: WallSeconds
+    flags: Annotated[int, Between(0, 3)]
+    issuer: NodeId
+    chain: Annotated[bytes, AtMost(MAX_PROOF_BYTES)]
+    signature: SignatureBytes
+
+
+def _parts(t: InviteToken) -> _TokenParts:
+    return _TokenParts(t.id, t.expires, (t.role == "guest") | t.once << 1, t.issuer, t.chain, t.signature)
+
+
+def _token(p: _TokenParts) -> InviteToken:
+    role: Role = "guest" if p.flags & 1 else "node"
+    return InviteToken(p.id, p.expires, role, bool(p.flags & 2), p.issuer, p.chain, p.signature)
+
+
+TokenWire: TypeAlias = Annotated[InviteToken, Spelled(_token, _parts, _TokenParts)]
+_TOKEN: Codec[InviteToken] = Codec(TokenWire, "token", InviteError)
+
+InviteMember: TypeAlias = tuple[NodeId, Annotated[tuple[AddressText, ...], AtMost(8, least=1)]]
+
+
+@by_position
 @dataclass(frozen=True)
 class Invite:
     """What an invite says. `model`: first 16 bytes of the manifest digest; `ref`: how to find the model.
@@ -40,24 +68,15 @@ class Invite:
     `members`: (node id, addresses) to dial, best first. `token` None: an open swarm.
     """
 
-    swarm: bytes
-    model: bytes
-    ref: str
-    members: tuple[tuple[NodeId, tuple[Address, ...]], ...]
-    token: InviteToken | None = None
+    swarm: SwarmId
+    model: Annotated[bytes, Exactly(MODEL_BYTES)]
+    ref: Annotated[str, AtMost(MAX_REF), Printable()]
+    members: Annotated[tuple[InviteMember, ...], AtMost(MAX_MEMBERS, least=1)]
+    token: TokenWire | None = None
 
     def text(self) -> str:
         """The one line that people pass on."""
-        t = self.token
-        packed: bytes = msgpack.packb(
-            [
-                self.swarm,
-                self.model,
-                self.ref,
-                [[node, [format_address(a) for a in addresses]] for node, addresses in self.members],
-                token_parts(t),
-            ]
-        )
+        packed = _INVITE.pack(self)
         return PREFIX + base64.b32encode(packed + _check(packed)).decode("ascii").rstrip("=").lower()
 
     def require_model(self, digest: bytes, ref: str) -> None:
@@ -75,6 +94,9 @@ class Invite:
             raise InviteError(f"the invite expired {ago} ago; ask a member for a new one: swarm invite")
 
 
+_INVITE = Codec(Invite, "invite", InviteError, "was it made by a newer version?")
+
+
 def make_invite(
     membership: Membership,
     model: bytes,
@@ -83,7 +105,7 @@ def make_invite(
     now_wall: float,
     expires_s: int = DEFAULT_EXPIRY_S,
     once: bool = False,
-    role: str = "node",
+    role: Role = "node",
 ) -> Invite:
     """A new invite of the swarm; with `once` it is redeemed at the first of `members`, which must be the issuer.
 
@@ -120,14 +142,7 @@ def parse_invite_untrusted(text: object) -> Invite:
         raise InviteError("the invite was damaged on the way (checksum); copy it again, whole")
     if base64.b32encode(data).decode("ascii").rstrip("=") != body:  # the last character has bits that no byte needs
         raise InviteError("the invite was damaged on the way (characters); copy it again, whole")
-    try:
-        return _read(msgpack.unpackb(packed, raw=False))
-    except InviteError:
-        raise
-    except (PeerError, ValueError, TypeError, RecursionError, msgpack.UnpackException) as exc:
-        raise InviteError(
-            f"the invite holds something else than expected ({exc}); was it made by a newer version?"
-        ) from exc
+    return _INVITE.unpack_untrusted(packed, MAX_CHARS)
 
 
 def qr_text(text: str, border: int = 2) -> str:
@@ -145,61 +160,11 @@ def _check(packed: bytes) -> bytes:
     return hashlib.blake2b(packed, digest_size=CHECK_BYTES, person=b"swarm invite 1").digest()
 
 
-def _read(parts: Any) -> Invite:
-    if not isinstance(parts, list) or len(parts) != 5:
-        raise InviteError("expected an invite of five fields, found something else; was it made by a newer version?")
-    swarm, model, ref, members, token = parts
-    if not isinstance(ref, str) or len(ref) > MAX_REF or not ref.isprintable():
-        raise InviteError("the invite names no model")
-    if not isinstance(members, list) or not 0 < len(members) <= MAX_MEMBERS:
-        raise InviteError(f"expected 1 to {MAX_MEMBERS} members in an invite, found something else")
-    return Invite(
-        _sized(swarm, SWARM_ID_BYTES, "swarm id"),
-        _sized(model, MODEL_BYTES, "model digest"),
-        ref,
-        tuple(_member(member) for member in members),
-        None if token is None else read_token_untrusted(token),
-    )
-
-
-def _member(member: Any) -> tuple[NodeId, tuple[Address, ...]]:
-    if (
-        not isinstance(member, list)
-        or len(member) != 2
-        or not isinstance(member[1], list)
-        or not 0 < len(member[1]) <= 8
-    ):
-        raise InviteError("expected a member with addresses in an invite, found something else")
-    return _sized(member[0], NODE_ID_BYTES, "node id"), tuple(parse_address_untrusted(a) for a in member[1])
-
-
-def token_parts(token: InviteToken | None) -> list[Any] | None:
+def token_parts(token: InviteToken | None) -> list[object] | None:
     """A token as a message header carries it."""
-    if token is None:
-        return None
-    flags = (token.role == "guest") | token.once << 1
-    return [token.id, token.expires, flags, token.issuer, token.chain, token.signature]
+    return None if token is None else _TOKEN.write(token)
 
 
 def read_token_untrusted(parts: object) -> InviteToken:
     """The token of `token_parts`. Raises InviteError, a PeerError."""
-    if not isinstance(parts, list) or len(parts) != 6 or type(parts[1]) is not int or not 0 <= parts[1] < 2**40:
-        raise InviteError("expected a join token, found something else")
-    flags, chain = parts[2], parts[4]
-    if type(flags) is not int or not 0 <= flags < 4 or type(chain) is not bytes or len(chain) > MAX_PROOF_BYTES:
-        raise InviteError("expected a join token, found something else")
-    return InviteToken(
-        _sized(parts[0], TOKEN_ID_BYTES, "token id"),
-        parts[1],
-        "guest" if flags & 1 else "node",
-        bool(flags & 2),
-        _sized(parts[3], NODE_ID_BYTES, "issuer"),
-        chain,
-        _sized(parts[5], SIGNATURE_BYTES, "signature"),
-    )
-
-
-def _sized(value: object, size: int, what: str) -> bytes:
-    if type(value) is not bytes or len(value) != size:
-        raise InviteError(f"expected a {what} of {size} bytes in an invite, found something else")
-    return value
+    return _TOKEN.read_untrusted(parts)

@@ -17,11 +17,22 @@ import secrets
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
+from swarm.base.bounds import AtMost, by_position
 from swarm.base.errors import PeerError
-from swarm.base.nodeid import NODE_ID_BYTES, NodeId, Signer, verify
-from swarm.mesh.admission import FOUNDER_PROOF, TOKEN_ID_BYTES, Admission, extend_proof, read_proof_untrusted
-from swarm.mesh.record import SWARM_ID_BYTES
+from swarm.base.nodeid import NODE_ID_BYTES, NodeId, SignatureBytes, Signer, verify
+from swarm.mesh.admission import (
+    FOUNDER_PROOF,
+    TOKEN_ID_BYTES,
+    Admission,
+    Role,
+    TokenId,
+    WallSeconds,
+    extend_proof,
+    read_proof_untrusted,
+)
+from swarm.mesh.record import MAX_PROOF_BYTES, SWARM_ID_BYTES
 
 SALT_BYTES = 16
 CHARTER_BYTES = NODE_ID_BYTES + SALT_BYTES
@@ -48,7 +59,7 @@ class InviteToken:
 
     id: bytes
     expires: int
-    role: str
+    role: Role
     once: bool
     issuer: NodeId
     chain: bytes
@@ -60,6 +71,7 @@ class InviteToken:
         return b"wanswarm token 1\0" + swarm + self.id + body + self.issuer
 
 
+@by_position
 @dataclass(frozen=True)
 class Revocation:
     """`id` of a token that opens nothing any more; kept until `expires` (wall seconds), 0: for ever.
@@ -67,11 +79,11 @@ class Revocation:
     What a guest's token led to ends with the token, so that its revocation may be forgotten then.
     """
 
-    id: bytes
-    expires: int
+    id: TokenId
+    expires: WallSeconds
     revoker: NodeId
-    chain: bytes
-    signature: bytes
+    chain: Annotated[bytes, AtMost(MAX_PROOF_BYTES)]
+    signature: SignatureBytes
 
     def signed_part(self, swarm: bytes) -> bytes:
         """What the revoker signs."""
@@ -128,16 +140,17 @@ class Membership:
 
     def admission_untrusted(self, proof: object) -> Admission:
         """What a proof says, signatures checked (once). Raises PeerError."""
-        found = self._read.get(proof) if isinstance(proof, bytes) else None
+        if not isinstance(proof, bytes):
+            raise PeerError(f"expected a proof of admission, found {type(proof).__name__}")
+        found = self._read.get(proof)
         if found is None:
             found = read_proof_untrusted(proof, self.swarm, self.founder)
-            assert isinstance(proof, bytes)
             while len(self._read) >= MAX_READ:
                 del self._read[next(iter(self._read))]
             self._read[proof] = found
         return found
 
-    def prove(self, node: NodeId, role: str = "node", expires: int = 0, token: InviteToken | None = None) -> bytes:
+    def prove(self, node: NodeId, role: Role = "node", expires: int = 0, token: InviteToken | None = None) -> bytes:
         """The proof for `node`, let in by `token` or by this member's own word. Raises InviteError for a guest."""
         self._need("admit nodes")
         if node == self.founder:
@@ -157,7 +170,7 @@ class Membership:
             return False
         return found.node == node and role in (found.role, "guest")
 
-    def issue(self, expires: int, once: bool = False, role: str = "node") -> InviteToken:
+    def issue(self, expires: int, once: bool = False, role: Role = "node") -> InviteToken:
         """A new token; with `once` for single use here. Raises InviteError for a guest."""
         self._need("invite")
         token = InviteToken(secrets.token_bytes(TOKEN_ID_BYTES), expires, role, once, self.signer.id, self.proof, b"")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Annotated, TypeAlias, assert_never
 
-import msgpack
-
+from swarm.base.bounds import AtMost, Between, by_name, by_position
+from swarm.base.codec import Codec
 from swarm.base.errors import PeerError
-from swarm.base.nodeid import NODE_ID_BYTES, SIGNATURE_BYTES, NodeId, check_id_untrusted, verify
+from swarm.base.nodeid import NodeId, verify
 from swarm.mesh.action import SendDelta, SendDigest, SendHints, SendWant
-from swarm.mesh.admission import TOKEN_ID_BYTES
 from swarm.mesh.membership import Membership, Revocation
 from swarm.mesh.record import MAX_PROOF_BYTES, MAX_RECORD_BYTES
 from swarm.mesh.state import Blame, Hint, Suspicion
 from swarm.mesh.table import DIGEST_BYTES
-from swarm.net.channel.message import Body, Message
+from swarm.net.channel.message import Message
 
 HELLO, BYE = "mesh.hello", "mesh.bye"
 """The hello is the one kind that a stranger may send; see `Switchboard(open_kinds=...)`."""
@@ -31,6 +30,33 @@ _SUSPICION = b"wanswarm suspicion 1\0"
 _HINT = struct.Struct(">QQ")
 _KEY = struct.Struct(">Q")
 _BLAME = struct.Struct(">QQQ")
+
+
+AgedRecord: TypeAlias = tuple[Annotated[int, Between(0, MAX_AGE_MS)], Annotated[bytes, AtMost(MAX_RECORD_BYTES)]]
+"""Milliseconds, and a record as it was signed."""
+
+
+@by_position
+@dataclass(frozen=True)
+class _Delta:
+    """The body of DELTA."""
+
+    records: Annotated[tuple[AgedRecord, ...], AtMost(MAX_RECORDS)]
+    suspicions: Annotated[tuple[Suspicion, ...], AtMost(MAX_ITEMS)]
+    revocations: Annotated[tuple[Revocation, ...], AtMost(MAX_ITEMS)]
+
+
+@by_name()
+@dataclass(frozen=True)
+class _Names:
+    """The header of HINTS and WANT: how many names its body begins with."""
+
+    n: Annotated[int, Between(0, MAX_NAMES)]
+
+
+_DELTA, _NAMES = Codec(_Delta, "delta"), Codec(_Names, "names")
+_REVOCATION = Codec(Revocation, "revocation")
+MAX_DELTA_BYTES = MAX_RECORDS * (MAX_RECORD_BYTES + 16) + MAX_ITEMS * (MAX_PROOF_BYTES + 160)
 
 
 @dataclass(frozen=True)
@@ -61,7 +87,7 @@ def names_message(kind: str, names: Sequence[Hint] | Sequence[int], blames: Sequ
     """HINTS with (key, version) pairs, or WANT with keys; both with names of suspicions."""
     pack = _HINT.pack if kind == HINTS else _KEY.pack
     body = b"".join(pack(*(name if isinstance(name, tuple) else (name,))) for name in names)
-    return Message(kind, {"n": len(names)}, body + b"".join(_BLAME.pack(*blame) for blame in blames))
+    return Message(kind, _NAMES.header(_Names(len(names))), body + b"".join(_BLAME.pack(*blame) for blame in blames))
 
 
 def parse_hints_untrusted(message: Message) -> tuple[tuple[Hint, ...], tuple[Blame, ...]]:
@@ -78,8 +104,8 @@ def parse_want_untrusted(message: Message) -> tuple[tuple[int, ...], tuple[Blame
 
 def _names_untrusted(message: Message, form: struct.Struct) -> tuple[Iterator[tuple[int, ...]], tuple[Blame, ...]]:
     body = memoryview(message.body)
-    n = message.header.get("n")
-    if type(n) is not int or not 0 <= n <= MAX_NAMES or len(body) > MAX_NAMES * (form.size + _BLAME.size):
+    n = _NAMES.read_untrusted(message.header).n
+    if len(body) > MAX_NAMES * (form.size + _BLAME.size):
         raise PeerError(f"expected at most {MAX_NAMES} names in {message.kind}, found more")
     split = n * form.size
     if len(body) < split or (len(body) - split) % _BLAME.size:
@@ -102,14 +128,8 @@ def parse_digest_untrusted(message: Message) -> bytes:
 
 def delta_message(action: SendDelta, now: float) -> Message:
     """DELTA: records with their ages, suspicions, revocations."""
-    body: bytes = msgpack.packb(
-        [
-            [[max(0, round((now - held.born) * 1000)), held.wire] for held in action.records],
-            [[said.target, said.version, said.reporter, said.wire] for said in action.suspicions],
-            [revocation_parts(notice) for notice in action.revocations],
-        ]
-    )
-    return Message(DELTA, {}, body)
+    records = tuple((max(0, round((now - held.born) * 1000)), held.wire) for held in action.records)
+    return Message(DELTA, {}, _DELTA.pack(_Delta(records, action.suspicions, action.revocations)))
 
 
 def parse_delta_untrusted(message: Message, membership: Membership) -> Parcel:
@@ -117,17 +137,13 @@ def parse_delta_untrusted(message: Message, membership: Membership) -> Parcel:
 
     Raises PeerError.
     """
-    lists = _unpack_untrusted(message.body, MAX_RECORDS * (MAX_RECORD_BYTES + 16) + MAX_ITEMS * (MAX_PROOF_BYTES + 160))
-    if not isinstance(lists, list) or len(lists) != 3 or not all(isinstance(part, list) for part in lists):
-        raise PeerError("expected records, suspicions and revocations in a delta, found something else")
-    records, said, revoked = lists
-    if len(records) > MAX_RECORDS or len(said) > MAX_ITEMS or len(revoked) > MAX_ITEMS:
-        raise PeerError(f"expected at most {MAX_RECORDS} records in a delta, found more")
-    return Parcel(
-        tuple(_aged(item) for item in records),
-        tuple(_suspicion_untrusted(item, membership.swarm) for item in said),
-        tuple(read_revocation_untrusted(item, membership) for item in revoked),
-    )
+    delta = _DELTA.unpack_untrusted(message.body, MAX_DELTA_BYTES)
+    for said in delta.suspicions:
+        if not verify(said.reporter, said.wire, _SUSPICION + membership.swarm + _HINT.pack(said.target, said.version)):
+            raise PeerError("a suspicion is not signed by its reporter")
+    for notice in delta.revocations:
+        _check_genuine(notice, membership)
+    return Parcel(tuple((ms / 1000, wire) for ms, wire in delta.records), delta.suspicions, delta.revocations)
 
 
 def sign_suspicion(target: int, version: int, node: NodeId, swarm: bytes, sign: Callable[[bytes], bytes]) -> Suspicion:
@@ -135,50 +151,18 @@ def sign_suspicion(target: int, version: int, node: NodeId, swarm: bytes, sign: 
     return Suspicion(target, version, node, sign(_SUSPICION + swarm + _HINT.pack(target, version)))
 
 
-def _suspicion_untrusted(item: Any, swarm: bytes) -> Suspicion:
-    if not isinstance(item, list) or len(item) != 4 or not _u64(item[0]) or not _u64(item[1]):
-        raise PeerError("expected a suspicion, found something else")
-    reporter = check_id_untrusted(item[2])
-    if type(item[3]) is not bytes or len(item[3]) != SIGNATURE_BYTES:
-        raise PeerError("expected a signed suspicion, found something else")
-    if not verify(reporter, item[3], _SUSPICION + swarm + _HINT.pack(item[0], item[1])):
-        raise PeerError("a suspicion is not signed by its reporter")
-    return Suspicion(item[0], item[1], reporter, item[3])
-
-
-def revocation_parts(notice: Revocation) -> list[Any]:
+def revocation_parts(notice: Revocation) -> list[object]:
     """A notice as messages and files carry it."""
-    return [notice.id, notice.expires, notice.revoker, notice.chain, notice.signature]
+    return _REVOCATION.write(notice)
 
 
-def read_revocation_untrusted(item: Any, membership: Membership) -> Revocation:
+def read_revocation_untrusted(item: object, membership: Membership) -> Revocation:
     """A notice as messages and files carry it, checked. Raises PeerError."""
-    if not isinstance(item, list) or len(item) != 5 or not _u64(item[1]) or item[1] >= 2**40:
-        raise PeerError("expected a revocation, found something else")
-    sizes = (item[0], TOKEN_ID_BYTES), (item[2], NODE_ID_BYTES), (item[4], SIGNATURE_BYTES)
-    sized = type(item[3]) is bytes and all(type(b) is bytes and len(b) == n for b, n in sizes)
-    notice = Revocation(item[0], item[1], item[2], item[3], item[4]) if sized else None
-    if notice is None or not membership.genuine(notice):
-        raise PeerError("a revocation was not made by a member")
+    notice = _REVOCATION.read_untrusted(item)
+    _check_genuine(notice, membership)
     return notice
 
 
-def _aged(item: Any) -> tuple[float, bytes]:
-    if not isinstance(item, list) or len(item) != 2 or type(item[0]) is not int or type(item[1]) is not bytes:
-        raise PeerError("expected a record with its age, found something else")
-    if not 0 <= item[0] <= MAX_AGE_MS or len(item[1]) > MAX_RECORD_BYTES:
-        raise PeerError("a record in a delta is too old or too large")
-    return item[0] / 1000, item[1]
-
-
-def _u64(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**64
-
-
-def _unpack_untrusted(body: Body, most: int) -> Any:
-    if len(memoryview(body)) > most:
-        raise PeerError(f"expected at most {most} bytes, found {len(memoryview(body))}")
-    try:
-        return msgpack.unpackb(body, raw=False, strict_map_key=True)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as exc:
-        raise PeerError(f"a delta is not msgpack: {type(exc).__name__}") from exc
+def _check_genuine(notice: Revocation, membership: Membership) -> None:
+    if not membership.genuine(notice):
+        raise PeerError("a revocation was not made by a member")

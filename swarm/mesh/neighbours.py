@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Protocol
 
 from swarm.base.address import Address
+from swarm.base.clock import TimeSource
 from swarm.base.errors import PeerError
 from swarm.base.nodeid import NodeId, short_id
+from swarm.base.tasks import TaskOwner
 from swarm.mesh import hello
 from swarm.mesh.admission import Admission
-from swarm.mesh.clocks import check_clocks_untrusted
+from swarm.mesh.clocks import check_clocks
+from swarm.mesh.distances import Distances
 from swarm.mesh.event import DialFailed, Linked, Unlinked
 from swarm.mesh.membership import InviteError, Revocation
 from swarm.mesh.messages import BYE, HELLO
@@ -34,16 +37,26 @@ BACKLOG_BYTES = 8 * 1024 * 1024
 FAREWELL_S = 1.0
 
 
+class LinkState(Protocol):
+    """The membership state behind the connections; `Gossip` keeps it."""
+
+    def happen(self, event: Linked | Unlinked | DialFailed) -> None:
+        """A link began or ended, or a dial failed."""
+
+    def linked(self, node: NodeId) -> bool:
+        """Whether `node` counts as a neighbour."""
+
+    def banned(self, node: NodeId) -> bool:
+        """Whether `node` is turned away."""
+
+
 class Neighbours:
     """Hellos of one node, in both directions, and a watch over what they opened.
 
-    role      what this node says it is: "node" or "guest"
-    happen    is told of links that begin and end, and of dials that failed
-    linked    whether the state counts a node as a neighbour; `banned`: whether it is turned away
-    ping      measures a new connection once; may raise PeerError
-    spawn     runs a watch or a dial for as long as this node takes part
-    wall      Unix seconds, for invites
-    leaving   from when it is set nobody is admitted and nobody dialled
+    role       what this node says it is: "node" or "guest"
+    distances  measures each new connection once
+    tasks      watches and dials, for as long as this node takes part
+    leaving    from when it is set nobody is admitted and nobody dialled
     """
 
     def __init__(
@@ -51,19 +64,15 @@ class Neighbours:
         board: Switchboard,
         saved: Saved,
         role: str,
-        *,
-        happen: Callable[[Linked | Unlinked | DialFailed], None],
-        linked: Callable[[NodeId], bool],
-        banned: Callable[[NodeId], bool],
-        ping: Callable[[Peer], Awaitable[None]],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        wall: Callable[[], float],
+        state: LinkState,
+        distances: Distances,
+        tasks: TaskOwner,
+        time: TimeSource,
     ) -> None:
         self.ledger = saved.ledger
         self.leaving = False
         self._board, self._saved, self._membership = board, saved, saved.membership
-        self._happen, self._linked, self._banned = happen, linked, banned
-        self._ping, self._spawn, self._wall = ping, spawn, wall
+        self._state, self._distances, self._tasks, self._time = state, distances, tasks, time
         self._asked = hello.Hello(self._membership.swarm, saved.model, role, self._membership.proof, None)
         self._seen: dict[NodeId, Peer] = {}
         self._shown: dict[NodeId, Admission] = {}
@@ -108,20 +117,20 @@ class Neighbours:
     def revoked(self, notice: Revocation) -> bool:
         """An invite is of no use any more; whether that is news, and said by whoever may say it."""
         before = self.ledger.revoked
-        self.ledger = self.ledger.revoking(notice, self._membership, self._wall())
+        self.ledger = self.ledger.revoking(notice, self._membership, self._time.wall())
         return notice.id in self.ledger.revoked and notice.id not in before
 
     def end_void(self) -> None:
         """Part with everybody whose admission was revoked or has expired."""
-        now = self._wall()
+        now = self._time.wall()
         for node, shown in list(self._shown.items()):
             why = shown.void(self.ledger.revoked, now)
             if why is not None:
                 self.turn_away(node, f"its admission counts no more: {why}")
 
-    def _check_clocks_untrusted(self, peer: Peer, message: Message) -> None:
+    def _check_clocks(self, peer: Peer, asked: hello.Hello) -> None:
         try:
-            check_clocks_untrusted(message.header.get("clock"), peer.id, self._board.id, self._wall())
+            check_clocks(asked.clock, peer.id, self._board.id, self._time.wall())
         except InviteError as error:
             log.warning("%s", error)  # the caller shows it; whoever runs this node is to know as well
             raise
@@ -129,19 +138,20 @@ class Neighbours:
     def answer_untrusted(self, peer: Peer, message: Message) -> Message:
         """The answer to a hello: a welcome, or why not. Raises PeerError for what is no hello."""
         try:
-            if self.leaving or self._banned(peer.id):
+            if self.leaving or self._state.banned(peer.id):
                 why = "is leaving" if self.leaving else "turns this one away for a while: it broke the rules"
                 raise InviteError(f"node {short_id(self._board.id)} {why}")
-            self._check_clocks_untrusted(peer, message)
+            asked = hello.parse_hello_untrusted(message.header)
+            self._check_clocks(peer, asked)
             answer, self.ledger = hello.answer_hello(
-                hello.parse_hello_untrusted(message.header),
+                asked,
                 peer.id,
                 self._board.id,
                 self._membership,
                 self.ledger,
                 self._saved.model,
                 self._saved.ref,
-                self._wall(),
+                self._time.wall(),
             )
         except InviteError as error:
             return Message(HELLO, {"refused": str(error)})
@@ -153,13 +163,13 @@ class Neighbours:
 
     async def greet(self, node: NodeId, addresses: Sequence[Address], timeout: float = DIAL_S) -> None:
         """Say hello to `node` unless it is a neighbour. Raises InviteError when refused, PeerError when not reached."""
-        if node == self._board.id or self._linked(node):
+        if node == self._board.id or self._state.linked(node):
             return
         peer = await self._board.peer(node, addresses, timeout)
-        answer = await peer.call(hello.hello_message(self._asked, self._wall()), timeout)
-        hello.parse_welcome_untrusted(answer.header, self._membership.swarm, self._board.identity, node)
-        shown = self._membership.admission_untrusted(answer.header["welcome"])
-        void = shown.void(self.ledger.revoked, self._wall())
+        answer = await peer.call(hello.hello_message(self._asked, self._time.wall()), timeout)
+        welcome = hello.parse_welcome_untrusted(answer.header, self._membership.swarm, self._board.identity, node)
+        shown = self._membership.admission_untrusted(welcome.shown)
+        void = shown.void(self.ledger.revoked, self._time.wall())
         if void is not None:
             peer.drop(f"its admission counts no more: {void}")
             raise InviteError(f"node {short_id(node)} is no member any more: {void}")
@@ -172,14 +182,14 @@ class Neighbours:
         room = len(self._dialling) < DIALS_AT_ONCE + CHECKS_AT_ONCE * check
         if room and not self.leaving and record.node not in self._dialling:
             self._dialling.add(record.node)
-            self._spawn(self._dial(record, CHECK_S if check else DIAL_S))
+            self._tasks.spawn(self._dial(record, CHECK_S if check else DIAL_S))
 
     async def _dial(self, record: NodeRecord, timeout: float) -> None:
         try:
             await self.greet(record.node, record.addresses, timeout)
         except PeerError as error:
             log.debug("node %s was not reached: %s", short_id(record.node), error)
-            self._happen(DialFailed(record.node))
+            self._state.happen(DialFailed(record.node))
         finally:
             self._dialling.discard(record.node)
 
@@ -189,15 +199,15 @@ class Neighbours:
             return
         if self._seen.get(peer.id) is not peer:
             self._seen[peer.id] = peer
-            self._spawn(self._watch(peer))
-        if not self._linked(peer.id):
-            self._happen(Linked(peer.id))
+            self._tasks.spawn(self._watch(peer))
+        if not self._state.linked(peer.id):
+            self._state.happen(Linked(peer.id))
 
     async def _watch(self, peer: Peer) -> None:
         with contextlib.suppress(PeerError):
-            await self._ping(peer)
+            await self._distances.ping(peer)
         await peer.wait_closed()
         if self._seen.get(peer.id) is peer:
             del self._seen[peer.id]
             self._shown.pop(peer.id, None)
-            self._happen(Unlinked(peer.id, polite=False))
+            self._state.happen(Unlinked(peer.id, polite=False))

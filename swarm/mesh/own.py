@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from swarm.base.nodeid import NodeId
+from swarm.base.nodeid import Signer
 from swarm.mesh.latency import Coordinate
 from swarm.mesh.membership import Membership
 from swarm.mesh.record import MIN_TTL_S, NodeRecord, sign_record
@@ -27,8 +27,7 @@ class OwnRecord:
 
     def __init__(
         self,
-        node: NodeId,
-        sign: Callable[[bytes], bytes],
+        identity: Signer,
         membership: Membership,
         about: NodeRecord | None,
         version: int,
@@ -36,7 +35,7 @@ class OwnRecord:
     ) -> None:
         self.about = about
         self.version = version
-        self._node, self._sign, self._membership = node, sign, membership
+        self._identity, self._membership = identity, membership
         self._instance = int(now_wall * 1000) << 16 | secrets.randbits(16)
         self._due: asyncio.TimerHandle | None = None
 
@@ -78,7 +77,7 @@ class OwnRecord:
         self.version = max(self.version + 1, above + 1, int(now_wall * 1000))
         record = replace(
             self.about,
-            node=self._node,
+            node=self._identity.id,
             swarm=self._membership.swarm,
             proof=self._membership.proof,
             version=self.version,
@@ -88,4 +87,4 @@ class OwnRecord:
             **measured,
             coordinate=() if coordinate is None else coordinate.packed(),
         )
-        return Held.of(sign_record(record, self._sign), now)
+        return Held.of(sign_record(record, self._identity.sign), now)

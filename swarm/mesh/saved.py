@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from swarm.base.address import Address, format_address, parse_address_untrusted
 from swarm.base.errors import PeerError, UsageError
@@ -39,6 +39,24 @@ class Saved:
     peers: tuple[tuple[NodeId, tuple[Address, ...]], ...] = ()
     ledger: Ledger = Ledger()
     version: int = 0
+
+
+class SavedStore(Protocol):
+    """Where a process keeps what it knows of its swarm."""
+
+    def keep(self, saved: Saved) -> None:
+        """Keep this in the place of what was kept before."""
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """In this state folder. Raises UsageError when it cannot be written."""
+
+    folder: Path
+
+    def keep(self, saved: Saved) -> None:
+        """Write it."""
+        save(self.folder, saved)
 
 
 def save(state_dir: Path, saved: Saved) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from swarm.base.nodeid import NodeId
+from swarm.base.bounds import Between, by_position
+from swarm.base.nodeid import NodeId, SignatureBytes
 from swarm.mesh.latency import Coordinate
 from swarm.mesh.membership import Revocation
 from swarm.mesh.record import key_of
 from swarm.mesh.table import Held, Table
+
+U64: TypeAlias = Annotated[int, Between(0, 2**64 - 1)]
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,15 @@ def round_s(members: int) -> float:
     return min(1.0, max(0.1, members / 1000))
 
 
+@by_position
 @dataclass(frozen=True)
 class Suspicion:
     """`reporter` could not reach the node with key `target` at the record `version`; `wire` proves who says so."""
 
-    target: int
-    version: int
+    target: U64
+    version: U64
     reporter: NodeId
-    wire: bytes = b""
+    wire: SignatureBytes = b""
 
     @cached_property
     def name(self) -> tuple[int, int, int]:

@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Protocol, TypeAlias
 
+from swarm.base.bounds import AtMost, Between, Exactly, Spelled, by_name
+from swarm.base.codec import Codec
 from swarm.base.errors import ModelError, PeerError
-from swarm.base.nodeid import NodeId
 from swarm.model.files.blobs import CHUNK, Blob
 from swarm.model.files.manifest import Manifest
 from swarm.net.channel.message import Message
+from swarm.net.members import Members
 from swarm.net.peer import Handler, Peer
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,47 @@ MANIFEST, HAVE, LIST, GET = "weights.manifest", "weights.have", "weights.list", 
 DIGEST_BYTES = 32
 MAX_ASKED = 4096
 READS_AT_ONCE = 4
+
+DigestBytes: TypeAlias = Annotated[str, Spelled(bytes.hex, bytes.fromhex, Annotated[bytes, Exactly(DIGEST_BYTES)])]
+"""A SHA-256 in hexadecimal, as manifests name blobs; bytes on the wire."""
+
+
+@by_name()
+@dataclass(frozen=True)
+class HaveRequest:
+    """Which of these blobs are there?"""
+
+    digests: Annotated[tuple[DigestBytes, ...], AtMost(MAX_ASKED)]
+
+
+@by_name()
+@dataclass(frozen=True)
+class HaveAnswer:
+    """The bytes of each blob that was asked for, -1 for one that is not there."""
+
+    sizes: Annotated[tuple[Annotated[int, Between(-1, 2**63 - 1)], ...], AtMost(MAX_ASKED)]
+
+
+@by_name()
+@dataclass(frozen=True)
+class ListRequest:
+    """The digests of a blob's chunks, please."""
+
+    digest: DigestBytes
+
+
+@by_name()
+@dataclass(frozen=True)
+class GetRequest:
+    """Bytes of a blob, please."""
+
+    digest: DigestBytes
+    offset: Annotated[int, Between(0, 2**63 - 1)]
+    length: Annotated[int, Between(0, CHUNK)]
+
+
+HAVE_REQUEST, HAVE_ANSWER = Codec(HaveRequest, HAVE), Codec(HaveAnswer, HAVE)
+LIST_REQUEST, GET_REQUEST = Codec(ListRequest, LIST), Codec(GetRequest, GET)
 
 
 class Source(Protocol):
@@ -44,10 +88,10 @@ class Source(Protocol):
 
 
 class WeightsServer:
-    """Serves blobs to admitted nodes. Files are read in threads, a few at once; lists of chunks are made once."""
+    """Serves blobs to members. Files are read in threads, a few at once; lists of chunks are made once."""
 
-    def __init__(self, manifest: Manifest, source: Source, admitted: Callable[[NodeId], bool]) -> None:
-        self._manifest, self._source, self._admitted = manifest, source, admitted
+    def __init__(self, manifest: Manifest, source: Source, members: Members) -> None:
+        self._manifest, self._source, self._members = manifest, source, members
         self._sizes = {blob.digest: blob.nbytes for blob in source.blobs()}
         self._lists: dict[str, bytes] = {}
         self._listing: dict[str, asyncio.Lock] = {}
@@ -70,14 +114,13 @@ class WeightsServer:
 
     async def _on_have(self, peer: Peer, message: Message) -> Message:
         self._check(peer)
-        asked = message.header.get("digests")
-        if not isinstance(asked, list) or len(asked) > MAX_ASKED:
-            raise PeerError(f"expected at most {MAX_ASKED} digests, found something else")
-        return Message(HAVE, {"sizes": [self._sizes.get(_digest_untrusted(d), -1) for d in asked]})
+        asked = HAVE_REQUEST.read_untrusted(message.header)
+        sizes = tuple(self._sizes.get(digest, -1) for digest in asked.digests)
+        return Message(HAVE, HAVE_ANSWER.header(HaveAnswer(sizes)))
 
     async def _on_list(self, peer: Peer, message: Message) -> Message:
         self._check(peer)
-        digest = _digest_untrusted(message.header.get("digest"))
+        digest = LIST_REQUEST.read_untrusted(message.header).digest
         if digest not in self._sizes:
             raise ModelError(f"this node does not hold blob {digest[:12]}...")
         async with self._listing.setdefault(digest, asyncio.Lock()):
@@ -90,19 +133,11 @@ class WeightsServer:
 
     async def _on_get(self, peer: Peer, message: Message) -> Message:
         self._check(peer)
-        digest = _digest_untrusted(message.header.get("digest"))
-        offset, length = message.header.get("offset"), message.header.get("length")
-        if type(offset) is not int or type(length) is not int or offset < 0 or not 0 <= length <= CHUNK:
-            raise PeerError(f"expected an offset and at most {CHUNK} bytes, found something else")
+        asked = GET_REQUEST.read_untrusted(message.header)
         async with self._reads:
-            return Message(GET, {}, await asyncio.to_thread(self._source.read, digest, offset, length))
+            found = await asyncio.to_thread(self._source.read, asked.digest, asked.offset, asked.length)
+        return Message(GET, {}, found)
 
     def _check(self, peer: Peer) -> None:
-        if not self._admitted(peer.id):
+        if not self._members.admitted(peer.id):
             raise PeerError("weights are served to nodes of the swarm; say hello first")
-
-
-def _digest_untrusted(value: Any) -> str:
-    if type(value) is not bytes or len(value) != DIGEST_BYTES:
-        raise PeerError(f"expected a digest of {DIGEST_BYTES} bytes, found something else")
-    return value.hex()

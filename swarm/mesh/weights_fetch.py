@@ -16,7 +16,21 @@ from swarm.base.errors import ModelError, PeerError, SwarmError
 from swarm.base.events import Notice, Progress, Report, silent
 from swarm.base.nodeid import NodeId, short_id
 from swarm.mesh.gossip import Gossip
-from swarm.mesh.weights import DIGEST_BYTES, GET, HAVE, LIST, MANIFEST, MAX_ASKED
+from swarm.mesh.weights import (
+    DIGEST_BYTES,
+    GET,
+    GET_REQUEST,
+    HAVE,
+    HAVE_ANSWER,
+    HAVE_REQUEST,
+    LIST,
+    LIST_REQUEST,
+    MANIFEST,
+    MAX_ASKED,
+    GetRequest,
+    HaveRequest,
+    ListRequest,
+)
 from swarm.model.files.blobs import CHUNK, Blob, TensorSink, WantedBlob
 from swarm.model.files.manifest import Manifest, parse_manifest
 from swarm.net.channel.message import Message
@@ -130,16 +144,16 @@ class _Errand:
         """Ask everybody what they have."""
         for start in range(0, len(missing), MAX_ASKED):
             part = missing[start : start + MAX_ASKED]
-            asked = Message(HAVE, {"digests": [bytes.fromhex(item.digest) for item in part]})
+            asked = Message(HAVE, HAVE_REQUEST.header(HaveRequest(tuple(item.digest for item in part))))
             await asyncio.gather(*(self._ask_have(worker, asked, part) for worker in list(self.workers.values())))
         self.total = sum(max(self.holders.get(item.digest, {None: item.least}).values()) for item in missing)
 
     async def _ask_have(self, worker: _Worker, asked: Message, part: Sequence[WantedBlob]) -> None:
         try:
             answer = await worker.peer.call(asked, CALL_S)
-            sizes = answer.header.get("sizes")
-            if not isinstance(sizes, list) or len(sizes) != len(part) or not all(type(n) is int for n in sizes):
-                raise PeerError("expected a size per digest, found something else")
+            sizes = HAVE_ANSWER.read_untrusted(answer.header).sizes
+            if len(sizes) != len(part):
+                raise PeerError(f"expected a size for each of {len(part)} digests, found {len(sizes)}")
         except SwarmError as error:
             self._drop(worker.peer.id, str(error))
             return
@@ -161,7 +175,7 @@ class _Errand:
 
     async def _promises(self, item: WantedBlob) -> list[_Promise]:
         """The lists that the remaining holders give, equal ones together."""
-        asked = Message(LIST, {"digest": bytes.fromhex(item.digest)})
+        asked = Message(LIST, LIST_REQUEST.header(ListRequest(item.digest)))
         groups: dict[tuple[int, bytes], list[NodeId]] = {}
 
         async def ask(node: NodeId, size: int) -> None:
@@ -244,10 +258,10 @@ class _Errand:
             return None
         offset = index * CHUNK
         length = min(CHUNK, promise.blob.nbytes - offset)
-        header = {"digest": bytes.fromhex(promise.blob.digest), "offset": offset, "length": length}
+        asked = Message(GET, GET_REQUEST.header(GetRequest(promise.blob.digest, offset, length)))
         try:
             async with worker.room:
-                answer = await worker.peer.call(Message(GET, header), CALL_S, BULK)
+                answer = await worker.peer.call(asked, CALL_S, BULK)
             data = bytes(answer.body)
             if len(data) != length or not await asyncio.to_thread(_adds_up, data, promise.chunks[index]):
                 raise PeerError("a chunk is not what that node promised")

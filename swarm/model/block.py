@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from swarm.model.exact import InOrder, stands_against, writes_products
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.fused import settle
 from swarm.model.gpu import Clock, EventClock, Gpu, WallClock, entered, gpu_of
-from swarm.model.guard import check_cut, one_layer, samples
+from swarm.model.guard import check_cut, one_layer
 from swarm.model.indexed import masks_for
 from swarm.model.job import Job as Job
+from swarm.model.kinds import kind_of, listed_kinds, singles
 from swarm.model.load import Loaded, load_layers
 from swarm.model.packing import PACKED, computes_in
 from swarm.model.prune import cut, inner_model, inner_name, layer_list, layer_path
@@ -88,6 +89,19 @@ class Block:
         """The smallest ranges that the block can be cut into."""
         return self.ties.parts(self.first, self.last)
 
+    def kinds(self) -> Sequence[Hashable]:
+        """Of each layer, what tells it from others; equal for layers that compute alike."""
+        layers = layer_list(self._model, type(self._model).__name__)[1]
+        return [
+            (
+                kind_of(layer),
+                listed_kinds(self._model.config, place),
+                shape,
+                self._attending.spans.get(self.first + place),
+            )
+            for place, (layer, shape) in enumerate(zip(layers, self.kv_shapes, strict=True))
+        ]
+
     @torch.inference_mode()
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
         """One forward over the rows of all jobs, in order.
@@ -100,6 +114,23 @@ class Block:
             self._attending.jobs = plans = self._plan(jobs)
             with self._divided(plans), self._in_order():
                 return self._forward(jobs, plans)
+
+    @torch.inference_mode()
+    def forward_to_head(self, jobs: Sequence[Job]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """`forward` at the tail, and per job what the head was given: rows [n, hidden_size] behind the last norm, of
+        all rows, wanted or not."""
+        with entered(self.gpu), self._attending.lock:
+            self._attending.jobs = plans = self._plan(jobs)
+            given: list[torch.Tensor] = []
+            hook = inner_model(self._model).register_forward_hook(
+                lambda module, inputs, output: given.append(output.last_hidden_state[0])
+            )
+            try:
+                with self._divided(plans), self._in_order():
+                    logits = self._forward(jobs, plans)
+            finally:
+                hook.remove()
+        return logits, [given[0][plan.start : plan.stop] for plan in plans]
 
     def clock(self) -> Clock:
         """A clock that is started: of the device's own time where it has such."""
@@ -271,7 +302,8 @@ def load_block(
     block._by_hand = lib is not None and writes_products(loaded.model)
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
     check_cut(block, type(loaded.model).__name__, loaded.positions)
-    block.why_not_exact = stands_against(block, lib, samples(block.parts()))
+    alone = singles(block.parts(), block.kinds(), block.head, block.tail)
+    block.why_not_exact = stands_against(block, lib, alone)
     return block
 
 

@@ -2,14 +2,15 @@
 
 A model's `forward` may do things between, before or after its layers that a cut loses, repeats or shares between the
 sessions of a forward: scale rows, hand values from layer to layer, follow the longest row. None of it raises anything;
-it makes wrong text. So random rows go once through the whole range, two sessions in one forward at near and at far
-positions; then the far session goes alone through the range, and the near one alone through every layer as a block of
-its own. What differs is refused by name.
+it makes wrong text. So random rows go once through neighbouring layers, three sessions in one forward at near, middle
+and far positions; then the one in the middle goes alone through every layer as a block of its own. What differs is
+refused by name. Classes do the same to all layers of a kind, so one pair of neighbours of each two kinds is looked at,
+and the ends of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,14 +19,14 @@ import torch
 from swarm.base.errors import SwarmError
 from swarm.model.gpu import Gpu
 from swarm.model.job import Job
+from swarm.model.kinds import pairs
 from swarm.model.kvcache import KVPool, KVShape
 from swarm.model.prune import unfit
 from swarm.model.rows import Layout, Rows, no_commits
 
 _ROWS = 3
-_END = 4
-"""Layers that are looked at from either end of a long range. Classes do the same to all layers of a kind, and looking
-at all 30 of SmolLM2 took 8 to 14% of loading them, at the ends about 5% (docs/performance.md)."""
+_TRIED = 1
+"""The session in the middle: whatever a forward shares of its first, last, nearest, or farthest row is another's."""
 _LAYOUT = Layout(scratch=8, context=8)
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference between rows over their size, for the median row: sums of other orders differ by far less, and
@@ -38,6 +39,7 @@ class Cuttable(Protocol):
     first: int
     last: int
     head: bool
+    tail: bool
     hidden_size: int
     vocab_size: int
     device: torch.device
@@ -49,6 +51,8 @@ class Cuttable(Protocol):
 
     def parts(self) -> Sequence[tuple[int, int]]: ...
 
+    def kinds(self) -> Sequence[Hashable]: ...
+
     def view(self, first: int, last: int) -> Cuttable: ...
 
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]: ...
@@ -57,7 +61,7 @@ class Cuttable(Protocol):
 def check_cut(block: Cuttable, name: str, positions: int) -> None:
     """Raises ModelError, naming the class `name`, when the range and its single layers disagree. positions: that
     the model was made for."""
-    for first, last in samples(block.parts()):
+    for first, last in pairs(block.parts(), block.kinds(), block.head, block.tail):
         _check_range(block.view(first, last), name, positions)
 
 
@@ -70,37 +74,25 @@ def one_layer(block: Cuttable, layer: int) -> torch.Tensor:
     return _forward(part, [rows], [given])[0]
 
 
-def samples(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The range, or both ends of a long one: _END layers each, more where those cannot be cut off."""
-    first, last = parts[0][0], parts[-1][1]
-    front = next(end for _, end in parts if end - first >= _END or end == last)
-    back = next(begin for begin, _ in reversed(parts) if last - begin >= _END or begin == first)
-    if last - first <= 2 * _END or front > back:
-        return [(first, last)]
-    return [(first, front), (back, last)]
-
-
 def _check_range(block: Cuttable, name: str, positions: int) -> None:
-    far = max(_ROWS, positions - _ROWS)
-    sessions = [_rows(0, block.vocab_size), _rows(far, block.vocab_size)]
+    far = max(2 * _ROWS, positions - _ROWS)
+    sessions = [_rows(start, block.vocab_size, n) for start, n in ((0, 1), (far // 2, _ROWS), (far, 1))]
     source = torch.Generator().manual_seed(len(name))
     given: list[torch.Tensor | None] = [
-        None if block.head else torch.randn(_ROWS, block.hidden_size, generator=source).to(block.device, block.dtype)
-        for _ in sessions
+        None if block.head else torch.randn(len(s), block.hidden_size, generator=source).to(block.device, block.dtype)
+        for s in sessions
     ]
     try:
-        together = _forward(block, sessions, given)
-        # The far session by itself in one pass, the near one layer by layer: each layer is run alone once.
-        apart = [*given[:1], *_forward(block, sessions[1:], given[1:])]
+        together = _forward(block, sessions, given)[_TRIED]
+        alone = given[_TRIED]
         for first, last in block.parts():
-            apart[:1] = _forward(block.view(first, last), sessions[:1], apart[:1])
+            alone = _forward(block.view(first, last), [sessions[_TRIED]], [alone])[0]
     except SwarmError:
         raise
     except Exception as exc:  # a model that its own code does not allow to be cut fails in ways of its own
         reason = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise unfit(name, f"a layer does not run by itself ({reason})") from exc
-    for rows, alone in zip(together, apart, strict=True):
-        _compare(rows, alone, name, block.dtype)
+    _compare(together, alone, name, block.dtype)
 
 
 def _compare(together: torch.Tensor, alone: torch.Tensor | None, name: str, dtype: torch.dtype) -> None:
@@ -123,15 +115,15 @@ def _forward(block: Cuttable, sessions: Sequence[Rows], hidden: Sequence[torch.T
             kv.close()
 
 
-def _rows(start: int, vocab: int) -> Rows:
+def _rows(start: int, vocab: int, count: int = _ROWS) -> Rows:
     """A chain of rows at positions start, start + 1, ... in scratch slots, so that any position takes little memory."""
-    chain = np.tril(np.ones((_ROWS, _LAYOUT.scratch), np.uint8))
-    chain[:, _ROWS:] = 0
+    chain = np.tril(np.ones((count, _LAYOUT.scratch), np.uint8))
+    chain[:, count:] = 0
     return Rows(
-        slot=np.arange(_ROWS, dtype=np.uint32),
-        position=(start + np.arange(_ROWS)).astype(np.uint32),
-        prefix=np.zeros(_ROWS, np.uint32),
+        slot=np.arange(count, dtype=np.uint32),
+        position=(start + np.arange(count)).astype(np.uint32),
+        prefix=np.zeros(count, np.uint32),
         ancestors=np.packbits(chain, axis=1, bitorder="little"),
-        token=((start + 7 * np.arange(_ROWS) + 3) % vocab).astype(np.int32),
-        want=np.arange(_ROWS) == _ROWS - 1,
+        token=((start + 7 * np.arange(count) + 3) % vocab).astype(np.int32),
+        want=np.arange(count) == count - 1,
     )

@@ -30,6 +30,7 @@ from swarm.model.latent import mark_latents, settle_latents
 from swarm.model.linear.mixers import StateCall, replaced, take_over
 from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
+from swarm.model.nearest import nearest
 from swarm.model.packing import plan_packing, put_in, put_in_experts, share_head
 from swarm.model.places import settle_places
 from swarm.model.prune import LayerRange, PassedBy, check_config, cut, inner_model, inner_name, join, layer_list, unfit
@@ -183,7 +184,10 @@ def model_class(config: Any, model: str) -> type[Any]:
     """The causal language model class of a config. Raises ModelError when there is none or it cannot be cut."""
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or _of_text(type(config))
     if kind is None:
-        raise ModelError(f"{model} is a {type(config).__name__}, not a causal language model; use one that is")
+        told = nearest(type(config).__name__).told
+        raise ModelError(
+            f"{model} is a {type(config).__name__}, not a causal language model; use one that is, such as {told}"
+        )
     name = kind.__name__
     if quantised := getattr(config, "quantization_config", None):  # a checkpoint that unpacks leaves it out
         method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"

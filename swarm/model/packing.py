@@ -18,7 +18,7 @@ from swarm.model.quant.matrix import KERNEL, Matrix
 from swarm.model.quant.modules import PackedEmbedding, PackedLinear, join_same_rows
 from swarm.model.quant.native import library
 from swarm.model.stacks import ExpertNames
-from swarm.model.state import EXPANDED, Packing
+from swarm.model.state import Packing
 
 PACKED = "q8"
 """What stages say they compute in when kernels multiply weights as stored by rows rounded to bytes (`KERNEL`)."""
@@ -43,7 +43,7 @@ def choose_weights(weights: str, dtype: str, device: torch.device) -> str:
 def plan_packing(model: nn.Module, weights: str) -> Packing:
     """What of a model (on the meta device) can stay as stored."""
     if weights == "expanded":
-        return EXPANDED
+        return Packing(experts=ExpertNames(model), expanded=True)
     names = {f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Linear}
     table = _name_of(model, _embedding(model))
     if table is not None:

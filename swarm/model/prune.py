@@ -19,6 +19,7 @@ from torch import nn
 from swarm.base.errors import ModelError
 from swarm.model.files.ties import STREAMS_IN, Ties
 from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
+from swarm.model.nearest import nearest
 from swarm.model.per_layer import AROUND, KEPT, blank, cut_tables, join_tables
 from swarm.model.quant.modules import PackedEmbedding
 
@@ -39,7 +40,7 @@ _OTHER_HALVES = ("embed_tokens_extend",)
 _ROTATION = ("roformersinusoidalpositionalembedding",)
 """Embeddings whose rows every layer rotates by. They are worked out, so each stage has them."""
 
-_BY_LAYER = ("layer_types", "layer_rope_theta", "indexer_types")
+BY_LAYER = ("layer_types", "layer_rope_theta", "indexer_types")
 """Lists of a config with an entry a layer, that a forward looks into."""
 
 
@@ -125,7 +126,11 @@ def _lists(module: nn.Module) -> list[list[tuple[nn.Module, str]]]:
 
 
 def unfit(name: str, why: str) -> ModelError:
-    return ModelError(f"{name} cannot be cut into blocks: {why}; use another architecture, such as Llama or Qwen")
+    """The refusal of a class, with the nearest family that works."""
+    return ModelError(
+        f"{name} cannot be cut into blocks: {why}; use another architecture, the nearest that works is "
+        f"{nearest(name).told} (docs/models.md has all)"
+    )
 
 
 def check_config(config: object, name: str) -> None:
@@ -282,7 +287,7 @@ def _has_parameters(module: nn.Module) -> bool:
 def _shorten(config: Any, shape: LayerRange, offset: int) -> Any:
     """The config with per-layer lists cut like the layers; forwards look things up by place in the list."""
     short = copy.copy(config)
-    for key in _BY_LAYER:
+    for key in BY_LAYER:
         if isinstance(kinds := getattr(config, key, None), list | tuple):
             _settle(short, key, list(kinds)[shape.first - offset : shape.last - offset])
     short.num_hidden_layers = shape.last - shape.first

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -17,7 +19,7 @@ from swarm.model.per_layer import part_of
 from swarm.model.prune import LayerRange
 from swarm.model.quant.experts import Stack
 from swarm.model.quant.matrix import Matrix
-from swarm.model.stacks import ExpertNames, gather, hold_stack
+from swarm.model.stacks import ExpertNames, gather, hold_stack, join_experts
 
 _RENAMED = {
     "embed_out.weight": "lm_head.weight",
@@ -32,6 +34,8 @@ _HARMLESS = re.compile(
 """Buffers that files carry and models compute themselves: rotary frequencies, and causal masks named biases."""
 
 
+Held = TypeVar("Held")
+
 _OWN_KEYS = re.compile(r"\.self_attn\.[kv]_(?:proj|norm)\.")
 """What makes keys and values in a layer: of no use in one that reads another's."""
 
@@ -44,14 +48,16 @@ def unconsumed(names: Iterable[str]) -> list[str]:
 @dataclass(frozen=True)
 class Packing:
     """Which tensors stay as they are stored: `targets`, by the model's names, as far as the checkpoint can hold them.
-    experts: which parameters are those of experts; without_kernel: also what is unpacked for every product."""
+    experts: which parameters are those of experts; without_kernel: also what is unpacked for every product; expanded:
+    nothing stays as it is stored."""
 
     targets: frozenset[str] = frozenset()
     without_kernel: bool = False
     experts: ExpertNames | None = None
+    expanded: bool = False
 
 
-EXPANDED = Packing()
+EXPANDED = Packing(expanded=True)
 
 
 @dataclass(frozen=True)
@@ -128,16 +134,27 @@ def read_state(
         names = dict(wanted.get(layer, ()))
         for target, gathered in of_experts.items():
             assert packing.experts is not None
-            stack = hold_stack(
-                target,
-                gathered,
-                packing.experts.shapes[target],
-                lambda name: checkpoint.hold(name, packing.without_kernel),
-                lambda name: checkpoint.hold_stack(name, packing.without_kernel),
-                {name: entries[name].shape for name in gathered.names},
-            )
+            stack = None
+            if not packing.expanded or gathered.plain:
+                keep = not packing.expanded and target in packing.experts.packable
+                stack = hold_stack(
+                    target,
+                    gathered,
+                    packing.experts.shapes[target],
+                    partial(_held, checkpoint.hold, keep, packing.without_kernel),
+                    partial(_held, checkpoint.hold_stack, keep, packing.without_kernel),
+                    {name: entries[name].shape for name in gathered.names},
+                    target in packing.experts.alternate,
+                )
             if stack is not None:
                 stacks[target] = stack
+            elif gathered.plain:
+                state[target] = join_experts(
+                    target,
+                    gathered,
+                    packing.experts,
+                    lambda name: _checked(checkpoint.read(name, dtype), name, manifest.model),
+                )
             else:
                 plain += [(name, names[name]) for name in gathered.names]
         for source, target in plain:
@@ -152,11 +169,20 @@ def read_state(
                 tensor = part_of(target, tensor, shape.first, shape.last, shape.n_layers)
             if target in expected:
                 _check_shape(source, tensor.shape, expected[target], manifest.model)
-            if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
-                raise ModelError(f"{source} of {manifest.model} holds values that are not finite: pull it again")
-            state[target] = tensor
+            state[target] = _checked(tensor, source, manifest.model)
         tell(done)
     return ModelState(state, packed, stacks)
+
+
+def _held(hold: Callable[[str, bool], Held], keep: bool, without_kernel: bool, name: str) -> Held | None:
+    return hold(name, without_kernel) if keep else None
+
+
+def _checked(tensor: torch.Tensor, source: str, model: str) -> torch.Tensor:
+    """The tensor. Raises ModelError for values that are not finite."""
+    if tensor.is_floating_point() and tensor.numel() and not _finite(tensor):
+        raise ModelError(f"{source} of {model} holds values that are not finite: pull it again")
+    return tensor
 
 
 def _check_shape(source: str, found: Sequence[int], expected: Sequence[int], model: str) -> None:

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 from swarm.base.address import Address
 from swarm.base.errors import PeerError
+from swarm.base.tasks import TaskOwner
 from swarm.net.channel.channel import Channel
 from swarm.net.channel.handshake import MAGIC, ChannelKeys
 from swarm.net.channel.limits import ChannelLimits
@@ -32,22 +33,22 @@ _FULL_PAUSE_SECONDS = 0.1
 _HTTP_READ_BYTES = 16 * 1024
 
 
-class Acceptor:
-    """The listening sockets of one node. `spawn` owns the tasks.
+class TakesIn(TaskOwner, Protocol):
+    """Owns the tasks of an acceptor, and gets what comes of them."""
 
-    `entered` gets each channel whose other side has proved who it is, and its edge.
+    def enter(self, channel: Channel, edge: str) -> None:
+        """The other side of `channel` has proved who it is."""
+
+
+class Acceptor:
+    """The listening sockets of one node.
+
+    `http`: makes the protocol that takes over a connection which begins like HTTP; None: it is closed.
     """
 
-    def __init__(
-        self,
-        keys: ChannelKeys,
-        limits: ChannelLimits,
-        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
-        entered: Callable[[Channel, str], None],
-        http: Http | None,
-    ) -> None:
-        self.http = http
-        self._keys, self._limits, self._spawn, self._entered = keys, limits, spawn, entered
+    def __init__(self, keys: ChannelKeys, limits: ChannelLimits, owner: TakesIn) -> None:
+        self.http: Http | None = None
+        self._keys, self._limits, self._owner = keys, limits, owner
         self._sockets: list[socket.socket] = []
         self._pending: dict[asyncio.Task[None], str] = {}
         self._pending_hosts: Counter[str] = Counter()
@@ -101,7 +102,7 @@ class Acceptor:
         """Begin with a connection from `host`. `address`: of the other end, where the socket does not tell it."""
         host = host_key(host)
         self._make_room(host)
-        task = self._spawn(self._welcome(sock, edge, address))
+        task = self._owner.spawn(self._welcome(sock, edge, address))
         self._pending[task] = host
         self._pending_hosts[host] += 1
         task.add_done_callback(self._forget_pending)
@@ -141,7 +142,7 @@ class Acceptor:
         except BaseException:
             sock.close()
             raise
-        self._entered(channel, edge)
+        self._owner.enter(channel, edge)
 
     async def _hand_over(self, sock: socket.socket, head: bytes) -> None:
         """Read the whole request head here, where the deadline and the size bound hold, then hand over."""

@@ -13,10 +13,11 @@ from typing import Protocol
 
 from swarm.base.address import Address
 from swarm.base.errors import PeerError
+from swarm.base.tasks import TaskOwner
 from swarm.net.channel.channel import Channel
 from swarm.net.dial import connect
 from swarm.net.staggered import staggered
-from swarm.net.tunnel import Spawn, open_tunnel
+from swarm.net.tunnel import open_tunnel
 
 DOOR = "/swarm/door"
 """Path of the WebSocket that leads to a node's handshake."""
@@ -37,11 +38,11 @@ class Opens(Protocol):
 
 
 class Dialer:
-    """How one process dials. `proxy`: of `open_tunnel`; `spawn` owns what moves the bytes of tunnels."""
+    """How one process dials. `proxy`: of `open_tunnel`; `tasks` owns what moves the bytes of tunnels."""
 
-    def __init__(self, spawn: Spawn, proxy: str | None) -> None:
+    def __init__(self, tasks: TaskOwner, proxy: str | None) -> None:
         self.proxy = proxy
-        self._spawn = spawn
+        self._tasks = tasks
         self._by_http = False
 
     async def dial(
@@ -58,7 +59,7 @@ class Dialer:
             return await opens(sock, claim=once), edge
 
         async def knock(address: Address) -> Channel:
-            sock = await open_tunnel(address, DOOR, self._spawn, min(timeout, TUNNEL_SECONDS), self.proxy)
+            sock = await open_tunnel(address, DOOR, self._tasks, min(timeout, TUNNEL_SECONDS), self.proxy)
             return await opens(sock, claim=once, address=address)
 
         async def by_http() -> tuple[Channel, str]:

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 from swarm.base.errors import BusyError, CoverageError, ModelError, PeerError, RunError, SwarmError
 from swarm.base.nodeid import short_id
-from swarm.net.channel.channel import Channel
+from swarm.base.tasks import TaskOwner
 from swarm.net.channel.limits import ChannelLimits
 from swarm.net.channel.message import MAX_CALL, Envelope, Message, Mode
 
@@ -25,7 +25,6 @@ Handler: TypeAlias = "Callable[[Peer, Message], Awaitable[Message | None]]"
 
 Messages of one peer and kind wait for each other, so a handler hands long work on. SwarmErrors go back to a caller.
 """
-Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 ERRORS: Mapping[str, type[SwarmError]] = {
     "busy": BusyError,
@@ -41,7 +40,7 @@ MESSAGE_OVERHEAD_BYTES = 512
 
 
 class Exchange:
-    """One per peer, whatever channel carries it: `channel` gives the present one, `may_read` whether it may be read.
+    """One per peer, whatever channel carries it.
 
     Messages wait here in one queue per kind until their handler has time, at most `limits.inbox_bytes` of them.
     `only`: the kinds that are handled, where not all are; what else comes is refused unread.
@@ -52,13 +51,10 @@ class Exchange:
         peer: Peer,
         handlers: Mapping[str, Handler],
         limits: ChannelLimits,
-        spawn: Spawn,
-        channel: Callable[[], Channel],
-        may_read: Callable[[], bool],
+        tasks: TaskOwner,
         only: Collection[str] | None,
     ) -> None:
-        self._peer, self._handlers, self._limits, self._spawn = peer, handlers, limits, spawn
-        self._channel, self._may_read, self._only = channel, may_read, only
+        self._peer, self._handlers, self._limits, self._tasks, self._only = peer, handlers, limits, tasks, only
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._serving = 0
@@ -89,7 +85,7 @@ class Exchange:
         try:
             async with asyncio.timeout(timeout):
                 envelope = Envelope(message, Mode.CALL, number)
-                self._channel().post(envelope, priority, message.kind if flow is None else flow)
+                self._peer.channel.post(envelope, priority, message.kind if flow is None else flow)
                 return await answer
         except TimeoutError as exc:
             name = short_id(self._peer.id)
@@ -127,11 +123,11 @@ class Exchange:
         queue = self._queues.get(kind)
         if queue is None:
             queue = self._queues[kind] = asyncio.Queue()
-            self._spawn(self._serve(kind, queue))
+            self._tasks.spawn(self._serve(kind, queue))
         size += MESSAGE_OVERHEAD_BYTES
         self.waiting_bytes += size
         if self.waiting_bytes > self._limits.inbox_bytes:
-            self._channel().pause_reading()
+            self._peer.channel.pause_reading()
         queue.put_nowait((envelope, size))
 
     def _take_answer(self, envelope: Envelope) -> None:
@@ -150,9 +146,9 @@ class Exchange:
     async def _serve(self, kind: str, queue: asyncio.Queue[tuple[Envelope, int] | None]) -> None:
         while (item := await queue.get()) is not None:
             envelope, size = item
-            if envelope.mode is Mode.CALL and self._channel().queued_bytes > self._limits.queue_bytes:
+            if envelope.mode is Mode.CALL and self._peer.channel.queued_bytes > self._limits.queue_bytes:
                 with contextlib.suppress(PeerError):  # a caller that does not read its answers waits with them
-                    await self._channel().room()
+                    await self._peer.channel.room()
             try:
                 answer = await self._handlers[kind](self._peer, envelope.message)
                 if envelope.mode is Mode.CALL:
@@ -171,13 +167,13 @@ class Exchange:
         if envelope.mode is Mode.CALL:
             self._serving -= 1
         before, self.waiting_bytes = self.waiting_bytes, self.waiting_bytes - size
-        if before > self._limits.inbox_bytes >= self.waiting_bytes and self._may_read():
-            self._channel().resume_reading()
+        if before > self._limits.inbox_bytes >= self.waiting_bytes and self._peer.may_read:
+            self._peer.channel.resume_reading()
 
     def _answer(self, envelope: Envelope, answer: Message) -> None:
         level = 1 if memoryview(answer.body).nbytes < 65536 else 2
         with contextlib.suppress(PeerError):  # gone meanwhile: nobody waits
-            self._channel().post(Envelope(answer, Mode.ANSWER, envelope.call), level, ("answer", envelope.call))
+            self._peer.channel.post(Envelope(answer, Mode.ANSWER, envelope.call), level, ("answer", envelope.call))
 
     def _answer_error(self, envelope: Envelope, error: SwarmError) -> None:
         if envelope.mode is not Mode.CALL:
@@ -186,4 +182,4 @@ class Exchange:
         header = {"error": code, "text": str(error)[:MAX_ERROR_CHARS]}
         with contextlib.suppress(PeerError):
             message = Message("error", header)
-            self._channel().post(Envelope(message, Mode.ERROR, envelope.call), 1, ("answer", envelope.call))
+            self._peer.channel.post(Envelope(message, Mode.ERROR, envelope.call), 1, ("answer", envelope.call))

@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from swarm.base.address import Address
 from swarm.base.errors import PeerError
 from swarm.base.nodeid import NodeId, short_id
+from swarm.base.tasks import TaskOwner
 from swarm.net.channel.channel import RIVAL_SECONDS, STRANGER_READ_BYTES, Bye, Channel
 from swarm.net.channel.limits import ChannelLimits
 from swarm.net.channel.message import Envelope, Message
 from swarm.net.channel.ping import PingSeries
-from swarm.net.exchange import Exchange, Handler, Spawn
+from swarm.net.exchange import Exchange, Handler
 
 __all__ = ["Handler", "Peer"]
 
@@ -36,7 +37,7 @@ class Peer:
         edge: str,
         handlers: Mapping[str, Handler],
         limits: ChannelLimits,
-        spawn: Spawn,
+        tasks: TaskOwner,
         open_kinds: Collection[str] | None = None,
     ):
         self.id: NodeId = channel.remote
@@ -52,15 +53,7 @@ class Peer:
         self._rival: Channel | None = None
         self._moved = False
         self._rival_timer: asyncio.TimerHandle | None = None
-        self._exchange = Exchange(
-            self,
-            handlers,
-            self._limits,
-            spawn,
-            channel=lambda: self._channel,
-            may_read=lambda: self._rival is None,
-            only=open_kinds,
-        )
+        self._exchange = Exchange(self, handlers, self._limits, tasks, open_kinds)
         self._warm: dict[object, tuple[int, Callable[[], None]]] = {}
         self._closed = asyncio.Event()
         self._last_series: PingSeries | None = None
@@ -69,6 +62,16 @@ class Peer:
 
     def __repr__(self) -> str:
         return f"<Peer {short_id(self.id)} {self.edge} {self.closed_reason or 'open'}>"
+
+    @property
+    def channel(self) -> Channel:
+        """The connection that carries it now; another one after both sides dialled at once."""
+        return self._channel
+
+    @property
+    def may_read(self) -> bool:
+        """Whether that connection may be read: not before a losing one has finished."""
+        return self._rival is None
 
     @property
     def address(self) -> Address:

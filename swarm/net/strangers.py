@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 
-from swarm.base.nodeid import NodeId
 from swarm.net.channel.limits import ChannelLimits
 from swarm.net.hosts import host_key
+from swarm.net.members import Members
 from swarm.net.peer import Peer
 
 
 class Strangers:
-    """The strangers among a switchboard's peers. `known`: whether a node was admitted on other grounds meanwhile."""
+    """The strangers among a switchboard's peers. `members`: who was admitted on other grounds meanwhile."""
 
-    def __init__(self, limits: ChannelLimits, known: Callable[[NodeId], bool]) -> None:
-        self._limits, self._known = limits, known
+    def __init__(self, limits: ChannelLimits, members: Members) -> None:
+        self._limits, self._members = limits, members
         self._hosts: dict[Peer, str] = {}
         self._count: Counter[str] = Counter()
         self._timers: dict[Peer, asyncio.TimerHandle] = {}
@@ -53,7 +52,7 @@ class Strangers:
     def _look(self, peer: Peer, sent: int) -> None:
         """Its time is over, unless it is taking what it was allowed to ask for: then it has as much again."""
         taken = peer.sent_bytes - max(0, sent)
-        if self._known(peer.id):
+        if self._members.admitted(peer.id):
             peer.admit()
         elif peer.served and taken >= self._limits.stranger_bytes:
             self._watch(peer, peer.sent_bytes)

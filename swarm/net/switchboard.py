@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Protocol, Self
 
 from swarm.base.address import Address
 from swarm.base.errors import PeerError, UsageError
 from swarm.base.nodeid import NodeId, Signer, short_id
+from swarm.base.tasks import OwnedTasks
 from swarm.net.acceptor import Acceptor, Http
 from swarm.net.channel.channel import STRANGER_READ_BYTES, Channel
 from swarm.net.channel.handshake import ChannelKeys
@@ -20,23 +21,34 @@ from swarm.net.channel.limits import ChannelLimits
 from swarm.net.channel.opening import open_channel
 from swarm.net.dial import connect
 from swarm.net.dialer import Dialer
+from swarm.net.members import Members
 from swarm.net.peer import Handler, Peer
 from swarm.net.strangers import Strangers
 
 log = logging.getLogger(__name__)
 
-Connector: TypeAlias = Callable[[NodeId, Sequence[Address], float], Awaitable[None]]
-"""Given a node, its addresses and seconds: make it a peer of the switchboard, or raise PeerError."""
+
+class Connector(Protocol):
+    """Ways to a node; `swarm.net.traversal.reach.Reach` knows more of them than dialling."""
+
+    async def connect(self, node: NodeId, addresses: Sequence[Address], timeout: float) -> None:
+        """Make `node` a peer of the switchboard within `timeout` seconds, or raise PeerError."""
+
+
+class PeerWatcher(Protocol):
+    """Is told of peers that come and go."""
+
+    def peer_opened(self, peer: Peer) -> None: ...
+
+    def peer_closed(self, peer: Peer) -> None: ...
 
 
 class Switchboard:
     """All connections of one node. Use as `async with`; leaving it says goodbye to every peer.
 
-    `handlers`: what to do with each kind of message. `http`: makes the asyncio protocol that takes over a connection
-    which begins like HTTP (an aiohttp `web.Server`). `refuse`: given a node id, the reason to turn it away, or None.
-    `opened` and `closed` are told of each peer. `proxy`: see `open_tunnel`.
-    `open_kinds`: what strangers may send; None: nobody is one. A peer is a stranger when it came by itself and `known`
-    does not name it, until `Peer.admit`; it costs little, for seconds, in bounded number (`limits.for_strangers`).
+    `handlers`: what to do with each kind of message. `proxy`: see `open_tunnel`.
+    `open_kinds`: what strangers may send; None: nobody is one. A peer is a stranger when it came by itself and is no
+    member (`admitted`), until `Peer.admit`; it costs little, for seconds, in bounded number (`limits.for_strangers`).
     """
 
     def __init__(
@@ -45,34 +57,29 @@ class Switchboard:
         handlers: Mapping[str, Handler] | None = None,
         limits: ChannelLimits | None = None,
         *,
-        http: Http | None = None,
-        refuse: Callable[[NodeId], str | None] = lambda node: None,
-        opened: Callable[[Peer], None] = lambda peer: None,
-        closed: Callable[[Peer], None] = lambda peer: None,
         proxy: str | None = None,
         open_kinds: Collection[str] | None = None,
     ) -> None:
         self.identity = identity
         self.id: NodeId = identity.id
         self.limits = limits or ChannelLimits()
-        self.connector: Connector = self.dial
-        """How `peer` connects to a node that is not connected; `swarm.net.traversal.reach` puts its own here."""
+        self.connector: Connector | None = None
+        """How `peer` connects to a node that is not connected, where that is not by dialling alone."""
+        self.members: Members | None = None
+        """Who is admitted whatever it said on its connection; gossip puts itself here."""
         self.inbound_edges: dict[NodeId, str] = {}
         """What to call the connection that a node makes to this one, where that is not "direct"."""
         self._handlers: dict[str, Handler] = dict(handlers or {})
         self._keys = ChannelKeys.make(identity, self.limits.message_bytes)
-        self._contact = Dialer(self.spawn, proxy)
-        self._door = Acceptor(self._keys, self.limits, self.spawn, self._enter, http)
-        self._refuse, self._opened, self._closed = refuse, opened, closed
-        self.known: Callable[[NodeId], bool] = lambda node: False
-        """Whether a node is admitted whatever it said on its connection; gossip puts its own here."""
+        self._contact = Dialer(self, proxy)
+        self._door = Acceptor(self._keys, self.limits, self)
+        self._watchers: list[PeerWatcher] = []
         self._open_kinds = None if open_kinds is None else frozenset(open_kinds)
-        self._strangers = Strangers(self.limits, lambda node: self.known(node))
+        self._strangers = Strangers(self.limits, self)
         self._peers: dict[NodeId, Peer] = {}
         self._arrivals: dict[NodeId, asyncio.Future[Peer]] = {}
         self._dials: dict[NodeId, asyncio.Task[None]] = {}
-        self._group = asyncio.TaskGroup()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks(apart="the network layer")
         self._leaving = False
 
     @property
@@ -81,26 +88,25 @@ class Switchboard:
         return self._keys.instance
 
     async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
+        await self._tasks.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-        await self._group.__aexit__(None, None, None)
+        await self._tasks.__aexit__()
 
     async def aclose(self, reason: str = "that node left") -> None:
         """Stop listening, say goodbye to every peer, and end every task."""
         self._leaving = True
         await asyncio.gather(*(peer.close(reason) for peer in self.peers()))
-        for task in list(self._tasks):
-            task.cancel()
+        self._tasks.cancel()
         self._door.close()
 
     @property
     def http(self) -> Http | None:
-        """Makes the protocol of connections that begin like HTTP; may be set while the node listens."""
+        """Makes the protocol of connections that begin like HTTP; None: they are closed. Set it at any time."""
         return self._door.http
 
     @http.setter
@@ -112,6 +118,14 @@ class Switchboard:
         if kind in self._handlers:
             raise UsageError(f"messages of kind {kind!r} have a handler already")
         self._handlers[kind] = handler
+
+    def watch(self, watcher: PeerWatcher) -> None:
+        """Tell `watcher` of each peer from now on."""
+        self._watchers.append(watcher)
+
+    def admitted(self, node: NodeId) -> bool:
+        """Whether `node` is a member: `members` says so, or nobody says who is one and nobody is a stranger."""
+        return self._open_kinds is None if self.members is None else self.members.admitted(node)
 
     def peers(self) -> list[Peer]:
         """The peers that are connected now."""
@@ -169,11 +183,7 @@ class Switchboard:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` as a task of this switchboard; a failure is logged and harms nothing else."""
-        task = self._group.create_task(_guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # where the task was cancelled before it began
-        return task
+        return self._tasks.spawn(work)
 
     # -- dialling
 
@@ -237,7 +247,10 @@ class Switchboard:
 
     async def _dial(self, node: NodeId, addresses: Sequence[Address], timeout: float) -> None:
         try:
-            await self.connector(node, addresses, timeout)
+            if self.connector is None:
+                await self.dial(node, addresses, timeout)
+            else:
+                await self.connector.connect(node, addresses, timeout)
             return
         except PeerError as exc:
             failure = exc
@@ -251,8 +264,8 @@ class Switchboard:
 
     # -- admitting
 
-    def _enter(self, channel: Channel, edge: str) -> None:
-        """Somebody dialled this node and proved who it is."""
+    def enter(self, channel: Channel, edge: str) -> None:
+        """For the acceptor: somebody dialled this node and proved who it is."""
         try:
             self._admit(channel, self.inbound_edges.get(channel.remote, edge) if edge == "direct" else edge)
         except PeerError as exc:
@@ -261,11 +274,9 @@ class Switchboard:
     def _admit(self, channel: Channel, edge: str) -> Peer:
         """Make a peer of an authenticated channel, or refuse it with a goodbye. Raises PeerError then."""
         node = channel.remote
-        reason = self._refuse(node)
+        reason = "that node is leaving" if self._leaving else None
         present = self._peers.get(node)
-        if self._leaving:
-            reason = "that node is leaving"
-        elif reason is None and present is None and len(self._peers) - len(self._strangers) >= self.limits.peers:
+        if reason is None and present is None and len(self._peers) - len(self._strangers) >= self.limits.peers:
             reason = f"busy: that node has {self.limits.peers} peers already"
         if reason is not None:
             channel.bound(self.limits.for_strangers, STRANGER_READ_BYTES)
@@ -280,9 +291,9 @@ class Switchboard:
             present.drop("replaced by a newer connection of the same node")
         arrival = self._arrivals.get(node)
         # Whoever this side waits for is none: this side says the hello, and more than an answer may come back at once.
-        admitted = self._open_kinds is None or arrival is not None or self.known(node)
+        admitted = self._open_kinds is None or arrival is not None or self.admitted(node)
         open_kinds = None if admitted else self._open_kinds
-        peer = Peer(channel, edge, self._handlers, self.limits, self.spawn, open_kinds)
+        peer = Peer(channel, edge, self._handlers, self.limits, self, open_kinds)
         peer.on_closed = self._on_closed
         self._peers[node] = peer
         if peer.stranger:
@@ -292,22 +303,17 @@ class Switchboard:
             raise PeerError(channel.closed_reason)
         if arrival is not None and not arrival.done():
             arrival.set_result(peer)
-        self._opened(peer)
+        for watcher in self._watchers:
+            watcher.peer_opened(peer)
         return peer
 
     def _on_closed(self, peer: Peer) -> None:
         self._strangers.discard(peer)
         if self._peers.get(peer.id) is peer:
             del self._peers[peer.id]
-        self._closed(peer)
+        for watcher in self._watchers:
+            watcher.peer_closed(peer)
 
 
 class _Enough(Exception):
     """Ends a handshake whose purpose is reached."""
-
-
-async def _guarded(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except Exception:
-        log.exception("a task of the network layer failed")

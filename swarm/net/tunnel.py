@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, ClientWSTimeout, TCPConnector, WSMsgType, web
 
 from swarm.base.address import Address, format_address
 from swarm.base.errors import PeerError
+from swarm.base.tasks import TaskOwner
 from swarm.net.channel.sockets import tune
 
 HTTPS_PORTS = (443,)
@@ -24,13 +24,14 @@ _QUEUE_BYTES = 64 * 1024
 """Kernel buffer of the socket pair: small, so that urgent records do not queue in it."""
 
 Socket: TypeAlias = ClientWebSocketResponse[bool] | web.WebSocketResponse
-Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], object]
 
 
-async def open_tunnel(address: Address, path: str, spawn: Spawn, timeout: float, proxy: str | None) -> socket.socket:
+async def open_tunnel(
+    address: Address, path: str, tasks: TaskOwner, timeout: float, proxy: str | None
+) -> socket.socket:
     """A connected socket that leads through a WebSocket at `address` and `path`. Raises PeerError.
 
-    `spawn` owns the loops that move the bytes; they end with the socket. `proxy`: "http://host:port" of an HTTP proxy
+    `tasks` owns the loops that move the bytes; they end with the socket. `proxy`: "http://host:port" of an HTTP proxy
     to go through, with CONNECT where HTTPS is spoken; None: straight there.
     """
     session = ClientSession(connector=TCPConnector(socket_factory=_tuned, force_close=True))
@@ -52,7 +53,7 @@ async def open_tunnel(address: Address, path: str, spawn: Spawn, timeout: float,
         await session.close()
         raise
     near, far = socket_pair()
-    spawn(_move(session, ws, far))
+    tasks.spawn(_move(session, ws, far))
     return near
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from swarm.base.errors import BusyError, PeerError
 from swarm.mesh.gossip import Gossip
 from swarm.net.channel.message import Message
+from swarm.net.members import Members
 from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
 
@@ -37,7 +38,7 @@ class Rates:
 class RateServer:
     """Answers `rate.measure`: sends the caller a burst and says how fast it went."""
 
-    admitted: Callable[[bytes], bool]
+    members: Members
     _last: dict[bytes, float] = field(default_factory=dict)
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -47,7 +48,7 @@ class RateServer:
     async def _on_measure(self, peer: Peer, message: Message) -> Message:
         now = time.monotonic()
         self._last = {node: at for node, at in self._last.items() if now - at < ONCE_IN_S}
-        if not self.admitted(peer.id):
+        if not self.members.admitted(peer.id):
             raise PeerError("expected a member of the swarm to ask for a measurement, found a stranger")
         if peer.id in self._last:
             raise BusyError("measured a moment ago; ask again in a minute")

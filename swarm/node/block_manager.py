@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from swarm.base.errors import RunError, SwarmError
 from swarm.base.events import Notice
+from swarm.base.life import Life
 from swarm.base.nodeid import id_text
 from swarm.discovery.planner_view import members_of, speed_of
 from swarm.mesh.gossip import Gossip
@@ -34,7 +34,7 @@ Layers = tuple[int, int]
 class BlockManager:
     """`hosting` is what this node serves. `from_members`: weights come from members of the swarm, not from `ref`.
 
-    `stopping`: set when the node is told to end; what loads then is given up. `fatal` ends the node with a line.
+    `stopping`: set when the node is told to end; what loads then is given up. `life` ends when no layers can be had.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class BlockManager:
         ref: str,
         from_members: bool,
         stopping: asyncio.Event,
-        fatal: Callable[[str], None],
+        life: Life,
     ) -> None:
         self.hosting: Hosting | None = None
         self._host, self._board, self._gossip, self._manifest = host, board, gossip, manifest
         self._ref, self._from_members, self._stopping = ref, from_members, stopping
-        self._fatal = fatal
+        self._life = life
         self._weights: WeightsServer | None = None
 
     async def load(self, layers: Layers) -> Hosting | None:
@@ -75,7 +75,7 @@ class BlockManager:
         self.hosting = hosting
         source = BlobSource(hosting.checkpoint)
         if self._weights is None:
-            self._weights = WeightsServer(self._manifest, source, self._gossip.admitted)
+            self._weights = WeightsServer(self._manifest, source, self._gossip)
             for kind, handler in self._weights.handlers().items():
                 self._board.handle(kind, handler)
         else:
@@ -111,8 +111,7 @@ class BlockManager:
             self._host.shape(self._manifest),
             replace(room, speed=speed_of(self.hosting.speed_us), overflow_speed=speed_of(self.hosting.overflow_us)),
             BlockChoice(*self.hosting.layers, self.hosting.overflow, ""),
-            idle=lambda: not server.sessions.busy and not server.draining,
-            move=lambda block: self.move(server, block),
+            _Served(self, server),
         )
 
     async def move(self, server: StageServer, block: BlockChoice) -> bool:
@@ -169,11 +168,26 @@ class BlockManager:
             old = await self.load(layers)
         except SwarmError as error:
             text = f"could load neither the new layers ({why}) nor {_say(layers)} again: {error}"
-            self._fatal(text)
+            self._life.end(text)
             raise RunError(text) from error
         if old is not None:
             server.exchange(old.hosted)
             self.take(old)
+
+
+@dataclass(frozen=True)
+class _Served:
+    """The block and who serves it, for the rebalancer."""
+
+    manager: BlockManager
+    server: StageServer
+
+    @property
+    def idle(self) -> bool:
+        return not self.server.sessions.busy and not self.server.draining
+
+    async def move(self, block: BlockChoice) -> bool:
+        return await self.manager.move(self.server, block)
 
 
 async def _quiet(server: StageServer) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +27,7 @@ from swarm.model.fingerprint import LoadLayers, fingerprint_of
 from swarm.model.graphs import graphed
 from swarm.model.held import Vocabulary
 from swarm.model.kvcache import KVPool
+from swarm.model.mtp import load_mtp
 from swarm.model.overflow import SplitBlock, SplitPool
 from swarm.model.probe import ROWS, probe
 from swarm.model.ways import measure_ways
@@ -36,6 +36,7 @@ from swarm.planner.api import ModelShape, Room, Speed, choose_block
 from swarm.planner.block_choice import fit
 from swarm.planner.coverage_need import MEMORY_SHARE, PLANNED_CONTEXT
 from swarm.stage.admission import HostedModel, StageLimits
+from swarm.stage.mtp_session import MTPHost
 
 KV_SHARE = 0.4
 MOST_KV = 64 << 30
@@ -73,7 +74,7 @@ class Host:
     """What a node computes with: `node` its id, `threads` of the CPU.
 
     `kept`: what was measured before; None: nothing is kept. `spare`: where layers go that `device` has no room for;
-    None: nowhere. `free`: bytes that a device can still take. `weights`: of `load_block`.
+    None: nowhere. `weights`: of `load_block`.
     """
 
     config: JoinConfig
@@ -85,8 +86,11 @@ class Host:
     report: Report
     kept: ProbeCache | None = None
     spare: torch.device | None = None
-    free: Callable[[torch.device], int] = free_bytes
     weights: str = "expanded"
+
+    def free(self, device: torch.device) -> int:
+        """Bytes that a device can still take."""
+        return free_bytes(device)
 
     def shape(self, manifest: Manifest) -> ModelShape:
         """The model's sizes as this node would hold it."""
@@ -123,7 +127,8 @@ class Host:
         front, pool, speed, kernels = self._load_part(checkpoint, layers[0], cut, self.device, layers)
         name, about = describe(self.device).name, StageLimits()
         if self.spare is None or not overflow:
-            hosted = HostedModel(manifest.digest, front, pool, name, self.node, compiler, kernels)
+            mtp = self._mtp(checkpoint, front, pool)
+            hosted = HostedModel(manifest.digest, front, pool, name, self.node, compiler, kernels, mtp)
             return Hosting(hosted, checkpoint, about, speed)
         back, back_pool, back_speed, _ = self._load_part(checkpoint, cut, layers[1], self.spare, layers)
         self.report(Notice(f"{overflow} of {layers[1] - layers[0]} layers are in main memory: {name} has no room"))
@@ -131,6 +136,19 @@ class Host:
         # A block on two devices computes with two sets of kernels: it has no fingerprint that another could share.
         hosted = HostedModel(manifest.digest, block, both, name, self.node, compiler)
         return Hosting(hosted, checkpoint, about, speed, overflow, back_speed)
+
+    def _mtp(self, checkpoint: FileCheckpoint, block: Block, pool: KVPool) -> MTPHost | None:
+        """The model's own head, where the block is its tail: it drafts for runs that ask for it."""
+        if not block.tail:
+            return None
+        try:
+            head = load_mtp(checkpoint, block, self.weights if block.device.type == "cpu" else "expanded")
+        except ModelError as error:
+            self.report(Notice(f"this node does not draft with the model's own head: {error}"))
+            return None
+        if head is None:
+            return None
+        return MTPHost(head, KVPool(head.block, pool.budget_bytes // (block.last - block.first)))
 
     def _compiler(self, ref: str, checkpoint: FileCheckpoint) -> Compiler | None:
         """What a tail holds answers to constraints with; None where the model's tokenizer cannot be had."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,15 +18,14 @@ from swarm.base.errors import DeviceError, PeerError, RunError
 from swarm.base.events import Notice, Report
 from swarm.base.nodeid import id_text
 from swarm.discovery.bootstrap_node import check_layers, enter_as_node
-from swarm.discovery.connect import greeting
-from swarm.discovery.introducers import introducing
+from swarm.discovery.connect import MemberConnector
+from swarm.discovery.introducers import MemberIntroducer
 from swarm.discovery.rtt_probing import keep_scouting
-from swarm.discovery.state_dir import locked, remember_invite, remember_swarm
+from swarm.discovery.state_dir import RememberedSwarm, locked, remember_invite
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.lan import LanNode, announce
 from swarm.mesh.messages import HELLO
 from swarm.mesh.record import MAX_ADDRESSES
-from swarm.mesh.saved import Saved
 from swarm.mesh.status import mesh_status
 from swarm.model.device import choose_device, describe, usable_cores
 from swarm.model.dtype import choose_dtype, dtype_name
@@ -35,7 +34,6 @@ from swarm.model.files.store import ModelStore
 from swarm.model.gpu import first_line
 from swarm.model.packing import choose_weights
 from swarm.net.identity import Identity
-from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.portmap import kept_port
 from swarm.net.traversal.reach import Reach
@@ -144,8 +142,6 @@ class _Life:
             board = await stack.enter_async_context(
                 Switchboard(
                     self.identity,
-                    opened=self._opened,
-                    closed=self._closed,
                     proxy=config.member.http_proxy,
                     open_kinds=(HELLO, AUDIT),  # anybody may hold a receipt and have it opened
                 )
@@ -156,7 +152,7 @@ class _Life:
             device, dtype = self.hardware.name, dtype_name(self.dtype)
             about = node_record(config, self.identity, reachable, saved.model, device, dtype)
             gossip = await stack.enter_async_context(
-                Gossip(board, self.identity.sign, saved, about, clashed=self._end, kept=self._keep)
+                Gossip(board, saved, about, store=RememberedSwarm(self.state), life=self)
             )
             from_members = manifest is None
             if manifest is None:
@@ -170,19 +166,18 @@ class _Life:
             if config.member.punch:
                 Reach(
                     board,
-                    addresses=lambda: reachable,
+                    addresses=reachable,
                     relay=config.member.relay,
-                    offers_relay=lambda: config.offer_relay,
-                    admitted=gossip.admitted,
-                    introduce=introducing(board, gossip),
+                    offers_relay=config.offer_relay,
+                    introducer=MemberIntroducer(board, gossip),
                 )
                 self._judge_addresses(stack, gossip, board, reachable)
-            relayed = Relay(board, reachable, admitted=gossip.admitted).routes() if config.offer_relay else ()
+            relayed = Relay(board, reachable).routes() if config.offer_relay else ()
             more = [*door_routes(board), *relayed]
-            view = node_view(lambda: mesh_status(gossip, board), manifest, more=more, stage=lambda: self.server)
+            view = node_view(_Page(self, gossip, board), manifest, more)
             board.http = await stack.enter_async_context(view)
             ref = config.model or saved.ref
-            tenant = BlockManager(self.host, board, gossip, manifest, ref, from_members, self.stop, self._end)
+            tenant = BlockManager(self.host, board, gossip, manifest, ref, from_members, self.stop, self)
             hosting = await tenant.load(layers)
             if hosting is None:
                 return
@@ -257,14 +252,14 @@ class _Life:
             hosting.hosted,
             board,
             hosting.limits,
-            reach=greeting(board, gossip),
-            admitted=gossip.admitted,
+            connector=MemberConnector(board, gossip),
             threads=self.host.threads,
             notary=notary,
-            broken=self._break,
+            owner=self,
         )
         self.server = server
-        services = (server, NotaryServer(notary, gossip.admitted), RateServer(gossip.admitted))
+        board.watch(server)
+        services = (server, NotaryServer(notary, gossip), RateServer(gossip))
         for kind, handler in (pair for service in services for pair in service.handlers().items()):
             board.handle(kind, handler)
         scouting = keep_scouting(gossip, board.id, bytes.fromhex(manifest.digest), manifest.n_layers)
@@ -285,7 +280,7 @@ class _Life:
             await server.run()
         except Exception as error:
             log.exception("the stage failed")
-            self._end(f"the stage of this node failed ({first_line(error)}); start it again")
+            self.end(f"the stage of this node failed ({first_line(error)}); start it again")
 
     async def _until_told(self, gossip: Gossip) -> None:
         """Serve; then let open runs finish."""
@@ -301,29 +296,34 @@ class _Life:
         assert self.server is not None
         await self.server.drain(self.config.grace_s)
 
-    def _opened(self, peer: Peer) -> None:
-        if self.server is not None:
-            self.server.peer_opened()
-
-    def _closed(self, peer: Peer) -> None:
-        if self.server is not None:
-            self.server.peer_closed(peer)
-
-    def _end(self, text: str) -> None:
+    def end(self, why: str) -> None:
         """This life cannot go on: another process has this key, or no layers can be loaded any more."""
-        self.fatal = text
+        self.fatal = why
         self.stop.set()
 
-    def _break(self, why: str) -> None:
+    def lose_device(self, why: str) -> None:
         """The device answers no more, and will not answer this process again."""
         self.device_lost = True
-        self._end(
+        self.end(
             f"{self.hardware.name} answers no more ({why}); this node has left the swarm: start it again, and if that "
             "fails too, look at the driver's log (dmesg) or restart the machine"
         )
 
-    def _keep(self, saved: Saved) -> None:
-        remember_swarm(self.state, saved)
+
+@dataclass(frozen=True)
+class _Page:
+    """What the node's own page is made of."""
+
+    life: _Life
+    gossip: Gossip
+    board: Switchboard
+
+    @property
+    def stage(self) -> StageServer | None:
+        return self.life.server
+
+    def status(self) -> Mapping[str, Any]:
+        return mesh_status(self.gossip, self.board)
 
 
 async def _publish(gossip: Gossip, server: StageServer) -> None:

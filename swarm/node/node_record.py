@@ -110,5 +110,5 @@ def notary_of(
         disclose=config.disclose,
         context=manifest.context,
         orders=OrderBook(state / "orders"),
-        published=open_published(config.log, log, identity.id, identity.sign, report),
+        published=open_published(config.log, log, identity, report),
     )

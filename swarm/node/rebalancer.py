@@ -7,9 +7,10 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
+from swarm.base.clock import SystemTime, TimeSource
 from swarm.base.errors import SwarmError
 from swarm.base.nodeid import NodeId
 from swarm.discovery.planner_view import Outlook, rtts_of
@@ -26,12 +27,23 @@ LEISURE = 50
 """News may make a node look again at once, but not so often that looking takes more than a fiftieth of its time."""
 
 
+class Movable(Protocol):
+    """A serving node, as far as its block can be exchanged."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no run uses the node now."""
+
+    async def move(self, block: BlockChoice) -> bool:
+        """Load the block, publish it as the node's layers with `claim=None`, and return True; False, or SwarmError,
+        when it serves the old one on."""
+
+
 @dataclass
 class Rebalancer:
     """Run `keep_looking` as a task of a serving node.
 
-    `model`: manifest digest (32 bytes). `idle`: whether no run uses the node now. `move`: loads the block, publishes
-    it as the node's layers with `claim=None` and returns True; False, or SwarmError, when it serves the old one on.
+    `model`: manifest digest (32 bytes). `node`: what moves.
     `look_s`: seconds between two looks without news; `settle_s`: how long a claim stands before it is acted on.
     """
 
@@ -41,14 +53,13 @@ class Rebalancer:
     shape: ModelShape
     room: Room
     block: BlockChoice
-    idle: Callable[[], bool]
-    move: Callable[[BlockChoice], Awaitable[bool]]
-    clock: Callable[[], float] = time.monotonic
+    node: Movable
+    time: TimeSource = field(default_factory=SystemTime)
     look_s: float = LOOK_S
     settle_s: float = SETTLE_S
 
     def __post_init__(self) -> None:
-        self._since = self.clock()
+        self._since = self.time.now()
         self._spent_s = 0.0
         self._outlook = Outlook(self.gossip, self.model)
 
@@ -66,7 +77,7 @@ class Rebalancer:
                 self.gossip.publish(claim=None)
                 continue
             try:
-                moved = await self.move(again)
+                moved = await self.node.move(again)
             except SwarmError as error:
                 log.warning("this node stays where it is: %s", error)
                 moved = False
@@ -75,7 +86,7 @@ class Rebalancer:
             else:
                 self.gossip.publish(claim=None)
             # A move that failed counts too: the next one is as far away.
-            self._since = self.clock()
+            self._since = self.time.now()
 
     async def _wait(self) -> None:
         """Until there is news, or it is time."""
@@ -92,8 +103,8 @@ class Rebalancer:
             self.room,
             self.block,
             self._outlook.members(),
-            idle=self.idle(),
-            since_move_s=self.clock() - self._since,
+            idle=self.node.idle,
+            since_move_s=self.time.now() - self._since,
             rtts=rtts_of(self.gossip, self.own),
         )
         self._spent_s = time.perf_counter() - began

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgpack
 import numpy as np
@@ -44,15 +44,19 @@ from swarm.ring.kept_rows import SlotTokens
 CONTEXT_SLACK = 64
 """A session's context is rounded up by less than this many positions."""
 
-Fetch = Callable[[str, OpeningRequest, Sequence[OpenedFrame]], bytes | None]
-"""Asks the node of this name (hex) to open rows; None when it cannot be reached or no longer keeps them.
 
-The frames came in to it, and an earlier answer held them: they need not be sent again.
-"""
+class Nodes(Protocol):
+    """The nodes of a run, to be asked for what they kept."""
+
+    def fetch(self, node: str, request: OpeningRequest, known: Sequence[OpenedFrame] = ()) -> bytes | None:
+        """Ask the node of this name (hex) to open rows; None when it cannot be reached or no longer keeps them.
+
+        `known`: frames that came in to it, and that an earlier answer held: they need not be sent again.
+        """
 
 
 class RingAuditor:
-    """`receipts.check.audit.Auditor`: `fetch` talks to nodes, the checkpoint recomputes in float32.
+    """`receipts.check.audit.Auditor`: `nodes` are asked, the checkpoint recomputes in float32.
 
     fingerprints: by node (hex), of the kernels that it signed to compute with. Where this machine has the same ones,
     rows are computed by them too and compared bit for bit.
@@ -64,7 +68,7 @@ class RingAuditor:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        fetch: Fetch,
+        nodes: Nodes,
         group_bytes: int | None = None,
         report: Report = silent,
         compiler: Compiler | None = None,
@@ -73,13 +77,13 @@ class RingAuditor:
     ) -> None:
         self._compiler, self._fingerprints = compiler, fingerprints or {}
         self._kernels = kernels or KernelsHere(checkpoint.manifest, checkpoint.config)
-        self._checkpoint, self._fetch = checkpoint, fetch
+        self._checkpoint, self._nodes = checkpoint, nodes
         self._group_bytes, self._report = group_bytes, report
         self._done: list[tuple[Taken, _Recomputed]] = []
 
     def fetch(self, node: str, request: OpeningRequest, known: Sequence[OpenedFrame] = ()) -> bytes | None:
         """The node's answer."""
-        return self._fetch(node, request, known)
+        return self._nodes.fetch(node, request, known)
 
     def recompute(
         self,

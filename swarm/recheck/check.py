@@ -21,6 +21,7 @@ from swarm.model.files.named import DEFAULT_MODEL, NAMED
 from swarm.model.files.store import ModelStore
 from swarm.model.held import Vocabulary
 from swarm.model.own_kernels import KernelsHere
+from swarm.model.text.decoder import PlainText
 from swarm.recheck.auditor import RingAuditor
 from swarm.recheck.dial import opener
 from swarm.recheck.exactly import fingerprints_of, replaying_kernels
@@ -65,22 +66,17 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
     compiler = await asyncio.to_thread(_compiler, verdict.run, checkpoint, ref, store, report)
     with closing(compiler) if compiler is not None else nullcontext():
         if config.replay:
-            tokenizer = await asyncio.to_thread(load_tokenizer, ref, store, report)
-
-            def decode(tokens: Sequence[int]) -> str:
-                text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                return str(text)
-
+            decoder = PlainText(await asyncio.to_thread(load_tokenizer, ref, store, report))
             own = await asyncio.to_thread(replaying_kernels, verdict.run, kernels)
-            replayer = ModelReplayer(checkpoint, decode, report=report, compiler=compiler, own=own)
+            replayer = ModelReplayer(checkpoint, decoder, report=report, compiler=compiler, own=own)
             options = replace(options, replayer=replayer)
         if not config.audit:
             return await asyncio.to_thread(verify, data, options)
         nodes = list(dict.fromkeys(node for epoch in reversed(verdict.run.epochs) for node in epoch.ends))
-        async with opener(nodes, config.addresses, config.member, report) as fetch:
+        async with opener(nodes, config.addresses, config.member, report) as asked:
             signed = fingerprints_of(verdict.run)
             auditor = RingAuditor(
-                checkpoint, fetch, report=report, compiler=compiler, fingerprints=signed, kernels=kernels
+                checkpoint, asked, report=report, compiler=compiler, fingerprints=signed, kernels=kernels
             )
             options = replace(options, auditor=auditor, audit_rows=config.audit)
             return await asyncio.to_thread(verify, data, options)

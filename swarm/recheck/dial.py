@@ -16,12 +16,11 @@ from swarm.base.nodeid import parse_id_untrusted
 from swarm.discovery.bootstrap import enter_as_guest
 from swarm.discovery.state_dir import requester_folder
 from swarm.mesh.gossip import Gossip
-from swarm.mesh.saved import save
+from swarm.mesh.saved import SavedFile
 from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
-from swarm.recheck.auditor import Fetch
 from swarm.ring.witness_service import AUDIT, PIECE_BYTES
 
 DIAL_TIMEOUT_S = 10.0
@@ -40,8 +39,8 @@ async def opener(
     addresses: Mapping[str, Sequence[Address]],
     member: MemberConfig | None,
     report: Report = silent,
-) -> AsyncIterator[Fetch]:
-    """A `Fetch` that dials nodes (hex names) from another thread than the event loop's.
+) -> AsyncIterator[DialledNodes]:
+    """The nodes (hex names), dialled from another thread than the event loop's.
 
     addresses  where nodes can be dialled; the others are looked up in the swarm of `member`, None: in none
     """
@@ -54,13 +53,25 @@ async def opener(
         else:
             board, found = await _look(stack, member, unknown, report)
             known = {**found, **addresses}
-        loop = asyncio.get_running_loop()
+        yield DialledNodes(board, known, asyncio.get_running_loop(), report)
 
-        def fetch(node: str, request: OpeningRequest, had: Sequence[CrossedFrame] = ()) -> bytes | None:
-            asked = _ask(board, node, known.get(node, ()), request, had, report)
-            return asyncio.run_coroutine_threadsafe(asked, loop).result()
 
-        yield fetch
+class DialledNodes:
+    """Nodes that are asked over the network, by another thread than that of the loop."""
+
+    def __init__(
+        self,
+        board: Switchboard,
+        addresses: Mapping[str, Sequence[Address]],
+        loop: asyncio.AbstractEventLoop,
+        report: Report,
+    ) -> None:
+        self._board, self._addresses, self._loop, self._report = board, addresses, loop, report
+
+    def fetch(self, node: str, request: OpeningRequest, known: Sequence[CrossedFrame] = ()) -> bytes | None:
+        """The node's opening; None, with a notice that says why, when there is none."""
+        asked = _ask(self._board, node, self._addresses.get(node, ()), request, known, self._report)
+        return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
 
 
 async def _look(
@@ -71,7 +82,7 @@ async def _look(
     identity = Identity.load_or_create(folder)
     board = await stack.enter_async_context(Switchboard(identity, proxy=member.http_proxy))
     saved = await enter_as_guest(board, member, folder, identity, report)
-    gossip = await stack.enter_async_context(Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what)))
+    gossip = await stack.enter_async_context(Gossip(board, saved, store=SavedFile(folder)))
     for node, _ in saved.peers[:1]:
         await gossip.link(node)
     wanted = [parse_id_untrusted(node) for node in nodes]

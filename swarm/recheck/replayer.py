@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -20,6 +20,7 @@ from swarm.model.own_kernels import OwnKernels
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
 from swarm.model.shaping import Shaping
+from swarm.model.text.decoder import TokenDecoder
 from swarm.recheck.draw_distance import token_gaps
 from swarm.recheck.exactly import as_opened, exact_outputs
 from swarm.recheck.quantization_grid import on_wire
@@ -32,7 +33,7 @@ CHUNK_ROWS = 64
 class ModelReplayer:
     """`receipts.check.audit.Replayer` over a checkpoint, in float32 on this machine.
 
-    decode       tokens as text, to compare with the receipt's; None leaves that out
+    decoder      gives the text of the tokens, to compare with the receipt's; None leaves that out
     group_bytes  as in `walk.Layers`
     compiler     reads constraints of orders; None: runs that are held to one are not replayed
     own          kernels that every stage computed with, of rows that keep their bits in any company: the run is then
@@ -42,14 +43,14 @@ class ModelReplayer:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        decode: Callable[[Sequence[int]], str] | None = None,
+        decoder: TokenDecoder | None = None,
         group_bytes: int | None = None,
         report: Report = silent,
         compiler: Compiler | None = None,
         own: OwnKernels | None = None,
     ) -> None:
         self._compiler, self._own = compiler, own
-        self._checkpoint, self._decode = checkpoint, decode
+        self._checkpoint, self._decoder = checkpoint, decoder
         self._group_bytes, self._report = group_bytes, report
 
     def replay(self, order: Order, prompt: Sequence[int], tokens: Sequence[int]) -> Replayed:
@@ -80,7 +81,7 @@ class ModelReplayer:
                 found = token_gaps(logits, drawn, given, sampling, contexts, allowed, answers)
                 best += found[0]
                 gaps += found[1]
-        text = self._decode(tokens) if self._decode is not None else None
+        text = self._decoder.decode(tokens) if self._decoder is not None else None
         return Replayed(best, gaps, text, self._own is not None)
 
     def _logits(self, order: Order, layout: Layout, steps: Sequence[Step]) -> Iterator[torch.Tensor]:

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from swarm.base.errors import PeerError
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.opening import StagePlan
 
-Reach = Callable[[StagePlan], Awaitable[Peer]]
-"""Gives the connected peer of a stage. Raises PeerError."""
-
 DIAL_TIMEOUT_S = 8.0
 PING_TIMEOUT_S = 1.5
 
 
-def dialler(switchboard: Switchboard) -> Reach:
-    """Plain dialling of a stage's addresses."""
+class StageConnector(Protocol):
+    """Makes the edges of a ring."""
 
-    async def reach(plan: StagePlan) -> Peer:
-        return await switchboard.peer(plan.node, plan.addresses, DIAL_TIMEOUT_S)
-
-    return reach
+    async def connect(self, stage: StagePlan) -> Peer:
+        """The connected peer of a stage. Raises PeerError."""
 
 
-async def unreachable(reach: Reach, stages: Sequence[StagePlan]) -> frozenset[bytes]:
+class PlainConnector:
+    """By dialling the stage's addresses."""
+
+    def __init__(self, switchboard: Switchboard) -> None:
+        self._switchboard = switchboard
+
+    async def connect(self, stage: StagePlan) -> Peer:
+        """The connected peer of a stage. Raises PeerError."""
+        return await self._switchboard.peer(stage.node, stage.addresses, DIAL_TIMEOUT_S)
+
+
+async def unreachable(connector: StageConnector, stages: Sequence[StagePlan]) -> frozenset[bytes]:
     """Which of the stages do not answer a ping now."""
 
     async def reached(stage: StagePlan) -> bool:
         try:
             async with asyncio.timeout(PING_TIMEOUT_S):
-                peer = await reach(stage)
+                peer = await connector.connect(stage)
                 await peer.ping(1)
         except (TimeoutError, PeerError):
             return False

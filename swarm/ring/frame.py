@@ -9,7 +9,8 @@ An answer's body is
 
     row u32[n] | token i32[n] | margin f32[n] | logprob f32[n] | top.token i32[n * k] | top.logprob f32[n * k]
 
-or, where the requester runs the last layers itself, the hidden rows of the whole frame.
+or, where the requester runs the last layers itself, the hidden rows of the whole frame. Where the tail drafts, behind
+that `draft.token i32[levels * width] | draft.share f32[levels * width]`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ANSWER = "ring.answer"
 MAX_TOP = 20
 MAX_STAGES = 64
 MAX_MICROSECONDS = 10**12
+MAX_DRAFT_LEVELS, MAX_DRAFT_WIDTH = 8, 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Frame:
     replay   fills the KV of stage number `replay` and goes no further; -1 for a pass
     timings  (queued, computed) in microseconds, a pair added by every stage passed
     hidden   wire header and bytes of the hidden rows [n, hidden]; None on the way to the head
+    drafts   how many tokens ahead the tail is asked to draft, 0 to MAX_DRAFT_LEVELS
     """
 
     run: bytes
@@ -54,6 +57,20 @@ class Frame:
     timings: tuple[tuple[int, int], ...] = ()
     replay: int = -1
     hidden: tuple[dict[str, Any], Body] | None = None
+    drafts: int = 0
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """What the tail expects behind the token that it drew after row `row` of a frame.
+
+    token int32 [levels, width], best first: of level 0 for what comes right after that token; of each further one
+    behind the first choices of those before. share float32 [levels, width]: the head's own belief in each, 0 to 1.
+    """
+
+    row: int
+    token: NDArray[np.int32]
+    share: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,7 @@ class Answer:
 
     row uint32 [n]; token int32 [n]; margin, logprob float32 [n]; top_token int32 [n, k]; top_logprob float32 [n, k]
     hidden: set instead of tokens where the last stage of the ring is not the last of the model
+    drafts: where it was asked for and the tail can; made in `drafts_us` microseconds, which its timing holds too
     """
 
     run: bytes
@@ -75,6 +93,8 @@ class Answer:
     top_logprob: NDArray[np.float32]
     timings: tuple[tuple[int, int], ...] = ()
     hidden: tuple[dict[str, Any], Body] | None = None
+    drafts: Drafts | None = None
+    drafts_us: int = 0
 
 
 def filled(held: int, frame: Frame, scratch: int) -> int:
@@ -104,6 +124,8 @@ def encode_frame(frame: Frame) -> Message:
         "t": [value for pair in frame.timings for value in pair],
         "p": frame.replay,
     }
+    if frame.drafts:
+        header["d"] = frame.drafts
     packed = b"".join(
         (
             commits.slot.astype("<u4").tobytes(),
@@ -143,6 +165,7 @@ def parse_frame_untrusted(message: Message) -> Frame:
         timings=_timings(header),
         replay=_integer(header, "p", -1, MAX_STAGES),
         hidden=_hidden(header, reader),
+        drafts=_integer(header, "d", 0, MAX_DRAFT_LEVELS) if "d" in header else 0,
     )
 
 
@@ -181,6 +204,10 @@ def encode_answer(answer: Answer) -> Message:
             answer.top_logprob.astype("<f4").tobytes(),
         )
     )
+    if answer.drafts is not None:
+        drafts = answer.drafts
+        header["d"] = [drafts.row, *drafts.token.shape, answer.drafts_us]
+        packed += drafts.token.astype("<i4").tobytes() + drafts.share.astype("<f4").tobytes()
     if answer.hidden is None:
         return Message(ANSWER, header, packed)
     header["x"], data = answer.hidden
@@ -199,8 +226,10 @@ def parse_answer_untrusted(message: Message) -> Answer:
     run, epoch, seq = _identity(header)
     if np.any(token < 0):
         raise PeerError("expected token ids of 0 or more in an answer, found a negative one")
+    drafts, drafts_us = _drafts(header, reader)
+    timings, hidden = _timings(header), _hidden(header, reader)
     return Answer(
-        run, epoch, seq, row, token, margin, logprob, top_token, top_logprob, _timings(header), _hidden(header, reader)
+        run, epoch, seq, row, token, margin, logprob, top_token, top_logprob, timings, hidden, drafts, drafts_us
     )
 
 
@@ -241,6 +270,23 @@ def _timings(header: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(flat[::2], flat[1::2], strict=True))
 
 
+def _drafts(header: Mapping[str, Any], reader: _Reader) -> tuple[Drafts | None, int]:
+    said = header.get("d")
+    if said is None:
+        return None, 0
+    most = (MAX_ROWS - 1, MAX_DRAFT_LEVELS, MAX_DRAFT_WIDTH, MAX_MICROSECONDS)
+    least = (0, 1, 1, 0)
+    good = isinstance(said, list) and len(said) == len(most)
+    if not good or not all(type(v) is int and a <= v <= b for v, a, b in zip(said, least, most, strict=True)):
+        raise PeerError(f"expected row, levels, width and microseconds of drafts in an answer, found {said!r:.60}")
+    row, levels, width, took = said
+    token = reader.take("<i4", levels * width).reshape(levels, width)
+    share = reader.take("<f4", levels * width).reshape(levels, width)
+    if np.any(token < 0) or not np.all((share >= 0) & (share <= 1)):
+        raise PeerError("expected token ids and shares from 0 to 1 in drafts, found others")
+    return Drafts(row, token, share), took
+
+
 def _hidden(header: Mapping[str, Any], reader: _Reader) -> tuple[dict[str, Any], Body] | None:
     wire = header.get("x")
     if wire is None:
@@ -253,7 +299,12 @@ def _hidden(header: Mapping[str, Any], reader: _Reader) -> tuple[dict[str, Any],
 
 
 def answer_of(
-    frame: Frame, wanted: np.ndarray, picked: Sequence[Picked], timings: tuple[tuple[int, int], ...]
+    frame: Frame,
+    wanted: np.ndarray,
+    picked: Sequence[Picked],
+    timings: tuple[tuple[int, int], ...],
+    drafts: Drafts | None = None,
+    drafts_us: int = 0,
 ) -> Answer:
     """The answer that names `picked[i]` as the token after row `wanted[i]`."""
     tops = max((len(p.top) for p in picked), default=0)
@@ -268,4 +319,6 @@ def answer_of(
         np.array([[t for t, _ in p.top] for p in picked], np.int32).reshape(len(picked), tops),
         np.array([[v for _, v in p.top] for p in picked], np.float32).reshape(len(picked), tops),
         timings,
+        drafts=drafts,
+        drafts_us=drafts_us,
     )

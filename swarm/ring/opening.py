@@ -43,6 +43,7 @@ class OpenRun:
     keep   committed positions [0, keep) whose keys and values survivors hold and newcomers are replayed
     base   another session of the same requester whose first `keep` positions are copied (prefix cache); b"": none
     index  which stage the receiver is
+    drafts the tail is to follow the run with the model's MTP head, where it has it: then token ids reach it
     record the receipt's part: the signed order, and what the stages before have accepted; None: no receipt
     """
 
@@ -59,6 +60,7 @@ class OpenRun:
     index: int = 0
     record: Mapping[str, Any] | None = None
     lease_s: float = 60.0
+    drafts: bool = False
 
     @property
     def me(self) -> StagePlan:
@@ -91,6 +93,8 @@ def encode_open(opening: OpenRun) -> Message:
         "record": opening.record,
         "lease_ms": int(opening.lease_s * 1000),
     }
+    if opening.drafts:
+        header["drafts"] = True
     return Message(DOWN, header)
 
 
@@ -116,6 +120,7 @@ def parse_open_untrusted(header: Mapping[str, Any]) -> OpenRun:
             index=_within(header["index"], 0, MAX_STAGES - 1),
             record=_record(header["record"]),
             lease_s=_within(header["lease_ms"], 1000, 3_600_000) / 1000,
+            drafts=header.get("drafts") is True,
         )
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise PeerError(f"expected the opening of a ring, found a malformed one: {error}") from error

@@ -130,8 +130,7 @@ class StageAccount:
             opened,
             manifest=notary.manifest,
             executor=notary.hasher,
-            keep_inbound=self.rows.inbound if self.rows is not None else None,
-            keep_outbound=self.rows.outbound if self.rows is not None else None,
+            frames=self.rows,
             earlier=earlier.record if earlier is not None else None,
             disclose=notary.disclose,
         )

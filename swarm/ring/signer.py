@@ -14,11 +14,12 @@ import draft
 import receipts
 import swarm
 from receipts import Author, Hardware, Secret, Software
-from receipts.format.sign import Sign, SignedEnvelope
+from receipts.format.sign import SignedEnvelope
 from receipts.record.log import StatementLog
 from receipts.record.rows import RowStore
 from swarm.base.errors import BusyError, UsageError
 from swarm.base.events import Report
+from swarm.base.nodeid import Signer
 from swarm.ring.order_check import OrderBook
 from swarm.ring.transparency_log import TransparencyLog
 
@@ -85,11 +86,11 @@ def open_log(folder: Path, key: bytes) -> KeptLog:
         raise UsageError(f"the statements kept in {folder} are damaged: {error}") from error
 
 
-def open_published(folder: Path | None, log: KeptLog, key: bytes, sign: Sign, report: Report) -> TransparencyLog | None:
+def open_published(folder: Path | None, log: KeptLog, signer: Signer, report: Report) -> TransparencyLog | None:
     """The transparency log in `folder`, entered from now on by what `log` keeps. Raises UsageError."""
     if folder is None:
         return None
-    found = TransparencyLog(folder, key, sign, report)
+    found = TransparencyLog(folder, signer, report)
     log.publish = found.publish
     return found
 

@@ -10,12 +10,13 @@ from receipts.check.logged import entry_of
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.log_tiles import WIDTH, Tiles, bundle, bundle_untrusted, tile_path
 from receipts.format.merkle import EMPTY_ROOT, leaf_hash, node_hash
-from receipts.format.sign import Sign, SignedEnvelope
+from receipts.format.sign import SignedEnvelope
 from receipts.format.signed_note import LogCheckpoint, checkpoint_untrusted
 from swarm.base.errors import UsageError
 from swarm.base.events import Notice, Report, silent
 from swarm.base.files import write_whole
 from swarm.base.locks import OPEN, lock_now
+from swarm.base.nodeid import Signer
 
 PUBLIC = 0o644
 """Everything in the folder is meant to be served."""
@@ -28,8 +29,8 @@ class TransparencyLog:
     `publish` queues to a thread of its own; `close` waits for it. Raises UsageError where the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, key: bytes, sign: Sign, report: Report = silent) -> None:
-        self.folder, self._key, self._sign, self._report = folder, key, sign, report
+    def __init__(self, folder: Path, signer: Signer, report: Report = silent) -> None:
+        self.folder, self._signer, self._report = folder, signer, report
         self._size = 0
         self._levels: list[list[bytes]] = [[]]
         self._entries: list[bytes] = []
@@ -64,11 +65,11 @@ class TransparencyLog:
         number = self._size
         self._grow(levels, files, leaf_hash(entry))
         files[tile_path(None, number // WIDTH, len(entries))] = bundle(entries)
-        checkpoint = LogCheckpoint(self._key, number + 1, _root(levels))
+        checkpoint = LogCheckpoint(self._signer.id, number + 1, _root(levels))
         for path, data in files.items():
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / path, data, PUBLIC)
-        write_whole(self.folder / "checkpoint", checkpoint.signed(self._sign), PUBLIC)
+        write_whole(self.folder / "checkpoint", checkpoint.signed(self._signer.sign), PUBLIC)
         self._size, self._levels = number + 1, levels
         self._entries = entries if len(entries) < WIDTH else []
         return number
@@ -108,7 +109,7 @@ class TransparencyLog:
         if signed is None:
             return
         known = checkpoint_untrusted(signed)
-        if known.key != self._key:
+        if known.key != self._signer.id:
             raise ReceiptError(Refusal.LOG, "it is of another key")
         tiles = Tiles(self._read, known.size)
         level, levels = 0, list[list[bytes]]()

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from receipts import ReceiptError, WitnessRecord
 from receipts.format.errors import Refusal
@@ -17,6 +17,7 @@ from receipts.record.rows import RowStore
 from swarm.base.address import format_address
 from swarm.base.errors import BusyError, PeerError
 from swarm.net.channel.message import Message
+from swarm.net.members import Members
 from swarm.net.peer import Handler, Peer
 from swarm.ring.opening_limits import OpeningQuota
 from swarm.ring.signer import ReceiptSigner, unix_us
@@ -38,11 +39,11 @@ class NotaryServer:
     """Answers `receipt.witness` calls ({"order"} then {"close"}: an envelope each) and `receipt.audit` calls.
 
     Bounded: the oldest witnessed order is forgotten when there are too many; audits are read in a thread, one at a
-    time.
+    time. Only members are witnessed for.
     """
 
-    def __init__(self, notary: ReceiptSigner, admitted: Callable[[bytes], bool]) -> None:
-        self._notary, self._admitted = notary, admitted
+    def __init__(self, notary: ReceiptSigner, members: Members) -> None:
+        self._notary, self._members = notary, members
         self._quota, self._reading, self._asking = OpeningQuota(), asyncio.Lock(), 0
         self._orders: OrderedDict[tuple[bytes, str], tuple[WitnessRecord, float]] = OrderedDict()
 
@@ -51,7 +52,7 @@ class NotaryServer:
         return {WITNESS: self._on_witness, AUDIT: self._on_audit}
 
     async def _on_witness(self, peer: Peer, message: Message) -> Message:
-        if not self._admitted(peer.id):
+        if not self._members.admitted(peer.id):
             raise PeerError("expected a member of the swarm to ask for a witness, found a stranger")
         header = message.header
         try:
@@ -101,7 +102,7 @@ class NotaryServer:
             raise PeerError(f"expected a piece's offset in bytes, found {offset!r}")
         if self._asking >= MOST_ASKING:
             raise BusyError(f"busy: {self._asking} audits wait already; ask again later")
-        asker = peer.id if self._admitted(peer.id) else b""
+        asker = peer.id if self._members.admitted(peer.id) else b""
         self._asking += 1
         try:
             async with asyncio.timeout(READ_TIMEOUT_S), self._reading:

@@ -35,7 +35,8 @@ def check_answer_untrusted(answer: Answer, in_flight: Mapping[int, Sent], vocab_
     wanted = in_flight[seq].wanted
     if len(answer.row) != len(wanted) or np.any(answer.row != wanted):
         raise PeerError(f"expected tokens for {len(wanted)} rows of frame {seq}, found {len(answer.row)} others")
-    for tokens in (answer.token, answer.top_token):
+    drafted = [answer.drafts.token] if answer.drafts is not None else []
+    for tokens in (answer.token, answer.top_token, *drafted):
         if tokens.size and (int(tokens.min()) < 0 or (vocab_size is not None and int(tokens.max()) >= vocab_size)):
             worst = int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max())
             raise PeerError(f"expected token ids from 0 to {(vocab_size or 0) - 1}, found {worst} in an answer")

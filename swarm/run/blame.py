@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from swarm.ring.opening import StagePlan
 from swarm.run.exclusions import Exclusions
+from swarm.run.routing import RunRoutes
 from swarm.run.suspects import Trouble, accusers, next_suspect, without_progress_s
-
-Unreachable = Callable[[Sequence[StagePlan]], Awaitable[frozenset[bytes]]]
 
 
 class Blame:
     """The troubles of one run. Cancel what it still asks with `close`.
 
-    absent       who is left out; this adds to it
-    unreachable  which of some stages do not answer now
-    spared       whether there is a route without a node and without those left out now
+    absent   who is left out; this adds to it
+    routes   which stages answer now, and who can be done without
     """
 
-    def __init__(self, absent: Exclusions, unreachable: Unreachable, spared: Callable[[bytes], bool]) -> None:
-        self._absent, self._unreachable, self._spared = absent, unreachable, spared
+    def __init__(self, absent: Exclusions, routes: RunRoutes) -> None:
+        self._absent, self._routes = absent, routes
         self._history: list[Trouble] = []
         self._asking: set[asyncio.Task[None]] = set()
 
+    def can_do_without(self, node: bytes) -> bool:
+        """Whether there is a route without this node and without those left out now."""
+        return self._routes.exist(self._absent.now(time.monotonic()) | {node})
+
     async def nobody_named(self, stages: Sequence[StagePlan], progress: int) -> frozenset[bytes]:
         """Nobody says who failed: those that do not answer, or else the next suspect. Who is left out from now on."""
-        lost = await self._unreachable(stages)
+        lost = await self._routes.unreachable(stages)
         now, route = time.monotonic(), tuple(stage.node for stage in stages)
-        suspect = None if lost else next_suspect(self._history, route, progress, self._spared, now)
+        suspect = None if lost else next_suspect(self._history, route, progress, self.can_do_without, now)
         self._history.append(Trouble(now, route, progress, tried=suspect or b""))
         lost = lost if suspect is None else frozenset({suspect})
         for node in lost:
@@ -53,7 +55,7 @@ class Blame:
         if before:  # the first word is taken without asking: most are true, and recovering does not wait
             await asking
             for accuser in sorted(accusers(self._history, now) & {stage.node for stage in stages}):
-                if self._spared(accuser):
+                if self.can_do_without(accuser):
                     self._absent.leave_out(accuser, now, briefly=False)
 
     def crowded(self, stages: Sequence[StagePlan], progress: int) -> None:
@@ -75,5 +77,5 @@ class Blame:
 
     async def _ask(self, number: int, stages: Sequence[StagePlan]) -> None:
         trouble = self._history[number]
-        if not await self._unreachable([stage for stage in stages if stage.node == trouble.accused]):
+        if not await self._routes.unreachable([stage for stage in stages if stage.node == trouble.accused]):
             self._history[number] = replace(trouble, answered=True)

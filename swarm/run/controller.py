@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from draft.calibrate import Calibration
 from swarm.planner.costs import Costs
+from swarm.ring.frame import MAX_DRAFT_LEVELS
 from swarm.run.estimators import Floor, Mean, Slope, Trial
 
 _MOST_DELAY = 0.15
@@ -75,6 +76,7 @@ class Controller:
         self._draft = Mean(costs.draft_ms, 0.1)
         self._quick = Floor(costs.draft_ms)
         self._slowed = Mean(1.0, 0.1)
+        self._tail = Mean(0.0, 0.2)
         self._row = Slope(costs.row_ms)
         self._rate = 1.0 / costs.pass_ms
         self._ways = _WAYS[self.setting.mode]
@@ -112,6 +114,10 @@ class Controller:
             self._quick.add(single, False)
             self._slowed.add(single / self._quick.value)
         self._draft.add(step_ms)
+
+    def tail_drafted(self, took_ms: float, levels: int) -> None:
+        """The tail drafted so many tokens ahead in `took_ms`, which the pass took longer for it."""
+        self._tail.add(took_ms / max(1, levels))
 
     def committed(self, tokens: int, elapsed_ms: float, coverage: float) -> None:
         """`tokens` became certain in the `elapsed_ms` since the last time.
@@ -218,6 +224,25 @@ class Controller:
             return False
         hopeless = calibration.observations >= _PATIENCE and calibration.coverage < _HOPELESS
         return not hopeless or self.setting.fixed or roots >= _RETRY
+
+    def tail_levels(self, calibration: Calibration, roots: int) -> int:
+        """How many tokens ahead the tail should draft: as far as a token is likelier to be right than the time that
+        finding it adds to the pass is dear. 0 from a head that is never right, tried now and then.
+
+        `roots`: how many tokens became certain since it was asked.
+        """
+        if self.setting.mode == "plain":
+            return 0
+        if self.setting.fixed:
+            return min(MAX_DRAFT_LEVELS, self.setting.rows)
+        if calibration.observations >= _PATIENCE and calibration.coverage < _HOPELESS:
+            return 1 if roots >= _RETRY else 0
+        price = max(self.row_floor, self.rate * self._tail.value)
+        chance, levels = calibration.coverage, 0
+        while levels < MAX_DRAFT_LEVELS and chance > price:
+            levels += 1
+            chance *= calibration.coverage * _NARROWING
+        return levels
 
     def worth_step(self, gain: float) -> bool:
         """Whether a draft step that is expected to find `gain` right tokens is worth what it takes from the ring."""

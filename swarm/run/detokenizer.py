@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 
+from swarm.model.text.decoder import TokenDecoder
 from swarm.run.api import Piece, Special
-
-Decode = Callable[[Sequence[int]], str]
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 MAX_UNFINISHED = 8
@@ -30,7 +29,7 @@ class TextStream:
     """Feeds on committed tokens and gives the text that they add.
 
     Text that might be the beginning of a stop string is held back until it is decided, so a reader never sees part
-    of one. `decode` turns ordinary ids into text; it is called on a short window, so that a token's look (a leading
+    of one. `decoder` turns ordinary ids into text; it is asked on a short window, so that a token's look (a leading
     space, a half character) is that of its neighbourhood, and long answers cost no more per token than short ones.
 
     before    ids that the answer continues; only the last few count
@@ -42,7 +41,7 @@ class TextStream:
 
     def __init__(
         self,
-        decode: Decode,
+        decoder: TokenDecoder,
         stop: Sequence[str] = (),
         *,
         before: Sequence[int] = (),
@@ -51,7 +50,7 @@ class TextStream:
         stop_tokens: AbstractSet[int] = frozenset(),
         least: int = 0,
     ) -> None:
-        self._decode = decode
+        self._decoder = decoder
         self._special = special
         self._stops, self._named = _marked([s for s in stop if s], special)
         self._keep_stop = keep_stop
@@ -86,7 +85,9 @@ class TextStream:
             self._held_special.append(Special(token, self._special[token]))
             return self._release(rest + self._named.get(self._special[token], _OTHER))
         self._window.append(token)
-        if len(self._window) - self._settled < MAX_UNFINISHED and self._decode(self._window).endswith(UNFINISHED):
+        if len(self._window) - self._settled < MAX_UNFINISHED and self._decoder.decode(self._window).endswith(
+            UNFINISHED
+        ):
             return ""
         return self._release(self._settle())
 
@@ -106,8 +107,8 @@ class TextStream:
         """The text of the tokens that have not been told yet; they become left context."""
         if self._settled == len(self._window):
             return ""
-        before = self._decode(self._window[: self._settled])
-        now = self._decode(self._window)
+        before = self._decoder.decode(self._window[: self._settled])
+        now = self._decoder.decode(self._window)
         self._window = self._window[-LEFT_TOKENS:]
         self._settled = len(self._window)
         # Where the prompt ends within a character, the answer's first token turns its last replacement character.

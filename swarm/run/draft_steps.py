@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from draft.base import Drafter, DraftStep, Expansion
+from swarm.run.api import RunRequest
 from swarm.run.speculation import Speculation
 
 
 class DraftSteps:
-    """Runs the steps that the core asks for. `begin` prepares the drafter; `wake` is called with whatever ends."""
+    """Runs the steps that the core asks for, of a drafter prepared for `request`. `wake` is set with whatever ends."""
 
     def __init__(
         self,
         core: Speculation,
         drafter: Drafter | None,
         thread: ThreadPoolExecutor,
-        begin: Callable[[], None] | None,
-        wake: Callable[[], None],
+        request: RunRequest,
+        wake: asyncio.Event,
     ) -> None:
         self._core, self._drafter, self._thread, self._wake = core, drafter, thread, wake
         self._step: asyncio.Future[list[Expansion]] | None = None
         self._begun: asyncio.Future[None] | None = None
-        if begin is not None:
-            self._begun = asyncio.get_running_loop().run_in_executor(thread, begin)
-            self._begun.add_done_callback(lambda _: wake())
+        if drafter is not None:
+            loop = asyncio.get_running_loop()
+            self._begun = loop.run_in_executor(thread, drafter.begin, request.prompt_ids, request.sampling)
+            self._begun.add_done_callback(lambda _: wake.set())
 
     def go_on(self) -> None:
         """Start the next step if one is wanted and none is out."""
@@ -49,7 +50,7 @@ class DraftSteps:
             self._core.drafter_failed()
         else:
             self._core.drafted(step.result(), time.monotonic())
-        self._wake()
+        self._wake.set()
 
     async def settle(self) -> None:
         """Let the thread finish its step: nobody reads it, but the drafter must be whole for the next run."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,27 +14,26 @@ from pathlib import Path
 import torch
 
 from receipts import ReceiptError
-from swarm.base.errors import CoverageError, PeerError, SwarmError, UsageError
-from swarm.model.constraint import Constraint
+from swarm.base.errors import PeerError, SwarmError, UsageError
 from swarm.model.held import Matcher
 from swarm.model.rows import Layout
 from swarm.net.channel.message import Message
 from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
-from swarm.planner.costs import Costs
-from swarm.ring.connect import Reach, dialler, unreachable
+from swarm.ring.connect import PlainConnector, StageConnector
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.guide import ConstraintGuide, GivenGuide, Guide
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
 from swarm.ring.order_check import CONTEXT_STEP, exact
-from swarm.run.api import Finished, FinishReason, RunEvent, RunRequest, RunResult, StageInfo
+from swarm.run.api import Finished, FinishReason, RunEvent, RunRequest, RunResult
 from swarm.run.controller import Controller, Setting
 from swarm.run.detokenizer import TextStream
-from swarm.run.learned_costs import Drafting, DraftingSource, LearnedCosts, RoutePlanner, TargetFacts
+from swarm.run.learned_costs import Drafting, DraftingSource, LearnedCosts, TargetFacts
 from swarm.run.prefix_cache import KeptRun, PrefixCache
-from swarm.run.private_layers import PrivateBlocks, PrivateEnds
-from swarm.run.receipt import ReceiptPlan, RunAccount
+from swarm.run.private_layers import PrivateEnds, PrivateLayers
+from swarm.run.receipt import ReceiptPlan
 from swarm.run.ring_client import RingLink
+from swarm.run.routing import Router, RunRoutes
 from swarm.run.run_loop import RunLoop, RunParts
 from swarm.run.run_stats import for_receipt, summed_up
 from swarm.run.speculation import Speculation, StopRule
@@ -46,33 +45,27 @@ SCRATCH: Mapping[str, int] = {"plain": 0, "chain": 64, "tree": 128, "stream": 19
 class RunEngine:
     """Starts runs and hands their answers to them. Use as an async context; leaving it cancels what is open.
 
-    `drafting` makes the drafters of a run from its request; `costs` guesses what a route costs over a wire format;
-    `cannot_hold` names nodes that would refuse a constraint as tails.
+    `drafting` makes the drafters of a run from its request; `private` has this machine's own ends of the model.
     """
 
     def __init__(
         self,
         switchboard: Switchboard,
         target: TargetFacts,
-        planner: RoutePlanner,
+        router: Router,
         drafting: DraftingSource,
-        costs: Callable[[Sequence[StagePlan], str], Costs],
-        describe: Callable[[StagePlan, Mapping[str, object], float], StageInfo],
-        wire: Callable[[RunRequest, Sequence[StagePlan]], str],
-        reach: Reach | None = None,
+        connector: StageConnector | None = None,
         receipts: ReceiptPlan | None = None,
-        private: Callable[[int], Awaitable[PrivateBlocks]] | None = None,
+        private: PrivateLayers | None = None,
         keep_s: float = 0.0,
-        cannot_hold: Callable[[Constraint], frozenset[bytes]] = lambda constraint: frozenset(),
     ) -> None:
-        self.switchboard, self.target, self.planner = switchboard, target, planner
-        self._drafting, self._costs, self._describe, self._wire = drafting, costs, describe, wire
+        self.switchboard, self.target = switchboard, target
+        self.router, self._drafting = router, drafting
         self._receipts = receipts
         self._private = private
         self._keep_s = keep_s
-        self._cannot_hold = cannot_hold
         self._prefixes = PrefixCache()
-        self._reach = reach or dialler(switchboard)
+        self._connector = connector or PlainConnector(switchboard)
         self.links: dict[bytes, RingLink] = {}
         self.loops: dict[bytes, RunLoop] = {}
         self.memory = LearnedCosts()
@@ -160,18 +153,23 @@ class RunEngine:
     ) -> None:
         """A failed run fails its own reader, never the other runs of the desk."""
         try:
-            await self._drive(request, receipt, events.put_nowait)
+            await self._drive(request, receipt, events)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             events.put_nowait(_single(error))
 
-    async def _drive(self, request: RunRequest, where: Path | None, emit: Callable[[RunEvent], None]) -> None:
+    async def _drive(
+        self, request: RunRequest, where: Path | None, events: asyncio.Queue[RunEvent | BaseException]
+    ) -> None:
         request = await self._compiled(request)
-        opening = await patiently(lambda: self._opening(request), request.patience_s, emit)
+        routes = RunRoutes(self.router, request, self._connector)
+        opening = await patiently(lambda: self._opening(request, routes), request.patience_s, events.put_nowait)
         drafting = self._drafting.make(request)
+        if opening.drafts:
+            drafting = replace(drafting, name="mtp" if drafting.name == "none" else f"{drafting.name}+mtp")
         text = TextStream(
-            self.target.decode,
+            self.target.decoder,
             request.stop,
             before=(*request.prompt_ids, *request.given),
             special=self.target.special,
@@ -180,29 +178,24 @@ class RunEngine:
             least=request.sampling.shaping.least if request.sampling.shaping is not None else 0,
         )
         core = self._core(request, opening, drafting, self._held_to(request))
-        link = RingLink(self._reach, opening)
+        link = RingLink(self._connector, opening)
         if request.private and self._private is not None:
-            blocks = await self._private(request.private)
+            blocks = await self._private.get(request.private)
             link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire, self._held_to(request))
         self.links[opening.run] = link
         thread = ThreadPoolExecutor(1, "draft", torch.set_num_threads, (drafting.threads,))
-        deferred = drafting.deferred
         parts = RunParts(
             link=link,
             opening=opening,
-            planner=lambda excluded: self._plan(request, excluded),
+            request=request,
+            routes=routes,
             core=core,
             text=text,
-            drafter=deferred,
+            drafter=drafting.deferred,
             draft_thread=thread,
-            begin_drafter=(lambda: deferred.begin(request.prompt_ids, request.sampling)) if deferred else None,
-            emit=emit,
-            describe=self._describe,
-            unreachable=lambda stages: unreachable(self._reach, stages),
-            patience_s=request.patience_s,
+            events=events,
             vocab_size=None if request.private else self.target.vocab_size,
-            order=self._ordering(request, opening),
-            given=len(request.given),
+            receipts=self._receipts if request.receipt else None,
         )
         loop = self.loops[opening.run] = RunLoop(parts)
         try:
@@ -216,7 +209,7 @@ class RunEngine:
                 )
                 result = replace(result, receipt=str(path))
             await loop.settle()
-            emit(Finished(result))
+            parts.emit(Finished(result))
         except BaseException as error:
             reason = "cancelled" if isinstance(error, asyncio.CancelledError) else "swarm_incomplete"
             await self._account_for(request, loop, drafting.name, reason, where)
@@ -260,14 +253,8 @@ class RunEngine:
                 self._prefixes.add(KeptRun(link.opening.run, route, held, until_s, request.prefix or ""))
             self.links.pop(link.opening.run, None)
 
-    def _ordering(self, request: RunRequest, opening: OpenRun) -> Callable[[Sequence[StagePlan]], RunAccount] | None:
-        plan = self._receipts
-        if plan is None or not request.receipt:
-            return None
-        return lambda stages: RunAccount(plan, request, stages, opening.wire, opening.run.hex())
-
-    def _opening(self, request: RunRequest) -> OpenRun:
-        stages = tuple(self._plan(request, frozenset()))
+    def _opening(self, request: RunRequest, routes: RunRoutes) -> OpenRun:
+        stages = tuple(routes.plan(frozenset()))
         want = len(request.prompt_ids) + request.max_tokens
         context = min(-(-want // CONTEXT_STEP) * CONTEXT_STEP, self.target.context)
         base, keep = b"", 0
@@ -278,13 +265,18 @@ class RunEngine:
             epoch=0,
             requester=self.switchboard.id,
             model=self.target.model,
-            wire=self._wire(request, stages),
+            wire=routes.wire(stages),
             layout=Layout(SCRATCH[request.speculation], context),
             sampling=request.sampling,
             stages=stages,
             keep=keep,
             base=base,
+            drafts=self._tail_drafts(request),
         )
+
+    def _tail_drafts(self, request: RunRequest) -> bool:
+        """Whether the tail should follow the run with the model's own head: it learns the run's token ids by that."""
+        return self.target.mtp and request.draft == "auto" and request.speculation != "plain" and not request.private
 
     async def _compiled(self, request: RunRequest) -> RunRequest:
         """The request with its constraint as it stands in the order, once it is known to compile, and the shaping with
@@ -310,20 +302,14 @@ class RunEngine:
         constraint, compiler = request.sampling.constraint, self.target.compiler
         return compiler.held(constraint) if constraint is not None and compiler is not None else None
 
-    def _plan(self, request: RunRequest, excluded: frozenset[bytes]) -> Sequence[StagePlan]:
-        """A route without the nodes named, and where there is one without tails that would refuse the constraint."""
-        constraint = request.sampling.constraint
-        if constraint is not None and not request.private and (unfit := self._cannot_hold(constraint)):
-            with contextlib.suppress(CoverageError):
-                return self.planner(excluded | unfit, request.private)
-        return self.planner(excluded, request.private)
-
     def _core(
         self, request: RunRequest, opening: OpenRun, drafting: Drafting, held_to: Matcher | None = None
     ) -> Speculation:
         key = (request.speculation, drafting.name, opening.wire, *(s.node for s in opening.stages))
         setting = Setting(mode=request.speculation, leaves=drafting.leaves)
-        controller = self.memory.controller(key, lambda: Controller(self._costs(opening.stages, opening.wire), setting))
+        controller = self.memory.controller(
+            key, lambda: Controller(self.router.costs(opening.stages, opening.wire), setting)
+        )
         return Speculation(
             request.prompt_ids,
             opening.layout,
@@ -334,6 +320,7 @@ class RunEngine:
             calibrations=self.memory.calibrations,
             held=opening.keep,
             guide=self._guide(request, held_to),
+            tail=opening.drafts,
         )
 
     def _guide(self, request: RunRequest, held_to: Matcher | None) -> Guide | None:
@@ -359,7 +346,7 @@ class RunEngine:
     def _as_signed(self, result: RunResult) -> RunResult:
         """The text of a receipt is what its tokens decode to by themselves, so that a replay finds the same: what was
         shown may be cut at a stop string, and begins as the end of the prompt wants it."""
-        return replace(result, text=self.target.decode(result.token_ids))
+        return replace(result, text=self.target.decoder.decode(result.token_ids))
 
 
 def _route(stages: Sequence[StagePlan]) -> tuple[tuple[bytes, int, int], ...]:

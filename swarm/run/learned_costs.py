@@ -1,17 +1,16 @@
-"""What the runs of one requester share: the model, where routes and drafters come from, what earlier runs learned."""
+"""What the runs of one requester share: the model, where drafters come from, what earlier runs learned."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from draft.base import Drafter
 from swarm.model.compiling import Compiler
-from swarm.ring.opening import StagePlan
+from swarm.model.text.decoder import TokenDecoder
 from swarm.run.api import RunRequest
 from swarm.run.controller import Controller
-from swarm.run.detokenizer import Decode
 from swarm.run.proposals import Calibrations, fresh_calibrations
 
 
@@ -20,17 +19,19 @@ class TargetFacts:
     """What a requester must know of the model: manifest digest, context, end tokens, and how ids become text.
 
     vocab_size    token ids are below it; None: not known
-    special       names of the ids that `decode` leaves out
+    special       names of the ids that `decoder` leaves out
     compiler      holds answers to constraints; None: runs with one are refused
+    mtp           the checkpoint has a multi-token prediction head that a tail can draft with
     """
 
     model: str
     context: int
     eos: frozenset[int]
-    decode: Decode
+    decoder: TokenDecoder
     vocab_size: int | None = None
     special: Mapping[int, str] = field(default_factory=dict)
     compiler: Compiler | None = None
+    mtp: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,6 @@ class Drafting:
     deferred: Drafter | None = None
     leaves: int = 8
     threads: int = 1
-
-
-RoutePlanner = Callable[[frozenset[bytes], int], Sequence[StagePlan]]
-"""The best route without the nodes named, leaving out that many layers at either end. Raises CoverageError."""
 
 
 class DraftingSource(Protocol):

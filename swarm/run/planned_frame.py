@@ -28,11 +28,13 @@ class StopRule:
 
 @dataclass(frozen=True)
 class PlannedFrame:
-    """A frame to send now. Frames go to the head in order of `seq`; its answers come in order too."""
+    """A frame to send now. Frames go to the head in order of `seq`; its answers come in order too. `drafts`: how many
+    tokens ahead the tail is asked to draft."""
 
     seq: int
     commits: Commits
     rows: Rows
+    drafts: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar, TypeVarTuple
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
 import torch
@@ -47,21 +47,28 @@ MOST_SHELVED = 2
 """Numbers of private layers whose weights stay loaded: each holds that part of the model."""
 
 
+class PrivateLayers(Protocol):
+    """Where a requester has its own ends of the model from."""
+
+    async def get(self, count: int) -> PrivateBlocks:
+        """The blocks of `count` layers at either end. Raises UsageError, ModelError."""
+
+
 class PrivateShelf:
-    """Private layers by their number, as `load` gives them: each loaded once, those not asked for longest go.
+    """Private layers by their number, from `source`: each loaded once, those not asked for longest go.
 
     Runs hold what they use; an entry that goes is freed with the last of them.
     """
 
-    def __init__(self, load: Callable[[int], Awaitable[PrivateBlocks]]) -> None:
-        self._load = load
+    def __init__(self, source: PrivateLayers) -> None:
+        self._source = source
         self._kept: dict[int, PrivateBlocks] = {}
         self._loading = asyncio.Lock()
 
     async def get(self, count: int) -> PrivateBlocks:
-        """The blocks of that many layers at either end. Raises what `load` raises, and keeps nothing then."""
+        """The blocks of that many layers at either end. Raises what `source` raises, and keeps nothing then."""
         async with self._loading:
-            found = self._kept.pop(count, None) or await self._load(count)
+            found = self._kept.pop(count, None) or await self._source.get(count)
             self._kept[count] = found
             while len(self._kept) > MOST_SHELVED:
                 del self._kept[next(iter(self._kept))]

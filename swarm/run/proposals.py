@@ -1,7 +1,8 @@
 """From drafters to the tree: who is asked for what, what they are told, and what their word is worth.
 
 Two drafters at most. The inline one is cheap and asked on the spot; the deferred one works elsewhere, one step at a
-time. Both feed the same tree through a calibration of their own. What lost branches teach is beside them
+time. Where the model has a head for it, the tail drafts as well: frames ask for that, and answers bring it. All feed
+the same tree through a calibration of their own. What lost branches teach is beside them
 (`swarm.run.echo_proposals`).
 """
 
@@ -9,25 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from draft.base import Drafter, DraftNode, DraftStep, Expansion
+from draft.base import Child, Drafter, DraftNode, DraftStep, Expansion
 from draft.calibrate import Calibration
 from draft.tree import Node, TokenTree
+from swarm.ring.frame import Drafts
 from swarm.ring.guide import Guide
 from swarm.run.controller import Controller
 
-INLINE, DEFERRED, ECHO = 0, 1, 2
+INLINE, DEFERRED, ECHO, TAIL = 0, 1, 2, 3
 _INLINE_ROUNDS = 8
 _INLINE_LEAVES = 32
 _INLINE_WIDTH = 2
 _LEAST_CHANCE = 1e-4
 
-Calibrations = tuple[Calibration, Calibration, Calibration]
-"""Of the inline drafter, of the deferred one and of echoes: by their numbers."""
+Calibrations = tuple[Calibration, Calibration, Calibration, Calibration]
+"""Of the inline drafter, of the deferred one, of echoes and of the tail's drafts: by their numbers."""
 
 
 def fresh_calibrations() -> Calibrations:
     """Before anything was observed."""
-    return Calibration(trust=0.9), Calibration(), Calibration(trust=1.0)
+    return Calibration(trust=0.9), Calibration(), Calibration(trust=1.0), Calibration()
 
 
 class Proposals:
@@ -41,9 +43,11 @@ class Proposals:
         inline: Drafter | None,
         deferred: bool,
         guide: Guide | None = None,
+        tail: bool = False,
     ) -> None:
-        """`guide`: what the run is held to; drafts that it does not allow are not made."""
+        """`guide`: what the run is held to; drafts that it does not allow are not made. `tail`: the tail drafts too."""
         self._guide = guide
+        self._tail, self._roots_undrafted = tail, 0
         self.deferred = deferred
         self.spent_ms = 0.0
         self.steps = 0
@@ -71,6 +75,7 @@ class Proposals:
             feed.commit(new, old)
         self.spent_ms = 0.0
         self._roots_unasked += 1
+        self._roots_undrafted += 1
 
     def settled(self) -> None:
         """An answer changed the tree: tell who knew the lost branches. There may be room for what was not served."""
@@ -101,6 +106,26 @@ class Proposals:
                 self._tree.ask(node, INLINE)
             step = self._feeds[INLINE].step(self._tree, leaves, self._setting.rows, _INLINE_WIDTH)
             self._adopt(self._inline.step(step), INLINE)
+
+    # The tail's drafts
+
+    def ask_tail(self) -> int:
+        """How many tokens ahead the tail should draft with the next frame."""
+        if not self._tail:
+            return 0
+        levels = self._control.tail_levels(self._calibrations[TAIL], self._roots_undrafted)
+        if levels:
+            self._roots_undrafted = 0
+        return levels
+
+    def from_tail(self, node: Node, drafts: Drafts, took_us: int) -> None:
+        """What the tail expects after `node`, which is the last known token."""
+        self._control.tail_drafted(took_us / 1000.0, len(drafts.token))
+        levels = tuple(
+            tuple(Child(token, share) for token, share in zip(tokens, shares, strict=True))
+            for tokens, shares in zip(drafts.token.tolist(), drafts.share.tolist(), strict=True)
+        )
+        self._adopt([Expansion(node.id, levels)], TAIL)
 
     # The deferred drafter
 

@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from receipts import Model, OwnLayers, PlannedStage, ReceiptError, RequesterRecord
 from receipts.format.sign import sha256
@@ -28,29 +28,36 @@ PREVIOUS = "previous"
 WITNESS_TIMEOUT_S = 3.0
 OUTCOMES = {"stop": "complete", "length": "complete", "cancelled": "cancelled"}
 
-AskWitness = Callable[[bytes, dict[str, bytes | str]], Awaitable[bytes]]
-"""Sends {"order": envelope}, later {"close": envelope, "about": sha256 of the order's}, to a node; its envelope back.
 
-Raises PeerError.
-"""
+class Parties(Protocol):
+    """Whoever else takes part in a receipt; `swarm.client.router.Routes` knows the members."""
+
+    def ordered_dtype(self, stages: Sequence[StagePlan]) -> str:
+        """What an order says that the stages compute in."""
+
+    def witnesses(self, stages: Sequence[StagePlan], count: int | None) -> Sequence[bytes]:
+        """Nodes outside the ring to countersign: `count` of them, or as many as is usual."""
+
+    async def ask_witness(self, node: bytes, header: dict[str, bytes | str]) -> bytes:
+        """Send {"order": envelope}, later {"close": envelope, "about": sha256 of the order's}; the node's envelope.
+
+        Raises PeerError.
+        """
+
+    def unlike(self, signed: Sequence[tuple[bytes, str | None]]) -> tuple[bytes, str] | None:
+        """Of stages and the kernel fingerprints that they accepted under, which one a run may not have, and why."""
 
 
 @dataclass(frozen=True)
 class ReceiptPlan:
-    """Where receipts go, and what they name: model, layers, and what the stages compute in.
-
-    `unlike`: of stages and the kernel fingerprints that they accepted under, which one the run may not have, and why.
-    """
+    """Where receipts go, and what they name: model, layers, and who takes part."""
 
     folder: Path
     notary: ReceiptSigner
     model: str
     n_layers: int
-    dtype: Callable[[Sequence[StagePlan]], str]
-    witnesses: Callable[[Sequence[StagePlan], int | None], Sequence[bytes]]
-    ask: AskWitness
+    parties: Parties
     pruner: Pruner | None = None
-    unlike: Callable[[Sequence[tuple[bytes, str | None]]], tuple[bytes, str] | None] = lambda signed: None
 
 
 class UnlikeStageError(PeerError):
@@ -75,7 +82,7 @@ class RunAccount:
         self.record = RequesterRecord(
             plan.notary.author,
             model=Model(plan.model, plan.notary.manifest, plan.n_layers),
-            dtype=plan.dtype(stages),
+            dtype=plan.parties.ordered_dtype(stages),
             wire=wire,
             sampler=sampler_of(request.sampling),
             prompt=list(request.prompt_ids),
@@ -109,7 +116,7 @@ class RunAccount:
             raise PeerError(f"expected every stage's acceptance of the order, found {error}") from error
         plan = self.record.opening.plan
         signed = [(bytes.fromhex(s.node), accept.fingerprint) for s, accept in zip(plan, accepts, strict=True)]
-        if unlike := self._plan.unlike([*self._fingerprints, *signed]):
+        if unlike := self._plan.parties.unlike([*self._fingerprints, *signed]):
             raise UnlikeStageError(*unlike)
         self._fingerprints = list(dict.fromkeys([*self._fingerprints, *signed]))
 
@@ -123,10 +130,10 @@ class RunAccount:
 
     async def witness_order(self, stages: Sequence[StagePlan]) -> None:
         """Ask nodes outside the ring to countersign the order; those that do not answer are left out."""
-        for node in self._plan.witnesses(stages, self._request.witnesses):
+        for node in self._plan.parties.witnesses(stages, self._request.witnesses):
             try:
                 async with asyncio.timeout(WITNESS_TIMEOUT_S):
-                    signed = await self._plan.ask(node, {"order": self.record.order.to_bytes()})
+                    signed = await self._plan.parties.ask_witness(node, {"order": self.record.order.to_bytes()})
                 self.record.witnessed_untrusted(signed, "order")
                 self._witnesses.append(node)
             except (SwarmError, ReceiptError, TimeoutError):
@@ -170,7 +177,7 @@ class RunAccount:
             try:
                 async with asyncio.timeout(WITNESS_TIMEOUT_S):
                     about = sha256(self.record.order.to_bytes())
-                    signed.append(await self._plan.ask(node, {"close": close, "about": about}))
+                    signed.append(await self._plan.parties.ask_witness(node, {"close": close, "about": about}))
             except (SwarmError, TimeoutError):
                 self._witnesses.remove(node)
         return signed

@@ -18,7 +18,7 @@ from swarm.net.channel.message import Message
 from swarm.net.channel.wire import encode_tensor
 from swarm.net.peer import Peer
 from swarm.ring.certain_rows import REPLAY_ROWS, certain_rows, leading_fresh
-from swarm.ring.connect import Reach
+from swarm.ring.connect import StageConnector
 from swarm.ring.frame import DOWN, Answer, Frame, encode_commits, encode_frame
 from swarm.ring.opening import OpenRun, RingSignal, encode_open, encode_release
 from swarm.ring.receipt_log import measure, note_commits
@@ -68,7 +68,7 @@ class RingLink:
     said      what the stages said of themselves when the ring opened; empty until all have
     """
 
-    reach: Reach
+    connector: StageConnector
     opening: OpenRun
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     answers: deque[tuple[Answer, float]] = field(default_factory=deque)
@@ -78,6 +78,7 @@ class RingLink:
     private: PrivateEnds | None = None
     head: Peer | None = None
     tail: Peer | None = None
+    _before: OpenRun | None = None
     _word: asyncio.Future[RingSignal] | None = None
     _ended: asyncio.Queue[Mapping[str, Any]] = field(default_factory=asyncio.Queue)
     _pings: list[asyncio.Task[None]] = field(default_factory=list)
@@ -85,16 +86,25 @@ class RingLink:
     _closing: bool = False
     _warmth: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
-    async def open(self, opening: OpenRun, told: Callable[[], None], tokens: Sequence[int]) -> None:
+    def turn_to(self, opening: OpenRun) -> None:
+        """From now on only what belongs to the ring of `opening` counts; what came of the one before is forgotten.
+
+        In one step with the record's turn to it: an answer that comes between the two would stand in both.
+        """
+        self._before, self.opening, self.said = self.opening, opening, ()
+        self.answers.clear()
+        self.losses.clear()
+
+    async def open(self, told: Callable[[], None], tokens: Sequence[int]) -> None:
         """Dial head and tail and form the ring. Frames may follow once `told` is called, before all have answered.
 
         `tokens`: the committed tokens, for a head that must be replayed. Raises StageRefused.
         """
-        before, self.opening, self.said = self.opening, opening, ()
+        opening = self.opening
         self._end_watches()
         if self.head is not None and self.head.id not in {stage.node for stage in opening.stages}:
             with contextlib.suppress(PeerError):
-                self.head.post(encode_release(before), flow=opening.run)
+                self.head.post(encode_release(self._before or opening), flow=opening.run)
         if self.private is not None:
             self.private.restart()
             self.private.log = self.account.record.own_log if self.account is not None else None
@@ -102,9 +112,9 @@ class RingLink:
         head, tail = opening.stages[0], opening.stages[-1]
         try:
             with _naming(head.node):
-                self.head = await self.reach(head)
+                self.head = await self.connector.connect(head)
             with _naming(tail.node):
-                self.tail = await self.reach(tail)
+                self.tail = await self.connector.connect(tail)
             self._watch()
             self._measure()
             with _naming(head.node):

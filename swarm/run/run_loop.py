@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,18 +17,16 @@ from swarm.base.nodeid import short_id
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.opening import OpenRun, StagePlan
 from swarm.run.answer_check import Sent, check_answer_untrusted
-from swarm.run.api import CommittedTokens, FinishReason, Recovering, RingOpened, RunEvent, StageInfo
+from swarm.run.api import CommittedTokens, FinishReason, Recovering, RingOpened, RunEvent, RunRequest, StageInfo
 from swarm.run.blame import Blame
 from swarm.run.detokenizer import TextStream
 from swarm.run.draft_steps import DraftSteps
 from swarm.run.exclusions import Exclusions
-from swarm.run.receipt import RunAccount
+from swarm.run.receipt import ReceiptPlan, RunAccount
 from swarm.run.ring_client import Loss, RingLink, StageRefused
+from swarm.run.routing import RunRoutes
 from swarm.run.run_stats import Tally
 from swarm.run.speculation import Speculation
-
-Planner = Callable[[frozenset[bytes]], Sequence[StagePlan]]
-"""The best route without the nodes named. Raises CoverageError when none is left."""
 
 KEEP_EVERY_S = 10.0
 REPLAN_EVERY_S = 0.5
@@ -38,24 +36,27 @@ DEADLINE_PASSES = 8.0
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a run is made of; built by the desk."""
+    """What a run is made of; built by the engine.
+
+    events    what the reader of the run is told, in order
+    receipts  how its receipt is made; None: it leaves none
+    """
 
     link: RingLink
     opening: OpenRun
-    planner: Planner
+    request: RunRequest
+    routes: RunRoutes
     core: Speculation
     text: TextStream
     drafter: Drafter | None
     draft_thread: ThreadPoolExecutor
-    begin_drafter: Callable[[], None] | None
-    emit: Callable[[RunEvent], None]
-    describe: Callable[[StagePlan, dict[str, object], float], StageInfo]
-    unreachable: Callable[[Sequence[StagePlan]], Awaitable[frozenset[bytes]]]
-    patience_s: float
+    events: asyncio.Queue[RunEvent | BaseException]
     vocab_size: int | None = None
-    order: Callable[[Sequence[StagePlan]], RunAccount] | None = None
-    given: int = 0
-    """First tokens of the answer that are the requester's own, and no part of its text."""
+    receipts: ReceiptPlan | None = None
+
+    def emit(self, event: RunEvent) -> None:
+        """Tell the reader."""
+        self.events.put_nowait(event)
 
 
 class RunLoop:
@@ -70,7 +71,7 @@ class RunLoop:
         self.prompt_tokens = len(parts.core.tokens)
         self.emitted: list[int] = []
         self._absent = Exclusions()
-        self._blame = Blame(self._absent, parts.unreachable, self._can_do_without)
+        self._blame = Blame(self._absent, parts.routes)
         self._drafting: DraftSteps | None = None
         self._opening: asyncio.Task[StageRefused | None] | None = None
         self._in_flight: dict[int, Sent] = {}
@@ -81,9 +82,7 @@ class RunLoop:
     async def run(self) -> FinishReason:
         """Generate until the core is finished or the swarm is. Frees nothing: the desk closes the link."""
         parts = self.parts
-        self._drafting = DraftSteps(
-            self.core, parts.drafter, parts.draft_thread, parts.begin_drafter, self.link.wake.set
-        )
+        self._drafting = DraftSteps(self.core, parts.drafter, parts.draft_thread, parts.request, self.link.wake)
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -125,7 +124,9 @@ class RunLoop:
                 self._in_flight[planned.seq] = Sent(self._last_sent, np.flatnonzero(planned.rows.want))
                 self.tally.passes += 1
                 self.tally.rows += len(planned.rows)
-                await link.send(Frame(opening.run, opening.epoch, planned.seq, planned.commits, planned.rows))
+                await link.send(
+                    Frame(opening.run, opening.epoch, planned.seq, planned.commits, planned.rows, drafts=planned.drafts)
+                )
         except StageRefused as error:
             return Loss(link.opening.epoch, 0, str(error))
         if time.monotonic() - self._last_sent > KEEP_EVERY_S:
@@ -194,7 +195,8 @@ class RunLoop:
                 self.tally.lone_pass_ms.append((at - sent.at) * 1000.0)
         self.tally.stage_us.append([computed for _, computed in answer.timings])
         stages = [(queued / 1000.0, computed / 1000.0) for queued, computed in answer.timings]
-        settled = self.core.on_answer(answer.seq, [int(t) for t in answer.token], at, stages)
+        drawn = [int(t) for t in answer.token]
+        settled = self.core.on_answer(answer.seq, drawn, at, stages, answer.drafts, answer.drafts_us)
         tokens, drafted, logprobs, added = [], [], [], []
         for token in settled.tokens:
             if self.tally.first_token is None:
@@ -203,7 +205,7 @@ class RunLoop:
             drafted.append(token.drafted)
             top = zip(answer.top_token[token.answer], answer.top_logprob[token.answer], strict=True)
             logprobs.append((float(answer.logprob[token.answer]), tuple((int(t), float(v)) for t, v in top)))
-            if len(self.emitted) + len(tokens) <= self.parts.given:
+            if len(self.emitted) + len(tokens) <= len(self.parts.request.given):
                 continue
             added.append(self.parts.text.feed(token.token))
             if self.parts.text.stopped:
@@ -220,11 +222,11 @@ class RunLoop:
 
     async def _form(self, opening: OpenRun) -> bool:
         """Open a ring, planning again while stages refuse. False when patience ran out with layers missing."""
-        deadline = time.monotonic() + self.parts.patience_s
+        deadline = time.monotonic() + self.parts.request.patience_s
         while True:
             now = time.monotonic()
             try:
-                stages = tuple(self.parts.planner(self._absent.now(now)))
+                stages = tuple(self.parts.routes.plan(self._absent.now(now)))
             except CoverageError:
                 if not self._absent:
                     raise
@@ -235,9 +237,10 @@ class RunLoop:
                 await asyncio.sleep(REPLAN_EVERY_S)
                 continue
             opening = replace(opening, stages=stages, record=self._signed(stages))
+            self.link.turn_to(opening)
             told = asyncio.Event()
             tokens = self.core.tokens[: opening.keep]
-            self._opening = self._group.create_task(_refusal(self.link.open(opening, told.set, tokens)))
+            self._opening = self._group.create_task(_refusal(self.link.open(told.set, tokens)))
             self._opening.add_done_callback(lambda _: self.link.wake.set())
             waiter = self._group.create_task(told.wait())
             await asyncio.wait({self._opening, waiter}, return_when=asyncio.FIRST_COMPLETED)
@@ -253,14 +256,16 @@ class RunLoop:
 
     def _signed(self, stages: Sequence[StagePlan]) -> Mapping[str, Any] | None:
         """The order, or the plan that replaces the one before, for the opening."""
-        if self.parts.order is None:
+        receipts, request, link = self.parts.receipts, self.parts.request, self.link
+        if receipts is None:
             return None
-        account = self.link.account
+        account = link.account
         if account is None:
-            account = self.link.account = self.parts.order(stages)
+            opening = self.parts.opening
+            account = link.account = RunAccount(receipts, request, stages, opening.wire, opening.run.hex())
             self._group.create_task(account.witness_order(stages))
         else:
-            lost = self._absent.ever(stage.node for stage in self.link.opening.stages)
+            lost = self._absent.ever(stage.node for stage in link.opening.stages)
             account.replan(stages, self.core.drawn, lost, self._last_reason)
         return account.header
 
@@ -272,7 +277,7 @@ class RunLoop:
     async def _recover(self, loss: Loss) -> bool:
         """Leave the lost stage out and go on from what every stage is known to hold."""
         link, stages = self.link, self.link.opening.stages
-        if loss.leaving and not self._can_do_without(stages[loss.stage].node):
+        if loss.leaving and not self._blame.can_do_without(stages[loss.stage].node):
             return True  # it works until it goes, and then the run waits for another
         if self._opening is not None:
             self._opening.cancel()
@@ -291,7 +296,7 @@ class RunLoop:
         name = ", ".join(short_id(node) for node in lost) or "no stage in particular"
         self.parts.emit(Recovering(name, loss.reason, loss.leaving))
         self.tally.recoveries += not loss.leaving
-        if (stuck_s := self._blame.stuck_s(progress)) > self.parts.patience_s:
+        if (stuck_s := self._blame.stuck_s(progress)) > self.parts.request.patience_s:
             times = self._blame.times(progress)
             raise RunError(
                 f"the run made no progress for {stuck_s:.0f} s while its ring broke {times} times, the last time "
@@ -299,8 +304,6 @@ class RunLoop:
             )
         self.core.restart()
         self._in_flight.clear()
-        link.answers.clear()
-        link.losses.clear()
         return await self._form(link.next_epoch(keep=self.core.held))
 
     @property
@@ -308,19 +311,12 @@ class RunLoop:
         """Rises with every token, and with every part of the prompt that is known to be held."""
         return len(self.core.tokens) + self.core.held
 
-    def _can_do_without(self, node: bytes) -> bool:
-        try:
-            self.parts.planner(self._absent.now(time.monotonic()) | {node})
-        except CoverageError:
-            return False
-        return True
-
     def _announce(self) -> None:
         """Note what the stages said of themselves, and tell the reader once per ring who forms it."""
         infos = []
         stages = self.link.opening.stages
         for index, (plan, said) in enumerate(zip(stages, self.link.said or ({},) * len(stages), strict=True)):
-            infos.append(self.parts.describe(plan, said, self.tally.compute_ms(index, last=64) or 0.0))
+            infos.append(self.parts.routes.describe(plan, said, self.tally.compute_ms(index, last=64) or 0.0))
         self.ring = tuple(infos)
         if self._announced != self.link.opening.epoch:
             self._announced = self.link.opening.epoch

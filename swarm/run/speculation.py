@@ -30,6 +30,7 @@ from draft.base import Drafter, DraftStep, Expansion
 from draft.tree import Node, TokenTree
 from swarm.base.errors import PeerError
 from swarm.model.rows import Commits, Layout
+from swarm.ring.frame import Drafts
 from swarm.ring.guide import Guide
 from swarm.run.controller import Controller
 from swarm.run.echo_proposals import Echoing
@@ -67,9 +68,10 @@ class Speculation:
         chunk: int = 256,
         held: int = 0,
         guide: Guide | None = None,
+        tail: bool = False,
     ) -> None:
         """`layout` of the session; `chunk` most prompt rows of a frame; `held` prompt tokens that all stages hold;
-        `guide` what the answer is held to.
+        `guide` what the answer is held to; `tail`: the tail drafts where it is asked to.
 
         Raises UsageError for an empty prompt, one that does not fit the context, or max_tokens under 1.
         """
@@ -99,9 +101,11 @@ class Speculation:
         calibrations = calibrations or fresh_calibrations()
         self._guide = guide
         self._proposals = Proposals(
-            self._tree, controller, calibrations, None if plain else inline, deferred and not plain, guide
+            self._tree, controller, calibrations, None if plain else inline, deferred and not plain, guide, tail
         )
-        drafts = deferred or inline is not None
+        self._behind: Node | None = None
+        """The node whose answer became the root last."""
+        drafts = deferred or inline is not None or tail
         self._echoing = Echoing(self._tree, self.tokens, controller, calibrations[ECHO], drafts, guide)
         self._placed = min(held, len(prompt) - 1)
         self._answered = self._placed
@@ -231,7 +235,7 @@ class Speculation:
         self.counts.add(
             sum(1 for p in certain if p < self._prompt), n, [node.position - root.position for node in nodes]
         )
-        return PlannedFrame(flight.seq, commits, rows)
+        return PlannedFrame(flight.seq, commits, rows, self._proposals.ask_tail() if wanted else 0)
 
     def _undrawn(self, certain: range) -> list[Node]:
         """Of certain rows, those after which the tail has not drawn yet: the last token's, and forced ones' before it.
@@ -244,11 +248,18 @@ class Speculation:
     # Answers
 
     def on_answer(
-        self, seq: int, answers: Sequence[int], now: float, stages: Sequence[tuple[float, float]] | None = None
+        self,
+        seq: int,
+        answers: Sequence[int],
+        now: float,
+        stages: Sequence[tuple[float, float]] | None = None,
+        drafts: Drafts | None = None,
+        drafts_us: int = 0,
     ) -> Settled:
         """The tail's answers for the wanted rows of frame `seq`, in order of rows.
 
         `stages`: (queued, computed) ms of the frame at each stage, where they tell; better than latency alone.
+        `drafts`: what the tail expects further on, found in `drafts_us` microseconds.
         Frames are answered in order; one without wanted rows may be passed over. An answer to a frame that a restart
         forgot is ignored. Raises PeerError when the number of answers is wrong or a frame was skipped.
         """
@@ -277,7 +288,13 @@ class Speculation:
             node.answer = token
             index[node.id] = i
             self._echoing.heard(node, token)
-        return self._settle(index, now)
+        drafted = drafts.row - (flight.rows - len(flight.wanted)) if drafts is not None else -1
+        settled = self._settle(index, now)
+        if drafts is not None and 0 <= drafted < len(flight.wanted) and self._behind is flight.wanted[drafted]:
+            if self.finished is None and not self._owed:
+                self._proposals.from_tail(self._tree.root, drafts, drafts_us)
+                self._supply()
+        return settled
 
     def _settle(self, index: dict[int, int], now: float) -> Settled:
         tokens = []
@@ -304,6 +321,7 @@ class Speculation:
 
     def _moved(self, old: Node, new: Node) -> None:
         """The root moved on to `new`."""
+        self._behind = old
         self._proposals.advanced(old, new)
         if self._guide is not None:
             self._guide.advanced(new.token)

@@ -50,7 +50,7 @@ class Desk:
         queue = FairQueue(most, config.max_waiting, config.max_waiting_per_user)
         self.admission = RequestQueue(queue, config.max_wait_s)
         self.book = RunBook()
-        self.hub = StateBroadcaster(self.state)
+        self.hub = StateBroadcaster(self)
         self.book.watch(self.hub.touch)
         self.under_way = 0
         """Requests that are being answered, from the moment in which they were given to this desk."""

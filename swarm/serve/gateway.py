@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -26,7 +27,8 @@ from swarm.serve.models import Models
 from swarm.serve.openapi import describe
 from swarm.serve.receipts import Receipts, Verify
 from swarm.serve.snapshot import Progress
-from swarm.serve.views import OwnRuns, Views, state_registry
+from swarm.serve.state_broadcaster import StateBroadcaster
+from swarm.serve.views import Views, state_registry
 from swarm.serve.web import USER, add_headers, frame, inviting, observer
 
 DESKS = web.AppKey("desks", Desks)
@@ -49,9 +51,12 @@ def make_app(
             raise UsageError(f"expected a limit for a model that is served here ({known}), found {name!r}")
     folders = list(dict.fromkeys(backend.receipts_dir for backend in backends))
     receipts = Receipts(folders, [desk.book for desk in desks.all], verify, bool(config.api_keys))
-    states = [desk.state for desk in desks.all]
-    registries = (metrics.registry, state_registry(StateCollector(*states)), state_registry(KeyCollector(allowances)))
-    views = Views(lambda request: desks.watched(request).hub, config, registries, _own_runs(desks, config))
+    registries = (
+        metrics.registry,
+        state_registry(StateCollector(*desks.all)),
+        state_registry(KeyCollector(allowances)),
+    )
+    views = Views(_Pages(desks, bool(config.api_keys)), config, registries)
     log = [] if config.access_log is None else [AccessLog(config.access_log)]
     observers = [observer(metrics.requests), *(each.observe for each in log)]
     app = web.Application(middlewares=[frame(config, *observers)])
@@ -106,13 +111,19 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
     ]
 
 
-def _own_runs(desks: Desks, config: GatewayConfig) -> OwnRuns:
-    """Which runs a page may show: those of the key that it came with; without keys nobody can be told apart."""
+@dataclass(frozen=True)
+class _Pages:
+    """What pages are shown, by the desk that they watch."""
 
-    def own(request: web.Request) -> frozenset[int] | None:
-        return desks.watched(request).book.of(request[USER]) if config.api_keys else None
+    desks: Desks
+    keyed: bool
 
-    return own
+    def hub(self, request: web.Request) -> StateBroadcaster:
+        return self.desks.watched(request).hub
+
+    def own_runs(self, request: web.Request) -> frozenset[int] | None:
+        """Those of the key that it came with; without keys nobody can be told apart."""
+        return self.desks.watched(request).book.of(request[USER]) if self.keyed else None
 
 
 def _usage(allowances: Allowances) -> Callable[[web.Request], Awaitable[web.Response]]:

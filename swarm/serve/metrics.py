@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,6 +15,8 @@ from swarm.run.run_stats import PARTS
 from swarm.serve.allowance import Allowances
 from swarm.serve.run_registry import RunNote
 from swarm.serve.state import DashboardState, NodeState
+from swarm.serve.state_broadcaster import HasState
+from swarm.stage.server import StageServer
 from swarm.stage.stats import StageCounts
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -88,15 +91,23 @@ class GatewayMetrics:
         self._runs.labels(note.result.finish_reason if note.result else note.state).inc()
 
 
-class StageCollector(Collector):
-    """What a node computed, read from its stage at scrape time. `counts` gives None while it loads its layers;
-    `waiting`: rows in its queues."""
+class HasStage(Protocol):
+    """A node, which computes once it has loaded its layers."""
 
-    def __init__(self, counts: Callable[[], StageCounts | None], waiting: Callable[[], int]) -> None:
-        self._counts, self._waiting = counts, waiting
+    @property
+    def stage(self) -> StageServer | None: ...
+
+
+class StageCollector(Collector):
+    """What a node computed, read from its stage at scrape time."""
+
+    def __init__(self, node: HasStage) -> None:
+        self._node = node
 
     def collect(self) -> Iterable[Metric]:
-        counts = self._counts() or StageCounts()
+        stage = self._node.stage
+        counts = StageCounts() if stage is None else stage.counts
+        waiting = 0 if stage is None else stage.sessions.rows_waiting
         for name, text, value in (
             ("runs", "Runs that opened here", counts.runs),
             ("recoveries", "Runs that came again in a ring formed anew", counts.recoveries),
@@ -114,22 +125,22 @@ class StageCollector(Collector):
         for part, seconds in zip(PARTS, (counts.queue_s, counts.compute_s, counts.network_s), strict=True):
             parts.add_metric([part], seconds)
         yield parts
-        yield _gauge("wanswarm_stage_rows_waiting", "Rows that wait to be computed", self._waiting())
+        yield _gauge("wanswarm_stage_rows_waiting", "Rows that wait to be computed", waiting)
 
 
 class StateCollector(Collector):
     """Gauges read from the dashboard's state at scrape time; the same on gateways and nodes.
 
-    `states`: one for each model. With several every gauge has the label `model`.
+    `shown`: one for each model. With several every gauge has the label `model`.
     """
 
-    def __init__(self, *states: Callable[[], DashboardState]) -> None:
-        self._states = states
+    def __init__(self, *shown: HasState) -> None:
+        self._shown = shown
 
     def collect(self) -> Iterable[Metric]:
         families: dict[str, GaugeMetricFamily] = {}
-        several = len(self._states) > 1
-        for state in [state() for state in self._states]:
+        several = len(self._shown) > 1
+        for state in [each.state() for each in self._shown]:
             for name, text, labels, value in _gauges(state):
                 if several:
                     labels = {"model": state.model, **labels}

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from swarm.serve.errors import ApiError
 from swarm.serve.state import DashboardState
 
 MAX_VIEWERS = 256
+
+
+class HasState(Protocol):
+    """What a dashboard shows: a model's desk, or a node."""
+
+    def state(self) -> DashboardState:
+        """As it is now."""
 
 
 class StateBroadcaster:
@@ -20,8 +28,8 @@ class StateBroadcaster:
     looked at once per `idle_s`, for changes that nobody announces (other nodes).
     """
 
-    def __init__(self, state: Callable[[], DashboardState], soon_s: float = 0.2, idle_s: float = 1.0) -> None:
-        self._state = state
+    def __init__(self, shown: HasState, soon_s: float = 0.2, idle_s: float = 1.0) -> None:
+        self._shown = shown
         self._soon_s = soon_s
         self._idle_s = idle_s
         self._dirty = asyncio.Event()
@@ -42,7 +50,7 @@ class StateBroadcaster:
         self._dirty.set()
 
     def compute(self) -> str:
-        return json.dumps(self._state().as_json(), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(self._shown.state().as_json(), ensure_ascii=False, separators=(",", ":"))
 
     async def next(self, seen: int) -> tuple[int, str] | None:
         """The newest state, as soon as it is newer than version `seen`; None at the end. For use inside `viewer`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from typing import Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -15,8 +15,15 @@ from swarm.serve.config import GatewayConfig
 from swarm.serve.state_broadcaster import StateBroadcaster
 from swarm.serve.stream import EventStream
 
-OwnRuns = Callable[[web.Request], frozenset[int] | None]
-"""Keys of the runs that may be shown to whoever asks; None: all."""
+
+class Shows(Protocol):
+    """Decides what a page is shown."""
+
+    def hub(self, request: web.Request) -> StateBroadcaster:
+        """Whose state a request asks for."""
+
+    def own_runs(self, request: web.Request) -> frozenset[int] | None:
+        """Keys of the runs of it that may be shown to whoever asks; None: all."""
 
 
 class Views:
@@ -24,14 +31,11 @@ class Views:
 
     def __init__(
         self,
-        hub: Callable[[web.Request], StateBroadcaster],
+        shows: Shows,
         config: GatewayConfig,
         registries: tuple[CollectorRegistry, ...],
-        own: OwnRuns = lambda request: None,
     ) -> None:
-        """`hub`: whose state a request asks for. `own`: which runs of it may be shown to whoever asks."""
-        self._hub = hub
-        self._own = own
+        self._shows = shows
         self._config = config
         self._registries = registries
         self._assets = load_assets()
@@ -62,12 +66,12 @@ class Views:
 
     async def state(self, request: web.Request) -> web.Response:
         headers = {"Cache-Control": "no-store"}
-        text = self._shown(self._hub(request).compute(), request)
+        text = self._shown(self._shows.hub(request).compute(), request)
         return web.Response(text=text, content_type="application/json", headers=headers)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: `state` with the whole state, each time it changed."""
-        hub = self._hub(request)
+        hub = self._shows.hub(request)
         stream = EventStream(request, self._config.write_timeout_s, self._config.keepalive_comment_s)
         async with hub.viewer(), stream:
             await stream.open({})
@@ -80,7 +84,7 @@ class Views:
 
     def _shown(self, state: str, request: web.Request) -> str:
         """The state without the runs of others."""
-        own = self._own(request)
+        own = self._shows.own_runs(request)
         if own is None:
             return state
         told = json.loads(state)

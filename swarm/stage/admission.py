@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from swarm.ring.drawing import needs_tokens
 from swarm.ring.frame import Frame
 from swarm.ring.kept_rows import SentRows, SlotTokens
 from swarm.ring.opening import OpenRun
+from swarm.stage.mtp_session import MTPHost, MTPSession
 from swarm.stage.session import StageSession
 from swarm.stage.session_owner import Owner, owner_untrusted
 
@@ -47,6 +49,7 @@ class HostedModel:
 
     compiler  holds answers to constraints, where the block is a tail and the model's tokenizer is at hand
     fingerprint  of the kernels that the block computes with (`model.fingerprint`), 64 hex digits; "": not measured
+    mtp       the model's multi-token prediction head, where the block is a tail and has it
     """
 
     model: str
@@ -56,6 +59,7 @@ class HostedModel:
     node: bytes
     compiler: Compiler | None = None
     fingerprint: str = ""
+    mtp: MTPHost | None = None
 
 
 def admit(
@@ -150,6 +154,7 @@ def _same_work(old: StageSession, opening: OpenRun) -> bool:
     and not so far beyond it that recurrent layers cannot go back."""
     then, now = old.opening, opening
     same = (then.me.first, then.me.last, then.layout) == (now.me.first, now.me.last, now.layout)
+    same = same and then.drafts == now.drafts
     same = same and then.sampling == now.sampling  # what is kept beside keys and values follows from it
     return same and old.held >= now.keep >= old.kv.floor
 
@@ -204,6 +209,9 @@ def _new(
         session.sent = SentRows(layout, block.hidden_size, block.dtype)
     if block.tail and needs_tokens(opening.sampling):
         session.tokens = SlotTokens(layout)
+    if block.tail and opening.drafts and hosted.mtp is not None:
+        with contextlib.suppress(BusyError):  # the run goes on without drafts of ours
+            session.mtp = MTPSession(hosted.mtp, layout, opening.sampling)
     return session
 
 

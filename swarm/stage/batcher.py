@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 
@@ -16,9 +17,18 @@ from swarm.stage.session import Arrived, StageSession
 _FORWARD_GAIN = 0.2
 
 
+class TakesForwards(Protocol):
+    """Gets what comes of each forward, in the event loop."""
+
+    def forwarded(self, seconds: float) -> None:
+        """A forward took so long; its outcomes follow."""
+
+    def computed(self, done: Computed) -> None:
+        """The outcome of one frame in it."""
+
+
 class Batcher:
-    """Forward after forward over whatever waits in `sessions`; `done` gets each outcome, in the event loop, and `took`
-    before them the seconds of the forward.
+    """Forward after forward over whatever waits in `sessions`; `owner` gets what comes of it.
 
     threads     of one operator
     row_budget  rows of one forward
@@ -29,10 +39,9 @@ class Batcher:
         sessions: Mapping[bytes, StageSession],
         row_budget: int,
         threads: int,
-        done: Callable[[Computed], None],
-        took: Callable[[float], None] = lambda seconds: None,
+        owner: TakesForwards,
     ) -> None:
-        self._sessions, self._row_budget, self._done, self._took = sessions, row_budget, done, took
+        self._sessions, self._row_budget, self._owner = sessions, row_budget, owner
         # The number of threads of one operator is a property of the thread that runs it.
         self._thread = ThreadPoolExecutor(1, "compute", torch.set_num_threads, (threads,))
         self._work = asyncio.Event()
@@ -73,9 +82,9 @@ class Batcher:
                 if session.closed:
                     session.release()
                 session.idle.set()
-        self._took(spent)
+        self._owner.forwarded(spent)
         for outcome in done:
-            self._done(outcome)
+            self._owner.computed(outcome)
         return True
 
     async def _gather(self) -> None:

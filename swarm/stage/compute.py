@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from swarm.base.errors import BusyError, ModelError, PeerError
-from swarm.model.block import Job
+from swarm.model.block import Block, Job
 from swarm.model.gpu import Clock, entered, first_line, out_of_memory
 from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, fits
 from swarm.ring.drawing import Drawing, needs_tokens
-from swarm.ring.frame import Answer, Frame, answer_of
+from swarm.ring.frame import Answer, Drafts, Frame, answer_of
 from swarm.stage.session import Arrived, StageSession
 
 log = logging.getLogger(__name__)
@@ -81,16 +81,26 @@ def _computed(group: Sequence[tuple[StageSession, Arrived]], started: float) -> 
         return done
     try:
         clock = group[0][0].block.clock()
-        outputs = group[0][0].block.forward([job for _, _, job in jobs])
+        outputs, given = _forward(jobs)
         clock.stop()
     except Exception as error:
         return done + [_failed(session, arrived, error) for session, arrived, _ in jobs]
-    for (session, arrived, _), output in zip(jobs, outputs, strict=True):
+    for (session, arrived, _), output, rows in zip(jobs, outputs, given, strict=True):
         try:
-            done.append(_outcome(session, arrived, output, clock, started))
+            done.append(_outcome(session, arrived, output, rows, clock, started))
         except Exception as error:
             done.append(_failed(session, arrived, error))
     return done
+
+
+def _forward(
+    jobs: Sequence[tuple[StageSession, Arrived, Job]],
+) -> tuple[list[torch.Tensor], Sequence[torch.Tensor | None]]:
+    """What the block gives for each job; where a run is drafted for here, also what the model's head was given."""
+    block = jobs[0][0].block
+    if isinstance(block, Block) and any(session.mtp is not None for session, _, _ in jobs):
+        return block.forward_to_head([job for _, _, job in jobs])
+    return block.forward([job for _, _, job in jobs]), [None] * len(jobs)
 
 
 def _failed(session: StageSession, arrived: Arrived, error: Exception) -> Computed:
@@ -138,7 +148,14 @@ def _job(session: StageSession, frame: Frame) -> Job:
     return Job(session.kv, frame.commits, frame.rows, hidden)
 
 
-def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, clock: Clock, started: float) -> Computed:
+def _outcome(
+    session: StageSession,
+    arrived: Arrived,
+    output: torch.Tensor,
+    given: torch.Tensor | None,
+    clock: Clock,
+    started: float,
+) -> Computed:
     frame, gpu = arrived.frame, session.block.gpu
     if gpu is not None and not session.block.tail:
         output = gpu.to_host(output)  # once; all that follows looks at it there
@@ -150,26 +167,55 @@ def _outcome(session: StageSession, arrived: Arrived, output: torch.Tensor, cloc
     if session.sent is not None:
         session.sent.write(frame.rows, output)
     if frame.replay == session.opening.index:
+        _drafted(session, frame, given, {})
         return Computed(session, arrived, None, timing[1])
     if session.block.tail:
-        return Computed(session, arrived, _sampled(session, frame, output, timings), timing[1])
+        answer = _sampled(session, frame, output, given, timings)
+        return Computed(session, arrived, answer, answer.timings[-1][1])
     if not fits(output, session.opening.wire):
         why = f"the block's output has values beyond the wire format {session.opening.wire}; use --wire float32"
         return Computed(session, arrived, error=why)
     wire = encode_tensor(output, session.opening.wire)
-    if not needs_tokens(session.opening.sampling) and not session.block.by_token:
-        # Only a penalty or a constraint at the tail needs token ids behind the head, or a model whose layers look them
-        # up: nobody else is shown them.
+    opening = session.opening
+    if not (needs_tokens(opening.sampling) or opening.drafts or session.block.by_token):
+        # Only a penalty, a constraint or drafting at the tail needs token ids behind the head, or a model whose layers
+        # look them up: nobody else is shown them.
         frame = replace(frame, rows=replace(frame.rows, token=np.full(len(frame.rows), -1, np.int32)))
     if session.opening.index + 1 < len(session.opening.stages):
         return Computed(session, arrived, replace(frame, timings=timings, hidden=wire), timing[1])
     return Computed(session, arrived, replace(answer_of(frame, np.zeros(0), [], timings), hidden=wire), timing[1])
 
 
-def _sampled(session: StageSession, frame: Frame, logits: torch.Tensor, timings: tuple[tuple[int, int], ...]) -> Answer:
-    """Draw the token that follows each wanted row: position + 1, by the run's seed."""
+def _sampled(
+    session: StageSession,
+    frame: Frame,
+    logits: torch.Tensor,
+    given: torch.Tensor | None,
+    timings: tuple[tuple[int, int], ...],
+) -> Answer:
+    """Draw the token that follows each wanted row: position + 1, by the run's seed. Then draft, where that is asked."""
     wanted = np.flatnonzero(frame.rows.want)
     positions = [int(p) + 1 for p in frame.rows.position[wanted]]
     drawing = Drawing(session.opening.sampling, session.tokens, session.held_to)
     picked = drawing.pick(logits, positions, frame.rows) if len(wanted) else []
-    return answer_of(frame, wanted, picked, timings)
+    started = time.monotonic()
+    drawn = {int(row): one.token for row, one in zip(wanted, picked, strict=True)}
+    drafts = _drafted(session, frame, given, drawn)
+    took = int((time.monotonic() - started) * 1e6) if session.mtp is not None else 0
+    timings = (*timings[:-1], (timings[-1][0], timings[-1][1] + took))
+    return answer_of(frame, wanted, picked, timings, drafts, took)
+
+
+def _drafted(
+    session: StageSession, frame: Frame, given: torch.Tensor | None, drawn: Mapping[int, int]
+) -> Drafts | None:
+    """The run's drafts by the model's own head. Whatever goes wrong there ends drafting, not the run."""
+    if session.mtp is None or given is None:
+        return None
+    try:
+        return session.mtp.follow(frame.rows, frame.commits, given, drawn, frame.drafts)
+    except Exception as error:
+        log.warning("run %s: its MTP head drafts no more", session.run.hex()[:8], exc_info=error)
+        session.mtp.close()
+        session.mtp = None
+        return None

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from swarm.base.errors import PeerError
 from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
-from swarm.net.switchboard import Switchboard
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_frame
 from swarm.ring.receipt_log import measure
+from swarm.stage.context import StageContext
 from swarm.stage.session import StageSession
-from swarm.stage.stats import StageCounts
 
 ATTACH_TIMEOUT_S = 10.0
 
 
 class Sender:
-    """Sends for every session of one stage. `lose` tells the requester that a stage is gone."""
+    """Sends for every session of one stage."""
 
-    def __init__(
-        self,
-        switchboard: Switchboard,
-        lose: Callable[[StageSession, int, str], None],
-        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
-        counts: StageCounts,
-    ) -> None:
-        self._switchboard, self._lose, self._spawn, self._counts = switchboard, lose, spawn, counts
+    def __init__(self, stage: StageContext) -> None:
+        self._stage = stage
         self._arrival = asyncio.Event()
 
     def peer_opened(self) -> None:
@@ -48,24 +39,24 @@ class Sender:
                 else:
                     await self._answer(session, out)
         except PeerError as error:
-            self._lose(session, session.opening.index + 1, str(error))
+            self._stage.lose(session, session.opening.index + 1, str(error))
 
     async def _answer(self, session: StageSession, answer: Answer) -> None:
         """To the requester, over the connection that it made; it may come a moment after the first answer."""
         async with asyncio.timeout(ATTACH_TIMEOUT_S):
-            while (requester := self._switchboard.get(session.opening.requester)) is None:
+            while (requester := self._stage.switchboard.get(session.opening.requester)) is None:
                 self._arrival.clear()
                 await self._arrival.wait()
         if not session.measured_back:
             session.measured_back = True
             session.warmth.enter_context(requester.warm())
             if session.account is not None:
-                session.tasks.append(self._spawn(measure(requester, session.account.record.outbound)))
+                session.tasks.append(self._stage.spawn(measure(requester, session.account.record.outbound)))
         await self.give(session, requester, answer.seq, encode_answer(answer))
 
     async def give(self, session: StageSession, peer: Peer, seq: int, message: Message) -> None:
         """One message of a session to one peer, into the account as well."""
         if session.account is not None:
             session.account.gave(seq, message)
-        self._counts.sent(peer.rtt_ms)
+        self._stage.counts.sent(peer.rtt_ms)
         await peer.send(message, flow=session.run)

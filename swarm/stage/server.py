@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from receipts import ReceiptError
 from swarm.base.errors import BusyError, PeerError, SwarmError
@@ -21,7 +21,7 @@ from swarm.model.rows import check_untrusted
 from swarm.net.channel.message import Message
 from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
-from swarm.ring.connect import Reach, dialler
+from swarm.ring.connect import PlainConnector, StageConnector
 from swarm.ring.frame import DOWN, parse_frame_untrusted
 from swarm.ring.opening import (
     UP,
@@ -38,9 +38,10 @@ from swarm.ring.signer import ReceiptSigner
 from swarm.stage.admission import HostedModel, StageLimits, admit, check_room
 from swarm.stage.batcher import Batcher
 from swarm.stage.compute import Computed
+from swarm.stage.context import StageContext, post
 from swarm.stage.sender import Sender
 from swarm.stage.session import Arrived, StageSession
-from swarm.stage.session_close import SessionClose, nobody_untrusted, post, settle_untrusted
+from swarm.stage.session_close import SessionClose, nobody_untrusted, settle_untrusted
 from swarm.stage.session_open import SessionOpen
 from swarm.stage.sessions import Register
 from swarm.stage.stats import StageCounts
@@ -52,11 +53,17 @@ HAND_OVER_S = 3.0
 """What a leaving stage keeps of its time for runs that have to move."""
 
 
-class StageServer:
-    """Serves the block of one node to any number of runs.
+class DeviceOwner(Protocol):
+    """Whoever made a stage, and has to know when it is of no use any more."""
 
-    broken: told, once, why the device can compute no more. `run()` owns the pump and every sender; handlers only take
-    in and never wait for compute.
+    def lose_device(self, why: str) -> None:
+        """The device can compute no more; said once."""
+
+
+class StageServer:
+    """Serves the block of one node to any number of runs of members.
+
+    `run()` owns the pump and every sender; handlers only take in and never wait for compute.
     """
 
     def __init__(
@@ -65,28 +72,34 @@ class StageServer:
         switchboard: Switchboard,
         limits: StageLimits | None = None,
         *,
-        reach: Reach | None = None,
-        admitted: Callable[[bytes], bool] = lambda node: True,
+        connector: StageConnector | None = None,
         threads: int = 1,
         notary: ReceiptSigner | None = None,
-        broken: Callable[[str], None] = lambda why: None,
+        owner: DeviceOwner | None = None,
     ) -> None:
-        self.hosted: HostedModel | None = hosted
         self.limits = limits or StageLimits()
-        self.sessions = Register()
         self.draining = False
-        self._switchboard = switchboard
-        self._admitted, self._broken = admitted, broken
-        self.counts = StageCounts()
-        self._pump = Batcher(self.sessions, self.limits.row_budget, threads, self._dispatch, self.counts.forward)
-        self._sender = Sender(switchboard, self._lose, self._spawn, self.counts)
-        dial, known = reach or dialler(switchboard), switchboard.get
-        self._forming = SessionOpen(self.sessions, dial, notary, self._sender, self._device, self._spawn, known)
-        self._ending = SessionClose(switchboard, self.sessions.free, self._lose)
-        self._group: asyncio.TaskGroup | None = None
+        self._switchboard, self._owner = switchboard, owner
+        self._stage = StageContext(switchboard, hosted)
+        self._pump = Batcher(self.sessions, self.limits.row_budget, threads, self)
+        self._sender = Sender(self._stage)
+        self._forming = SessionOpen(self._stage, connector or PlainConnector(switchboard), notary, self._sender)
+        self._ending = SessionClose(self._stage)
 
-    def _device(self) -> str:
-        return self.hosted.device if self.hosted is not None else ""
+    @property
+    def hosted(self) -> HostedModel | None:
+        """The block that is served now; None while another one is loaded."""
+        return self._stage.hosted
+
+    @property
+    def sessions(self) -> Register:
+        """The runs that are open here."""
+        return self._stage.sessions
+
+    @property
+    def counts(self) -> StageCounts:
+        """What was done since the start."""
+        return self._stage.counts
 
     def handlers(self) -> Mapping[str, Handler]:
         """What the node's switchboard calls for messages of peers."""
@@ -95,12 +108,10 @@ class StageServer:
     async def run(self) -> None:
         """Compute and send until cancelled; then free every session."""
         try:
-            async with asyncio.TaskGroup() as group:
-                self._group = group
+            async with self._stage.tasks, asyncio.TaskGroup() as group:
                 group.create_task(self._pump.run())
                 group.create_task(self._expire())
         finally:
-            self._group = None
             self.sessions.free_all()
 
     async def drain(self, grace_s: float) -> None:
@@ -114,7 +125,7 @@ class StageServer:
             return
         for session in self.sessions.values():
             if not session.closing:
-                self._tell(session, "leave", session.opening.index, "this node is leaving")
+                self._stage.tell(session, "leave", session.opening.index, "this node is leaving")
         await self.sessions.empty_within(hand_over_s)
 
     def exchange(self, hosted: HostedModel | None) -> None:
@@ -122,9 +133,9 @@ class StageServer:
         if self.sessions.busy:
             raise BusyError("busy: a run uses the layers that were to be exchanged")
         self.sessions.free_all()
-        self.hosted = hosted
+        self._stage.hosted = hosted
 
-    def peer_opened(self) -> None:
+    def peer_opened(self, peer: Peer) -> None:
         """A peer connected: an answer may be waiting for it."""
         self._sender.peer_opened()
 
@@ -132,7 +143,7 @@ class StageServer:
         """A peer is gone: runs that pass frames to it lose a stage."""
         for session in list(self.sessions.values()):
             if session.downstream is peer:
-                self._lose(session, session.opening.index + 1, f"the connection was lost: {peer.closed_reason}")
+                self._stage.lose(session, session.opening.index + 1, f"the connection was lost: {peer.closed_reason}")
 
     # What walks down the ring
 
@@ -162,7 +173,7 @@ class StageServer:
     def _open(self, peer: Peer, header: Mapping[str, Any]) -> None:
         opening = parse_open_untrusted(header)
         try:
-            if not self._admitted(peer.id):
+            if not self._switchboard.admitted(peer.id):
                 raise PeerError("expected the opening of a ring from a member of the swarm, found a stranger's")
             if self.hosted is None:
                 raise BusyError("busy: this node is loading other layers; take another")
@@ -182,7 +193,7 @@ class StageServer:
             self._refuse(peer, opening, "that node failed inside while it opened a session", False)
             return
         if below is not None and below.id not in {stage.node for stage in opening.stages}:
-            self._spawn(post(below, encode_release(before), opening.run))
+            self._stage.spawn(post(below, encode_release(before), opening.run))
         self.counts.opened(opening.epoch)
         again = f", epoch {opening.epoch}" if opening.epoch else ""
         plan = opening.stages[opening.index]
@@ -193,12 +204,12 @@ class StageServer:
         self.sessions.enter(session)
         session.fresh = fresh
         session.stop_tasks()
-        session.tasks.append(self._spawn(self._sender.run(session)))
+        session.tasks.append(self._stage.spawn(self._sender.run(session)))
         if session.waits_for_constraint and self.hosted is not None and self.hosted.compiler is not None:
-            session.tasks.append(self._spawn(self._hold_to(session, self.hosted.compiler)))
+            session.tasks.append(self._stage.spawn(self._hold_to(session, self.hosted.compiler)))
         if session.account is not None:
-            session.tasks.append(self._spawn(measure(peer, session.account.record.inbound)))
-        self._spawn(self._forming.go_on(session, session.opening))
+            session.tasks.append(self._stage.spawn(measure(peer, session.account.record.inbound)))
+        self._stage.spawn(self._forming.go_on(session, session.opening))
 
     async def _hold_to(self, session: StageSession, compiler: Compiler) -> None:
         """Compile the run's constraint beside the others' work; frames of the run wait for it."""
@@ -209,7 +220,7 @@ class StageServer:
         except SwarmError as error:
             if session.opening is opening:
                 session.refuse()
-                self._lose(session, opening.index, str(error))
+                self._stage.lose(session, opening.index, str(error))
             return
         if not session.closed:
             session.held_to = held_to
@@ -218,7 +229,7 @@ class StageServer:
     def _refuse(self, peer: Peer, opening: OpenRun, why: str, busy: bool) -> None:
         log.info("run %s is not taken: %s", opening.run.hex()[:8], why)
         word = RingSignal("opened", opening.run, opening.epoch, (), self._switchboard.id, busy, -1, why)
-        self._spawn(post(peer, encode_word(word)))
+        self._stage.spawn(post(peer, encode_word(word)))
 
     def _take_frame(self, peer: Peer, message: Message) -> None:
         run = message.header.get("r")
@@ -239,7 +250,7 @@ class StageServer:
         except (PeerError, BusyError) as error:
             # Later frames would be computed over keys that this one was to leave: the epoch ends here.
             session.refuse()
-            self._tell(session, "lost", session.opening.index, str(error), busy=isinstance(error, BusyError))
+            self._stage.tell(session, "lost", session.opening.index, str(error), busy=isinstance(error, BusyError))
             return
         if session.account is not None:
             session.account.took(frame, message)
@@ -250,7 +261,7 @@ class StageServer:
     def _close(self, peer: Peer, message: Message) -> None:
         session = self.sessions.of_upstream(peer, message.header)
         if session is None:
-            self._spawn(post(peer, nobody_untrusted(message.header)))
+            self._stage.spawn(post(peer, nobody_untrusted(message.header)))
             return
         if session.closing:
             return
@@ -259,8 +270,8 @@ class StageServer:
         session.stop_tasks()
         if session.downstream is not None:
             halt = Message(DOWN, {"do": "halt", "run": session.run, "epoch": session.opening.epoch})
-            self._spawn(post(session.downstream, halt, session.run))
-        self._spawn(self._ending.close(session, message.header))
+            self._stage.spawn(post(session.downstream, halt, session.run))
+        self._stage.spawn(self._ending.close(session, message.header))
 
     def _halt(self, peer: Peer, message: Message) -> None:
         """The run is being closed: what waits here is not wanted, though the closing itself takes its time."""
@@ -269,7 +280,7 @@ class StageServer:
             return
         session.refuse()
         if session.downstream is not None:
-            self._spawn(post(session.downstream, message, session.run))
+            self._stage.spawn(post(session.downstream, message, session.run))
 
     def _release(self, peer: Peer, header: Mapping[str, Any]) -> None:
         """The run goes on without this stage."""
@@ -281,7 +292,7 @@ class StageServer:
     def _collect(self, peer: Peer, message: Message) -> None:
         session = self.sessions.of_upstream(peer, message.header)
         if session is not None and session.closing and session.account is not None:
-            self._spawn(self._ending.collect(session, message.header))
+            self._stage.spawn(self._ending.collect(session, message.header))
 
     def _half(self, peer: Peer, message: Message) -> None:
         """The requester's half of the edge between the tail and it."""
@@ -298,24 +309,20 @@ class StageServer:
             return
         match word.do:
             case "opened" if not word.refused:
-                self._spawn(self._forming.stands(session, word))
+                self._stage.spawn(self._forming.stands(session, word))
             case "half":
                 settle_untrusted(session, word.record)
             case _:
                 await post(session.upstream, encode_word(behind(word, session.opening)))
 
-    def _lose(self, session: StageSession, stage: int, reason: str, busy: bool = False) -> None:
-        """Tell the requester, through the stages before this one, that stage number `stage` is gone or failing."""
-        log.warning("run %s: stage %d is lost: %s", session.run.hex()[:8], stage, reason)
-        self._tell(session, "lost", stage, reason, busy)
-
-    def _tell(self, session: StageSession, do: str, stage: int, reason: str, busy: bool = False) -> None:
-        word = RingSignal(do, session.run, session.opening.epoch, busy=busy, stage=stage, reason=reason)
-        self._spawn(post(session.upstream, encode_word(word)))
-
     # Computing
 
-    def _dispatch(self, done: Computed) -> None:
+    def forwarded(self, seconds: float) -> None:
+        """For the pump: a forward took so long."""
+        self.counts.forward(seconds)
+
+    def computed(self, done: Computed) -> None:
+        """For the pump: one frame is computed, or could not be."""
         session, frame = done.session, done.arrived.frame
         self.counts.computed(done)
         if done.lost:
@@ -326,7 +333,7 @@ class StageServer:
             session.account.computed(frame, done.out, session.opening.layout.scratch, done.compute_us)
         if done.error is not None:
             session.refuse()
-            self._lose(session, session.opening.index - done.given, done.error, done.busy)
+            self._stage.lose(session, session.opening.index - done.given, done.error, done.busy)
         elif done.out is not None:
             session.outbox.put_nowait(done.out)
 
@@ -340,25 +347,12 @@ class StageServer:
         for session in self.sessions.values():
             if not (session.closing or session.refused):
                 session.refuse()
-                self._lose(session, session.opening.index, why)
-        self._broken(why)
+                self._stage.lose(session, session.opening.index, why)
+        if self._owner is not None:
+            self._owner.lose_device(why)
 
     async def _expire(self) -> None:
         """Free sessions whose requester has been silent for longer than its lease."""
         while True:
             await asyncio.sleep(EXPIRE_EVERY_S)
             self.sessions.free_outlived(time.monotonic(), self.limits.lease_s, self.draining)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        assert self._group is not None, "the stage is not running"
-        task = self._group.create_task(_guarded(work))
-        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, `work` was never begun
-        return task
-
-
-async def _guarded(work: Coroutine[Any, Any, None]) -> None:
-    """What fails for one run must not end the others."""
-    try:
-        await work
-    except Exception:
-        log.exception("a task of a stage failed")

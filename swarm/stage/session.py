@@ -16,6 +16,7 @@ from swarm.ring.frame import Answer, Frame, filled
 from swarm.ring.kept_rows import SentRows, SlotTokens
 from swarm.ring.opening import OpenRun
 from swarm.ring.receipt_log import Past, StageAccount
+from swarm.stage.mtp_session import MTPSession
 from swarm.stage.session_owner import Owner
 
 
@@ -38,6 +39,7 @@ class StageSession:
     """State of one run at one stage. `kv`, `sent` and `tokens` belong to the compute thread while it is not `idle`.
 
     fingerprint   of the kernels that `block` computes with; "": not measured
+    mtp           drafts for the run, at the tail; None where the run does not ask for it, or it cannot be done
     held_to       follows the run's constraint, at the tail; None until it is compiled, or without one
     fresh         its KV was empty when this epoch began
     ready         the next stage is told of the run: frames may follow
@@ -68,6 +70,7 @@ class StageSession:
     sent: SentRows | None = None
     tokens: SlotTokens | None = None
     held_to: Matcher | None = None
+    mtp: MTPSession | None = None
     downstream: Peer | None = None
     account: StageAccount | None = None
     past: Past | None = None
@@ -158,6 +161,9 @@ class StageSession:
             self.sent.copy_prefix(base.sent, keep)
         if self.tokens is not None and base.tokens is not None:
             self.tokens.copy_prefix(base.tokens, keep)
+        if self.mtp is not None and not (base.mtp is not None and self.mtp.begin_from(base.mtp, keep)):
+            self.mtp.close()
+            self.mtp = None
         self.held = keep
         return True
 
@@ -173,5 +179,8 @@ class StageSession:
         self.closed = True
         self.queue.clear()
         self.kv.close()
+        if self.mtp is not None:
+            self.mtp.close()
+            self.mtp = None
         self.held_to = None
         self.sent = None

@@ -7,39 +7,25 @@ brings home what the stages sign. From the tail both go on to the requester, whi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from receipts import ReceiptError
 from swarm.base.errors import PeerError, SwarmError
 from swarm.net.channel.message import Message
-from swarm.net.peer import Peer
-from swarm.net.switchboard import Switchboard
 from swarm.ring.frame import DOWN, parse_commits_untrusted
 from swarm.ring.opening import TAIL, RingSignal, encode_word
+from swarm.stage.context import StageContext, post
 from swarm.stage.session import StageSession
 
 MAX_HOLD_MS = 3_600_000
 
 
-async def post(peer: Peer, message: Message, flow: bytes | None = None) -> None:
-    """Send to a peer that may be gone: then there is nobody to tell."""
-    try:
-        await peer.send(message, flow=flow)
-    except PeerError:
-        return
-
-
 class SessionClose:
-    """The end of a stage's sessions. `free` forgets a session, `lose` tells the requester what went wrong."""
+    """The end of a stage's sessions."""
 
-    def __init__(
-        self,
-        switchboard: Switchboard,
-        free: Callable[[StageSession], None],
-        lose: Callable[[StageSession, int, str], None],
-    ) -> None:
-        self._switchboard, self._free, self._lose = switchboard, free, lose
+    def __init__(self, stage: StageContext) -> None:
+        self._stage = stage
 
     async def close(self, session: StageSession, header: Mapping[str, Any]) -> None:
         """Free the memory, pass the end on, and keep the account until it is collected."""
@@ -58,7 +44,7 @@ class SessionClose:
                 session.account.commit(parse_commits_untrusted(header.get("commits"), session.opening.layout))
                 half = session.account.closing(record)
             except (SwarmError, ReceiptError) as error:
-                self._lose(session, session.opening.index, str(error))
+                self._stage.lose(session, session.opening.index, str(error))
                 return
             await post(
                 session.upstream, encode_word(RingSignal("half", session.run, session.opening.epoch, record=half))
@@ -72,7 +58,7 @@ class SessionClose:
         try:
             record = await session.account.collect(header.get("record") or {})
         except (SwarmError, ReceiptError, TimeoutError) as error:
-            self._lose(session, session.opening.index, f"the account of this stage cannot be closed: {error}")
+            self._stage.lose(session, session.opening.index, f"the account of this stage cannot be closed: {error}")
         else:
             await self._pass(session, {**header, "record": record}, "collected")
         _done(session)
@@ -81,7 +67,7 @@ class SessionClose:
     def _leave(self, session: StageSession) -> None:
         """Forget the session, unless it is kept for a run with the same beginning."""
         if not session.kept_until:
-            self._free(session)
+            self._stage.sessions.free(session)
 
     async def _pass(self, session: StageSession, header: Mapping[str, Any], at_tail: str) -> None:
         """What walks the ring at its end goes on downstream, or from the tail to the requester."""
@@ -89,9 +75,11 @@ class SessionClose:
             if session.downstream is not None and session.downstream.closed_reason is None:
                 await post(session.downstream, Message(DOWN, header), session.run)
             else:
-                self._lose(session, session.opening.index + 1, "the ring ends here; there is nobody to take leave of")
+                self._stage.lose(
+                    session, session.opening.index + 1, "the ring ends here; there is nobody to take leave of"
+                )
             return
-        requester = self._switchboard.get(session.opening.requester)
+        requester = self._stage.switchboard.get(session.opening.requester)
         if requester is not None:
             word = {"do": at_tail, "run": session.run, "epoch": session.opening.epoch, "record": header.get("record")}
             await post(requester, Message(TAIL, word), session.run)

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any
 
 from swarm.base.errors import BusyError, PeerError, SwarmError
 from swarm.net.channel.message import Message
-from swarm.net.peer import Peer
 from swarm.ring.certain_rows import leading_fresh
-from swarm.ring.connect import Reach
+from swarm.ring.connect import StageConnector
 from swarm.ring.frame import encode_frame
 from swarm.ring.opening import TAIL, OpenRun, RingSignal, encode_open, encode_word
 from swarm.ring.receipt_log import StageAccount, measure
 from swarm.ring.signer import ReceiptSigner
+from swarm.stage.context import StageContext, post
 from swarm.stage.replay import replay_frames
 from swarm.stage.sender import Sender
 from swarm.stage.session import StageSession
-from swarm.stage.session_close import post
 
 MOST_LEFT = 64
 """Accounts of runs that left this stage out; they hold no rows."""
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class SessionOpen:
-    """The beginning of a stage's sessions. `device` says what it computes on, in words; `connected` finds a peer."""
+    """The beginning of a stage's sessions. `connector` leads to the stages after it."""
 
     def __init__(
-        self,
-        sessions: Mapping[bytes, StageSession],
-        reach: Reach,
-        notary: ReceiptSigner | None,
-        sender: Sender,
-        device: Callable[[], str],
-        spawn: Spawn,
-        connected: Callable[[bytes], Peer | None],
+        self, stage: StageContext, connector: StageConnector, notary: ReceiptSigner | None, sender: Sender
     ) -> None:
-        self._sessions, self._reach, self._notary = sessions, reach, notary
-        self._sender, self._device, self._spawn, self._connected = sender, device, spawn, connected
+        self._stage, self._connector, self._notary, self._sender = stage, connector, notary, sender
         self._left: dict[bytes, StageAccount] = {}
 
     def remember(self, session: StageSession) -> None:
@@ -60,7 +47,7 @@ class SessionOpen:
         earlier = old.account if old is not None else self._left.pop(opening.run, None)
         past = None
         if opening.keep and not fresh:
-            base = self._sessions.get(opening.base)
+            base = self._stage.sessions.get(opening.base)
             past = earlier.past if earlier is not None else base.past if base is not None else None
         session.account = StageAccount(
             self._notary, opening, session.block.computes_in, earlier, past, session.fingerprint or None
@@ -80,7 +67,7 @@ class SessionOpen:
 
     async def _tell_home(self, opening: OpenRun) -> None:
         """Bring the acceptances home the way that answers take, so that no token is there before them."""
-        requester = self._connected(opening.requester)
+        requester = self._stage.switchboard.get(opening.requester)
         if opening.record is not None and requester is not None:
             word = {"do": "accepted", "run": opening.run, "epoch": opening.epoch, "record": opening.record}
             await post(requester, Message(TAIL, word), opening.run)
@@ -89,7 +76,7 @@ class SessionOpen:
         """Dial the next stage and tell it of the run. Frames follow at once, unless it may have to be replayed."""
         following = opening.following()
         try:
-            peer = await self._reach(following.me)
+            peer = await self._connector.connect(following.me)
             await peer.send(encode_open(following), flow=session.run)
         except PeerError as error:
             word = RingSignal("opened", opening.run, opening.epoch, (), following.me.node, False, -1, str(error))
@@ -99,7 +86,7 @@ class SessionOpen:
             session.downstream = peer
             session.warmth.enter_context(peer.warm())
             if session.account is not None:
-                session.tasks.append(self._spawn(measure(peer, session.account.record.outbound)))
+                session.tasks.append(self._stage.spawn(measure(peer, session.account.record.outbound)))
             if not opening.keep:
                 session.ready.set()
 
@@ -119,5 +106,5 @@ class SessionOpen:
             await post(session.upstream, encode_word(refusal))
             return
         session.ready.set()
-        me = {"device": self._device(), "layers": [opening.me.first, opening.me.last], "fresh": session.fresh}
+        me = {"device": self._stage.device, "layers": [opening.me.first, opening.me.last], "fresh": session.fresh}
         await post(session.upstream, encode_word(replace(word, said=(me, *word.said))))

@@ -208,7 +208,7 @@ async def look_at_swarm(config: MemberConfig, port: int | None) -> list[Finding]
             if port is not None:
                 await board.listen("0.0.0.0", port)
             saved = await enter_as_guest(board, config, folder, identity, silent)
-            async with Gossip(board, identity.sign, saved) as gossip:
+            async with Gossip(board, saved) as gossip:
                 for node, _ in saved.peers[:2]:
                     with suppress(PeerError):
                         await gossip.link(node)

@@ -11,10 +11,10 @@ from swarm.base.config import MemberConfig
 from swarm.base.events import silent
 from swarm.base.nodeid import parse_id_untrusted
 from swarm.discovery.bootstrap import enter_as_guest
-from swarm.discovery.introducers import introducing
+from swarm.discovery.introducers import MemberIntroducer
 from swarm.discovery.state_dir import requester_folder
 from swarm.mesh.gossip import Gossip
-from swarm.mesh.saved import save
+from swarm.mesh.saved import SavedFile
 from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.reach import Reach
@@ -33,9 +33,7 @@ async def look_at(config: MemberConfig) -> AsyncIterator[Callable[[], Awaitable[
         identity = Identity.load_or_create(folder)
         board = await stack.enter_async_context(Switchboard(identity, proxy=config.http_proxy))
         saved = await enter_as_guest(board, config, folder, identity, silent)
-        gossip = await stack.enter_async_context(
-            Gossip(board, identity.sign, saved, kept=lambda what: save(folder, what))
-        )
+        gossip = await stack.enter_async_context(Gossip(board, saved, store=SavedFile(folder)))
         for member, _ in saved.peers[:1]:
             await gossip.link(member)
         try:
@@ -46,7 +44,7 @@ async def look_at(config: MemberConfig) -> AsyncIterator[Callable[[], Awaitable[
             pass
 
         if config.punch:
-            Reach(board, relay=config.relay, admitted=gossip.admitted, introduce=introducing(board, gossip))
+            Reach(board, relay=config.relay, introducer=MemberIntroducer(board, gossip))
 
         def edge_of(node: bytes) -> str | None:
             peer = board.get(node)

@@ -51,7 +51,7 @@ def _drop_after(frames: int) -> None:
     from swarm.stage.server import StageServer
 
     always()
-    dispatch, seen = StageServer._dispatch, [0]
+    dispatch, seen = StageServer.computed, [0]
 
     def counted(self: Any, done: Any) -> None:
         dispatch(self, done)
@@ -59,7 +59,7 @@ def _drop_after(frames: int) -> None:
         if seen[0] > frames:
             os._exit(0)
 
-    StageServer._dispatch = counted  # type: ignore[method-assign]
+    StageServer.computed = counted  # type: ignore[method-assign]
 
 
 def silent_about_it() -> None:

@@ -29,13 +29,14 @@ async def test_gone_before_its_end(model: Path, tmp_path: Path, when: str) -> No
         from swarm.base.nodeid import parse_id_untrusted
 
         key = parse_id_untrusted(liar)
-        plan = field.requester.desk.planner
+        router = field.requester.desk.router
+        plan = router.plan
 
         def through_the_liar(excluded: frozenset[bytes], private: int = 0):  # type: ignore[no-untyped-def]
             spare = parse_id_untrusted(field.nodes.nodes[3].id)
             return plan(excluded if key in excluded else excluded | {spare}, private)
 
-        field.requester.desk.planner = through_the_liar
+        router.plan = through_the_liar
         result = await field.run(REQUEST)
         verdict = await field.audit(result.receipt)
         assert verdict.level is None or verdict.level < Level.SAMPLED, verdict.line

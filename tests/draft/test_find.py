@@ -20,6 +20,7 @@ from swarm.model.files.store import DEFAULT_MODEL, ModelStore, StoredModel
 from swarm.model.sampler import Sampling
 from tests.draft.test_across import byte_level
 from tests.draft.tiny import save_tiny, tiny_tokenizer
+from tests.swarm.model.mtp_models import save_with_head
 
 
 class Shelf(ModelStore):
@@ -101,3 +102,17 @@ def test_a_drafter_that_cannot_be_had_is_told_of_and_the_run_goes_on(
     for choice, ref in (("lm", None), ("auto", str(broken))):
         with pytest.raises(ModelError, match=r"neither model\.safetensors"):
             load_drafters(choice, ref, None, checkpoint, tokenizer, store, silent)
+
+
+def test_a_checkpoint_with_a_head_of_its_own_needs_no_other_drafter(tmp_path: Path) -> None:
+    """It drafts at the tail; only what was made for the model goes beside it. One asked for is looked for."""
+    save_with_head("glm4_moe", tmp_path / "t")
+    small = saved(tmp_path / "s", 1)
+    store = Shelf(tmp_path / "store", [small])
+    checkpoint, tokenizer = open_model(str(tmp_path / "t"), store), tiny_tokenizer()
+    found = load_drafters("auto", None, None, checkpoint, tokenizer, store, silent, beside=tmp_path / "t")
+    assert found.lm is None and found.why.startswith("the checkpoint's own MTP head drafts at the tail")
+    with pytest.raises(UsageError, match="give --draft-model REF"):
+        load_drafters("lm", None, None, checkpoint, tokenizer, store, silent)
+    both = load_drafters("auto", str(small), None, checkpoint, tokenizer, store, silent, frozenset({1}))
+    assert both.lm is not None and both.why.endswith("beside it the checkpoint's own MTP head drafts at the tail")

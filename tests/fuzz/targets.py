@@ -44,8 +44,8 @@ from swarm.net.channel.record import Sealer
 from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor
 from swarm.net.identity import Identity
 from swarm.net.traversal.inbound import dial_back_addresses
+from swarm.net.traversal.messages import Knock, parse_knock_untrusted
 from swarm.net.traversal.natpmp import parse_mapping_answer_untrusted
-from swarm.net.traversal.rendezvous import Knock, parse_knock_untrusted
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_frame, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.opening import (
     OpenRun,

@@ -39,7 +39,7 @@ async def main(seed: str, listen: str, home: list[str]) -> None:
     runner = web.AppRunner(app, handle_signals=False)
     async with Switchboard(identity, {"echo": echo}) as board:
         address = await board.listen(*parse_address_untrusted(listen))
-        Reach(board, addresses=lambda: [address], offers_relay=lambda: not home)
+        Reach(board, addresses=[address], offers_relay=not home)
         if not home:
             app.add_routes(Relay(board, [address]).routes())
             await runner.setup()

@@ -89,6 +89,54 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "doge": {"keep_window_size": 5},
     "gemma3n_text": {"layer_types": SHARING, "activation_sparsity_pattern": [0.0] * LAYERS, "sliding_window": 7},
     "gemma4_text": {"layer_types": SHARING, "sliding_window": 7, "global_head_dim": 8, "enable_moe_block": False},
+    "gemma4_unified_text": {
+        "layer_types": SHARING,
+        "sliding_window": 7,
+        "global_head_dim": 16,
+        "num_kv_shared_layers": 0,
+    },
+    "gemma4_unified": {
+        "text_config": {
+            "model_type": "gemma4_unified_text",
+            **TEXT,
+            "layer_types": SHARING,
+            "sliding_window": 7,
+            "global_head_dim": 16,
+        },
+        "vision_config": None,
+        "audio_config": None,
+    },
+    **{
+        f"{kind}_assistant": {
+            "text_config": {
+                "model_type": f"{kind}_text",
+                **TEXT,
+                "layer_types": SHARING,
+                "hidden_size_per_layer_input": 0,
+                "vocab_size_per_layer_input": 0,
+                "num_kv_shared_layers": LAYERS,
+                "global_head_dim": 16,
+            }
+        }
+        for kind in ("gemma4", "gemma4_unified")
+    },
+    "zaya": {"num_experts_per_tok": 1},
+    "qwen4_exp_text": {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "indexed_attention", "linear_attention"] * (LAYERS // 3),
+        "hc_count": 2,
+        "hc_lowrank": 8,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 2,
+    },
+    "reformer": {"axial_pos_embds": False, "attention_head_size": 8, "feed_forward_size": 48},
+    "dots3_note_text": {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 4, "sliding_window": 7},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]], "window_size": 7},
     "moshi": {"audio_encoder_config": None, "depth_decoder_config": None},
     "granitemoehybrid": {
@@ -233,6 +281,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_global_key_value_heads": 1, "global_head_dim": 16, "enable_moe_block": True, "top_k_experts": 2,
             "use_bidirectional_attention": "vision", "tie_word_embeddings": True,
         },
+    ),
+    "gemma4_unified-shared": ("gemma4_unified_text", {"num_kv_shared_layers": 2, "tie_word_embeddings": True}),
+    "gemma4_unified-large": (
+        "gemma4_unified_text",
+        {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": 3.0},
     ),
     "gemma4-tied": ("gemma4_text", {"tie_word_embeddings": True, "global_head_dim": 16, "use_double_wide_mlp": True}),
     "minimax_m3-sparse": (

@@ -33,12 +33,22 @@ PUBLIC = bytes(KEY.verify_key)
 _LEAVES: list[bytes] = []
 
 
-def sign(data: bytes) -> bytes:
-    return KEY.sign(data).signature
+class Keyed:
+    """A node's identity, with this key."""
+
+    def __init__(self, key: SigningKey) -> None:
+        self._key = key
+        self.id = bytes(key.verify_key)
+
+    def sign(self, data: bytes) -> bytes:
+        return self._key.sign(data).signature
+
+
+sign = Keyed(KEY).sign
 
 
 def opened(folder: Path) -> TransparencyLog:
-    return TransparencyLog(folder, PUBLIC, sign)
+    return TransparencyLog(folder, Keyed(KEY))
 
 
 def grown(folder: Path, count: int) -> TransparencyLog:
@@ -169,9 +179,8 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_a_log_of_another_key_and_a_damaged_one_are_not_gone_on_with(tmp_path: Path) -> None:
     grown(tmp_path, 3).close()
-    other = SigningKey(bytes(32))
     with pytest.raises(UsageError, match="another key"):
-        TransparencyLog(tmp_path, bytes(other.verify_key), lambda data: other.sign(data).signature)
+        TransparencyLog(tmp_path, Keyed(SigningKey(bytes(32))))
     (tmp_path / tile_path(None, 0, 3)).write_bytes(b"\x00\x01x" * 3)
     with pytest.raises(UsageError, match="not those of its checkpoint"):
         opened(tmp_path)

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,24 +16,24 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from draft.base import Child, DraftStep, Expansion
 from draft.lm import LmDrafter
 from draft.suffix import SuffixDrafter
-from swarm.base.errors import CoverageError
 from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
+from swarm.model.mtp import load_mtp
 from swarm.model.sampler import Sampling
 from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
-from swarm.planner.costs import Costs
 from swarm.ring.frame import Frame, parse_frame_untrusted
 from swarm.ring.opening import StagePlan
-from swarm.run.api import RunRequest, StageInfo
+from swarm.run.api import RunRequest
 from swarm.run.engine import Drafting, RunEngine, TargetFacts
-from swarm.run.private_layers import PrivateBlocks
 from swarm.stage.admission import HostedModel, StageLimits
+from swarm.stage.mtp_session import MTPHost
 from swarm.stage.server import StageServer
+from tests.ring.routes import Decodes, FixedRouter, PrivateFrom
 
 VOCAB = 97
 
@@ -171,17 +171,18 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
             for index, (first, last) in enumerate(blocks):
                 block = load_block(checkpoint, first, last, torch.device("cpu"), dtype, exact=exact)
                 identity = Identity.generate()
-                holder: list[StageServer] = []
-                board = Switchboard(
-                    identity,
-                    opened=lambda peer, h=holder: h[0].peer_opened(),
-                    closed=lambda peer, h=holder: h[0].peer_closed(peer),
-                )
+                board = Switchboard(identity)
+                head = load_mtp(checkpoint, block, "expanded") if block.tail else None
                 hosted = HostedModel(
-                    manifest.digest, block, KVPool(block, 1000 if index in full else kv_bytes), "cpu", identity.id
+                    manifest.digest,
+                    block,
+                    KVPool(block, 1000 if index in full else kv_bytes),
+                    "cpu",
+                    identity.id,
+                    mtp=None if head is None else MTPHost(head, KVPool(head.block, kv_bytes)),
                 )
                 server = StageServer(hosted, board, limits)
-                holder.append(server)
+                board.watch(server)
                 for kind, handler in server.handlers().items():
                     board.handle(kind, handler)
                 await stack.enter_async_context(board)
@@ -191,35 +192,13 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
                 stack.push_async_callback(_stopped, stage.task)
                 stages.append(stage)
 
-            def planner(excluded: frozenset[bytes], private: int) -> list[StagePlan]:
-                route: list[StagePlan] = []
-                at, end = private, manifest.n_layers - private
-                while at < end:
-                    fit = [s.plan for s in stages if s.plan.first <= at < s.plan.last and s.plan.node not in excluded]
-                    if not fit:
-                        raise CoverageError(f"layer {at} is held by nobody")
-                    route.append(replace(fit[0], first=at, last=min(fit[0].last, end)))
-                    at = route[-1].last
-                return route
-
-            async def private(count: int) -> PrivateBlocks:
-                n = manifest.n_layers
-                head, tail = (
-                    load_block(checkpoint, a, b, torch.device("cpu"), torch.float32)
-                    for a, b in ((0, count), (n - count, n))
-                )
-                return PrivateBlocks(head, tail)
-
             board = await stack.enter_async_context(Switchboard(Identity.generate()))
             desk = RunEngine(
                 board,
-                TargetFacts(manifest.digest, 512, frozenset(), lambda ids: " ".join(map(str, ids)) + " ", VOCAB),
-                planner,
+                TargetFacts(manifest.digest, 512, frozenset(), Decodes(spaced), VOCAB, mtp=manifest.mtp is not None),
+                FixedRouter(lambda: [s.plan for s in stages], manifest.n_layers, str(dtype).removeprefix("torch.")),
                 Drafters(load_block(checkpoint, 0, manifest.n_layers, torch.device("cpu"), torch.float32), bad_drafter),
-                lambda stages, wire: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
-                lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
-                lambda request, stages: str(dtype).removeprefix("torch."),
-                private=private,
+                private=PrivateFrom(checkpoint),
                 keep_s=keep_s,
             )
             for kind, handler in desk.handlers().items():
@@ -228,6 +207,10 @@ def make_ring(tiny_folder: Path, tmp_path: Path) -> Callable[..., object]:
             yield TestRing(stages, desk, board)
 
     return make
+
+
+def spaced(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids)) + " "
 
 
 async def _stopped(task: asyncio.Task[None]) -> None:

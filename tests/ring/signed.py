@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ import receipts
 from draft.suffix import SuffixDrafter
 from receipts.record.row_opening import CrossedFrame, OpeningRequest
 from receipts.record.rows import RowStore
-from swarm.base.errors import CoverageError, PeerError
+from swarm.base.errors import PeerError
 from swarm.model.block import Block, load_block
 from swarm.model.compiling import Compiler
 from swarm.model.files.checkpoint import Checkpoint
@@ -24,17 +24,16 @@ from swarm.model.prune import inner_model
 from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
-from swarm.planner.costs import Costs
 from swarm.recheck.auditor import RingAuditor
 from swarm.ring.opening import StagePlan
 from swarm.ring.signer import ReceiptSigner, open_log, salted
 from swarm.ring.witness_service import WITNESS, NotaryServer
-from swarm.run.api import CommittedTokens, Finished, RunRequest, RunResult, StageInfo
+from swarm.run.api import CommittedTokens, Finished, RunRequest, RunResult
 from swarm.run.engine import Drafting, RunEngine, TargetFacts
-from swarm.run.private_layers import PrivateBlocks
 from swarm.run.receipt import ReceiptPlan
 from swarm.stage.admission import HostedModel
 from swarm.stage.server import StageServer
+from tests.ring.routes import Decodes, FixedRouter, PrivateFrom
 
 SOFTWARE = receipts.Software("wanswarm", "test", "11" * 32)
 
@@ -103,20 +102,49 @@ class SignedRing:
 
     def auditor(self, checkpoint: Checkpoint, group_bytes: int | None = None) -> RingAuditor:
         """An auditor that calls the nodes over their sockets, from another thread than this loop's."""
-        loop = asyncio.get_running_loop()
+        return RingAuditor(checkpoint, Asked(self, asyncio.get_running_loop()), group_bytes, compiler=self.compiler)
 
-        def fetch(node: str, request: OpeningRequest, known: Sequence[CrossedFrame] = ()) -> bytes | None:
-            return asyncio.run_coroutine_threadsafe(self._ask(node, request), loop).result(60)
-
-        return RingAuditor(checkpoint, fetch, group_bytes, compiler=self.compiler)
-
-    async def _ask(self, node: str, request: OpeningRequest) -> bytes | None:
+    async def ask(self, node: str, request: OpeningRequest) -> bytes | None:
         there = next(found for found in self.nodes if found.identity.id.hex() == node)
         try:
             peer = await self.board.peer(there.identity.id, [there.address], 5.0)
             return bytes((await peer.call(Message("receipt.audit", {}, request.to_bytes()), 30.0)).body)
         except PeerError:
             return None
+
+
+@dataclass
+class Asked:
+    """The nodes of a ring, asked from another thread than the loop's."""
+
+    ring: SignedRing
+    loop: asyncio.AbstractEventLoop
+
+    def fetch(self, node: str, request: OpeningRequest, known: Sequence[CrossedFrame] = ()) -> bytes | None:
+        return asyncio.run_coroutine_threadsafe(self.ring.ask(node, request), self.loop).result(60)
+
+
+@dataclass
+class Watching:
+    """Who takes part in receipts besides the requester: all of these nodes countersign."""
+
+    board: Switchboard
+    nodes: Sequence[Node]
+    dtype: str
+
+    def ordered_dtype(self, stages: Sequence[StagePlan]) -> str:
+        return self.dtype
+
+    def witnesses(self, stages: Sequence[StagePlan], count: int | None) -> list[bytes]:
+        return [node.identity.id for node in self.nodes]
+
+    async def ask_witness(self, node: bytes, header: dict[str, bytes | str]) -> bytes:
+        there = next(n for n in self.nodes if n.identity.id == node)
+        peer = await self.board.peer(node, [there.address], 5.0)
+        return bytes((await peer.call(Message(WITNESS, header), 5.0)).header["envelope"])
+
+    def unlike(self, signed: Sequence[tuple[bytes, str | None]]) -> None:
+        return None
 
 
 @asynccontextmanager
@@ -167,43 +195,16 @@ async def signed_ring(
         notary = ReceiptSigner(log.author(identity.sign), log, SOFTWARE, manifest.digest, manifest.weights_digest)
         stack.callback(notary.close)
 
-        def planner(excluded: frozenset[bytes], private: int = 0) -> list[StagePlan]:
-            route: list[StagePlan] = []
-            end = manifest.n_layers - private
-            while (at := route[-1].last if route else private) < end:
-                plans = [n.plan for n in nodes if n.plan is not None and n.plan.node not in excluded]
-                fit = [plan for plan in plans if plan.first <= at < plan.last]
-                if not fit:
-                    raise CoverageError(f"layer {at} is held by nobody")
-                route.append(replace(fit[0], first=at, last=min(fit[0].last, end)))
-            return route
-
-        async def private(count: int) -> PrivateBlocks:
-            n = manifest.n_layers
-            head, tail = (
-                load_block(checkpoint, a, b, torch.device("cpu"), dtype) for a, b in ((0, count), (n - count, n))
-            )
-            return PrivateBlocks(head, tail)
-
-        async def ask(node: bytes, header: dict[str, bytes | str]) -> bytes:
-            there = next(n for n in watching if n.identity.id == node)
-            peer = await board.peer(node, [there.address], 5.0)
-            return bytes((await peer.call(Message(WITNESS, header), 5.0)).header["envelope"])
-
         desk = RunEngine(
             board,
-            TargetFacts(manifest.digest, manifest.context, eos, decode, compiler=compiler),
-            planner,
+            TargetFacts(manifest.digest, manifest.context, eos, Decodes(decode), compiler=compiler),
+            FixedRouter(lambda: [n.plan for n in nodes if n.plan is not None], manifest.n_layers, wire or name),
             Suffixes(),
-            lambda stages, wire: Costs(pass_ms=20.0, row_ms=0.1, frame_ms=2.0, frame_row_ms=0.1, draft_ms=1.0),
-            lambda plan, said, ms: StageInfo(plan.node.hex(), str(said.get("device")), (plan.first, plan.last), ms),
-            lambda request, stages: wire or name,
             None,
             ReceiptPlan(
-                folder / "receipts", notary, manifest.model, manifest.n_layers, lambda stages: name,
-                lambda stages, count: [n.identity.id for n in watching], ask,
+                folder / "receipts", notary, manifest.model, manifest.n_layers, Watching(board, watching, name)
             ),
-            private,
+            PrivateFrom(checkpoint, dtype),
             keep_s,
         )  # fmt: skip
         for kind, handler in desk.handlers().items():
@@ -223,12 +224,7 @@ async def _node(
 ) -> Node:
     manifest = checkpoint.manifest
     identity = Identity.generate()
-    holder: list[StageServer] = []
-    board = Switchboard(
-        identity,
-        opened=lambda peer: [server.peer_opened() for server in holder] and None,
-        closed=lambda peer: [server.peer_closed(peer) for server in holder] and None,
-    )
+    board = Switchboard(identity)
     log = open_log(state / "log", identity.id)
     private = (salted("uuid", f"GPU-{state.name}"),)
     hardware = receipts.Hardware("Test CPU", "cpu", 8 << 30, "", "Test CPU", 2, private[0].digest, {"1": 900})
@@ -237,12 +233,12 @@ async def _node(
         RowStore(state / "rows"), disclose,
     )  # fmt: skip
     stack.callback(notary.close)
-    handlers = dict(NotaryServer(notary, lambda node: True).handlers())
+    handlers = dict(NotaryServer(notary, board).handlers())
     node = Node(identity, board, ("", 0), notary)
     if block is not None:
         hosted = HostedModel(manifest.digest, block, KVPool(block, 1 << 30), "cpu", identity.id, compiler)
         node.server = StageServer(hosted, board, threads=threads, notary=notary)
-        holder.append(node.server)
+        board.watch(node.server)
         handlers |= node.server.handlers()
     for kind, handler in handlers.items():
         board.handle(kind, handler)

@@ -33,6 +33,7 @@ from swarm.ring.drawing import Drawing
 from swarm.run.api import RunRequest
 from swarm.run.engine import RunEngine
 from tests.bench.structured import SCHEMAS
+from tests.ring.routes import Decodes
 from tests.swarm.serve.tiny import tiny_tokenizer
 
 from .signed import signed_ring
@@ -137,7 +138,7 @@ async def test_a_receipt_is_verified_replayed_and_audited(
 
 def replaying(path: Path, checkpoint: Checkpoint, compiler: Compiler | None) -> Options:
     secrets = secrets_untrusted(path.with_suffix(".secrets.json").read_bytes())
-    replayer = ModelReplayer(checkpoint, said, compiler=compiler)
+    replayer = ModelReplayer(checkpoint, Decodes(said), compiler=compiler)
     return Options(model=checkpoint.manifest, replayer=replayer, secrets=secrets, required=Level.REPLAYED)
 
 
@@ -211,10 +212,10 @@ async def test_a_tail_that_cannot_is_refused_by_name_or_passed_by(
         nodes = [node.identity.id for node in ring.nodes]
         refused = await ring.generate(asking())  # the ring forms again without it
         assert refused.finish_reason == "stop" and refused.ring[-1].node == nodes[2].hex()
-        ring.desk._cannot_hold = lambda constraint: frozenset({nodes[1]})
+        ring.desk.router.unfit = frozenset({nodes[1]})
         routed = await ring.generate(asking())
         assert routed.ring[-1].node == nodes[2].hex() and routed.recoveries == 0
-        ring.desk._cannot_hold = lambda constraint: frozenset({nodes[1], nodes[2]})  # what nobody can, is still asked
+        ring.desk.router.unfit = frozenset({nodes[1], nodes[2]})  # what nobody can, is still asked
         assert (await ring.generate(asking())).finish_reason == "stop"
     async with signed_ring(
         wide, [(0, 3), (3, 8)], tmp_path / "none", eos=frozenset({END}), compiler=compiler, unfit=[1]

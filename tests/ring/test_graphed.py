@@ -31,6 +31,16 @@ def onto(stage: Stage, cuda: FakeCuda) -> None:
     stage.server.exchange(replace(hosted, block=block, pool=KVPool(block, 64 << 20)))
 
 
+class Broken:
+    """The owner of a stage, who is told when its device is lost."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def lose_device(self, why: str) -> None:
+        self.said.append(why)
+
+
 async def result_of(ring: TestRing, request: RunRequest) -> RunResult:
     async with aclosing(ring.desk.run(request)) as events:
         return [event async for event in events][-1].result
@@ -70,13 +80,13 @@ async def test_what_a_device_says_late_fails_one_run(
 
     monkeypatch.setattr(FakeEvent, "synchronize", once)
     async with make_ring(SPARE, exact=False) as ring:
-        broken: list[str] = []
+        broken = Broken()
         onto(ring.stages[0], cuda)
-        ring.stages[0].server._broken = broken.append
+        ring.stages[0].server._owner = broken
         for _ in range(2):
             result = await result_of(ring, RunRequest(PROMPT, 12))
             assert list(result.token_ids) == reference(tiny_model, PROMPT, 12)
-        assert failed and not broken and not ring.stages[0].server.draining
+        assert failed and not broken.said and not ring.stages[0].server.draining
 
 
 async def test_a_lost_device_ends_its_node_and_no_run(
@@ -84,13 +94,15 @@ async def test_a_lost_device_ends_its_node_and_no_run(
 ) -> None:
     cuda = FakeCuda(home=1)
     async with make_ring(SPARE, exact=False) as ring:
-        broken: list[str] = []
+        broken = Broken()
         onto(ring.stages[0], cuda)
-        ring.stages[0].server._broken = broken.append
+        ring.stages[0].server._owner = broken
         result = await result_of(ring, RunRequest(PROMPT, 8))
         assert result.recoveries == 0
         cuda.fault = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nlong story")
         result = await result_of(ring, RunRequest(PROMPT, 12))
         assert list(result.token_ids) == reference(tiny_model, PROMPT, 12)
-        assert len(broken) == 1 and "illegal memory access" in broken[0] and "long story" not in broken[0]
+        assert (
+            len(broken.said) == 1 and "illegal memory access" in broken.said[0] and "long story" not in broken.said[0]
+        )
         assert ring.stages[0].server.draining  # and takes no run any more

@@ -28,6 +28,7 @@ from swarm.recheck.dial import opener, opening_from_untrusted
 from swarm.ring import opening_limits, witness_service
 from swarm.ring.signer import ReceiptSigner, open_log
 from swarm.ring.witness_service import AUDIT, PIECE_BYTES, NotaryServer
+from tests.members import Admits
 
 ORDER = "ab" * 32
 SALTS = (leaf_hash(b"in"), leaf_hash(b"out"))
@@ -60,7 +61,7 @@ async def node(folder: Path, member: bool = False) -> AsyncIterator[tuple[Switch
             log.author(identity.sign), log, software, "00" * 32, lambda a, b: "", rows=RowStore(folder / "rows")
         )
         stack.callback(notary.close)
-        server = NotaryServer(notary, lambda node: member)
+        server = NotaryServer(notary, Admits(member))
         board = await stack.enter_async_context(Switchboard(identity))
         for kind, handler in server.handlers().items():
             board.handle(kind, handler)
@@ -87,14 +88,16 @@ async def test_an_opening_beyond_one_message_is_audited_in_pieces(tmp_path: Path
             return kept_answer(asked)
 
         store.answer = counted  # type: ignore[method-assign]
-        async with opener([board.id.hex()], {board.id.hex(): [address]}, None) as fetch:
-            data = await asyncio.to_thread(fetch, board.id.hex(), request)
+        async with opener([board.id.hex()], {board.id.hex(): [address]}, None) as nodes:
+            data = await asyncio.to_thread(nodes.fetch, board.id.hex(), request)
         assert data is not None and len(data) > ChannelLimits().message_bytes
         opened = opened_untrusted(data, [3, 80], *ends)
         assert len(opened.inbound) == 80 and [leaf for leaf, _ in opened.outbound] == [3, 80]
         before = len(pieces)
-        async with opener([board.id.hex()], {board.id.hex(): [address]}, None) as fetch:
-            again = await asyncio.to_thread(fetch, board.id.hex(), OpeningRequest(ORDER, 0, (70,)), opened.inbound)
+        async with opener([board.id.hex()], {board.id.hex(): [address]}, None) as nodes:
+            again = await asyncio.to_thread(
+                nodes.fetch, board.id.hex(), OpeningRequest(ORDER, 0, (70,)), opened.inbound
+            )
         assert again is not None and len(opened_untrusted(again, [70], *ends).inbound) == 70
         assert len(pieces) - before <= 3 < before  # its 70 MiB of what came in are not sent again
         async with asking(board, address) as peer:

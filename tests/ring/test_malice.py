@@ -16,9 +16,10 @@ from transformers import LlamaForCausalLM
 from swarm.base.errors import RunError, UsageError
 from swarm.net.channel.message import Message
 from swarm.ring.frame import DOWN, Answer, encode_answer, parse_answer_untrusted
-from swarm.ring.opening import RingSignal, encode_word
+from swarm.ring.opening import OpenRun, RingSignal, encode_word
 from swarm.run import run_loop as drive
 from swarm.run.api import Finished, Recovering, RunRequest, RunResult
+from swarm.run.ring_client import RingLink
 from swarm.run.speculation import MOST_FRAMES, MOST_ROWS, Speculation
 from swarm.stage import compute
 from swarm.stage.admission import StageLimits
@@ -177,6 +178,37 @@ async def test_who_accuses_repeatedly_is_left_out_with_the_accused(
         assert 0 not in names(ring, result) and 3 in names(ring, result)
     assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 40)
     assert len(news) == 2
+
+
+async def test_an_answer_to_the_ring_before_is_no_fault_of_the_new_tail(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old tail may answer between the loss and the opening of the next ring."""
+    async with make_ring(SPARE) as ring, asyncio.timeout(60):
+        sender, left = ring.stages[2].server._sender, [6]
+        give, turn_to = sender.give, RingLink.turn_to
+        late: list[Answer] = []
+
+        async def broken_once(session: StageSession, peer: Any, seq: int, message: Message) -> None:
+            left[0] -= 1
+            if left[0] == 0 and message.kind != DOWN:
+                late.append(parse_answer_untrusted(message))
+                message = broken(late[0])
+            await give(session, peer, seq, message)
+
+        def turned(self: RingLink, opening: OpenRun) -> None:
+            for answer in late:
+                self.take_answer(answer, encode_answer(answer))
+            turn_to(self, opening)
+            for answer in late:
+                self.take_answer(answer, encode_answer(answer))
+
+        monkeypatch.setattr(sender, "give", broken_once)
+        monkeypatch.setattr(RingLink, "turn_to", turned)
+        result, news = await lived(ring, RunRequest((1, 2, 3), max_tokens=30, speculation="chain"))
+        assert names(ring, result) == [0, 1, 5] and late
+    assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)
+    assert len(news) == 1
 
 
 async def test_a_stage_cannot_have_one_before_it_left_out(

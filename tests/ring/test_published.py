@@ -32,10 +32,7 @@ async def test_what_ends_a_run_stands_in_its_nodes_logs(
 ) -> None:
     async with signed_ring(wide, SPANS, tmp_path) as ring:
         for index, node in enumerate(ring.nodes):
-            key = node.identity.id
-            node.notary.published = open_published(
-                tmp_path / f"log{index}", node.notary.log, key, node.identity.sign, silent
-            )  # type: ignore[arg-type]
+            node.notary.published = open_published(tmp_path / f"log{index}", node.notary.log, node.identity, silent)  # type: ignore[arg-type]
         paths = []
         for _ in range(3):
             result = await ring.generate(RunRequest(PROMPT, 6, speculation="plain"))

@@ -95,14 +95,17 @@ async def test_late_news_of_the_ring_that_was_lost_harms_nobody_in_the_new_one(
     make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes between the choice of another route and its opening, and names a place that a newcomer has now."""
-    whole = link.RingLink.open
+    whole = link.RingLink.turn_to
 
-    async def late(self: link.RingLink, opening: Any, *more: Any) -> None:
+    def late(self: link.RingLink, opening: Any) -> None:
+        word = RingSignal("lost", opening.run, opening.epoch - 1, stage=1, reason="late")
         if opening.epoch:
-            self.take_word(RingSignal("lost", opening.run, opening.epoch - 1, stage=1, reason="late"))
-        await whole(self, opening, *more)
+            self.take_word(word)
+        whole(self, opening)
+        if opening.epoch:
+            self.take_word(word)
 
-    monkeypatch.setattr(link.RingLink, "open", late)
+    monkeypatch.setattr(link.RingLink, "turn_to", late)
     async with make_ring(SPARE) as ring:
         result, news = await disturbed(ring, RunRequest((1, 2, 3), max_tokens=30), [1], 5)
         assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)

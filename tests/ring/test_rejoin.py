@@ -48,7 +48,7 @@ async def test_a_node_that_was_left_out_and_came_back(
         plans = [node.plan for node in ring.nodes]
         routes = [[plans[0], plans[middle], plans[2]] for middle in (1, 3, 1)]
         monkeypatch.setattr(
-            ring.desk, "planner", lambda excluded, private=0: routes.pop(0) if routes[1:] else routes[0]
+            ring.desk.router, "plan", lambda excluded, private=0: routes.pop(0) if routes[1:] else routes[0]
         )
         lost: list[int] = []
 

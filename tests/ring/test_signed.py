@@ -25,6 +25,7 @@ from swarm.recheck.auditor import RingAuditor
 from swarm.recheck.recompute import groups
 from swarm.recheck.replayer import ModelReplayer
 from swarm.run.api import CommittedTokens, RunRequest
+from tests.ring.routes import Decodes
 
 from .signed import LIES, SignedRing, signed_ring
 
@@ -82,7 +83,9 @@ async def audited(
 
 def replaying(path: Path, checkpoint: Checkpoint, group_bytes: int | None = None) -> Options:
     secrets = secrets_untrusted(path.with_suffix(".secrets.json").read_bytes())
-    return Options(model=checkpoint.manifest, replayer=ModelReplayer(checkpoint, words, group_bytes), secrets=secrets)
+    return Options(
+        model=checkpoint.manifest, replayer=ModelReplayer(checkpoint, Decodes(words), group_bytes), secrets=secrets
+    )
 
 
 def words(ids: Sequence[int]) -> str:

@@ -25,7 +25,7 @@ BLOCKS = [(0, 2), (2, 4), (4, 6)]
 
 
 async def generate(ring: TestRing, wire: str, tokens: int = 24) -> RunResult:
-    ring.desk._wire = lambda request, stages: wire
+    ring.desk.router.wire_format = wire
     request = RunRequest((1, 2, 3, 4), max_tokens=tokens, patience_s=0.2)
     async with aclosing(ring.desk.run(request)) as events:
         async for event in events:
@@ -73,7 +73,7 @@ async def test_stages_accept_no_order_for_another_format_than_the_rings(
     def promising(plan: Any, request: Any, stages: Any, wire: str, run: str) -> RunAccount:
         return RunAccount(plan, request, stages, "float32", run)
 
-    monkeypatch.setattr("swarm.run.engine.RunAccount", promising)
+    monkeypatch.setattr("swarm.run.run_loop.RunAccount", promising)
     checkpoint = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
     async with signed_ring(checkpoint, BLOCKS, tmp_path, wire="int8") as ring:
         with pytest.raises(RunError, match="differs from the ring in its wire format: float32 and int8"):

@@ -62,7 +62,7 @@ class WantedBlob:
 
 def blobs_of(manifest: Manifest, first: int, last: int) -> tuple[WantedBlob, ...]:
     """What a node must fetch for layers [first, last), by digest."""
-    needed = {entry.digest for entry in manifest.layer_tensors(first, last)}
+    needed = {entry.digest for entry in manifest.stage_tensors(first, last)}
     ends: dict[str, int] = {}
     for entry in manifest.tensors:
         ends[entry.digest] = max(ends.get(entry.digest, 0), entry.offset + entry.nbytes)

@@ -84,8 +84,31 @@ class Keys:
             raise TypeError(f"{self.family}.{key} is {value!r}, expected a whole number")
         return value
 
-    def real(self, key: str) -> float:
+    def layered(self, key: str) -> list[int]:
+        """A whole number for each layer. Raises KeyError, TypeError."""
+        value, layers = self.need(key), self.number("block_count")
+        each = value if isinstance(value, list) else [value] * layers
+        if len(each) != layers or not all(isinstance(n, int) for n in each):
+            raise TypeError(f"{self.family}.{key} is not a whole number for each of {layers} layers")
+        return [int(n) for n in each]
+
+    def most(self, key: str) -> int:
+        """The one whole number that is not zero, of those of all layers. Raises KeyError, TypeError, ValueError."""
+        found = set(self.layered(key)) - {0}
+        if len(found) > 1:
+            raise ValueError(f"{self.family}.{key} differs between layers, which is not read from GGUF")
+        return found.pop() if found else 0
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(f"{self.family}.{key} is {value!r}, expected true or false")
+        return default if value is None else value
+
+    def real(self, key: str, default: float | None = None) -> float:
         """A float32 of the file; its shortest text is the value that was meant."""
+        if default is not None and self.get(key) is None:
+            return default
         value = float(str(np.float32(self.need(key))))
         if not math.isfinite(value):
             raise ValueError(f"{self.family}.{key} is {value}")
@@ -102,33 +125,45 @@ class Keys:
         return None
 
 
-_Extra = Callable[[Keys, GGUFHeader, dict[str, Any]], None]
+Extra = Callable[[Keys, GGUFHeader, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a GGUF architecture is called in transformers. extra: what its keys say beyond transformers' table; norm: the
-    key of the norms' epsilon and its name in transformers, where that table has none."""
+    """How a GGUF architecture is called in transformers.
+
+    extra           what its keys say beyond those that every architecture has
+    partial_rotary  heads may be rotated in part
+    norm            the key of the norms' epsilon and its name in transformers, where transformers' table has none
+    mixed           numbers of heads differ between layers, zero where a layer has no attention
+    further         layers behind the last that predict further tokens are counted, and left alone
+    widths          keys and values have widths of their own, which `extra` reads
+    attention       there is any; without it there are neither heads nor rotation
+    """
 
     model_type: str
     kind: str
-    extra: _Extra
+    extra: Extra
     partial_rotary: bool = False
     norm: tuple[str, str] | None = None
+    mixed: bool = False
+    further: bool = False
+    widths: bool = False
+    attention: bool = True
 
 
-def transformers_config(header: GGUFHeader, where: str) -> dict[str, Any]:
+def read_config(header: GGUFHeader, where: str, families: Mapping[str, Family]) -> dict[str, Any]:
     """A config.json for a GGUF file, from its metadata.
 
     Raises ModelError for an architecture that is not known here, and for a key that would be ignored.
     """
     family = header.metadata.get("general.architecture")
-    if not isinstance(family, str) or family not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
+    if not isinstance(family, str) or family not in families:
+        known = ", ".join(sorted(families))
         raise ModelError(f"{where} is a GGUF of architecture {family!r}, expected one of {known}; use safetensors")
     keys = Keys(header.metadata, family)
     try:
-        config = _config(keys, header, FAMILIES[family])
+        config = _config(keys, header, families[family])
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as exc:
         raise ModelError(f"{where} lacks metadata or has it in another form: {exc}; use safetensors") from exc
     ignored = keys.left_over()
@@ -139,19 +174,24 @@ def transformers_config(header: GGUFHeader, where: str) -> dict[str, Any]:
 
 
 def _config(keys: Keys, header: GGUFHeader, family: Family) -> dict[str, Any]:
-    heads = keys.number("attention.head_count")
+    if not family.attention:
+        return _without_attention(keys, header, family)
+    heads = keys.most("attention.head_count") if family.mixed else keys.number("attention.head_count")
     hidden = keys.number("embedding_length")
     head_dim = keys.number("attention.key_length", hidden // heads)
     value_length = keys.number("attention.value_length", head_dim)
-    if value_length != head_dim:
+    if value_length != head_dim and not family.widths:
         raise ValueError(f"attention.value_length {value_length} where keys have {head_dim}, which is not read")
     config: dict[str, Any] = {
         "model_type": family.model_type,
         "architectures": [family.kind],
         "hidden_size": hidden,
-        "num_hidden_layers": keys.number("block_count"),
+        "num_hidden_layers": keys.number("block_count")
+        - (keys.number("nextn_predict_layers", 0) if family.further else 0),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.number("attention.head_count_kv", heads),
+        "num_key_value_heads": keys.most("attention.head_count_kv")
+        if family.mixed
+        else keys.number("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": keys.number("context_length"),
         "rope_theta": keys.real("rope.freq_base") if keys.get("rope.freq_base") is not None else 10000.0,
@@ -159,18 +199,40 @@ def _config(keys: Keys, header: GGUFHeader, family: Family) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
     if keys.get("feed_forward_length") is not None:
-        config["intermediate_size"] = keys.number("feed_forward_length")
+        config["intermediate_size"] = (keys.most if family.mixed else keys.number)("feed_forward_length")
     _norm(keys, family, config)
-    for name in ("bos", "eos", "padding"):
-        token = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if isinstance(token, int):
-            config[f"{'pad' if name == 'padding' else name}_token_id"] = token
+    _tokens(header, config)
     if keys.family not in ("llama", "qwen2", "qwen3"):  # whose classes assume no padding either
         for name in ("bos", "eos", "pad"):
             config.setdefault(f"{name}_token_id", None)
     _rope(keys, header, family, config)
     family.extra(keys, header, config)
     return config
+
+
+def _without_attention(keys: Keys, header: GGUFHeader, family: Family) -> dict[str, Any]:
+    keys.asked |= {"attention.head_count", "feed_forward_length", "context_length"}  # zeros, and some large number
+    config: dict[str, Any] = {
+        "model_type": family.model_type,
+        "architectures": [family.kind],
+        "hidden_size": keys.number("embedding_length"),
+        "num_hidden_layers": keys.number("block_count"),
+        "vocab_size": header.tensors["token_embd.weight"].shape[0],
+        "tie_word_embeddings": "output.weight" not in header.tensors,
+    }
+    _norm(keys, family, config)
+    _tokens(header, config)
+    for name in ("bos", "eos", "pad"):
+        config.setdefault(f"{name}_token_id", None)
+    family.extra(keys, header, config)
+    return config
+
+
+def _tokens(header: GGUFHeader, config: dict[str, Any]) -> None:
+    for name in ("bos", "eos", "padding"):
+        token = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if isinstance(token, int):
+            config[f"{'pad' if name == 'padding' else name}_token_id"] = token
 
 
 def _norm(keys: Keys, family: Family, config: dict[str, Any]) -> None:
@@ -188,7 +250,7 @@ def _norm(keys: Keys, family: Family, config: dict[str, Any]) -> None:
 
 def _rope(keys: Keys, header: GGUFHeader, family: Family, config: dict[str, Any]) -> None:
     rotary = keys.number("rope.dimension_count", config["head_dim"])
-    if rotary != config["head_dim"]:
+    if rotary != config["head_dim"] and not family.widths:
         if not family.partial_rotary or not 0 < rotary < config["head_dim"]:
             raise ValueError(f"rope.dimension_count is {rotary} where heads have {config['head_dim']}")
         config["partial_rotary_factor"] = rotary / config["head_dim"]
@@ -209,6 +271,11 @@ def _rope(keys: Keys, header: GGUFHeader, family: Family, config: dict[str, Any]
             "factor": factor,
             "original_max_position_embeddings": keys.number("rope.scaling.original_context_length"),
         }
+        if keys.family == "deepseek2":  # a tenth of what their softmax is scaled by
+            scale = keys.real("rope.scaling.yarn_log_multiplier", 0.0) / 0.1
+            config["rope_scaling"] |= {"mscale": round(scale, 6), "mscale_all_dim": round(scale, 6)}
+        if keys.family == "gpt-oss":  # trained with borders that are no whole dimensions, which no key says
+            config["rope_scaling"]["truncate"] = False
         for name in ("beta_fast", "beta_slow"):
             if keys.get(f"rope.scaling.yarn_{name}") is not None:
                 config["rope_scaling"][name] = keys.real(f"rope.scaling.yarn_{name}")
@@ -246,186 +313,13 @@ def _llama3_rope(header: GGUFHeader, config: Mapping[str, Any]) -> dict[str, Any
     raise ValueError("rope_freqs.weight is not of a scaling that Llama models were released with")
 
 
-def _llama(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    config["hidden_act"] = "silu"
-    config["attention_bias"] = _any(header, "attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
-    if keys.family != "llama":
-        _whole_window(keys, config)
-        return
-    if _any(header, "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"):
-        config["mlp_bias"] = True
-    window = keys.number("attention.sliding_window", 0)
-    if 0 < window < config["max_position_embeddings"]:  # then it is a Mistral, which has no biases
-        if config["attention_bias"] or "mlp_bias" in config or "rope_scaling" in config:
-            raise ValueError(f"attention.sliding_window is {window} beside biases or rope scaling")
-        config.update(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=window)
-
-
-def _whole_window(keys: Keys, config: Mapping[str, Any]) -> None:
+def whole_window(keys: Keys, config: Mapping[str, Any]) -> None:
     """Accept a window only where it hides nothing: which layers have it is not in the metadata."""
     window = keys.number("attention.sliding_window", 0)
     if 0 < window < config["max_position_embeddings"]:
         raise ValueError(f"attention.sliding_window is {window}, and which layers have it is not said")
 
 
-def _any(header: GGUFHeader, *names: str) -> bool:
+def biased(header: GGUFHeader, *names: str) -> bool:
+    """Whether the first layer has any of these tensors."""
     return any(f"blk.0.{name}" in header.tensors for name in names)
-
-
-def _gemma(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    """Gemma 2 and 3. The width that scales attention is that of a head, but for the 27B models (46 and 62 layers)."""
-    whole = config["num_hidden_layers"] == (46 if keys.family == "gemma2" else 62)
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    config["query_pre_attn_scalar"] = hidden // heads if whole else config["head_dim"]
-    config["hidden_activation"] = "gelu_pytorch_tanh"
-    config["attention_bias"] = False
-    config["sliding_window"] = keys.number("attention.sliding_window")
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-        default = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0} if keys.family == "gemma2" else {}
-        config[key] = (keys.real(key) if keys.get(key) is not None else default.get(key)) or None
-    every = 2 if keys.family == "gemma2" else 6
-    pattern = keys.get("attention.sliding_window_pattern")
-    if isinstance(pattern, list):
-        local = [bool(item) for item in pattern]
-    else:
-        every = every if pattern is None else keys.number("attention.sliding_window_pattern")
-        local = [bool((i + 1) % every) for i in range(config["num_hidden_layers"])]
-    config["layer_types"] = ["sliding_attention" if item else "full_attention" for item in local]
-    if keys.family == "gemma3":  # windows have a rope of their own, never scaled
-        swa = keys.real("rope.freq_base_swa") if keys.get("rope.freq_base_swa") is not None else 10000.0
-        theta, scaling = config.pop("rope_theta"), config.pop("rope_scaling", {"rope_type": "default"})
-        config["rope_parameters"] = {
-            "full_attention": {**scaling, "rope_theta": theta},
-            "sliding_attention": {"rope_type": "default", "rope_theta": swa},
-        }
-
-
-def _experts(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    """Qwen2-MoE and Qwen3-MoE. llama.cpp divides the chosen experts' shares by their sum in the latter."""
-    config["hidden_act"] = "silu"
-    config["num_experts"] = keys.number("expert_count")
-    config["num_experts_per_tok"] = keys.number("expert_used_count")
-    config["norm_topk_prob"] = keys.family == "qwen3moe"
-    norm = keys.get("expert_weights_norm")
-    if isinstance(norm, bool):
-        config["norm_topk_prob"] = norm
-    config["mlp_only_layers"], config["decoder_sparse_step"] = [], 1  # the architecture has no dense layers
-    width = header.tensors["blk.0.ffn_gate_exps.weight"].shape[1]
-    config["moe_intermediate_size"] = keys.number("expert_feed_forward_length", width)
-    if keys.family == "qwen2moe":
-        shared = header.tensors["blk.0.ffn_gate_shexp.weight"]
-        config["shared_expert_intermediate_size"] = keys.number("expert_shared_feed_forward_length", shared.shape[0])
-        config["qkv_bias"] = _any(header, "attn_q.bias")
-    else:
-        config["attention_bias"] = _any(header, "attn_q.bias", "attn_output.bias")
-    config.setdefault("intermediate_size", config["moe_intermediate_size"])
-    _whole_window(keys, config)
-
-
-def _phi3(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    config["hidden_act"] = "silu"
-    window = keys.number("attention.sliding_window", 0)
-    if 0 < window < config["max_position_embeddings"]:
-        config["sliding_window"] = window
-    keys.asked.add("rope.scaling.original_context_length")
-    config["original_max_position_embeddings"] = keys.number(
-        "rope.scaling.original_context_length", config["max_position_embeddings"]
-    )
-
-
-def _granite(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    """Llama with four factors, which the converter always writes."""
-    config["hidden_act"] = "silu"
-    config["attention_bias"] = _any(header, "attn_q.bias", "attn_output.bias")
-    config["mlp_bias"] = _any(header, "ffn_gate.bias", "ffn_down.bias")
-    for key, name in (
-        ("attention.scale", "attention_multiplier"),
-        ("embedding_scale", "embedding_multiplier"),
-        ("residual_scale", "residual_multiplier"),
-        ("logit_scale", "logits_scaling"),  # divides, in both
-    ):
-        config[name] = keys.real(key)
-
-
-def _smollm3(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    """Every fourth layer goes without rotation: no key says so, llama.cpp counts itself."""
-    config["hidden_act"] = "silu"
-    config["no_rope_layer_interval"] = 4
-    config["attention_bias"] = _any(header, "attn_q.bias", "attn_output.bias")
-    config["mlp_bias"] = _any(header, "ffn_gate.bias", "ffn_down.bias")
-    _whole_window(keys, config)
-
-
-def _arcee(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    config["hidden_act"] = "relu2"
-    config["attention_bias"] = _any(header, "attn_q.bias", "attn_output.bias")
-    config["mlp_bias"] = _any(header, "ffn_up.bias", "ffn_down.bias")
-
-
-def _olmo2(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    """Files with windows are OLMo 3, whose windows and full layers rotate by different rules: not read."""
-    config["hidden_act"] = "silu"
-    config["attention_bias"] = _any(header, "attn_q.bias", "attn_output.bias")
-    _whole_window(keys, config)
-
-
-def _cohere(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    config["hidden_act"] = "silu"
-    config["logit_scale"] = keys.real("logit_scale")
-
-
-def _seed_oss(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    config["hidden_act"] = "silu"
-    config["attention_bias"] = _any(header, "attn_q.bias")
-    config["attention_out_bias"] = _any(header, "attn_output.bias")
-    config["mlp_bias"] = _any(header, "ffn_gate.bias")
-
-
-def _gemma1(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    config["hidden_act"] = config["hidden_activation"] = "gelu_pytorch_tanh"
-    config["attention_bias"] = False
-
-
-def _starcoder2(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    config["hidden_act"] = "gelu_pytorch_tanh"
-    config["use_bias"] = _any(header, "attn_q.bias")
-    _whole_window(keys, config)
-
-
-def _gpt2(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    for key, name in (
-        ("hidden_size", "n_embd"),
-        ("num_hidden_layers", "n_layer"),
-        ("num_attention_heads", "n_head"),
-        ("max_position_embeddings", "n_positions"),
-        ("intermediate_size", "n_inner"),
-    ):
-        if key in config:
-            config[name] = config.pop(key)
-    for key in ("rope_theta", "num_key_value_heads", "head_dim"):
-        config.pop(key)
-    config["activation_function"] = "gelu_new"
-
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family("llama", "LlamaForCausalLM", _llama),
-    "qwen2": Family("qwen2", "Qwen2ForCausalLM", _llama),
-    "qwen3": Family("qwen3", "Qwen3ForCausalLM", _llama),
-    "qwen2moe": Family("qwen2_moe", "Qwen2MoeForCausalLM", _experts),
-    "qwen3moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", _experts),
-    "gemma2": Family("gemma2", "Gemma2ForCausalLM", _gemma),
-    "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", _gemma),
-    "phi3": Family("phi3", "Phi3ForCausalLM", _phi3, partial_rotary=True),
-    "starcoder2": Family("starcoder2", "Starcoder2ForCausalLM", _starcoder2),
-    "gemma": Family("gemma", "GemmaForCausalLM", _gemma1),
-    "granite": Family("granite", "GraniteForCausalLM", _granite),
-    "smollm3": Family("smollm3", "SmolLM3ForCausalLM", _smollm3),
-    "arcee": Family("arcee", "ArceeForCausalLM", _arcee),
-    "olmo2": Family("olmo2", "Olmo2ForCausalLM", _olmo2),
-    "seed_oss": Family("seed_oss", "SeedOssForCausalLM", _seed_oss),
-    "command-r": Family(
-        "cohere", "CohereForCausalLM", _cohere, norm=("attention.layer_norm_epsilon", "layer_norm_eps")
-    ),
-    "gpt2": Family("gpt2", "GPT2LMHeadModel", _gpt2),
-}
-"""GGUF architectures that are read. Files of Mistral models call themselves "llama", rightly."""

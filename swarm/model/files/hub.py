@@ -84,7 +84,7 @@ class HubModel:
             return self._cached(report)
         weights_of(manifest)  # what cannot be read is refused before it is fetched
         first, last = layers or (0, manifest.n_layers)
-        needed = {entry.digest for entry in manifest.layer_tensors(first, last)}
+        needed = {entry.digest for entry in manifest.stage_tensors(first, last)}
         wanted = [name for name, (_, digest) in pulled.shards.items() if digest in needed]
         if not offline:
             self._fetch(pulled, wanted, report)

@@ -17,7 +17,7 @@ from huggingface_hub.utils import build_hf_headers, get_session
 
 from swarm.base.errors import ModelError
 from swarm.base.events import Report
-from swarm.model.files import gguf_config, gguf_file, gguf_map, local
+from swarm.model.files import gguf_families, gguf_file, gguf_map, local
 from swarm.model.files.files import inside, keep, sha256_file
 from swarm.model.files.gguf_split import join_parts, part_names
 from swarm.model.files.hub import HubModel
@@ -116,7 +116,7 @@ class HubGGUF:
         header = join_parts([Path(name) for name in names], headers)
         # The values of rope_freqs.weight lie behind the header: they are checked once the file is here.
         header = replace(header, tensors={n: t for n, t in header.tensors.items() if n != "rope_freqs.weight"})
-        gguf_map.pieces(header, architecture(gguf_config.transformers_config(header, where)), where)
+        gguf_map.pieces(header, architecture(gguf_families.transformers_config(header, where)), where)
 
     def _header(self, name: str, commit: str, size: int) -> gguf_file.GGUFHeader:
         url = huggingface_hub.hf_hub_url(self.hub.repo, name, revision=commit, endpoint=self.hub.endpoint)

@@ -16,7 +16,7 @@ from typing import Any
 
 from swarm.base.errors import ModelError
 from swarm.base.events import Progress, Report, silent
-from swarm.model.files import gguf_config, gguf_map, gguf_split, safetensors_file
+from swarm.model.files import gguf_families, gguf_map, gguf_split, safetensors_file
 from swarm.model.files.files import inside, keep, read_bounded, sha256_file
 from swarm.model.files.manifest import Manifest, TensorEntry, architecture, canonical_json, parse_manifest
 from swarm.model.files.weights import FileCheckpoint, Place
@@ -30,7 +30,7 @@ def open_gguf(path: Path, name: str, kept: Path, report: Report = silent) -> Fil
     """A GGUF file, or the set of files that `path` is a part of, as a checkpoint. The manifest does not depend on how
     the model is split. `kept`: folder for the manifest. Raises ModelError."""
     header = gguf_split.read_set(path)
-    config = architecture(gguf_config.transformers_config(header, str(path)))
+    config = architecture(gguf_families.transformers_config(header, str(path)))
     places: dict[str, Place] = {}
     entries: list[TensorEntry] = []
     for piece in gguf_map.pieces(header, config, str(path)):

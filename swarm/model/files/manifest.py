@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.base.errors import ModelError
+from swarm.model.files.mtp import MTPTensors, first_head, is_mtp
 from swarm.model.files.ties import Ties, end_of, ties_of
 from swarm.model.files.wrappers import is_wrapper, text_name, text_values
 
@@ -203,8 +204,38 @@ class Manifest:
         for entry in self._sorted:
             if (wraps and text_name(entry.name) is None) or _OTHER_HALF.search(entry.name):
                 continue
+            if entry.name in self._of_heads:
+                continue
             layers.setdefault(layer_of(entry.name), []).append(entry)
         return {layer: tuple(entries) for layer, entries in layers.items()}
+
+    @cached_property
+    def _of_heads(self) -> frozenset[str]:
+        n, config = self.n_layers, self.text_config
+        return frozenset(t.name for t in self.tensors if is_mtp(t.name, n, config))
+
+    @property
+    def mtp_tensors(self) -> tuple[TensorEntry, ...]:
+        """Tensors of the checkpoint's multi-token prediction heads, by name: no layer's (see `files.mtp`)."""
+        return tuple(t for t in self._sorted if t.name in self._of_heads)
+
+    @cached_property
+    def mtp(self) -> MTPTensors | None:
+        """The checkpoint's first head; None without one that is laid out in a known way."""
+        return None if is_wrapper(self.config) else first_head(self.mtp_tensors, self.n_layers, self.text_config)
+
+    @property
+    def embedding_tensors(self) -> tuple[TensorEntry, ...]:
+        """What token ids are looked up in."""
+        return tuple(t for t in self._by_layer.get(None, ()) if is_embedding(t.name))
+
+    def stage_tensors(self, first: int, last: int) -> tuple[TensorEntry, ...]:
+        """What a node that serves layers [first, last) reads: `layer_tensors`, and for a tail what its head for
+        drafting needs."""
+        found = {t.name: t for t in self.layer_tensors(first, last)}
+        if last == self.n_layers and self.mtp is not None:
+            found |= {t.name: t for t in (*self.mtp_tensors, *self.embedding_tensors)}
+        return tuple(found[name] for name in sorted(found))
 
     def layer_bytes(self, layer: int) -> int:
         """Stored bytes of one layer."""
@@ -234,9 +265,21 @@ class Manifest:
         return tuple(sorted(found, key=lambda t: t.name))
 
     def weights_digest(self, first: int, last: int) -> str:
-        """Hex SHA-256 over the entries of layers [first, last): what a stage claims to have computed with."""
-        entries = [asdict(t) for t in self.layer_tensors(first, last)]
+        """Hex SHA-256 over the entries of layers [first, last): what a stage claims to have computed with.
+
+        Heads count where their names put them: stages have always signed for `mtp.layers.0.` with layer 0 and for the
+        rest with the last one.
+        """
+        found = [*self.layer_tensors(first, last), *(t for t in self.mtp_tensors if self._claimed(t, first, last))]
+        entries = [asdict(t) for t in sorted(found, key=lambda t: t.name)]
         return hashlib.sha256(canonical_json({"layers": [first, last], "tensors": entries})).hexdigest()
+
+    def _claimed(self, head: TensorEntry, first: int, last: int) -> bool:
+        if is_wrapper(self.config) and text_name(head.name) is None:
+            return False
+        layer = layer_of(head.name)
+        within = layer is not None and layer < self.n_layers
+        return first <= (layer or 0) < last if within else last == self.n_layers
 
     def check_layers(self) -> None:
         """Raises ModelError unless the tensors make up as many layers as the config says (a config alone could name

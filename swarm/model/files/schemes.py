@@ -22,6 +22,7 @@ from swarm.model.quant.encoding import Encoding
 from swarm.model.quant.floats import Float4, ScaledFloats
 from swarm.model.quant.ggml import GGML_ROLES, SCALE, PlainBlocks, ScaledBlocks, ggml_blocks
 from swarm.model.quant.integers import Integers
+from swarm.model.quant.joined import PART, joined
 
 Choose = Callable[[str, Mapping[str, TensorEntry]], Encoding | None]
 """(module, its stored tensors by role) -> how the weight is stored; None where it is plain. Raises ValueError."""
@@ -72,6 +73,8 @@ def layer_weights(manifest: Manifest, first: int, last: int) -> tuple[Weight, ..
 def _group(tensors: Sequence[TensorEntry], manifest: Manifest) -> dict[str, Weight]:
     """Parts of a weight share its module, so that a layer's are all among the layer's tensors."""
     method = find_method(manifest.config, manifest.model)
+    if any(PART in t.name for t in tensors):
+        return _group_parts(tensors, manifest)
     if method is None and any(t.name.endswith(SCALE) for t in tensors):
         method = _gguf(manifest.config)
     if method is None:
@@ -92,6 +95,28 @@ def _group(tensors: Sequence[TensorEntry], manifest: Manifest) -> dict[str, Weig
         if weight.entry.name in found:
             raise ModelError(f"{manifest.model} has {weight.entry.name} twice, packed and plain; pull it again")
         found[weight.entry.name] = weight
+    return found
+
+
+def _group_parts(tensors: Sequence[TensorEntry], manifest: Manifest) -> dict[str, Weight]:
+    """Of a GGUF that keeps some tensors in parts."""
+    parts: dict[str, dict[str, TensorEntry]] = {}
+    for entry in tensors:
+        name, apart, role = entry.name.partition(PART)
+        if apart:
+            parts.setdefault(name, {})[role] = entry
+    found = _group([entry for entry in tensors if PART not in entry.name], manifest)
+    for name, own in parts.items():
+        if name in found:
+            raise ModelError(f"{manifest.model} has {name} twice, in parts and whole; pull it again")
+        try:
+            encoding = joined(own, manifest.config)
+            shape = encoding.shape(own)
+        except (ValueError, IndexError, KeyError) as exc:
+            raise ModelError(f"{name} of {manifest.model} cannot be read: {exc}; pull it again") from exc
+        first = next(iter(own.values()))
+        entry = TensorEntry(name, shape, encoding.name, sum(p.nbytes for p in own.values()), first.digest)
+        found[name] = Weight(entry, own, encoding)
     return found
 
 
@@ -192,7 +217,7 @@ def _gguf(config: Mapping[str, Any]) -> Method:
         if "scales" not in parts:
             return None
         lies = layout(codes.name, codes.shape, config)
-        if not lies.packed_safe:
+        if not lies.packed_safe or lies.columns is not None:
             raise ValueError("its matrix lies the other way")
         return ScaledBlocks(lies.rows)
 

@@ -87,8 +87,9 @@ class FileCheckpoint:
         assert form is not None
         with _Mapped(place, 0, entry.nbytes, name) as data:
             self.bytes_read += entry.nbytes
-            order = layout(name, entry.shape, self.manifest.config).rows
-            return hold(data, form, entry.shape, order, name, library())
+            lies = layout(name, entry.shape, self.manifest.config)
+            held = hold(data, form, entry.shape, lies.rows, name, library())
+            return held if lies.columns is None else MovedColumns(held, lies.columns)
 
     def hold_stack(self, name: str, without_kernel: bool) -> tuple[Matrix, ...] | None:
         """As `hold`, of a tensor that is a stack of matrices, such as the experts of a projection: one of each."""
@@ -202,7 +203,7 @@ def _unpack(
         part = stored[first:last] if lies.rows is None else stored[lies.rows[first:last].numpy()]
         values = gguf.dequantize(part, gguf.GGMLQuantizationType(form.number))
         numbers = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(last - first, columns)
-        out[first:last] = numbers - 1 if lies.minus_one else numbers
+        out[first:last] = lies.finish(numbers)
     return out
 
 

@@ -20,6 +20,7 @@ _TEXT: dict[str, str] = {
     "gemma3": "gemma3_text",
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
     "got_ocr2": "",
     "internvl": "",
     "llava": "",

@@ -65,9 +65,10 @@ def route(chosen: torch.Tensor, experts: int) -> Routed:
 @dataclass(frozen=True, eq=False)
 class Stack:
     """parts: one or two lists of the matrices of all experts; an expert's outputs are those of the first and then
-    those of the second."""
+    those of the second, or with `alternate` one of the first and one of the second in turn."""
 
     parts: tuple[tuple[Matrix, ...], ...]
+    alternate: bool = False
     _table: Whole | None = field(init=False, default=None)
     _lib: Library | None = field(init=False, default=None)
 
@@ -107,12 +108,12 @@ class Stack:
         """[pairs, out_features] of the dtype of x, which is float32 or bfloat16.
 
         x: [rows, in_features], or with `paired` [pairs, in_features], a row for every pair. bias: float32 [experts,
-        out_features].
+        out_features], those of the first part before those of the second.
         """
         out = x.new_empty(routed.pairs, self.out_features)
         if self._table is None or self._lib is None:
             self._one_by_one(x if paired else x[torch.from_numpy(routed.rows)], routed, bias, out)
-            return out
+            return self._in_turn(out)
         parts = self._table[:, routed.experts]
         at, width = 0, self.out_features
         for part in parts:
@@ -124,7 +125,11 @@ class Stack:
         if routed.pairs:
             picks = None if paired else routed.rows
             self._lib.grouped(np.ascontiguousarray(parts.reshape(-1, 8)), x, picks, routed.pairs)
-        return out
+        return self._in_turn(out)
+
+    def _in_turn(self, out: torch.Tensor) -> torch.Tensor:
+        """Outputs in the order that the model has them in."""
+        return out.view(len(out), 2, -1).transpose(1, 2).reshape(out.shape) if self.alternate else out
 
     def _one_by_one(self, x: torch.Tensor, routed: Routed, bias: torch.Tensor | None, out: torch.Tensor) -> None:
         """For what one call does not multiply: matrices without a kernel, or whose columns lie in another order."""
@@ -208,7 +213,11 @@ class PackedExperts(nn.Module):
         """float32 [experts, out_features], made when it is first asked for: after it was loaded."""
         if name not in self._wide:
             bias = getattr(self, f"{name}_bias", None)
-            self._wide[name] = None if bias is None else bias.detach().float().contiguous()
+            wide = None if bias is None else bias.detach().float()
+            stack = self.stacks.get(name)
+            if wide is not None and stack is not None and stack.alternate:
+                wide = wide.view(len(wide), -1, 2).transpose(1, 2).reshape(wide.shape)
+            self._wide[name] = None if wide is None else wide.contiguous()
         return self._wide[name]
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import re
 import socket
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from swarm.base.address import Address, format_address
 from swarm.base.errors import PeerError
@@ -17,13 +15,12 @@ from swarm.net.channel.limits import ReachLimits
 from swarm.net.dial import connect_one
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
+from swarm.net.traversal.messages import RelayRoom
 from swarm.net.traversal.relay import PATH
-from swarm.net.traversal.rendezvous import parse_addresses_untrusted
 from swarm.net.tunnel import open_tunnel
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 """A punched connection ends with a reset: TIME_WAIT would keep the same two ports from being opened again."""
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
 async def open_at_once(
@@ -56,15 +53,12 @@ async def open_at_once(
     await board.adopt(sock, initiator=initiator, expect=node, edge="punched", claim=claim)
 
 
-async def enter_room(board: Switchboard, via: Peer, header: Mapping[str, Any]) -> socket.socket:
+async def enter_room(board: Switchboard, via: Peer, room: RelayRoom) -> socket.socket:
     """Join the room that `via` made; only that node's own host is dialled. Raises PeerError."""
-    token = header.get("token")
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise PeerError(f"expected the token of a relay room, found {str(token)[:40]!r}")
     host = via.address[0]
-    listed = [a for a in parse_addresses_untrusted(header.get("addresses")) if a[0] == host]
+    listed = [a for a in room.addresses if a[0] == host]
     addresses = [via.address, *listed] if via.dialled else listed
-    return await join_room(board, list(dict.fromkeys(addresses)), token, timeout=3.0)
+    return await join_room(board, list(dict.fromkeys(addresses)), room.token, timeout=3.0)
 
 
 async def join_room(board: Switchboard, addresses: Sequence[Address], token: str, timeout: float) -> socket.socket:
@@ -75,7 +69,7 @@ async def join_room(board: Switchboard, addresses: Sequence[Address], token: str
     failure = "it gave no address"
     for address in addresses:
         try:
-            return await open_tunnel(address, PATH + token, board.spawn, timeout, board.proxy)
+            return await open_tunnel(address, PATH + token, board, timeout, board.proxy)
         except PeerError as exc:
             failure = str(exc)
     raise PeerError(f"the relay was not reached: {failure}")

@@ -6,40 +6,36 @@ import asyncio
 import ipaddress
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
 
 from swarm.base.address import Address
 from swarm.base.errors import PeerError
-from swarm.base.nodeid import NodeId, check_id_untrusted, short_id
+from swarm.base.nodeid import short_id
 from swarm.net.channel.limits import ReachLimits
 from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.connect_methods import enter_room, open_at_once
+from swarm.net.traversal.messages import JOIN, KNOCKED, RELAY_CALL, Knock, RelayCall, parse_knock_untrusted
 from swarm.net.traversal.race import Race
-from swarm.net.traversal.relay import JOIN
-from swarm.net.traversal.rendezvous import KNOCKED, EventQuota, Knock, parse_knock_untrusted, require_admitted
+from swarm.net.traversal.rendezvous import EventQuota, require_admitted
 
 log = logging.getLogger(__name__)
 
 
 class InboundTraversal:
-    """Follows knocks, and calls into a relay's room unless `relay` is false; both only from peers that are `admitted`.
+    """Follows knocks, and calls into a relay's room unless `relay` is false; both only from members.
 
     A node that is reached through a relay already is visited all the same: the direct path takes the relay's place.
     """
 
-    def __init__(
-        self, board: Switchboard, admitted: Callable[[NodeId], bool], relay: bool, limits: ReachLimits
-    ) -> None:
-        self._board, self._admitted, self._relay, self._limits = board, admitted, relay, limits
+    def __init__(self, board: Switchboard, relay: bool, limits: ReachLimits) -> None:
+        self._board, self._relay, self._limits = board, relay, limits
         self._quota = EventQuota(limits.visits_per_minute, 60.0)
         board.handle(KNOCKED, self._on_knocked)
         board.handle(JOIN, self._on_join)
 
     async def _on_knocked(self, via: Peer, message: Message) -> None:
-        require_admitted(self._admitted, via)
+        require_admitted(self._board, via)
         knock = parse_knock_untrusted(message.header)
         present = self._board.get(knock.node)
         if (present is None or present.edge == "relay") and self._quota.take(time.monotonic()):
@@ -62,19 +58,19 @@ class InboundTraversal:
                 raise result
 
     async def _on_join(self, via: Peer, message: Message) -> None:
-        require_admitted(self._admitted, via)
-        node = check_id_untrusted(message.header.get("node"))
+        require_admitted(self._board, via)
+        call = RELAY_CALL.read_untrusted(message.header)
         if not self._relay:
             raise PeerError("this node takes no relayed connections (--no-relay)")
-        if self._board.get(node) is None and self._quota.take(time.monotonic()):
-            self._board.spawn(self._come_through_relay(via, node, message.header))
+        if self._board.get(call.node) is None and self._quota.take(time.monotonic()):
+            self._board.spawn(self._come_through_relay(via, call))
 
-    async def _come_through_relay(self, via: Peer, node: NodeId, header: Mapping[str, Any]) -> None:
+    async def _come_through_relay(self, via: Peer, call: RelayCall) -> None:
         try:
-            sock = await enter_room(self._board, via, header)
-            await self._board.adopt(sock, initiator=False, expect=node, edge="relay")
+            sock = await enter_room(self._board, via, call.room)
+            await self._board.adopt(sock, initiator=False, expect=call.node, edge="relay")
         except PeerError as exc:
-            log.debug("the relayed connection of node %s did not come about: %s", short_id(node), exc)
+            log.debug("the relayed connection of node %s did not come about: %s", short_id(call.node), exc)
 
 
 def dial_back_addresses(knock: Knock) -> list[Address]:

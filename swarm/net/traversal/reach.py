@@ -18,9 +18,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
-from swarm.base.address import Address, format_address
+from swarm.base.address import Address
 from swarm.base.errors import BusyError, PeerError, SwarmError
 from swarm.base.nodeid import NodeId, short_id
 from swarm.net.channel.limits import ReachLimits
@@ -29,9 +30,21 @@ from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.connect_methods import enter_room, open_at_once
 from swarm.net.traversal.inbound import InboundTraversal
+from swarm.net.traversal.messages import (
+    ASK,
+    KNOCK,
+    KNOCK_REQUEST,
+    KNOWN,
+    KNOWS,
+    MAX_ADDRESSES,
+    RELAY_ROOM,
+    SOUGHT,
+    KnockRequest,
+    Sought,
+    parse_knock_untrusted,
+)
 from swarm.net.traversal.race import Race
-from swarm.net.traversal.relay import ASK
-from swarm.net.traversal.rendezvous import KNOCK, KNOWS, MAX_ADDRESSES, Rendezvous, parse_knock_untrusted
+from swarm.net.traversal.rendezvous import Rendezvous
 
 log = logging.getLogger(__name__)
 
@@ -41,37 +54,39 @@ UPGRADE_SECONDS = 8.0
 """For one search for a direct path beside a relayed connection."""
 
 
-async def _nobody(node: NodeId) -> None:
-    """Knows nobody who may know `node`."""
+class Introducer(Protocol):
+    """Knows whom to ask for a node that no peer is connected to."""
+
+    async def introduce(self, node: NodeId) -> None:
+        """Connect to nodes that may be connected to `node`. May raise SwarmError where that does not work."""
 
 
 class Reach:
     """Puts itself in front of the switchboard's dialling, and serves the other side of it.
 
     `addresses` are what others may dial besides the ports that this node listens on. With `relay` false it neither uses
-    relays nor follows a call into one. `admitted` says which peers are members: only they are served.
-    `introduce` connects to nodes that may be connected to the one that is wanted, where no peer is.
+    relays nor follows a call into one; `offers_relay`: this node relays for others. Only members are served.
+    `introducer` helps where no peer is connected to the node that is wanted.
     """
 
     def __init__(
         self,
         board: Switchboard,
         *,
-        addresses: Callable[[], Sequence[Address]] = tuple,
+        addresses: Sequence[Address] = (),
         relay: bool = True,
-        offers_relay: Callable[[], bool] = lambda: False,
-        admitted: Callable[[NodeId], bool] = lambda node: True,
-        introduce: Callable[[NodeId], Awaitable[None]] = _nobody,
+        offers_relay: bool = False,
+        introducer: Introducer | None = None,
         limits: ReachLimits | None = None,
     ) -> None:
         self._board = board
         self._addresses = addresses
         self._relay = relay
-        self._introduce = introduce
+        self._introducer = introducer
         self.limits = limits or ReachLimits()
-        self.visits = InboundTraversal(board, admitted, relay, self.limits)
-        self.rendezvous = Rendezvous(board, admitted, offers_relay)
-        board.connector = self.connect
+        self.visits = InboundTraversal(board, relay, self.limits)
+        self.rendezvous = Rendezvous(board, offers_relay)
+        board.connector = self
 
     async def connect(self, node: NodeId, addresses: Sequence[Address], timeout: float) -> None:
         """Make `node` a peer of the switchboard by the first way that works; PeerError says why each did not."""
@@ -136,10 +151,10 @@ class Reach:
         """Peers that are connected to `node`, nearest first, and whether each offers to relay. Raises PeerError."""
         await asyncio.sleep(delay)
         found = await self._who_knows(node)
-        if not found:
+        if not found and self._introducer is not None:
             with contextlib.suppress(SwarmError, TimeoutError):
                 async with asyncio.timeout(self.limits.introduce):
-                    await self._introduce(node)
+                    await self._introducer.introduce(node)
             found = await self._who_knows(node)
         if not found:
             raise PeerError(f"none of {len(self._board.peers())} peers is connected to it")
@@ -151,20 +166,21 @@ class Reach:
 
         async def ask(peer: Peer) -> tuple[Peer, bool] | None:
             try:
-                answer = await peer.call(Message(KNOWS, {"node": node}), timeout=2.0)
+                asked = Message(KNOWS, SOUGHT.header(Sought(node)))
+                answer = KNOWN.read_untrusted((await peer.call(asked, timeout=2.0)).header)
             except SwarmError:
                 return None
-            return (peer, answer.header.get("relay") is True) if answer.header.get("knows") is True else None
+            return (peer, answer.relay) if answer.knows else None
 
         return [pair for pair in await asyncio.gather(*map(ask, nearest)) if pair is not None]
 
     async def _punched(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]]) -> None:
         """Ask a mutual peer to arrange a simultaneous open; the other side also dials this node's addresses."""
         reason = PeerError("no mutual peer arranged it")
-        header = {"node": race.node, "addresses": self._own_addresses()}
+        asked = Message(KNOCK, KNOCK_REQUEST.header(KnockRequest(race.node, self._own_addresses())))
         for via, _ in (await asyncio.shield(mutual))[:3]:
             try:
-                answer = await via.call(Message(KNOCK, header), timeout=3.0)
+                answer = await via.call(asked, timeout=3.0)
                 knock = parse_knock_untrusted(answer.header)
             except (PeerError, BusyError) as exc:
                 reason = PeerError(str(exc))
@@ -186,10 +202,10 @@ class Reach:
             return
         raise reason
 
-    def _own_addresses(self) -> list[str]:
+    def _own_addresses(self) -> tuple[Address, ...]:
         """Where the other side may dial back; "0.0.0.0" stands for this node's host as others see it."""
         seen = [("0.0.0.0", port) for _, port in self._board.listening]
-        return [format_address(a) for a in dict.fromkeys([*seen, *self._addresses()])][:MAX_ADDRESSES]
+        return tuple(dict.fromkeys([*seen, *self._addresses]))[:MAX_ADDRESSES]
 
     async def _relayed(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]], not_before: float) -> None:
         relays = [peer for peer, offers in await asyncio.shield(mutual) if offers]
@@ -198,8 +214,9 @@ class Reach:
         await asyncio.sleep(max(0.0, not_before + _ROUNDS * farther - time.monotonic()))
         for via in relays:
             try:
-                answer = await via.call(Message(ASK, {"node": race.node}), timeout=3.0)
-                sock = await enter_room(self._board, via, answer.header)
+                asked = Message(ASK, SOUGHT.header(Sought(race.node)))
+                room = RELAY_ROOM.read_untrusted((await via.call(asked, timeout=3.0)).header)
+                sock = await enter_room(self._board, via, room)
                 await self._board.adopt(sock, initiator=True, expect=race.node, edge="relay", claim=race.claim("relay"))
                 return
             except (PeerError, BusyError) as exc:

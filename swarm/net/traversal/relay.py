@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import WSMsgType, web
 
-from swarm.base.address import Address, format_address
+from swarm.base.address import Address
 from swarm.base.errors import BusyError, PeerError
-from swarm.base.nodeid import NodeId, check_id_untrusted, short_id
+from swarm.base.nodeid import NodeId, short_id
 from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
+from swarm.net.traversal.messages import ASK, JOIN, RELAY_CALL, RELAY_ROOM, SOUGHT, RelayCall, RelayRoom
 from swarm.net.traversal.rendezvous import require_admitted
 from swarm.net.tunnel import MAX_FRAME_BYTES
 
-ASK, JOIN = "relay.ask", "relay.join"
 PATH = "/swarm/relay/"
 _SLICE_BYTES = 16 * 1024
 
@@ -70,20 +70,13 @@ class _Room:
 
 
 class Relay:
-    """The relay of one node, for those peers that are `admitted`. `routes` are for its HTTP application.
+    """The relay of one node, for those of its peers that are members. `routes` are for its HTTP application.
 
     `addresses`: where that application is dialled from outside.
     """
 
-    def __init__(
-        self,
-        board: Switchboard,
-        addresses: Sequence[Address],
-        limits: RelayLimits | None = None,
-        admitted: Callable[[NodeId], bool] = lambda node: True,
-    ) -> None:
+    def __init__(self, board: Switchboard, addresses: Sequence[Address], limits: RelayLimits | None = None) -> None:
         self._board = board
-        self._admitted = admitted
         self._addresses = tuple(addresses)
         self.limits = limits or RelayLimits()
         self._tokens: dict[str, tuple[_Room, NodeId]] = {}
@@ -103,8 +96,8 @@ class Relay:
 
     async def _on_ask(self, asker: Peer, message: Message) -> Message:
         """Make a room for the asker and a peer of this node, and call that peer in."""
-        require_admitted(self._admitted, asker)
-        node = check_id_untrusted(message.header.get("node"))
+        require_admitted(self._board, asker)
+        node = SOUGHT.read_untrusted(message.header).node
         target = self._board.get(node)
         if target is None or target is asker:
             raise PeerError(f"node {short_id(self._board.id)} is not connected to node {short_id(node)}")
@@ -121,9 +114,8 @@ class Relay:
             self._users[user] = (count + 1, bucket)
         self._rooms.add(id(room))
         self._board.spawn(self._keep(room, tokens))
-        addresses = [format_address(a) for a in self._addresses]
-        await target.send(Message(JOIN, {"node": asker.id, "token": tokens[1], "addresses": addresses}))
-        return Message(ASK, {"token": tokens[0], "addresses": addresses})
+        await target.send(Message(JOIN, RELAY_CALL.header(RelayCall(asker.id, tokens[1], self._addresses))))
+        return Message(ASK, RELAY_ROOM.header(RelayRoom(tokens[0], self._addresses)))
 
     async def _keep(self, room: _Room, tokens: Sequence[str]) -> None:
         """Own the room from its making to its end."""

@@ -14,68 +14,34 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from swarm.base.address import Address, format_address, parse_address_untrusted
+from swarm.base.address import Address
 from swarm.base.errors import BusyError, PeerError
-from swarm.base.nodeid import NodeId, check_id_untrusted, short_id
+from swarm.base.nodeid import NodeId, short_id
 from swarm.net.channel.message import Message
+from swarm.net.members import Members
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
+from swarm.net.traversal.messages import (
+    CHECK,
+    KNOCK,
+    KNOCK_REQUEST,
+    KNOCKED,
+    KNOWN,
+    KNOWS,
+    MAX_WAIT_MS,
+    PORT_ANSWER,
+    PORT_REQUEST,
+    SOUGHT,
+    Knock,
+    KnowsAnswer,
+    PortAnswer,
+    PortRequest,
+)
 
-KNOWS, KNOCK, KNOCKED, CHECK = "reach.knows", "reach.knock", "reach.knocked", "reach.check"
-MAX_ADDRESSES = 8
-MAX_WAIT_MS = 2000
 CHECK_SECONDS = 2.0
 KNOCKS_PER_MINUTE = 120
-
-
-@dataclass(frozen=True)
-class Knock:
-    """What one side learns of the other from the rendezvous.
-
-    `node` the other side; `seen` where the rendezvous sees it, None where it is seen through HTTP; `self_seen` where it
-    sees this side; `addresses` where the other side listens, as it says; `wait_ms` when to begin, counted from the
-    arrival of this message.
-    """
-
-    node: NodeId
-    seen: Address | None
-    self_seen: Address
-    addresses: tuple[Address, ...]
-    wait_ms: float
-
-    def header(self) -> dict[str, Any]:
-        return {
-            "node": self.node,
-            "seen": None if self.seen is None else format_address(self.seen),
-            "self": format_address(self.self_seen),
-            "addresses": [format_address(a) for a in self.addresses],
-            "wait_ms": self.wait_ms,
-        }
-
-
-def parse_knock_untrusted(header: Mapping[str, Any]) -> Knock:
-    """Read `Knock.header`. Raises PeerError."""
-    wait, seen = header.get("wait_ms"), header.get("seen")
-    if not isinstance(wait, int | float) or not 0 <= wait <= MAX_WAIT_MS:
-        raise PeerError(f"expected a wait of 0 to {MAX_WAIT_MS} ms, found {str(wait)[:20]}")
-    return Knock(
-        check_id_untrusted(header.get("node")),
-        None if seen is None else parse_address_untrusted(seen),
-        parse_address_untrusted(header.get("self")),
-        parse_addresses_untrusted(header.get("addresses")),
-        float(wait),
-    )
-
-
-def parse_addresses_untrusted(texts: object) -> tuple[Address, ...]:
-    """A list of at most MAX_ADDRESSES addresses. Raises PeerError."""
-    if not isinstance(texts, list) or len(texts) > MAX_ADDRESSES:
-        raise PeerError(f"expected a list of at most {MAX_ADDRESSES} addresses, found {str(texts)[:60]}")
-    return tuple(parse_address_untrusted(text) for text in texts)
 
 
 @dataclass
@@ -96,16 +62,13 @@ class EventQuota:
 
 
 class Rendezvous:
-    """Answers KNOWS and KNOCK for those peers of `board` that are `admitted`.
+    """Answers KNOWS and KNOCK for those peers of `board` that are members.
 
     `offers_relay` says whether this node relays as well.
     """
 
-    def __init__(
-        self, board: Switchboard, admitted: Callable[[NodeId], bool], offers_relay: Callable[[], bool]
-    ) -> None:
+    def __init__(self, board: Switchboard, offers_relay: bool) -> None:
         self._board = board
-        self._admitted = admitted
         self._offers_relay = offers_relay
         self._quotas: dict[NodeId, EventQuota] = {}
         board.handle(KNOWS, self._on_knows)
@@ -113,15 +76,15 @@ class Rendezvous:
         board.handle(CHECK, self._on_check)
 
     async def _on_knows(self, peer: Peer, message: Message) -> Message:
-        require_admitted(self._admitted, peer)
-        target = self._board.get(check_id_untrusted(message.header.get("node")))
-        return Message(KNOWS, {"knows": target is not None, "relay": self._offers_relay()})
+        require_admitted(self._board, peer)
+        target = self._board.get(SOUGHT.read_untrusted(message.header).node)
+        return Message(KNOWS, KNOWN.header(KnowsAnswer(target is not None, self._offers_relay)))
 
     async def _on_knock(self, asker: Peer, message: Message) -> Message:
         """Tell both sides of each other, so that both begin at the same moment."""
-        require_admitted(self._admitted, asker)
-        node = check_id_untrusted(message.header.get("node"))
-        addresses = parse_addresses_untrusted(message.header.get("addresses"))
+        require_admitted(self._board, asker)
+        asked = KNOCK_REQUEST.read_untrusted(message.header)
+        node = asked.node
         if not self._take_quota(asker.id):
             raise BusyError(f"node {short_id(asker.id)} knocks too often; try again in a minute")
         target = self._board.get(node)
@@ -130,22 +93,20 @@ class Rendezvous:
         if asker.tunnelled or target.edge == "relay":
             raise PeerError("a connection that goes through HTTP itself shows no address to open")
         wait_asker, wait_target = waits_ms(await _rtt_ms(asker), await _rtt_ms(target))
-        knocked = Knock(asker.id, asker.address, target.address, addresses, wait_target)
+        knocked = Knock(asker.id, asker.address, target.address, asked.addresses, wait_target)
         await target.send(Message(KNOCKED, knocked.header()))
         seen = None if target.tunnelled else target.address  # it can only come by itself then
         return Message(KNOCK, Knock(node, seen, asker.address, (), wait_asker).header())
 
     async def _on_check(self, asker: Peer, message: Message) -> Message:
         """Dial the asker's own host at the port that it names, and nothing else."""
-        require_admitted(self._admitted, asker)
-        port = message.header.get("port")
-        if type(port) is not int or not 1 <= port <= 65535:
-            raise PeerError(f"expected a port from 1 to 65535, found {str(port)[:20]}")
+        require_admitted(self._board, asker)
+        port = PORT_REQUEST.read_untrusted(message.header).port
         if not self._take_quota(asker.id):
             raise BusyError(f"node {short_id(asker.id)} asks too often; try again in a minute")
         outer = (asker.address[0], port)
         is_open = asker.edge != "relay" and await self._board.proves(asker.id, outer, CHECK_SECONDS)
-        return Message(CHECK, {"seen": format_address(asker.address), "open": is_open})
+        return Message(CHECK, PORT_ANSWER.header(PortAnswer(asker.address, is_open)))
 
     def _take_quota(self, node: NodeId) -> bool:
         for gone in [other for other in self._quotas if self._board.get(other) is None]:
@@ -155,13 +116,14 @@ class Rendezvous:
 
 async def check_port(via: Peer, port: int) -> tuple[Address, bool]:
     """Where `via` sees this node, and whether this node answers there at `port`. Raises PeerError, BusyError."""
-    answer = await via.call(Message(CHECK, {"port": port}), timeout=2 * CHECK_SECONDS)
-    return parse_address_untrusted(answer.header.get("seen")), answer.header.get("open") is True
+    asked = Message(CHECK, PORT_REQUEST.header(PortRequest(port)))
+    answer = PORT_ANSWER.read_untrusted((await via.call(asked, timeout=2 * CHECK_SECONDS)).header)
+    return answer.seen, answer.open
 
 
-def require_admitted(admitted: Callable[[NodeId], bool], peer: Peer) -> None:
+def require_admitted(members: Members, peer: Peer) -> None:
     """Raises PeerError for a peer that is not a member: strangers get no help in reaching others."""
-    if not admitted(peer.id):
+    if not members.admitted(peer.id):
         raise PeerError(f"node {short_id(peer.id)} is not a member of this swarm; it has to say hello first")
 
 

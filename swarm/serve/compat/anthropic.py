@@ -7,11 +7,12 @@ chat templates of open models want none.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
 
+from swarm.model.text.decoder import TokenDecoder
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.backend import Backend
 from swarm.serve.compat.shapes import (
@@ -50,7 +51,7 @@ class AnthropicViews:
             raise bad_field("max_tokens", "expected 'max_tokens' to be an integer, found null", "invalid_type")
         parsed = parse_chat_untrusted({**chat_body(body), "max_tokens": limit}, self._config)
         stops = tuple(parsed.wanted.stop)
-        voice = AnthropicVoice(request[REQUEST_ID], self._backend.manifest.model, stops, self._backend.decode)
+        voice = AnthropicVoice(request[REQUEST_ID], self._backend.manifest.model, stops, self._backend)
         return await self._completions.converse(request, fitted(parsed), voice)
 
     async def count(self, request: web.Request) -> web.Response:
@@ -158,14 +159,12 @@ def _text_of(value: Any, path: str) -> str:
 
 
 class AnthropicVoice:
-    """As /v1/messages says it. `decode`: token ids to text, by which the stop sequence that matched is found."""
+    """As /v1/messages says it. `decoder`: by its text the stop sequence that matched is found."""
 
-    def __init__(
-        self, request_id: str, model: str, stops: Sequence[str], decode: Callable[[Sequence[int]], str]
-    ) -> None:
+    def __init__(self, request_id: str, model: str, stops: Sequence[str], decoder: TokenDecoder) -> None:
         self._request_id = request_id
         self._id = "msg_" + request_id.removeprefix("req_")
-        self._model, self._stops, self._decode = model, stops, decode
+        self._model, self._stops, self._decoder = model, stops, decoder
         self._block = -1
         self._in = ""
         self._finish: str | None = None
@@ -257,7 +256,7 @@ class AnthropicVoice:
             return "tool_use", None
         if result.finish_reason == "length":
             return "max_tokens", None
-        behind = self._decode(result.token_ids)[len(result.text) :] if self._stops else ""
+        behind = self._decoder.decode(result.token_ids)[len(result.text) :] if self._stops else ""
         found = next((stop for stop in self._stops if behind.startswith(stop)), None)
         return ("end_turn", None) if found is None else ("stop_sequence", found)
 

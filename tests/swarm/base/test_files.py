@@ -15,7 +15,7 @@ from receipts.check.recompute import ErrorLimits
 from swarm.base import files as disk
 from swarm.base.errors import SwarmError
 from swarm.base.files import write_whole
-from swarm.discovery.state_dir import LAST_INVITE, remember_invite, remember_swarm
+from swarm.discovery.state_dir import LAST_INVITE, RememberedSwarm, remember_invite
 from swarm.mesh.membership import Membership
 from swarm.mesh.saved import PEERS_FILE, Saved, load, save
 from swarm.model.files.files import keep
@@ -146,7 +146,7 @@ def test_what_can_be_done_without_is_done_without(tmp_path: Path, monkeypatch: p
         patched.setattr(disk, "os", Faulty(1, full))
         remember_invite(tmp_path, "new")
         patched.setattr(disk, "os", Faulty(1, full))
-        remember_swarm(tmp_path, saved(1))
+        RememberedSwarm(tmp_path).keep(saved(1))
     assert (tmp_path / LAST_INVITE).read_text() == "old"
     assert not (tmp_path / PEERS_FILE).exists()
 

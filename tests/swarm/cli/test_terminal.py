@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from swarm.cli.main import main
 from swarm.mesh.invite import parse_invite_untrusted
 from tests.swarm.model.tiny import random_model, tiny_config
 
@@ -83,13 +84,39 @@ def test_an_invite_can_be_copied_from_a_terminal_and_written_to_a_file(
                 assert node.poll() is None
                 time.sleep(0.1)
             shown += written
+        else:
+            watch_a_node(tmp_path / "looker", invite_in(shown))
     finally:
         node.send_signal(signal.SIGINT)
         assert node.wait(60) == 0
         os.close(ours)
+    parse_invite_untrusted(invite_in(shown))
+
+
+def invite_in(shown: bytes) -> str:
     lines = [line for line in shown.decode().replace("\r", "").split("\n") if "swarm join --swarm" in line]
     assert len(lines) == 1 and len(lines[0]) > 110
-    parse_invite_untrusted(lines[0].split()[-1])
+    return lines[0].split()[-1]
+
+
+def watch_a_node(state: Path, invite: str) -> None:
+    """`swarm top` shows the node that serves, in the terminal's other screen, until Ctrl-C."""
+    ours, theirs = terminal(80)
+    command = [sys.executable, "-m", "swarm", "top", "--no-lan", "--swarm", invite, "--state", str(state)]
+    top = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    try:
+        shown = read_until(ours, b"Ctrl-C leaves", 90)
+        assert b"covered" in shown and b"serving" in shown and b"\x1b[?1049h" in shown
+    finally:
+        top.send_signal(signal.SIGINT)
+        assert top.wait(30) == 130
+        os.close(ours)
+
+
+def test_there_is_no_top_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "--no-lan"]) == 2
+    assert "swarm status --watch --json" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_heard_while_a_thread_is_loading() -> None:

@@ -91,6 +91,20 @@ def test_what_the_receipt_itself_shows(place: Place, capsys: pytest.CaptureFixtu
     assert place.verify(changed) not in (0, 1, 3, 4)
 
 
+def test_a_run_is_shown_over_time(place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["show", str(place.receipt)]) == 0
+    shown = capsys.readouterr().out
+    assert "layers 0-2" in shown and "12 tokens" in shown and "busy" in shown
+    assert main(["show", str(place.receipt), "--svg", str(tmp_path / "time.svg")]) == 0
+    assert (tmp_path / "time.svg").read_text().startswith("<svg") and capsys.readouterr().out == ""
+    changed = tmp_path / "changed.json"
+    changed.write_bytes(place.receipt.read_bytes().replace(b"payload", b"peyload", 1))
+    assert main(["show", str(changed)]) >= 2
+    told = capsys.readouterr()
+    assert "not drawn" in told.err and told.out == ""
+    assert main(["show", "--state", str(tmp_path)]) == 2
+
+
 def test_the_last_receipt_and_one_from_a_pipe(
     place: Place, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

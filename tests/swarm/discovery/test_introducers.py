@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from swarm.discovery.introducers import AT_ONCE, candidates, introducing
+from swarm.discovery.introducers import AT_ONCE, MemberIntroducer, candidates
 from swarm.mesh.record import NodeRecord
 from swarm.mesh.view import MemberView
 from swarm.net.identity import Identity
@@ -66,8 +66,8 @@ async def test_an_introduction_connects_to_three_at_most_and_minds_no_failure() 
         known.add(home.id, address)
         for node in others[1:]:
             known.add(node)  # nobody answers there
-        await introducing(board, known)(wanted)
+        await MemberIntroducer(board, known).introduce(wanted)
         assert [peer.id for peer in board.peers()] == [home.id] == known.linked
         assert AT_ONCE < len(others)
-        await introducing(board, known)(wanted)  # the nearest is connected now: the next are tried
+        await MemberIntroducer(board, known).introduce(wanted)  # the nearest is connected now: the next are tried
         assert known.linked == [home.id]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
+from swarm.base.clock import SystemTime
 from swarm.base.errors import CoverageError
 from swarm.base.nodeid import id_text
 from swarm.discovery.planner_view import member_of, members_of, rtts_of, speed_of, speed_us
@@ -143,6 +143,27 @@ async def test_scouts_measure_the_hops_of_routes_and_status_shows_all(field_: Fi
         plan_route(SHAPE, members_of(guest.gossip, MODEL), rtts, replace(Ask("x"), requester=guest.identity.text))
 
 
+@dataclass
+class Moves:
+    """A node whose move is what it says."""
+
+    node: Node
+    idle: bool
+    moves: list[tuple[bytes, tuple[int, int]]]
+
+    async def move(self, block: BlockChoice) -> bool:
+        self.moves.append((self.node.board.id, (block.first, block.last)))
+        self.node.gossip.publish(layers=(block.first, block.last), claim=None)
+        return True
+
+
+class Hasty(SystemTime):
+    """A thousand times too fast, so that nobody has to wait after a move."""
+
+    def now(self) -> float:
+        return super().now() * 1000
+
+
 async def test_of_two_spare_nodes_exactly_one_fills_the_hole_that_a_death_opens(field_: Field) -> None:
     first = await field_.first()
     nodes = [first] + [await field_.join(invite_of(first)) for _ in range(3)]
@@ -153,18 +174,12 @@ async def test_of_two_spare_nodes_exactly_one_fills_the_hole_that_a_death_opens(
     for node, layers in zip(nodes, blocks, strict=True):
         node.gossip.publish(layers=layers, model=MODEL, speed_us=(1000, 1000, 1000))
 
-        async def move(block: BlockChoice, node: Node = node) -> bool:
-            moves.append((node.board.id, (block.first, block.last)))
-            node.gossip.publish(layers=(block.first, block.last), claim=None)
-            return True
-
         me = node.board.id
         mover = Rebalancer(
             node.gossip, me, MODEL, SHAPE, Room(id_text(me), 15_000, speed=Speed(1, 1, 1)), BlockChoice(*layers, 0, ""),
-            idle=lambda me=me: me not in busy, move=move, clock=lambda: time.monotonic() * 1000,
-            look_s=0.3, settle_s=0.6,
+            Moves(node, me not in busy, moves), Hasty(), look_s=0.3, settle_s=0.6,
         )  # fmt: skip
-        node.gossip._spawn(mover.keep_looking())
+        node.gossip._tasks.spawn(mover.keep_looking())
     await until(lambda: all(not missing(n) for n in nodes), *nodes)
     kill(nodes[1])
     rest = [nodes[0], *nodes[2:]]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from swarm.base.address import Address
+from swarm.base.clock import SystemTime, TimeSource
+from swarm.base.life import Life
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.hello import enter, invited
 from swarm.mesh.invite import make_invite, parse_invite_untrusted
@@ -21,6 +22,26 @@ from swarm.net.switchboard import Switchboard
 
 MODEL = bytes(range(32))
 REF = "tiny"
+
+
+class Ended(Life):
+    """A life that takes note of why it is over."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def end(self, why: str) -> None:
+        self.reasons.append(why)
+
+
+class Ahead(SystemTime):
+    """A machine whose wall clock is set so many seconds wrong."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def wall(self) -> float:
+        return super().wall() + self.seconds
 
 
 @dataclass
@@ -46,11 +67,11 @@ class Field:
         board = await self.stack.enter_async_context(Switchboard(identity, open_kinds=(HELLO,)))
         return board, await board.listen("127.0.0.1", 0)
 
-    async def first(self, open_swarm: bool = False, wall: Callable[[], float] = time.time) -> Node:
+    async def first(self, open_swarm: bool = False, time: TimeSource | None = None) -> Node:
         identity = Identity.generate()
         board, address = await self.board(identity)
         saved = Saved(Membership.found(identity, open_swarm), MODEL, REF)
-        return await self.start(board, address, identity, saved, wall=wall)
+        return await self.start(board, address, identity, saved, time=time)
 
     async def join(self, invite: str, role: str = "node", identity: Identity | None = None) -> Node:
         identity = identity or Identity.generate()
@@ -67,14 +88,14 @@ class Field:
         identity: Identity,
         saved: Saved,
         guest: bool = False,
-        wall: Callable[[], float] = time.time,
+        time: TimeSource | None = None,
     ) -> Node:
-        clashes: list[str] = []
         about = NodeRecord(
             identity.id, b"", 0, 0, 0, state="serving", addresses=(address,), n_layers=30, layers=NOWHERE
         )
-        gossip = Gossip(board, identity.sign, saved, None if guest else about, clashed=clashes.append, wall=wall)
-        node = Node(board, await self.stack.enter_async_context(gossip), identity, address, clashes)
+        life = Ended()
+        gossip = Gossip(board, saved, None if guest else about, life=life, time=time)
+        node = Node(board, await self.stack.enter_async_context(gossip), identity, address, life.reasons)
         self.nodes.append(node)
         return node
 
@@ -82,7 +103,7 @@ class Field:
 def invite_of(node: Node, once: bool = False, expires_s: int = 600, role: str = "node") -> str:
     gossip = node.gossip
     return make_invite(
-        gossip.membership, MODEL, REF, [(node.board.id, [node.address])], gossip._wall(), expires_s, once, role
+        gossip.membership, MODEL, REF, [(node.board.id, [node.address])], gossip._time.wall(), expires_s, once, role
     ).text()
 
 
@@ -99,8 +120,7 @@ async def until(check: Callable[[], bool], *nodes: Node, timeout: float = 20.0) 
 def kill_tasks(node: Node) -> None:
     """From now on the node does nothing by itself."""
     node.gossip._neighbours.leaving = True
-    for task in list(node.gossip._tasks):
-        task.cancel()
+    node.gossip._tasks.cancel()
 
 
 def kill(node: Node) -> None:

@@ -24,7 +24,7 @@ from swarm.mesh.table import Held, Table
 from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
-from tests.swarm.mesh.field import MODEL, REF, Field, invite_of, kill, kill_tasks, until
+from tests.swarm.mesh.field import MODEL, REF, Ahead, Field, invite_of, kill, kill_tasks, until
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ async def test_a_guest_sees_the_swarm_and_is_no_member_of_it(field_: Field) -> N
 
 
 async def test_expired_revoked_and_used_invites_are_refused_in_words(field_: Field) -> None:
-    late = [0.0]
-    a = await field_.first(wall=lambda: time.time() + late[0])
+    late = Ahead()
+    a = await field_.first(time=late)
     b = await field_.join(invite_of(a))
     await until(lambda: len(b.up()) == 2, b)
     revoked = invite_of(a)
@@ -92,7 +92,7 @@ async def test_expired_revoked_and_used_invites_are_refused_in_words(field_: Fie
     with pytest.raises(PeerError, match="for one use and is used"):
         await field_.join(once)
     old = invite_of(a, expires_s=1)
-    late[0] = 3600
+    late.seconds = 3600
     with pytest.raises(InviteError, match="expired 59 minutes ago"):
         await field_.join(old)
 
@@ -188,12 +188,12 @@ async def test_clocks_that_differ_by_an_hour_do_no_harm(field_: Field, caplog: p
     invite = parse_invite_untrusted(invite_of(a))
     welcome, _ = await enter(board, invited(invite, "node"), invite.members)
     saved = Saved(welcome.membership, MODEL, REF, invite.members)
-    late = await field_.start(board, address, identity, saved, wall=lambda: time.time() - 3600)
+    late = await field_.start(board, address, identity, saved, time=Ahead(-3600))
     await until(lambda: len(a.up()) == len(late.up()) == 2, a, late)
     early_identity = Identity.generate()
     board, address = await field_.board(early_identity)
     early = await field_.start(
-        board, address, early_identity, await saved_for(field_, invite_of(a), board), wall=lambda: time.time() + 86400
+        board, address, early_identity, await saved_for(field_, invite_of(a), board), time=Ahead(86400)
     )
     said = f"clocks differ: that of node {short_id(early.board.id)} is 24.0 hours ahead of that of node"
     await until(lambda: said in caplog.text, a, early)
@@ -212,7 +212,7 @@ async def test_who_comes_with_a_clock_a_day_off_is_told_so_by_how_much_and_whose
     off = time.time() + 3600 * hours
     monkeypatch.setattr("swarm.mesh.hello.time.time", lambda: off)
     told = f"clocks differ: that of node {short_id(identity.id)} is {how} that of node {short_id(a.board.id)}; "
-    a.gossip._neighbours._wall = lambda: off - 3600 * hours
+    a.gossip._neighbours._time = Ahead(-3600 * hours)
     with pytest.raises(PeerError, match=told):
         await enter(board, invited(invite, "guest"), invite.members)
     assert told in caplog.text  # whoever runs the node reads the same

@@ -101,9 +101,7 @@ def test_fields_out_of_bounds_are_refused(position: int, value: Any) -> None:
 
 
 def test_a_future_format_is_told_apart() -> None:
-    with pytest.raises(
-        PeerError, match="expected a record of format 4, found format 5; the older side needs an update"
-    ):
+    with pytest.raises(PeerError, match="expected format 4 at record, found format 5; update the older side"):
         parse_record_untrusted(forge(0, 5), SWARM, NOW)
 
 

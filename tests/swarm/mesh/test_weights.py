@@ -23,6 +23,7 @@ from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
+from tests.members import Admits
 
 SIZES = (3 * CHUNK + 77, CHUNK, 500, 2 * CHUNK)
 CONTENT = [os.urandom(size) for size in SIZES]
@@ -64,7 +65,7 @@ class Room:
         self.stack, self.board = stack, board
 
     async def peer(self, shelf: Shelf, admitted: bool = True) -> Peer:
-        server = WeightsServer(MANIFEST, shelf, lambda node: admitted)
+        server = WeightsServer(MANIFEST, shelf, Admits(admitted))
         board = await self.stack.enter_async_context(Switchboard(Identity.generate(), server.handlers()))
         return await self.board.peer(board.id, [await board.listen("127.0.0.1", 0)])
 
@@ -211,7 +212,7 @@ async def test_strangers_and_malformed_calls_get_nothing(room: Room) -> None:
 
 async def test_lists_go_with_the_blobs_that_they_are_of(room: Room) -> None:
     """A node that moves from layers to layers for weeks keeps the lists of what it holds alone."""
-    server = WeightsServer(MANIFEST, Shelf(), lambda node: True)
+    server = WeightsServer(MANIFEST, Shelf(), Admits())
     board = await room.stack.enter_async_context(Switchboard(Identity.generate(), server.handlers()))
     peer = await room.board.peer(board.id, [await board.listen("127.0.0.1", 0)])
     for digest in DATA:

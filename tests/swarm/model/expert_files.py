@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers.core_model_loading import revert_weight_conversion
 
 from tests.swarm.model.encoded_files import Stored, Writer, low_first, nibbles
-from tests.swarm.model.gguf_files import add_key, gguf_keys, gguf_tensors
+from tests.swarm.model.gguf_files import add_key, gguf_keys, gguf_tensors, plain_numbers
 from tests.swarm.model.test_quant import blocks, form_of
 from tests.swarm.model.tiny import random_model
 
@@ -106,11 +106,14 @@ def save_gguf(path: Path, model: Any, arch: str, kind: str, keys: Mapping[str, A
     for key, value in {**gguf_keys(model), **keys}.items():
         add_key(writer, f"{arch}.{key}", value)
     for at, (name, data) in enumerate(gguf_tensors(model, arch).items()):
-        if data.ndim == 1 or "ffn_gate_inp" in name:
+        if plain_numbers(name, data):
             writer.add_tensor(name, np.ascontiguousarray(data, np.float32))
             continue
         chosen = down if down and "ffn_down_exps" in name else kind
         form = form_of(chosen)
+        if data.shape[-1] % form.block:  # then converters fall back to this
+            writer.add_tensor(name, np.ascontiguousarray(data, np.float16))
+            continue
         stored = blocks(form, int(np.prod(data.shape[:-1])), data.shape[-1], at)
         if chosen == "MXFP4":
             stored.reshape(-1, 17)[:, 0] -= 4

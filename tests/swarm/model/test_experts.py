@@ -122,8 +122,23 @@ def encoded(family: str, write: files.Writer, stated: dict[str, Any]) -> Callabl
     return lambda path: save_one_by_one(path / "m", mixture(family), write, stated)
 
 
+def stacked(family: str, arch: str, kind: str, keys: dict[str, Any], **changes: Any) -> Callable[[Path], Path]:
+    own = {**KEYS, "expert_used_count": 2, **keys}
+    return lambda path: save_gguf(path / "m.gguf", mixture(family, **changes), arch, kind, own)
+
+
+LATENT = {
+    "attention.q_lora_rank": 32, "attention.kv_lora_rank": 32, "attention.key_length": 40, "attention.value_length": 32,
+    "attention.key_length_mla": 24, "attention.value_length_mla": 16, "attention.head_count_kv": 1,
+    "rope.dimension_count": 8, "leading_dense_block_count": 1, "expert_shared_count": 1, "expert_gating_func": 2,
+    "expert_group_count": 2, "expert_group_used_count": 1, "expert_weights_norm": True, "expert_weights_scale": 2.5,
+}  # fmt: skip
+
 FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "qwen3-moe, a GGUF": (qwen, "MXFP4"),
+    "gpt-oss, a GGUF": (stacked("gpt_oss", "gpt-oss", "MXFP4", {"attention.sliding_window": 7}), "MXFP4"),
+    "mixtral, a GGUF": (stacked("mixtral", "llama", "Q5_1", {"expert_feed_forward_length": 96}), "Q5_1"),
+    "deepseek, a GGUF": (stacked("deepseek_v3", "deepseek2", "Q8_0", LATENT), "Q8_0"),
     "gpt-oss, MXFP4 in stacks": (lambda path: save_gpt_oss(path / "m", mixture("gpt_oss")), "MXFP4"),
     "mixtral, GPTQ with moved columns": (
         encoded("mixtral", files.gptq(sym=False, desc_act=True), gptq(sym=False, desc_act=True)), "Q5_0",
@@ -153,7 +168,8 @@ def test_experts_of_every_file_are_those_of_the_unpacked_model(file: str, tmp_pa
             assert form in {m.form.name for m in matrices} or name == "down_proj"
             weight = getattr(theirs, name)
             for expert in range(8):
-                own = torch.cat([dense(part[expert], torch.float32) for part in stack.parts])
+                parts = [dense(part[expert], torch.float32) for part in stack.parts]
+                own = torch.stack(parts, 1).flatten(0, 1) if stack.alternate else torch.cat(parts)
                 assert torch.equal(own.T if theirs.is_transposed else own, weight[expert])
         x = torch.randn(33, stack_width(mine), generator=source)
         routes, shares = torch.rand(33, 8, generator=source).topk(2).indices, torch.rand(33, 2, generator=source)

@@ -70,7 +70,8 @@ async def test_one_port_serves_http_too() -> None:
     server = web.Server(hello)
     a, b = Identity.generate(), Identity.generate()
     limits = ChannelLimits(handshake_seconds=0.3)
-    async with Switchboard(a, {"echo": _echo}, limits, http=server) as left, Switchboard(b) as right:
+    async with Switchboard(a, {"echo": _echo}, limits) as left, Switchboard(b) as right:
+        left.http = server  # type: ignore[assignment]
         address = await left.listen("127.0.0.1", 0)
         peer = await right.peer(a.id, [address])
         url = f"http://{address[0]}:{address[1]}"

@@ -55,7 +55,7 @@ async def pair() -> AsyncIterator[tuple[Node, Node]]:
         a = await field.first()
         b = await field.join(invite_of(a))
         for node in (a, b):
-            Reach(node.board, admitted=node.gossip.admitted)
+            Reach(node.board)
         await until(lambda: all(len(node.up()) == 2 for node in (a, b)), a, b)
         yield a, b
 

@@ -23,7 +23,7 @@ from swarm.node.host import Host, Hosting
 from swarm.planner.api import BlockChoice
 from swarm.stage.server import StageServer
 from tests.ring.conftest import tiny_folder  # noqa: F401  a fixture
-from tests.swarm.mesh.field import Field, Node, invite_of, until
+from tests.swarm.mesh.field import Ended, Field, Node, invite_of, until
 
 THERE = BlockChoice(3, 6, 0, "fills layers 3-5, held by nobody")
 
@@ -69,22 +69,23 @@ async def house(tiny_folder: Path, tmp_path: Path) -> AsyncIterator[House]:  # n
         manifest = store.open(str(tiny_folder), (0, 1), silent).manifest
         made: list[House] = []
 
-        def free(device: torch.device) -> int:
-            room = made[0].room if made else 1 << 30
-            return room if room is not None else (1 << 30) * (made[0].server.hosted is None)
+        class Full(Fails):
+            def free(self, device: torch.device) -> int:
+                room = made[0].room if made else 1 << 30
+                return room if room is not None else (1 << 30) * (made[0].server.hosted is None)
 
         config = JoinConfig(MemberConfig(tmp_path, tmp_path / "models"))
-        host = Fails(config, store, node.board.id, torch.device("cpu"), torch.float32, 1, silent, free=free)
-        fatal: list[str] = []
+        host = Full(config, store, node.board.id, torch.device("cpu"), torch.float32, 1, silent)
+        life = Ended()
         stop = asyncio.Event()
-        tenant = BlockManager(host, node.board, node.gossip, manifest, str(tiny_folder), False, stop, fatal.append)
+        tenant = BlockManager(host, node.board, node.gossip, manifest, str(tiny_folder), False, stop, life)
         hosting = await tenant.load((0, 3))
         assert hosting is not None
         server = StageServer(hosting.hosted, node.board, hosting.limits)
         digest = bytes.fromhex(manifest.digest)
         node.gossip.publish(model=digest)
         tenant.take(hosting)
-        made.append(House(node, other, tenant, server, digest, stop, fatal))
+        made.append(House(node, other, tenant, server, digest, stop, life.reasons))
         yield made[0]
 
 

@@ -30,11 +30,12 @@ def host_of(tmp_path: Path, layers_that_fit: float, spare: bool = True, **change
     """A device with room for so many layers (of 6, with the embedding) and spare RAM beside it."""
     config = JoinConfig(MemberConfig(tmp_path, tmp_path / "models"), **changes)  # type: ignore[arg-type]
 
-    def free(device: torch.device) -> int:
-        return 1 << 30 if device.index is not None else int(layers_that_fit)
+    class Full(Host):
+        def free(self, device: torch.device) -> int:
+            return 1 << 30 if device.index is not None else int(layers_that_fit)
 
     beside = BESIDE if spare else None
-    return Host(config, ModelStore(tmp_path / "models"), b"n" * 32, FAST, torch.float32, 1, silent, None, beside, free)
+    return Full(config, ModelStore(tmp_path / "models"), b"n" * 32, FAST, torch.float32, 1, silent, None, beside)
 
 
 def bytes_of(host: Host, folder: Path, layers: int) -> float:

@@ -11,6 +11,7 @@ from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
 from swarm.net.channel.message import Message
 from swarm.ring.certain_rows import certain_rows
+from swarm.ring.connect import StageConnector
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.opening import OpenRun, RingSignal, StagePlan
 from swarm.run.ring_client import RingLink
@@ -31,10 +32,11 @@ def answer(epoch: int) -> Answer:
 
 @pytest.mark.parametrize("epoch", [0, 2])
 async def test_an_answer_of_another_epoch_is_ignored(epoch: int) -> None:
-    async def nobody(plan: StagePlan) -> Any:
-        raise AssertionError("nobody is dialled")
+    class Nobody(StageConnector):
+        async def connect(self, stage: StagePlan) -> Any:
+            raise AssertionError("nobody is dialled")
 
-    link = RingLink(nobody, opening(1))
+    link = RingLink(Nobody(), opening(1))
     link.take_answer(answer(epoch), Message("ring.answer", {}))
     for do in ("lost", "leave", "opened"):
         link.take_word(RingSignal(do, RUN, epoch, stage=1, reason="late"))

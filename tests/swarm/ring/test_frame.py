@@ -14,7 +14,9 @@ from swarm.base.errors import PeerError
 from swarm.model.rows import Commits, Layout, Rows, check_untrusted
 from swarm.net.channel.message import Message
 from swarm.ring.frame import (
+    MAX_DRAFT_LEVELS,
     Answer,
+    Drafts,
     Frame,
     encode_answer,
     encode_commits,
@@ -25,6 +27,7 @@ from swarm.ring.frame import (
 )
 
 numbers = st.integers(0, 2**32 - 1)
+levels = st.integers(0, MAX_DRAFT_LEVELS)
 
 
 def array(values: list[int], dtype: Any) -> Any:
@@ -49,7 +52,7 @@ def frames(draw: st.DrawFn) -> Frame:
     commits = Commits(array(some(m), np.uint32), array(some(m), np.uint32))
     timings = tuple(draw(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), max_size=4)))
     hidden = draw(st.none() | st.binary(max_size=40).map(lambda data: ({"wire": "float32", "shape": [1]}, data)))
-    return Frame(draw(st.binary(min_size=16, max_size=16)), 3, 17, commits, rows, timings, -1, hidden)
+    return Frame(draw(st.binary(min_size=16, max_size=16)), 3, 17, commits, rows, timings, -1, hidden, draw(levels))
 
 
 def crossed(message: Message) -> Message:
@@ -66,7 +69,7 @@ def test_a_frame_survives_its_bytes(frame: Frame) -> None:
     read = parse_frame_untrusted(crossed(encode_frame(frame)))
     assert same(read.rows, frame.rows) and same(read.commits, frame.commits)
     assert (read.run, read.epoch, read.seq, read.timings, read.replay) == (frame.run, 3, 17, frame.timings, -1)
-    assert (read.hidden is None) == (frame.hidden is None)
+    assert (read.hidden is None) == (frame.hidden is None) and read.drafts == frame.drafts
     if read.hidden is not None and frame.hidden is not None:
         assert bytes(read.hidden[1]) == frame.hidden[1]
 
@@ -101,6 +104,29 @@ def test_an_answer_survives_its_bytes(n: int, k: int, data: st.DataObject) -> No
         np.array_equal(getattr(read, name), getattr(answer, name)) for name in ("row", "token", "margin", "logprob")
     )
     assert np.array_equal(read.top_token, answer.top_token) and read.timings == ((1, 2),)
+
+
+def drafting(token: int = 3, share: float = 0.5, row: int = 4) -> Answer:
+    """An answer without rows and with drafts of two levels."""
+    none, rows = np.zeros(0, np.float32), np.zeros((0, 0))
+    drafts = Drafts(row, array([[token, 4], [5, 6]], np.int32), np.full((2, 2), share, np.float32))
+    empty = array([], np.uint32)
+    return Answer(b"r" * 16, 0, 7, empty, empty, none, none, rows, rows, drafts=drafts, drafts_us=900)
+
+
+def test_drafts_of_a_tail_survive_their_bytes() -> None:
+    answer = drafting()
+    read = parse_answer_untrusted(crossed(encode_answer(answer)))
+    assert read.drafts is not None and answer.drafts is not None and same(read.drafts, answer.drafts)
+    assert read.drafts_us == 900
+
+
+@pytest.mark.parametrize(
+    "bad", [drafting(token=-1), drafting(share=1.5), drafting(share=float("nan")), drafting(row=-1)]
+)
+def test_drafts_that_are_none_are_refused(bad: Answer) -> None:
+    with pytest.raises(PeerError, match="drafts"):
+        parse_answer_untrusted(crossed(encode_answer(bad)))
 
 
 def test_negative_tokens_of_a_tail_are_refused() -> None:

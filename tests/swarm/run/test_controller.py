@@ -113,3 +113,19 @@ def test_more_leaves_are_not_mistaken_for_a_crowd() -> None:
     for step in range(60):
         control.drafted(6.8 if step % 2 else 11.0, 1 if step % 2 else 8)
     assert control.crowding == 0.0
+
+
+def test_a_tails_head_is_asked_as_far_ahead_as_it_is_worth() -> None:
+    """Far where it is right and quick, less where a level is dear, hardly ever where it is never right."""
+    right, wrong = Calibration(), Calibration()
+    for _ in range(40):
+        right.observe([Child(3, 0.9)], 3)
+        wrong.observe([Child(3, 0.9)], 4)
+    control = Controller(COSTS)
+    assert control.tail_levels(right, 1) >= 6
+    assert control.tail_levels(wrong, 1) == 0 and control.tail_levels(wrong, 1000) == 1
+    for _ in range(40):
+        control.tail_drafted(3 * 120.0, 3)
+    assert 0 < control.tail_levels(right, 1) < 6
+    assert Controller(COSTS, Setting(mode="plain")).tail_levels(right, 1) == 0
+    assert Controller(COSTS, Setting(rows=4, fixed=True)).tail_levels(wrong, 1) == 4

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from swarm.run.api import Special
 from swarm.run.detokenizer import TextStream
+from tests.ring.routes import Decodes
 
 
 def by_bytes(ids: Sequence[int]) -> str:
@@ -16,14 +17,14 @@ def by_bytes(ids: Sequence[int]) -> str:
 
 @given(st.text(max_size=40))
 def test_streamed_text_is_the_whole_text(text: str) -> None:
-    stream = TextStream(by_bytes)
+    stream = TextStream(Decodes(by_bytes))
     given_out = "".join(stream.feed(token) for token in text.encode()) + stream.finish()
     assert given_out == text == stream.text
 
 
 @given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_nothing_of_a_stop_string_is_shown(text: str, stops: list[str]) -> None:
-    stream = TextStream(by_bytes, stops)
+    stream = TextStream(Decodes(by_bytes), stops)
     shown = ""
     for token in text.encode():
         shown += stream.feed(token)
@@ -40,7 +41,7 @@ def test_nothing_of_a_stop_string_is_shown(text: str, stops: list[str]) -> None:
 
 
 def test_half_a_character_waits_for_its_rest() -> None:
-    stream = TextStream(by_bytes)
+    stream = TextStream(Decodes(by_bytes))
     euro = "€".encode()
     assert [stream.feed(b) for b in euro] == ["", "", "€"]
 
@@ -56,7 +57,7 @@ tokens = st.lists(st.integers(0, 9) | st.sampled_from(sorted(SPECIAL)), max_size
 
 @given(tokens, tokens)
 def test_text_goes_on_where_the_prompt_ends(prompt: list[int], answer: list[int]) -> None:
-    stream = TextStream(by_words, before=prompt, special=SPECIAL)
+    stream = TextStream(Decodes(by_words), before=prompt, special=SPECIAL)
     shown = "".join(stream.feed(token) for token in answer) + stream.finish()
     ordinary = [[token for token in part if token not in SPECIAL] for part in (prompt[-32:], answer)]
     assert by_words(ordinary[0]) + shown == by_words(ordinary[0] + ordinary[1])
@@ -67,7 +68,7 @@ def test_text_goes_on_where_the_prompt_ends(prompt: list[int], answer: list[int]
 
 @given(tokens, st.sampled_from(["<|a|>", "w1<|b|>", "<|a|><|b|> w2", "|a|", "w3 w4"]), st.booleans())
 def test_stops_name_special_tokens_whole(answer: list[int], stop: str, keep: bool) -> None:
-    stream = TextStream(by_words, [stop], special=SPECIAL, keep_stop=keep)
+    stream = TextStream(Decodes(by_words), [stop], special=SPECIAL, keep_stop=keep)
     said = ["".join(SPECIAL.get(t, f" w{t}") for t in answer[: n + 1]).removeprefix(" ") for n in range(len(answer))]
     plain = [by_words([t for t in answer[: n + 1] if t not in SPECIAL]) for n in range(len(answer))]
     named = stop != "|a|"
@@ -86,5 +87,5 @@ def test_stops_name_special_tokens_whole(answer: list[int], stop: str, keep: boo
 
 def test_a_character_that_the_prompt_began_is_finished() -> None:
     begun, rest = list("€".encode()[:2]), "€".encode()[2:]
-    stream = TextStream(by_bytes, before=[97, *begun])
+    stream = TextStream(Decodes(by_bytes), before=[97, *begun])
     assert stream.feed(rest[0]) == "€" and stream.finish() == ""

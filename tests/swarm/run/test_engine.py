@@ -14,9 +14,9 @@ from swarm.run.learned_costs import TargetFacts
 
 def desk(context: int, vocab_size: int | None) -> RunEngine:
     """One whose planner, drafters and switchboard must not be asked."""
-    facts = TargetFacts("m", context, frozenset(), lambda ids: "", vocab_size)
     nothing = cast("Any", None)
-    return RunEngine(nothing, facts, nothing, nothing, nothing, nothing, nothing, reach=nothing)
+    facts = TargetFacts("m", context, frozenset(), nothing, vocab_size)
+    return RunEngine(nothing, facts, nothing, nothing, connector=nothing)
 
 
 async def refusal(desk: RunEngine, *prompt: int) -> str:

@@ -17,7 +17,7 @@ class Loads:
     def __init__(self) -> None:
         self.counts: list[int] = []
 
-    async def __call__(self, count: int) -> PrivateBlocks:
+    async def get(self, count: int) -> PrivateBlocks:
         self.counts.append(count)
         await asyncio.sleep(0)
         if count == 0:

@@ -59,3 +59,12 @@ RING = (
     StageInfo(IDS[2], "EPYC 7443, 8 threads", (22, 30), 10.8, "direct", 29.9),
 )
 RING_AFTER = (RING[0], replace(RING[1], layers=(12, 14)), StageInfo(IDS[3], "RTX 3060", (14, 30), 5.8, "direct", 35.0))
+
+
+class FirstNode:
+    """The first of the nodes that serve, as its own page shows it; its stage was not asked for."""
+
+    stage = None
+
+    def status(self) -> dict[str, Any]:
+        return {**SERVING, "node": IDS[0]}

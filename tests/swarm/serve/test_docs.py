@@ -37,7 +37,7 @@ async def served(serve: Serve) -> AsyncIterator[Served]:
 
 async def exposed(served: Served) -> set[str]:
     """Names of all metrics once every part of a gateway and of a node has something to tell."""
-    view = make_view(lambda: {**scenes.SERVING, "node": scenes.IDS[0]}, scenes.MANIFEST)
+    view = make_view(scenes.FirstNode(), scenes.MANIFEST)
     async with TestClient(TestServer(view)) as client:
         node = await (await client.get("/metrics")).text()
     served.backend.state = scenes.SERVING

@@ -12,7 +12,7 @@ from tests.swarm.serve import scenes
 
 async def test_a_node_shows_itself_on_its_own_port() -> None:
     async with (
-        node_view(lambda: {**scenes.SERVING, "node": scenes.IDS[0]}, scenes.MANIFEST) as protocols,
+        node_view(scenes.FirstNode(), scenes.MANIFEST) as protocols,
         Switchboard(Identity.generate()) as board,
     ):
         board.http = protocols

@@ -162,7 +162,7 @@ class TinyBackend:
         loop = asyncio.get_running_loop()
         special = special_tokens(self.tokenizer)
         stream = TextStream(
-            self.decode,
+            self,
             request.stop,
             before=(*request.prompt_ids, *request.given),
             special=special,

@@ -32,6 +32,19 @@ class Session:
         self.queue.append(SimpleNamespace(frame=SimpleNamespace(rows=[0]), since=asyncio.get_running_loop().time()))
 
 
+@dataclass
+class Takes:
+    """Says that a forward is done."""
+
+    done: asyncio.Event
+
+    def forwarded(self, seconds: float) -> None:
+        pass
+
+    def computed(self, done: Any) -> None:
+        self.done.set()
+
+
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[set[bytes]]:
     """The forwards, as who was in them. Waiting has no end, so that no test depends on the clock."""
@@ -51,7 +64,7 @@ async def test_companions_are_waited_for_and_others_are_not(batches: list[set[by
     a, b, c = (Session(name) for name in (b"a", b"b", b"c"))
     sessions = {s.run: s for s in (a, b, c)}
     done = asyncio.Event()
-    engine = Batcher(cast(Any, sessions), 512, 1, lambda _: done.set())
+    engine = Batcher(cast(Any, sessions), 512, 1, Takes(done))
 
     async def forward() -> None:
         async with asyncio.timeout(30):

@@ -27,7 +27,7 @@ async def test_a_stage_that_kept_no_rows_says_so_of_itself(monkeypatch: pytest.M
         opening=opening, fresh=False, sent=None, downstream=object(), upstream=object(), ready=asyncio.Event()
     )
     unused: Any = None
-    stage = SessionOpen({}, unused, None, unused, lambda: "cpu", unused, unused)
+    stage = SessionOpen(unused, unused, None, unused)
     await stage.stands(
         session, RingSignal("opened", opening.run, 1, ({"fresh": True, "device": "", "layers": [2, 4]},))
     )

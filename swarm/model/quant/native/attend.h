@@ -9,151 +9,278 @@ namespace ISA {
 
 constexpr int64_t CHUNK = 64;
 constexpr int LANES = 16, KEYS = CHUNK / LANES;  // a chunk's keys are four panels of sixteen
+constexpr int FEW = 4;                           // queries that share each load of keys and values
+template <class E> constexpr int64_t STEP = 4 / int64_t(sizeof(E));  // positions in one word: two of bfloat16
 
-struct Weights {  // a row's weights in the chunk at hand, for the places [low, high) that it sees
-    alignas(64) float share[CHUNK];
-    int64_t low, high;
-};
-
-// A chunk's scores [64] become weights; they are spoilt. What was added up so far is brought to the new largest score. slots:
-// null, or below 0 at places between low and high that the row does not see.
-TARGET static void weigh(float *scores, const AttendCall &call, const int64_t *slots, Weights &w, float &largest, float &total,
-                         float *sums, int64_t width) {
-    for (int64_t i = 0; i < CHUNK; i++) scores[i] *= call.scale;
-    if (call.cap > 0)
-        for (int64_t i = 0; i < CHUNK; i++) {
-            float twice = exponential(2.0f * (scores[i] / call.cap));  // tanh(v) = 1 - 2 / (e^(2 v) + 1)
-            scores[i] = call.cap * (1.0f - 2.0f / (twice + 1.0f));
+// R queries times P panels: sums [R][width] of the steps [from, upto) of w, whose panels have `panel` words each. x: a line
+// of words for each query. Every word of w that is read serves all R queries. begin: sums are begun instead of gone on with.
+template <class E, int R, int P>
+TARGET static inline void share_panels(const uint32_t *w, int64_t panel, int64_t from, int64_t upto, const uint32_t *x, int64_t line,
+                                       float *sums, int64_t width, bool begin) {
+    Floats total[R][P];
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) total[r][p] = begin ? spread(0.0f) : floats_at(sums + r * width + LANES * p);
+    for (int64_t s = from; s < upto; s++) {
+        if constexpr (std::is_same_v<E, uint16_t>) {
+            Pairs v[P];
+            for (int p = 0; p < P; p++) v[p] = pairs_at(reinterpret_cast<const uint8_t *>(w + p * panel + LANES * s));
+            for (int r = 0; r < R; r++)
+                for (int p = 0; p < P; p++) total[r][p] = pairs(total[r][p], v[p], x[r * line + s]);
+        } else {
+            Floats v[P];
+            for (int p = 0; p < P; p++) v[p] = floats_at(reinterpret_cast<const float *>(w + p * panel + LANES * s));
+            for (int r = 0; r < R; r++) {
+                float one;
+                std::memcpy(&one, x + r * line + s, 4);
+                for (int p = 0; p < P; p++) total[r][p] = fused(v[p], spread(one), total[r][p]);
+            }
         }
-    const float nothing = -__builtin_inff();
-    const int32_t low = int32_t(w.low), high = int32_t(w.high);
-    for (int32_t i = 0; i < CHUNK; i++) scores[i] = i >= low && i < high ? scores[i] : nothing;
-    if (slots) for (int64_t i = 0; i < CHUNK; i++) scores[i] = slots[i] < 0 ? nothing : scores[i];
-    alignas(64) float lanes[LANES];
-    for (int k = 0; k < LANES; k++) lanes[k] = largest;
-    for (int64_t i = 0; i < CHUNK; i += LANES)
-        for (int k = 0; k < LANES; k++) lanes[k] = scores[i + k] > lanes[k] ? scores[i + k] : lanes[k];
-    float top = largest;
-    for (int k = 0; k < LANES; k++) top = lanes[k] > top ? lanes[k] : top;
-    float kept = largest == nothing ? 0.0f : exponential(largest - top);
-    for (int64_t i = 0; i < CHUNK; i++) w.share[i] = scores[i] == nothing ? 0.0f : exponential(scores[i] - top);
-    for (int k = 0; k < LANES; k++) lanes[k] = 0;
-    for (int64_t i = 0; i < CHUNK; i += LANES)
-        for (int k = 0; k < LANES; k++) lanes[k] += w.share[i + k];
-    float sum = 0;
-    for (int k = 0; k < LANES; k++) sum += lanes[k];
-    total = total * kept + sum, largest = top;
-    if (kept != 1.0f)
-        for (int64_t i = 0; i < width; i++) sums[i] *= kept;
+    }
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) store(sums + r * width + LANES * p, total[r][p]);
 }
 
 template <int R> constexpr int chunk_panels() { return panels_of<R>() < KEYS ? panels_of<R>() : KEYS; }
 
-// sums += share[j] * values[j] for j in [low, high), for R rows and V vectors of values.
-template <int R, int V>
-TARGET static inline void add_values(const Weights *w, const float *values, int64_t line, int64_t low, int64_t high, float *const *sums, int64_t at) {
-    Floats total[R][V];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) total[r][v] = floats_at(sums[r] + at + LANES * v);
-    for (int64_t j = low; j < high; j++) {
-        Floats value[V];
-        for (int v = 0; v < V; v++) value[v] = floats_at(values + j * line + at + LANES * v);
-        for (int r = 0; r < R; r++) {
-            Floats share = spread(w[r].share[j]);
-            for (int v = 0; v < V; v++) total[r][v] = fused(share, value[v], total[r][v]);
-        }
-    }
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < V; v++) store(sums[r] + at + LANES * v, total[r][v]);
+// The same for any number of panels.
+template <class E, int R>
+TARGET static void share_all(const uint32_t *w, int64_t panel, int64_t panels, int64_t from, int64_t upto, const uint32_t *x,
+                             int64_t line, float *sums, int64_t width, bool begin) {
+    constexpr int P = chunk_panels<R>();
+    int64_t p = 0;
+    for (; p + P <= panels; p += P) share_panels<E, R, P>(w + p * panel, panel, from, upto, x, line, sums + LANES * p, width, begin);
+    for (; p < panels; p++) share_panels<E, R, 1>(w + p * panel, panel, from, upto, x, line, sums + LANES * p, width, begin);
 }
 
-template <int R>
-TARGET static void add_all(const Weights *w, const float *values, int64_t line, int64_t low, int64_t high, float *const *sums) {
-    if (low >= high) return;
-    int64_t at = 0;
-    for (; at + 4 * LANES <= line; at += 4 * LANES) add_values<R, 4>(w, values, line, low, high, sums, at);
-    for (; at < line; at += LANES) add_values<R, 1>(w, values, line, low, high, sums, at);
+// `share_all` for 1 to FEW queries.
+template <class E>
+TARGET static void share_few(int64_t queries, const uint32_t *w, int64_t panel, int64_t panels, int64_t from, int64_t upto,
+                             const uint32_t *x, int64_t line, float *sums, int64_t width, bool begin) {
+    if (from >= upto) return;
+    if (queries == 4) share_all<E, 4>(w, panel, panels, from, upto, x, line, sums, width, begin);
+    else if (queries == 3) share_all<E, 3>(w, panel, panels, from, upto, x, line, sums, width, begin);
+    else if (queries == 2) share_all<E, 2>(w, panel, panels, from, upto, x, line, sums, width, begin);
+    else share_all<E, 1>(w, panel, panels, from, upto, x, line, sums, width, begin);
 }
 
-TARGET static inline void widen_row(const float *from, int64_t n, float *to) { std::memcpy(to, from, size_t(n) * 4); }
-TARGET static inline void widen_row(const uint16_t *from, int64_t n, float *to) {
-    for (int64_t i = 0; i < n; i++) to[i] = wide(from[i]);
-}
-
-// Scratch of one task. fours: queries [count / 4][steps][4], the last four filled up with zeros; singles [count][steps].
+// Scratch of one task, in words and floats.
 struct Desk {
-    uint32_t *panels, *fours, *singles;
-    float *values, *sums;  // [64][line], [count][line]; line: a row of values, filled up to whole vectors
+    uint32_t *keys;     // [KEYS][steps][LANES]: a word of sixteen keys side by side
+    uint32_t *values;   // [line / LANES][CHUNK / STEP][LANES]: STEP positions of sixteen columns side by side
+    uint32_t *queries;  // [count][steps]
+    float *sums;        // [count][line]; line: a row of values, filled up to whole vectors
     float *largest, *total;
 };
 
-// One chunk for the queries [first, first + count) of a tile, which see places low[i] to high[i] of it.
-template <class E>
-TARGET static void chunk_rows(const AttendCall &call, const Desk &desk, int64_t first, int64_t count, const int64_t *low,
-                              const int64_t *high, const int64_t *slots) {
-    const int64_t steps = call.dim * int64_t(sizeof(E)) / 4, line = (call.value_dim + LANES - 1) / LANES * LANES;
-    const auto *panels = reinterpret_cast<const uint8_t *>(desk.panels);
-    for (int64_t i = first; i < first + count; i += 4) {
-        int64_t together = first + count - i < 4 ? first + count - i : 4;
-        bool any = false, all = true;
-        for (int64_t k = 0; k < together; k++) any |= low[i + k] < high[i + k], all &= low[i + k] < high[i + k];
-        if (!any) continue;
-        alignas(64) float scores[4 * CHUNK];
-        if (i % 4 == 0 && together > 1) {
-            some_panels<E, 4, chunk_panels<4>()>(panels, steps * 64, KEYS, steps, desk.fours + i * steps, scores, CHUNK, true);
-        } else {
-            for (int64_t k = 0; k < together; k++)
-                some_panels<E, 1, KEYS>(panels, steps * 64, KEYS, steps, desk.singles + (i + k) * steps, scores + k * CHUNK, CHUNK, true);
-        }
-        Weights w[4];
-        float *sums[4];
-        int64_t begin = 0, end = CHUNK;
-        for (int64_t k = 0; k < together; k++) {
-            w[k].low = low[i + k], w[k].high = high[i + k], sums[k] = desk.sums + (i + k) * line;
-            if (w[k].low < w[k].high) weigh(scores + k * CHUNK, call, slots, w[k], desk.largest[i + k], desk.total[i + k], sums[k], line);
-            begin = w[k].low > begin ? w[k].low : begin, end = w[k].high < end ? w[k].high : end;
-        }
-        if (together == 1 || !all || begin >= end) {
-            for (int64_t k = 0; k < together; k++) add_all<1>(w + k, desk.values, line, w[k].low, w[k].high, sums + k);
-            continue;
-        }
-        for (int64_t k = 0; k < together; k++) add_all<1>(w + k, desk.values, line, w[k].low, begin, sums + k);
-        if (together == 4) add_all<4>(w, desk.values, line, begin, end, sums);
-        else add_all<2>(w, desk.values, line, begin, end, sums);
-        if (together == 3) add_all<1>(w + 2, desk.values, line, begin, end, sums + 2);
-        for (int64_t k = 0; k < together; k++) add_all<1>(w + k, desk.values, line, end, w[k].high, sums + k);
+// What a query sees of the chunk at hand: places [low, high); of those, where slots is not null, only the ones whose slot is not below 0.
+struct View {
+    int64_t low, high;
+    const int64_t *slots;
+
+    bool sees(int64_t i) const { return i >= low && i < high && !(slots && slots[i] < 0); }
+    bool all() const { return low == 0 && high == CHUNK && !slots; }
+};
+
+constexpr float LOG2_E = 1.44269504f;
+
+// 2^v for v in [-126, 0], off by two units in the last place at most; less is taken for -126. 2^k times a polynomial on
+// [-1/2, 1/2] (the first terms of the series, their last one fitted).
+TARGET static inline Floats power(Floats v) {
+    const float shift = 12582912.0f + 127.0f;  // brings the nearest whole number to the low bits, as an exponent
+    v = greater(v, spread(-126.0f));
+    Floats shifted = plus(v, spread(shift)), r = plus(v, negative(plus(shifted, spread(-shift))));
+    Floats p = fused(spread(1.5403530e-4f), r, spread(1.3333558e-3f));
+    p = fused(p, r, spread(9.6181291e-3f));
+    p = fused(p, r, spread(5.5504109e-2f));
+    p = fused(p, r, spread(2.4022651e-1f));
+    p = fused(p, r, spread(6.9314718e-1f));
+    return exponent(fused(p, r, spread(1.0f)), shifted);
+}
+TARGET static inline float power(float v) {
+    alignas(64) float lanes[LANES];
+    store(lanes, power(spread(v)));
+    return lanes[0];
+}
+
+TARGET static inline void put_shares(Floats v, float *to) { store(to, v); }
+TARGET static inline void put_shares(Floats v, uint16_t *to) {
+    alignas(64) float lanes[LANES];
+    store(lanes, v);
+    for (int k = 0; k < LANES; k++) {  // rounded to the nearest, to even between two
+        uint32_t bits;
+        std::memcpy(&bits, lanes + k, 4);
+        to[k] = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     }
 }
 
-// Keys and values of a chunk on the desk; slots [64], -1 where nobody looks.
+// Scores [queries][CHUNK] become weights (`shares`, as numbers are stored); the scores are spoilt. What was added up so far is
+// brought to the new largest score. Scores count in powers of two. Sums of a chunk are joined in halves: lane k and k + 8, ...
 template <class E>
-TARGET static void fetch_chunk(const AttendCall &call, const AttendJob &job, int64_t head, const int64_t *slots, const Desk &desk) {
-    const int64_t steps = call.dim * int64_t(sizeof(E)) / 4, line = (call.value_dim + LANES - 1) / LANES * LANES;
+TARGET static void weigh(int64_t queries, float *scores, const AttendCall &call, const View *view, E *shares, float *largest,
+                         float *total, float *sums, int64_t line) {
+    const float nothing = -__builtin_inff();
+    const Floats scale = spread(call.cap > 0 ? call.scale : call.scale * LOG2_E);
+    alignas(64) float top[LANES] = {}, kept[LANES] = {};
+    for (int64_t q = 0; q < queries; q++) {
+        float *score = scores + q * CHUNK;
+        Floats most = times(floats_at(score), scale);
+        store(score, most);
+        for (int64_t i = LANES; i < CHUNK; i += LANES) {
+            Floats part = times(floats_at(score + i), scale);
+            store(score + i, part), most = greater(most, part);
+        }
+        if (call.cap > 0)
+            for (int64_t i = 0; i < CHUNK; i++) {
+                float twice = exponential(2.0f * (score[i] / call.cap));  // tanh(v) = 1 - 2 / (e^(2 v) + 1)
+                score[i] = LOG2_E * call.cap * (1.0f - 2.0f / (twice + 1.0f));
+            }
+        if (!view[q].all())
+            for (int64_t i = 0; i < CHUNK; i++) score[i] = view[q].sees(i) ? score[i] : nothing;
+        if (call.cap > 0 || !view[q].all()) {
+            most = floats_at(score);
+            for (int64_t i = LANES; i < CHUNK; i += LANES) most = greater(most, floats_at(score + i));
+        }
+        alignas(64) float lanes[LANES];
+        store(lanes, most);
+        float found = greatest_of(lanes);
+        top[q] = found > largest[q] ? found : largest[q];
+        kept[q] = largest[q] - top[q];
+    }
+    store(kept, power(floats_at(kept)));
+    for (int64_t q = 0; q < queries; q++) {
+        float *score = scores + q * CHUNK;
+        const Floats less = spread(-top[q]);
+        Floats share[KEYS];
+        for (int k = 0; k < KEYS; k++) share[k] = power(plus(floats_at(score + LANES * k), less));
+        if (!view[q].all()) {
+            for (int k = 0; k < KEYS; k++) store(score + LANES * k, share[k]);
+            for (int64_t i = 0; i < CHUNK; i++) score[i] = view[q].sees(i) ? score[i] : 0.0f;
+            for (int k = 0; k < KEYS; k++) share[k] = floats_at(score + LANES * k);
+        }
+        alignas(64) float lanes[LANES];
+        store(lanes, plus(plus(share[0], share[1]), plus(share[2], share[3])));
+        if (largest[q] == nothing) kept[q] = 0.0f;
+        total[q] = total[q] * kept[q] + sum_of(lanes), largest[q] = top[q];
+        for (int k = 0; k < KEYS; k++) put_shares(share[k], shares + q * CHUNK + LANES * k);
+        if (kept[q] != 1.0f)
+            for (int64_t i = 0; i < line; i += LANES)
+                store(sums + q * line + i, times(floats_at(sums + q * line + i), spread(kept[q])));
+    }
+}
+
+// sums [line] += what one query sees in one step: `half` of the word's positions, the others counting as zeros.
+template <class E>
+TARGET static void add_half(const uint32_t *values, int64_t panels, int64_t s, uint32_t half, uint32_t share, float *sums) {
+    alignas(64) uint32_t word[LANES];
+    for (int64_t p = 0; p < panels; p++) {
+        for (int k = 0; k < LANES; k++) word[k] = values[(p * CHUNK / STEP<E> + s) * LANES + k] & half;
+        share_panels<E, 1, 1>(word, LANES, 0, 1, &share, 0, sums + LANES * p, 0, false);
+    }
+}
+
+// One query's part of the chunk outside the steps [first, last), before them or (`behind`) after them.
+template <class E>
+TARGET static void add_rest(const View &view, bool behind, int64_t first, int64_t last, const uint32_t *values, int64_t panels,
+                            const uint32_t *shares, float *sums) {
+    const int64_t panel = CHUNK / STEP<E> * LANES, whole = (view.low + STEP<E> - 1) / STEP<E>, done = view.high / STEP<E>;
+    if (!behind) {
+        int64_t s = view.low / STEP<E>;
+        if (view.low % STEP<E>) add_half<E>(values, panels, s, 0xffff0000u, shares[s], sums);
+        share_few<E>(1, values, panel, panels, whole, first < done ? first : done, shares, 0, sums, 0, false);
+    } else {
+        share_few<E>(1, values, panel, panels, whole > last ? whole : last, done, shares, 0, sums, 0, false);
+        if (view.high % STEP<E> && view.high > view.low) add_half<E>(values, panels, done, 0x0000ffffu, shares[done], sums);
+    }
+}
+
+// One chunk for the queries [first, first + count) of a tile, which see `view` of it.
+template <class E>
+TARGET static void chunk_rows(const AttendCall &call, const Desk &desk, int64_t first, int64_t count, const View *view) {
+    const int64_t steps = call.dim / STEP<E>, line = (call.value_dim + LANES - 1) / LANES * LANES, panels = line / LANES;
+    const int64_t words = CHUNK / STEP<E>;
+    for (int64_t i = first, together; i < first + count; i += together) {
+        together = 1;
+        if (view[i].low >= view[i].high) continue;
+        while (together < FEW && i + together < first + count && view[i + together].low < view[i + together].high) together++;
+        alignas(64) float scores[FEW * CHUNK];
+        alignas(64) uint32_t shares[FEW * CHUNK];
+        float *sums = desk.sums + i * line;
+        share_few<E>(together, desk.keys, steps * LANES, KEYS, 0, steps, desk.queries + i * steps, steps, scores, CHUNK, true);
+        weigh<E>(together, scores, call, view + i, reinterpret_cast<E *>(shares), desk.largest + i, desk.total + i, sums, line);
+        int64_t begin = 0, end = words;
+        for (int64_t k = 0; k < together; k++) {
+            int64_t from = (view[i + k].low + STEP<E> - 1) / STEP<E>, upto = view[i + k].high / STEP<E>;
+            begin = from > begin ? from : begin, end = upto < end ? upto : end;
+        }
+        if (begin == 0 && end == words) {
+            share_few<E>(together, desk.values, words * LANES, panels, 0, words, shares, words, sums, line, false);
+            continue;
+        }
+        if (begin > end) begin = end = words;  // nothing that all of them see
+        for (int64_t k = 0; k < together; k++)
+            add_rest<E>(view[i + k], false, begin, end, desk.values, panels, shares + k * words, sums + k * line);
+        share_few<E>(together, desk.values, words * LANES, panels, begin, end, shares, words, sums, line, false);
+        for (int64_t k = 0; k < together; k++)
+            add_rest<E>(view[i + k], true, begin, end, desk.values, panels, shares + k * words, sums + k * line);
+    }
+}
+
+TARGET static inline void side_by_side(const float *one, const float *, int64_t n, uint32_t *to) { std::memcpy(to, one, size_t(n) * 4); }
+TARGET static inline void side_by_side(const uint16_t *one, const uint16_t *next, int64_t n, uint32_t *to) {
+    for (int64_t k = 0; k < n; k++) to[k] = uint32_t(one[k]) | uint32_t(next[k]) << 16;
+}
+
+template <class E> static const E *desk_of_zeros() {
+    alignas(64) static const E zeros[LANES] = {};
+    return zeros;
+}
+
+// Keys and values of a chunk on the desk; slots [64], -1 where nobody looks. next: whether the chunk behind it, in slots that
+// follow, is asked for ahead of its time.
+template <class E>
+TARGET static void fetch_chunk(const AttendCall &call, const AttendJob &job, int64_t head, const int64_t *slots, bool next, const Desk &desk) {
+    const int64_t steps = call.dim / STEP<E>, line = (call.value_dim + LANES - 1) / LANES * LANES, words = CHUNK / STEP<E>;
     const E *keys = static_cast<const E *>(job.keys) + head * job.key_head;
     const E *values = static_cast<const E *>(job.values) + head * job.value_head;
+    if (next) {
+        const auto *key = reinterpret_cast<const uint8_t *>(keys + (slots[0] + CHUNK) * call.dim);
+        const auto *value = reinterpret_cast<const uint8_t *>(values + (slots[0] + CHUNK) * call.value_dim);
+        for (int64_t at = 0; at < CHUNK * call.dim * int64_t(sizeof(E)); at += 64) fetch(key + at);
+        for (int64_t at = 0; at < CHUNK * call.value_dim * int64_t(sizeof(E)); at += 64) fetch(value + at);
+    }
     for (int64_t part = 0; part < KEYS; part++) {
         const uint32_t *from[LANES];
         for (int k = 0; k < LANES; k++) {
             int64_t slot = slots[part * LANES + k];
             from[k] = slot < 0 ? nullptr : reinterpret_cast<const uint32_t *>(keys + slot * call.dim);
         }
-        turn(from, steps, desk.panels + part * LANES * steps);
+        turn(from, steps, desk.keys + part * LANES * steps);
     }
-    for (int64_t j = 0; j < CHUNK; j++) {
-        float *to = desk.values + j * line;
-        if (slots[j] >= 0) widen_row(values + slots[j] * call.value_dim, call.value_dim, to);
-        else std::memset(to, 0, size_t(line) * 4);
+    for (int64_t s = 0; s < words; s++) {
+        int64_t one = slots[s * STEP<E>], two = slots[s * STEP<E> + STEP<E> - 1];
+        const E *first = one < 0 ? desk_of_zeros<E>() : values + one * call.value_dim;
+        const E *second = two < 0 ? desk_of_zeros<E>() : values + two * call.value_dim;
+        for (int64_t at = 0; at < line; at += LANES) {
+            int64_t n = call.value_dim - at < LANES ? call.value_dim - at : LANES, from_one = one < 0 ? 0 : at, from_two = two < 0 ? 0 : at;
+            uint32_t *to = desk.values + (at * words + s * LANES);
+            if (n == LANES) {
+                side_by_side(first + from_one, second + from_two, LANES, to);
+            } else {
+                std::memset(to, 0, LANES * 4);
+                side_by_side(first + from_one, second + from_two, n, to);
+            }
+        }
     }
 }
 
 // Rows [begin, end) of a job through one key head: all its query heads.
 template <class E>
 TARGET static void attend_tile(const AttendCall &call, const AttendJob &job, int64_t head, int64_t begin, int64_t end, const Desk &desk) {
-    const int64_t steps = call.dim * int64_t(sizeof(E)) / 4, line = (call.value_dim + LANES - 1) / LANES * LANES;
+    const int64_t steps = call.dim / STEP<E>, line = (call.value_dim + LANES - 1) / LANES * LANES;
     const int64_t groups = call.heads / call.kv_heads, rows = end - begin, count = rows * groups;
-    int64_t low[TILE], high[TILE], from[TILE], upto[TILE], slots[CHUNK];
+    int64_t from[TILE], upto[TILE], slots[CHUNK];
+    View view[TILE];
     int64_t least = INT64_MAX, most = 0;
-    std::memset(desk.fours, 0, size_t((count + 3) / 4 * 4 * steps) * 4);
     // Query i of the tile: row begin + i / groups, head `head` * groups + i % groups.
     for (int64_t i = 0; i < count; i++) {
         int64_t row = begin + i / groups, drafts = job.seen[row + 1] - job.seen[row];
@@ -164,19 +291,17 @@ TARGET static void attend_tile(const AttendCall &call, const AttendJob &job, int
         }
         desk.largest[i] = -__builtin_inff(), desk.total[i] = 0;
         const E *query = static_cast<const E *>(call.query) + (job.start + row) * call.query_row + (head * groups + i % groups) * call.query_head;
-        uint32_t *four = desk.fours + i / 4 * 4 * steps + i % 4;
-        std::memcpy(desk.singles + i * steps, query, size_t(steps) * 4);
-        for (int64_t s = 0; s < steps; s++) four[4 * s] = desk.singles[i * steps + s];
+        std::memcpy(desk.queries + i * steps, query, size_t(steps) * 4);
     }
     std::memset(desk.sums, 0, size_t(count * line) * sizeof(float));
     for (int64_t at = least == INT64_MAX ? 0 : least / CHUNK * CHUNK; at < most; at += CHUNK) {
         for (int64_t j = 0; j < CHUNK; j++) slots[j] = at + j < most && at + j >= least ? job.scratch + at + j : -1;
-        fetch_chunk<E>(call, job, head, slots, desk);
+        fetch_chunk<E>(call, job, head, slots, slots[0] >= 0 && at + 2 * CHUNK <= most, desk);
         for (int64_t i = 0; i < count; i++) {
-            low[i] = from[i] > at ? from[i] - at : 0, high[i] = upto[i] - at < CHUNK ? upto[i] - at : CHUNK;
-            if (high[i] < low[i]) high[i] = low[i];
+            int64_t low = from[i] > at ? from[i] - at : 0, high = upto[i] - at < CHUNK ? upto[i] - at : CHUNK;
+            view[i] = {low, high < low ? low : high, nullptr};
         }
-        chunk_rows<E>(call, desk, 0, count, low, high, nullptr);
+        chunk_rows<E>(call, desk, 0, count, view);
     }
     // Rows with drafts on their path: what is left of the committed positions, and those, each row by itself.
     for (int64_t r = 0; r < rows; r++) {
@@ -197,18 +322,18 @@ TARGET static void attend_tile(const AttendCall &call, const AttendJob &job, int
                 slots[j] = job.slot[next], first = j < first ? j : first, stop = j + 1 > stop ? j + 1 : stop;
             }
             if (first >= stop) continue;
-            fetch_chunk<E>(call, job, head, slots, desk);
-            for (int64_t g = 0; g < groups; g++) low[r * groups + g] = first, high[r * groups + g] = stop;
-            chunk_rows<E>(call, desk, r * groups, groups, low, high, slots);
+            fetch_chunk<E>(call, job, head, slots, false, desk);
+            for (int64_t g = 0; g < groups; g++) view[r * groups + g] = {first, stop, slots};
+            chunk_rows<E>(call, desk, r * groups, groups, view);
         }
     }
     for (int64_t i = 0; i < count; i++) {
         float *sums = desk.sums + i * line, total = desk.total[i];
         int64_t query_head = head * groups + i % groups;
         if (call.sinks) {  // one more logit, that takes a share and adds nothing
-            float sink = call.sinks[query_head], top = sink > desk.largest[i] ? sink : desk.largest[i];
-            float kept = exponential(desk.largest[i] - top);
-            total = total * kept + exponential(sink - top);
+            float sink = LOG2_E * call.sinks[query_head], top = sink > desk.largest[i] ? sink : desk.largest[i];
+            float kept = power(desk.largest[i] - top);
+            total = total * kept + power(sink - top);
             for (int64_t v = 0; v < call.value_dim; v++) sums[v] *= kept;
         }
         E *out = static_cast<E *>(call.out) + ((job.start + begin + i / groups) * call.heads + query_head) * call.value_dim;
@@ -216,14 +341,15 @@ TARGET static void attend_tile(const AttendCall &call, const AttendJob &job, int
     }
 }
 
-// `attend_tile` on a desk in these two pieces of memory.
+// `attend_tile` on a desk in this memory.
 template <class E>
-TARGET static void run_tile(const AttendCall &call, const AttendJob &job, int64_t head, int64_t begin, int64_t end, uint32_t *words, float *reals) {
-    const int64_t steps = call.dim * int64_t(sizeof(E)) / 4, line = (call.value_dim + LANES - 1) / LANES * LANES;
+TARGET static void run_tile(const AttendCall &call, const AttendJob &job, int64_t head, int64_t begin, int64_t end, uint32_t *words) {
+    const int64_t steps = call.dim / STEP<E>, line = (call.value_dim + LANES - 1) / LANES * LANES;
     const int64_t count = (end - begin) * (call.heads / call.kv_heads);
-    uint32_t *fours = words + CHUNK * steps, *singles = fours + (count + 3) / 4 * 4 * steps;
-    float *sums = reals + CHUNK * line, *largest = sums + count * line;
-    attend_tile<E>(call, job, head, begin, end, Desk{words, fours, singles, reals, sums, largest, largest + count});
+    uint32_t *values = words + CHUNK * steps, *queries = values + CHUNK / STEP<E> * line;
+    auto *sums = reinterpret_cast<float *>(queries + (count * steps + LANES - 1) / LANES * LANES);
+    float *largest = sums + count * line;
+    attend_tile<E>(call, job, head, begin, end, Desk{words, values, queries, sums, largest, largest + count});
 }
 
 }  // namespace ISA

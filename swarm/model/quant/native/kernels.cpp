@@ -449,16 +449,14 @@ template <class E> int attend(int isa, const AttendCall &call, const AttendJob *
         const AttendJob *job = jobs;
         while (i >= (job->rows + rows - 1) / rows * call.kv_heads) i -= (job->rows + rows - 1) / rows * call.kv_heads, job++;
         int64_t head = i % call.kv_heads, begin = i / call.kv_heads * rows, end = begin + rows < job->rows ? begin + rows : job->rows;
-        int64_t padded = (queries + 3) / 4 * 4, floats = 64 * line + queries * (line + 2), words = 64 * steps + (padded + queries) * steps;
-        auto *memory = static_cast<uint8_t *>(std::aligned_alloc(64, size_t(lines((floats + words) * 4))));
+        int64_t words = 64 * (steps + line) + queries * (steps + line + 2) + 16;
+        auto *memory = static_cast<uint32_t *>(std::aligned_alloc(64, size_t(lines(words * 4))));
         if (!memory) {
             failed = true;
             return;
         }
-        auto *word = reinterpret_cast<uint32_t *>(memory);
-        auto *real = reinterpret_cast<float *>(memory + words * 4);
         typedef std::conditional_t<std::is_same_v<E, float>, float, uint16_t> Number;
-        BY_DENSE(isa, run_tile<Number>(call, *job, head, begin, end, word, real));
+        BY_DENSE(isa, run_tile<Number>(call, *job, head, begin, end, memory));
         std::free(memory);
     });
     return failed ? -2 : 0;

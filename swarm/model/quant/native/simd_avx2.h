@@ -94,6 +94,26 @@ OP __m256 pairs_half(__m256 sum, __m256i w, uint32_t x) {
 OP Floats pairs(Floats sum, Pairs w, uint32_t x) { return {pairs_half(sum.a, w.a, x), pairs_half(sum.b, w.b, x)}; }
 constexpr int ROWS = 4, ACCUMULATORS = 4, NEXT = 2048;
 OP int64_t turn_whole(const uint32_t *const *, int64_t, uint32_t *) { return 0; }
+OP Floats plus(Floats a, Floats b) { return {_mm256_add_ps(a.a, b.a), _mm256_add_ps(a.b, b.b)}; }
+OP Floats greater(Floats a, Floats b) { return {_mm256_max_ps(a.a, b.a), _mm256_max_ps(a.b, b.b)}; }  // b where either is no number
+OP __m256 exponent_half(__m256 p, __m256 shifted) {
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
+}
+// p times 2^k, k + 127 being the low bits of `shifted`.
+OP Floats exponent(Floats p, Floats shifted) { return {exponent_half(p.a, shifted.a), exponent_half(p.b, shifted.b)}; }
+// Of sixteen lanes, joined in halves: k and k + 8, k and k + 4, ...
+OP float sum_of(const float *lanes) {
+    __m256 eight = _mm256_add_ps(_mm256_loadu_ps(lanes), _mm256_loadu_ps(lanes + 8));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+OP float greatest_of(const float *lanes) {
+    __m256 eight = _mm256_max_ps(_mm256_loadu_ps(lanes), _mm256_loadu_ps(lanes + 8));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 OP void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 #undef OP
 }  // namespace avx2

@@ -85,6 +85,25 @@ TARGET static inline int64_t turn_whole(const uint32_t *const *lines, int64_t wo
     }
     return s;
 }
+OP Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+OP Floats greater(Floats a, Floats b) { return _mm512_max_ps(a, b); }  // b where either is no number
+// p times 2^k, k + 127 being the low bits of `shifted`.
+OP Floats exponent(Floats p, Floats shifted) {
+    return _mm512_mul_ps(p, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+}
+// Of sixteen lanes, joined in halves: k and k + 8, k and k + 4, ...
+OP float sum_of(const float *lanes) {
+    __m256 eight = _mm256_add_ps(_mm256_loadu_ps(lanes), _mm256_loadu_ps(lanes + 8));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+OP float greatest_of(const float *lanes) {
+    __m256 eight = _mm256_max_ps(_mm256_loadu_ps(lanes), _mm256_loadu_ps(lanes + 8));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 OP void fetch(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T1); }
 #undef OP
 }  // namespace avx512

@@ -122,6 +122,36 @@ OP Floats pairs(Floats sum, const Pairs &w, uint32_t x) {
 }
 constexpr int ROWS = 2, ACCUMULATORS = 2, NEXT = 0;
 OP int64_t turn_whole(const uint32_t *const *, int64_t, uint32_t *) { return 0; }
+OP Floats plus(Floats a, Floats b) {
+    EACH(16) a.v[i] += b.v[i];
+    return a;
+}
+OP Floats greater(Floats a, Floats b) {  // b where either is no number
+    EACH(16) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
+// p times 2^k, k + 127 being the low bits of `shifted`.
+OP Floats exponent(Floats p, Floats shifted) {
+    EACH(16) {
+        uint32_t bits;
+        std::memcpy(&bits, &shifted.v[i], 4);
+        p.v[i] *= as_float(bits << 23);
+    }
+    return p;
+}
+// Of sixteen lanes, joined in halves: k and k + 8, k and k + 4, ...
+OP float sum_of(const float *lanes) {
+    float sums[16];
+    std::memcpy(sums, lanes, 64);
+    for (int half = 8; half; half /= 2) EACH(half) sums[i] += sums[i + half];
+    return sums[0];
+}
+OP float greatest_of(const float *lanes) {
+    float most[16];
+    std::memcpy(most, lanes, 64);
+    for (int half = 8; half; half /= 2) EACH(half) most[i] = most[i] > most[i + half] ? most[i] : most[i + half];
+    return most[0];
+}
 OP void fetch(const uint8_t *) {}
 #undef OP
 #undef EACH

@@ -12,7 +12,8 @@ from swarm.base.errors import ModelError
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
 from tests.swarm.model.files.test_gguf import check
-from tests.swarm.model.gguf_files import write_gguf
+from tests.swarm.model.gguf_cases import CASES
+from tests.swarm.model.gguf_files import settled, write_gguf
 from tests.swarm.model.tiny import random_model
 
 BASE: dict[str, Any] = {
@@ -48,6 +49,13 @@ def test_an_architecture_computes(
     model = random_model(config())
     checkpoint = check(write_gguf(tmp_path / "a.gguf", model, arch, keys), model, store)
     assert checkpoint.config.model_type == model.config.model_type
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mixture_or_hybrid_computes(case: str, tmp_path: Path, store: ModelStore) -> None:
+    arch, config, keys = CASES[case]
+    model = settled(random_model(config()))
+    check(write_gguf(tmp_path / "a.gguf", model, arch, keys), model, store, halves=True)
 
 
 @pytest.mark.parametrize(

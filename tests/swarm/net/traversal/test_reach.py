@@ -23,19 +23,11 @@ from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.inbound import dial_back_addresses
+from swarm.net.traversal.messages import ASK, CHECK, JOIN, KNOCK, KNOCKED, KNOWS, Knock, parse_knock_untrusted
 from swarm.net.traversal.reach import Reach
-from swarm.net.traversal.relay import ASK, JOIN, Relay, RelayLimits
-from swarm.net.traversal.rendezvous import (
-    CHECK,
-    KNOCK,
-    KNOCKED,
-    KNOWS,
-    EventQuota,
-    Knock,
-    check_port,
-    parse_knock_untrusted,
-    waits_ms,
-)
+from swarm.net.traversal.relay import Relay, RelayLimits
+from swarm.net.traversal.rendezvous import EventQuota, check_port, waits_ms
+from tests.members import Admits
 
 NO_PUNCH = ReachLimits(knock_after=0.0, relay_after=0.0, punch=0.0, dial_back=0.5)
 PUNCH = ReachLimits(knock_after=0.0, relay_after=0.0)
@@ -86,8 +78,8 @@ async def three(
         home.http = runner.server
         own = [await asker.listen("127.0.0.1", 0)] if listens else []
         reaches = [
-            Reach(home, offers_relay=lambda: True),
-            Reach(asker, addresses=lambda: own, relay=relay[0], limits=limits),
+            Reach(home, offers_relay=True),
+            Reach(asker, addresses=own, relay=relay[0], limits=limits),
             Reach(target, relay=relay[1], limits=limits),
         ]
         for board in (asker, target):
@@ -134,13 +126,14 @@ async def test_an_introduction_finds_a_mutual_peer() -> None:
         stranger = Switchboard(Identity.generate())
         asked: list[bytes] = []
 
-        async def introduce(node: bytes) -> None:
-            asked.append(node)
-            await stranger.dial(nodes.home.id, [nodes.home_address], 5)
+        class Introduces:
+            async def introduce(self, node: bytes) -> None:
+                asked.append(node)
+                await stranger.dial(nodes.home.id, [nodes.home_address], 5)
 
         async with stranger:
             await stranger.listen("127.0.0.1", 0)
-            Reach(stranger, introduce=introduce, limits=NO_PUNCH)
+            Reach(stranger, introducer=Introduces(), limits=NO_PUNCH)
             peer = await stranger.peer(nodes.target.id, [], timeout=10)
             assert peer.edge == "reverse" and asked == [nodes.target.id]
             assert (await peer.call(Message("echo", {"n": 1}), timeout=5)).header == {"n": 1}
@@ -187,7 +180,7 @@ async def test_a_rendezvous_refuses_what_it_cannot_do() -> None:
         for node, addresses, reason in (
             (nobody, [], "is not connected"),
             (nodes.asker.id, [], "is not connected"),
-            (b"short", [], "node id of 32 bytes"),
+            (b"short", [], "32 bytes at reach.knock.node"),
             (nodes.target.id, ["x"], "host:port"),
             (nodes.target.id, ["1.2.3.4:5"] * 9, "at most 8"),
         ):
@@ -209,16 +202,15 @@ async def test_a_node_learns_where_it_is_seen_and_whether_it_can_be_dialled() ->
         assert (await check_port(home, closed_port))[1] is False
         assert (await check_port(home, nodes.home_address[1]))[1] is False  # another node answers there
         assert len(nodes.asker.peers()) == 1 and home.closed_reason is None
-        with pytest.raises(PeerError, match="port from 1 to 65535"):
+        with pytest.raises(PeerError, match="from 1 to 65535 at reach.check.port, found 0"):
             await home.call(Message(CHECK, {"port": 0}), 5)
 
 
-async def test_strangers_get_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_strangers_get_no_help() -> None:
     async with three() as nodes:
         home, back = nodes.asker.get(nodes.home.id), nodes.home.get(nodes.target.id)
         assert home is not None and back is not None
-        for part in (nodes.reaches[0].rendezvous, nodes.relay, nodes.reaches[2].visits):
-            monkeypatch.setattr(part, "_admitted", lambda node: False)
+        nodes.home.members = nodes.target.members = Admits(everybody=False)
         for kind in (KNOWS, KNOCK, CHECK, ASK):
             with pytest.raises(PeerError, match="is not a member of this swarm"):
                 await home.call(Message(kind, {"node": nodes.target.id, "addresses": []}), 5)

@@ -28,7 +28,8 @@ from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.traversal.connect_methods import join_room
-from swarm.net.traversal.relay import ASK, JOIN, PATH, Bucket, RelayLimits
+from swarm.net.traversal.messages import ASK, JOIN
+from swarm.net.traversal.relay import PATH, Bucket, RelayLimits
 from tests.swarm.net.traversal.test_reach import Three, three
 
 

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
 
-from swarm.base.address import Address, format_address
+from swarm.base.address import Address
 from swarm.base.errors import PeerError
 from swarm.net.channel.limits import ChannelLimits
 from swarm.net.channel.message import Message
@@ -128,8 +128,8 @@ async def test_a_node_that_can_only_speak_http_comes_when_it_is_called(monkeypat
         Reach(shy)
         async with http_only(at_home) as home_gate, http_only(at_asker) as asker_gate:
             reach = Reach(asker)
-            gate = format_address(asker_gate.address)
-            monkeypatch.setattr(reach, "_own_addresses", lambda: [gate])  # its port is seen through the firewall alone
+            gate = asker_gate.address
+            monkeypatch.setattr(reach, "_own_addresses", lambda: (gate,))  # its port is seen through the firewall alone
             await asker.peer(home.id, [at_home])
             await shy.peer(home.id, [home_gate.address])
             peer = await asker.peer(shy.id, [])
