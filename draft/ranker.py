@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from draft.base import Child
 from swarm.model.sampler import Sampling, divided, filtered, gumbel
-from swarm.model.shaping import held_open, shifted
+from swarm.model.shaped_logits import held_open, shifted
 
 WIDTH = 16
 """Children kept for each computed token."""

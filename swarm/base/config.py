@@ -1,4 +1,4 @@
-"""Configuration: frozen, built once at the command line, handed down."""
+"""Configuration: frozen, declared with its options, built once at the command line, handed down."""
 
 from __future__ import annotations
 
@@ -6,79 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.base.errors import UsageError
+from swarm.base.option import Number, option, or_none
+
+GPU = Number(int, 0, 64, "a GPU number")
+THREADS = Number(int, 1, 1024, "a number of threads")
+PORT = Number(int, 0, 65535, "a port")
+GRACE = Number(float, 0, 3600, "seconds")
+DTYPES = ("auto", "float32", "bfloat16")
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""The model that comes with wanswarm."""
 
 
-@dataclass(frozen=True)
-class MemberConfig:
-    """What every process of a swarm needs, node or requester.
-
-    state      folder of the identity, peers, receipts; one process at a time
-    models     folder of model files, shared by all processes of the machine
-    invite     text of an invite; None: look on the LAN, then at the swarm used last
-    lan        announce and look for swarms on the local network
-    lan_swarm  id of the one to enter there; None: the first that lets us in
-    relay      go through a relay where no direct path is found
-    punch      find other paths than dialling the advertised address (dial back, hole punching, relay)
-    http_proxy "http://host:port" of the HTTP proxy to go through where TCP leads nowhere; None: none
-    """
-
-    state: Path
-    models: Path
-    invite: str | None = None
-    lan: bool = True
-    lan_swarm: bytes | None = None
-    relay: bool = True
-    punch: bool = True
-    http_proxy: str | None = None
+SWARM = "the swarm"
+FOUND_BY_ITSELF = "(default: the swarm on the LAN, then the one used last)"
 
 
-@dataclass(frozen=True)
-class JoinConfig:
-    """`swarm join`.
-
-    layers     [first, last) to host, or None to choose
-    capacity   most layers to host when choosing; None: as memory allows
-    gpu        index of a CUDA device; None: the CPU
-    threads    compute threads; None: physical cores
-    listen     (host, port); port 0 takes a free one
-    advertise  (host, port) that others dial; None: found out
-    dtype      "auto", "float32" or "bfloat16"
-    weights_as "auto", "stored" or "expanded": how matrices are held and multiplied
-    kv_bytes   memory for sessions; None: a share of what is free
-    grace_s    how long a leaving node lets its sessions finish, in seconds
-    open_swarm, found, owner, disclose   as the command line's help says
-    offer_relay  forward (encrypted) traffic of members that cannot reach each other
-    relay_at   (host, port) of a proxy in front of the relay and of the node's door for HTTP; None: there is none
-    weights    "hub" (or this machine's files), "peers", or "auto": peers where the model is not to be had otherwise
-    overflow_bytes  main memory for layers that the GPU has no room for; None: they are not taken
-    probe      measure this machine though it was measured before
-    map_port   ask the router for a port (UPnP, NAT-PMP)
-    log        folder of a transparency log that ends of runs are entered in; None: they are not
-    """
-
-    member: MemberConfig
-    model: str | None = None
-    gpu: int | None = None
-    threads: int | None = None
-    layers: tuple[int, int] | None = None
-    capacity: int | None = None
-    listen: tuple[str, int] = ("0.0.0.0", 0)
-    advertise: tuple[str, int] | None = None
-    dtype: str = "auto"
-    weights_as: str = "auto"
-    kv_bytes: int | None = None
-    grace_s: float = 10.0
-    open_swarm: bool = False
-    found: bool = False
-    owner: str = ""
-    offer_relay: bool = False
-    relay_at: tuple[str, int] | None = None
-    map_port: bool = False
-    weights: str = "auto"
-    disclose: bool = False
-    overflow_bytes: int | None = None
-    probe: bool = False
-    log: Path | None = None
+def read_invite(text: str) -> str:
+    """An invite is given as text or as the name of a file that holds it. Raises UsageError."""
+    if len(text) < 256 and "/" in text or text.endswith((".invite", ".txt")):
+        try:
+            return Path(text).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"expected an invite or a file that holds one, found {text!r}: {error}") from error
+    return text.strip()
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -104,3 +54,197 @@ def parse_layers(text: str) -> tuple[int, int]:
     if not colon or not first.isdigit() or not last.isdigit() or int(first) >= int(last):
         raise UsageError(f"expected --layers A:B with A < B (layers A up to and without B), found {text!r}")
     return int(first), int(last)
+
+
+def user_state() -> Path:
+    """Where a process keeps its state when nobody says where."""
+    import platformdirs
+
+    return platformdirs.user_state_path("wanswarm")
+
+
+def user_models() -> Path:
+    """Where model files lie when nobody says where."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("wanswarm") / "models"
+
+
+@dataclass(frozen=True)
+class MemberConfig:
+    """What every process of a swarm needs, node or requester.
+
+    state      folder of the identity, peers, receipts; one process at a time
+    models     folder of model files, shared by all processes of the machine
+    invite     text of an invite; None: look on the LAN, then at the swarm used last
+    lan        announce and look for swarms on the local network
+    lan_swarm  id of the one to enter there; None: the first that lets us in
+    relay      go through a relay where no direct path is found
+    punch      find other paths than dialling the advertised address (dial back, hole punching, relay)
+    http_proxy "http://host:port" of the HTTP proxy to go through where TCP leads nowhere; None: none
+    """
+
+    state: Path = option(
+        Path(),
+        "identity, peers, receipts (default: the user's state folder)",
+        "DIR",
+        factory=user_state,
+        read=Path,
+        group="folders",
+    )
+    models: Path = option(
+        Path(),
+        "model files, shared by all nodes of this machine (default: the user's cache folder)",
+        "DIR",
+        factory=user_models,
+        read=Path,
+        group="folders",
+    )
+    invite: str | None = option(
+        None,
+        f"invite text, or a file that holds it {FOUND_BY_ITSELF}",
+        "INVITE",
+        name="--swarm",
+        read=read_invite,
+        group=SWARM,
+        everyday=True,
+    )
+    lan: bool = option(True, "neither announce nor look on the local network", name="--no-lan", off=True, group=SWARM)
+    lan_swarm: bytes | None = None
+    relay: bool = option(True, "never go through a relay", name="--no-relay", off=True, group=SWARM)
+    punch: bool = option(
+        True,
+        "only dial advertised addresses: no dialling back, no hole punching, no relay",
+        name="--no-punch",
+        off=True,
+        group=SWARM,
+    )
+    http_proxy: str | None = option(
+        None,
+        "HTTP proxy (http://HOST:PORT) to go through where TCP leads nowhere; without one HTTP is tried too",
+        "URL",
+        read=or_none(parse_proxy),
+        group=SWARM,
+    )
+
+
+MOST_OVERFLOW_GB = 65_536.0
+
+
+def log_help(what: str, more: str = "") -> str:
+    """What `--log DIR` does. `more`: what else there is to say of it."""
+    return (
+        f"append the digest of {what} to a transparency log in DIR (C2SP tlog-tiles), for any static file server; "
+        f"swarm verify --log checks receipts against it{more}"
+    )
+
+
+@dataclass(frozen=True)
+class JoinConfig:
+    """`swarm join`, and the keywords of `swarm.Node`.
+
+    layers     [first, last) to host, or None to choose
+    gpu        index of a CUDA device; None: the CPU
+    listen, advertise, relay_at   (host, port)
+    kv_bytes   memory for sessions; None: a share of what is free
+    overflow_bytes  main memory for layers that the GPU has no room for; None: they are not taken
+    log        folder of a transparency log that ends of runs are entered in; None: they are not
+    The others are as their help says.
+    """
+
+    member: MemberConfig
+    model: str | None = option(
+        None,
+        f"model: {DEFAULT_MODEL}, a folder, a .gguf file or a hub id (default: the swarm's, or {DEFAULT_MODEL})",
+        "REF",
+        everyday=True,
+    )
+    gpu: int | None = option(None, "compute on CUDA device N", "N", read=GPU, excludes="device", everyday=True)
+    threads: int | None = option(None, "compute threads (default: physical cores)", "N", read=THREADS, everyday=True)
+    layers: tuple[int, int] | None = option(
+        None, "host layers A up to and without B", "A:B", read=or_none(parse_layers), excludes="block", everyday=True
+    )
+    capacity: int | None = option(
+        None,
+        "host at most this many layers, chosen by need",
+        "LAYERS",
+        read=Number(int, 1, 10_000, "a number of layers"),
+        excludes="block",
+    )
+    listen: tuple[str, int] = option(
+        ("0.0.0.0", 0),
+        "where to listen; port 0 takes a free one (default: %(default)s)",
+        "HOST:PORT",
+        read=parse_address,
+        shown="0.0.0.0:0",
+        everyday=True,
+    )
+    advertise: tuple[str, int] | None = option(
+        None,
+        "address that others dial (port forwarding, containers, proxies)",
+        "HOST:PORT",
+        read=or_none(parse_address),
+        everyday=True,
+    )
+    dtype: str = option(
+        "auto", "auto: bfloat16 where the device computes it natively (default: %(default)s)", choices=DTYPES
+    )
+    weights_as: str = option(
+        "auto",
+        "stored: hold and multiply weights as the file has them, 4-bit files in 4 bits and a quarter of the "
+        "memory (CPU); expanded: as --dtype; auto: stored where there is a fast kernel, unless memory allows the other "
+        "and it was faster when one layer was measured; expanded with --dtype float32 and on GPUs "
+        "(default: %(default)s)",
+        choices=("auto", "stored", "expanded"),
+    )
+    kv_bytes: int | None = option(
+        None,
+        "memory for sessions (default: a share of what is free)",
+        "GB",
+        name="--kv-memory",
+        read=Number(float, 0.001, 4096, "gigabytes", scale=10**9),
+    )
+    grace_s: float = option(
+        10.0,
+        "how long runs may take to end when leaving, and those that do not to move (default: %(default)s)",
+        "S",
+        name="--grace",
+        read=GRACE,
+    )
+    open_swarm: bool = option(
+        False, "when starting a swarm: let anybody in who knows its address", name="--open", everyday=True
+    )
+    found: bool = option(False, "start a swarm of its own though others are heard on the local network", everyday=True)
+    owner: str = option("", "who runs this node, for routes that want several owners", "NAME")
+    offer_relay: bool = option(
+        False, "forward (encrypted) traffic of members that cannot reach each other", name="--relay"
+    )
+    relay_at: tuple[str, int] | None = option(
+        None,
+        "where else the relay is reached, and this node by those who can only speak HTTP: a proxy on its address; "
+        "HTTPS is spoken to port 443",
+        "HOST:PORT",
+        read=or_none(parse_address),
+    )
+    map_port: bool = option(False, "ask the router for a port (UPnP, NAT-PMP)")
+    weights: str = option(
+        "auto",
+        "where the layers come from: the hub or this machine, members that hold them, or members only where the "
+        "model is not to be had otherwise (default: %(default)s)",
+        choices=("auto", "hub", "peers"),
+    )
+    disclose: bool = option(False, "show GPU UUIDs and addresses in receipts, not only their salted digests")
+    overflow_bytes: int | None = option(
+        None,
+        "with --gpu: layers that it has no room for are computed by the CPU, from main memory (GB of it at most)",
+        "GB",
+        name="--overflow",
+        read=Number(float, 0.001, MOST_OVERFLOW_GB, "gigabytes", scale=10**9),
+        alone=int(MOST_OVERFLOW_GB * 10**9),
+    )
+    probe: bool = option(False, "measure this machine's speed though it was measured before")
+    log: Path | None = option(None, log_help("what this node signs at the end of each run"), "DIR", read=Path)
+
+    def __post_init__(self) -> None:
+        if self.relay_at is not None and not self.offer_relay:
+            raise UsageError("expected --relay with --relay-at, found no relay to put a proxy in front of")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TypedDict
 
-import platformdirs
-
 from swarm.base.config import MemberConfig
 from swarm.base.errors import UsageError
+
+_FIELDS = frozenset(each.name for each in fields(MemberConfig)) - {"invite"}
 
 
 class MemberOptions(TypedDict, total=False):
@@ -37,14 +38,6 @@ def member_of(swarm: str | Path | None, options: MemberOptions) -> MemberConfig:
             swarm = swarm.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"expected a file that holds an invite, found {swarm}: {error}") from error
-    state, models = options.get("state"), options.get("models")
-    return MemberConfig(
-        state=Path(state) if state is not None else platformdirs.user_state_path("wanswarm"),
-        models=Path(models) if models is not None else platformdirs.user_cache_path("wanswarm") / "models",
-        invite=swarm.strip() if swarm is not None else None,
-        lan=options.get("lan", True),
-        lan_swarm=options.get("lan_swarm"),
-        relay=options.get("relay", True),
-        punch=options.get("punch", True),
-        http_proxy=options.get("http_proxy"),
-    )
+    given = {name: value for name, value in options.items() if name in _FIELDS and value is not None}
+    folders = {name: Path(value) for name in ("state", "models") if isinstance(value := given.get(name), str | Path)}
+    return MemberConfig(invite=swarm.strip() if swarm is not None else None, **{**given, **folders})  # type: ignore[arg-type]

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
 
 from swarm.base.config import MemberConfig
 from swarm.base.errors import RunError, UsageError
 from swarm.base.events import Report
-from swarm.cli.common import keep_receipts_s, say
+from swarm.base.option import build, option
+from swarm.cli.common import say
+from swarm.client.config import RequesterConfig
 from swarm.client.route_policy import RouteRules
 from swarm.model.constraint import Constraint
-from swarm.model.sampler import Sampling
+from swarm.model.sampling import Sampling
 from swarm.run.api import (
     CommittedTokens,
-    Draft,
     Finished,
     Recovering,
     RingOpened,
     RunRequest,
     RunResult,
-    Speculation,
     StageInfo,
     WaitingForCoverage,
 )
@@ -37,114 +35,98 @@ PLAIN = "\x1b[0m"
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
-    """`swarm generate`, apart from the swarm that it asks.
+class ConstraintOptions:
+    """What the answer is held to: one of these, or nothing."""
 
-    draft_model, draft_gpu   another drafter than the shipped one, and where it computes
-    rules                    whom the request may pass through
-    color                    mark drafted and corrected tokens on stdout
+    json_schema: Path | None = option(
+        None, "hold the answer to JSON that fits the schema in this file", "FILE", read=Path, group="text"
+    )
+    regex: str | None = option(None, "hold the answer to a regular expression (Rust's syntax)", "R", group="text")
+    grammar: Path | None = option(
+        None, "hold the answer to a grammar: llama.cpp's GBNF, or Lark", "FILE", read=Path, group="text"
+    )
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """Read from its file. Raises UsageError."""
+        given = {"--json-schema": self.json_schema, "--regex": self.regex, "--grammar": self.grammar}
+        if len(found := [name for name, value in given.items() if value is not None]) > 1:
+            raise UsageError(f"expected one of {', '.join(given)}, found {' and '.join(found)}: an answer has one form")
+        if self.regex is not None:
+            return Constraint("regex", self.regex)
+        path = self.json_schema if self.grammar is None else self.grammar
+        if path is None:
+            return None
+        from swarm.model.grammars import from_grammar, from_schema
+
+        try:
+            text = path.read_text("utf-8")
+            return from_grammar(text) if self.grammar is not None else from_schema(json.loads(text))
+        except OSError as error:
+            raise UsageError(f"expected a readable file, found {path}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"expected JSON in UTF-8 in {path}, found other bytes: {error}") from error
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """`swarm generate`: what is asked (`request`), who asks (`asked`), and what is shown.
+
+    json     the result alone, as JSON, instead of streaming text
+    color    mark drafted and corrected tokens on stdout
     """
 
-    member: MemberConfig
-    prompt: str
-    raw: bool
-    system: str | None
+    asked: RequesterConfig
     request: RunRequest
-    draft_model: str | None
-    draft_gpu: int | None
-    receipt: Path | None
-    color: bool
-    stream: bool
-    rules: RouteRules = RouteRules()
-    keep_receipts_s: float | None = None
+    prompt: str = option(
+        "-", "the prompt, or - to read it from stdin (default)", "PROMPT", name="prompt", optional=True
+    )
+    system: str | None = option(None, "system message of the chat template", "TEXT", group="text", everyday=True)
+    raw: bool = option(
+        False, "give the prompt to the model as it is, without the chat template", group="text", everyday=True
+    )
+    receipt: Path | None = option(
+        None, "where to write it (default: the state folder)", "PATH", read=Path, group="receipt", everyday=True
+    )
+    json: bool = option(
+        False, "print one JSON object at the end instead of streaming text", group="output", everyday=True
+    )
+    color: str = option(
+        "auto",
+        "colour tokens: drafted and accepted, or corrected (default: %(default)s)",
+        choices=("auto", "always", "never"),
+        group="output",
+    )
+
+    @property
+    def colours(self) -> bool:
+        """Whether tokens are coloured on stdout."""
+        return self.color == "always" or (self.color == "auto" and sys.stdout.isatty())
 
     @staticmethod
     def from_arguments(
         arguments: argparse.Namespace, member: MemberConfig, prompt: str, rules: RouteRules
     ) -> GenerateConfig:
         """Built once, from the parsed command line. Raises UsageError."""
-        mode: Speculation = arguments.speculation
-        draft: Draft = arguments.draft
-        if arguments.draft_model is not None and draft in ("none", "suffix"):
-            raise UsageError(f"expected --draft lm or auto with --draft-model, found --draft {draft}")
+        given = vars(arguments)
+        if arguments.draft_model is not None and arguments.draft in ("none", "suffix"):
+            raise UsageError(f"expected --draft lm or auto with --draft-model, found --draft {arguments.draft}")
         if arguments.receipt is not None and arguments.no_receipt:
             raise UsageError("expected --receipt PATH or --no-receipt, found both")
-        request = RunRequest(
-            prompt_ids=(0,),
-            max_tokens=arguments.max_tokens,
-            sampling=Sampling(
-                temperature=arguments.temperature,
-                top_p=arguments.top_p,
-                top_k=arguments.top_k,
-                min_p=arguments.min_p,
-                repetition_penalty=arguments.repetition_penalty,
-                seed=arguments.seed,
-                constraint=_constraint(arguments),
-            ),
-            stop=tuple(arguments.stop),
-            ignore_eos=arguments.ignore_eos,
-            speculation=mode,
-            draft="none" if mode == "plain" else draft,
-            wire=arguments.wire,
-            patience_s=arguments.patience,
-            private=arguments.private,
-            private_text=arguments.private_text,
-            receipt=not arguments.no_receipt,
-            witnesses=arguments.witness,
-        )
-        return GenerateConfig(
-            member=member,
-            prompt=prompt,
-            raw=arguments.raw,
-            system=arguments.system,
-            request=request,
-            draft_model=arguments.draft_model,
-            draft_gpu=arguments.draft_gpu,
-            receipt=arguments.receipt,
-            color=_wants_color(arguments.color, sys.stdout),
-            stream=not arguments.json,
-            rules=rules,
-            keep_receipts_s=keep_receipts_s(arguments),
-        )
-
-
-def _constraint(arguments: argparse.Namespace) -> Constraint | None:
-    """What the answer is held to by the command line. Raises UsageError."""
-    given = {"--json-schema": arguments.json_schema, "--regex": arguments.regex, "--grammar": arguments.grammar}
-    if len(found := [name for name, value in given.items() if value is not None]) > 1:
-        raise UsageError(f"expected one of {', '.join(given)}, found {' and '.join(found)}: an answer has one form")
-    if arguments.regex is not None:
-        return Constraint("regex", arguments.regex)
-    path: Path | None = arguments.json_schema or arguments.grammar
-    if path is None:
-        return None
-    from swarm.model.grammars import from_grammar, from_schema
-
-    try:
-        text = path.read_text("utf-8")
-        return from_grammar(text) if arguments.grammar is not None else from_schema(json.loads(text))
-    except OSError as error:
-        raise UsageError(f"expected a readable file, found {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"expected JSON in UTF-8 in {path}, found other bytes: {error}") from error
+        sampling = build(Sampling, given, constraint=build(ConstraintOptions, given).constraint)
+        request = build(RunRequest, given, prompt_ids=(0,), sampling=sampling)
+        asked = build(RequesterConfig, given, member=member, draft=request.draft, rules=rules, log=None)
+        return build(GenerateConfig, given, asked=asked, request=request, prompt=prompt)
 
 
 async def ask(config: GenerateConfig, report: Report) -> RunResult:
     """Connect, run, print. Raises SwarmError."""
-    from dataclasses import replace
+    import asyncio
 
-    from swarm.client.client import Requester, RequesterConfig
+    from swarm.client.client import Requester
 
-    member = RequesterConfig(
-        config.member,
-        draft_model=config.draft_model,
-        draft_gpu=config.draft_gpu,
-        draft=config.request.draft,
-        keep_receipts_s=config.keep_receipts_s,
-        rules=config.rules,
-    )
-    async with await Requester.connect(member, report) as requester:
-        if config.stream and config.request.speculation != "plain":
+    async with await Requester.connect(config.asked, report) as requester:
+        if not config.json and config.request.speculation != "plain":
             say(f"drafts: {requester.drafts}")
         if config.raw:
             prompt_ids = requester.encode(config.prompt)
@@ -162,7 +144,7 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
                     _show(event, config)
     if result is None:
         raise RunError("the run ended without a result; run it again, and with --speculation plain if it recurs")
-    if config.stream:
+    if not config.json:
         print(flush=True)
         say(summary(result))
     return result
@@ -173,14 +155,14 @@ def _show(event: WaitingForCoverage | RingOpened | CommittedTokens | Recovering,
         case WaitingForCoverage():
             say(f"waiting for coverage: {event.reason}")
         case RingOpened():
-            if config.stream:
+            if not config.json:
                 say(ring_line(event.ring))
         case Recovering():
             what = "is leaving" if event.leaving else f"is lost ({event.reason})"
             say(f"stage {event.lost} {what}; looking for another route")
         case CommittedTokens():
-            if config.stream:
-                sys.stdout.write(coloured(event) if config.color else event.text)
+            if not config.json:
+                sys.stdout.write(coloured(event) if config.colours else event.text)
                 sys.stdout.flush()
 
 
@@ -216,7 +198,3 @@ def summary(result: RunResult) -> str:
     if result.receipt:
         lines.append(f"receipt: {result.receipt}   (check it: swarm verify {result.receipt})")
     return "\n".join(lines)
-
-
-def _wants_color(choice: str, out: TextIO) -> bool:
-    return choice == "always" or (choice == "auto" and out.isatty())

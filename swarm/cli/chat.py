@@ -4,53 +4,43 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 
-from swarm.cli.common import (
-    add_draft_model,
-    add_member_options,
-    add_patience,
-    add_route_options,
-    add_speculation,
-    member_config,
-    number,
-    route_rules,
-    state_dir,
-)
+from swarm.base.option import build, like, option
+from swarm.cli.ask import GenerateConfig
+from swarm.cli.common import add_member_options, member_config, route_rules, state_dir
 from swarm.cli.loop import run_loop
+from swarm.cli.parser import Parser
+from swarm.client.config import RequesterConfig
+from swarm.client.route_policy import RouteRules
+from swarm.model.sampling import Sampling
+from swarm.run.api import RunRequest
 
 KEEP_S = 600.0
 """How long the stages are asked to hold what was said, so that an answer needs only the new words."""
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The parser of the command."""
-    parser = commands.add_parser(
-        "chat",
-        help="a conversation in the terminal",
-        description="Talk with the swarm. /help lists the commands inside; Ctrl-C stops an answer, Ctrl-D ends. "
-        "In a pipe, each line of stdin is a message and the answers alone go to stdout.",
+@dataclass(frozen=True)
+class ChatOptions:
+    """A conversation, apart from its runs."""
+
+    system: str | None = like(GenerateConfig, "system")
+    no_history: bool = option(False, "do not keep the lines typed for the next chat", group="the run")
+
+
+def add(parser: Parser) -> None:
+    """The options of the command."""
+    parser.description = (
+        "Talk with the swarm. /help lists the commands inside; Ctrl-C stops an answer, Ctrl-D ends. In a pipe, each "
+        "line of stdin is a message and the answers alone go to stdout."
     )
-    parser.set_defaults(run=run)
+    parser.declare(RunRequest, "max_tokens", "speculation", "draft", "patience_s", "receipt")
+    parser.declare(ChatOptions)
+    parser.declare(Sampling, "temperature", "top_p", "seed")
+    parser.declare(RequesterConfig, "draft_model", "draft_gpu")
+    parser.declare(RouteRules)
     add_member_options(parser)
-    add_route_options(parser)
-    text = parser.add_argument_group("text")
-    text.add_argument("--system", metavar="TEXT", help="system message")
-    text.add_argument(
-        "--max-tokens",
-        type=number(int, 1, 1_000_000, "a number of tokens"),
-        default=1024,
-        metavar="N",
-        help="of one answer, at most (default: %(default)s)",
-    )
-    text.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
-    text.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the likeliest tokens up to this mass")
-    text.add_argument("--seed", type=int, default=0, metavar="S", help="of the first answer (default: %(default)s)")
-    runs = parser.add_argument_group("runs")
-    add_speculation(runs)
-    add_draft_model(runs, "a small model, of any tokenizer")
-    add_patience(runs)
-    runs.add_argument("--no-receipt", action="store_true", help="leave no receipts")
-    runs.add_argument("--no-history", action="store_true", help="do not keep the lines typed for the next chat")
+    parser.set_defaults(run=run, max_tokens=1024)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,28 +49,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _chat(arguments: argparse.Namespace) -> int:
-    from swarm.client.client import Requester, RequesterConfig
-    from swarm.model.sampler import Sampling
-    from swarm.run.api import Draft, RunRequest
+    from swarm.client.client import Requester
     from swarm.terminal.chat import ChatConfig, chat
     from swarm.terminal.chat_screen import screen_and_reader
     from swarm.terminal.progress import reporter
 
-    draft: Draft = "none" if arguments.speculation == "plain" else arguments.draft
-    request = RunRequest(
-        prompt_ids=(0,),
-        max_tokens=arguments.max_tokens,
-        sampling=Sampling(temperature=arguments.temperature, top_p=arguments.top_p, seed=arguments.seed),
-        speculation=arguments.speculation,
-        draft=draft,
-        patience_s=arguments.patience,
-        receipt=not arguments.no_receipt,
-    )
-    asked = RequesterConfig(
-        member_config(arguments),
-        draft=draft,
-        draft_model=arguments.draft_model,
-        draft_gpu=arguments.draft_gpu,
+    given, options = vars(arguments), build(ChatOptions, vars(arguments))
+    request = build(RunRequest, given, prompt_ids=(0,), sampling=build(Sampling, given))
+    asked = build(
+        RequesterConfig,
+        given,
+        member=member_config(arguments),
+        draft=request.draft,
         keep_s=KEEP_S,
         rules=route_rules(arguments),
     )
@@ -88,8 +68,8 @@ async def _chat(arguments: argparse.Namespace) -> int:
     with reporter(json_lines=False, out=sys.stderr) as loading:
         connected = await Requester.connect(asked, loading)
     async with connected as requester:
-        history = None if arguments.no_history else state_dir(arguments) / "chat_history"
+        history = None if options.no_history else state_dir(arguments) / "chat_history"
         screen, read = screen_and_reader(history)
         screen.say(f"{requester.manifest.model} on {len(requester.view()['nodes'])} nodes. /help lists commands.")
-        await chat(requester, ChatConfig(request, arguments.system), screen, read)
+        await chat(requester, ChatConfig(request, options.system), screen, read)
     return 0

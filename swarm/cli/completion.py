@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from swarm.base.option import option
+from swarm.cli.parser import Parser
 
 SHELLS = ("bash", "zsh", "tcsh")
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The parser of the command."""
-    parser = commands.add_parser(
-        "completion",
-        help="completion for your shell",
-        description='Print a completion script. For bash: eval "$(swarm completion bash)", for good in ~/.bashrc.',
-    )
+@dataclass(frozen=True)
+class CompletionOptions:
+    """For whom."""
+
+    shell: str = option("bash", "which shell", name="shell", choices=SHELLS)
+
+
+def add(parser: Parser) -> None:
+    """The options of the command."""
+    parser.description = 'Print a completion script. For bash: eval "$(swarm completion bash)", for good in ~/.bashrc.'
+    parser.declare(CompletionOptions)
     parser.set_defaults(run=run)
-    parser.add_argument("shell", choices=SHELLS, help="which shell")
+
+
+def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Every option of a parser and of the commands below it."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for child in dict.fromkeys(action.choices.values()):
+                yield from actions(child)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,5 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from swarm.cli.main import build_parser
 
-    print(shtab.complete(build_parser(), arguments.shell))
+    parser = build_parser()
+    for action in actions(parser):
+        if action.metavar in ("FILE", "PATH", "RECEIPT", "INVITE"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif action.metavar == "DIR":
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    print(shtab.complete(parser, arguments.shell))
     return 0

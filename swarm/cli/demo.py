@@ -3,65 +3,61 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from swarm.base.config import DEFAULT_MODEL, PORT, JoinConfig, MemberConfig
 from swarm.base.events import Report
-from swarm.cli.common import PORT, THREADS, add_folders, add_weights_as, models_dir, number, say, state_dir
+from swarm.base.option import Number, build, option
+from swarm.cli.ask import GenerateConfig, ask
+from swarm.cli.common import models_dir, say, state_dir
 from swarm.cli.draw import draw_ring
 from swarm.cli.generate import add_run_options
 from swarm.cli.loop import run_loop
-
-if TYPE_CHECKING:
-    from swarm.base.config import MemberConfig
-    from swarm.run.api import Draft
+from swarm.cli.parser import Parser
+from swarm.client.route_policy import RouteRules
 
 PROMPT = "Write a Python function that reverses a string."
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The parser of the command."""
-    parser = commands.add_parser(
-        "demo",
-        help="a whole swarm on this machine, and an answer",
-        description="Start real node processes on this machine, each with its share of the layers, ask them, draw the "
-        "ring, and verify the receipt. --rtt puts emulated distance between them.",
+@dataclass(frozen=True)
+class DemoOptions:
+    """The swarm that is shown, and what it is asked."""
+
+    prompt: str = option(PROMPT, "what to ask", "PROMPT", name="prompt", optional=True)
+    nodes: int = option(3, "(default: %(default)s)", "N", read=Number(int, 1, 64, "a number of nodes"), everyday=True)
+    rtt: float = option(
+        0.0,
+        "emulated round trip of every edge (default: %(default)s)",
+        "MS",
+        read=Number(float, 0, 10_000, "milliseconds"),
+        everyday=True,
     )
-    parser.set_defaults(run=run)
-    parser.add_argument("prompt", nargs="?", default=PROMPT, metavar="PROMPT", help="what to ask")
-    parser.add_argument(
-        "--nodes", type=number(int, 1, 64, "a number of nodes"), default=3, metavar="N", help="(default: %(default)s)"
+    dashboard: int | None = option(
+        None,
+        "serve chat, dashboard and API on this port (default: 8080) until Ctrl-C, instead of asking once",
+        "PORT",
+        read=PORT,
+        alone=8080,
+        everyday=True,
     )
-    parser.add_argument(
-        "--rtt",
-        type=number(float, 0, 10_000, "milliseconds"),
-        default=0.0,
-        metavar="MS",
-        help="emulated round trip of every edge (default: %(default)s)",
+    model: str | None = option(None, "the model (default: the one that comes with wanswarm)", "REF", everyday=True)
+
+
+def add(parser: Parser) -> None:
+    """The options of the command."""
+    parser.description = (
+        "Start real node processes on this machine, each with its share of the layers, ask them, draw the ring, and "
+        "verify the receipt. --rtt puts emulated distance between them."
     )
-    parser.add_argument(
-        "--dashboard",
-        type=PORT,
-        nargs="?",
-        const=8080,
-        metavar="PORT",
-        help="serve chat, dashboard and API on this port (default: 8080) until Ctrl-C, instead of asking once",
-    )
-    parser.add_argument("--model", metavar="REF", help="the model (default: the one that comes with wanswarm)")
-    parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="what nodes compute in"
-    )
-    add_weights_as(parser)
-    parser.add_argument("--threads", type=THREADS, default=1, metavar="N", help="of each node")
-    parser.add_argument(
-        "--color", choices=("auto", "always", "never"), default="auto", help="colour drafted and corrected tokens"
-    )
-    add_folders(parser)
+    parser.declare(DemoOptions)
+    parser.declare(JoinConfig, "threads", "dtype", "weights_as")
     add_run_options(parser)
-    parser.set_defaults(max_tokens=96)
+    parser.declare(GenerateConfig, "system", "raw", "receipt", "color")
+    parser.declare(MemberConfig, "state", "models")
+    parser.set_defaults(run=run, threads=1, max_tokens=96)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,20 +69,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _demo(arguments: argparse.Namespace, report: Report) -> int:
-    from swarm.base.config import MemberConfig
-    from swarm.cli.ask import GenerateConfig, ask
+    import asyncio
+
     from swarm.cli.verify import verify_file
-    from swarm.client.route_policy import RouteRules
     from swarm.model.files.checkpoint import open_model
-    from swarm.model.files.named import DEFAULT_MODEL
     from swarm.model.files.store import ModelStore
     from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
 
-    models = models_dir(arguments)
-    checkpoint = await asyncio.to_thread(
-        open_model, arguments.model or DEFAULT_MODEL, ModelStore(models), (0, 1), report
-    )
-    layers = split_layers(checkpoint.manifest.n_layers, arguments.nodes)
+    options, models = build(DemoOptions, vars(arguments)), models_dir(arguments)
+    checkpoint = await asyncio.to_thread(open_model, options.model or DEFAULT_MODEL, ModelStore(models), (0, 1), report)
+    layers = split_layers(checkpoint.manifest.n_layers, options.nodes)
     words: tuple[str, ...] = (
         "--cpu",
         "--threads",
@@ -98,30 +90,28 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
     )
     words += ("--weights-as", arguments.weights_as)
     with tempfile.TemporaryDirectory(prefix="swarm-demo-") as folder:
-        swarm = LocalSwarm(Path(folder), model=arguments.model, rtt_ms=arguments.rtt, arguments=words)
-        where = f", {arguments.rtt:g} ms apart" if arguments.rtt else ""
-        say(f"starting {arguments.nodes} nodes of {checkpoint.manifest.model} on this machine{where}")
+        swarm = LocalSwarm(Path(folder), model=options.model, rtt_ms=options.rtt, arguments=words)
+        where = f", {options.rtt:g} ms apart" if options.rtt else ""
+        say(f"starting {options.nodes} nodes of {checkpoint.manifest.model} on this machine{where}")
         async with local_ring(swarm, layers, report) as ring:
-            member = MemberConfig(state_dir(arguments), models, ring.invite, lan=False, punch=not arguments.rtt)
-            if arguments.dashboard is not None:
-                await _dashboard(arguments, member, report)
+            member = MemberConfig(state_dir(arguments), models, ring.invite, lan=False, punch=not options.rtt)
+            config = GenerateConfig.from_arguments(arguments, member, options.prompt, RouteRules())
+            if options.dashboard is not None:
+                await _dashboard(config, options.dashboard, report)
                 return 0
-            say(f"\n> {arguments.prompt}\n")
-            arguments.json = False
-            result = await ask(GenerateConfig.from_arguments(arguments, member, arguments.prompt, RouteRules()), report)
+            say(f"\n> {options.prompt}\n")
+            result = await ask(config, report)
             say("\n" + draw_ring(result.ring))
             if result.receipt is None:
                 return 0
             return verify_file(Path(result.receipt), show=say)
 
 
-async def _dashboard(arguments: argparse.Namespace, member: MemberConfig, report: Report) -> None:
+async def _dashboard(config: GenerateConfig, port: int, report: Report) -> None:
     """The swarm behind a gateway, for a browser."""
     from swarm.cli.serve import KEEP_S, serve_until_stopped
-    from swarm.client.client import RequesterConfig
     from swarm.serve.config import GatewayConfig
 
-    draft: Draft = "none" if arguments.speculation == "plain" else arguments.draft
-    config = GatewayConfig(speculation=arguments.speculation, draft=draft, wire=arguments.wire)
-    asked = RequesterConfig(member, draft, arguments.draft_model, arguments.draft_gpu, keep_s=KEEP_S)
-    await serve_until_stopped([asked], config, "127.0.0.1", arguments.dashboard, report)
+    run = config.request
+    gateway = GatewayConfig(speculation=run.speculation, draft=run.draft, wire=run.wire)
+    await serve_until_stopped([replace(config.asked, keep_s=KEEP_S)], gateway, "127.0.0.1", port, report)

@@ -6,56 +6,61 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
-from swarm.cli.common import GPU, add_member_options, member_config, number
+from swarm.base.config import DEFAULT_MODEL, GPU
+from swarm.base.option import Number, build, option
+from swarm.cli.common import add_member_options, member_config
 from swarm.cli.loop import run_loop
-from swarm.model.files.named import DEFAULT_MODEL
+from swarm.cli.parser import Parser
 
 MARKS = {"ok": "ok", "warning": "!!", "wrong": "XX"}
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The parser of the command."""
-    parser = commands.add_parser(
-        "doctor",
-        help="what this machine brings, what is wrong, what to do",
-        description="Measure this machine, and with --swarm its way to a swarm: speed, memory, clock, distances, "
-        "bandwidth, and whether others can dial it. Ends with 1 when something is wrong.",
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What to look at."""
+
+    model: str = option(DEFAULT_MODEL, "measure with it (default: %(default)s)", "REF")
+    probe: bool = option(False, "measure the speed though this machine's node measured it before")
+    no_speed: bool = option(False, "load nothing")
+    gpu: int | None = option(None, "look at CUDA device N", "N", read=GPU)
+    port: int | None = option(None, "can others dial it?", "PORT", read=Number(int, 1, 65535, "a port"))
+    json: bool = option(False, "print JSON")
+
+
+def add(parser: Parser) -> None:
+    """The options of the command."""
+    parser.description = (
+        "Measure this machine, and with --swarm its way to a swarm: speed, memory, clock, distances, bandwidth, and "
+        "whether others can dial it. Ends with 1 when something is wrong."
     )
-    parser.set_defaults(run=run)
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="REF", help="measure with it (default: %(default)s)")
-    parser.add_argument(
-        "--probe", action="store_true", help="measure the speed though this machine's node measured it before"
-    )
-    parser.add_argument("--no-speed", action="store_true", help="load nothing")
-    parser.add_argument("--gpu", type=GPU, metavar="N", help="look at CUDA device N")
-    parser.add_argument("--port", type=number(int, 1, 65535, "a port"), metavar="PORT", help="can others dial it?")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.declare(DoctorOptions)
     add_member_options(parser)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Look, print, advise."""
-    config = member_config(arguments)
+    config, options = member_config(arguments), build(DoctorOptions, vars(arguments))
     from swarm.base.errors import SwarmError
     from swarm.terminal.doctor import Finding, look_at_kept, look_at_machine, look_at_speed, look_at_swarm
     from swarm.terminal.progress import reporter
 
     kept = look_at_kept(config, time.time())
-    findings = [*look_at_machine(config, arguments.gpu), *kept]
-    with reporter(json_lines=arguments.json, out=sys.stderr) as report:
-        if arguments.probe or not (kept or arguments.no_speed):
+    findings = [*look_at_machine(config, options.gpu), *kept]
+    with reporter(json_lines=options.json, out=sys.stderr) as report:
+        if options.probe or not (kept or options.no_speed):
             try:
-                findings += look_at_speed(config, arguments.model, arguments.gpu, report)
+                findings += look_at_speed(config, options.model, options.gpu, report)
             except SwarmError as error:
                 findings.append(Finding("speed", "wrong", "not measured", str(error)))
     if config.invite is not None:
         try:
-            findings += run_loop(look_at_swarm(config, arguments.port))
+            findings += run_loop(look_at_swarm(config, options.port))
         except SwarmError as error:
             findings.append(Finding("swarm", "wrong", "not reached", str(error)))
-    if arguments.json:
+    if options.json:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
         for finding in findings:

@@ -5,58 +5,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from swarm.base.config import DEFAULT_MODEL, GPU, MemberConfig
 from swarm.base.errors import UsageError
-from swarm.cli.common import GPU, add_folders, models_dir, number, say
-from swarm.model.files.named import DEFAULT_MODEL
-
-
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The parser of the command."""
-    parser = commands.add_parser("draft", help="make a drafter", description="Small models that draft for large ones.")
-    what = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    distill = what.add_parser(
-        "distill",
-        help="distil a drafter from a target",
-        description="Take a few layers of the target and train them on what the target itself says over many kinds of "
-        "prompts. Resumable: run it again with the same --out to go on.",
-    )
-    distill.set_defaults(run=run)
-    distill.add_argument("--target", default=DEFAULT_MODEL, metavar="REF", help="the target (default: %(default)s)")
-    distill.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the drafter is written")
-    distill.add_argument(
-        "--layers", default="11", metavar="N", help="how many layers, or which: 0,1,2,8,27,28,29 (default: %(default)s)"
-    )
-    distill.add_argument(
-        "--minutes", type=number(float, 0.01, 100_000, "minutes"), default=60.0, metavar="M", help="(default: 60)"
-    )
-    distill.add_argument("--gpu", type=GPU, metavar="N", help="on CUDA device N")
-    distill.add_argument("--device", metavar="DEVICE", help="cpu, or cuda:N (another way to say --gpu N)")
-    distill.add_argument("--dtype", choices=("int8", "bfloat16"), default="int8", help="of the weights written")
-    add_folders(distill)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Distil and print the scores."""
-    layers = parse_kept(arguments.layers)
-    gpu = parse_device(arguments.device) if arguments.device else arguments.gpu
-    from draft.distill import DistillSettings, distill
-    from swarm.model.device import choose_device
-    from swarm.model.files.store import ModelStore
-    from swarm.terminal.progress import reporter
-
-    device = choose_device(gpu)
-    store = ModelStore(models_dir(arguments))
-    with reporter(json_lines=False, out=sys.stderr) as report:
-        settings = DistillSettings(layers=layers, minutes=arguments.minutes, dtype=arguments.dtype)
-        command = shlex.join(["swarm", *sys.argv[1:]])
-        scores = distill(arguments.target, arguments.out, settings, store, device, report, command=command)
-    for stored, kinds in scores.items():
-        for kind, score in sorted(kinds.items()):
-            say(f"{stored:9} {kind:16} {score}")
-    print(arguments.out)
-    return 0
+from swarm.base.option import Number, build, option
+from swarm.cli.common import models_dir, say
+from swarm.cli.parser import Parser
 
 
 def parse_kept(text: str) -> int | tuple[int, ...]:
@@ -74,4 +30,56 @@ def parse_device(text: str) -> int | None:
         return None
     if kind == "cuda" and (index.isdigit() or not index):
         return int(index or 0)
-    raise UsageError(f"expected --device cpu or cuda:N, found {text!r}")
+    raise UsageError(f"expected cpu or cuda:N, found {text!r}")
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """What to distil from what, and how long it may take."""
+
+    target: str = option(DEFAULT_MODEL, "the target (default: %(default)s)", "REF")
+    out: Path = option(Path(), "where the drafter is written", "DIR", read=Path, required=True)
+    layers: int | tuple[int, ...] = option(
+        11, "how many layers, or which: 0,1,2,8,27,28,29 (default: %(default)s)", "N", read=parse_kept, shown="11"
+    )
+    minutes: float = option(60.0, "(default: 60)", "M", read=Number(float, 0.01, 100_000, "minutes"))
+    gpu: int | None = option(None, "on CUDA device N", "N", read=GPU)
+    device: str | None = option(None, "cpu, or cuda:N (another way to say --gpu N)", "DEVICE")
+    dtype: str = option("int8", "of the weights written", choices=("int8", "bfloat16"))
+
+
+def add(parser: Parser) -> None:
+    """The options of the command."""
+    parser.description = "Small models that draft for large ones."
+    what = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    distill = what.add_parser(
+        "distill",
+        help="distil a drafter from a target",
+        description="Take a few layers of the target and train them on what the target itself says over many kinds of "
+        "prompts. Resumable: run it again with the same --out to go on.",
+    )
+    distill.declare(DistillOptions)
+    distill.declare(MemberConfig, "state", "models")
+    distill.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Distil and print the scores."""
+    options = build(DistillOptions, vars(arguments))
+    gpu = parse_device(options.device) if options.device else options.gpu
+    from draft.distill import DistillSettings, distill
+    from swarm.model.device import choose_device
+    from swarm.model.files.store import ModelStore
+    from swarm.terminal.progress import reporter
+
+    device = choose_device(gpu)
+    store = ModelStore(models_dir(arguments))
+    with reporter(json_lines=False, out=sys.stderr) as report:
+        settings = DistillSettings(layers=options.layers, minutes=options.minutes, dtype=options.dtype)
+        command = shlex.join(["swarm", *sys.argv[1:]])
+        scores = distill(options.target, options.out, settings, store, device, report, command=command)
+    for stored, kinds in scores.items():
+        for kind, score in sorted(kinds.items()):
+            say(f"{stored:9} {kind:16} {score}")
+    print(options.out)
+    return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -13,34 +12,24 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from swarm.base.events import Notice, Report
+from swarm.base.option import option
 
 LEVELS = ("error", "warning", "info", "debug")
 ROOTS = ("swarm", "receipts", "draft")
-
-
-def add_log_options(parser: argparse.ArgumentParser) -> None:
-    """--log-level and --log-json."""
-    group = parser.add_argument_group("log")
-    group.add_argument(
-        "--log-level",
-        choices=LEVELS,
-        default="info",
-        help="which events get a line on stderr: info tells of members, runs and requests (default: %(default)s)",
-    )
-    group.add_argument("--log-json", action="store_true", help="write log lines as JSON, one object a line")
 
 
 @dataclass(frozen=True)
 class LogConfig:
     """`level`: one of LEVELS, the least that is shown; `as_json`: in JSON lines."""
 
-    level: str = "info"
-    as_json: bool = False
-
-
-def log_config(arguments: argparse.Namespace) -> LogConfig:
-    """From the options that `add_log_options` added."""
-    return LogConfig(arguments.log_level, arguments.log_json)
+    level: str = option(
+        "info",
+        "which events get a line on stderr: info tells of members, runs and requests (default: %(default)s)",
+        name="--log-level",
+        choices=LEVELS,
+        group="log",
+    )
+    as_json: bool = option(False, "write log lines as JSON, one object a line", name="--log-json", group="log")
 
 
 @contextmanager

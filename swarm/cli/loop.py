@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -15,18 +13,19 @@ INTERRUPTED = 130
 """The shell's exit code for a command that Ctrl-C ended."""
 
 
-class _Unwaited(ThreadPoolExecutor):
-    """Worker threads that nobody waits for when the loop closes: a model half read must not hold up Ctrl-C."""
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        super().shutdown(wait=False, cancel_futures=True)
-
-
 def run_loop(work: Coroutine[Any, Any, Result]) -> Result:
     """`asyncio.run` that does not wait for worker threads at its end."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    class Unwaited(ThreadPoolExecutor):
+        """Worker threads that nobody waits for when the loop closes: a model half read must not hold up Ctrl-C."""
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=True)
 
     async def main() -> Result:
-        asyncio.get_running_loop().set_default_executor(_Unwaited(thread_name_prefix="work"))
+        asyncio.get_running_loop().set_default_executor(Unwaited(thread_name_prefix="work"))
         return await work
 
     return asyncio.run(main())

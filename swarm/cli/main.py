@@ -2,76 +2,64 @@
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import gc
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from swarm import __version__
 from swarm.base.errors import SwarmError
 from swarm.base.files import DISK_ERRNOS
-from swarm.cli import (
-    bench,
-    chat,
-    completion,
-    demo,
-    doctor,
-    draft,
-    generate,
-    join,
-    mesh,
-    model,
-    plan,
-    serve,
-    show,
-    status,
-    top,
-    verify,
-)
 from swarm.cli.loop import INTERRUPTED, leave_now
 from swarm.cli.parser import Parser
 
 EXAMPLES = """\
 first steps:
-  swarm demo                                   three nodes and an answer, all on this machine
-  swarm join --gpu 0                           serve layers on GPU 0; prints an invite for others
-  swarm join --swarm INVITE                    a second machine takes the layers that are missing
-  swarm generate --swarm INVITE "Hello"        ask the swarm; leaves a signed receipt
-  swarm verify receipt.json                    what that receipt proves
+  swarm demo                             three nodes and an answer, here
+  swarm join --gpu 0                     serve on GPU 0; prints an invite
+  swarm join --swarm INVITE              a second machine takes the rest
+  swarm generate --swarm INVITE "Hello"  ask it; leaves a signed receipt
+  swarm verify receipt.json              what that receipt proves
 """
 
 
-def build_parser() -> Parser:
-    """The whole command line. docs/cli.md is made from it."""
+COMMANDS = {
+    "join": "hold layers of a model and serve them",
+    "generate": "ask the swarm; text streams to stdout",
+    "chat": "a conversation in the terminal",
+    "serve": "OpenAI-compatible API and dashboard",
+    "status": "who is there and what they hold",
+    "top": "watch a swarm work",
+    "demo": "a whole swarm on this machine, and an answer",
+    "verify": "what a receipt proves",
+    "show": "draw a run over time, from its receipt",
+    "model": "pull, list, show or quantize models",
+    "invite": "let others in",
+    "revoke": "end an invite",
+    "plan": "dry run over a described fleet",
+    "doctor": "what this machine brings, what is wrong, what to do",
+    "draft": "make a drafter",
+    "bench": "measure speed",
+    "completion": "completion for your shell",
+}
+"""What each is for. It is the module of this name in this package, imported when it is asked for."""
+
+
+def build_parser(only: str | None = None) -> Parser:
+    """The whole command line; docs/cli.md is made from it. `only`: the one command whose options are wanted."""
     parser = Parser(
         prog="swarm",
         description="Run language models that no single machine holds, over the open internet.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"wanswarm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (
-        join,
-        generate,
-        chat,
-        serve,
-        status,
-        top,
-        demo,
-        verify,
-        show,
-        model,
-        mesh,
-        plan,
-        doctor,
-        draft,
-        bench,
-        completion,
-    ):
-        module.add(commands)
+    for name, help in COMMANDS.items():
+        command = commands.add_parser(name, help=help)
+        if only is None or only == name:
+            import_module(f"swarm.cli.{name}").add(command)
     return parser
 
 
@@ -79,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 failed, 2 misuse; `swarm verify` has more."""
     # Collecting what goes with the process anyway takes a second where torch is loaded.
     atexit.register(gc.freeze)
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = build_parser(next((word for word in words if not word.startswith("-")), "")).parse_args(words)
     try:
         code = int(arguments.run(arguments))
     except KeyboardInterrupt:

@@ -5,45 +5,74 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from swarm.base.config import parse_layers
-from swarm.cli.common import add_folders, models_dir
+from swarm.base.config import MemberConfig, parse_layers
+from swarm.base.option import build, like, option, or_none
+from swarm.cli.common import models_dir
+from swarm.cli.parser import Parser
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The parsers of the command."""
-    parser = commands.add_parser(
-        "model", help="pull, list, show or quantize models", description="The models on this machine."
+@dataclass(frozen=True)
+class ListOptions:
+    """How to print."""
+
+    json: bool = option(False, "print JSON")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how to print."""
+
+    ref: str = option("", "name, folder, .gguf file or hub id (org/name, org/name:Q4_K_M)", "REF", name="ref")
+    json: bool = like(ListOptions, "json")
+
+
+@dataclass(frozen=True)
+class PullOptions(ModelOptions):
+    """Of which layers."""
+
+    layers: tuple[int, int] | None = option(None, "only what these layers need", "A:B", read=or_none(parse_layers))
+
+
+@dataclass(frozen=True)
+class QuantizeOptions(ModelOptions):
+    """Into what, and where."""
+
+    to: str = option(
+        "",
+        "q4_k: about 4.6 bits a weight; q8_0: 8.5; int8 and fp8: 8, in the format of compressed-tensors",
+        choices=("q4_k", "q8_0", "int8", "fp8"),
+        required=True,
     )
+    out: Path = option(Path(), "folder to make", "DIR", read=Path, required=True)
+    no_report: bool = option(False, "do not compare the two models")
+
+
+def add(parser: Parser) -> None:
+    """The options of the commands."""
+    parser.description = "The models on this machine."
     what = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    pull = what.add_parser("pull", help="make a model present", description="Fetch a model, or some of its layers.")
-    pull.add_argument("ref", metavar="REF", help="name, folder, .gguf file or hub id (org/name, org/name:Q4_K_M)")
-    pull.add_argument("--layers", metavar="A:B", help="only what these layers need")
-    pull.set_defaults(run=run_pull)
-    listing = what.add_parser("list", help="what is here", description="The models that were pulled.")
-    listing.set_defaults(run=run_list)
-    show = what.add_parser("show", help="a model's numbers", description="Layers, sizes and content digest of a model.")
-    show.add_argument("ref", metavar="REF", help="name, folder, .gguf file or hub id (org/name, org/name:Q4_K_M)")
-    show.set_defaults(run=run_show)
-    smaller = what.add_parser(
+
+    def action(name: str, help: str, description: str, kind: type, run: Callable[[argparse.Namespace], int]) -> None:
+        one = what.add_parser(name, help=help, description=description)
+        one.declare(kind)
+        one.declare(MemberConfig, "state", "models")
+        one.set_defaults(run=run)
+
+    action("pull", "make a model present", "Fetch a model, or some of its layers.", PullOptions, run_pull)
+    action("list", "what is here", "The models that were pulled.", ListOptions, run_list)
+    action("show", "a model's numbers", "Layers, sizes and content digest of a model.", ModelOptions, run_show)
+    action(
         "quantize",
-        help="make a smaller model",
-        description="Round a model's matrices, layer by layer, into a new folder with a digest of its own, and tell "
-        "how far it is from the one it was made of: both read one text that comes with wanswarm.",
+        "make a smaller model",
+        "Round a model's matrices, layer by layer, into a new folder with a digest of its own, and tell how far it is "
+        "from the one it was made of: both read one text that comes with wanswarm.",
+        QuantizeOptions,
+        run_quantize,
     )
-    smaller.add_argument("ref", metavar="REF", help="name, folder, .gguf file or hub id (org/name, org/name:Q4_K_M)")
-    smaller.add_argument(
-        "--to", required=True, choices=("q4_k", "q8_0", "int8", "fp8"),
-        help="q4_k: about 4.6 bits a weight; q8_0: 8.5; int8 and fp8: 8, in the format of compressed-tensors",
-    )  # fmt: skip
-    smaller.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-    smaller.add_argument("--no-report", action="store_true", help="do not compare the two models")
-    smaller.set_defaults(run=run_quantize)
-    for each in (pull, listing, show, smaller):
-        each.add_argument("--json", action="store_true", help="print JSON")
-        add_folders(each)
 
 
 def run_pull(arguments: argparse.Namespace) -> int:
@@ -51,10 +80,10 @@ def run_pull(arguments: argparse.Namespace) -> int:
     from swarm.model.files.store import ModelStore
     from swarm.terminal.progress import reporter
 
-    layers = parse_layers(arguments.layers) if arguments.layers else None
-    with reporter(json_lines=arguments.json, out=sys.stderr) as report:
-        path = ModelStore(models_dir(arguments)).pull(arguments.ref, layers, report)
-    print(json.dumps({"ref": arguments.ref, "path": str(path)}) if arguments.json else path)
+    options = build(PullOptions, vars(arguments))
+    with reporter(json_lines=options.json, out=sys.stderr) as report:
+        path = ModelStore(models_dir(arguments)).pull(options.ref, options.layers, report)
+    print(json.dumps({"ref": options.ref, "path": str(path)}) if options.json else path)
     return 0
 
 
@@ -80,10 +109,10 @@ def run_quantize(arguments: argparse.Namespace) -> int:
     from swarm.model.quality import quantize
     from swarm.terminal.progress import reporter
 
-    store = ModelStore(models_dir(arguments))
-    with reporter(json_lines=arguments.json, out=sys.stderr) as report:
-        made = quantize(store, arguments.ref, arguments.to, Path(arguments.out), not arguments.no_report, report)
-    if arguments.json:
+    options, store = build(QuantizeOptions, vars(arguments)), ModelStore(models_dir(arguments))
+    with reporter(json_lines=options.json, out=sys.stderr) as report:
+        made = quantize(store, options.ref, options.to, options.out, not options.no_report, report)
+    if options.json:
         print(json.dumps({**asdict(made), "path": str(made.path)}))
         return 0
     for name, value in (

@@ -1,47 +1,64 @@
-"""The parser of every command: help in two depths, and a guess where a word is misspelt."""
+"""The parser of every command: options as dataclasses declare them (`swarm/base/option.py`), help in two depths and for
+narrow terminals, and a guess where a word is misspelt."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import re
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-BASIC = frozenset(
-    {
-        *("--help", "--help-all", "--version"),
-        *(
-            "--swarm",
-            "--model",
-            "--gpu",
-            "--cpu",
-            "--threads",
-            "--layers",
-            "--listen",
-            "--advertise",
-            "--open",
-            "--found",
-        ),
-        *("--max-tokens", "--system", "--raw", "--stop", "--temperature", "--top-p", "--seed", "--json", "--receipt"),
-        *("--speculation", "--draft", "--private", "--host", "--port", "--api-key"),
-        *("--replay", "--audit", "--require", "--require-level", "--rtt", "--nodes", "--dashboard", "--out"),
-    }
-)
-"""What `--help` shows of a command with many options; `--help-all` shows all of them."""
+from swarm.base.errors import UsageError
+from swarm.base.option import Option, declared
 
 MANY = 14
 """A command with more options than this has help in two depths: about what a terminal of 24 lines can bear twice."""
 
 
+NARROW = 64
+"""Columns below which an option's help stands under it instead of beside it."""
+
+
 class Parser(argparse.ArgumentParser):
-    """An `argparse` parser whose help is short first, and that says what was probably meant."""
+    """An `argparse` parser that reads declared options, whose help is short first, and that says what was meant."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._everyday = {"help"}
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
+        self._exclusive: dict[str, argparse._MutuallyExclusiveGroup] = {}
         self.add_argument("--help-all", action=_HelpAll, help="show every option and exit")
+
+    def sections(self, *titles: str) -> None:
+        """Headings of help, in this order; others come behind them."""
+        for title in titles:
+            if title not in self._groups:
+                self._groups[title] = self.add_argument_group(title)
+
+    def declare(self, kind: type, *names: str, without: Sequence[str] = ()) -> None:
+        """The options of a dataclass: all but `without`, or those of these fields."""
+        for name, option, default in declared(kind):
+            if name in names or (not names and name not in without):
+                self._place(option).add_argument(option.name, **_keywords(option, default))
+                if option.everyday:
+                    self._everyday.add(option.dest)
+
+    def _place(self, option: Option) -> argparse._ActionsContainer:
+        """Where an option stands: under its heading, and with those that it excludes."""
+        place: argparse._ActionsContainer = self
+        if option.group:
+            self.sections(option.group)
+            place = self._groups[option.group]
+        if option.excludes:
+            if option.excludes not in self._exclusive:
+                self._exclusive[option.excludes] = place.add_mutually_exclusive_group()
+            place = self._exclusive[option.excludes]
+        return place
 
     @property
     def has_more(self) -> bool:
@@ -49,22 +66,49 @@ class Parser(argparse.ArgumentParser):
         return sum(bool(action.option_strings) for action in self._actions) > MANY
 
     def format_help(self) -> str:
-        with _hidden(self._left_out()):
-            text = super().format_help()
-        return text + "\nMore options: --help-all\n" if self.has_more else text
-
-    def format_usage(self) -> str:
-        with _hidden(self._left_out()):
-            return super().format_usage()
+        """Of many options the everyday ones, in one list that fits a screen; else all, under their headings."""
+        if not self.has_more:
+            with _hidden([action for action in self._actions if isinstance(action, _HelpAll)]):
+                return self.format_help_all()
+        words = [action for action in self._actions if not action.option_strings]
+        shown = [action for action in self._actions if action.option_strings and action.dest in self._everyday]
+        return self._help([("positional arguments", words), ("options", shown)]) + "\nMore options: --help-all\n"
 
     def format_help_all(self) -> str:
         """Help with every option."""
-        return super().format_help()
+        return self._help([(group.title, group._group_actions) for group in self._action_groups])
 
-    def _left_out(self) -> list[argparse.Action]:
-        if not self.has_more:
-            return [action for action in self._actions if isinstance(action, _HelpAll)]
-        return [action for action in self._actions if action.option_strings and not BASIC & set(action.option_strings)]
+    def _help(self, sections: Iterable[tuple[str | None, Sequence[argparse.Action]]]) -> str:
+        formatter, width = self._get_formatter(), _columns()
+        formatter.add_text(self.format_usage().rstrip())
+        formatter.add_text("\n".join(textwrap.wrap(self.description or "", width)))
+        for title, actions in sections:
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        if self._subparsers is not None:
+            formatter._action_max_length += 2  # commands stand further in, which argparse does not count
+        end = self.epilog or ""
+        if max(map(len, end.splitlines()), default=0) > width:  # what a command does goes under it
+            end = re.sub(r"^(  \S.*?) {2,}(.*)$", r"\1\n    \2", end, flags=re.MULTILINE)
+        formatter.add_text(end)
+        return formatter.format_help()
+
+    def format_usage(self) -> str:
+        """One line: the options stand in the help below it, or are asked for by name."""
+        parts = ["[OPTIONS]"]
+        for action in self._actions:
+            if action.option_strings and not action.required:
+                continue
+            word = str(action.metavar or action.dest)
+            if action.option_strings:
+                word = f"{action.option_strings[0]} {action.metavar or action.dest.upper()}"
+            parts.append({"?": f"[{word}]", argparse.PARSER: f"{word} ..."}.get(str(action.nargs), word))
+        return textwrap.fill(f"usage: {self.prog} {' '.join(parts)}", _columns(), subsequent_indent="    ") + "\n"
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        width, beside = _columns(), 16 if self._subparsers is not None else 6
+        return argparse.RawDescriptionHelpFormatter(self.prog, 2, 24 if width >= NARROW else beside, width)
 
     def error(self, message: str) -> NoReturn:
         """Usage, the error, and a near miss if there is one; exit code 2."""
@@ -117,3 +161,44 @@ def _hidden(actions: Sequence[argparse.Action]) -> Iterator[None]:
     finally:
         for action, text in zip(actions, told, strict=True):
             action.help = text
+
+
+def _columns() -> int:
+    """Width of help, by the terminal."""
+    return max(20, shutil.get_terminal_size((80, 24)).columns - 2)
+
+
+def _keywords(option: Option, default: object) -> dict[str, Any]:
+    """A declaration as `add_argument` takes it."""
+    if option.flag:
+        return {"action": "store_true", "help": option.help}
+    words: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "default": default}
+    if option.shown is not None or default == ():
+        words["default"] = option.shown
+    if option.read is not None:
+        words["type"] = _worded(option.read)
+    if option.choices is not None:
+        words["choices"] = option.choices
+    if option.repeat:
+        words |= {"action": "append", "default": []}
+    if option.many:
+        words |= {"nargs": "+", "default": list(default) if isinstance(default, tuple) else default}
+    if option.alone is not None or option.optional:
+        words |= {"nargs": "?", "const": option.alone}
+    if option.required:
+        words |= {"default": None, "required": True}
+    if not option.name.startswith("-") and not option.optional:
+        words["default"] = None
+    return words
+
+
+def _worded(read: Callable[[str], object]) -> Callable[[str], object]:
+    """The same for argparse, which names the option in front of what was wrong with its value."""
+
+    def parse(text: str) -> object:
+        try:
+            return read(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse

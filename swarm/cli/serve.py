@@ -3,161 +3,100 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from swarm.base.config import FOUND_BY_ITSELF, PORT, SWARM, MemberConfig, read_invite
 from swarm.base.errors import UsageError
-from swarm.cli.common import (
-    PORT,
-    add_draft_model,
-    add_keep_receipts,
-    add_log,
-    add_member_options,
-    add_patience,
-    add_route_options,
-    add_wire,
-    keep_receipts_s,
-    member_configs,
-    number,
-    route_rules,
-    say,
-)
+from swarm.base.option import Number, build, option
+from swarm.cli.common import add_member_options, member_configs, route_rules, say
 from swarm.cli.early import check_http_port
-from swarm.cli.logs import add_log_options, log_config, logging_to
+from swarm.cli.logs import LogConfig, logging_to
 from swarm.cli.loop import run_loop
+from swarm.cli.parser import Parser
+from swarm.client.config import RequesterConfig
+from swarm.client.route_policy import RouteRules
+from swarm.serve.config import GatewayConfig
 
 if TYPE_CHECKING:
-    from swarm.base.config import MemberConfig
     from swarm.base.events import Report
-    from swarm.client.client import RequesterConfig
-    from swarm.serve.config import GatewayConfig
-
 
 LAN = "lan"
 """In the place of an invite: what the local network offers."""
 KEEP_S = 300.0
 """How long the stages are asked to hold a closed run, for the next turn of a conversation."""
-
-
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The parser of the command."""
-    parser = commands.add_parser(
-        "serve",
-        help="OpenAI-compatible API and dashboard",
-        description="Serve one swarm or several to clients and browsers until Ctrl-C. The dashboard is at /.",
-    )
-    parser.set_defaults(run=run)
-    add_member_options(parser, several=True)
-    add_route_options(parser)
-    http = parser.add_argument_group("http")
-    http.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (default: %(default)s)")
-    http.add_argument("--port", type=PORT, default=8080, metavar="PORT", help="(default: %(default)s)")
-    http.add_argument(
-        "--api-key",
-        type=Path,
-        metavar="FILE",
-        help="keys that clients must show, one a line: NAME:SECRET, then limits if any: requests=60/min "
-        "tokens=200000/day at-once=2",
-    )
-    http.add_argument(
-        "--access-log", type=Path, metavar="FILE", help="a JSON line for every request: key, path, status, receipt"
-    )
-    http.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help="web origin that may call")
-    http.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="DNS name of this gateway")
-    http.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse requests with fields that are not known, instead of naming them in x-ignored-fields",
-    )
-    http.add_argument(
-        "--grace",
-        type=number(float, 0, 3600, "seconds"),
-        default=30.0,
-        metavar="S",
-        help="how long answers may take to end when stopping; what is not done by then ends with an error "
-        "(default: %(default)s)",
-    )
-    http.add_argument(
-        "--max-running",
-        type=runs_at_once,
-        action="append",
-        default=[],
-        metavar="[MODEL=]N",
-        help="runs on a ring at once, of every model or of one; others wait their turn (default: 8)",
-    )
-    http.add_argument(
-        "--alias",
-        type=alias,
-        action="append",
-        default=[],
-        metavar="NAME=MODEL",
-        help="another name for a model, such as the one that a client insists on (may be given several times)",
-    )
-    http.add_argument(
-        "--prefix-cache",
-        choices=("off", "user", "shared"),
-        default="user",
-        help="whose earlier requests may save a request the part that they share: nobody's, those of the same API key "
-        "(or address, without keys), or everybody's, which lets users guess what others asked (default: %(default)s)",
-    )
-    runs = parser.add_argument_group("runs")
-    runs.add_argument("--speculation", choices=("plain", "chain", "tree", "stream"), default="stream")
-    runs.add_argument("--draft", choices=("none", "suffix", "lm", "auto"), default="auto")
-    add_draft_model(runs, "a small model, of any tokenizer")
-    add_wire(runs)
-    add_patience(runs)
-    add_keep_receipts(runs)
-    add_log(runs, "each receipt's close", "; with several --swarm in folders 1, 2, ... below it")
-    add_log_options(parser)
-
-
-def alias(text: str) -> tuple[str, str]:
-    """NAME=MODEL."""
-    name, _, model = text.partition("=")
-    if not name or not model or len(name) > 200:
-        raise argparse.ArgumentTypeError(f"expected NAME=MODEL, found {text!r}")
-    return name, model
+RUNS = Number(int, 1, 1024, "a number of runs, or MODEL=N")
 
 
 def runs_at_once(text: str) -> tuple[str, int]:
-    """N, or MODEL=N; the model is "" where none is named."""
+    """N, or MODEL=N; the model is "" where none is named. Raises UsageError."""
     model, _, count = text.rpartition("=")
-    return model, int(number(int, 1, 1024, "a number of runs, or MODEL=N,")(count))
+    return model, int(RUNS(count))
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Which swarms, and where the gateway listens."""
+
+    swarms: tuple[str, ...] = option(
+        (),
+        f"invite text, or a file that holds it {FOUND_BY_ITSELF}; given again, one more model: requests name theirs",
+        "INVITE",
+        name="--swarm",
+        read=read_invite,
+        repeat=True,
+        group=SWARM,
+        everyday=True,
+    )
+    host: str = option("127.0.0.1", "address to listen on (default: %(default)s)", "HOST", group="http", everyday=True)
+    port: int = option(8080, "(default: %(default)s)", "PORT", read=PORT, group="http", everyday=True)
+    limits: tuple[tuple[str, int], ...] = option(
+        (),
+        "runs on a ring at once, of every model or of one; others wait their turn (default: 8)",
+        "[MODEL=]N",
+        name="--max-running",
+        read=runs_at_once,
+        repeat=True,
+        group="http",
+    )
+
+
+def add(parser: Parser) -> None:
+    """The options of the command."""
+    parser.description = "Serve one swarm or several to clients and browsers until Ctrl-C. The dashboard is at /."
+    parser.declare(ServeOptions)
+    parser.declare(GatewayConfig)
+    parser.declare(RequesterConfig, without=("draft",))
+    parser.declare(RouteRules)
+    parser.declare(LogConfig)
+    add_member_options(parser, without=("invite",))
+    parser.set_defaults(run=run, grace=30.0)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
-    members = members_of(arguments)
-    arguments.host = arguments.host.removeprefix("[").removesuffix("]")
-    check_http_port(arguments.host, arguments.port)
-    from swarm.client.client import RequesterConfig
-
-    config = gateway_config(arguments)
+    given, members = vars(arguments), members_of(arguments)
+    options, config, rules = build(ServeOptions, given), gateway_config(arguments), route_rules(arguments)
+    host = options.host.removeprefix("[").removesuffix("]")
+    check_http_port(host, options.port)
+    keep_s = 0.0 if config.prefix_cache == "off" else KEEP_S
+    common = build(
+        RequesterConfig, given, member=members[0], draft=config.draft, await_news=False, keep_s=keep_s, rules=rules
+    )
     asked = [
-        RequesterConfig(
-            member,
-            draft=config.draft,
-            draft_model=arguments.draft_model,
-            draft_gpu=arguments.draft_gpu,
-            await_news=False,
-            keep_s=0.0 if config.prefix_cache == "off" else KEEP_S,
-            keep_receipts_s=keep_receipts_s(arguments),
-            rules=route_rules(arguments),
-            log=log_of(arguments.log, number if len(members) > 1 else None),
-        )
+        replace(common, member=member, log=log_of(common.log, number if len(members) > 1 else None))
         for number, member in enumerate(members, 1)
     ]
-    if not config.api_keys and arguments.host not in ("127.0.0.1", "::1", "localhost"):
-        say(f"whoever reaches {arguments.host} port {arguments.port} may use the swarm; --api-key FILE asks for a key")
+    if not config.api_keys and host not in ("127.0.0.1", "::1", "localhost"):
+        say(f"whoever reaches {host} port {options.port} may use the swarm; --api-key FILE asks for a key")
     from swarm.terminal.progress import reporter
 
-    with reporter(json_lines=False, out=sys.stderr) as report, logging_to(report, log_config(arguments)):
-        run_loop(serve_until_stopped(asked, config, arguments.host, arguments.port, report))
+    with reporter(json_lines=False, out=sys.stderr) as report, logging_to(report, build(LogConfig, given)):
+        run_loop(serve_until_stopped(asked, config, host, options.port, report))
     return 0
 
 
@@ -168,26 +107,15 @@ def log_of(folder: Path | None, number: int | None) -> Path | None:
 
 
 def gateway_config(arguments: argparse.Namespace) -> GatewayConfig:
-    """The gateway's settings from the options. Raises UsageError for keys that cannot be read."""
-    from swarm.serve.config import GatewayConfig
-    from swarm.serve.keys import load_keys
-
-    return GatewayConfig(
-        api_keys=load_keys(arguments.api_key) if arguments.api_key else (),
-        access_log=arguments.access_log,
-        allow_origins=tuple(arguments.allow_origin),
-        allow_hosts=tuple(arguments.allow_host),
-        strict=arguments.strict,
-        max_running=next((count for model, count in reversed(arguments.max_running) if not model), 8),
-        max_running_of=tuple((model, count) for model, count in arguments.max_running if model),
-        aliases=tuple(arguments.alias),
-        grace_s=arguments.grace,
-        speculation=arguments.speculation,
-        draft="none" if arguments.speculation == "plain" else arguments.draft,
-        wire=arguments.wire,
-        patience_s=arguments.patience,
-        prefix_cache=arguments.prefix_cache,
+    """The gateway's settings from the options."""
+    limits = build(ServeOptions, vars(arguments)).limits
+    config = build(
+        GatewayConfig,
+        vars(arguments),
+        max_running=next((count for model, count in reversed(limits) if not model), 8),
+        max_running_of=tuple((model, count) for model, count in limits if model),
     )
+    return replace(config, draft="none") if config.speculation == "plain" else config
 
 
 def members_of(arguments: argparse.Namespace) -> tuple[MemberConfig, ...]:
@@ -200,6 +128,8 @@ def members_of(arguments: argparse.Namespace) -> tuple[MemberConfig, ...]:
         if member.invite != LAN:
             members.append(member)
             continue
+        import asyncio
+
         from swarm.discovery.bootstrap import open_lan_swarms
 
         heard = asyncio.run(open_lan_swarms())
@@ -216,6 +146,8 @@ async def serve_until_stopped(
     asked: Sequence[RequesterConfig], config: GatewayConfig, host: str, port: int, report: Report
 ) -> None:
     """Connect, serve, and stop at SIGTERM or Ctrl-C; a second one does not wait for answers. Raises SwarmError."""
+    import asyncio
+
     from receipts.check.verify import verify
     from swarm.base.signals import on_signals
     from swarm.client.client import Requester

@@ -3,48 +3,56 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import shutil
 import sys
+from dataclasses import dataclass
 from typing import Any
 
-from swarm.cli.common import add_member_options, member_config, number
+from swarm.base.config import MemberConfig
+from swarm.base.option import Number, build, option
+from swarm.cli.common import add_member_options, member_config
 from swarm.cli.loop import run_loop
+from swarm.cli.parser import Parser
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The parser of the command."""
-    parser = commands.add_parser(
-        "status",
-        help="who is there and what they hold",
-        description="Show a swarm's nodes, which layers they hold, whether all are covered, and the ring a request "
-        "would take now with the kinds of its edges.",
+@dataclass(frozen=True)
+class StatusOptions:
+    """How to look."""
+
+    json: bool = option(False, "print JSON (with --watch: one line a change)", everyday=True)
+    watch: bool = option(False, "go on until Ctrl-C", everyday=True)
+    every: float = option(2.0, "with --watch (default: %(default)s)", "S", read=Number(float, 0.2, 3600, "seconds"))
+
+
+def add(parser: Parser) -> None:
+    """The options of the command."""
+    parser.description = (
+        "Show a swarm's nodes, which layers they hold, whether all are covered, and the ring a request would take now "
+        "with the kinds of its edges."
     )
-    parser.set_defaults(run=run)
+    parser.declare(StatusOptions)
     add_member_options(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON (with --watch: one line a change)")
-    parser.add_argument("--watch", action="store_true", help="go on until Ctrl-C")
-    parser.add_argument(
-        "--every", type=number(float, 0.2, 3600, "seconds"), default=2.0, metavar="S", help="with --watch"
-    )
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Look once, or keep looking."""
-    return run_loop(_look(arguments))
+    return run_loop(_look(member_config(arguments), build(StatusOptions, vars(arguments))))
 
 
-async def _look(arguments: argparse.Namespace) -> int:
+async def _look(member: MemberConfig, options: StatusOptions) -> int:
+    import asyncio
+
     from swarm.terminal.observer import look_at
 
-    async with look_at(member_config(arguments)) as snapshot:
-        if not arguments.watch:
-            _show(await snapshot(), arguments.json, clear=False)
+    async with look_at(member) as snapshot:
+        if not options.watch:
+            _show(await snapshot(), options.json, clear=False)
             return 0
         while True:
-            _show(await snapshot(), arguments.json, clear=True)
-            await asyncio.sleep(arguments.every)
+            _show(await snapshot(), options.json, clear=True)
+            await asyncio.sleep(options.every)
 
 
 def _show(data: dict[str, Any], as_json: bool, clear: bool) -> None:

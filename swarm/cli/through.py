@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from swarm.base.errors import UsageError
 from swarm.base.files import write_whole
+from swarm.base.option import option
 from swarm.cli.common import say, state_dir
+from swarm.cli.parser import Parser
 from swarm.client.through_gateway import Gateway, GatewayAnswer, fetch_receipt, stream
 
 _NOT_THERE = (
@@ -19,16 +22,25 @@ _NOT_THERE = (
 """Options that a gateway decides for all who ask it."""
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """--gateway and --gateway-key, behind all other options."""
-    group = parser.add_argument_group("through a running gateway")
-    group.add_argument(
-        "--gateway",
-        metavar="URL",
-        help="ask a `swarm serve` (such as http://127.0.0.1:8080) instead of entering the swarm: nothing is loaded "
-        "here, so the first token comes at once; the gateway sees prompt and answer, and signs the receipt",
+@dataclass(frozen=True)
+class ThroughOptions:
+    """Which gateway is asked, and with which key."""
+
+    gateway: str | None = option(
+        None,
+        "ask a `swarm serve` (such as http://127.0.0.1:8080) instead of entering the swarm: nothing is loaded here, so "
+        "the first token comes at once; the gateway sees prompt and answer, and signs the receipt",
+        "URL",
+        group="through a running gateway",
     )
-    group.add_argument("--gateway-key", type=Path, metavar="FILE", help="file with the API key of that gateway")
+    gateway_key: Path | None = option(
+        None, "file with the API key of that gateway", "FILE", read=Path, group="through a running gateway"
+    )
+
+
+def add(parser: Parser) -> None:
+    """The options of a gateway, behind all other options."""
+    parser.declare(ThroughOptions)
     parser.set_defaults(left_to_gateway={name: parser.get_default(name) for name in _NOT_THERE})
 
 

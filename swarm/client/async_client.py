@@ -173,12 +173,13 @@ class AsyncClient:
         `replay` recomputes the run, `audit` has so many frames opened by the nodes of this swarm and recomputes those;
         both with `model`, your own copy (None: the one that this client has).
         """
+        from receipts.check.verify import Options
         from swarm.recheck.check import CheckConfig, check
 
         where = self._inside.ref if model is None and (replay or audit) else model
         data, secrets = await asyncio.to_thread(_read, receipt)
         config = CheckConfig(
-            self._member.models, secrets=secrets, model=where, replay=replay, audit=audit, member=self._member
+            self._member.models, Options(secrets=secrets), model=where, replay=replay, audit=audit, member=self._member
         )
         return await check(data, config, self._report)
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from swarm.base.config import MemberConfig
 from swarm.base.events import Report, silent
-from swarm.client.route_policy import RouteRules
+from swarm.client.config import RequesterConfig as RequesterConfig
 from swarm.client.router import Routes
-from swarm.client.target_model import Target, load_target
+from swarm.client.target_model import Target
 from swarm.discovery.bootstrap import enter_as_guest
 from swarm.discovery.connect import MemberConnector
 from swarm.discovery.introducers import MemberIntroducer
@@ -33,38 +31,11 @@ from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.reach import Reach
 from swarm.ring.signer import ReceiptSigner, open_log, open_published, software
-from swarm.run.api import Draft, RunEvent, RunRequest
+from swarm.run.api import RunEvent, RunRequest
 from swarm.run.engine import RunEngine, TargetFacts
 from swarm.run.private_layers import PrivateBlocks, PrivateShelf
 from swarm.run.receipt import ReceiptPlan
 from swarm.run.receipt_pruning import Pruner
-
-
-@dataclass(frozen=True)
-class RequesterConfig:
-    """Who asks, and with which drafter.
-
-    draft_model    None: the one that ships for the model
-    keep_s         how long stages are asked to hold a closed run, for one that begins alike; 0: not at all
-    keep_receipts_s  after how long receipts in the state folder are removed; None: never
-    rules          whom requests may pass through
-    log            folder of a transparency log that receipts are entered in; None: they are not
-    await_news     connecting waits a moment until every layer is known to be held; runs wait for what is missing
-    """
-
-    member: MemberConfig
-    draft: Draft = "auto"
-    draft_model: str | None = None
-    draft_gpu: int | None = None
-    await_news: bool = True
-    keep_s: float = 0.0
-    keep_receipts_s: float | None = None
-    rules: RouteRules = RouteRules()
-    log: Path | None = None
-
-    def load(self, ref: str, report: Report = silent) -> Target:
-        """The model `ref` with the drafter that is asked for. Raises UsageError for a drafter that does not fit."""
-        return load_target(ref, self.member.models, self.draft, self.draft_model, self.draft_gpu, report)
 
 
 class PrivateHere:

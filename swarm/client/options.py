@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from swarm.base.errors import UsageError
+from swarm.base.option import declared
 from swarm.model.constraint import Constraint
-from swarm.model.sampler import Sampling
+from swarm.model.sampling import Sampling
 from swarm.run.api import Draft, RunRequest, Speculation
 
 Message = Mapping[str, Any]
@@ -27,7 +28,8 @@ class AnswerOptions(TypedDict, total=False):
     temperature        0 (the usual) is greedy; `top_p`, `top_k`, `min_p`, `repetition_penalty` as usual
     seed               same seed, same answer
     regex, grammar     hold the answer to a regular expression (Rust's) or a grammar (GBNF or Lark)
-    speculation, draft, wire, private, private_text, witnesses, patience_s   as `swarm generate --help-all` says
+    speculation, draft, wire, private, private_text, witnesses, patience_s   as `swarm generate --help-all` says, and
+                       within the same bounds
     receipt            where to write the receipt; False: leave none; default: the state folder
     """
 
@@ -54,11 +56,9 @@ class AnswerOptions(TypedDict, total=False):
     receipt: Path | str | bool
 
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-_REQUEST = (
-    *("max_tokens", "ignore_eos", "speculation", "draft", "wire", "private", "private_text", "witnesses"),
-    "patience_s",
-)
+_SAMPLING = frozenset(name for name, _, _ in declared(Sampling))
+_REQUEST = frozenset(name for name, _, _ in declared(RunRequest)) - {"stop", "receipt"}
+"""Keywords that are handed on as they are: the options that `Sampling` and `RunRequest` declare."""
 
 
 def request_of(
@@ -80,8 +80,6 @@ def request_of(
         raise UsageError("expected one of a schema, regex and grammar, found several: an answer has one form")
     sampling: dict[str, Any] = {name: words[name] for name in _SAMPLING if name in words}
     rest: dict[str, Any] = {"draft": draft} | {name: words[name] for name in _REQUEST if name in words}
-    if rest.get("speculation") == "plain":
-        rest["draft"] = "none"
     stop = options.get("stop", ())
     return RunRequest(
         prompt_ids=prompt_ids,

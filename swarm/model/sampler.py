@@ -13,21 +13,19 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from swarm.base.bounds import Between, MayLack, by_name
-from swarm.base.errors import ModelError, UsageError
-from swarm.model.constraint import Constraint
-from swarm.model.shaping import Shaping, held_open, shifted
+from swarm.base.errors import ModelError
+from swarm.model.sampling import Sampling as Sampling
+from swarm.model.shaped_logits import held_open, shifted
 
 if TYPE_CHECKING:
     from swarm.model.held import Allowed
 
-MAX_LOGPROBS = 20
 _FEW = 1024
 """Candidates that top-p looks at before it sorts a whole vocabulary."""
 _ONE = float(1 << 40)
@@ -38,64 +36,6 @@ MAX_MARGIN = 1e9
 """Reported where filters or a constraint left one token."""
 LEAST_LOGPROB = -9999.0
 """Reported for a token that a constraint or a least length does not allow."""
-
-
-@by_name(others="refused")
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    temperature         0 is greedy: the largest logit, ties to the smaller id
-    top_p               keep the fewest most probable tokens that reach this probability; 1 keeps all
-    top_k               keep this many; 0 keeps all
-    min_p               keep tokens at least this times as probable as the most probable; 0 keeps all
-    repetition_penalty  logits of tokens in the context are divided (if positive) or multiplied by it; 1 is off
-    seed                of the noise, 0 <= seed < 2**63
-    logprobs            how many of the most probable tokens to report
-    constraint          what the answer is held to: other tokens have no probability; None: nothing
-    shaping             penalties by count, biases, a least length, a given beginning; None: nothing of these
-    """
-
-    temperature: Annotated[float, Between(0, 100)] = 0.0
-    top_p: Annotated[float, Between(0, 1)] = 1.0
-    top_k: Annotated[int, Between(0, 2**53 - 1)] = 0
-    min_p: Annotated[float, Between(0, 1)] = 0.0
-    repetition_penalty: Annotated[float, Between(0, 100)] = 1.0
-    seed: Annotated[int, Between(0, 2**63 - 1)] = 0
-    logprobs: Annotated[int, Between(0, MAX_LOGPROBS)] = 0
-    constraint: Annotated[Constraint | None, MayLack(unsaid=True)] = None
-    shaping: Annotated[Shaping | None, MayLack(unsaid=True)] = None
-
-    def __post_init__(self) -> None:
-        _need(0 <= self.temperature <= 100, "temperature", "0 to 100", self.temperature)
-        _need(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
-        _need(self.top_k >= 0, "top_k", "0 (all) or more", self.top_k)
-        _need(0 <= self.min_p <= 1, "min_p", "0 to 1", self.min_p)
-        _need(
-            0 < self.repetition_penalty <= 100, "repetition_penalty", "above 0 and at most 100", self.repetition_penalty
-        )
-        _need(0 <= self.seed < 2**63, "seed", "0 to 2**63 - 1", self.seed)
-        _need(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"0 to {MAX_LOGPROBS}", self.logprobs)
-        if self.shaping is not None and self.shaping.given and self.constraint is not None:
-            raise UsageError("an answer that begins with given tokens cannot be held to a constraint")
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
-
-    @property
-    def counts(self) -> bool:
-        """Whether it matters which tokens the answer has so far."""
-        return self.shaping is not None and self.shaping.counts
-
-    def given_at(self, position: int) -> int:
-        """The token that the order gives at this position of the sequence; -1: it is drawn."""
-        return self.shaping.given_at(position) if self.shaping is not None else -1
-
-
-def _need(holds: bool, name: str, expected: str, found: object) -> None:
-    if not holds:  # also for NaN, which no comparison holds for
-        raise UsageError(f"{name} must be {expected}, found {found}")
 
 
 @dataclass(frozen=True)

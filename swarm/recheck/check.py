@@ -9,10 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from receipts.check.run import ReceiptRun
-from receipts.check.verdict import Level, Requirement, Verdict
+from receipts.check.verdict import Verdict
 from receipts.check.verify import Options, verify
-from receipts.format.log_tiles import LogProof
-from receipts.format.salt import Secret
 from swarm.base.address import Address
 from swarm.base.config import MemberConfig
 from swarm.base.errors import ModelError, UsageError
@@ -35,34 +33,19 @@ from swarm.recheck.replayer import ModelReplayer
 class CheckConfig:
     """What to check beyond the receipt.
 
+    options    what the verifier brings along
     model      reference of the verifier's own copy; None: the default model where the receipt is of it
     audit      frames to have opened, over all stages; 0: none
     addresses  where nodes (hex) can be dialled; the others are looked up in the swarm of `member`
     """
 
     models: Path
-    required: Level = Level.SIGNED
-    requirements: frozenset[Requirement] = frozenset()
-    trust: frozenset[str] | None = None
-    secrets: tuple[Secret, ...] = ()
-    beside: tuple[bytes, ...] = ()
+    options: Options = Options()
     model: str | None = None
     replay: bool = False
     audit: int = 0
     addresses: Mapping[str, Sequence[Address]] = field(default_factory=dict)
     member: MemberConfig | None = None
-    log: LogProof | None = None
-
-    @property
-    def options(self) -> Options:
-        return Options(
-            required=self.required,
-            requirements=self.requirements,
-            trust=self.trust,
-            secrets=self.secrets,
-            beside=self.beside,
-            log=self.log,
-        )
 
 
 async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Verdict:

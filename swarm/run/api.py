@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from swarm.base.errors import UsageError
-from swarm.model.sampler import Sampling
+from swarm.base.option import Number, check, option
+from swarm.model.sampling import Sampling
 
 Speculation = Literal["plain", "chain", "tree", "stream"]
 Draft = Literal["none", "suffix", "lm", "auto"]
@@ -15,6 +16,7 @@ FinishReason = Literal["stop", "length", "cancelled", "swarm_incomplete"]
 
 SPECULATIONS: tuple[Speculation, ...] = ("plain", "chain", "tree", "stream")
 DRAFTS: tuple[Draft, ...] = ("none", "suffix", "lm", "auto")
+WIRES = ("model", "auto", "float32", "bfloat16", "int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,63 @@ class RunRequest:
     """
 
     prompt_ids: tuple[int, ...]
-    max_tokens: int = 256
+    max_tokens: int = option(
+        256,
+        "exact, unless a stop or end token comes first (default: %(default)s)",
+        "N",
+        read=Number(int, 1, 1_000_000, "a number of tokens"),
+        group="text",
+        everyday=True,
+    )
     sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = option(
+        (), "end where this text appears (may be given several times)", "S", repeat=True, group="text", everyday=True
+    )
     stop_token_ids: tuple[int, ...] = ()
     keep_stop: bool = False
-    ignore_eos: bool = False
-    speculation: Speculation = "stream"
-    draft: Draft = "auto"
-    wire: str = "model"
-    patience_s: float = 30.0
-    private: int = 0
-    private_text: bool = False
-    receipt: bool = True
-    witnesses: int | None = None
+    ignore_eos: bool = option(False, "go on past end tokens (for benchmarks)", group="text")
+    speculation: Speculation = option(
+        "stream", "how drafts travel (default: %(default)s)", choices=SPECULATIONS, group="speculation", everyday=True
+    )
+    draft: Draft = option(
+        "auto", "what drafts (default: %(default)s)", choices=DRAFTS, group="speculation", everyday=True
+    )
+    wire: str = option(
+        "model",
+        "format of activations between nodes; auto takes a coarser one where bandwidth is short "
+        "(default: the model's own)",
+        choices=WIRES,
+        group="the run",
+    )
+    patience_s: float = option(
+        30.0,
+        "how long to wait for nodes while layers are missing, and for a replacement when a stage is lost "
+        "(default: %(default)s)",
+        "S",
+        name="--patience",
+        read=Number(float, 0, 86_400, "seconds"),
+        group="the run",
+    )
+    private: int = option(
+        0,
+        "run the first and the last K layers here: no node sees token ids",
+        "K",
+        read=Number(int, 0, 1000, "a number of layers"),
+        group="the run",
+        everyday=True,
+    )
+    private_text: bool = option(
+        False, "put a salted digest of the tokens into the receipt, not the tokens", group="receipt"
+    )
+    receipt: bool = option(True, "leave no receipt", name="--no-receipt", off=True, group="receipt")
+    witnesses: int | None = option(
+        None,
+        "nodes outside the ring that co-sign (default: 1 when there is one)",
+        "N",
+        name="--witness",
+        read=Number(int, 0, 16, "a number of nodes"),
+        group="receipt",
+    )
     prefix: str | None = ""
 
     @property
@@ -59,14 +104,11 @@ class RunRequest:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise UsageError("expected a prompt of at least one token, found an empty one; give some text")
-        if self.max_tokens < 1:
-            raise UsageError(f"expected --max-tokens of at least 1, found {self.max_tokens}")
+        check(self)
+        if self.speculation == "plain":  # nothing would take what drafters propose
+            object.__setattr__(self, "draft", "none")
         if self.max_tokens < len(self.given):
             raise UsageError(f"expected room for {len(self.given)} given tokens, found --max-tokens {self.max_tokens}")
-        if self.speculation not in SPECULATIONS:
-            raise UsageError(f"expected --speculation {'|'.join(SPECULATIONS)}, found {self.speculation!r}")
-        if self.draft not in DRAFTS:
-            raise UsageError(f"expected --draft {'|'.join(DRAFTS)}, found {self.draft!r}")
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from swarm.run.api import Draft, Speculation
-from swarm.serve.keys import ApiKey
+from swarm.base.config import GRACE
+from swarm.base.errors import UsageError
+from swarm.base.option import like, option
+from swarm.run.api import Draft, RunRequest, Speculation
+from swarm.serve.keys import ApiKey, load_keys
 
 PrefixSharing = Literal["off", "user", "shared"]
+
+
+def alias(text: str) -> tuple[str, str]:
+    """NAME=MODEL. Raises UsageError."""
+    name, _, model = text.partition("=")
+    if not name or not model or len(name) > 200:
+        raise UsageError(f"expected NAME=MODEL, found {text!r}")
+    return name, model
 
 
 @dataclass(frozen=True)
@@ -44,14 +55,37 @@ class GatewayConfig:
                           who then can tell by time and by `cached_tokens` what others asked
     """
 
-    api_keys: tuple[ApiKey, ...] = ()
-    access_log: Path | None = None
-    allow_origins: tuple[str, ...] = ()
-    allow_hosts: tuple[str, ...] = ()
+    api_keys: tuple[ApiKey, ...] = option(
+        (),
+        "keys that clients must show, one a line: NAME:SECRET, then limits if any: requests=60/min tokens=200000/day "
+        "at-once=2",
+        "FILE",
+        name="--api-key",
+        read=lambda name: load_keys(Path(name)),
+        group="http",
+        everyday=True,
+    )
+    access_log: Path | None = option(
+        None, "a JSON line for every request: key, path, status, receipt", "FILE", read=Path, group="http"
+    )
+    allow_origins: tuple[str, ...] = option(
+        (), "web origin that may call", "ORIGIN", name="--allow-origin", repeat=True, group="http"
+    )
+    allow_hosts: tuple[str, ...] = option(
+        (), "DNS name of this gateway", "NAME", name="--allow-host", repeat=True, group="http"
+    )
     max_body_bytes: int = 4 << 20
     max_running: int = 8
     max_running_of: tuple[tuple[str, int], ...] = ()
-    aliases: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = option(
+        (),
+        "another name for a model, such as the one that a client insists on (may be given several times)",
+        "NAME=MODEL",
+        name="--alias",
+        read=alias,
+        repeat=True,
+        group="http",
+    )
     max_waiting: int = 256
     max_waiting_per_user: int = 32
     max_wait_s: float = 60.0
@@ -60,16 +94,34 @@ class GatewayConfig:
     write_timeout_s: float = 30.0
     keepalive_comment_s: float = 10.0
     max_connections: int = 4096
-    grace_s: float = 5.0
+    grace_s: float = option(
+        5.0,
+        "how long answers may take to end when stopping; what is not done by then ends with an error "
+        "(default: %(default)s)",
+        "S",
+        name="--grace",
+        read=GRACE,
+        group="http",
+    )
     max_choices: int = 8
     default_max_tokens: int = 1024
     default_temperature: float | None = None
-    strict: bool = False
+    strict: bool = option(
+        False,
+        "refuse requests with fields that are not known, instead of naming them in x-ignored-fields",
+        group="http",
+    )
     model_sampling: Mapping[str, float] = field(default_factory=dict)
-    speculation: Speculation = "stream"
-    draft: Draft = "auto"
-    wire: str = "model"
-    patience_s: float = 30.0
+    speculation: Speculation = like(RunRequest, "speculation")
+    draft: Draft = like(RunRequest, "draft")
+    wire: str = like(RunRequest, "wire")
+    patience_s: float = like(RunRequest, "patience_s")
     private: int = 0
     witnesses: int | None = None
-    prefix_cache: PrefixSharing = "user"
+    prefix_cache: PrefixSharing = option(
+        "user",
+        "whose earlier requests may save a request the part that they share: nobody's, those of the same API key "
+        "(or address, without keys), or everybody's, which lets users guess what others asked (default: %(default)s)",
+        choices=("off", "user", "shared"),
+        group="http",
+    )

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from swarm.base.errors import UsageError
 from swarm.base.events import Notice, Report, silent
+from swarm.base.option import Number, option
 
 CLASSES = ("prose", "chat", "code", "copy")
 MODES = ("plain", "chain", "tree", "stream")
@@ -33,12 +34,23 @@ DRAFTS = ("none", "suffix", "lm", "auto")
 class BenchPlan:
     """What to measure. `prompts`: how many of each class. `rtts_ms`: of every edge. `max_tokens`: exact, per run."""
 
-    rtts_ms: tuple[float, ...] = (20.0, 50.0, 100.0)
-    classes: tuple[str, ...] = CLASSES
-    modes: tuple[str, ...] = MODES
-    drafts: tuple[str, ...] = ("suffix", "lm", "auto")
-    prompts: int = 8
-    max_tokens: int = 128
+    rtts_ms: tuple[float, ...] = option(
+        (20.0, 50.0, 100.0),
+        "round trips of every edge (default: 20 50 100)",
+        "MS",
+        name="--rtt",
+        read=Number(float, 0, 10_000, "milliseconds"),
+        many=True,
+    )
+    classes: tuple[str, ...] = option(CLASSES, f"{', '.join(CLASSES)} (default: all)", "CLASS", many=True)
+    modes: tuple[str, ...] = option(MODES, f"{', '.join(MODES)} (default: all)", "MODE", many=True)
+    drafts: tuple[str, ...] = option(DRAFTS[1:], f"{', '.join(DRAFTS[1:])} (default: all)", "DRAFTER", many=True)
+    prompts: int = option(
+        8, "prompts of each class (default: %(default)s)", "N", read=Number(int, 1, 8, "a number of prompts")
+    )
+    max_tokens: int = option(
+        128, "length of every answer (default: %(default)s)", "N", read=Number(int, 8, 100_000, "a number of tokens")
+    )
 
     def __post_init__(self) -> None:
         for name, chosen, known in (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from receipts.check.verdict import Level, Verdict
+from receipts.check.verify import Options
 from receipts.format.document import secrets_untrusted
 from receipts.format.salt import Secret
 from swarm.base.config import MemberConfig
@@ -54,8 +55,8 @@ class Arena:
             self.member.state.parent / "verifier", self.member.models, invite=self.member.invite, lan=False, punch=False
         )
         config = CheckConfig(
-            models=member.models, required=Level.SAMPLED, secrets=secrets, model=str(self.nodes.model), audit=frames,
-            member=member, replay=replay,
+            models=member.models, options=Options(required=Level.SAMPLED, secrets=secrets), model=str(self.nodes.model),
+            audit=frames, member=member, replay=replay,
         )  # fmt: skip
         return await check(path.read_bytes(), config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
+from swarm.base.config import DEFAULT_MODEL as DEFAULT_MODEL
 
 
 @dataclass(frozen=True)

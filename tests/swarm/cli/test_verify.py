@@ -132,8 +132,10 @@ def test_trust(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert place.verify(place.receipt, "--trust", trust) == 40
     assert "untrusted: " in capsys.readouterr().out
     trust.write_text("not a key\n")
-    assert place.verify(place.receipt, "--trust", trust) == 2
-    assert place.verify(place.receipt, "--trust", tmp_path / "absent") == 2
+    for unusable in (trust, tmp_path / "absent"):
+        with pytest.raises(SystemExit) as end:
+            place.verify(place.receipt, "--trust", unusable)
+        assert end.value.code == 2 and "argument --trust: cannot use the trust file" in capsys.readouterr().err
 
 
 def test_replay(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

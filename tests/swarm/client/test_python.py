@@ -20,7 +20,11 @@ import swarm
 from receipts.check.verify import verify
 from swarm.base.config import JoinConfig, MemberConfig
 from swarm.base.members import MemberOptions
+from swarm.base.option import declared
+from swarm.client.options import AnswerOptions, request_of
+from swarm.model.sampling import Sampling
 from swarm.node.embedded import NodeOptions
+from swarm.run.api import RunRequest
 from tests.swarm.serve.tiny import tiny_model, tiny_tokenizer
 
 PAGE = (Path(__file__).parents[3] / "docs/python.md").read_text()
@@ -110,6 +114,17 @@ def test_keywords_of_a_node_are_the_fields_of_its_configuration() -> None:
     own = set(NodeOptions.__annotations__) - set(MemberOptions.__annotations__) - {"report"}
     assert own == {field.name for field in fields(JoinConfig)} - {"member"}
     assert set(MemberOptions.__annotations__) == {field.name for field in fields(MemberConfig)} - {"invite"}
+
+
+def test_keywords_of_an_answer_are_the_options_that_a_run_declares() -> None:
+    own = {name for kind in (RunRequest, Sampling) for name, _, _ in declared(kind)}
+    assert own | {"system", "raw", "regex", "grammar"} == set(AnswerOptions.__annotations__)
+    with pytest.raises(swarm.UsageError, match="private must be 0 to 1000, found -1"):
+        request_of({"private": -1}, (1,), None, "auto")
+    with pytest.raises(swarm.UsageError, match=r"expected --wire model\|auto.*, found 'float8'"):
+        request_of({"wire": "float8"}, (1,), None, "auto")
+    request = request_of({"speculation": "plain", "seed": 3, "witnesses": 2, "stop": "x"}, (1,), None, "auto")
+    assert (request.draft, request.sampling.seed, request.witnesses, request.stop) == ("none", 3, 2, ("x",))
 
 
 def test_sync_and_async_have_the_same_names() -> None:

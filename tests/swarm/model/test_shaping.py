@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from swarm.base.errors import ModelError, UsageError
 from swarm.model.held import Allowed
 from swarm.model.sampler import LEAST_LOGPROB, MAX_MARGIN, Sampling, pick, shaped
-from swarm.model.shaping import Shaping, held_open, shifted
+from swarm.model.shaped_logits import held_open, shifted
+from swarm.model.shaping import Shaping
 
 VOCAB = 12
 TOKENS = st.integers(0, VOCAB - 1)

@@ -13,9 +13,9 @@ import openai
 import pytest
 
 from swarm.base.errors import UsageError
-from swarm.cli.serve import alias, members_of, runs_at_once
+from swarm.cli.serve import members_of, runs_at_once
 from swarm.discovery import bootstrap
-from swarm.serve.config import GatewayConfig
+from swarm.serve.config import GatewayConfig, alias
 from swarm.serve.desks import TAG
 from swarm.serve.gateway import gateway
 from tests.swarm.serve.conftest import Served, fake_verify

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
-from receipts.check.verify import verify
+from receipts.check.verify import Options, verify
 from receipts.format.document import secrets_untrusted
 from swarm.base.config import MemberConfig
 from swarm.base.errors import ModelError, UsageError
@@ -236,6 +236,6 @@ async def test_a_receipt_of_an_answer_that_was_cut_replays(served: Served, model
     name = raw.headers["x-receipt"].rpartition("/")[2]
     (kept,) = served.backend.receipts_dir.glob(f"*{name}*.secrets.json")
     secrets = secrets_untrusted(kept.read_bytes())
-    config = CheckConfig(models=tmp_path, model=str(model), replay=True, secrets=secrets)
+    config = CheckConfig(models=tmp_path, model=str(model), replay=True, options=Options(secrets=secrets))
     verdict = await check(data, config)
     assert verdict.exit_code == 0 and any(claim.subject == "replay" for claim in verdict.claims)

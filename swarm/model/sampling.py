@@ -1,0 +1,102 @@
+"""How the tokens of an answer are drawn, as it is asked for: plain data. `sampler` draws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from swarm.base.bounds import Between, MayLack, by_name
+from swarm.base.errors import UsageError
+from swarm.base.option import Number, check, option
+from swarm.model.constraint import Constraint
+from swarm.model.shaping import Shaping
+
+MAX_LOGPROBS = 20
+SAMPLING = "sampling"
+
+
+@by_name(others="refused")
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    temperature         0 is greedy: the largest logit, ties to the smaller id
+    top_p               keep the fewest most probable tokens that reach this probability; 1 keeps all
+    top_k               keep this many; 0 keeps all
+    min_p               keep tokens at least this times as probable as the most probable; 0 keeps all
+    repetition_penalty  logits of tokens in the context are divided (if positive) or multiplied by it; 1 is off
+    seed                of the noise, 0 <= seed < 2**63
+    logprobs            how many of the most probable tokens to report
+    constraint          what the answer is held to: other tokens have no probability; None: nothing
+    shaping             penalties by count, biases, a least length, a given beginning; None: nothing of these
+    """
+
+    temperature: Annotated[float, Between(0, 100)] = option(
+        0.0,
+        "0 is greedy (default: %(default)s)",
+        "T",
+        read=Number(float, 0, 100, "a temperature"),
+        group=SAMPLING,
+        everyday=True,
+    )
+    top_p: Annotated[float, Between(0, 1)] = option(
+        1.0,
+        "keep the likeliest tokens up to this mass, in (0, 1]",
+        "P",
+        read=Number(float, 0, 1, "a probability", above=True),
+        group=SAMPLING,
+        everyday=True,
+    )
+    top_k: Annotated[int, Between(0, 2**53 - 1)] = option(
+        0,
+        "keep the K likeliest tokens; 0 keeps all",
+        "K",
+        read=Number(int, 0, math.inf, "a number of tokens"),
+        group=SAMPLING,
+    )
+    min_p: Annotated[float, Between(0, 1)] = option(
+        0.0,
+        "drop tokens less likely than this share of the likeliest",
+        "P",
+        read=Number(float, 0, 1, "a share"),
+        group=SAMPLING,
+    )
+    repetition_penalty: Annotated[float, Between(0, 100)] = option(
+        1.0,
+        "above 1 makes seen tokens less likely",
+        "R",
+        read=Number(float, 0, 100, "a penalty", above=True),
+        group=SAMPLING,
+    )
+    seed: Annotated[int, Between(0, 2**63 - 1)] = option(
+        0,
+        "same seed, same output, however it is drafted (default: %(default)s)",
+        "S",
+        read=Number(int, 0, 2**63 - 1, "a seed"),
+        group=SAMPLING,
+        everyday=True,
+    )
+    logprobs: Annotated[int, Between(0, MAX_LOGPROBS)] = 0
+    constraint: Annotated[Constraint | None, MayLack(unsaid=True)] = None
+    shaping: Annotated[Shaping | None, MayLack(unsaid=True)] = None
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise UsageError(f"logprobs must be 0 to {MAX_LOGPROBS}, found {self.logprobs}")
+        if self.shaping is not None and self.shaping.given and self.constraint is not None:
+            raise UsageError("an answer that begins with given tokens cannot be held to a constraint")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether it matters which tokens the answer has so far."""
+        return self.shaping is not None and self.shaping.counts
+
+    def given_at(self, position: int) -> int:
+        """The token that the order gives at this position of the sequence; -1: it is drawn."""
+        return self.shaping.given_at(position) if self.shaping is not None else -1
