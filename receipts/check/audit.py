@@ -6,7 +6,7 @@ with its own randomness: a choice derived from the run itself could be ground un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -46,6 +46,13 @@ class Replayed:
     gaps: Sequence[float]
     text: str | None = None
     exact: bool = False
+
+
+class Chooser(Protocol):
+    """Chance that the nodes cannot foresee: `secrets.SystemRandom()`."""
+
+    def randrange(self, n: int, /) -> int:
+        """An integer in [0, n)."""
 
 
 class Replayer(Protocol):
@@ -185,13 +192,12 @@ def parts_of(run: ReceiptRun) -> list[Part]:
     ]
 
 
-def choose_rows(run: ReceiptRun, count: int, below: Callable[[int], int]) -> list[tuple[Part, tuple[int, ...]]]:
+def choose_rows(run: ReceiptRun, count: int, chooser: Chooser) -> list[tuple[Part, tuple[int, ...]]]:
     """`count` outbound leaves over all parts, as even as can be, in rising order; none of a part that sent nothing.
 
     A tail opens all: an answer is a hundred bytes, says less of the computation than a row does, and every kept token
     has to be among them. Every part opens its last frame besides, so that all that came in to it is shown: then no
     frame of it saw another text, and the tree holds as many frames as were signed.
-    `below(n)` is a random integer in [0, n) that the nodes cannot foresee (`secrets.randbelow`).
     """
     parts = parts_of(run)
     chosen = []
@@ -202,7 +208,7 @@ def choose_rows(run: ReceiptRun, count: int, below: Callable[[int], int]) -> lis
         if part.stage.last == run.order.model.layers:
             leaves = set(range(1, frames + 1))
         while len(leaves) < share:
-            leaves.add(1 + below(frames))
+            leaves.add(1 + chooser.randrange(frames))
         if frames:
             leaves.add(frames)
         chosen.append((part, tuple(sorted(leaves))))
@@ -216,7 +222,7 @@ def check_audit(
     limit: Limit,
     tie_ppm: int,
     count: int,
-    below: Callable[[int], int],
+    chooser: Chooser,
 ) -> Outcome:
     """Have every stage open rows and recompute them. Raises ReceiptError(AUDIT, PROOF or OPENING) naming the node.
 
@@ -229,7 +235,7 @@ def check_audit(
     if most := [part for part in parts_of(run) if max(part.end.sent, part.end.came) > MAX_FRAMES]:
         return Outcome((), False, f"{_name(run, most[0])} signed more frames than the {MAX_FRAMES} an audit opens")
     audit = _Audit(run, auditor, replace(limit, tie_ppm=tie_ppm), published(disclosed))
-    for part, leaves in choose_rows(run, count, below):
+    for part, leaves in choose_rows(run, count, chooser):
         audit.check(part, leaves)
     _check_neighbours(run, audit.opened)
     claims, missing = [*audit.claims, *_silent(run)], [*audit.missing, *_unsaid(run)]

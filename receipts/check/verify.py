@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from secrets import randbelow
+from secrets import SystemRandom
 from typing import Protocol
 
 from receipts.check import audit, checks, content
@@ -60,6 +60,7 @@ class Options:
     `model`: compare manifest and weights digests. `replayer`, `auditor`: recompute, `audit_rows` frames in all.
     `secrets`: the requester's file, as if disclosed. `beside`: other receipts, whose signers' counters must fit.
     `limit`: gates measured for this model; None: the built-in ones. `log`: proof that the receipt is in a log.
+    `chooser`: by which audits choose frames; nodes must not foresee it.
     """
 
     required: Level = Level.SIGNED
@@ -73,7 +74,7 @@ class Options:
     beside: tuple[bytes, ...] = ()
     limit: Callable[[str, str], Limit] = default_limit
     log: LogProof | None = None
-    below: Callable[[int], int] = randbelow
+    chooser: audit.Chooser = field(default_factory=SystemRandom)
 
 
 @dataclass
@@ -252,7 +253,8 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
         return
     exact = True
     if options.auditor is not None:
-        outcome = audit.check_audit(run, disclosed, options.auditor, limit, own_ties, options.audit_rows, options.below)
+        count, chooser = options.audit_rows, options.chooser
+        outcome = audit.check_audit(run, disclosed, options.auditor, limit, own_ties, count, chooser)
         _take(outcome, Level.SAMPLED if not run.order.own_layers else Level.SIGNED, progress)
         if outcome.conclusive and not run.order.own_layers:
             progress.met.add("audit")

@@ -86,7 +86,7 @@ async def audits(
             auditor=auditor,
             audit_rows=3 * opened,
             limit=limit,
-            below=chooser.randrange,
+            chooser=chooser,
         )
         verdict = await asyncio.to_thread(verify, path.read_bytes(), options)
         assert verdict.refusal in (None, Refusal.AUDIT), verdict.line

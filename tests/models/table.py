@@ -8,7 +8,7 @@ from pathlib import Path
 
 import transformers
 
-from swarm.model.files.gguf_config import FAMILIES
+from swarm.model.files.gguf_families import FAMILIES
 from tests.models.configs import VARIANTS
 from tests.models.sweep import EXACT, REFUSED, UNBUILT, Found
 

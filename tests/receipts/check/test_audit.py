@@ -124,7 +124,7 @@ class Nodes:
 def audit(ring: Any, nodes: Nodes, rows: int = 9) -> Any:
     chooser = random.Random(7)
     options = Options(
-        auditor=nodes, audit_rows=rows, limit=lambda dtype, wire: LIMIT, below=lambda n: chooser.randrange(n),
+        auditor=nodes, audit_rows=rows, limit=lambda dtype, wire: LIMIT, chooser=chooser,
         secrets=tuple(secret for secret in ring.record.secrets if secret.name == "prompt"),
     )  # fmt: skip
     return verify(ring.receipt, options)
@@ -283,16 +283,17 @@ def test_rows_are_chosen_by_the_verifier(ring: Any) -> None:
     assert run is not None
     asked: list[int] = []
 
-    def below(n: int) -> int:
-        asked.append(n)
-        return len(asked) % n
+    class Chooser:
+        def randrange(self, n: int, /) -> int:
+            asked.append(n)
+            return len(asked) % n
 
-    requests = [leaves for _, leaves in choose_rows(run, 7, below)]
+    requests = [leaves for _, leaves in choose_rows(run, 7, Chooser())]
     # The tail opens all, the others their last besides.
     assert asked and all(5 in leaves for leaves in requests) and len(requests[-1]) == 5
     assert all(len(leaves) <= 4 for leaves in requests[:-1])
     assert all(1 <= leaf <= 5 for leaves in requests for leaf in leaves)
-    assert [len(leaves) for _, leaves in choose_rows(run, 10_000, below)] == [5, 5, 5]
+    assert [len(leaves) for _, leaves in choose_rows(run, 10_000, Chooser())] == [5, 5, 5]
 
 
 class Replay:
@@ -343,7 +344,8 @@ def test_nothing_is_shown_by_a_run_without_a_token(make_ring: Any, tmp_path: Pat
     run = verify(ring.receipt).run
     assert run is not None
     empty = replace(run, close=replace(run.close, new_tokens=0))
-    outcome = check_audit(empty, Disclosed((1,), Drawn(1, (), ())), Nodes(ring, tmp_path), LIMIT, 1, 9, lambda n: 0)
+    said = Disclosed((1,), Drawn(1, (), ()))
+    outcome = check_audit(empty, said, Nodes(ring, tmp_path), LIMIT, 1, 9, random.Random(0))
     assert not outcome.conclusive and "no token" in outcome.why
 
 
@@ -354,7 +356,7 @@ def test_more_frames_than_an_audit_opens_cost_the_verifier_nothing(make_ring: An
     assert run is not None
     node = run.last.plan[-1].node
     run.last.ends[node] = replace(run.last.ends[node], sent=2**52)
-    outcome = check_audit(run, Disclosed(), Nodes(ring, tmp_path), LIMIT, 1, 9, lambda n: 0)
+    outcome = check_audit(run, Disclosed(), Nodes(ring, tmp_path), LIMIT, 1, 9, random.Random(0))
     assert not outcome.conclusive and "more frames" in outcome.why
 
 
