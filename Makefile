@@ -5,6 +5,8 @@
 #   make fuzz    a coverage-guided minute for every parser;   make soak: the long tests
 #   make sweep   every model class of transformers against itself, cut; remakes docs/models.md (long)
 #   make clients others' clients that ask for structure and tools, against a gateway of a real ring
+#   make mutants small changes put into frames, rows, sampler, sessions and receipts, and what tests see of them (hours);
+#                make MUTANTS='swarm.ring.frame*' mutants for a part of it
 #   make bench   the benchmarks (long);   make clean: remove what make made
 # Another Python: make PYTHON=python3.12 demo.   Other words for pip: make PIP_ARGS='--index-url ...' demo.
 
@@ -14,10 +16,11 @@ PYTEST_ARGS ?=
 WORKERS  ?= 2
 USUAL    := not soak and not sweep and not gpu and not fuzz
 DEMO_ARGS ?=
+MUTANTS ?=
 BIN      := .venv/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint types check fuzz soak sweep clients bench clean
+.PHONY: demo test lint types check fuzz soak sweep clients mutants bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -48,6 +51,10 @@ sweep: .venv/.test
 clients: .venv/.test .venv-clients/.made
 	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/structured.py
 
+mutants: .venv/.mutants
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
+	$(BIN)/mutmut results | tail -n 40
+
 bench: .venv/.bench
 	$(BIN)/python -m tests.bench.ring_pass
 	$(BIN)/swarm bench speculation
@@ -60,7 +67,7 @@ bench: .venv/.bench
 	@rm -rf .venv && $(PYTHON) -m venv .venv
 
 # One stamp per set of extras; a change of what is to be installed makes it stale.
-.venv/.demo .venv/.test .venv/.fuzz .venv/.bench: .venv/.%: .venv/bin/python pyproject.toml constraints.txt
+.venv/.demo .venv/.test .venv/.fuzz .venv/.bench .venv/.mutants: .venv/.%: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing wanswarm ($*); the first time takes a few minutes"
 	@$(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@
@@ -75,7 +82,8 @@ bench: .venv/.bench
 .venv/.test:  EXTRAS := demo,test,plots
 .venv/.fuzz:  EXTRAS := demo,test,fuzz
 .venv/.bench: EXTRAS := demo,plots
+.venv/.mutants: EXTRAS := demo,test,mutants
 
 clean:
-	rm -rf .venv .venv-clients build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/lab/delaylink
+	rm -rf .venv .venv-clients mutants build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/lab/delaylink
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from swarm.base.errors import UsageError
-from swarm.model.sampler import Sampling, divided, filtered, gumbel, pick
+from swarm.model.sampler import Sampling, divided, filtered, gumbel, penalised, pick
 
 LOGITS = hnp.arrays(
     np.float32, st.integers(2, 12), elements=st.floats(-8, 8, width=16, allow_subnormal=False), unique=True
@@ -126,6 +126,18 @@ def test_of_equal_logits_filters_keep_the_smaller_ids() -> None:
         assert kept == [True, True, True, False, True, False]
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_a_filter_that_keeps_one_and_one_that_keeps_all_but_one(static: bool) -> None:
+    logits = row([1.0, 3.0, 2.0, 2.0])
+    asked = {k: Sampling(temperature=1.0, top_k=k) for k in (1, 3, 4)}
+    kept = {k: torch.isfinite(filtered(logits, sampling, static))[0].tolist() for k, sampling in asked.items()}
+    assert kept[1] == [False, True, False, False]
+    assert kept[3] == [False, True, True, True] and kept[4] == [True] * 4
+    two = torch.cat([logits, logits.flip(-1)])
+    both = torch.isfinite(filtered(two, Sampling(temperature=1.0, top_p=0.6), static)).tolist()
+    assert both == [[False, True, True, False], [True, False, True, False]]
+
+
 @given(LOGITS, st.integers(0, 10_000))
 def test_top_k_of_one_is_greedy_at_any_temperature(logits: np.ndarray, position: int) -> None:
     (picked,) = pick(row(logits), [position], Sampling(temperature=1.7, top_k=1, seed=3))
@@ -140,6 +152,11 @@ def test_repetition_penalty_pushes_seen_tokens_down() -> None:
     assert logits.tolist() == row([2.0, 1.9, -1.0]).tolist()
     with pytest.raises(ValueError, match="contexts"):
         pick(logits, [3], Sampling(repetition_penalty=1.2))
+    cases = (([0, 1, 2, 2], [1.0, -2.0, 0.0, 5.0]), ([], [2.0, -1.0, 0.0, 5.0]), ([3], [2.0, -1.0, 0.0, 2.5]))
+    for context, wanted in cases:
+        assert penalised(row([2.0, -1.0, 0.0, 5.0]), [context], 2.0).tolist() == [wanted]
+    with pytest.raises(ValueError, match="shorter"):
+        penalised(torch.zeros(2, 4), [[0]], 2.0)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from swarm.base.errors import BusyError, PeerError
-from swarm.model.rows import Commits, Layout, Rows, check_untrusted, no_commits
+from swarm.model.rows import MAX_ROWS, Commits, Layout, Rows, check_untrusted, no_commits
 from swarm.model.sampler import Sampling
 from swarm.planner.costs import Costs
 from swarm.ring.certain_rows import certain_rows
 from swarm.ring.frame import (
+    ANSWER,
     Answer,
     Frame,
     encode_answer,
@@ -50,10 +51,11 @@ def commits(slot: int, position: int) -> Commits:
     return Commits(np.array([slot], np.uint32), np.array([position], np.uint32))
 
 
-def drafted(slots: list[int], position: int) -> Rows:
+def drafted(slots: list[int], position: int, scratch: int = LAYOUT.scratch) -> Rows:
     n = len(slots)
-    bits = np.zeros((n, 1), np.uint8)
-    bits[:, 0] = [1 << slot for slot in slots]
+    bits = np.zeros((n, scratch // 8), np.uint8)
+    for row, slot in enumerate(slots):
+        bits[row, slot >> 3] = 1 << (slot & 7)
     same: Any = np.full(n, position, np.uint32)
     return Rows(np.array(slots, np.uint32), same, same, bits, np.ones(n, np.int32), np.ones(n, np.bool_))
 
@@ -195,3 +197,71 @@ def test_a_prompt_of_20000_tokens_is_never_wholly_in_flight(eased: bool) -> None
         core.on_answer(done.seq, [5] * int(done.rows.want.sum()), now)
     assert placed == len(prompt) + 3
     assert 4096 <= most <= limits.queue_rows // 2
+
+
+def test_no_row_at_all_and_one_too_many() -> None:
+    wide = Layout(8, MAX_ROWS + 1)
+    full = certain_rows(wide, 0, [1] * MAX_ROWS)
+    check_untrusted(full, no_commits(), wide)
+    none = Rows(*(getattr(full, field.name)[:0] for field in fields(full)))
+    for rows in (none, certain_rows(wide, 0, [1] * (MAX_ROWS + 1))):
+        with pytest.raises(PeerError, match="a frame has 1 to 4096 rows"):
+            check_untrusted(rows, no_commits(), wide)
+
+
+@pytest.mark.parametrize("name", ["position", "prefix", "token", "want", "ancestors"])
+def test_one_array_that_is_shorter_than_the_others(name: str) -> None:
+    rows = certain_rows(LAYOUT, 0, [1, 2, 3])
+    with pytest.raises(PeerError, match="arrays of a frame differ in length"):
+        check_untrusted(replace(rows, **{name: getattr(rows, name)[:2]}), no_commits(), LAYOUT)
+
+
+def test_bits_of_ancestors_that_are_too_many_or_too_few() -> None:
+    for width in (0, 2):
+        with pytest.raises(PeerError, match="arrays of a frame differ in length"):
+            rows = replace(drafted([0], 3), ancestors=np.ones((1, width), np.uint8))
+            check_untrusted(rows, no_commits(), LAYOUT)
+
+
+def test_a_row_at_the_last_position_sees_all_of_the_context() -> None:
+    last = certain_rows(LAYOUT, LAYOUT.context - 1, [1])
+    assert int(last.prefix[0]) == LAYOUT.context
+    check_untrusted(last, no_commits(), LAYOUT)
+    with pytest.raises(PeerError, match="position beyond the session's 64"):
+        check_untrusted(replace(last, prefix=last.prefix + np.uint32(1)), no_commits(), LAYOUT)
+
+
+def test_a_row_whose_own_bit_lies_in_another_byte() -> None:
+    wide = Layout(32, 64)
+    for slot in (7, 8, 17, 31):
+        rows = drafted([slot], 3, 32)
+        check_untrusted(rows, no_commits(), wide)
+        with pytest.raises(PeerError, match="a row must see itself"):
+            check_untrusted(replace(rows, ancestors=np.roll(rows.ancestors, 1)), no_commits(), wide)
+
+
+def test_as_many_commits_as_a_frame_may_have_and_one_more() -> None:
+    def many(count: int) -> Commits:
+        zeros: Any = np.zeros(count, np.uint32)
+        return Commits(zeros, zeros)
+
+    rows = certain_rows(LAYOUT, 0, [1])
+    check_untrusted(rows, many(MAX_ROWS), LAYOUT)
+    assert len(parse_commits_untrusted(encode_commits(many(MAX_ROWS)), LAYOUT)) == MAX_ROWS
+    with pytest.raises(PeerError, match="commits are malformed"):
+        check_untrusted(rows, many(MAX_ROWS + 1), LAYOUT)
+    with pytest.raises(PeerError, match="expected commits"):
+        parse_commits_untrusted(encode_commits(many(MAX_ROWS + 1)), LAYOUT)
+    with pytest.raises(PeerError, match="commits are malformed"):
+        check_untrusted(rows, Commits(many(2).slot, many(1).position), LAYOUT)
+    assert len(parse_commits_untrusted(b"", LAYOUT)) == 0
+
+
+def test_hidden_rows_of_an_answer_survive_their_bytes() -> None:
+    none: Any = np.zeros(0, np.int32)
+    hidden = ({"wire": "float32", "shape": [1]}, b"four")
+    answer = Answer(RUN, 1, 2, none, none, none, none, none.reshape(0, 0), none.reshape(0, 0), ((3, 4),), hidden=hidden)
+    message = encode_answer(answer)
+    read = parse_answer_untrusted(message)
+    assert message.kind == ANSWER and read.hidden is not None
+    assert (read.hidden[0], bytes(read.hidden[1])) == hidden and (read.epoch, read.seq) == (1, 2)
