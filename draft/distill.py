@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from draft.pick import pick_head, pick_layers
 from draft.student import Student, short_config, whole_model
 from draft.train import Score, Trainer, endless, evaluate, round_int8
 from draft.trainer_state import load_state, save_state
+from swarm.base.clock import SystemTime, TimeSource
 from swarm.base.errors import UsageError
 from swarm.base.events import Notice, Progress, Report, silent
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
@@ -105,7 +105,7 @@ class _Progress:
 class Distiller:
     """One run over the folder `out`; its working files lie in out/work and may be deleted afterwards.
 
-    Raises UsageError when the folder belongs to another target.
+    clock: how long things take. Raises UsageError when the folder belongs to another target.
     """
 
     def __init__(
@@ -117,8 +117,10 @@ class Distiller:
         settings: DistillSettings,
         device: torch.device,
         report: Report = silent,
+        clock: TimeSource | None = None,
     ) -> None:
         self.target, self.settings, self.out, self.report = target, settings, out, report
+        self.clock = clock or SystemTime()
         check_layers(settings.layers, target.manifest.n_layers)
         self.work = out / "work"
         self.chat, self.ends = Chat(tokenizer, ends), ends
@@ -183,11 +185,11 @@ class Distiller:
             rng = random.Random(f"{settings.seed}/{state.batches}")
             scripts = [self.chat.script(prompts.draw(rng), rng) for _ in range(settings.batch * 4)]
             for group in length_groups([s for s in scripts if len(s.prompt) <= 360], settings.batch, rng):
-                start = time.monotonic()
+                start = self.clock.now()
                 samples = self._play(group, settings.seed * 1000 + state.batches)
                 save_samples(self._file("train", state.batches), samples)
                 state.batches += 1
-                state.collected_s += time.monotonic() - start
+                state.collected_s += self.clock.now() - start
                 self._save()
                 self._tell("collecting", state.collected_s, seconds, f"{recorded(samples)} positions more")
                 if state.collected_s >= seconds:
@@ -218,19 +220,19 @@ class Distiller:
             for i in range(0, len(files), 6):  # a few files at a time mix well and fit memory
                 yield [sample for file in files[i : i + 6] for sample in load_samples(file)]
 
-        loss, saved = 0.0, time.monotonic()
+        loss, saved = 0.0, self.clock.now()
         for batch in endless(load, self.settings.step_tokens, rng):
             if self.state.trained_s >= seconds:
                 break
-            start = time.monotonic()
+            start = self.clock.now()
             now = trainer.step(batch, self.state.trained_s / seconds)
             loss = now if not loss else 0.97 * loss + 0.03 * now
-            self.state.trained_s += time.monotonic() - start
+            self.state.trained_s += self.clock.now() - start
             said = f"KL {loss:.3f} after {trainer.positions} positions"
             self._tell("training", self.state.trained_s, seconds, said)
-            if time.monotonic() - saved > 60:
+            if self.clock.now() - saved > 60:
                 self._keep(trainer)
-                saved = time.monotonic()
+                saved = self.clock.now()
         self._keep(trainer)
 
     def _tell(self, what: str, spent: float, seconds: float, detail: str) -> None:

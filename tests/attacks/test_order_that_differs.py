@@ -61,7 +61,11 @@ async def test_orders_that_differ_in_one_field(model: Path, tmp_path: Path, monk
         for changes in ({"epoch": 3}, {"requester": b"\x07" * 32}):
             with monkeypatch.context() as patch:
                 opening = field.requester.desk._opening
-                patch.setattr(field.requester.desk, "_opening", lambda r, o=opening, c=changes: replace(o(r), **c))
+
+                def changed(*asked: Any, opening: Any = opening, changes: Any = changes) -> Any:
+                    return replace(opening(*asked), **changes)
+
+                patch.setattr(field.requester.desk, "_opening", changed)
                 with pytest.raises(RunError):
                     await field.run(request)
         result = await field.run(request)

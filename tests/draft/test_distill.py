@@ -228,11 +228,13 @@ class Clock:
     """Each look at it costs a second."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.seconds = 0.0
 
-    def __call__(self) -> float:
-        self.now += 1.0
-        return self.now
+    def now(self) -> float:
+        self.seconds += 1.0
+        return self.seconds
+
+    wall = now
 
 
 SMALL = DistillSettings(
