@@ -71,7 +71,7 @@ def generate(arguments: argparse.Namespace, prompt: str) -> int:
         return code
     print(flush=True)
     told = [f"through {gateway.url}"]
-    if isinstance(speed := answer.facts.get("tokens_per_second"), int | float):
+    if isinstance(speed := answer.facts.get("tokens_per_second"), float):
         told.append(f"{speed:.1f} tokens/s")
     say(", ".join(told) + (f"\nreceipt: {kept}   (check it: swarm verify {kept})" if kept else ""))
     if code:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import string
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -22,6 +23,8 @@ MOST_LINE = 1 << 20
 MOST_RECEIPT = 64 << 20
 MOST_REFUSAL = 1 << 16
 CONNECT_S = 10.0
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which JSON can spell and no terminal can be sent."""
 _NAME = frozenset(string.ascii_letters + string.digits + "-_")
 
 
@@ -42,11 +45,15 @@ class Gateway:
         """From http://HOST:PORT, with or without /v1. Raises UsageError."""
         try:
             parts = urlsplit(url)
-            port, host = parts.port, parts.hostname
+            port, host = parts.port, parts.hostname or ""
+            host.encode("idna")
         except ValueError:
-            port, host = None, None
-        if host is None or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+            parts, port, host = urlsplit(""), None, ""
+        odd = not host or port == 0 or " " in url or not url.isprintable()
+        if odd or parts.scheme not in ("http", "https") or parts.query or parts.fragment or parts.username is not None:
             raise UsageError(f"expected the address of a gateway as http://HOST:PORT, found {url!r}")
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise UsageError("expected a gateway's key in printable ASCII, on one line")
         port = port or (443 if parts.scheme == "https" else 80)
         return cls(parts.scheme, host, port, parts.path.rstrip("/").removesuffix("/v1"), key, silence_s)
 
@@ -144,6 +151,8 @@ def fetch_receipt(gateway: Gateway, address: str) -> bytes:
     with closing(gateway.ask("GET", address)) as answered:
         try:
             data = answered.response.read(MOST_RECEIPT + 1)
+            if answered.response.length and len(data) <= MOST_RECEIPT:  # a read of so many bytes tells of no early end
+                raise http.client.IncompleteRead(data, answered.response.length)
         except (OSError, http.client.HTTPException) as error:
             raise RunError(f"the gateway at {gateway.url} broke off within a receipt ({error})") from error
     if len(data) > MOST_RECEIPT:
@@ -191,6 +200,6 @@ def _text_untrusted(event: Mapping[str, Any], chat: bool, answer: GatewayAnswer)
         answer.finish_reason = finish
     said = choices[0].get("delta") if chat else choices[0]
     text = said.get("content" if chat else "text") if isinstance(said, dict) else None
-    if text is not None and not isinstance(text, str):
+    if text is not None and not (isinstance(text, str) and _HALF.search(text) is None):
         raise PeerError("expected text in the gateway's event, found something else")
     return text or ""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from llguidance import LLMatcher, LLParserLimits
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 
 from swarm.base.errors import UsageError
 from swarm.model.constraint import MAX_CHARS, Constraint, Kind
@@ -44,7 +44,9 @@ def from_grammar(text: str) -> Constraint:
         raise UsageError(f"expected a grammar of at most {MAX_CHARS} characters, found {len(text)}")
     try:
         return Constraint("lark", any_to_lark(text))
-    except (GbnfToLarkError, RecursionError) as error:
+    except (
+        Exception
+    ) as error:  # what the reader finds wrong as a whole it raises as nothing more: no root, an empty text
         raise UsageError(f"the grammar cannot be read: {str(error)[:300] or 'it is nested too deep'}") from None
 
 

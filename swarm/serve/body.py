@@ -6,6 +6,7 @@ msgspec checks types and bounds; what it finds is told in our words, with the fi
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, TypeVar
 
@@ -43,8 +44,13 @@ def parse_json_untrusted(data: bytes) -> Any:
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
+    def number(text: str) -> float:
+        if math.isinf(value := float(text)):  # an answer that repeats it would be no JSON
+            raise ValueError(f"{text[:40]} is beyond what a number can hold")
+        return value
+
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=refuse)
+        return json.loads(data.decode("utf-8"), parse_constant=refuse, parse_float=number)
     except UnicodeDecodeError as exc:
         raise ApiError(400, f"expected a body in UTF-8, found byte {exc.start} that is not", "invalid_json") from exc
     except RecursionError as exc:
@@ -68,6 +74,8 @@ def read(kind: type[T], body: Any) -> T:
             if not (fault.startswith("Expected `int") and type(value) is float and value.is_integer()):
                 raise _refusal(kind, body, fault, path) from exc
             body = {**body, path: int(value)}
+        except UnicodeEncodeError:  # msgspec stumbles where such text stands for another type, or names a field
+            raise _broken_text(body) from None
     _check_text(found, "")
     return found
 
@@ -121,6 +129,25 @@ def _check_text(value: Any, path: str) -> None:
         for name, inner in zip(value.__struct_encode_fields__, msgspec.structs.astuple(value), strict=True):
             if type(inner) is not dict:
                 _check_text(inner, f"{path}.{name}" if path else name)
+
+
+def _broken_text(body: Any) -> ApiError:
+    """The refusal of a body with half of a surrogate pair in a text or in a name."""
+    rest = [("", body)]
+    while rest:
+        path, value = rest.pop()
+        try:
+            if isinstance(value, str):
+                clean_text(value, path)
+            elif isinstance(value, dict):
+                for name, inner in value.items():
+                    clean_text(name, path)
+                    rest.append((f"{path}.{name}" if path else name, inner))
+            elif isinstance(value, list):
+                rest += [(f"{path}[{index}]", inner) for index, inner in enumerate(value)]
+        except ApiError as error:
+            return error
+    return bad_field("", "expected text in UTF-8")
 
 
 def _fault(error: msgspec.ValidationError) -> tuple[str, str]:

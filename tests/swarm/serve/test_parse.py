@@ -23,6 +23,12 @@ def chat(**fields: Any) -> Any:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
+        ({"max_tokens": "\ud800"}, "max_tokens"),
+        ({"messages": [{"role": "\udfff", "content": "x"}]}, "messages[0].role"),
+        ({"tool_choice": {"\ud800": 1}}, "tool_choice"),
+        ({"\ud800": 1}, ""),
+        ({"grammar": ""}, "grammar"),
+        ({"grammar": "expr ::= [0-9]"}, "grammar"),
         ({"messages": "hello"}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -164,7 +170,9 @@ def test_any_bytes_are_json_or_refused(data: bytes) -> None:
         assert error.code == "invalid_json"
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"NaN", b"[1e5, Infinity]", b"[" * 10**6, b"\xff", b"9" * 5000])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"NaN", b"[1e5, Infinity]", b"[-1e999]", b"[" * 10**6, b"\xff", b"9" * 5000]
+)
 def test_what_is_not_strict_json_is_refused(data: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         parse_json_untrusted(data)

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from swarm.base.errors import PeerError, RunError, SwarmError, UsageError
 from swarm.cli import main
-from swarm.client.through_gateway import Gateway, GatewayAnswer, event_untrusted, refusal_untrusted, stream
+from swarm.client.through_gateway import (
+    Gateway,
+    GatewayAnswer,
+    event_untrusted,
+    fetch_receipt,
+    refusal_untrusted,
+    stream,
+)
 from tests.swarm.serve.conftest import Serve, Served
 from tests.swarm.serve.tiny import TinyBackend
 
@@ -90,10 +97,10 @@ async def test_an_error_within_the_stream_ends_the_command(
     assert "a stage burned down" in capsys.readouterr().err
 
 
-async def _speaking(answer: bytes) -> tuple[asyncio.Server, Gateway]:
+async def _speaking(answer: bytes, until: bytes = b"}", header: bytes = b"") -> tuple[asyncio.Server, Gateway]:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"}")  # the whole request: closing over unread bytes resets the connection
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + answer)
+        await reader.readuntil(until)  # the whole request: closing over unread bytes resets the connection
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + header + b"\r\n" + answer)
         await writer.drain()
         writer.close()
 
@@ -107,6 +114,7 @@ async def _speaking(answer: bytes) -> tuple[asyncio.Server, Gateway]:
         (b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n', RunError),
         (b"data: [1]\n\n", PeerError),
         (b'data: {"choices": [{"delta": {"content": 7}}]}\n\n', PeerError),
+        (b'data: {"choices": [{"delta": {"content": "\\ud800"}}]}\n\n', PeerError),
         (b"data: " + b"x" * (1 << 21), PeerError),
     ],
 )
@@ -115,6 +123,20 @@ async def test_a_gateway_that_says_nonsense(answer: bytes, error: type[SwarmErro
     async with server:
         with pytest.raises(error):
             await asyncio.to_thread(lambda: list(stream(gateway, True, {}, GatewayAnswer())))
+
+
+async def test_half_a_receipt_is_none() -> None:
+    server, gateway = await _speaking(b'{"order": 1', b"\r\n\r\n", b"Content-Length: 99\r\n")
+    async with server:
+        with pytest.raises(RunError, match="broke off within a receipt"):
+            await asyncio.to_thread(fetch_receipt, gateway, "/v1/receipts/ab12")
+
+
+async def test_a_speed_beyond_any_number_is_not_told(tmp_path: Path) -> None:
+    facts = b'data: {"wanswarm": {"tokens_per_second": 1' + b"0" * 400 + b"}}\n\ndata: [DONE]\n\n"
+    server, gateway = await _speaking(facts)
+    async with server:
+        assert await asyncio.to_thread(main, [*ASK, "--gateway", gateway.url, "--state", str(tmp_path)]) == 0
 
 
 def test_a_receipt_is_fetched_from_its_own_address_alone() -> None:
@@ -134,7 +156,16 @@ def test_any_line_is_an_event_or_a_peer_error(data: bytes) -> None:
     assert isinstance(refusal_untrusted(400, data), UsageError)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://a", "http://", "http://a:b", "http://a?x=1"])
+ODD = ("http://a:0", "http://a b", "http://a\nb", "http://u:p@a", "http://a/b c", f"http://{'a' * 300}", "http://[::1")
+
+
+@pytest.mark.parametrize("key", ["a\nb", "clé"])
+def test_keys_that_no_header_holds(key: str) -> None:
+    with pytest.raises(UsageError):
+        Gateway.at("http://a", key)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://a", "http://", "http://a:b", "http://a?x=1", *ODD])
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(UsageError):
         Gateway.at(url)
