@@ -10,12 +10,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "README.md"))
 HOMES = (ROOT, ROOT / "swarm", ROOT / "receipts", ROOT / "draft")
+MODULES = {path.name for folder in ("swarm", "draft", "receipts", "tests") for path in (ROOT / folder).rglob("*.py")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_modules_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(r"`((?:[a-z_]+/)+[a-z_0-9]+\.py)`", page.read_text())
     assert [name for name in named if not any((home / name).exists() for home in HOMES)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_modules_and_tests_that_a_page_names_without_their_folder_exist(page: Path) -> None:
+    named = re.findall(r"`([a-z_0-9]+\.py)`", page.read_text())
+    assert sorted({name for name in named if name not in MODULES}) == []
 
 
 def test_every_room_is_on_the_map() -> None:
