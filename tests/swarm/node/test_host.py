@@ -108,12 +108,16 @@ def test_auto_expands_where_memory_allows_it_and_a_layer_was_faster_so(
     monkeypatch.setattr(swarm.node.host, "measure_ways", measured)
     free = 8 << 20  # of 10.6 MB expanded, 2.5 as stored
 
+    class Roomy(Host):
+        def free(self, device: torch.device) -> int:
+            return free
+
     def computes_in(state: str) -> str:
         config = JoinConfig(MemberConfig(tmp_path, tmp_path / "models"), kv_bytes=1 << 20)
         (tmp_path / state).mkdir(exist_ok=True)
         kept = ProbeCache(tmp_path / state)
-        store, room = ModelStore(tmp_path / "models"), lambda device: free
-        host = Host(config, store, b"n" * 32, FAST, torch.bfloat16, 1, silent, kept, None, room, "auto")
+        store = ModelStore(tmp_path / "models")
+        host = Roomy(config, store, b"n" * 32, FAST, torch.bfloat16, 1, silent, kept, None, "auto")
         return host.load(DEFAULT_MODEL, (4, 5)).hosted.block.computes_in
 
     assert computes_in("a") == PACKED and tries == []
