@@ -14,10 +14,12 @@ from swarm.ring.frame import Answer
 
 @dataclass(frozen=True)
 class Sent:
-    """A frame in flight: when it left (monotonic seconds), and the numbers of its rows that want an answer."""
+    """A frame in flight: when it left (monotonic seconds), the numbers of its rows that want an answer, and how many
+    tokens ahead the tail may draft."""
 
     at: float
     wanted: NDArray[np.intp]
+    drafts: int = 0
 
 
 def check_answer_untrusted(answer: Answer, in_flight: Mapping[int, Sent], vocab_size: int | None) -> None:
@@ -35,10 +37,14 @@ def check_answer_untrusted(answer: Answer, in_flight: Mapping[int, Sent], vocab_
     wanted = in_flight[seq].wanted
     if len(answer.row) != len(wanted) or np.any(answer.row != wanted):
         raise PeerError(f"expected tokens for {len(wanted)} rows of frame {seq}, found {len(answer.row)} others")
+    if answer.drafts is not None and len(answer.drafts.token) > in_flight[seq].drafts:
+        found, asked = len(answer.drafts.token), in_flight[seq].drafts
+        raise PeerError(f"expected drafts of at most {asked} tokens ahead with frame {seq}, found {found}")
     drafted = [answer.drafts.token] if answer.drafts is not None else []
     for tokens in (answer.token, answer.top_token, *drafted):
         if tokens.size and (int(tokens.min()) < 0 or (vocab_size is not None and int(tokens.max()) >= vocab_size)):
             worst = int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max())
             raise PeerError(f"expected token ids from 0 to {(vocab_size or 0) - 1}, found {worst} in an answer")
-    if any(np.isnan(values).any() for values in (answer.margin, answer.logprob, answer.top_logprob)):
+    values = (answer.margin, answer.logprob, answer.top_logprob)
+    if not all(np.isfinite(each).all() for each in values):  # honest tails bound all three; JSON has no infinity
         raise PeerError("expected log-probabilities in an answer, found what is not a number")

@@ -121,7 +121,7 @@ class RunLoop:
             while (planned := self.core.next_frame(time.monotonic())) is not None:
                 opening = link.opening
                 self._last_sent = time.monotonic()
-                self._in_flight[planned.seq] = Sent(self._last_sent, np.flatnonzero(planned.rows.want))
+                self._in_flight[planned.seq] = Sent(self._last_sent, np.flatnonzero(planned.rows.want), planned.drafts)
                 self.tally.passes += 1
                 self.tally.rows += len(planned.rows)
                 await link.send(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from swarm.base.errors import PeerError
-from swarm.ring.frame import Answer
+from swarm.ring.frame import Answer, Drafts
 from swarm.run.answer_check import Sent, check_answer_untrusted
 
 FLIGHT = {4: Sent(0.0, np.array([], np.intp)), 5: Sent(0.0, np.array([0, 2])), 6: Sent(0.0, np.array([0]))}
@@ -19,6 +19,17 @@ def answer(seq: int = 5, rows: tuple[int, ...] = (0, 2), tokens: tuple[int, ...]
     values = np.zeros(len(rows), np.float32)
     top: Any = np.zeros((len(rows), 0), np.int32)
     return Answer(bytes(16), 0, seq, np.array(rows, np.uint32), np.array(tokens, np.int32), values, values, top, top)
+
+
+def drafts(levels: int) -> Drafts:
+    return Drafts(2, np.zeros((levels, 1), np.int32), np.ones((levels, 1), np.float32))
+
+
+def test_drafts_are_taken_as_far_as_they_were_asked_for() -> None:
+    flight = {5: replace(FLIGHT[5], drafts=2)}
+    check_answer_untrusted(replace(answer(), drafts=drafts(2)), flight, 10)
+    with pytest.raises(PeerError, match="at most 2 tokens ahead with frame 5, found 3"):
+        check_answer_untrusted(replace(answer(), drafts=drafts(3)), flight, 10)
 
 
 def test_the_answer_that_is_due_is_taken() -> None:
@@ -39,6 +50,9 @@ def test_the_answer_that_is_due_is_taken() -> None:
         (answer(tokens=(-1, 1)), "expected token ids from 0 to 9, found -1 in an answer"),
         (replace(answer(), top_token=np.array([[3], [11]], np.int32)), "found 11 in an answer"),
         (replace(answer(), logprob=np.array([0.0, np.nan], np.float32)), "what is not a number"),
+        (replace(answer(), logprob=np.array([0.0, -np.inf], np.float32)), "what is not a number"),
+        (replace(answer(), margin=np.array([np.inf, 0.0], np.float32)), "what is not a number"),
+        (replace(answer(), drafts=drafts(1)), "expected drafts of at most 0 tokens ahead with frame 5, found 1"),
     ],
 )
 def test_an_answer_of_wrong_count_place_or_tokens_is_refused(wrong: Answer, why: str) -> None:
