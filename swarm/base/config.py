@@ -77,6 +77,7 @@ class MemberConfig:
     state      folder of the identity, peers, receipts; one process at a time
     models     folder of model files, shared by all processes of the machine
     invite     text of an invite; None: look on the LAN, then at the swarm used last
+    remember   keep what is known of the swarm, so that the next command needs no invite; no for one that ends with this
     lan        announce and look for swarms on the local network
     lan_swarm  id of the one to enter there; None: the first that lets us in
     relay      go through a relay where no direct path is found
@@ -111,6 +112,7 @@ class MemberConfig:
     )
     lan: bool = option(True, "neither announce nor look on the local network", name="--no-lan", off=True, group=SWARM)
     lan_swarm: bytes | None = None
+    remember: bool = True
     relay: bool = option(True, "never go through a relay", name="--no-relay", off=True, group=SWARM)
     punch: bool = option(
         True,

@@ -94,7 +94,9 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
         where = f", {options.rtt:g} ms apart" if options.rtt else ""
         say(f"starting {options.nodes} nodes of {checkpoint.manifest.model} on this machine{where}")
         async with local_ring(swarm, layers, report) as ring:
-            member = MemberConfig(state_dir(arguments), models, ring.invite, lan=False, punch=not options.rtt)
+            member = MemberConfig(
+                state_dir(arguments), models, ring.invite, lan=False, remember=False, punch=not options.rtt
+            )
             config = GenerateConfig.from_arguments(arguments, member, options.prompt, RouteRules())
             if options.dashboard is not None:
                 await _dashboard(config, options.dashboard, report)

@@ -110,6 +110,13 @@ class Parser(argparse.ArgumentParser):
         width, beside = _columns(), 16 if self._subparsers is not None else 6
         return argparse.RawDescriptionHelpFormatter(self.prog, 2, 24 if width >= NARROW else beside, width)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but what a command does not know is an error of that command, with its usage."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown and self._subparsers is None:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         """Usage, the error, and a near miss if there is one; exit code 2."""
         guess = self._guess(message)

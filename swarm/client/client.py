@@ -115,7 +115,8 @@ class Requester:
             stack.callback(target.templates.close)
             stack.callback(target.compiler.close)
             target.require_served(saved)
-            gossip = await stack.enter_async_context(Gossip(board, saved, store=RememberedSwarm(folder)))
+            store = RememberedSwarm(folder) if config.member.remember else None
+            gossip = await stack.enter_async_context(Gossip(board, saved, store=store))
             manifest = target.manifest
             kept = open_log(folder / "log", identity.id)
             author = kept.author(identity.sign)

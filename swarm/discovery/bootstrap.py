@@ -115,7 +115,8 @@ async def enter_as_guest(
     if config.invite is not None:
         invite = parse_invite_untrusted(config.invite)
         saved = await enter_by_invite(board, invite, "guest", known=remembered(folder, identity))
-        remember_invite(config.state, config.invite)
+        if config.remember:
+            remember_invite(config.state, config.invite)
         return saved
     heard: Sequence[LanNode] = ()
     if config.lan:

@@ -146,7 +146,8 @@ def render_status(data: Mapping[str, Any], width: int) -> RenderableType:
     up = sum(node["standing"] == "up" for node in data["nodes"])
     kind = "open swarm" if data["open"] else "swarm"
     head = Text.assemble(
-        (f"{kind} {data['swarm'][:8]}", "bold"), f"  {model['ref']}, {model['layers']} layers, {up} nodes up"
+        (f"{kind} {data['swarm'][:8]}", "bold"),
+        f"  {model['ref']}, {model['layers']} layers, {up} {'node' if up == 1 else 'nodes'} up",
     )
     parts: list[RenderableType] = [head, Text(), _table(data["nodes"], width), Text(), _coverage(data, width)]
     if (kernels := _kernels(data["nodes"])) is not None:

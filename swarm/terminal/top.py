@@ -91,7 +91,7 @@ def render_top(watch: Watch, width: int, height: int) -> RenderableType:
     ring = data["ring"]
     head = Text.assemble(
         (f"swarm {data['swarm'][:8]}", "bold"),
-        f"  {up} nodes up  ",
+        f"  {up} {'node' if up == 1 else 'nodes'} up  ",
         ("covered", "green") if data["covered"] else (f"missing {data['missing'] or 'all'}", "bold red"),
         f"  pass {ring['pass_ms']:.0f} ms" if ring is not None else "",
         f"  {runs} run parts  {data['model']['ref']}",

@@ -174,3 +174,12 @@ def test_help_is_short_first_and_whole_when_asked(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         main(["revoke", "--help"])
     assert "--http-proxy" in capsys.readouterr().out  # a command with few options has one depth
+
+
+@pytest.mark.parametrize("command", ["serve", "draft distill"])
+def test_an_unknown_option_is_an_error_of_its_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = ["--target", "x", "--out", "y"] if command == "draft distill" else []
+    with pytest.raises(SystemExit):
+        main([*command.split(), *needed, "--listens", "999"])
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: swarm {command} ") and f"swarm {command}: error: unrecognized" in said

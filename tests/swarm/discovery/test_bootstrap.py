@@ -15,6 +15,7 @@ from swarm.base.errors import PeerError, UsageError
 from swarm.base.events import Event
 from swarm.discovery.bootstrap import enter_as_guest, enter_by_invite
 from swarm.discovery.bootstrap_node import enter_as_node
+from swarm.discovery.state_dir import LAST_INVITE
 from swarm.mesh.invite import make_invite, parse_invite_untrusted
 from swarm.mesh.lan import LanNode
 from swarm.mesh.membership import InviteError, Membership
@@ -90,6 +91,19 @@ async def test_a_swarm_that_is_heard_and_may_not_be_entered_stops_a_founder(
     heard.append(replace(closed, open=True, model=bytes(16), swarm=bytes(32)))  # open, and for another model
     with pytest.raises(UsageError, match="1 by invite only, 1 for another model"):
         await enter_as_node(replace(founder, found=False), tmp_path, identity, board, store, said.append)
+
+
+async def test_a_guest_of_a_swarm_that_ends_with_it_leaves_the_one_used_last_alone(
+    field_: Field, tmp_path: Path
+) -> None:
+    invite = invite_of(await field_.first())
+    (tmp_path / LAST_INVITE).write_text("the one used last")
+    for remember, kept in ((False, "the one used last"), (True, invite)):
+        identity = Identity.generate()
+        board, _ = await field_.board(identity)
+        member = MemberConfig(tmp_path, tmp_path / "models", invite, lan=False, remember=remember)
+        await enter_as_guest(board, member, tmp_path / identity.id.hex(), identity, lambda event: None)
+        assert (tmp_path / LAST_INVITE).read_text() == kept
 
 
 async def test_a_member_that_reaches_nobody_waits_and_a_newcomer_is_told(field_: Field, tmp_path: Path) -> None:

@@ -82,6 +82,12 @@ def test_a_covered_swarm_reads_well_in_60_columns() -> None:
     assert "\x1b" not in text  # a pipe gets plain text
 
 
+@pytest.mark.parametrize(("count", "said"), [(0, " 0 nodes up"), (1, " 1 node up"), (2, " 2 nodes up")])
+def test_nodes_are_counted_in_english(count: int, said: str) -> None:
+    nodes = [node(name, 0, 8) for name in ("aa11aa11", "bb22bb22")[:count]]
+    assert said in drawn(render_status(snapshot([count] * 8, None, nodes), 120), 120)
+
+
 def test_a_wide_terminal_shows_how_nodes_are_reached() -> None:
     nodes = [node("abcdefgh", 0, 4, edge="punched"), node("ijklmnop", 4, 8, edge="relay"), node("qrstuvwx", 0, 8)]
     lines = drawn(render_status(snapshot([1] * 8, None, nodes), 120), 120).splitlines()
