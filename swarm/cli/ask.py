@@ -127,7 +127,7 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
 
     async with await Requester.connect(config.asked, report) as requester:
         if not config.json and config.request.speculation != "plain":
-            say(f"drafts: {requester.drafts}")
+            say(requester.drafts)
         if config.raw:
             prompt_ids = requester.encode(config.prompt)
         else:

@@ -66,14 +66,14 @@ def generate(arguments: argparse.Namespace, prompt: str) -> int:
         write_whole(kept, fetch_receipt(gateway, address))
     code = 1 if answer.finish_reason == "swarm_incomplete" else 0
     if arguments.json:
-        facts = {**answer.facts, "receipt": None if kept is None else str(kept)}
-        print(json.dumps({"text": "".join(pieces), "finish_reason": answer.finish_reason, **facts}, ensure_ascii=False))
+        told = {"text": "".join(pieces), "finish_reason": answer.finish_reason, "receipt": kept and str(kept)}
+        print(json.dumps({**answer.facts, **told}, ensure_ascii=False))
         return code
     print(flush=True)
-    told = [f"through {gateway.url}"]
+    said = [f"through {gateway.url}"]
     if isinstance(speed := answer.facts.get("tokens_per_second"), float):
-        told.append(f"{speed:.1f} tokens/s")
-    say(", ".join(told) + (f"\nreceipt: {kept}   (check it: swarm verify {kept})" if kept else ""))
+        said.append(f"{speed:.1f} tokens/s")
+    say(", ".join(said) + (f"\nreceipt: {kept}   (check it: swarm verify {kept})" if kept else ""))
     if code:
         say("swarm: the run ended early: a stage was lost and no replacement came; what was committed is above")
     return code

@@ -160,6 +160,10 @@ def fetch_receipt(gateway: Gateway, address: str) -> bytes:
     return data
 
 
+def _no_number(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def event_untrusted(line: bytes) -> dict[str, Any] | str | None:
     """One line of server-sent events: its JSON object, "[DONE]", or None for a line that says nothing. Raises
     PeerError."""
@@ -171,7 +175,7 @@ def event_untrusted(line: bytes) -> dict[str, Any] | str | None:
     if data == b"[DONE]":
         return "[DONE]"
     try:
-        event = json.loads(data)
+        event = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):

@@ -116,6 +116,7 @@ async def _speaking(answer: bytes, until: bytes = b"}", header: bytes = b"") -> 
         (b'data: {"choices": [{"delta": {"content": 7}}]}\n\n', PeerError),
         (b'data: {"choices": [{"delta": {"content": "\\ud800"}}]}\n\n', PeerError),
         (b"data: " + b"x" * (1 << 21), PeerError),
+        (b'data: {"choices": [], "wanswarm": {"tokens_per_second": NaN}}\n\n', PeerError),
     ],
 )
 async def test_a_gateway_that_says_nonsense(answer: bytes, error: type[SwarmError]) -> None:
@@ -123,6 +124,17 @@ async def test_a_gateway_that_says_nonsense(answer: bytes, error: type[SwarmErro
     async with server:
         with pytest.raises(error):
             await asyncio.to_thread(lambda: list(stream(gateway, True, {}, GatewayAnswer())))
+
+
+async def test_an_account_of_the_run_overrides_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    account = b'{"text": "another", "finish_reason": "stop", "tokens": 3}'
+    answer = b'data: {"choices": [{"text": "said", "finish_reason": "length"}], "wanswarm": %s}\n\ndata: [DONE]\n\n'
+    server, gateway = await _speaking(answer % account)
+    async with server:
+        words = [*ASK, "--raw", "--json", "--no-receipt", "--state", str(tmp_path), "--gateway", gateway.url]
+        assert await asyncio.to_thread(main, words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"text": "said", "finish_reason": "length", "receipt": None, "tokens": 3}
 
 
 async def test_half_a_receipt_is_none() -> None:
