@@ -9,7 +9,8 @@ from typing import TypedDict
 from swarm.base.config import MemberConfig
 from swarm.base.errors import UsageError
 
-_FIELDS = frozenset(each.name for each in fields(MemberConfig)) - {"invite"}
+_FIELDS = frozenset(each.name for each in fields(MemberConfig)) - {"invite", "remember"}
+"""`remember` is for a command that ends the swarm it made: `swarm demo`."""
 
 
 class MemberOptions(TypedDict, total=False):

@@ -113,7 +113,7 @@ def test_every_name_that_is_promised_is_there() -> None:
 def test_keywords_of_a_node_are_the_fields_of_its_configuration() -> None:
     own = set(NodeOptions.__annotations__) - set(MemberOptions.__annotations__) - {"report"}
     assert own == {field.name for field in fields(JoinConfig)} - {"member"}
-    assert set(MemberOptions.__annotations__) == {field.name for field in fields(MemberConfig)} - {"invite"}
+    assert set(MemberOptions.__annotations__) == {field.name for field in fields(MemberConfig)} - {"invite", "remember"}
 
 
 def test_keywords_of_an_answer_are_the_options_that_a_run_declares() -> None:
