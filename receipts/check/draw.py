@@ -40,12 +40,7 @@ def svg_report(verdict: Verdict) -> str:
     panel = _panel(verdict, side + 20)
     height = max(side + 20, len(panel) * LINE + 90, 200)
     width = side + PANEL + 40
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="ui-sans-serif, system-ui, sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
-        _title(verdict, width),
-    ]
+    parts = [*svg_head(width, height), _title(verdict, width)]
     if run is not None:
         parts += _ring(verdict, run, side / 2, 44 + side / 2 - 20, radius)
     return "\n".join([*parts, *panel, "</svg>"]) + "\n"
@@ -60,12 +55,22 @@ def _title(verdict: Verdict, width: int) -> str:
     colour = RED if verdict.refusal is not None else COLOURS[Standing.PROVEN] if not verdict.exit_code else "#9a6700"
     line = f"REFUSED  {verdict.line}" if verdict.refusal is not None else verdict.line
     lines = textwrap.wrap(printable(line), width // 10, max_lines=2, placeholder=" …")
-    return "\n".join(_text(20, 26 + 20 * row, text, colour, 15, 600) for row, text in enumerate(lines))
+    return "\n".join(svg_text(20, 26 + 20 * row, text, colour, 15, 600) for row, text in enumerate(lines))
 
 
-def _text(
+def svg_head(width: int, height: int) -> list[str]:
+    """How a drawing of that many pixels begins; `</svg>` ends it."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="ui-sans-serif, system-ui, sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
+    ]
+
+
+def svg_text(
     x: float, y: float, text: str, colour: str = INK, size: int = 12, weight: int = 400, anchor: str = "start"
 ) -> str:
+    """A line of text that is safe to draw, whoever wrote it."""
     return (
         f'<text x="{x:.0f}" y="{y:.0f}" fill="{colour}" font-size="{size}" font-weight="{weight}" '
         f'text-anchor="{anchor}">{escape(printable(text))}</text>'
@@ -99,7 +104,7 @@ def _centre(run: ReceiptRun, x: float, y: float) -> list[str]:
         names = ", ".join(short(key) for key in epoch.lost) or "a node"
         lines.append((f"lost {names} at position {epoch.first_position}", RED))
     top = y - (len(lines) - 1) * LINE / 2 + 4
-    return [_text(x, top + i * LINE, text[:44], colour, anchor="middle") for i, (text, colour) in enumerate(lines)]
+    return [svg_text(x, top + i * LINE, text[:44], colour, anchor="middle") for i, (text, colour) in enumerate(lines)]
 
 
 def _edge(
@@ -119,7 +124,7 @@ def _edge(
         f'fill="none" stroke="{colour}" stroke-width="2"{dashed}/>',
         f'<path d="M-6 -5L6 0L-6 5Z" fill="{colour}" '
         f'transform="translate({mid_x:.1f} {mid_y:.1f}) rotate({turn:.1f})"/>',
-        _text(
+        svg_text(
             mid_x - 46 * math.cos(middle),
             mid_y - 47 * math.sin(middle) + 4,
             edge_rtt(epoch, index),
@@ -138,9 +143,9 @@ def _box(x: float, y: float, key: str, role: str, device: str, standing: Standin
     return [
         f'<rect x="{left:.1f}" y="{top:.1f}" width="{wide}" height="{high}" rx="8" fill="{BOX_FILL}" '
         f'stroke="{colour}" stroke-width="1.5"/>',
-        _text(x, top + 21, role, INK, 13, 600, "middle"),
-        _text(x, top + 38, short(key), FAINT, 11, 400, "middle"),
-        _text(x, top + 55, name, COLOURS[Standing.CLAIMED] if role != "requester" else FAINT, 11, 400, "middle"),
+        svg_text(x, top + 21, role, INK, 13, 600, "middle"),
+        svg_text(x, top + 38, short(key), FAINT, 11, 400, "middle"),
+        svg_text(x, top + 55, name, COLOURS[Standing.CLAIMED] if role != "requester" else FAINT, 11, 400, "middle"),
     ]
 
 
@@ -151,10 +156,10 @@ def _panel(verdict: Verdict, left: int) -> list[str]:
         claims = [claim for claim in verdict.claims if claim.standing is standing]
         if not claims:
             continue
-        parts.append(_text(left, y, standing.value.upper(), COLOURS[standing], 12, 700))
+        parts.append(svg_text(left, y, standing.value.upper(), COLOURS[standing], 12, 700))
         y += LINE
         for line in _lines(claims):
-            parts.append(_text(left + 12, y, line, INK))
+            parts.append(svg_text(left + 12, y, line, INK))
             y += LINE
         y += 6
     return parts

@@ -13,6 +13,7 @@ from html import escape
 
 from receipts.check.checks import short
 from receipts.check.context import drawn_in
+from receipts.check.draw import FAINT, INK, RED, svg_head, svg_text
 from receipts.check.report import edge_rtt
 from receipts.check.run import ReceiptRun
 from receipts.format.errors import printable
@@ -20,7 +21,7 @@ from receipts.format.opening import Replan
 
 IN_RING, APART, LOST, FIRST = "━", "·", "✗", "▼"
 LEAST_BAR = 12
-INK, FAINT, PAPER, BAR, BUSY, RED = "#1f2328", "#59636e", "#ffffff", "#ddf4ff", "#0969da", "#cf222e"
+BAR, BUSY = "#ddf4ff", "#0969da"
 LANE, LEFT, BARS, RIGHT, TOP = 30, 190, 620, 150, 74
 
 
@@ -147,28 +148,27 @@ def svg_timeline(line: Timeline, title: str) -> str:
     bottom = TOP + LANE * len(line.lanes)
     width, height = LEFT + BARS + RIGHT, bottom + 40 + 18 * len(notes)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="ui-sans-serif, system-ui, sans-serif" font-size="12" role="img">',
+        *svg_head(width, height),
         f"<title>{escape(printable(title))}</title>",
-        f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
-        _text(20, 28, title, INK, "start", 15),
+        svg_text(20, 28, title, size=15),
     ]
     for number, ring in enumerate(line.rings):
         x = _x(line, ring.begin_us)
         parts.append(f'<path d="M{x:.1f} {TOP - 18}V{bottom}" stroke="{RED if number else FAINT}" stroke-width="1"/>')
-        parts.append(_text(x + 4, TOP - 8, f"ring {number}", FAINT))
+        parts.append(svg_text(x + 4, TOP - 8, f"ring {number}", FAINT))
     for row, (key, of) in enumerate(line.lanes):
         parts += _lane(line, key, of, TOP + LANE * row)
     if line.first_token_us is not None:
         x = _x(line, line.first_token_us)
         parts.append(f'<path d="M{x - 5:.1f} {TOP - 4}h10l-5 8z" fill="{INK}"><title>first token</title></path>')
-    parts += [_text(LEFT, bottom + 14, "0"), _text(LEFT + BARS, bottom + 14, _seconds(line.elapsed_us), FAINT, "end")]
-    parts += [_text(20, bottom + 40 + 18 * row, note[:150]) for row, note in enumerate(notes)]
+    parts.append(svg_text(LEFT, bottom + 14, "0", FAINT))
+    parts.append(svg_text(LEFT + BARS, bottom + 14, _seconds(line.elapsed_us), FAINT, anchor="end"))
+    parts += [svg_text(20, bottom + 40 + 18 * row, note[:150], FAINT) for row, note in enumerate(notes)]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _lane(line: Timeline, key: str, parts: Sequence[LanePart], top: float) -> list[str]:
-    drawn = [_text(20, top + 18, f"{_layers(parts)}  {short(key)[:8]}", INK)]
+    drawn = [svg_text(20, top + 18, f"{_layers(parts)}  {short(key)[:8]}")]
     for part in parts:
         ring = line.rings[part.ring]
         x, end = _x(line, ring.begin_us), _x(line, ring.end_us)
@@ -183,8 +183,8 @@ def _lane(line: Timeline, key: str, parts: Sequence[LanePart], top: float) -> li
                 f"<title>{said}</title></rect>"
             )
         if key in ring.lost:
-            drawn.append(_text(end - 4, top + 19, LOST, RED, "end", 14))
-    drawn.append(_text(LEFT + BARS + 8, top + 18, _share(line, parts)))
+            drawn.append(svg_text(end - 4, top + 19, LOST, RED, 14, anchor="end"))
+    drawn.append(svg_text(LEFT + BARS + 8, top + 18, _share(line, parts), FAINT))
     return drawn
 
 
@@ -220,10 +220,3 @@ def _layers(parts: Sequence[LanePart]) -> str:
 
 def _seconds(us: int) -> str:
     return f"{us / 1e6:.2f} s" if us < 10_000_000 else f"{us / 1e6:.1f} s"
-
-
-def _text(x: float, y: float, text: str, colour: str = FAINT, anchor: str = "start", size: int = 12) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-size="{size}" text-anchor="{anchor}">'
-        f"{escape(printable(text))}</text>"
-    )
