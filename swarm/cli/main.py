@@ -38,6 +38,7 @@ COMMANDS = {
     "model": "pull, list, show or quantize models",
     "invite": "let others in",
     "revoke": "end an invite",
+    "probe": "this machine as an entry of a fleet file",
     "plan": "dry run over a described fleet",
     "doctor": "what this machine brings, what is wrong, what to do",
     "draft": "make a drafter",

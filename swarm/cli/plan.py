@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.base.config import JoinConfig, MemberConfig
-from swarm.base.option import build, option
+from swarm.base.option import Number, build, option
 from swarm.cli.common import models_dir
 from swarm.cli.parser import Parser
 
@@ -19,8 +19,13 @@ from swarm.cli.parser import Parser
 class PlanOptions:
     """Which fleet, which model, and how to print."""
 
-    nodes: Path = option(Path(), "the fleet, TOML or JSON", "FILE", read=Path, required=True)
+    nodes: tuple[Path, ...] = option(
+        (), "the fleet, TOML or JSON; several files are one fleet", "FILE", read=Path, many=True, required=True
+    )
     model: str | None = option(None, "the model (default: the one that the file describes)", "REF")
+    rtt: float | None = option(
+        None, "round trip between machines whose files say none", "MS", read=Number(float, 0, 10_000, "milliseconds")
+    )
     explain: bool = option(False, "say why")
     json: bool = option(False, "print JSON")
 
@@ -28,8 +33,8 @@ class PlanOptions:
 def add(parser: Parser) -> None:
     """The options of the command."""
     parser.description = (
-        "Read a fleet file (memory, speed, distances) and print which blocks its nodes would take, the route of a "
-        "request, the predicted pass time, and tokens/s with and without speculation."
+        "Read fleet files (memory, speed, distances; swarm probe writes a machine's) and print which blocks their "
+        "nodes would take, the route of a request, the predicted pass time, and tokens/s with and without speculation."
     )
     parser.declare(PlanOptions)
     parser.declare(JoinConfig, "weights_as")
@@ -43,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from swarm.planner.fleet_file import read_fleet
 
     options = build(PlanOptions, vars(arguments))
-    fleet = read_fleet(options.nodes)
+    fleet = read_fleet(options.nodes, options.rtt)
     shape = None
     if options.model is not None:
         import torch

@@ -86,24 +86,57 @@ class Fleet:
     min_owners: int
 
 
-def read_fleet(path: Path) -> Fleet:
-    """Read a .toml or .json fleet file. Raises UsageError that names the file and the entry."""
+def read_fleet(paths: Sequence[Path], default_ms: float | None = None) -> Fleet:
+    """Read .toml or .json files as one fleet: all their nodes, and of each other table the first.
+
+    default_ms: round trip of pairs that no file names, in the place of the files'. Raises UsageError that names the
+    file and the entry; files that describe different models are refused, for their times per layer do not fit together.
+    """
+    files = [(path, _read(path)) for path in paths]
+    whole: dict[str, Any] = {}
+    for path, data in files:
+        _Table(data, f"{path}: the file", _TOP)
+        model, other = data.get("model"), whole.get("model")
+        if model is not None and other is not None and _naming(model) != _naming(other):
+            raise UsageError(
+                f"expected files that describe one model, found {_naming(other)} and {_naming(model)} in {path}; "
+                "swarm probe --model with the same model on every machine"
+            )
+        nodes = data.get("node", [])
+        together = whole.get("node", []) + (nodes if isinstance(nodes, list) else [nodes])
+        whole = {**data, **whole, "node": together}
+    if default_ms is not None:
+        named = whole.get("rtt", {})
+        whole["rtt"] = {**named, "default_ms": default_ms} if isinstance(named, dict) else named
+    try:
+        return parse_fleet(whole)
+    except UsageError as exc:
+        raise UsageError(f"{', '.join(map(str, paths))}: {exc}") from exc
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as exc:
         raise UsageError(f"cannot read the fleet file {path}: {exc.strerror or exc}") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise UsageError(f"expected TOML or JSON in {path}, found an error: {exc}") from exc
-    try:
-        return parse_fleet(data)
-    except UsageError as exc:
-        raise UsageError(f"{path}: {exc}") from exc
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: expected a table as the file, found {type(data).__name__}")
+    return data
+
+
+def _naming(model: object) -> str:
+    """Which model a `[model]` describes, as far as times per layer hang on it."""
+    if not isinstance(model, dict):
+        return repr(model)
+    return f"{model.get('name')} with {model.get('layers')} layers of {model.get('layer_gb')} GB"
 
 
 def parse_fleet(data: object) -> Fleet:
     """A fleet from parsed TOML or JSON. Raises UsageError that names the entry."""
-    top = _Table(data, "the file", {"title", "model", "request", "node", "rtt"})
+    top = _Table(data, "the file", _TOP)
     request = _Table(top.raw("request", {}), "[request]", _REQUEST)
     context = request.whole("context", 4096)
     sessions = request.whole("sessions", 1)
@@ -133,6 +166,7 @@ def parse_fleet(data: object) -> Fleet:
     )
 
 
+_TOP = {"title", "model", "request", "node", "rtt"}
 _REQUEST = {"from", "rows", "context", "sessions", "accept", "min_owners"}
 _MODEL = {"name", "layers", "layer_gb", "hidden", "kv_bytes", "head_gb", "tail_gb", "together"}
 _RTT = {"default_ms", "local_ms", "regions", "nodes"}

@@ -12,11 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.base.errors import UsageError
+from swarm.cli.main import main
+from swarm.node.fleet_entry import describe_shape
 from swarm.planner.dry_run import dry_run, dry_run_data
 from swarm.planner.fleet import KnownRtts, Member, ModelShape, Speed
 from swarm.planner.fleet_file import parse_fleet, read_fleet
 from swarm.planner.forecast import Timing, choice_chances, forecast, reprice, timing, tree_tokens
 from swarm.planner.route import Ask, plan_route
+from tests.swarm.serve.tiny import tiny_model, tiny_tokenizer
 
 FLEETS = sorted((Path(__file__).parents[3] / "docs" / "fleets").glob("*.toml"))
 SMALL: dict[str, Any] = {
@@ -38,7 +41,7 @@ def changed(table: str, **entries: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", FLEETS, ids=lambda path: path.stem)
 def test_the_shipped_fleets_hold_their_models_and_route(path: Path) -> None:
-    fleet = read_fleet(path)
+    fleet = read_fleet([path])
     run = dry_run(fleet)
     assert run.route is not None, run.problem
     assert min(run.held) >= 1
@@ -67,7 +70,7 @@ def test_a_fleet_that_is_too_small_says_what_it_lacks() -> None:
 def test_json_reads_like_toml(tmp_path: Path) -> None:
     path = tmp_path / "fleet.json"
     path.write_text(json.dumps(SMALL))
-    assert read_fleet(path) == parse_fleet(SMALL)
+    assert read_fleet([path]) == parse_fleet(SMALL)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +98,10 @@ def test_mistakes_are_named(fleet: object, message: str) -> None:
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read the fleet file"):
-        read_fleet(tmp_path / "absent.toml")
+        read_fleet([tmp_path / "absent.toml"])
     (tmp_path / "bad.toml").write_text("= nothing")
     with pytest.raises(UsageError, match="expected TOML or JSON"):
-        read_fleet(tmp_path / "bad.toml")
+        read_fleet([tmp_path / "bad.toml"])
 
 
 def test_fixed_layers_are_taken_or_refused() -> None:
@@ -161,3 +164,67 @@ def test_timing_is_the_price_at_other_sizes() -> None:
     # 64 rows: 146 ms of compute at b, but 2000 bytes a row over 50 Mbit/s are 20 ms.
     assert times.slowest == "computing on b" and times.frame_ms == 20
     assert one == pytest.approx(3 * 20 + 2 + 20 + 3 + 0.32)
+
+
+def saved(folder: Path, name: str, **tables: Any) -> Path:
+    path = folder / name
+    path.write_text(json.dumps(tables))
+    return path
+
+
+def test_several_files_are_one_fleet(tmp_path: Path) -> None:
+    a, b = ({"name": name, "memory_gb": 2.5, "ms": [1, 1, 2], "region": name} for name in "ab")
+    first = saved(tmp_path, "a.json", model=SMALL["model"], node=[a])
+    second = saved(tmp_path, "b.json", model=SMALL["model"], node=[b], rtt={"default_ms": 30, "local_ms": 2})
+    fleet = read_fleet([first, second])
+    assert [node.room.node for node in fleet.nodes] == ["a", "b"]
+    assert fleet.rtts(["a", "b"])[0, 1] == 30
+    assert read_fleet([first, second], 7.0).rtts(["a", "b"])[0, 1] == 7
+    assert dry_run(fleet).route is not None
+
+
+def test_files_that_describe_two_models_are_refused(tmp_path: Path) -> None:
+    node = SMALL["node"][:1]
+    first = saved(tmp_path, "a.json", model=SMALL["model"], node=node)
+    second = saved(tmp_path, "b.json", model={**SMALL["model"], "layer_gb": 2.0}, node=SMALL["node"][1:])
+    with pytest.raises(UsageError, match="one model.*2.0 GB in .*b.json; swarm probe"):
+        read_fleet([first, second])
+    with pytest.raises(UsageError, match="expected a table as the file, found list"):
+        read_fleet([first, saved_text(tmp_path, "[1]")])
+    with pytest.raises(UsageError, match="'a' twice"):
+        read_fleet([first, first])
+
+
+def saved_text(folder: Path, text: str) -> Path:
+    path = folder / "text.json"
+    path.write_text(text)
+    return path
+
+
+def test_a_measured_machine_is_a_fleet_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `swarm probe` writes, as TOML and as JSON, is what `swarm plan` reads."""
+    folder = tmp_path / "tiny"
+    tiny_model(258).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    here = ["--model", str(folder), "--state", str(tmp_path), "--models", str(tmp_path / "models")]
+    files = []
+    for name, ending in (("ada", ".toml"), ('b"\\en', ".json")):
+        words = ["probe", "--name", name, "--owner", "us", *(["--json"] if ending == ".json" else []), *here]
+        assert main(words) == 0
+        files.append(tmp_path / f"machine{ending}")
+        files[-1].write_text(capsys.readouterr().out)
+    fleet = read_fleet(files, 40.0)
+    assert [node.room.node for node in fleet.nodes] == ["ada", 'b"\\en']
+    assert {node.owner for node in fleet.nodes} == {"us"} and fleet.rtts(["ada", 'b"\\en'])[0, 1] == 40
+    assert all(node.room.memory_bytes > 0 and node.room.speed.ms_1 > 0 for node in fleet.nodes if node.room.speed)
+    assert fleet.model is not None and fleet.model.n_layers == 2
+    assert main(["plan", "--nodes", *map(str, files), "--rtt", "40", *here]) == 0
+    assert "ada [0-1]" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_cut_everywhere_is_described_so() -> None:
+    shape = ModelShape("m", (10**9,) * 6, 64, 10, head_bytes=10**8, every_bytes=10**7, forbidden=frozenset({2, 3}))
+    described = describe_shape(shape)
+    assert described["together"] == [[1, 4]] and described["head_gb"] == 0.11
+    read = parse_fleet({"model": described, "node": SMALL["node"]}).model
+    assert read is not None and read.forbidden == shape.forbidden and read.layer_bytes == shape.layer_bytes

@@ -136,7 +136,7 @@ def test_the_bar_and_the_ring_wrap(width: int) -> None:
 
 @pytest.mark.parametrize("name", ["four-unequal", "six-regions", "volunteers"])
 def test_a_dry_run_reads_well_in_60_columns(name: str) -> None:
-    run = dry_run(read_fleet(FLEETS / f"{name}.toml"), explain=True)
+    run = dry_run(read_fleet([FLEETS / f"{name}.toml"]), explain=True)
     text = drawn(render_plan(run, 60, explain=True))
     assert max(len(line) for line in text.splitlines()) <= 60
     assert "tokens/s" in text and "without a node of the route" in text and "why" in text
@@ -150,5 +150,5 @@ def test_a_dry_run_without_a_route_says_why(tmp_path: Path) -> None:
     }
     path = tmp_path / "f.json"
     path.write_text(json.dumps(fleet))
-    text = drawn(render_plan(dry_run(read_fleet(path)), 60))
+    text = drawn(render_plan(dry_run(read_fleet([path])), 60))
     assert "layers 2-8 are held by nobody; 1 node present" in text and "tokens/s" not in text
