@@ -4,6 +4,7 @@
 #   make check   lint, types and tests
 #   make fuzz    a coverage-guided minute for every parser;   make soak: the long tests
 #   make sweep   every model class of transformers against itself, cut; remakes docs/models.md (long)
+#   make site     the pages as a site in build/site
 #   make clients others' clients that ask for structure and tools, against a gateway of a real ring
 #   make mutants small changes put into frames, rows, sampler, sessions and receipts, and what tests see of them (hours);
 #                make MUTANTS='swarm.ring.frame*' mutants for a part of it
@@ -20,7 +21,7 @@ MUTANTS ?=
 BIN      := .venv/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint types check fuzz soak sweep clients mutants bench clean
+.PHONY: demo test lint types check fuzz soak sweep clients mutants bench site clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -59,6 +60,15 @@ bench: .venv/.bench
 	$(BIN)/python -m tests.bench.ring_pass
 	$(BIN)/swarm bench speculation
 
+# Its tools in an environment of their own: they have nothing to do with the program.
+site: .venv-site/.made
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --strict --quiet
+
+.venv-site/.made: docs/requirements.txt
+	@$(PYTHON) -m venv .venv-site
+	@.venv-site/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	@touch $@
+
 .venv/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; install Python 3.11 or later, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: needs Python 3.11 or later, $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make PYTHON=python3.12" >&2; exit 1; }
@@ -85,5 +95,5 @@ bench: .venv/.bench
 .venv/.mutants: EXTRAS := demo,test,mutants
 
 clean:
-	rm -rf .venv .venv-clients mutants build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/lab/delaylink
+	rm -rf .venv .venv-clients .venv-site mutants build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/lab/delaylink
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

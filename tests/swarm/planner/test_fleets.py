@@ -55,8 +55,8 @@ def test_the_shipped_fleets_hold_their_models_and_route(path: Path) -> None:
         assert held[0] <= stage["layers"][0] < stage["layers"][1] <= held[1]
 
 
-def test_there_are_three_examples() -> None:
-    assert [path.stem for path in FLEETS] == ["four-unequal", "six-regions", "volunteers"]
+def test_every_example_is_known() -> None:
+    assert [path.stem for path in FLEETS] == ["four-unequal", "six-regions", "three-pcs", "volunteers"]
 
 
 def test_a_fleet_that_is_too_small_says_what_it_lacks() -> None:

@@ -1,0 +1,163 @@
+"""Every command on every page is one that this version takes, and those of the guides are run as they stand there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from swarm.base.errors import UsageError
+from swarm.cli.main import build_parser, main
+from swarm.cli.parser import Parser
+from swarm.testbed.cluster import LocalSwarm, local_ring
+from tests.swarm.cli.surface import commands as all_commands
+from tests.swarm.serve.tiny import tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).parents[1]
+MADE = {"cli.md"}  # from the parser itself
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = re.compile(r"```(?:sh|bash|console)?\n(.*?)```|((?:^(?: {4}|\t)\S.*\n(?:^\s*\n)*)+)", re.S | re.M)
+INLINE = re.compile(r"`(swarm [a-z][^`|.…]*)`")
+
+
+def commands(text: str) -> Iterator[str]:
+    """Command lines of a page's blocks, continued lines as one."""
+    for block in BLOCKS.finditer(text):
+        whole = re.sub(r"\s*\\\n\s*", " ", block[1] or block[2] or "")
+        for line in whole.splitlines():
+            line = re.sub(r"^\s*(?:\$ )?(?:\.venv/bin/)?", "", line)
+            if re.match(r"swarm [a-z]+( |$)", line):
+                yield line
+
+
+def mentions(text: str) -> Iterator[str]:
+    """Commands within sentences, which may leave away what an option takes."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.S)
+    for found in INLINE.finditer(prose):
+        yield " ".join(found[1].split())
+
+
+def words(line: str) -> list[str]:
+    """What the shell would hand over: no comment, no redirection, no second command."""
+    given = shlex.split(line, comments=True)
+    for end in (">", "|", "&&", ";", "2>", "<"):
+        given = given[: given.index(end)] if end in given else given
+    return given[1:]
+
+
+@pytest.fixture(scope="module")
+def parser() -> Parser:
+    return build_parser()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in MADE], ids=lambda page: page.stem)
+def test_commands_on_pages_are_taken(
+    parser: Parser, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("keys.txt").write_text("ann:0123456789abcdef0123\n")  # files that are read with the command line
+    refused = []
+    for line in commands(page.read_text()):
+        try:
+            parser.parse_args(words(line))
+        except (SystemExit, UsageError) as end:
+            told = capsys.readouterr().err.strip().splitlines()
+            refused.append(f"{line}: {told[-1] if told else end}")
+    assert refused == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in MADE], ids=lambda page: page.stem)
+def test_commands_in_sentences_have_their_options(parser: Parser, page: Path) -> None:
+    known = {
+        name: {option for action in command._actions for option in action.option_strings}
+        for name, command in all_commands(parser)
+    }
+    lost = []
+    for line in mentions(page.read_text()):
+        given = words(line)
+        name = next((f"swarm {' '.join(given[:n])}" for n in (2, 1) if f"swarm {' '.join(given[:n])}" in known), "")
+        unknown = [
+            word for word in given if word.startswith("--") and word.partition("=")[0] not in known.get(name, ())
+        ]
+        if not name or unknown:
+            lost.append(f"{line}: {' '.join(unknown) or 'no such command'}")
+    assert lost == []
+
+
+def test_commands_are_found_where_they_stand() -> None:
+    page = "a `swarm top` b\n\n    $ swarm plan --nodes a \\\n        b\n\n```\nswarm verify x  # why\n```\n"
+    assert list(commands(page)) == ["swarm plan --nodes a b", "swarm verify x  # why"]
+    assert list(mentions(page)) == ["swarm top"]
+    assert words("swarm probe --name ada > ada.toml   # here") == ["probe", "--name", "ada"]
+
+
+def test_the_site_has_every_page_and_no_other() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    named: list[str] = []
+
+    def walk(entry: object) -> None:
+        if isinstance(entry, str):
+            named.append(entry)
+        for inner in entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ():
+            walk(inner)
+
+    walk(site["nav"])
+    assert sorted(named) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    lost = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                lost.append(f"{page.relative_to(ROOT)}: {target}")
+    assert lost == []
+
+
+def guide_commands() -> list[str]:
+    return list(commands((ROOT / "docs/guides/big-model.md").read_text()))
+
+
+def test_the_guide_s_plan_prints_what_stands_there(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/guides/big-model.md").read_text()
+    shown = re.search(r"\$ (swarm plan --nodes docs/fleets/three-pcs.toml)\n(.*?)```", text, re.S)
+    assert shown is not None
+    given = words(shown[1])
+    given[given.index("--nodes") + 1] = str(ROOT / given[given.index("--nodes") + 1])
+    assert main(given) == 0
+    told = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    for line in shown[2].splitlines():
+        assert line == "..." or line.rstrip() in told, line
+
+
+async def test_the_guide_s_friends_get_their_answer(tmp_path: Path) -> None:
+    """From measuring to an answer, with the guide's own words: only names, folders and ports are put in."""
+    folder = tmp_path / "tiny"
+    whole = tiny_model(258)
+    whole.config.eos_token_id = whole.generation_config.eos_token_id = tiny_tokenizer().eos_token_id
+    whole.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    lines = guide_commands()
+
+    def put(line: str, **values: str) -> list[str]:
+        for name, value in values.items():
+            line = re.sub(rf"\b{name}\b", value, line)
+        return words(line)
+
+    here = ("--models", str(tmp_path / "models"))
+    probing = next(line for line in lines if line.startswith("swarm probe"))
+    assert await asyncio.to_thread(main, [*put(probing, REF=str(folder)), *here]) == 0
+    joining = [line for line in lines if line.startswith("swarm join")]
+    assert [put(line, REF=str(folder), INVITE="x")[0] for line in joining] == ["join", "join"]
+    extra = ("--cpu", "--threads", "1", "--dtype", "float32", *here)
+    async with local_ring(LocalSwarm(tmp_path, model=str(folder), arguments=extra), [(0, 1), (1, 2)]) as ring:
+        answered = await ring.generate("Why do leaves change colour?", "--max-tokens", "8", "--ignore-eos", *here)
+        assert answered["new_tokens"] == 8
+        asking = next(line for line in lines if line.startswith("swarm status"))
+        state = ("--state", str(tmp_path / "asker"), *here, "--no-lan")
+        assert await asyncio.to_thread(main, [*put(asking, INVITE=ring.invite), *state]) == 0
