@@ -161,3 +161,42 @@ async def test_the_guide_s_friends_get_their_answer(tmp_path: Path) -> None:
         asking = next(line for line in lines if line.startswith("swarm status"))
         state = ("--state", str(tmp_path / "asker"), *here, "--no-lan")
         assert await asyncio.to_thread(main, [*put(asking, INVITE=ring.invite), *state]) == 0
+
+
+COMPOSE = sorted((ROOT / "docs/deploy").glob("*compose.yaml"))
+
+
+@pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.stem)
+def test_compose_files_start_what_there_is(
+    parser: Parser, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands parse, mounted files exist or are said to be made, layers cover the model once, scraped ports listen."""
+    text = path.read_text()
+    told = yaml.safe_load(text)
+    services, volumes = told["services"], told["volumes"]
+    monkeypatch.chdir(tmp_path)
+    Path("keys.txt").write_text("ann:0123456789abcdef0123\n")
+    layers: list[str] = []
+    ports: dict[str, str] = {}
+    for name, service in services.items():
+        if not service["image"].startswith("wanswarm") or "entrypoint" in service:
+            continue
+        given = [
+            word.replace("/run/keys.txt", "keys.txt").replace("/door/invite", "INVITE") for word in service["command"]
+        ]
+        arguments = parser.parse_args(given)
+        if getattr(arguments, "layers", None):
+            layers += [word.partition("=")[2] for word in given if word.startswith("--layers")]
+        ports[name] = "8080" if given[0] == "serve" else str(arguments.listen[1])
+        assert set(service.get("depends_on", ())) <= set(services)
+    cuts = sorted(tuple(map(int, pair.split(":"))) for pair in layers)
+    if cuts:
+        assert [cuts[0][0], cuts[-1][1]] == [0, 30] and all(a[1] == b[0] for a, b in zip(cuts, cuts[1:], strict=False))
+    for service in services.values():
+        for mount in service.get("volumes", ()):
+            source = mount.split(":")[0]
+            made = f"docs/deploy/{source[2:]}" in text.split("services:")[0]
+            assert source in volumes or made or (path.parent / source).exists(), mount
+    for target in re.findall(r'"([a-z]+:\d+)"', text.partition("scrape_configs")[2].partition("grafana-source")[0]):
+        name, _, port = target.partition(":")
+        assert ports[name] == port, target

@@ -16,7 +16,7 @@ from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
 from swarm.model.packing import choose_weights
 from swarm.model.probe import ROWS, probe
-from swarm.node.host import MEMORY_SHARE
+from swarm.planner.coverage_need import MEMORY_SHARE
 from swarm.planner.fleet import ModelShape
 
 DIGITS = 4
