@@ -12,6 +12,16 @@ GPU = Number(int, 0, 64, "a GPU number")
 THREADS = Number(int, 1, 1024, "a number of threads")
 PORT = Number(int, 0, 65535, "a port")
 GRACE = Number(float, 0, 3600, "seconds")
+
+
+def parse_gpus(text: str) -> int | tuple[int, ...]:
+    """ "0", or "0,1". Raises UsageError."""
+    numbers = tuple(int(GPU(part)) for part in text.split(","))
+    if len(set(numbers)) < len(numbers):
+        raise UsageError(f"expected GPUs that differ, found {text!r}")
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
 DTYPES = ("auto", "float32", "bfloat16")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The model that comes with wanswarm."""
@@ -146,7 +156,7 @@ class JoinConfig:
     """`swarm join`, and the keywords of `swarm.Node`.
 
     layers     [first, last) to host, or None to choose
-    gpu        index of a CUDA device; None: the CPU
+    gpu        index of a CUDA device, or several; None: the CPU
     listen, advertise, relay_at   (host, port)
     kv_bytes   memory for sessions; None: a share of what is free
     overflow_bytes  main memory for layers that the GPU has no room for; None: they are not taken
@@ -161,7 +171,14 @@ class JoinConfig:
         "REF",
         everyday=True,
     )
-    gpu: int | None = option(None, "compute on CUDA device N", "N", read=GPU, excludes="device", everyday=True)
+    gpu: int | tuple[int, ...] | None = option(
+        None,
+        "compute on CUDA device N; of several (0,1) each takes the layers that those before it have no room for",
+        "N",
+        read=parse_gpus,
+        excludes="device",
+        everyday=True,
+    )
     threads: int | None = option(None, "compute threads (default: physical cores)", "N", read=THREADS, everyday=True)
     layers: tuple[int, int] | None = option(
         None, "host layers A up to and without B", "A:B", read=or_none(parse_layers), excludes="block", everyday=True

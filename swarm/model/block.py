@@ -132,6 +132,16 @@ class Block:
                 hook.remove()
         return logits, [given[0][plan.start : plan.stop] for plan in plans]
 
+    @property
+    def gpu_out(self) -> Gpu | None:
+        """The one that what `forward` returns lies on."""
+        return self.gpu
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """All that it computes on."""
+        return () if self.gpu is None else (self.gpu,)
+
     def clock(self) -> Clock:
         """A clock that is started: of the device's own time where it has such."""
         return WallClock() if self.gpu is None else EventClock(self.gpu)

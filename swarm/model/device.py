@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ def describe(device: torch.device) -> DeviceHardware:
     properties = torch.cuda.get_device_properties(device)
     uuid = str(getattr(properties, "uuid", ""))
     return DeviceHardware("cuda", properties.name, properties.total_memory, cores, threads, _driver(), uuid)
+
+
+def describe_all(devices: Sequence[torch.device]) -> DeviceHardware:
+    """The hardware behind several devices as one: memory of all of them, and the first one's name, driver and uuid."""
+    first, *others = (describe(device) for device in devices)
+    if not others:
+        return first
+    names = [first.name, *(other.name for other in others)]
+    name = ", ".join(f"{names.count(n)} x {n}" if names.count(n) > 1 else n for n in dict.fromkeys(names))
+    return replace(first, name=name, memory_bytes=first.memory_bytes + sum(other.memory_bytes for other in others))
 
 
 def usable_cores() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from swarm.base.errors import UsageError
@@ -20,6 +22,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in _NAMES:
         raise UsageError(f"--dtype must be auto, float32 or bfloat16, found {name}")
     return _NAMES[name]
+
+
+def common_dtype(name: str, devices: Sequence[torch.device]) -> torch.dtype:
+    """`choose_dtype` for devices that share a block. Raises UsageError where they would choose differently."""
+    found = {device: choose_dtype(name, device) for device in devices}
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{dtype_name(dtype)} on {device}" for device, dtype in found.items())
+        raise UsageError(f"expected devices that compute in one precision, found {each}; name one with --dtype")
+    return found[devices[0]]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -137,6 +137,11 @@ class KVPool:
         self._lock = threading.Lock()  # sessions are closed by another thread than the one that computes
 
     @property
+    def last(self) -> int:
+        """One past the last layer that it is for."""
+        return self.block.last
+
+    @property
     def free_bytes(self) -> int:
         """What is left of the budget."""
         return max(0, self.budget_bytes - self.used_bytes)

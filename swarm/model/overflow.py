@@ -1,8 +1,9 @@
-"""A block on two devices: the first layers where it is fast, the last ones where there is room.
+"""A block on several devices: the first layers where it is fast, the last ones where there is room.
 
-A GPU that holds most of a range can leave the rest of it to spare RAM beside it, for the price of the CPU's speed on
-those layers. `SplitBlock` and `SplitPool` look like a `Block` and a `KVPool` to a stage: keys and values lie with their
-layers, hidden rows cross once per forward, and what a view covers of one device alone is an ordinary block.
+A GPU that holds most of a range can leave the rest of it to another GPU, or to spare RAM beside it for the price of the
+CPU's speed on those layers. `SplitBlock` and `SplitPool` look like a `Block` and a `KVPool` to a stage: keys and values
+lie with their layers, hidden rows cross once per device and forward, and what a view covers of one device alone is an
+ordinary block. Each is a pair; of three devices the second half is a pair again (`joined`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from swarm.model.block import Block, Job
-from swarm.model.gpu import Clock, WallClock
+from swarm.model.gpu import Clock, Gpu
 from swarm.model.kvcache import KVPool, KVShape, SessionKV
 from swarm.model.linear.store import Store
 from swarm.model.packing import PACKED
@@ -20,7 +21,7 @@ from swarm.model.rows import Commits, Layout
 
 
 class SplitKV(SessionKV):
-    """Keys and values of one session on both devices: `front` and `back` are ordinary ones."""
+    """Keys and values of one session on both halves' devices."""
 
     def __init__(self, front: SessionKV, back: SessionKV) -> None:
         self.front, self.back = front, back
@@ -76,26 +77,29 @@ class SplitKV(SessionKV):
 
 
 class SplitPool:
-    """The key/value memory of a split block: each device has its own budget, and a session needs room in both."""
+    """The key/value memory of a split block: each device has its own budget, and a session needs room in all."""
 
-    def __init__(self, front: KVPool, back: KVPool) -> None:
+    first: int
+    last: int
+
+    def __init__(self, front: KVPool, back: AnyPool) -> None:
         self.front, self.back = front, back
-        self._cut = front.block.last
+        self.first, self._cut, self.last = front.block.first, front.block.last, back.last
 
     @property
     def budget_bytes(self) -> int:
-        """Of both devices."""
+        """Of all devices."""
         return self.front.budget_bytes + self.back.budget_bytes
 
     @property
     def used_bytes(self) -> int:
-        """Of both devices."""
+        """Of all devices."""
         return self.front.used_bytes + self.back.used_bytes
 
     @property
     def free_bytes(self) -> int:
         """What sessions over the whole block may still take: the narrower device bounds them."""
-        front, back = (pool.block.last - pool.block.first for pool in (self.front, self.back))
+        front, back = self._cut - self.first, self.last - self._cut
         whole = front + back
         return min(self.front.free_bytes * whole // front, self.back.free_bytes * whole // back)
 
@@ -115,15 +119,30 @@ class SplitPool:
             raise
         return opened[0] if len(opened) == 1 else SplitKV(opened[0], opened[1])
 
-    def _parts(self, first: int, last: int) -> list[tuple[KVPool, int, int]]:
-        parts = [(self.front, first, min(last, self._cut)), (self.back, max(first, self._cut), last)]
+    def _parts(self, first: int, last: int) -> list[tuple[AnyPool, int, int]]:
+        parts: list[tuple[AnyPool, int, int]] = [
+            (self.front, first, min(last, self._cut)),
+            (self.back, max(first, self._cut), last),
+        ]
         return [(pool, a, b) for pool, a, b in parts if a < b]
 
 
 class SplitBlock:
     """Layers [front.first, back.last): `front` computes, then `back` goes on where it ended. Same dtype, same model."""
 
-    def __init__(self, front: Block, back: Block) -> None:
+    first: int
+    last: int
+    n_layers: int
+    head: bool
+    tail: bool
+    hidden_size: int
+    vocab_size: int
+    dtype: torch.dtype
+    gpu: Gpu | None
+    gpu_out: Gpu | None
+    computes_in: str
+
+    def __init__(self, front: Block, back: AnyBlock) -> None:
         if front.last != back.first or front.dtype != back.dtype:
             raise ValueError(f"{front.last} and {back.first}, {front.dtype} and {back.dtype} do not join")
         self.front, self.back = front, back
@@ -132,7 +151,7 @@ class SplitBlock:
         self.hidden_size, self.vocab_size = front.hidden_size, back.vocab_size
         self.device, self.dtype = front.device, front.dtype
         self.ties, self.by_token = front.ties, front.by_token
-        self.gpu = front.gpu or back.gpu
+        self.gpu, self.gpu_out = front.gpu, back.gpu_out
         self.computes_in = PACKED if PACKED in (front.computes_in, back.computes_in) else front.computes_in
 
     @property
@@ -145,7 +164,12 @@ class SplitBlock:
         """Of all layers, in order."""
         return [*self.front.kv_shapes, *self.back.kv_shapes]
 
-    def view(self, first: int, last: int) -> Block | SplitBlock:
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Of all devices."""
+        return (*self.front.gpus, *self.back.gpus)
+
+    def view(self, first: int, last: int) -> AnyBlock:
         """Layers [first, last), sharing weights. Raises ValueError if the block does not hold them."""
         cut = self.front.last
         if last <= cut:
@@ -155,8 +179,9 @@ class SplitBlock:
         return SplitBlock(self.front.view(first, cut), self.back.view(cut, last))
 
     def clock(self) -> Clock:
-        """A clock that is started. Of the wall: the second device takes what the first one gave when that is done."""
-        return WallClock() if self.back.gpu is None else self.back.clock()
+        """A clock that is started. Where the last device has none of its own it is the wall's: that device takes what
+        the one before gave when that is done."""
+        return self.back.clock()
 
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
         """As `Block.forward`, for sessions of a `SplitPool`."""
@@ -171,8 +196,18 @@ AnyBlock = Block | SplitBlock
 AnyPool = KVPool | SplitPool
 
 
+def joined(parts: Sequence[tuple[Block, KVPool]]) -> tuple[AnyBlock, AnyPool]:
+    """One block and its memory from consecutive ones on devices of their own."""
+    block: AnyBlock
+    pool: AnyPool
+    block, pool = parts[-1]
+    for front, memory in reversed(parts[:-1]):
+        block, pool = SplitBlock(front, block), SplitPool(memory, pool)
+    return block, pool
+
+
 def _halves(job: Job) -> tuple[Job, Job]:
     kv = job.kv
     if not isinstance(kv, SplitKV):
-        raise ValueError("a block on two devices needs sessions of its own pool")
+        raise ValueError("a block on several devices needs sessions of its own pool")
     return Job(kv.front, job.commits, job.rows, job.hidden), Job(kv.back, job.commits, job.rows, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -137,7 +138,7 @@ class BlockManager:
             return False
         server.exchange(new.hosted)
         self.take(new)
-        _tidy(self._host.device)
+        _tidy([self._host.device, *self._host.more])
         return True
 
     async def _load_instead(self, server: StageServer, layers: Layers) -> bool:
@@ -146,7 +147,7 @@ class BlockManager:
         server.exchange(None)
         self._gossip.publish(state="joining", claim=layers)
         self.close()
-        _tidy(self._host.device)
+        _tidy([self._host.device, *self._host.more])
         try:
             new = await self.load(layers)
         except SwarmError as why:
@@ -199,11 +200,13 @@ async def _quiet(server: StageServer) -> bool:
     return False
 
 
-def _tidy(device: torch.device) -> None:
+def _tidy(devices: Sequence[torch.device]) -> None:
     """Give memory of dropped blocks back now: the next one may need it."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    for device in devices:
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.empty_cache()
 
 
 def _say(layers: Layers) -> str:

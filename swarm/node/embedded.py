@@ -30,7 +30,7 @@ class NodeOptions(MemberOptions, total=False):
     """
 
     model: str
-    gpu: int
+    gpu: int | tuple[int, ...]
     threads: int
     layers: tuple[int, int]
     capacity: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,12 +30,12 @@ from swarm.model.graphs import graphed
 from swarm.model.held import Vocabulary
 from swarm.model.kvcache import KVPool
 from swarm.model.mtp import load_mtp
-from swarm.model.overflow import SplitBlock, SplitPool
+from swarm.model.overflow import joined
 from swarm.model.probe import ROWS, probe
 from swarm.model.ways import measure_ways
 from swarm.node.benchmark_cache import ProbeCache
 from swarm.planner.api import ModelShape, Room, Speed, choose_block
-from swarm.planner.block_choice import fit
+from swarm.planner.block_choice import fit, lay
 from swarm.planner.coverage_need import MEMORY_SHARE, PLANNED_CONTEXT
 from swarm.stage.admission import HostedModel, StageLimits
 from swarm.stage.mtp_session import MTPHost
@@ -74,8 +75,9 @@ class Hosting:
 class Host:
     """What a node computes with: `node` its id, `threads` of the CPU.
 
-    `kept`: what was measured before; None: nothing is kept. `spare`: where layers go that `device` has no room for;
-    None: nowhere. `weights`: of `load_block`.
+    `kept`: what was measured before; None: nothing is kept. `more`: further devices, which take the layers that
+    `device` has no room for, and `spare`: where those go that none of these has room for; None: nowhere. `weights`: of
+    `load_block`.
     """
 
     config: JoinConfig
@@ -88,6 +90,15 @@ class Host:
     kept: ProbeCache | None = None
     spare: torch.device | None = None
     weights: str = "expanded"
+    more: tuple[torch.device, ...] = ()
+
+    def devices(self, manifest: Manifest) -> list[torch.device]:
+        """All but the spare one, in the order in which they take layers: the fastest first, once all were measured with
+        this model."""
+        found = [self.device, *self.more]
+        known = {device: self._known(device, manifest) for device in found}
+        speeds = {device: speed.ms_1 for device, speed in known.items() if speed is not None}
+        return sorted(found, key=lambda device: speeds[device]) if len(speeds) == len(found) else found
 
     def free(self, device: torch.device) -> int:
         """Bytes that a device can still take."""
@@ -102,12 +113,15 @@ class Host:
         spare = 0
         if self.spare is not None:
             spare = min(self.config.overflow_bytes or 1 << 62, int(self.free(self.spare) * MEMORY_SHARE))
+        devices = self.devices(manifest)
+        memory, *others = (int(self.free(device) * MEMORY_SHARE) for device in devices)
         return Room(
             id_text(self.node),
-            memory_bytes=int(self.free(self.device) * MEMORY_SHARE),
+            memory_bytes=memory,
             context_tokens=min(PLANNED_CONTEXT, manifest.context),
             max_layers=self.config.capacity,
-            speed=self._known(self.device, manifest),
+            speed=_mean([(self._known(device, manifest), 1) for device in devices]),
+            more_bytes=tuple(others),
             overflow_bytes=spare,
             overflow_speed=self._known(self.spare, manifest),
         )
@@ -121,22 +135,40 @@ class Host:
         checkpoint = self.store.open(ref, layers, self.report)
         manifest = checkpoint.manifest
         manifest.check_cut(*layers)
-        overflow = self._overflow(manifest, layers)
+        laid = self._laid(manifest, layers)
         torch.set_num_threads(self.threads)
-        cut = layers[1] - overflow
         compiler = self._compiler(ref, checkpoint) if layers[1] == manifest.n_layers else None
-        front, pool, speed, kernels = self._load_part(checkpoint, layers[0], cut, self.device, layers)
-        name, about = describe(self.device).name, StageLimits()
-        if self.spare is None or not overflow:
-            mtp = self._mtp(ref, checkpoint, front, pool)
-            hosted = HostedModel(manifest.digest, front, pool, name, self.node, compiler, kernels, mtp)
-            return Hosting(hosted, checkpoint, about, speed)
-        back, back_pool, back_speed, _ = self._load_part(checkpoint, cut, layers[1], self.spare, layers)
-        self.report(Notice(f"{overflow} of {layers[1] - layers[0]} layers are in main memory: {name} has no room"))
-        block, both = SplitBlock(front, back), SplitPool(pool, back_pool)
-        # A block on two devices computes with two sets of kernels: it has no fingerprint that another could share.
-        hosted = HostedModel(manifest.digest, block, both, name, self.node, compiler)
-        return Hosting(hosted, checkpoint, about, speed, overflow, back_speed)
+        name, parts, first = self._named(laid), [], layers[0]
+        for device, count in laid:
+            parts.append(self._load_part(checkpoint, first, first + count, device, layers))
+            first += count
+        block, pool = joined([(part.block, part.pool) for part in parts])
+        if isinstance(block, Block) and isinstance(pool, KVPool):
+            mtp = self._mtp(ref, checkpoint, block, pool)
+            hosted = HostedModel(manifest.digest, block, pool, name, self.node, compiler, parts[0].kernels, mtp)
+        else:
+            # A block on several devices computes with several sets of kernels: no fingerprint that others could share.
+            hosted = HostedModel(manifest.digest, block, pool, name, self.node, compiler)
+        overflow = laid[-1][1] if laid[-1][0] is self.spare else 0
+        speeds = [(part.speed, count) for part, (_, count) in zip(parts, laid, strict=True)]
+        speed = _mean(speeds[:-1] if overflow and len(laid) > 1 else speeds)
+        assert speed is not None
+        if not overflow:
+            return Hosting(hosted, checkpoint, StageLimits(), speed_us(speed))
+        beside = speed_us(parts[-1].speed)
+        return Hosting(hosted, checkpoint, StageLimits(), speed_us(speed), overflow, beside)
+
+    def _named(self, laid: Sequence[tuple[torch.device, int]]) -> str:
+        """The devices that a block lies on in words; says what lies where if they are several."""
+        names = [describe(device).name for device, _ in laid]
+        if len(laid) > 1:
+            lies = [
+                f"{count} in main memory" if device is self.spare else f"{count} on {device} ({name})"
+                for (device, count), name in zip(laid, names, strict=True)
+            ]
+            self.report(Notice(f"{sum(count for _, count in laid)} layers: {', '.join(lies)}"))
+        own = [name for (device, _), name in zip(laid, names, strict=True) if device is not self.spare] or names
+        return ", ".join(f"{own.count(name)} x {name}" if own.count(name) > 1 else name for name in dict.fromkeys(own))
 
     def _mtp(self, ref: str, checkpoint: FileCheckpoint, block: Block, pool: KVPool) -> MTPHost | None:
         """The model's own head, or else an EAGLE head beside it, where the block is the model's tail: it drafts for
@@ -168,7 +200,7 @@ class Host:
 
     def _load_part(
         self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device, whole: tuple[int, int]
-    ) -> tuple[Block, KVPool, tuple[int, int, int], str]:
+    ) -> _Part:
         weights = self._ways(checkpoint, first, last, device)
 
         def load(source: Checkpoint, a: int, b: int, report: Report) -> Block:
@@ -184,7 +216,7 @@ class Host:
             speed = self._measure(block, checkpoint.manifest)
         pool = KVPool(block, budget)
         pool.hold()
-        return block, pool, speed_us(speed), kernels
+        return _Part(block, pool, speed, kernels)
 
     def _fingerprint(self, checkpoint: FileCheckpoint, device: torch.device, load: LoadLayers) -> str:
         """Of the kernels that a block is computed with on a device; "" where they could not be measured."""
@@ -240,23 +272,46 @@ class Host:
         room = replace(self.room(manifest), max_layers=layers[1] - layers[0])
         return fit(self.shape(manifest), room, layers[0])
 
-    def _overflow(self, manifest: Manifest, layers: tuple[int, int]) -> int:
-        """How many of the layers go to spare RAM. Raises ModelError when they do not all fit."""
+    def _laid(self, manifest: Manifest, layers: tuple[int, int]) -> list[tuple[torch.device, int]]:
+        """The devices that take layers, in order, and how many each. Raises ModelError when they do not all fit."""
         shape, count = self.shape(manifest), layers[1] - layers[0]
+        devices = self.devices(manifest)
         need = sum(shape.layer_bytes[layers[0] : layers[1]]) + shape.end_bytes(*layers)
-        free = self.free(self.device)
-        if self.spare is None and need <= free:
-            return 0
-        taken, overflow = self._split(manifest, layers) if self.spare is not None else (0, 0)
-        if taken == count and overflow < count:
-            return overflow
+        free = sum(self.free(device) for device in devices)
+        if len(devices) == 1 and self.spare is None and need <= free:
+            return [(devices[0], count)]
+        several = len(devices) > 1 or self.spare is not None
+        laid = lay(shape, replace(self.room(manifest), max_layers=count), layers[0]) if several else (0, 0)
+        if sum(laid) == count and laid[-1] < count:
+            every = devices if self.spare is None else [*devices, self.spare]
+            return [(device, taken) for device, taken in zip(every, laid, strict=False) if taken]
+        on = "the device" if len(devices) == 1 else f"any of {len(devices)} devices"
         beside = f" and {self.free(self.spare) / 1e9:.1f} GB beside" if self.spare is not None else ""
-        if taken == count:
-            raise ModelError(f"not one layer fits the device, with {free / 1e9:.1f} GB free{beside}; use --cpu")
+        if sum(laid) == count:
+            raise ModelError(f"not one layer fits {on}, with {free / 1e9:.1f} GB free{beside}; use --cpu")
         raise ModelError(
             f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free{beside}; "
             "take fewer with --layers A:B or --capacity LAYERS"
         )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What of a block lies on one device."""
+
+    block: Block
+    pool: KVPool
+    speed: Speed
+    kernels: str
+
+
+def _mean(parts: Sequence[tuple[Speed | None, int]]) -> Speed | None:
+    """Of layers on several devices, by how many each has; None where one is unknown."""
+    known = [(speed, count) for speed, count in parts if speed is not None]
+    if len(known) < len(parts) or not known:
+        return None
+    total = sum(count for _, count in known)
+    return Speed(*(sum(getattr(s, ms) * count for s, count in known) / total for ms in ("ms_1", "ms_8", "ms_64")))
 
 
 def own_software(holds_answers: bool) -> str:

@@ -27,8 +27,8 @@ from swarm.mesh.lan import LanNode, announce
 from swarm.mesh.messages import HELLO
 from swarm.mesh.record import MAX_ADDRESSES
 from swarm.mesh.status import mesh_status
-from swarm.model.device import choose_device, describe, usable_cores
-from swarm.model.dtype import choose_dtype, dtype_name
+from swarm.model.device import choose_device, describe_all, usable_cores
+from swarm.model.dtype import common_dtype, dtype_name
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
 from swarm.model.gpu import first_line
@@ -111,9 +111,10 @@ class _Life:
 
     def __init__(self, config: JoinConfig, state: Path, stop: asyncio.Event, report: Report) -> None:
         self.config, self.state, self.stop, self.report = config, state, stop, report
-        self.device = choose_device(config.gpu)
-        self.dtype = choose_dtype(config.dtype, self.device)
-        self.hardware = describe(self.device)
+        gpus = (config.gpu,) if config.gpu is None or isinstance(config.gpu, int) else config.gpu
+        self.device, *more = (choose_device(gpu) for gpu in gpus)
+        self.dtype = common_dtype(config.dtype, [self.device, *more])
+        self.hardware = describe_all([self.device, *more])
         self.identity = Identity.load_or_create(state)
         self.store = ModelStore(config.member.models)
         threads = config.threads or usable_cores()
@@ -130,6 +131,7 @@ class _Life:
             self.kept,
             spare,
             weights=choose_weights(config.weights_as, config.dtype, self.device),
+            more=tuple(more),
         )
         self.server: StageServer | None = None
         self.fatal: str | None = None

@@ -32,7 +32,8 @@ class Room:
     """What a node can give. Bytes are free bytes for weights and KV together.
 
     `context_tokens`: tokens of KV per layer that must fit besides the weights, all sessions together.
-    `max_layers`: the user's limit, None for what fits. `overflow_bytes`: spare RAM beside a GPU.
+    `max_layers`: the user's limit, None for what fits. `overflow_bytes`: spare RAM beside a GPU. `more_bytes`: of
+    further GPUs, in the order in which they take layers; `speed` is then that of all of them together.
     """
 
     node: str
@@ -42,6 +43,7 @@ class Room:
     speed: Speed | None = None
     overflow_bytes: int = 0
     overflow_speed: Speed | None = None
+    more_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,27 +61,34 @@ class BlockChoice:
 
 
 def fit(model: ModelShape, room: Room, first: int) -> tuple[int, int]:
-    """(layers, of which overflow) that fit from layer `first` on, embedding and output projection counted; nothing from
-    a layer on that no block may begin with, and no part of layers that stay together."""
+    """(layers, of which overflow) that fit from layer `first` on: `lay`, summed up."""
+    laid = lay(model, room, first)
+    return sum(laid), laid[-1]
+
+
+def lay(model: ModelShape, room: Room, first: int) -> tuple[int, ...]:
+    """How many layers from layer `first` on fit on each device in turn, the last of them spare RAM: one device is full
+    before the next takes any. Embedding and output projection are counted; nothing from a layer on that no block may
+    begin with, and no part of layers that stay together."""
     limit = model.n_layers - first if room.max_layers is None else min(room.max_layers, model.n_layers - first)
-    free, spare = room.memory_bytes, room.overflow_bytes - model.every_bytes
-    taken = overflow = 0
+    others = (*room.more_bytes, room.overflow_bytes)
+    free = [room.memory_bytes, *(bytes_ - model.every_bytes for bytes_ in others)]
+    laid = [0] * len(free)
+    at = 0
     need = model.every_bytes + (model.head_bytes if first == 0 else 0)
     for begin, end in model.parts(first, model.n_layers) if first not in model.forbidden else ():
-        if taken + end - begin > limit:
+        if sum(laid) + end - begin > limit:
             break
         need += sum(model.layer_bytes[begin:end]) + model.session_bytes(begin, end, room.context_tokens)
         tail = model.tail_bytes if end == model.n_layers else 0
-        if not overflow and need + tail <= free:
-            free -= need
-        elif need + tail <= spare:
-            spare -= need
-            overflow += end - begin
-        else:
+        while at < len(free) and need + tail > free[at]:
+            at += 1
+        if at == len(free):
             break
+        free[at] -= need
+        laid[at] += end - begin
         need = 0
-        taken += end - begin
-    return taken, overflow
+    return tuple(laid)
 
 
 def choose_block(model: ModelShape, room: Room, members: Sequence[Member], rtts: Rtts | None = None) -> BlockChoice:
@@ -93,8 +102,9 @@ def choose_block(model: ModelShape, room: Room, members: Sequence[Member], rtts:
         need = min(sum(model.layer_bytes[a:b]) + model.session_bytes(a, b, room.context_tokens) for a, b in parts)
         least = "one layer" if min(b - a for a, b in parts) == 1 else "the smallest part"
         raise UsageError(
-            f"{least} of {model.name} with KV for {room.context_tokens} tokens needs {need / 1e9:.2f} GB, "
-            f"found {room.memory_bytes / 1e9:.2f} GB free; free memory, ask for fewer contexts or use another device"
+            f"{least} of {model.name} with KV for {room.context_tokens} tokens needs {need / 1e9:.2f} GB, found "
+            f"{max((room.memory_bytes, *room.more_bytes)) / 1e9:.2f} GB free; free memory, ask for fewer contexts or "
+            "use another device"
         )
     capacity = throughput(seen, model.n_layers, usual)
     holes = gaps(capacity)

@@ -58,10 +58,10 @@ def compute(batch: Sequence[tuple[StageSession, Arrived]]) -> list[Computed]:
     for session, arrived in batch:
         ranges.setdefault((session.block.first, session.block.last), []).append((session, arrived))
     for group in ranges.values():
-        gpu = group[0][0].block.gpu
-        with entered(gpu):
+        block = group[0][0].block
+        with entered(block.gpu):
             found = _computed(group, started)
-        if gpu is not None and any(outcome.fault for outcome in found) and gpu.lost():
+        if any(outcome.fault for outcome in found) and any(gpu.lost() for gpu in block.gpus):
             found = [replace(outcome, lost=outcome.error or LOST) for outcome in found]
         done += found
     return done
@@ -156,7 +156,7 @@ def _outcome(
     clock: Clock,
     started: float,
 ) -> Computed:
-    frame, gpu = arrived.frame, session.block.gpu
+    frame, gpu = arrived.frame, session.block.gpu_out
     if gpu is not None and not session.block.tail:
         output = gpu.to_host(output)  # once; all that follows looks at it there
     if not torch.isfinite(output).all():

@@ -8,22 +8,25 @@ import pytest
 import torch
 
 import swarm.node.host
-from swarm.base.config import JoinConfig, MemberConfig
-from swarm.base.errors import ModelError
+from swarm.base.config import JoinConfig, MemberConfig, parse_gpus
+from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import silent
 from swarm.discovery.model_shape import model_shape
+from swarm.model.block import Job
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.overflow import SplitBlock
 from swarm.model.packing import PACKED
 from swarm.model.quant.native import library
+from swarm.model.rows import Layout, no_commits
 from swarm.model.ways import Ways
 from swarm.node.benchmark_cache import ProbeCache
 from swarm.node.host import Host
-from swarm.planner.api import choose_block
+from swarm.planner.api import Speed, choose_block
 from tests.ring.conftest import tiny_folder  # noqa: F401  a fixture
+from tests.swarm.model.tiny import certain
 
-FAST, BESIDE = torch.device("cpu"), torch.device("cpu", 0)
+FAST, BESIDE, SECOND = torch.device("cpu"), torch.device("cpu", 0), torch.device("cpu", 1)
 
 
 def host_of(tmp_path: Path, layers_that_fit: float, spare: bool = True, **changes: object) -> Host:
@@ -125,3 +128,80 @@ def test_auto_expands_where_memory_allows_it_and_a_layer_was_faster_so(
     assert computes_in("a") == "bfloat16" and tries == [(4, 5)]
     assert computes_in("a") == "bfloat16" and tries == [(4, 5)]
     assert computes_in("b") == PACKED and tries == [(4, 5), (4, 5)]
+
+
+def several(
+    tmp_path: Path, fits: dict[torch.device, float], spare: bool = False, kept: ProbeCache | None = None
+) -> Host:
+    """Devices with room as told, the first two of them for layers."""
+    config = JoinConfig(MemberConfig(tmp_path, tmp_path / "models"), kv_bytes=1 << 22)
+
+    class Full(Host):
+        def free(self, device: torch.device) -> int:
+            return int(fits[device])
+
+    return Full(
+        config, ModelStore(tmp_path / "models"), b"n" * 32, FAST, torch.float32, 1, silent, kept,
+        BESIDE if spare else None, more=(SECOND,),
+    )  # fmt: skip
+
+
+def test_layers_are_laid_over_all_devices(tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    one = host_of(tmp_path, 1 << 30)
+    three, two = bytes_of(one, tiny_folder, 3), bytes_of(one, tiny_folder, 2)
+    host = several(tmp_path, {FAST: three, SECOND: two, BESIDE: 1 << 30}, spare=True)
+    manifest = host.store.open(str(tiny_folder), (0, 6), silent).manifest
+    block = choose_block(model_shape(manifest, host.dtype), host.room(manifest), [])
+    assert (block.first, block.last) == (0, 6) and 0 < block.overflow <= 2
+    hosting = host.load(str(tiny_folder), (0, 6))
+    whole = hosting.hosted.block
+    assert isinstance(whole, SplitBlock) and isinstance(whole.back, SplitBlock)
+    assert whole.front.last == 3 and whole.back.back.device == BESIDE and hosting.overflow == block.overflow
+    assert hosting.hosted.fingerprint == "" and all(us > 0 for us in (*hosting.speed_us, *hosting.overflow_us))
+
+    layout = Layout(scratch=64, context=128)
+    rows = certain(list(range(5, 17)), 0, layout)
+    expected = one.load(str(tiny_folder), (0, 6)).hosted
+    sessions = [hosted.pool.open(layout, 0, 6) for hosted in (hosting.hosted, expected)]
+    logits = [
+        hosted.block.forward([Job(kv, no_commits(), rows, None)])[0]
+        for hosted, kv in zip((hosting.hosted, expected), sessions, strict=True)
+    ]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
+    sessions[0].close()
+    assert hosting.hosted.pool.used_bytes == 0
+
+
+def test_two_devices_without_a_spare_say_what_does_not_fit(tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    two = bytes_of(host_of(tmp_path, 1 << 30), tiny_folder, 2)
+    host = several(tmp_path, {FAST: two, SECOND: two})
+    with pytest.raises(ModelError, match="layers 0-5 need .* GB are free; take fewer"):
+        host.load(str(tiny_folder), (0, 6))
+    manifest = host.store.open(str(tiny_folder), (0, 6), silent).manifest
+    assert not host.fits(manifest, (0, 6)) and host.fits(manifest, (0, 4))
+
+
+def test_the_faster_device_takes_layers_first(
+    tiny_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = several(tmp_path, {FAST: 1 << 30, SECOND: 1 << 30})
+    manifest = host.store.open(str(tiny_folder), (0, 6), silent).manifest
+    known = {FAST: Speed(3.0, 3.0, 6.0), SECOND: Speed(1.0, 1.0, 2.0)}
+    monkeypatch.setattr(Host, "_known", lambda self, device, manifest: known.get(device))
+    assert host.devices(manifest) == [SECOND, FAST]
+    assert host.room(manifest).speed == Speed(2.0, 2.0, 4.0)
+    del known[SECOND]
+    assert host.devices(manifest) == [FAST, SECOND] and host.room(manifest).speed is None
+
+
+@pytest.mark.parametrize(("text", "read"), [("0", 0), ("3", 3), ("0,1", (0, 1)), ("2,0,1", (2, 0, 1))])
+def test_gpus_are_read(text: str, read: object) -> None:
+    assert parse_gpus(text) == read
+
+
+@pytest.mark.parametrize("text", ["", ",", "0,", "0,0", "0,x", "-1", "1,65"])
+def test_what_names_no_gpus_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_gpus(text)
