@@ -15,7 +15,7 @@ from typing import Protocol
 from receipts.check.checks import short
 from receipts.check.context import Followed, check_context, drawn_in, published
 from receipts.check.dictated import given_tokens
-from receipts.check.recompute import MILLION, Limit, judge_scores
+from receipts.check.recompute import MILLION, Limit
 from receipts.check.run import Epoch, ReceiptRun
 from receipts.check.samples import CALIBRATED, EXACT, Bits, Measured, RowSample, TokenSample
 from receipts.check.verdict import Claim, Disclosed, Standing
@@ -443,7 +443,7 @@ def _judge(
     if not errors and not gaps:
         text = "no opened row can be recomputed: what its keys and values began from is not opened"
         return Claim(Standing.NOT_CHECKED, "audit", text, stage.node), False
-    even, scored = judge_scores(found.scores) if found.scores else (True, "")
+    even, scored = found.judge_scores()
     judgement = found.judge(limit)
     figures = ", ".join(text for text in (judgement.why if errors else "", scored) if text)
     count, equal = len(found.bits), sum(bits is Bits.EQUAL for bits in found.bits)
