@@ -34,7 +34,7 @@ def dictated(run: ReceiptRun, disclosed: Disclosed) -> str:
         if forced is None:
             parts.append("held it to a constraint, which may have left no choice")
         elif forced:
-            parts.append(f"allowed no other than {forced} of {run.close.new_tokens} tokens")
+            parts.append(f"left no choice at {forced} of {run.close.new_tokens} tokens")
     if order.shaped is not None and (biased := len(order.shaped.bias)):
         parts.append(f"biased {biased} token{'s' * (biased != 1)}")
     return f"the order {', '.join(parts)}" if parts else ""
