@@ -14,7 +14,8 @@ from typing import Protocol
 
 from receipts.check.checks import short
 from receipts.check.context import Followed, check_context, drawn_in, published
-from receipts.check.recompute import MILLION, Limit, judge_scores
+from receipts.check.dictated import given_tokens
+from receipts.check.recompute import MILLION, Limit
 from receipts.check.run import Epoch, ReceiptRun
 from receipts.check.samples import CALIBRATED, EXACT, Bits, Measured, RowSample, TokenSample
 from receipts.check.verdict import Claim, Disclosed, Standing
@@ -156,6 +157,7 @@ def check_replay(run: ReceiptRun, disclosed: Disclosed, replayer: Replayer, limi
         raise ReceiptError(Refusal.TEXT, "the tokens do not decode to the text")
     equal = len(tokens) - ties
     text = f"{equal}/{len(tokens)} tokens equal" + (f", {ties} at near-ties" if ties else "")
+    text += f", the first {given} given by the order and not drawn" if (given := given_tokens(run)) else ""
     text = f"{EXACT}: {text}, by the stages' own kernels" if replayed.exact else text
     if ties > 1 + len(tokens) // 20:
         claim = Claim(Standing.NOT_CHECKED, "replay", f"{text}: too many near-ties to decide")
@@ -441,7 +443,7 @@ def _judge(
     if not errors and not gaps:
         text = "no opened row can be recomputed: what its keys and values began from is not opened"
         return Claim(Standing.NOT_CHECKED, "audit", text, stage.node), False
-    even, scored = judge_scores(found.scores) if found.scores else (True, "")
+    even, scored = found.judge_scores()
     judgement = found.judge(limit)
     figures = ", ".join(text for text in (judgement.why if errors else "", scored) if text)
     count, equal = len(found.bits), sum(bits is Bits.EQUAL for bits in found.bits)

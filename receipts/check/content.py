@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from receipts.check.checks import ms
+from receipts.check.dictated import given_tokens
 from receipts.check.run import ReceiptRun
 from receipts.check.verdict import Claim, Disclosed, Standing
 from receipts.format.errors import ReceiptError, Refusal
@@ -113,14 +114,15 @@ def check_tokens(run: ReceiptRun, disclosed: Disclosed, token_salt: bytes | None
         shown = "" if disclosed.tokens is not None else ", not disclosed"
         text = f"{close.new_tokens} tokens{shown}, by the requester alone: it drew them behind its own layers"
         return [Claim(Standing.CLAIMED, "tokens", text)]
-    return [_token_claim(close.new_tokens, covered, checked, disclosed)]
+    return [_token_claim(close.new_tokens, covered, checked, disclosed, given_tokens(run))]
 
 
-def _token_claim(count: int, covered: int, checked: int, disclosed: Disclosed) -> Claim:
+def _token_claim(count: int, covered: int, checked: int, disclosed: Disclosed, given: int) -> Claim:
     if disclosed.tokens is None:
         return Claim(Standing.NOT_CHECKED, "tokens", f"{count} tokens, not disclosed; the tail accounts for {covered}")
     if checked == count:
-        return Claim(Standing.COSIGNED, "tokens", f"{count}/{count} tokens by tail and requester")
+        own = f", the first {given} given by the order and not drawn" if given else ""
+        return Claim(Standing.COSIGNED, "tokens", f"{count}/{count} tokens by tail and requester{own}")
     text = f"{checked}/{count} tokens by tail and requester, the rest by the requester alone"
     return Claim(Standing.CLAIMED, "tokens", text)
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from receipts.check.checks import short
+from receipts.check.dictated import given_tokens
 from receipts.check.run import Epoch, ReceiptRun
 from receipts.check.verdict import Claim, Disclosed, Standing
 from receipts.format.errors import ReceiptError, Refusal
@@ -66,7 +67,8 @@ def check_context(
     ReceiptError(AUDIT) where a token was drawn from another text.
     """
     missing: list[str] = []
-    checked = 0
+    drawn = given = 0
+    drawn_from = run.close.first_position + given_tokens(run)
     for epoch in run.epochs:
         first, last = drawn_in(run, epoch)
         if last <= first:
@@ -82,10 +84,14 @@ def check_context(
         open_ = _check_drawn(stages, text, first, last)
         if open_:
             missing.append(f"no opened answer covers position {open_[0]} ({len(open_)} of {last - first} positions)")
-        checked += last - first - len(open_)
+        answered = set(range(first, last)) - set(open_)
+        given += sum(position < drawn_from for position in answered)
+        drawn += sum(position >= drawn_from for position in answered)
+    said = [f"{drawn}/{run.close.new_tokens} tokens were drawn"] if drawn else []
+    said += [f"{given}/{run.close.new_tokens} were given by the order"] if given else []
     claims = []
-    if checked:
-        text_ = f"{checked}/{run.close.new_tokens} tokens were drawn after the published prompt and the tokens before"
+    if said:
+        text_ = f"{', '.join(said)} after the published prompt and the tokens before"
         claims.append(Claim(Standing.PROVEN, "audit", text_))
     return claims, missing
 

@@ -99,7 +99,10 @@ def _ring(verdict: Verdict, run: ReceiptRun, x: float, y: float, radius: int) ->
 
 
 def _centre(run: ReceiptRun, x: float, y: float) -> list[str]:
-    lines = [(run.order.model.name, INK), (f"{run.order.dtype}, {run.order.wire} on the wire", FAINT)]
+    lines = [
+        (f"{run.order.model.name[:34]} (claimed)", INK),
+        (f"{run.order.dtype}, {run.order.wire} on the wire", FAINT),
+    ]
     for epoch in run.epochs[1:]:
         names = ", ".join(short(key) for key in epoch.lost) or "a node"
         lines.append((f"lost {names} at position {epoch.first_position}", RED))

@@ -13,6 +13,7 @@ from receipts.check.recompute import (
     coarse_error,
     delta_error,
     judge_rows,
+    judge_scores,
 )
 
 EXACT, CALIBRATED = "EXACT", "WITHIN CALIBRATION"
@@ -64,6 +65,8 @@ class TokenSample:
     scores: Sequence[float] = ()
     bits: Bits = Bits.NOT_COMPARED
     """Of token, margin and logprob together."""
+    token: int = -1
+    """The token that it is about."""
 
 
 class Measured:
@@ -75,6 +78,8 @@ class Measured:
         self.grains: list[float] = []
         self.gaps: list[float] = []
         self.scores: list[float] = []
+        self.drew: list[tuple[int, int]] = []
+        """Position and token of every answer."""
         self.bits: list[Bits] = []
         self.wrong: list[int] = []
         """Positions of rows that differ where none may: of the frames in the order in which they are added."""
@@ -92,6 +97,7 @@ class Measured:
             if isinstance(sample, TokenSample):
                 self.gaps.append(sample.gap)
                 self.scores += sample.scores
+                self.drew.append((sample.position, sample.token))
                 continue
             error_of = delta_error if sample.grain is None else coarse_error
             self.errors.append(error_of(sample.inputs, sample.outputs, sample.expected))
@@ -99,6 +105,20 @@ class Measured:
                 self.noise.append(error_of(sample.inputs, sample.honest, sample.expected))
             if sample.grain is not None:
                 self.grains.append(sample.grain)
+
+    @property
+    def apart(self) -> float:
+        """How many of the scores say something of their own: a text that goes round in a loop errs alike each time.
+
+        Answers count once for each pair of a token and the one before it.
+        """
+        tokens = dict(self.drew)
+        pairs = {(tokens.get(position - 1), token) for position, token in self.drew}
+        return len(self.scores) * len(pairs) / max(1, len(self.drew))
+
+    def judge_scores(self) -> tuple[bool, str]:
+        """Of the answers: whether what the tail says of its tokens is right, and the figures in words."""
+        return judge_scores(self.scores, self.apart) if self.scores else (True, "")
 
     def judge(self, limit: Limit) -> StageJudgement:
         """Of the rows."""

@@ -12,6 +12,7 @@ from secrets import SystemRandom
 from typing import Protocol
 
 from receipts.check import audit, checks, content
+from receipts.check.dictated import dictated
 from receipts.check.logged import check_logged
 from receipts.check.recompute import Limit, default_limit
 from receipts.check.run import ReceiptRun, assemble
@@ -129,6 +130,8 @@ def _result(progress: _Progress, options: Options) -> tuple[int, str]:
     line = f"level {int(level)}: {LEVEL_NAMES[level]}"
     if outcome != "complete":
         line += f"; the run {'failed' if outcome == 'failed' else 'was ' + outcome}"
+    if own_words := dictated(progress.run, progress.disclosed):
+        line += f"; {own_words}"
     if progress.not_conclusive:
         return EXIT_NOT_CONCLUSIVE, f"{line}; not conclusive: {'; '.join(progress.not_conclusive)}"
     if level < options.required:
@@ -228,7 +231,8 @@ def _check_model(run: ReceiptRun, model: ModelFacts | None) -> list[Claim]:
             if (epoch.own.head_weights, epoch.own.tail_weights) != (head, tail):
                 raise ReceiptError(Refusal.WEIGHTS, "the requester's weights of its own layers are others")
     return [
-        Claim(Standing.PROVEN, "model", f"{run.order.model.name}: the manifest is the verifier's own"),
+        Claim(Standing.PROVEN, "model", f"the manifest is the verifier's own ({model.digest[:16]})"),
+        Claim(Standing.CLAIMED, "model", f"{run.order.model.name} is the requester's name for it"),
         Claim(Standing.CLAIMED, "weights", "every stage claims the manifest's weights"),
     ]
 

@@ -62,11 +62,12 @@ class Gateway:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{self.path}"
 
-    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> _Answered:
-        """One request. Raises RunError where nobody answers, UsageError or RunError for what the gateway refuses."""
+    def ask(self, method: str, path: str, wanted: str, body: Mapping[str, Any] | None = None) -> _Answered:
+        """One request, whose answer has the media type `wanted`. Raises RunError where nobody answers, UsageError
+        or RunError for what the gateway refuses, PeerError for another type (a page, say)."""
         kind = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
         connection = kind(self.host, self.port, timeout=CONNECT_S)
-        headers = {"Accept": "*/*", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
+        headers = {"Accept": wanted, **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
         data = None
         if body is not None:
             data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
@@ -75,9 +76,16 @@ class Gateway:
             connection.sock.settimeout(self.silence_s)
             connection.request(method, self.path + path, data, headers)
             response = connection.getresponse()
-            if response.status == 200:
+            kind_found = response.headers.get_content_type()
+            if response.status == 200 and kind_found == wanted:
                 return _Answered(connection, response)
-            refusal = refusal_untrusted(response.status, response.read(MOST_REFUSAL))
+            if response.status == 200:
+                response.close()
+                refusal: SwarmError = PeerError(
+                    f"expected {wanted} from a gateway at {self.url}, found {kind_found[:80]}: is it a `swarm serve`?"
+                )
+            else:
+                refusal = refusal_untrusted(response.status, response.read(MOST_REFUSAL))
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             why = str(error) or type(error).__name__
@@ -127,7 +135,7 @@ def stream(gateway: Gateway, chat: bool, body: Mapping[str, Any], answer: Gatewa
     Raises RunError when the gateway breaks off or tells of an error, PeerError for what is no stream of events.
     """
     path = "/v1/chat/completions" if chat else "/v1/completions"
-    with closing(gateway.ask("POST", path, {**body, "stream": True})) as answered:
+    with closing(gateway.ask("POST", path, "text/event-stream", {**body, "stream": True})) as answered:
         while True:
             try:
                 line = answered.response.readline(MOST_LINE + 1)
@@ -147,8 +155,10 @@ def stream(gateway: Gateway, chat: bool, body: Mapping[str, Any], answer: Gatewa
 
 
 def fetch_receipt(gateway: Gateway, address: str) -> bytes:
-    """The receipt of a run. Raises RunError, PeerError."""
-    with closing(gateway.ask("GET", address)) as answered:
+    """The receipt of a run, once `swarm verify` would take it: what is kept is one. Raises RunError, PeerError."""
+    from receipts.check.verify import verify  # when the answer has been told: nobody waits for it to load
+
+    with closing(gateway.ask("GET", address, "application/json")) as answered:
         try:
             data = answered.response.read(MOST_RECEIPT + 1)
             if answered.response.length and len(data) <= MOST_RECEIPT:  # a read of so many bytes tells of no early end
@@ -157,6 +167,8 @@ def fetch_receipt(gateway: Gateway, address: str) -> bytes:
             raise RunError(f"the gateway at {gateway.url} broke off within a receipt ({error})") from error
     if len(data) > MOST_RECEIPT:
         raise PeerError(f"expected a receipt of at most {MOST_RECEIPT >> 20} MiB from the gateway, found more")
+    if (verdict := verify(data)).refusal is not None:
+        raise PeerError(f"expected a receipt that verifies from the gateway, found one refused ({verdict.line[:200]})")
     return data
 
 

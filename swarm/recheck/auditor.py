@@ -400,7 +400,7 @@ class _Recomputed:
         if self._exact and self._own is not None:
             picked = pick(self._exact[index], positions, self._sampling, *before)
             bits = bits_of(same_answers(answer, answer_of(self._frames[index], wanted, picked, ())), self._own)
-        return [TokenSample(*sample) for sample in zip(positions, gaps, scores, bits, strict=True)]
+        return [TokenSample(*sample) for sample in zip(positions, gaps, scores, bits, tokens, strict=True)]
 
     def _seen(self, index: int) -> SlotTokens:
         """Tokens by slot once a frame came in, as the tail noted them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ def check_answer_untrusted(answer: Answer, in_flight: Mapping[int, Sent], vocab_
     skipped = [number for number, sent in in_flight.items() if number < seq and len(sent.wanted)]
     if skipped:
         raise PeerError(f"expected the answer to frame {min(skipped)}, found one to frame {seq}")
+    if answer.hidden is not None:
+        raise PeerError(f"expected tokens from the last stage of the model, found hidden rows with frame {seq}")
     wanted = in_flight[seq].wanted
     if len(answer.row) != len(wanted) or np.any(answer.row != wanted):
         raise PeerError(f"expected tokens for {len(wanted)} rows of frame {seq}, found {len(answer.row)} others")
@@ -48,3 +50,17 @@ def check_answer_untrusted(answer: Answer, in_flight: Mapping[int, Sent], vocab_
     values = (answer.margin, answer.logprob, answer.top_logprob)
     if not all(np.isfinite(each).all() for each in values):  # honest tails bound all three; JSON has no infinity
         raise PeerError("expected log-probabilities in an answer, found what is not a number")
+
+
+def within_pass(answer: Answer, took_us: int) -> Answer:
+    """The answer with what stages say of their time cut to what the pass took, `took_us` by the requester's clock.
+
+    All of queueing and computing lies within it, the tail's drafting within its computing. What is said beyond that is
+    false, and who said it is not known; shared out in proportion, it can mislead the pricing of drafts by one pass.
+    """
+    told = sum(queued + computed for queued, computed in answer.timings)
+    if told <= took_us and answer.drafts_us <= took_us:
+        return answer
+    share = min(1.0, took_us / max(1, told))
+    timings = tuple((int(queued * share), int(computed * share)) for queued, computed in answer.timings)
+    return replace(answer, timings=timings, drafts_us=min(answer.drafts_us, took_us))

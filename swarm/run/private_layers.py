@@ -114,6 +114,10 @@ class PrivateEnds:
             self._flying.popleft()
         if not self._flying or self._flying[0].seq != answer.seq or answer.hidden is None:
             raise PeerError("expected the hidden rows of a frame in flight, found another answer")
+        if len(answer.row) or answer.drafts is not None:
+            raise PeerError("expected hidden rows alone from the stage before the layers kept here, found tokens too")
+        if (wire := answer.hidden[0].get("wire")) != self._wire:
+            raise PeerError(f"expected hidden rows as {self._wire}, found {str(wire)[:40]!r}")
         frame, log = self._flying.popleft(), self.log
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._thread, _timed, self._homeward, frame, answer)

@@ -16,7 +16,7 @@ from swarm.base.errors import CoverageError, PeerError, RunError
 from swarm.base.nodeid import short_id
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.opening import OpenRun, StagePlan
-from swarm.run.answer_check import Sent, check_answer_untrusted
+from swarm.run.answer_check import Sent, check_answer_untrusted, within_pass
 from swarm.run.api import CommittedTokens, FinishReason, Recovering, RingOpened, RunEvent, RunRequest, StageInfo
 from swarm.run.blame import Blame
 from swarm.run.detokenizer import TextStream
@@ -188,6 +188,8 @@ class RunLoop:
         sent = self._in_flight.pop(answer.seq, None)
         for seq in [s for s in self._in_flight if s < answer.seq]:
             del self._in_flight[seq]
+        if sent is not None:
+            answer = within_pass(answer, round((at - sent.at) * 1e6))
         if sent is not None and len(answer.token):
             self.tally.pass_ms.append((at - sent.at) * 1000.0)
             self.tally.took((at - sent.at) * 1000.0, answer.timings)

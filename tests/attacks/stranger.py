@@ -51,10 +51,12 @@ class Stranger:
         await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
     async def send(self, data: bytes) -> None:
-        if self.web:  # a binary message, masked with zeros
-            size = struct.pack(">BBH", 0x82, 0xFE, len(data)) if len(data) > 125 else bytes((0x82, 0x80 | len(data)))
-            data = size + bytes(4) + data
-        await self.raw(data)
+        await (self.fragment(0x82, data) if self.web else self.raw(data))  # one whole binary message
+
+    async def fragment(self, first: int, data: bytes) -> None:
+        """A WebSocket frame, masked with zeros; `first`: its first byte, final bit and kind."""
+        size = struct.pack(">BH", 0xFE, len(data)) if len(data) > 125 else bytes((0x80 | len(data),))
+        await self.raw(bytes((first,)) + size + bytes(4) + data)
 
     async def read(self, count: int) -> bytes:
         """`count` bytes of what the node says inside of the tunnel, if there is one."""

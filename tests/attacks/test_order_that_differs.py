@@ -9,19 +9,24 @@ from typing import Any
 
 import pytest
 
-from receipts.format.opening import Bias, Shaped
+from receipts.format.opening import Bias, HeldTo, Shaped
 from receipts.record.requester import RequesterRecord
 from swarm.base.errors import RunError
 from swarm.model.sampler import Sampling
+from swarm.model.sampling import Shaping
 from swarm.run.api import RunRequest
 from swarm.run.receipt import RunAccount
-from tests.attacks.arena import PROMPT, arena
+from tests.attacks.arena import OTHER, PROMPT, arena
 
 Edit = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def sampler(**changes: Any) -> Edit:
     return lambda said: said | {"sampler": replace(said["sampler"], **changes)}
+
+
+def shaped(**changes: Any) -> Edit:
+    return lambda said: said | {"shaped": replace(Shaped(0, 0, (), 0, (), ()), **changes)}
 
 
 ORDERS: dict[str, Edit] = {
@@ -32,6 +37,11 @@ ORDERS: dict[str, Edit] = {
     "sampler-min_p": sampler(min_p_ppm=900_000),
     "sampler-penalty": sampler(repetition_penalty_ppm=1_500_000),
     "shaping": lambda said: said | {"shaped": Shaped(0, 0, (Bias(3, 1_000_000),), 0, (), ())},
+    "shaping-presence": shaped(presence_ppm=500_000),
+    "shaping-frequency": shaped(frequency_ppm=-500_000),
+    "shaping-min_tokens": shaped(min_tokens=40, ends=(9,)),
+    "shaping-given": shaped(given=OTHER[:3]),
+    "constraint": lambda said: said | {"held_to": HeldTo("regex", "[ab]*", "llguidance 1.0", "ab" * 32)},
     "dtype": lambda said: said | {"dtype": "bfloat16"},
     "wire format": lambda said: said | {"wire": "int8"},
     "context-shorter": lambda said: said | {"max_tokens": 1},
@@ -58,6 +68,21 @@ async def test_orders_that_differ_in_one_field(model: Path, tmp_path: Path, monk
                     RunError, match=f"the signed order differs from the ring in its {name.split('-')[0]}"
                 ):
                     await field.run(request)
+        # The other way about: the ring is to do what the order does not say, or other of its kind.
+        for asked, said in (
+            (Shaping(bias=((3, 1.0),), after=len(PROMPT)), None),
+            (Shaping(least=40, ends=(9,), after=len(PROMPT)), Shaped(0, 0, (), 40, (8,), ())),
+            (Shaping(given=OTHER[:3], after=len(PROMPT)), Shaped(0, 0, (), 0, (), OTHER[1:4])),
+        ):
+            with monkeypatch.context() as patch:
+                begin = RequesterRecord.__init__
+
+                def silent(self: Any, author: Any, *, _said: Any = said, _begin: Any = begin, **told: Any) -> None:
+                    _begin(self, author, **told | {"shaped": _said})
+
+                patch.setattr(RequesterRecord, "__init__", silent)
+                with pytest.raises(RunError, match="the signed order differs from the ring in its shaping"):
+                    await field.run(replace(request, sampling=replace(request.sampling, shaping=asked)))
         for changes in ({"epoch": 3}, {"requester": b"\x07" * 32}):
             with monkeypatch.context() as patch:
                 opening = field.requester.desk._opening

@@ -64,10 +64,36 @@ async def long_body(stranger: Stranger) -> None:
         await stranger.raw(bytes(1 << 14))
 
 
+async def slow_head(stranger: Stranger) -> None:
+    """The head of a request, a byte at a time."""
+    for letter in b"GET /swarm/door HTTP/1.1\r\nHost: nobody\r\nX: ":
+        await stranger.raw(bytes([letter]))
+        await asyncio.sleep(0.02)
+
+
+async def parts_without_end(stranger: Stranger) -> None:
+    """One WebSocket message of ever more parts, none the last."""
+    await stranger.fragment(0x02, b"\0" * 4096)
+    for _ in range(PER_STRANGER >> 12):
+        await stranger.fragment(0x00, b"\0" * 4096)
+
+
+async def pings(stranger: Stranger) -> None:
+    """WebSocket pings, each of which wants a pong that nobody reads."""
+    for _ in range(PER_STRANGER >> 10):
+        await stranger.fragment(0x89, b"x" * 125)
+
+
 Attack = Callable[[Stranger], Awaitable[None]]
 ATTACKS: list[tuple[str, Attack, bool]] = [
-    *((attack.__name__, attack, False) for attack in (many_flows, slow_reader, half_open, quiet, long_head, long_body)),
-    *((f"{attack.__name__}_by_web", attack, True) for attack in (many_flows, slow_reader, half_open, quiet)),
+    *(
+        (attack.__name__, attack, False)
+        for attack in (many_flows, slow_reader, half_open, quiet, long_head, long_body, slow_head)
+    ),
+    *(
+        (f"{attack.__name__}_by_web", attack, True)
+        for attack in (many_flows, slow_reader, half_open, quiet, parts_without_end, pings)
+    ),
 ]
 
 

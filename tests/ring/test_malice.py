@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
 from swarm.base.errors import RunError, UsageError
 from swarm.net.channel.message import Message
-from swarm.ring.frame import DOWN, Answer, encode_answer, parse_answer_untrusted
+from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor
+from swarm.ring.frame import DOWN, Answer, Drafts, encode_answer, parse_answer_untrusted
 from swarm.ring.opening import OpenRun, RingSignal, encode_word
 from swarm.run import run_loop as drive
 from swarm.run.api import Finished, Recovering, RunRequest, RunResult
@@ -153,6 +155,43 @@ async def test_one_malformed_answer_is_the_loss_of_the_tail_and_of_nobody_else(
         result, news = await lived(ring, RunRequest((1, 2, 3), max_tokens=30, speculation="chain"))
         assert names(ring, result) == [0, 1, 5]
     assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 30)
+    assert len(news) == 1
+
+
+def as_int8(answer: Answer) -> Answer:
+    assert answer.hidden is not None
+    return replace(answer, hidden=encode_tensor(decode_tensor_untrusted(*answer.hidden, torch.float32), "int8"))
+
+
+def with_drafts(answer: Answer) -> Answer:
+    return replace(answer, drafts=Drafts(0, np.ones((1, 1), np.int32), np.ones((1, 1), np.float32)))
+
+
+def with_tokens(answer: Answer) -> Answer:
+    one: Any = np.zeros(1, np.int32)
+    told = replace(answer, row=one.astype(np.uint32), token=one, margin=one.astype(np.float32))
+    return replace(told, logprob=told.margin, top_token=one[:, None][:, :0], top_logprob=told.margin[:, None][:, :0])
+
+
+@pytest.mark.parametrize("twist", [as_int8, with_drafts, with_tokens])
+async def test_rows_that_come_home_to_private_layers_come_alone_and_as_agreed(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, twist: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with make_ring([(0, 6), (0, 6)]) as ring, asyncio.timeout(60):
+        left = [6]
+        for stage in ring.stages:
+            give = stage.server._sender.give
+
+            async def twisted(*about: Any, give: Any = give) -> None:
+                *where, message = about
+                left[0] -= message.kind != DOWN
+                if left[0] == 0 and message.kind != DOWN:
+                    message = encode_answer(twist(parse_answer_untrusted(message)))
+                await give(*where, message)
+
+            monkeypatch.setattr(stage.server._sender, "give", twisted)
+        result, news = await lived(ring, RunRequest((1, 2, 3), max_tokens=12, speculation="plain", private=1))
+    assert list(result.token_ids) == reference(tiny_model, (1, 2, 3), 12)
     assert len(news) == 1
 
 

@@ -52,7 +52,7 @@ PLAIN_CHAT = TemplateOptions()
 
 class TemplateRenderer:
     """Renders chat templates. Bounded for each rendering: wall clock 10 s, processor 5 s, memory 256 MiB (where the
-    system bounds address space), output 1 MiB of characters beside four times the input. Thread-safe.
+    system bounds address space), output 128 Ki characters beside four times the input. Thread-safe.
 
     A process starts by itself in a fresh interpreter (never by fork) when one is needed, and stays for the next.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from receipts.check.recompute import (
     limits_bytes,
     limits_untrusted,
 )
+from receipts.check.samples import Measured, TokenSample
 from receipts.format.errors import ReceiptError, Refusal
 
 ROW = st.lists(st.floats(-100, 100), min_size=1, max_size=20)
@@ -137,8 +139,22 @@ def test_luck_of_the_recomputation_does_not_tighten_the_gate() -> None:
 def test_scores_of_a_tail() -> None:
     chooser = random.Random(9)
     honest = [chooser.gauss(0, 1.1) for _ in range(64)]
-    assert judge_scores(honest)[0] and not judge_scores([2.1 * score for score in honest])[0]
-    assert not judge_scores([*honest, math.nan])[0] and not judge_scores([*honest, math.inf])[0]
+    assert judge_scores(honest, 64)[0] and not judge_scores([2.1 * score for score in honest], 64)[0]
+    assert not judge_scores([*honest, math.nan], 65)[0] and not judge_scores([*honest, math.inf], 65)[0]
+
+
+def test_a_text_in_a_loop_says_no_more_than_one_turn_of_it() -> None:
+    """64 tokens of which two alternate: an honest tail's two errors, over and over."""
+
+    def measured(tokens: Sequence[int]) -> Measured:
+        found = Measured()
+        found.add([TokenSample(9 + n, 0.0, (2.1, 1.3), token=token) for n, token in enumerate(tokens)])
+        return found
+
+    loop, text = measured([7, 8] * 32), measured(range(64))
+    assert (loop.apart, text.apart) == (6.0, 128.0)  # the first has another one before it, or none
+    assert loop.judge_scores()[0] and not text.judge_scores()[0]
+    assert Measured().judge_scores() == (True, "")
 
 
 def test_few_rows_over_a_coarse_format_are_judged_one_by_one() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from swarm.base.errors import PeerError
 from swarm.ring.frame import Answer, Drafts
-from swarm.run.answer_check import Sent, check_answer_untrusted
+from swarm.run.answer_check import Sent, check_answer_untrusted, within_pass
 
 FLIGHT = {4: Sent(0.0, np.array([], np.intp)), 5: Sent(0.0, np.array([0, 2])), 6: Sent(0.0, np.array([0]))}
 
@@ -52,9 +52,20 @@ def test_the_answer_that_is_due_is_taken() -> None:
         (replace(answer(), logprob=np.array([0.0, np.nan], np.float32)), "what is not a number"),
         (replace(answer(), logprob=np.array([0.0, -np.inf], np.float32)), "what is not a number"),
         (replace(answer(), margin=np.array([np.inf, 0.0], np.float32)), "what is not a number"),
+        (replace(answer(), hidden=({"wire": "float32"}, b"")), "expected tokens .*, found hidden rows with frame 5"),
         (replace(answer(), drafts=drafts(1)), "expected drafts of at most 0 tokens ahead with frame 5, found 1"),
     ],
 )
 def test_an_answer_of_wrong_count_place_or_tokens_is_refused(wrong: Answer, why: str) -> None:
     with pytest.raises(PeerError, match=why):
         check_answer_untrusted(wrong, FLIGHT, 10)
+
+
+def test_stages_cannot_have_taken_longer_than_the_pass() -> None:
+    fitting = replace(answer(), timings=((100, 200), (0, 600)), drafts_us=500)
+    assert within_pass(fitting, 1000) is fitting
+    loud = replace(answer(), timings=((0, 10**12), (500, 500)), drafts_us=10**12)
+    held = within_pass(loud, 1000)
+    assert sum(queued + computed for queued, computed in held.timings) <= 1000 and held.drafts_us == 1000
+    assert held.timings[0] == (0, 999) and len(held.timings) == 2
+    assert within_pass(replace(loud, timings=()), 1000).drafts_us == 1000

@@ -23,7 +23,7 @@ from swarm.client.through_gateway import (
     stream,
 )
 from tests.swarm.serve.conftest import Serve, Served
-from tests.swarm.serve.tiny import TinyBackend
+from tests.swarm.serve.tiny import EXAMPLE_RECEIPT, TinyBackend
 
 ASK = ("generate", "hello", "--max-tokens", "6")
 
@@ -97,7 +97,10 @@ async def test_an_error_within_the_stream_ends_the_command(
     assert "a stage burned down" in capsys.readouterr().err
 
 
-async def _speaking(answer: bytes, until: bytes = b"}", header: bytes = b"") -> tuple[asyncio.Server, Gateway]:
+EVENTS, JSON = b"Content-Type: text/event-stream; charset=utf-8\r\n", b"Content-Type: application/json\r\n"
+
+
+async def _speaking(answer: bytes, until: bytes = b"}", header: bytes = EVENTS) -> tuple[asyncio.Server, Gateway]:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(until)  # the whole request: closing over unread bytes resets the connection
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + header + b"\r\n" + answer)
@@ -138,10 +141,33 @@ async def test_an_account_of_the_run_overrides_no_answer(tmp_path: Path, capsys:
 
 
 async def test_half_a_receipt_is_none() -> None:
-    server, gateway = await _speaking(b'{"order": 1', b"\r\n\r\n", b"Content-Length: 99\r\n")
+    server, gateway = await _speaking(b'{"order": 1', b"\r\n\r\n", JSON + b"Content-Length: 99\r\n")
     async with server:
         with pytest.raises(RunError, match="broke off within a receipt"):
             await asyncio.to_thread(fetch_receipt, gateway, "/v1/receipts/ab12")
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "why"),
+    [
+        (b"<html>sign in</html>", b"Content-Type: text/html\r\n", "expected application/json .*, found text/html"),
+        (b"{}", JSON, "refused"),
+        (EXAMPLE_RECEIPT.read_bytes().replace(b"smollm2", b"smollm3"), JSON, "refused .*signed"),
+    ],
+)
+async def test_what_is_no_receipt_is_not_kept_as_one(body: bytes, header: bytes, why: str) -> None:
+    server, gateway = await _speaking(body, b"\r\n\r\n", header)
+    async with server:
+        with pytest.raises(PeerError, match=why):
+            await asyncio.to_thread(fetch_receipt, gateway, "/v1/receipts/ab12")
+
+
+@pytest.mark.parametrize("header", [b"", b"Content-Type: text/html\r\n", JSON])
+async def test_a_page_is_no_answer(header: bytes) -> None:
+    server, gateway = await _speaking(b'data: {"choices": [{"text": "a"}]}\n\ndata: [DONE]\n\n', header=header)
+    async with server:
+        with pytest.raises(PeerError, match=r"expected text/event-stream .* is it a `swarm serve`"):
+            await asyncio.to_thread(lambda: list(stream(gateway, False, {}, GatewayAnswer())))
 
 
 async def test_a_speed_beyond_any_number_is_not_told(tmp_path: Path) -> None:

@@ -72,8 +72,27 @@ def test_options_reach_the_template(renderer: TemplateRenderer) -> None:
         ("{% for i in range(90000) %}{{ 'x' * 900 }}{% endfor %}", "[0-9]+ characters for"),
         ("{{ ('x' * 900000000) | length }}", "256 MiB of memory"),
         ("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", "5 s of a processor"),
+        ("{{ '\\ud800' }}", "surrogates not allowed"),
+        ("{{ 'ab ' * 50000 }}", "[0-9]+ characters for"),
+        ("{{ " + "(" * 50000 + "1" + ")" * 50000 + " }}", "recursion"),
+        ("{{ 'a' | center(2000000000) }}", "256 MiB of memory"),
+        ("{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}", "recursion"),
     ],
-    ids=["refuses", "breaks", "no-template", "escapes", "recurs", "floods", "fills", "hangs"],
+    ids=[
+        "refuses",
+        "breaks",
+        "no-template",
+        "escapes",
+        "recurs",
+        "floods",
+        "fills",
+        "hangs",
+        "halves",
+        "whispers",
+        "nests-while-it-is-compiled",
+        "pads",
+        "recurs-in-a-loop",
+    ],
 )
 def test_a_template_ends_within_its_bounds(renderer: TemplateRenderer, template: str, says: str) -> None:
     tokenizer = tiny_tokenizer(template)
