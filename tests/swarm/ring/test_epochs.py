@@ -14,6 +14,7 @@ from swarm.ring.certain_rows import certain_rows
 from swarm.ring.connect import StageConnector
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.opening import OpenRun, RingSignal, StagePlan
+from swarm.ring.words import ClosedHome
 from swarm.run.ring_client import RingLink
 from swarm.stage.session import StageSession
 
@@ -40,7 +41,7 @@ async def test_an_answer_of_another_epoch_is_ignored(epoch: int) -> None:
     link.take_answer(answer(epoch), Message("ring.answer", {}))
     for do in ("lost", "leave", "opened"):
         link.take_word(RingSignal(do, RUN, epoch, stage=1, reason="late"))
-    link.take_end({"epoch": epoch, "do": "closed"})
+    link.take_end(ClosedHome(RUN, epoch, None))
     assert not link.answers and not link.losses and not link.wake.is_set()
     link.take_answer(answer(1), Message("ring.answer", {}))
     assert len(link.answers) == 1 and link.wake.is_set()
