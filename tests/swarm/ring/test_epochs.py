@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from swarm.base.errors import PeerError
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
 from swarm.net.channel.message import Message
@@ -54,3 +55,30 @@ def test_a_frame_of_another_epoch_is_ignored(epoch: int) -> None:
     assert not session.accept_untrusted(Frame(RUN, epoch, 7, no_commits(), rows))
     assert session.last_seq == -1
     assert session.accept_untrusted(Frame(RUN, 1, 0, no_commits(), rows))
+
+
+def test_frames_follow_number_zero_too() -> None:
+    """The first frame of an epoch may have number 0: the next is 1, and no replay comes behind it."""
+    session = StageSession(opening(1), None, None, None, 0.0)  # type: ignore[arg-type]
+    rows = certain_rows(Layout(8, 64), 0, [1, 2])
+    assert session.accept_untrusted(Frame(RUN, 1, 0, no_commits(), rows))
+    with pytest.raises(PeerError, match="expected frame 1, found 2"):
+        session.accept_untrusted(Frame(RUN, 1, 2, no_commits(), rows))
+    with pytest.raises(PeerError, match="expected replayed frame 0, found 0"):
+        session.accept_untrusted(Frame(RUN, 1, 0, no_commits(), rows, replay=1))
+    assert session.accept_untrusted(Frame(RUN, 1, 1, no_commits(), rows)) and session.last_seq == 1
+
+
+def test_a_released_session_holds_nothing() -> None:
+    class Memory:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    memory, heads = Memory(), Memory()
+    session = StageSession(opening(1), None, memory, None, 0.0)  # type: ignore[arg-type]
+    session.mtp, session.held_to, session.sent = heads, object(), object()  # type: ignore[assignment]
+    session.release()
+    assert session.closed is True and memory.closed and heads.closed
+    assert session.mtp is None and session.held_to is None and session.sent is None and not session.queue
