@@ -90,6 +90,7 @@ class TinyBackend:
     manifest: TinyManifest = field(default_factory=TinyManifest)
     tokenizer: Any = field(default_factory=tiny_tokenizer)
     state: SwarmState = SwarmState("")
+    flights: dict[str, int] = field(default_factory=dict)
     script: str | None = None
     fail: SwarmError | None = None
     fail_after: int = 0
@@ -132,7 +133,7 @@ class TinyBackend:
         return self.state
 
     def rows_in_flight(self) -> Mapping[str, int]:
-        return {}
+        return self.flights
 
     async def until(self, runs: int) -> None:
         """Wait until so many runs hold the ring."""
