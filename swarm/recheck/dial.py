@@ -130,8 +130,8 @@ async def opening_from_untrusted(peer: Peer, request: bytes, known: Sequence[Cro
     while True:
         answer = await _piece(peer, request, len(found))
         size = AUDIT_ANSWER.read_untrusted(answer.header).size or len(answer.body)
-        if size > MAX_OPENING:
-            raise PeerError(f"expected an opening of at most {MAX_OPENING} bytes, found one of {size}")
+        if not 0 < size <= MAX_OPENING:
+            raise PeerError(f"expected an opening of 1 to {MAX_OPENING} bytes, found one of {size}")
         found += answer.body
         if len(found) == size:
             return bytes(found)
