@@ -34,3 +34,32 @@ def test_every_room_is_on_the_map() -> None:
         if (path / "__init__.py").exists()
     ]
     assert [str(room.relative_to(ROOT)) for room in rooms if f"| `{room.relative_to(ROOT)}` |" not in text] == []
+
+
+RETURNS = {"A prompt": 4, "A frame": 3, "A member's record": 1, "A receipt": 5}
+"""How often a journey comes back into a room that it had left, along the files that the page lists."""
+
+
+def journeys() -> dict[str, list[str]]:
+    """The files of each journey, in order."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    told = text[text.index("## Four journeys") : text.index("## The journey of a frame")]
+    found = {}
+    for part in told.split("\n\n"):
+        if title := re.match(r"\*\*(.+?)\*\*", part):
+            found[title[1]] = re.findall(r"`((?:[a-z_]+/)+[a-z_0-9]+\.py)`", part)
+    return found
+
+
+def room(file: str) -> str:
+    parts = file.split("/")
+    return "/".join(parts[:2]) if parts[0] == "receipts" else parts[0]
+
+
+@pytest.mark.parametrize("journey", RETURNS)
+def test_journeys_seldom_come_back_into_a_room(journey: str) -> None:
+    files = journeys()[journey]
+    assert [name for name in files if not any((home / name).exists() for home in HOMES)] == []
+    walked = [room(name) for name in files]
+    entered = [here for before, here in zip([""] + walked, walked, strict=False) if here != before]
+    assert len(entered) - len(set(entered)) <= RETURNS[journey], entered

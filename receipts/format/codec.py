@@ -54,6 +54,14 @@ class Many:
     high: int = 64
 
 
+@dataclass(frozen=True)
+class Raw:
+    """`low` to `high` bytes, which messages of a ring carry and JSON does not."""
+
+    low: int = 0
+    high: int = 1 << 20
+
+
 Digest = Annotated[str, Hex(32)]
 Key = Annotated[str, Hex(32)]
 Count = Annotated[int, Range()]
@@ -63,6 +71,12 @@ Name = Annotated[str, Text(200)]
 
 LATER = {"later": True}
 """`metadata` of a field, X | None, that older receipts do not have: where it is None it is left out, never null."""
+
+
+def among_others(cls: type[T]) -> type[T]:
+    """For parts of a ring's messages: other entries of the map are left alone, since newer sides may add some."""
+    cls.__others__ = True  # type: ignore[attr-defined]
+    return cls
 
 
 def encode(value: Any) -> Any:
@@ -169,6 +183,8 @@ def _reader(annotation: Any) -> _Reader:
         return _read_bool
     if base is int:
         return _int_reader(bound or Range())
+    if base is bytes:
+        return _bytes_reader(bound or Raw())
     if base is str:
         return _hex_reader(bound) if isinstance(bound, Hex) else _text_reader(bound or Text())
     origin, args = _generic(base)
@@ -182,13 +198,15 @@ def _wrong(where: str, wanted: str, value: Any) -> ReceiptError:
 
 
 def _record_reader(cls: Any) -> _Reader:
-    later = _later(cls)
+    later, open_to_others = _later(cls), "__others__" in cls.__dict__
     readers = {name: _reader(_present(kind) if name in later else kind) for name, kind in _fields(cls).items()}
 
     def read(value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise _wrong(where, "an object", value)
-        if value.keys() - later != readers.keys() - later:
+        if open_to_others and readers.keys() - later <= value.keys():
+            pass
+        elif value.keys() - later != readers.keys() - later:
             extra, missing = sorted(value.keys() - readers.keys()), sorted(readers.keys() - later - value.keys())
             raise ReceiptError(
                 Refusal.SHAPE, f"{where}: missing {missing}, unknown {[name[:40] for name in extra][:8]}"
@@ -236,9 +254,18 @@ def _text_reader(bound: Text) -> _Reader:
     return read
 
 
+def _bytes_reader(bound: Raw) -> _Reader:
+    def read(value: Any, where: str) -> bytes:
+        if not isinstance(value, bytes) or not bound.low <= len(value) <= bound.high:
+            raise _wrong(where, f"{bound.low} to {bound.high} bytes", value)
+        return value
+
+    return read
+
+
 def _list_reader(read_item: _Reader, bound: Many) -> _Reader:
     def read(value: Any, where: str) -> tuple[Any, ...]:
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):  # messages may carry tuples where JSON has lists
             raise _wrong(where, "a list", value)
         if not bound.low <= len(value) <= bound.high:
             raise ReceiptError(Refusal.COUNT, f"{where}: {bound.low} to {bound.high} entries, found {len(value)}")

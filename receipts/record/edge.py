@@ -11,12 +11,10 @@ import statistics
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any
 
 from receipts.format.closing import MAX_SAMPLES, RttSeries
-from receipts.format.codec import decode_untrusted, encode
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.merkle import Accumulator, leaf_hash
 from receipts.format.salt import Secret
@@ -138,16 +136,9 @@ class EdgeLog:
             self._own_rtt = rtt_series(self._samples)
         return self._own_rtt
 
-    def half(self) -> dict[str, Any]:
-        """What the other end needs in order to sign this edge: this end's round-trip times. Plain data, under 1 KB."""
-        rtt: dict[str, Any] = encode(self.own_rtt())
-        return rtt
-
-    def settle_untrusted(self, half: Any) -> None:
-        """Take the other end's `half`. Raises ReceiptError when it is malformed."""
-        if not isinstance(half, Mapping):
-            raise ReceiptError(Refusal.SHAPE, f"edge {self.index}: the other end's half is {type(half).__name__}")
-        self.other_rtt = decode_untrusted(RttSeries, _with_lists(half), f"edge {self.index}")
+    def settle(self, half: RttSeries) -> None:
+        """Take the other end's half: its own round-trip times."""
+        self.other_rtt = half
 
     def _add(self, seq: int, head: Buffer, body: Buffer) -> None:
         leaf = frame_leaf(seq, head, body)
@@ -165,8 +156,3 @@ class EdgeLog:
                     return
                 entry = self._pending.popleft()
             self._add(*entry)
-
-
-def _with_lists(half: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Message codecs may give tuples where JSON has lists."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in half.items()}

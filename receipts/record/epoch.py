@@ -15,6 +15,7 @@ from receipts.format.salt import derive
 from receipts.format.sign import SignedEnvelope
 from receipts.format.statement import Statement, signed_statement_untrusted
 from receipts.record.edge import EdgeLog, Keep
+from receipts.record.headers import OpenPart, part_untrusted
 
 
 @dataclass(frozen=True)
@@ -92,19 +93,17 @@ class Opening:
 
 def opening_untrusted(header: Mapping[str, Any]) -> Opening:
     """Read the receipt part of an `open` message; signatures checked. Raises ReceiptError."""
-    secret = header.get("secret")
-    if not isinstance(secret, bytes) or len(secret) != 32:
-        raise ReceiptError(Refusal.SHAPE, "open: the run's secret is not 32 bytes")
-    _, statement = signed_statement_untrusted(header.get("order"))
+    part = part_untrusted(OpenPart, header, "open")
+    _, statement = signed_statement_untrusted(part.order)
     order = statement.body
     if not isinstance(order, Order):
         raise ReceiptError(Refusal.PAYLOAD_TYPE, f"open: expected an order, found {order.kind}")
     opening = Opening(
-        order, statement.digest, statement.signer, 0, statement.digest, order.plan, order.prompt_tokens, secret
+        order, statement.digest, statement.signer, 0, statement.digest, order.plan, order.prompt_tokens, part.secret
     )
-    if header.get("replan") is None:
+    if part.replan is None:
         return opening
-    _, again = signed_statement_untrusted(header["replan"])
+    _, again = signed_statement_untrusted(part.replan)
     replan = again.body
     if not isinstance(replan, Replan):
         raise ReceiptError(Refusal.PAYLOAD_TYPE, f"open: expected a replan, found {replan.kind}")

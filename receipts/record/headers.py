@@ -1,13 +1,21 @@
-"""What a ring's messages carry for receipts, read with bounds: lists of envelopes, drawn tokens, disclosed values."""
+"""What a ring's messages carry for receipts, declared: what opens a run, what closes it, what is collected.
+
+Each part names what one reader wants of a map; other entries walk on untouched, since newer sides may add some.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
 
+from receipts.format.closing import RttSeries
+from receipts.format.codec import LATER, Many, Range, Raw, Text, among_others, decode_untrusted, encode
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.salt import Secret
 from receipts.record.tail import Drawn
+
+T = TypeVar("T")
 
 Header = dict[str, Any]
 """Bytes, integers, strings and lists, as a message of the ring carries them."""
@@ -18,61 +26,118 @@ MAX_DRAWN = 1 << 20
 MAX_SHOWN = 512
 MAX_SHOWN_CHARS = 200
 
+MAX_MESSAGE = 64 << 20
 
-def envelopes_untrusted(header: Mapping[str, Any], name: str) -> list[bytes]:
-    """The list of envelopes under `name`, not yet read. Raises ReceiptError."""
-    value = header.get(name, [])
-    if not isinstance(value, list | tuple) or len(value) > MAX_ENVELOPES:
-        raise ReceiptError(Refusal.SHAPE, f"{name}: not a list of envelopes")
-    if not all(isinstance(item, bytes) for item in value):
-        raise ReceiptError(Refusal.SHAPE, f"{name}: an envelope is not bytes")
-    return list(value)
+EnvelopeBytes = Annotated[bytes, Raw(0, MAX_MESSAGE)]
+"""Not read yet: `receipts.format.sign` does, and says of one that is too large that it is (SIZE)."""
+Envelopes = Annotated[tuple[EnvelopeBytes, ...], Many(0, MAX_ENVELOPES)]
+Position = Annotated[int, Range(0, 2**32 - 1)]
 
 
-def secret_fields(secret: Secret) -> Header:
-    """A value behind a salted digest; `shown_untrusted` reads it."""
-    return {"name": secret.name, "salt": secret.salt, "value": secret.value}
+@among_others
+@dataclass(frozen=True)
+class OpenPart:
+    """Of an opening: the signed order, this epoch's plan unless it is the order's, the run's secret."""
+
+    order: EnvelopeBytes
+    secret: Annotated[bytes, Raw(32, 32)]
+    replan: EnvelopeBytes | None
 
 
-def shown_untrusted(value: Any) -> list[Secret]:
-    """Values that stages disclose. Raises ReceiptError."""
-    if not isinstance(value, list | tuple) or len(value) > MAX_SHOWN:
-        raise ReceiptError(Refusal.SHAPE, "collect: disclosed is not a short list")
-    result = []
-    for item in value:
-        fields = item if isinstance(item, Mapping) else {}
-        name, salt, text = fields.get("name"), fields.get("salt"), fields.get("value")
-        if not isinstance(name, str) or not isinstance(salt, bytes) or not isinstance(text, str):
-            raise ReceiptError(Refusal.SHAPE, "collect: a disclosed value is malformed")
-        if len(salt) != 32 or len(text) > MAX_SHOWN_CHARS:
-            raise ReceiptError(Refusal.SHAPE, "collect: a disclosed value is malformed")
-        result.append(Secret(name, salt, text))
-    return result
+@among_others
+@dataclass(frozen=True)
+class AcceptsPart:
+    """What the stages so far have accepted."""
+
+    accepts: Envelopes | None = field(default=None, metadata=LATER)
 
 
-def drawn_untrusted(value: Any) -> list[Drawn]:
-    """Tokens that tails drew, as `Drawn.as_json` gives them. Raises ReceiptError."""
-    if not isinstance(value, list | tuple) or len(value) > MAX_EPOCHS:
-        raise ReceiptError(Refusal.SHAPE, "collect: drawn is not a short list")
-    result = []
-    for item in value:
-        fields = item if isinstance(item, Mapping) else {}
-        first, tokens, margins = fields.get("first"), fields.get("tokens"), fields.get("margins_ppm")
-        if type(first) is not int or not isinstance(tokens, list | tuple) or not isinstance(margins, list | tuple):
-            raise ReceiptError(Refusal.SHAPE, "collect: drawn tokens are malformed")
-        if len(tokens) != len(margins) or len(tokens) > MAX_DRAWN:
-            raise ReceiptError(Refusal.SHAPE, "collect: tokens and margins differ in number")
-        if not all(type(number) is int and 0 <= number < 2**53 for number in (first, *tokens, *margins)):
-            raise ReceiptError(Refusal.SHAPE, "collect: drawn tokens are malformed")
-        result.append(Drawn(first, tuple(tokens), tuple(margins)))
-    return result
+@among_others
+@dataclass(frozen=True)
+class UntilPart:
+    """Of a closing: the position after the last token that the run keeps."""
+
+    until: Position
 
 
-def starts_untrusted(header: Mapping[str, Any]) -> dict[int, int]:
-    """Where epochs began to draw, by number. Raises ReceiptError."""
-    starts = header.get("starts", [])
-    if not isinstance(starts, list | tuple) or len(starts) > MAX_EPOCHS:
-        raise ReceiptError(Refusal.SHAPE, "collect: `starts` is not a list of positions")
-    if not all(type(start) is int and 0 <= start < 2**32 for start in starts):
-        raise ReceiptError(Refusal.SHAPE, "collect: an epoch starts at no position")
-    return dict(enumerate(starts))
+@among_others
+@dataclass(frozen=True)
+class HalfPart:
+    """Of a closing and of the answer to it: the sender's half of the edge, and whether addresses may be shown."""
+
+    half: RttSeries
+    disclose: bool | None = field(default=None, metadata=LATER)
+
+
+@among_others
+@dataclass(frozen=True)
+class StartsPart:
+    """Where epochs began to draw, by number."""
+
+    starts: Annotated[tuple[Position, ...], Many(0, MAX_EPOCHS)] | None = field(default=None, metadata=LATER)
+
+
+@among_others
+@dataclass(frozen=True)
+class ShownPart:
+    """A value behind a salted digest."""
+
+    name: Annotated[str, Text(MAX_SHOWN_CHARS)]
+    salt: Annotated[bytes, Raw(32, 32)]
+    value: Annotated[str, Text(MAX_SHOWN_CHARS)]
+
+
+@among_others
+@dataclass(frozen=True)
+class DrawnPart:
+    """Tokens that a tail drew from position `first` on."""
+
+    first: Annotated[int, Range()]
+    tokens: Annotated[tuple[Annotated[int, Range()], ...], Many(0, MAX_DRAWN)]
+    margins_ppm: Annotated[tuple[Annotated[int, Range()], ...], Many(0, MAX_DRAWN)]
+
+
+@among_others
+@dataclass(frozen=True)
+class CollectPart:
+    """What stages signed, the tokens that tails drew, values that may be shown."""
+
+    envelopes: Envelopes | None = field(default=None, metadata=LATER)
+    drawn: Annotated[tuple[DrawnPart, ...], Many(0, MAX_EPOCHS)] | None = field(default=None, metadata=LATER)
+    disclosed: Annotated[tuple[ShownPart, ...], Many(0, MAX_SHOWN)] | None = field(default=None, metadata=LATER)
+
+
+def part_untrusted(cls: type[T], header: Mapping[str, Any], where: str) -> T:
+    """What `cls` wants of a map that came with the message `where`. Raises ReceiptError(SHAPE or COUNT)."""
+    return decode_untrusted(cls, header, where)
+
+
+def half_fields(half: RttSeries, disclose: bool | None = None) -> Header:
+    """The map that `HalfPart` reads."""
+    fields: Header = encode(HalfPart(half, disclose))
+    return fields
+
+
+def drawn_fields(drawn: Drawn) -> Header:
+    """The map that `DrawnPart` reads."""
+    fields: Header = encode(DrawnPart(drawn.first, drawn.tokens, drawn.margins_ppm))
+    return fields
+
+
+def shown_fields(secret: Secret) -> Header:
+    """The map that `ShownPart` reads."""
+    fields: Header = encode(ShownPart(secret.name, secret.salt, secret.value))
+    return fields
+
+
+def drawn_of(part: CollectPart) -> list[Drawn]:
+    """Raises ReceiptError where tokens and margins differ in number."""
+    found = [Drawn(each.first, each.tokens, each.margins_ppm) for each in part.drawn or ()]
+    if any(len(each.tokens) != len(each.margins_ppm) for each in found):
+        raise ReceiptError(Refusal.SHAPE, "collect: tokens and margins differ in number")
+    return found
+
+
+def shown_of(part: CollectPart) -> list[Secret]:
+    """Values that stages disclose."""
+    return [Secret(each.name, each.salt, each.value) for each in part.disclosed or ()]

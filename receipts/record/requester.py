@@ -19,7 +19,16 @@ from receipts.format.sign import SignedEnvelope
 from receipts.format.statement import Author, statement_untrusted
 from receipts.record.edge import EdgeLog
 from receipts.record.epoch import Opening
-from receipts.record.headers import Header, drawn_untrusted, envelopes_untrusted, shown_untrusted
+from receipts.record.headers import (
+    AcceptsPart,
+    CollectPart,
+    HalfPart,
+    Header,
+    drawn_of,
+    half_fields,
+    part_untrusted,
+    shown_of,
+)
 from receipts.record.own import OwnEpochs, OwnLayers, OwnLog
 from receipts.record.tail import Drawn
 
@@ -102,7 +111,7 @@ class RequesterRecord:
 
     def opened_untrusted(self, header: Mapping[str, Any]) -> tuple[Accept, ...]:
         """Take the ACCEPTs that the tail returned, one per stage in ring order, once. Raises ReceiptError."""
-        envelopes = envelopes_untrusted(header, "accepts")
+        envelopes = part_untrusted(AcceptsPart, header, "open").accepts or ()
         if len(envelopes) != len(self.opening.plan):
             raise ReceiptError(Refusal.MISSING, f"{len(envelopes)} accepts for {len(self.opening.plan)} stages")
         taken: list[tuple[SignedEnvelope, Accept]] = []
@@ -159,20 +168,22 @@ class RequesterRecord:
 
     def close_header(self, until: int) -> Header:
         """The `close` header for the head; `until` is the position after the last token that the run keeps."""
-        return {"until": until, "half": self.outbound.half()}
+        return {"until": until, **half_fields(self.outbound.own_rtt())}
 
     def closed_untrusted(self, reply: Mapping[str, Any]) -> None:
         """Handle the head's reply to `close_header`."""
-        self.outbound.settle_untrusted(reply.get("half"))
-        if reply.get("disclose") is True:
+        part = part_untrusted(HalfPart, reply, f"edge {self.outbound.index}")
+        self.outbound.settle(part.half)
+        if part.disclose:
             self._open_ends.append(self.outbound)
 
     def closing_untrusted(self, header: Mapping[str, Any]) -> Header:
         """Handle the tail's `close`: returns the reply to it."""
-        self.inbound.settle_untrusted(header.get("half"))
-        if header.get("disclose") is True:
+        part = part_untrusted(HalfPart, header, f"edge {self.inbound.index}")
+        self.inbound.settle(part.half)
+        if part.disclose:
             self._open_ends.append(self.inbound)
-        return {"half": self.inbound.half()}
+        return half_fields(self.inbound.own_rtt())
 
     def collect_header(self) -> Header:
         """The `collect` header for the head, sent when the tail's `close` has arrived.
@@ -183,7 +194,8 @@ class RequesterRecord:
 
     def collected_untrusted(self, header: Mapping[str, Any]) -> None:
         """Take the statements that came round the ring, and sign the requester's own two edges."""
-        found = [self.opening.checked_untrusted(data) for data in envelopes_untrusted(header, "envelopes")]
+        part = part_untrusted(CollectPart, header, "collect")
+        found = [self.opening.checked_untrusted(data) for data in part.envelopes or ()]
         for envelope, statement in found:
             if not isinstance(statement.body, Edge | End | Tail):
                 raise ReceiptError(Refusal.PAYLOAD_TYPE, f"collect: a {statement.body.kind} has no place here")
@@ -192,7 +204,7 @@ class RequesterRecord:
             if isinstance(statement.body, End):
                 self._ends[statement.signer, statement.body.epoch] = statement.body
             self._envelopes.append(envelope)
-        self._drawn += drawn_untrusted(header.get("drawn", []))
+        self._drawn += drawn_of(part)
         for log in (self.outbound, self.inbound):
             if log.observed is not None:
                 self.secrets.append(log.observed)
@@ -200,7 +212,7 @@ class RequesterRecord:
             self._envelopes.append(self.author.issue(self.run, {"order": self.order.digest}, body))
         self._account_own(until_last=False)
         self.disclosed += [log.observed for log in self._open_ends if log.observed is not None]
-        self.disclosed += self._fitting(shown_untrusted(header.get("disclosed", [])))
+        self.disclosed += self._fitting(shown_of(part))
 
     def _account_own(self, until_last: bool) -> None:
         """Sign, once each, what the requester computed in every epoch; `until_last`: the last one never closed."""

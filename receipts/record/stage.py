@@ -19,8 +19,21 @@ from receipts.format.sign import SignedEnvelope
 from receipts.format.statement import Author
 from receipts.record.edge import Buffer, EdgeLog
 from receipts.record.epoch import Opening
-from receipts.record.headers import Header, envelopes_untrusted, secret_fields, starts_untrusted
-from receipts.record.tail import TailLog
+from receipts.record.headers import (
+    AcceptsPart,
+    CollectPart,
+    HalfPart,
+    Header,
+    StartsPart,
+    UntilPart,
+    drawn_fields,
+    drawn_of,
+    half_fields,
+    part_untrusted,
+    shown_fields,
+    shown_of,
+)
+from receipts.record.tail import Drawn, TailLog
 from receipts.record.work import Work
 
 
@@ -106,7 +119,8 @@ class StageRecord:
             hardware,
             fingerprint,
         )
-        return header | {"accepts": [*envelopes_untrusted(header, "accepts"), self._issue(body).to_bytes()]}
+        before = part_untrusted(AcceptsPart, header, "open").accepts or ()
+        return header | {"accepts": [*before, self._issue(body).to_bytes()]}
 
     def computed(self, rows: int, first: int, last: int, compute_us: int) -> None:
         """One frame was computed: `rows` rows at positions [first, last), in `compute_us` microseconds."""
@@ -114,30 +128,30 @@ class StageRecord:
 
     def closing_untrusted(self, header: Mapping[str, Any]) -> Header:
         """Handle `close` from upstream: returns the reply to it. Then send `close_header()` downstream."""
-        until = header.get("until")
-        if type(until) is not int or not 0 <= until < 2**32:
-            raise ReceiptError(Refusal.SHAPE, "close: `until` is not a position")
-        self._until = until
-        self.inbound.settle_untrusted(header.get("half"))
-        if header.get("disclose") is True:
+        until, part = part_untrusted(UntilPart, header, "close"), part_untrusted(HalfPart, header, "close")
+        self._until = until.until
+        self.inbound.settle(part.half)
+        if part.disclose:
             self._open_ends.append(self.inbound)
-        return {"half": self.inbound.half(), "disclose": self.disclose}
+        return half_fields(self.inbound.own_rtt(), self.disclose)
 
     def close_header(self) -> Header:
         """The `close` header for the next stage (or, from the tail, for the requester)."""
-        return {"until": self._until, "half": self.outbound.half(), "disclose": self.disclose}
+        return {"until": self._until, **half_fields(self.outbound.own_rtt(), self.disclose)}
 
     def closed_untrusted(self, reply: Mapping[str, Any]) -> None:
         """Handle the reply to `close_header()`."""
-        self.outbound.settle_untrusted(reply.get("half"))
-        if reply.get("disclose") is True:
+        part = part_untrusted(HalfPart, reply, f"edge {self.outbound.index}")
+        self.outbound.settle(part.half)
+        if part.disclose:
             self._open_ends.append(self.outbound)
 
     def collect(self, header: Mapping[str, Any]) -> Header:
         """Handle `collect`: append this stage's statements; the result goes on to the next stage or the requester."""
         signed: list[SignedEnvelope] = []
-        drawn: list[Header] = list(header.get("drawn", []))
-        starts = starts_untrusted(header)
+        part = part_untrusted(CollectPart, header, "collect")
+        drawn = drawn_of(part)
+        starts = dict(enumerate(part_untrusted(StartsPart, header, "collect").starts or ()))
         epochs: list[StageRecord] = [self]
         while (past := epochs[0].earlier) is not None:
             epochs.insert(0, past)
@@ -148,9 +162,10 @@ class StageRecord:
             signed += past._account(drawn, until, interrupted=True)
         signed += [self._issue(self._edge(self.inbound)), self._issue(self._edge(self.outbound))]
         signed += self._account(drawn, self._until, interrupted=False)
-        envelopes = [*envelopes_untrusted(header, "envelopes"), *(envelope.to_bytes() for envelope in signed)]
-        shown = [*header.get("disclosed", []), *(secret_fields(secret) for secret in self._shown())]
-        return dict(header) | {"envelopes": envelopes, "drawn": drawn, "disclosed": shown}
+        envelopes = [*(part.envelopes or ()), *(envelope.to_bytes() for envelope in signed)]
+        shown = [shown_fields(secret) for secret in (*shown_of(part), *self._shown())]
+        told = [drawn_fields(each) for each in drawn]
+        return dict(header) | {"envelopes": envelopes, "drawn": told, "disclosed": shown}
 
     def _shown(self) -> list[Secret]:
         """What this node's operator lets everybody see; an address only where its owner does, too."""
@@ -159,7 +174,7 @@ class StageRecord:
         seen = [log.observed for log in self._open_ends if log.observed is not None]
         return [*(secret for secret in self.secrets if secret.name == "uuid"), *seen]
 
-    def _account(self, drawn: list[Header], until: int, interrupted: bool) -> list[SignedEnvelope]:
+    def _account(self, drawn: list[Drawn], until: int, interrupted: bool) -> list[SignedEnvelope]:
         opening = self.opening
         end = End(
             opening.epoch,
@@ -180,7 +195,7 @@ class StageRecord:
         signed = [self._issue(end)]
         if self.tail is not None:
             kept = self.tail.drawn(opening.first_position, until)
-            drawn.append(kept.as_json())
+            drawn.append(kept)
             body = Tail(
                 opening.epoch,
                 opening.plan_digest,

@@ -8,11 +8,13 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 from swarm.base.errors import UsageError
 
 Value = TypeVar("Value")
+Inner = TypeVar("Inner", bound=AbstractAsyncContextManager[Any])
 _END = object()
 
 
@@ -115,3 +117,20 @@ class Background:
             self._left.set_result(None)
         finally:
             early.cancel()
+
+
+class Blocking(Generic[Inner]):
+    """`inner`, an asynchronous context manager, for programs without an event loop: entered and left in a thread."""
+
+    def __init__(self, inner: Inner) -> None:
+        self._inner = inner
+        self._background = Background()
+
+    def __enter__(self) -> Self:
+        self._background.start(self._inner)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._background.stop()

@@ -265,5 +265,10 @@ class JoinConfig:
     log: Path | None = option(None, log_help("what this node signs at the end of each run"), "DIR", read=Path)
 
     def __post_init__(self) -> None:
+        if self.overflow_bytes is not None and self.gpu is None:
+            raise UsageError(
+                "expected --gpu N with --overflow (in a program: gpu with overflow_bytes), found none: on the CPU all "
+                "layers are in main memory"
+            )
         if self.relay_at is not None and not self.offer_relay:
             raise UsageError("expected --relay with --relay-at, found no relay to put a proxy in front of")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,13 @@ class Notice:
 
 
 Event = Progress | Notice
-Report = Callable[[Event], None]
+
+
+class Report(Protocol):
+    """Who is told: a terminal, a log, a dashboard. Called from any thread; must not block or raise."""
+
+    def __call__(self, event: Event, /) -> None:
+        """One more event."""
 
 
 def silent(event: Event) -> None:

@@ -70,6 +70,6 @@ async def _chat(arguments: argparse.Namespace) -> int:
     async with connected as requester:
         history = None if options.no_history else state_dir(arguments) / "chat_history"
         screen, read = screen_and_reader(history)
-        screen.say(f"{requester.manifest.model} on {len(requester.view()['nodes'])} nodes. /help lists commands.")
+        screen.say(f"{requester.manifest.model} on {len(requester.view().nodes)} nodes. /help lists commands.")
         await chat(requester, ChatConfig(request, options.system), screen, read)
     return 0

@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 
 from swarm.base.config import JoinConfig
-from swarm.base.errors import UsageError
 from swarm.base.events import Report
 from swarm.base.option import build, option
 from swarm.cli.common import add_member_options, member_config, say
@@ -41,8 +40,6 @@ def add(parser: Parser) -> None:
 
 def join_config(arguments: argparse.Namespace) -> JoinConfig:
     """Configuration of a node from its options. Raises UsageError."""
-    if arguments.overflow is not None and arguments.gpu is None:
-        raise UsageError("expected --gpu N with --overflow, found none: on the CPU all layers are in main memory")
     return build(JoinConfig, vars(arguments), member=member_config(arguments))
 
 

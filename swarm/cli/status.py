@@ -7,10 +7,10 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from swarm.base.config import MemberConfig
 from swarm.base.option import Number, build, option
+from swarm.base.swarm_state import SwarmState
 from swarm.cli.common import add_member_options, member_config
 from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
@@ -55,16 +55,16 @@ async def _look(member: MemberConfig, options: StatusOptions) -> int:
             await asyncio.sleep(options.every)
 
 
-def _show(data: dict[str, Any], as_json: bool, clear: bool) -> None:
+def _show(seen: SwarmState, as_json: bool, clear: bool) -> None:
+    from swarm.terminal.status import render_status, status_json
+
     if as_json:
-        print(json.dumps(data), flush=True)
+        print(json.dumps(status_json(seen)), flush=True)
         return
     from rich.console import Console
-
-    from swarm.terminal.status import render_status
 
     width = shutil.get_terminal_size((80, 24)).columns
     console = Console(width=width, highlight=False)
     if clear and sys.stdout.isatty():
         console.clear()
-    console.print(render_status(data, width))
+    console.print(render_status(seen, width))

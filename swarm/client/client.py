@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from swarm.base.events import Report, silent
+from swarm.base.swarm_state import SwarmState
 from swarm.client.config import RequesterConfig as RequesterConfig
 from swarm.client.router import Routes
 from swarm.client.target_model import Target
@@ -208,10 +209,13 @@ class Requester:
             async for event in events:
                 yield event
 
-    def view(self) -> dict[str, Any]:
-        """The swarm as the dashboard shows it: no addresses, measured distances only."""
-        flights = {run: {"rows_in_flight": rows} for run, rows in self.desk.flights().items()}
-        return {**mesh_status(self.gossip, self._board), "runs": flights}
+    def view(self) -> SwarmState:
+        """The swarm as it is seen from here: measured distances only."""
+        return mesh_status(self.gossip, self._board)
+
+    def rows_in_flight(self) -> Mapping[str, int]:
+        """Of runs under way, by run id."""
+        return self.desk.flights()
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

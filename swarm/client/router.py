@@ -12,7 +12,7 @@ import torch
 
 from receipts.check.checks import MIXED, MIXED_STORED
 from swarm.base.address import Address
-from swarm.base.errors import CoverageError, PeerError
+from swarm.base.errors import CoverageError
 from swarm.base.nodeid import NodeId, id_text, parse_id_untrusted
 from swarm.client.route_policy import RouteRules
 from swarm.discovery.connect import MemberConnector
@@ -30,7 +30,7 @@ from swarm.planner.costs import Costs, StageCost, expected_costs
 from swarm.planner.wire_choice import choose_wire, edge_rates
 from swarm.ring.connect import DIAL_TIMEOUT_S
 from swarm.ring.opening import StagePlan
-from swarm.ring.witness_service import WITNESS
+from swarm.ring.witness_service import WITNESS, WITNESS_ANSWER, WITNESS_REQUEST, WitnessRequest
 from swarm.run.api import RunRequest, StageInfo
 
 NEWS_WAIT_S = 2.0
@@ -225,13 +225,11 @@ class Routes:
         near = sorted(free, key=lambda view: (view.rtt_ms is None, view.rtt_ms or 0.0))
         return [view.record.node for view in near[: 1 if count is None else count]]
 
-    async def ask_witness(self, node: NodeId, header: dict[str, bytes | str]) -> bytes:
+    async def ask_witness(self, node: NodeId, asked: WitnessRequest) -> bytes:
         """A member's signed word on an order or a close (`swarm.run.receipt.Parties`). Raises PeerError."""
         peer = await MemberConnector(self._board, self._gossip).connect(StagePlan(node, self._addresses(node), 0, 1))
-        envelope = (await peer.call(Message(WITNESS, header), DIAL_TIMEOUT_S)).header.get("envelope")
-        if not isinstance(envelope, bytes):
-            raise PeerError("expected a witness's envelope, found none")
-        return envelope
+        answer = await peer.call(Message(WITNESS, WITNESS_REQUEST.header(asked)), DIAL_TIMEOUT_S)
+        return WITNESS_ANSWER.read_untrusted(answer.header).envelope
 
     def _members(self) -> list[Member]:
         return members_of(self._gossip, bytes.fromhex(self._manifest.digest))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from swarm.base.blocking import Background
+from swarm.base.blocking import Background, Blocking
 from swarm.client.async_client import AnswerStream, AsyncClient, ClientOptions
 
 if TYPE_CHECKING:
@@ -50,44 +49,34 @@ class AnswerPieces:
                 yield piece
 
 
-class Client:
+class Client(Blocking[AsyncClient]):
     """A guest of a swarm: `with Client(invite) as client: client.generate("Hello")`. Usable from several threads.
 
     Arguments, options and errors are those of `AsyncClient`.
     """
 
     def __init__(self, swarm: str | Path | None = None, **options: Unpack[ClientOptions]) -> None:
-        self._client = AsyncClient(swarm, **options)
-        self._background = Background()
-
-    def __enter__(self) -> Self:
-        self._background.start(self._client)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._background.stop()
+        super().__init__(AsyncClient(swarm, **options))
 
     @property
     def model(self) -> str:
         """Name of the model that the swarm serves."""
-        return self._client.model
+        return self._inner.model
 
     def generate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> RunResult:
         """One whole answer. Raises Unfinished where the ring was lost on the way."""
-        return self._background.call(self._client.generate(prompt, **options))
+        return self._background.call(self._inner.generate(prompt, **options))
 
     def stream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AnswerPieces:
         """The text of one answer as it comes."""
-        return AnswerPieces(self._background, self._client.stream(prompt, **options))
+        return AnswerPieces(self._background, self._inner.stream(prompt, **options))
 
     def structured(self, prompt: Prompt, schema: Any, **options: Unpack[AnswerOptions]) -> Any:
         """An answer held to a JSON Schema (a dict), parsed; for a pydantic model class, an object of that class."""
-        return self._background.call(self._client.structured(prompt, schema, **options))
+        return self._background.call(self._inner.structured(prompt, schema, **options))
 
     def verify(
         self, receipt: RunResult | Path | str | bytes, *, replay: bool = False, audit: int = 0, model: str | None = None
     ) -> Verdict:
         """What a receipt proves: of a result of this client, a file, or bytes."""
-        return self._background.call(self._client.verify(receipt, replay=replay, audit=audit, model=model))
+        return self._background.call(self._inner.verify(receipt, replay=replay, audit=audit, model=model))

@@ -1,67 +1,88 @@
-"""From what the mesh knows to what the dashboard shows."""
+"""From what the mesh knows to the one record of a swarm that everybody is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TypeAlias
 
+from swarm.base.address import format_address
 from swarm.base.nodeid import NodeId, id_text
+from swarm.base.swarm_state import EdgeState, NodeState, Standing, SwarmState
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.view import MemberView
 from swarm.net.switchboard import Switchboard
 
 _KEY_BYTES = 8
+_SHOWN: dict[str, Standing] = {"up": "up", "suspect": "suspect", "down": "down"}
+
+EdgeOf: TypeAlias = Callable[[NodeId], str | None]
+"""How this process is connected to a node (see `swarm.net.peer`); None where it is not."""
 
 
-def mesh_status(gossip: Gossip, board: Switchboard) -> dict[str, Any]:
-    """Members and measured paths, as plain data; addresses and proofs stay out.
+def edges_of(board: Switchboard) -> EdgeOf:
+    """As the open connections say."""
 
-    `{"node": own id, "swarm": hex, "nodes": [NodeState fields], "edges": [EdgeState fields]}`.
-    """
-    return status_of(gossip.members(), board.id, gossip.membership.swarm, lambda node: _edge_kind(board, node))
+    def edge_of(node: NodeId) -> str | None:
+        peer = board.get(node)
+        return None if peer is None else peer.edge
 
-
-def _edge_kind(board: Switchboard, node: NodeId) -> str:
-    peer = board.get(node)
-    return "" if peer is None else peer.edge
+    return edge_of
 
 
-def status_of(
-    views: Iterable[MemberView], own: NodeId, swarm: bytes, kind_of: Callable[[NodeId], str]
-) -> dict[str, Any]:
-    """The same, from a list of members: pure."""
-    shown = [view for view in views if view.standing in ("up", "suspect", "down")]
-    return {
-        "node": id_text(own),
-        "swarm": swarm.hex(),
-        "nodes": [_node(view) for view in shown],
-        "edges": _edges(shown, own, kind_of),
-    }
+def mesh_status(gossip: Gossip, board: Switchboard) -> SwarmState:
+    """Members and measured paths as this process knows them now."""
+    return state_of(gossip.members(), board.id, gossip.membership.swarm, gossip.membership.open, edges_of(board))
 
 
-def _node(view: MemberView) -> dict[str, Any]:
-    record = view.record
-    state = {"down": "lost", "suspect": "suspect"}.get(view.standing, record.state)
-    layers = record.claim if record.state == "joining" and record.claim else record.layers
-    measured = record.speed_us[0]
-    return {
-        "id": id_text(record.node),
-        "device": record.device,
-        "layers": list(layers),
-        "state": state,
-        "layer_ms": measured / 1000 if measured else None,
-        "queue_ms": record.queue_us / 1000 if record.layers[1] else None,
-        "kv_used": record.kv_capacity - record.kv_free if record.kv_capacity else None,
-        "kv_budget": record.kv_capacity or None,
-        "sessions": record.sessions,
-        "owner": record.owner,
-    }
+def state_of(views: Iterable[MemberView], own: NodeId, swarm: bytes, is_open: bool, edge_of: EdgeOf) -> SwarmState:
+    """The same, from a list of members: pure. Who left is not shown."""
+    shown = [view for view in views if view.standing in _SHOWN]
+    return SwarmState(
+        here=id_text(own),
+        swarm=swarm.hex(),
+        open=is_open,
+        n_layers=max((view.record.n_layers for view in shown), default=0),
+        nodes=tuple(_node(view, edge_of(view.record.node)) for view in shown),
+        edges=tuple(_edges(shown, own, edge_of)),
+    )
 
 
-def _edges(views: list[MemberView], own: NodeId, kind_of: Callable[[NodeId], str]) -> list[dict[str, Any]]:
+def _node(view: MemberView, edge: str | None) -> NodeState:
+    r = view.record
+    return NodeState(
+        id=id_text(r.node),
+        standing=_SHOWN[view.standing],
+        says=r.state,
+        layers=r.layers if r.layers[1] > r.layers[0] else None,
+        claim=r.claim,
+        device=r.device,
+        dtype=r.dtype,
+        fingerprint=r.fingerprint.hex(),
+        speed_ms=_speed_ms(r.speed_us),
+        overflow=r.overflow,
+        overflow_ms=_speed_ms(r.overflow_us),
+        kv_free=r.kv_free,
+        kv_capacity=r.kv_capacity,
+        sessions=r.sessions,
+        queue_ms=r.queue_us / 1000,
+        rtt_ms=view.rtt_ms,
+        edge=edge,
+        owner=r.owner,
+        addresses=tuple(format_address(address) for address in r.addresses),
+        relay=r.relay,
+        age_s=view.age_s,
+        software=r.software,
+    )
+
+
+def _speed_ms(us: tuple[int, int, int]) -> tuple[float, float, float] | None:
+    return None if us == (0, 0, 0) else (us[0] / 1000, us[1] / 1000, us[2] / 1000)
+
+
+def _edges(views: list[MemberView], own: NodeId, edge_of: EdgeOf) -> Iterable[EdgeState]:
     """One edge per pair: what this process measured itself counts before what members say."""
     nodes = {view.record.node[:_KEY_BYTES]: view.record.node for view in views if view.standing != "down"}
-    found: dict[frozenset[NodeId], dict[str, Any]] = {}
+    found: dict[frozenset[NodeId], EdgeState] = {}
     for view in views:
         if view.standing == "down":
             continue
@@ -69,14 +90,15 @@ def _edges(views: list[MemberView], own: NodeId, kind_of: Callable[[NodeId], str
             other = nodes.get(key)
             if other is not None and other != view.record.node:
                 pair = frozenset((view.record.node, other))
-                kind = view.record.edge_to(other) or found.get(pair, {}).get("kind", "")
+                known = found.get(pair)
+                kind = view.record.edge_to(other) or (known.kind if known is not None else "")
                 found[pair] = _edge(view.record.node, other, us / 1000, kind)
     for view in views:
         node = view.record.node
         if node != own and view.standing != "down" and view.rtt_ms is not None:
-            found[frozenset((own, node))] = _edge(own, node, view.rtt_ms, kind_of(node))
-    return list(found.values())
+            found[frozenset((own, node))] = _edge(own, node, view.rtt_ms, edge_of(node) or "")
+    return found.values()
 
 
-def _edge(a: NodeId, b: NodeId, rtt_ms: float, kind: str) -> dict[str, Any]:
-    return {"a": id_text(a), "b": id_text(b), "rtt_ms": round(rtt_ms, 2), "kind": kind}
+def _edge(a: NodeId, b: NodeId, rtt_ms: float, kind: str) -> EdgeState:
+    return EdgeState(id_text(a), id_text(b), round(rtt_ms, 2), kind)

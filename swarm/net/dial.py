@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain, zip_longest
-from typing import Any
 
 from swarm.base.address import Address, format_address
 from swarm.base.errors import PeerError
 from swarm.net.channel.sockets import reason_of, share_port, tune
+from swarm.net.staggered import staggered
 
 HEAD_START_SECONDS = 0.25
 """How long an address is tried alone before the next one joins; a failure lets the next one begin at once."""
@@ -26,66 +26,40 @@ async def connect(addresses: Sequence[Address], timeout: float) -> tuple[socket.
     """
     if not addresses:
         raise PeerError("expected at least one address to dial, found none")
-    race = _Race([a for a in addresses if _is_literal(a)], [a for a in addresses if not _is_literal(a)])
+    literals = [address for address in addresses if _is_literal(address)]
+    names = [address for address in addresses if not _is_literal(address)]
+    reasons: list[str] = []
     try:
         async with asyncio.timeout(timeout):
-            winner = await race.run()
+            return await staggered(
+                [partial(_try, address) for address in in_turn(literals)],
+                HEAD_START_SECONDS,
+                lambda late: late[0].close(),
+                later=[_tries(name) for name in names],
+                most=MAX_TARGETS,
+                reasons=reasons,
+            )
     except TimeoutError:
-        winner = None
-        race.failures.append(f"no answer within {timeout:g} s")
-    finally:
-        await race.end()
-    if winner is None:
-        raise PeerError(f"no answer from {', '.join(map(format_address, addresses))}: {'; '.join(race.failures)}")
-    return winner
+        reasons.append(f"no answer within {timeout:g} s")
+    except PeerError:
+        pass  # the reasons are told below
+    raise PeerError(f"no answer from {', '.join(map(format_address, addresses))}: {'; '.join(reasons)}")
 
 
-class _Race:
-    def __init__(self, literals: Iterable[Address], names: Iterable[Address]) -> None:
-        self.failures: list[str] = []
-        self._queue = deque(in_turn(literals))
-        self._lookups = {asyncio.create_task(_look_up(name)): name for name in names}
-        self._dials: dict[asyncio.Task[socket.socket], Address] = {}
-        self._started = 0
-        self._winner: socket.socket | None = None
+async def _try(address: Address) -> tuple[socket.socket, Address]:
+    try:
+        return await connect_one(address), address
+    except (OSError, UnicodeError) as exc:
+        raise PeerError(f"{format_address(address)} {reason_of(exc)}") from exc
 
-    async def run(self) -> tuple[socket.socket, Address] | None:
-        """The first connection, or None when every address has failed."""
-        while True:
-            if self._queue and self._started < MAX_TARGETS:
-                address = self._queue.popleft()
-                self._dials[asyncio.create_task(connect_one(address))] = address
-                self._started += 1
-            tasks: set[asyncio.Future[Any]] = {*self._lookups, *self._dials}
-            if not tasks:
-                return None
-            wait = HEAD_START_SECONDS if self._queue else None
-            done, _ = await asyncio.wait(tasks, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-            for lookup in [task for task in self._lookups if task in done]:
-                self._looked_up(lookup)
-            for dial in [task for task in self._dials if task in done]:
-                address = self._dials.pop(dial)
-                try:
-                    self._winner = dial.result()
-                    return self._winner, address
-                except (OSError, UnicodeError) as exc:
-                    self.failures.append(f"{format_address(address)} {reason_of(exc)}")
 
-    def _looked_up(self, lookup: asyncio.Task[list[Address]]) -> None:
-        name = self._lookups.pop(lookup)
-        try:
-            self._queue.extend(in_turn(lookup.result()))
-        except (OSError, UnicodeError) as exc:
-            self.failures.append(f"{name[0]}: {reason_of(exc)}")
-
-    async def end(self) -> None:
-        """Stop what still runs and close what came too late."""
-        rest = [*self._lookups, *self._dials]
-        for task in rest:
-            task.cancel()
-        for late in await asyncio.gather(*rest, return_exceptions=True):
-            if isinstance(late, socket.socket):
-                late.close()
+async def _tries(name: Address) -> list[Callable[[], Awaitable[tuple[socket.socket, Address]]]]:
+    """The addresses of a name, each to be tried."""
+    try:
+        found = await _look_up(name)
+    except (OSError, UnicodeError) as exc:
+        raise PeerError(f"{name[0]}: {reason_of(exc)}") from exc
+    return [partial(_try, address) for address in in_turn(found)]
 
 
 def in_turn(addresses: Iterable[Address]) -> list[Address]:

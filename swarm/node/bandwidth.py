@@ -10,7 +10,10 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from swarm.base.bounds import Between, by_name
+from swarm.base.codec import Codec
 from swarm.base.errors import BusyError, PeerError
 from swarm.mesh.gossip import Gossip
 from swarm.net.channel.message import Message
@@ -34,6 +37,17 @@ class Rates:
     down_kbps: int
 
 
+@by_name()
+@dataclass(frozen=True)
+class RateAnswer:
+    """How fast the burst went, kbit/s; 0: not measured."""
+
+    kbps: Annotated[int, Between(0, LARGEST_KBPS)]
+
+
+RATE_ANSWER = Codec(RateAnswer, "measured rate")
+
+
 @dataclass
 class RateServer:
     """Answers `rate.measure`: sends the caller a burst and says how fast it went."""
@@ -54,7 +68,7 @@ class RateServer:
             raise BusyError("measured a moment ago; ask again in a minute")
         self._last[peer.id] = now
         rate = await peer.measure_rate(BURST_BYTES)
-        return Message(RATE, {"kbps": _kbps(rate)})
+        return Message(RATE, RATE_ANSWER.header(RateAnswer(_kbps(rate))))
 
 
 async def measure_rates(gossip: Gossip, board: Switchboard, peers: int = PEERS) -> Rates:
@@ -69,9 +83,8 @@ async def measure_rates(gossip: Gossip, board: Switchboard, peers: int = PEERS) 
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 ups.append(_kbps(await peer.measure_rate(BURST_BYTES)))
-                answer = (await peer.call(Message(RATE), TIMEOUT_S)).header.get("kbps")
-            if type(answer) is int and 0 < answer <= LARGEST_KBPS:
-                downs.append(answer)
+                answer = await peer.call(Message(RATE), TIMEOUT_S)
+            downs.append(RATE_ANSWER.read_untrusted(answer.header).kbps)
         except (PeerError, BusyError, TimeoutError):
             continue
     return Rates(_median(ups), _median(downs))

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
-from swarm.base.blocking import Background
+from swarm.base.blocking import Blocking
 from swarm.base.config import JoinConfig
 from swarm.base.errors import RunError, UsageError
 from swarm.base.events import Report, silent
@@ -126,40 +126,30 @@ class AsyncNode:
             await self._life
 
 
-class BlockingNode:
+class BlockingNode(Blocking[AsyncNode]):
     """A node for programs without an event loop: `with Node(model="...") as node: print(node.invite)`.
 
     Arguments and errors are those of `AsyncNode`.
     """
 
     def __init__(self, swarm: str | Path | None = None, **options: Unpack[NodeOptions]) -> None:
-        self._node = AsyncNode(swarm, **options)
-        self._background = Background()
-
-    def __enter__(self) -> Self:
-        self._background.start(self._node)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._background.stop()
+        super().__init__(AsyncNode(swarm, **options))
 
     @property
     def ready(self) -> Ready:
         """Where it serves what: node id, addresses, layers, device."""
-        return self._node.ready
+        return self._inner.ready
 
     @property
     def invite(self) -> str:
         """What others enter this node's swarm with."""
-        return self._node.invite
+        return self._inner.invite
 
     @property
     def layers(self) -> tuple[int, int]:
         """[first, last) that it held when it began to serve."""
-        return self._node.layers
+        return self._inner.layers
 
     def wait(self) -> None:
         """Until the node ends. Raises RunError when it cannot go on."""
-        self._background.call(self._node.wait())
+        self._background.call(self._inner.wait())

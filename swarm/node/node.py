@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from swarm.base.config import JoinConfig
 from swarm.base.errors import DeviceError, PeerError, RunError
 from swarm.base.events import Notice, Report
 from swarm.base.nodeid import id_text
+from swarm.base.swarm_state import SwarmState
 from swarm.discovery.bootstrap_node import check_layers, enter_as_node
 from swarm.discovery.connect import MemberConnector
 from swarm.discovery.introducers import MemberIntroducer
@@ -324,7 +325,7 @@ class _Page:
     def stage(self) -> StageServer | None:
         return self.life.server
 
-    def status(self) -> Mapping[str, Any]:
+    def status(self) -> SwarmState:
         return mesh_status(self.gossip, self.board)
 
 

@@ -21,7 +21,7 @@ from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
-from swarm.ring.witness_service import AUDIT, PIECE_BYTES
+from swarm.ring.witness_service import AUDIT, AUDIT_ANSWER, AUDIT_REQUEST, PIECE_BYTES, AuditRequest
 
 DIAL_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 120.0
@@ -129,9 +129,9 @@ async def opening_from_untrusted(peer: Peer, request: bytes, known: Sequence[Cro
     found = bytearray()
     while True:
         answer = await _piece(peer, request, len(found))
-        size = answer.header.get("size", len(answer.body))
-        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= MAX_OPENING:
-            raise PeerError(f"expected an opening of at most {MAX_OPENING} bytes, found one of {size!r}")
+        size = AUDIT_ANSWER.read_untrusted(answer.header).size or len(answer.body)
+        if not 0 < size <= MAX_OPENING:
+            raise PeerError(f"expected an opening of 1 to {MAX_OPENING} bytes, found one of {size}")
         found += answer.body
         if len(found) == size:
             return bytes(found)
@@ -151,9 +151,10 @@ def _passed_over_untrusted(found: bytearray, size: int, known: Sequence[CrossedF
 
 
 async def _piece(peer: Peer, request: bytes, offset: int) -> Message:
+    asked = Message(AUDIT, AUDIT_REQUEST.header(AuditRequest(offset)), request)
     for wait_s in (*BUSY_WAITS_S, None):
         try:
-            return await peer.call(Message(AUDIT, {"offset": offset}, request), ANSWER_TIMEOUT_S)
+            return await peer.call(asked, ANSWER_TIMEOUT_S)
         except BusyError:
             if wait_s is None:
                 raise

@@ -122,11 +122,6 @@ def encode_release(opening: OpenRun) -> Message:
     return Message(DOWN, _RELEASE.header(ReleaseRun(opening.run, opening.epoch)))
 
 
-def parse_open_untrusted(header: Mapping[str, object]) -> OpenRun:
-    """An opening from a peer, every field checked for type and range. Raises PeerError."""
-    return _OPEN.read_untrusted(header)
-
-
 WORDS = ("opened", "half", "lost", "leave")
 
 

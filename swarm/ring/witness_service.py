@@ -7,14 +7,19 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
 
 from receipts import ReceiptError, WitnessRecord
 from receipts.format.errors import Refusal
 from receipts.format.sign import sha256
 from receipts.record.kept_frames import RECORD_BYTES
 from receipts.record.opening_answer import OpeningAnswer
+from receipts.record.row_opening import MAX_OPENING
 from receipts.record.rows import RowStore
 from swarm.base.address import format_address
+from swarm.base.bounds import AtMost, Between, MayLack, by_name
+from swarm.base.codec import Codec
 from swarm.base.errors import BusyError, PeerError
 from swarm.net.channel.message import Message
 from swarm.net.members import Members
@@ -27,12 +32,61 @@ AUDIT = "receipt.audit"
 MOST_WITNESSED = 256
 WITNESSED_FOR_S = 6 * 3600.0
 MAX_REQUEST = 64 << 10
+MAX_ENVELOPE = 2 << 20
 PIECE_BYTES = 4 << 20
 """Of an opening, in one message: small beside what a peer may have under way, so that runs pass it."""
 WHOLE_BYTES = 48 << 20
 """The most that is opened in one message, for verifiers that do not ask in pieces."""
 MOST_ASKING = 16
 READ_TIMEOUT_S = 60.0
+
+
+@by_name()
+@dataclass(frozen=True)
+class WitnessRequest:
+    """An order to countersign, or the close of the order whose SHA-256 is `about`; envelopes."""
+
+    order: Annotated[bytes | None, AtMost(MAX_ENVELOPE), MayLack(unsaid=True)] = None
+    close: Annotated[bytes | None, AtMost(MAX_ENVELOPE), MayLack(unsaid=True)] = None
+    about: Annotated[str, AtMost(64), MayLack(unsaid=True)] = ""
+
+    def contradiction(self) -> str:
+        """What its fields say against each other, "" for nothing."""
+        if self.order is None and (self.close is None or not self.about):
+            return "an order, or a close and what it is about, to witness, found neither"
+        return ""
+
+
+@by_name()
+@dataclass(frozen=True)
+class WitnessAnswer:
+    """The countersigned envelope."""
+
+    envelope: Annotated[bytes, AtMost(MAX_ENVELOPE)]
+
+
+@by_name()
+@dataclass(frozen=True)
+class AuditRequest:
+    """Which piece of an opening, by its first byte; None: the whole. The body says of what."""
+
+    offset: Annotated[int | None, Between(0, 2**53), MayLack(unsaid=True)] = None
+
+
+@by_name()
+@dataclass(frozen=True)
+class AuditAnswer:
+    """Of how many bytes the body is a piece; None: it is the whole."""
+
+    size: Annotated[int | None, Between(1, MAX_OPENING), MayLack(unsaid=True)] = None
+
+
+WITNESS_REQUEST, WITNESS_ANSWER = Codec(WitnessRequest, "request for a witness"), Codec(WitnessAnswer, "witness")
+AUDIT_REQUEST, AUDIT_ANSWER = Codec(AuditRequest, "request for an opening"), Codec(AuditAnswer, "opening")
+
+
+def _signed(envelope: bytes) -> Message:
+    return Message(WITNESS, WITNESS_ANSWER.header(WitnessAnswer(envelope)))
 
 
 class NotaryServer:
@@ -54,19 +108,17 @@ class NotaryServer:
     async def _on_witness(self, peer: Peer, message: Message) -> Message:
         if not self._members.admitted(peer.id):
             raise PeerError("expected a member of the swarm to ask for a witness, found a stranger")
-        header = message.header
+        asked = WITNESS_REQUEST.read_untrusted(message.header)
         try:
-            if isinstance(order := header.get("order"), bytes):
-                return Message(WITNESS, {"envelope": self._witness_order(peer, order)})
-            close, digest = header.get("close"), header.get("about")
-            if not isinstance(close, bytes) or not isinstance(digest, str):
-                raise PeerError("expected an order or a close to witness, found neither")
+            if asked.order is not None:
+                return _signed(self._witness_order(peer, asked.order))
+            assert asked.close is not None
             self._forget(time.monotonic())
             # Remembered still: when another witness fails, the requester signs a close without it and comes again.
-            found = self._orders.get((peer.id, digest))
+            found = self._orders.get((peer.id, asked.about))
             if found is None:
                 raise BusyError("this node does not remember that order; it may have restarted")
-            return Message(WITNESS, {"envelope": found[0].sign_close(close, unix_us())})
+            return _signed(found[0].sign_close(asked.close, unix_us()))
         except ReceiptError as error:
             raise PeerError(f"expected something to witness, found {error}") from error
 
@@ -95,11 +147,9 @@ class NotaryServer:
         """
         if self._notary.rows is None:
             raise BusyError("this node keeps no rows")
-        request, offset = bytes(message.body), message.header.get("offset")
+        request, offset = bytes(message.body), AUDIT_REQUEST.read_untrusted(message.header).offset
         if len(request) > MAX_REQUEST:
             raise PeerError(f"expected an audit request of at most {MAX_REQUEST} bytes, found {len(request)}")
-        if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or offset < 0):
-            raise PeerError(f"expected a piece's offset in bytes, found {offset!r}")
         if self._asking >= MOST_ASKING:
             raise BusyError(f"busy: {self._asking} audits wait already; ask again later")
         asker = peer.id if self._members.admitted(peer.id) else b""
@@ -116,7 +166,7 @@ class NotaryServer:
             raise BusyError("busy: the disk of this node did not answer in time; ask again later") from error
         finally:
             self._asking -= 1
-        return Message(AUDIT, {} if offset is None else {"size": answer.size}, data)
+        return Message(AUDIT, AUDIT_ANSWER.header(AuditAnswer(None if offset is None else answer.size)), data)
 
 
 def _read(rows: RowStore, request: bytes, offset: int | None) -> tuple[OpeningAnswer, bytes]:

@@ -25,6 +25,7 @@ from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.guide import ConstraintGuide, GivenGuide, Guide
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
 from swarm.ring.order_check import CONTEXT_STEP, exact
+from swarm.ring.words import parse_tail_untrusted
 from swarm.run.api import Finished, FinishReason, RunEvent, RunRequest, RunResult
 from swarm.run.controller import Controller, Setting
 from swarm.run.detokenizer import TextStream
@@ -101,9 +102,10 @@ class RunEngine:
             link.lose_tail(link.opening.epoch, str(error))
 
     async def _on_tail(self, peer: Peer, message: Message) -> None:
-        link = self.links.get(message.header.get("run", b""))
+        word = parse_tail_untrusted(message.header)
+        link = self.links.get(word.run)
         if link is not None and peer.id == link.opening.stages[-1].node:
-            link.take_end(message.header)
+            link.take_end(word)
 
     async def _on_up(self, peer: Peer, message: Message) -> None:
         word = parse_word_untrusted(message.header)

@@ -21,6 +21,7 @@ from swarm.ring.opening import StagePlan
 from swarm.ring.order_check import held_to_of, sampler_of, shaped_of
 from swarm.ring.receipt_log import head_bytes
 from swarm.ring.signer import ReceiptSigner, unix_us
+from swarm.ring.witness_service import WitnessRequest
 from swarm.run.api import RunRequest, RunResult
 from swarm.run.receipt_pruning import Pruner
 
@@ -38,7 +39,7 @@ class Parties(Protocol):
     def witnesses(self, stages: Sequence[StagePlan], count: int | None) -> Sequence[bytes]:
         """Nodes outside the ring to countersign: `count` of them, or as many as is usual."""
 
-    async def ask_witness(self, node: bytes, header: dict[str, bytes | str]) -> bytes:
+    async def ask_witness(self, node: bytes, asked: WitnessRequest) -> bytes:
         """Send {"order": envelope}, later {"close": envelope, "about": sha256 of the order's}; the node's envelope.
 
         Raises PeerError.
@@ -133,7 +134,7 @@ class RunAccount:
         for node in self._plan.parties.witnesses(stages, self._request.witnesses):
             try:
                 async with asyncio.timeout(WITNESS_TIMEOUT_S):
-                    signed = await self._plan.parties.ask_witness(node, {"order": self.record.order.to_bytes()})
+                    signed = await self._plan.parties.ask_witness(node, WitnessRequest(self.record.order.to_bytes()))
                 self.record.witnessed_untrusted(signed, "order")
                 self._witnesses.append(node)
             except (SwarmError, ReceiptError, TimeoutError):
@@ -177,7 +178,7 @@ class RunAccount:
             try:
                 async with asyncio.timeout(WITNESS_TIMEOUT_S):
                     about = sha256(self.record.order.to_bytes())
-                    signed.append(await self._plan.parties.ask_witness(node, {"close": close, "about": about}))
+                    signed.append(await self._plan.parties.ask_witness(node, WitnessRequest(close=close, about=about)))
             except (SwarmError, TimeoutError):
                 self._witnesses.remove(node)
         return signed

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from receipts import ReceiptError
 from swarm.base.errors import BusyError, PeerError, RunError
@@ -19,9 +19,21 @@ from swarm.net.channel.wire import encode_tensor
 from swarm.net.peer import Peer
 from swarm.ring.certain_rows import REPLAY_ROWS, certain_rows, leading_fresh
 from swarm.ring.connect import StageConnector
-from swarm.ring.frame import DOWN, Answer, Frame, encode_commits, encode_frame
+from swarm.ring.frame import Answer, Frame, encode_commits, encode_frame
 from swarm.ring.opening import OpenRun, RingSignal, encode_open, encode_release
 from swarm.ring.receipt_log import measure, note_commits
+from swarm.ring.words import (
+    MAX_HOLD_MS,
+    AcceptedHome,
+    ClosedHome,
+    CloseRun,
+    CollectedHome,
+    CollectRun,
+    HalfOfEdge,
+    KeepRun,
+    TailWord,
+    encode_down,
+)
 from swarm.run.private_layers import PrivateEnds
 from swarm.run.receipt import RunAccount, UnlikeStageError
 
@@ -29,6 +41,7 @@ log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 30.0
 GONE = "gone"
+End = TypeVar("End", ClosedHome, CollectedHome)
 CLOSE_TIMEOUT_S = 10.0
 
 
@@ -80,7 +93,7 @@ class RingLink:
     tail: Peer | None = None
     _before: OpenRun | None = None
     _word: asyncio.Future[RingSignal] | None = None
-    _ended: asyncio.Queue[Mapping[str, Any]] = field(default_factory=asyncio.Queue)
+    _ended: asyncio.Queue[ClosedHome | CollectedHome | None] = field(default_factory=asyncio.Queue)
     _pings: list[asyncio.Task[None]] = field(default_factory=list)
     _watches: list[asyncio.Task[None]] = field(default_factory=list)
     _closing: bool = False
@@ -164,7 +177,7 @@ class RingLink:
             opening = self.opening
             self._word.set_result(RingSignal(GONE, opening.run, opening.epoch, refused=node, reason=reason))
         if self._closing:
-            self._ended.put_nowait({"do": GONE})
+            self._ended.put_nowait(None)
         self.wake.set()
 
     def _end_watches(self) -> None:
@@ -226,7 +239,7 @@ class RingLink:
         if word.epoch != self.opening.epoch:
             return
         if self._closing and word.do == "lost":
-            self._ended.put_nowait({"do": GONE})
+            self._ended.put_nowait(None)
             return
         if word.do == "half":
             if self.account is not None:
@@ -251,18 +264,17 @@ class RingLink:
         """Tell the stages that the run is alive though nothing is sent."""
         if self.head is not None and self.head.closed_reason is None:
             with contextlib.suppress(PeerError):
-                await self.head.send(Message(DOWN, {"do": "keep", "run": self.opening.run}))
+                await self.head.send(encode_down(KeepRun(self.opening.run)))
 
-    def take_end(self, header: Mapping[str, Any]) -> None:
+    def take_end(self, word: TailWord) -> None:
         """What all stages accepted, that the run is closed at every one, or what they signed. Raises PeerError."""
-        if header.get("epoch") != self.opening.epoch:
+        if word.epoch != self.opening.epoch:
             return
-        if header.get("do") != "accepted":
-            self._ended.put_nowait(header)
+        if not isinstance(word, AcceptedHome):
+            self._ended.put_nowait(word)
         elif self.account is not None:
-            record = header.get("record")
             try:
-                self.account.opened(record if isinstance(record, dict) else {})
+                self.account.opened(word.record or {})
             except UnlikeStageError as error:
                 nodes = [stage.node for stage in self.opening.stages]
                 stage = nodes.index(error.node) if error.node in nodes else -1
@@ -284,17 +296,12 @@ class RingLink:
             note_commits(self.private.log.tail, commits)
         account = self.account if collect else None
         record = account.record.close_header(until) if account is not None else None
-        header: dict[str, Any] = {
-            "do": "close",
-            "run": self.opening.run,
-            "commits": encode_commits(commits),
-            "record": record,
-        }
-        header |= {"epoch": self.opening.epoch, "hold_ms": int(hold_s * 1000)}
+        hold_ms = min(int(hold_s * 1000), MAX_HOLD_MS)
+        word = CloseRun(self.opening.run, encode_commits(commits), record, self.opening.epoch, hold_ms)
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self.head.send(Message(DOWN, header), flow=self.opening.run)
-                closed = await self._next_end("closed")
+                await self.head.send(encode_down(word), flow=self.opening.run)
+                closed = await self._next_end(ClosedHome)
                 if account is not None:
                     await self._collect(account, closed)
         except (PeerError, ReceiptError, TimeoutError) as error:
@@ -302,22 +309,21 @@ class RingLink:
         finally:
             self._end_watches()
 
-    async def _collect(self, account: RunAccount, closed: Mapping[str, Any]) -> None:
+    async def _collect(self, account: RunAccount, closed: ClosedHome) -> None:
         assert self.head is not None and self.tail is not None
         run = self.opening.run
-        half = account.record.closing_untrusted(closed.get("record") or {})
-        await self.tail.send(Message(DOWN, {"do": "half", "run": run, "record": half}), flow=run)
-        wanted = {"do": "collect", "run": run, "record": account.record.collect_header()}
-        await self.head.send(Message(DOWN, wanted), flow=run)
-        account.record.collected_untrusted((await self._next_end("collected")).get("record") or {})
+        half = account.record.closing_untrusted(closed.record or {})
+        await self.tail.send(encode_down(HalfOfEdge(run, half)), flow=run)
+        await self.head.send(encode_down(CollectRun(run, account.record.collect_header())), flow=run)
+        account.record.collected_untrusted((await self._next_end(CollectedHome)).record or {})
 
-    async def _next_end(self, what: str) -> Mapping[str, Any]:
+    async def _next_end(self, what: type[End]) -> End:
         while True:
-            header = await self._ended.get()
-            if header.get("do") == GONE:
+            word = await self._ended.get()
+            if word is None:
                 raise PeerError("a stage is gone")
-            if header.get("do") == what:
-                return header
+            if isinstance(word, what):
+                return word
 
     def next_epoch(self, **changes: Any) -> OpenRun:
         """The opening of the next epoch of the same run."""

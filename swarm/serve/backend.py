@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from swarm.base.swarm_state import SwarmState
 from swarm.model.text.template import PLAIN_CHAT, TemplateOptions
 from swarm.run.api import RunEvent, RunRequest
 
@@ -59,8 +60,8 @@ class Backend(Protocol):
         Raises BusyError, CoverageError or RunError (before or during the answer).
         """
 
-    def view(self) -> dict[str, Any]:
-        """Who is there: the shape of `swarm.mesh.status.mesh_status`.
+    def view(self) -> SwarmState:
+        """Who is there."""
 
-        May hold "runs" besides: by run id, what is known of a run under way, such as {"rows_in_flight": 12}.
-        """
+    def rows_in_flight(self) -> Mapping[str, int]:
+        """Of runs under way, by run id."""

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from swarm.base.errors import UsageError
+from swarm.base.swarm_state import Phase
 from swarm.serve.admission import FairQueue, RequestQueue
 from swarm.serve.allowance import Allowances
 from swarm.serve.backend import Backend
@@ -25,7 +26,7 @@ from swarm.serve.errors import ApiError
 from swarm.serve.metrics import GatewayMetrics
 from swarm.serve.run_registry import RunBook
 from swarm.serve.snapshot import Progress, gateway_state, phase_from
-from swarm.serve.state import DashboardState, Phase
+from swarm.serve.state import DashboardState
 from swarm.serve.state_broadcaster import StateBroadcaster
 from swarm.serve.vocabulary import VocabularyViews
 from swarm.serve.web import BODY, read_json

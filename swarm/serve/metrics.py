@@ -10,11 +10,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from swarm.base.swarm_state import NodeState
 from swarm.run.api import CommittedTokens, Finished, Recovering, RingOpened, RunEvent, WaitingForCoverage
 from swarm.run.run_stats import PARTS
 from swarm.serve.allowance import Allowances
 from swarm.serve.run_registry import RunNote
-from swarm.serve.state import DashboardState, NodeState
+from swarm.serve.state import DashboardState, layer_ms, queue_ms
 from swarm.serve.state_broadcaster import HasState
 from swarm.stage.server import StageServer
 from swarm.stage.stats import StageCounts
@@ -143,7 +144,7 @@ class StateCollector(Collector):
         for state in [each.state() for each in self._shown]:
             for name, text, labels, value in _gauges(state):
                 if several:
-                    labels = {"model": state.model, **labels}
+                    labels = {"model": state.swarm.model, **labels}
                 family = families.get(name)
                 if family is None:
                     family = families[name] = GaugeMetricFamily(name, text, labels=list(labels))
@@ -170,36 +171,32 @@ class KeyCollector(Collector):
 
 def _gauges(state: DashboardState) -> Iterable[tuple[str, str, dict[str, str], float]]:
     """(name, help, labels, value) of everything that a state tells."""
-    live = [run for run in state.runs if run["state"] in ("opening", "answering", "recovering")]
+    live, seen = [run for run in state.runs if run.live], state.swarm
     for name, text, value in (
-        ("wanswarm_nodes_serving", "Nodes that serve layers", _serving(state)),
-        ("wanswarm_layers_missing", "Layers that nobody serves", sum(b - a for a, b in state.missing)),
-        ("wanswarm_layer_holders_min", "Holders of the rarest layer", min(state.holders, default=0)),
+        ("wanswarm_nodes_serving", "Nodes that serve layers", sum(node.serves for node in seen.nodes)),
+        ("wanswarm_layers_missing", "Layers that nobody serves", sum(b - a for a, b in seen.missing)),
+        ("wanswarm_layer_holders_min", "Holders of the rarest layer", min(seen.held, default=0)),
         ("wanswarm_requests_waiting", "Requests in the queue", state.waiting),
         ("wanswarm_runs_active", "Runs on the ring", len(live)),
-        ("wanswarm_rows_in_flight", "Rows on their way", sum(run.get("rows_in_flight", 0) for run in live)),
+        ("wanswarm_rows_in_flight", "Rows on their way", sum(run.rows_in_flight or 0 for run in live)),
     ):
         yield name, text, {}, value
-    for node in state.nodes:
+    for node in seen.nodes:
         for name, text, known in _of_node(node):
             if known is not None:
                 yield name, text, {"node": node.id[:12]}, known
-    for edge in state.edges:
-        if edge.rtt_ms is not None:
-            labels = {"a": edge.a[:12], "b": edge.b[:12], "kind": edge.kind}
-            yield "wanswarm_edge_rtt_seconds", "Median round trip", labels, edge.rtt_ms / 1000
+    for edge in seen.edges:
+        labels = {"a": edge.a[:12], "b": edge.b[:12], "kind": edge.kind}
+        yield "wanswarm_edge_rtt_seconds", "Median round trip", labels, edge.rtt_ms / 1000
 
 
 def _of_node(node: NodeState) -> Iterable[tuple[str, str, float | None]]:
-    yield "wanswarm_node_layer_seconds", "Compute time of one layer", node.layer_ms and node.layer_ms / 1000
+    layer, queue = layer_ms(node), queue_ms(node)
+    yield "wanswarm_node_layer_seconds", "Compute time of one layer", layer and layer / 1000
     yield "wanswarm_node_kv_used_bytes", "Memory of sessions in use", node.kv_used
-    yield "wanswarm_node_kv_budget_bytes", "Memory of sessions at most", node.kv_budget
+    yield "wanswarm_node_kv_budget_bytes", "Memory of sessions at most", node.kv_capacity or None
     yield "wanswarm_node_sessions", "Open sessions", node.sessions
-    yield "wanswarm_node_queue_seconds", "Mean wait of a frame", node.queue_ms and node.queue_ms / 1000
-
-
-def _serving(state: DashboardState) -> int:
-    return sum(node.state == "serving" and node.layers is not None for node in state.nodes)
+    yield "wanswarm_node_queue_seconds", "Mean wait of a frame", queue and queue / 1000
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from swarm.base.swarm_state import SwarmState
 from swarm.serve.backend import ServedModel
 from swarm.serve.config import GatewayConfig
 from swarm.serve.listen import Entrance, runner_of
@@ -32,8 +33,8 @@ class ShownNode(Protocol):
     def stage(self) -> StageServer | None:
         """What it computes with, once it has loaded its layers."""
 
-    def status(self) -> Mapping[str, Any]:
-        """The swarm as it sees it, as `mesh_status` tells it."""
+    def status(self) -> SwarmState:
+        """The swarm as it sees it."""
 
 
 class NodePage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from swarm.run.api import (
     CommittedTokens,
@@ -62,46 +62,6 @@ class RunNote:
             return 0.0
         span = now - self.recent[0][0]
         return sum(count for _, count in self.recent) / span if span > 0 else 0.0
-
-    def as_json(self, now: float) -> dict[str, Any]:
-        result = self.result
-        return {
-            "key": self.key,
-            "run_id": self.run_id,
-            "state": self.state,
-            "started": round(self.started, 3),
-            "prompt_tokens": self.prompt_tokens,
-            "max_tokens": self.max_tokens,
-            "tokens": self.tokens,
-            "tokens_per_second": round(self.rate(now), 2),
-            "foreseen": round(self.drafted / self.tokens, 4) if self.tokens else 0.0,
-            "acceptance": round(result.acceptance, 4) if result and result.rows_sent else None,
-            "passes": result.passes if result else None,
-            "tokens_per_pass": round(result.tokens_per_pass, 3) if result else None,
-            "pass_ms": round(result.pass_ms, 2) if result else None,
-            "parts_ms": dict(result.parts_ms) if result else {},
-            "speculation": result.speculation if result else None,
-            "drafter": result.drafter if result else None,
-            "seconds": round(result.seconds, 3) if result else None,
-            "finish_reason": result.finish_reason if result else None,
-            "recoveries": self.recoveries,
-            "awaited": self.awaited,
-            "lost": self.lost,
-            "error": self.error,
-            "receipt": result is not None and result.receipt is not None,
-            "ring": [stage_json(stage) for stage in self.ring],
-        }
-
-
-def stage_json(stage: StageInfo) -> dict[str, Any]:
-    return {
-        "node": stage.node,
-        "device": stage.device,
-        "layers": list(stage.layers),
-        "compute_ms": round(stage.compute_ms, 3),
-        "edge": stage.edge,
-        "rtt_ms": None if stage.rtt_ms is None else round(stage.rtt_ms, 2),
-    }
 
 
 class RunBook:

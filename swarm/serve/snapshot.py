@@ -1,15 +1,18 @@
-"""From a requester's or node's view of the mesh to the dashboard's state. Tolerant: what is not told is not shown."""
+"""From a requester's or node's view of the swarm to the dashboard's state."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from swarm.base.swarm_state import Phase, SwarmState
+from swarm.run.api import StageInfo
 from swarm.serve.admission import FairQueue
 from swarm.serve.backend import Backend, ServedModel
-from swarm.serve.run_registry import RunBook
-from swarm.serve.state import DashboardState, EdgeState, NodeState, Phase, count_holders, find_missing, phase_of
+from swarm.serve.run_registry import RunBook, RunNote
+from swarm.serve.state import DashboardState, RunShown, StageShown
 
 SHOWN_RUNS = 30
 
@@ -22,66 +25,69 @@ def gateway_state(
     """The swarm as the requester sees it, with the gateway's own runs."""
     now = time.monotonic()
     notes = [*reversed(book.active.values()), *book.past][:SHOWN_RUNS]
-    seen = backend.view()
-    live = seen.get("runs", {})
-    runs = tuple({**note.as_json(now), **live.get(note.run_id, {})} for note in notes)
-    return state_from(seen, backend.manifest, "gateway", runs, queue.n_waiting, progress)
+    rows = backend.rows_in_flight()
+    runs = tuple(run_shown(note, now, rows.get(note.run_id)) for note in notes)
+    return state_from(backend.view(), backend.manifest, "gateway", runs, queue.n_waiting, progress)
 
 
-def phase_from(status: Mapping[str, Any], n_layers: int) -> Phase:
-    """How far the swarm has come, without the rest of the state. `status`: as `mesh_status` tells it."""
-    return phase_of(count_holders([_node(entry, "") for entry in status.get("nodes", ())], n_layers))
+def phase_from(seen: SwarmState, n_layers: int) -> Phase:
+    """How far the swarm has come, for a model of so many layers."""
+    return replace(seen, n_layers=n_layers).phase
 
 
 def state_from(
-    status: Mapping[str, Any],
+    seen: SwarmState,
     manifest: ServedModel,
     role: str,
-    runs: tuple[Mapping[str, Any], ...] = (),
+    runs: tuple[RunShown, ...] = (),
     waiting: int = 0,
     progress: Mapping[str, Any] | None = None,
 ) -> DashboardState:
-    """`status`: as `mesh_status` tells it."""
-    here = str(status.get("node", ""))
-    nodes = tuple(_node(entry, here) for entry in status.get("nodes", ()))
-    holders = count_holders(nodes, manifest.n_layers)
-    layer_bytes = manifest.layer_bytes
+    """What is seen of the swarm, with the model that is served here."""
+    seen = replace(seen, model=manifest.model, digest=manifest.digest, n_layers=manifest.n_layers)
     return DashboardState(
         role=role,
-        here=here,
-        swarm=str(status.get("swarm", "")),
-        model=manifest.model,
-        digest=manifest.digest,
-        n_layers=manifest.n_layers,
+        swarm=seen,
         context=manifest.context,
-        nodes=nodes,
-        edges=tuple(_edge(entry) for entry in status.get("edges", ())),
-        holders=holders,
-        missing=find_missing(holders),
-        missing_bytes=sum(layer_bytes(layer) for layer, count in enumerate(holders) if not count) or None,
+        missing_bytes=sum(manifest.layer_bytes(layer) for layer, n in enumerate(seen.held) if not n) or None,
         runs=runs,
         waiting=waiting,
         progress=progress or {},
     )
 
 
-def _node(entry: Mapping[str, Any], here: str) -> NodeState:
-    layers = entry.get("layers")
-    return NodeState(
-        id=str(entry["id"]),
-        name=str(entry.get("name", "")),
-        device=str(entry.get("device", "")),
-        layers=(int(layers[0]), int(layers[1])) if layers and layers[1] > layers[0] else None,
-        state=str(entry.get("state", "serving")),
-        layer_ms=entry.get("layer_ms"),
-        kv_used=entry.get("kv_used"),
-        kv_budget=entry.get("kv_budget"),
-        sessions=entry.get("sessions"),
-        queue_ms=entry.get("queue_ms"),
-        owner=str(entry.get("owner", "")),
-        here=str(entry["id"]) == here,
+def run_shown(note: RunNote, now: float, rows_in_flight: int | None = None) -> RunShown:
+    """A run as it is at `now` (monotonic seconds)."""
+    result = note.result
+    return RunShown(
+        key=note.key,
+        run_id=note.run_id,
+        state=note.state,
+        started=round(note.started, 3),
+        prompt_tokens=note.prompt_tokens,
+        max_tokens=note.max_tokens,
+        tokens=note.tokens,
+        tokens_per_second=round(note.rate(now), 2),
+        foreseen=round(note.drafted / note.tokens, 4) if note.tokens else 0.0,
+        acceptance=round(result.acceptance, 4) if result and result.rows_sent else None,
+        passes=result.passes if result else None,
+        tokens_per_pass=round(result.tokens_per_pass, 3) if result else None,
+        pass_ms=round(result.pass_ms, 2) if result else None,
+        parts_ms=dict(result.parts_ms) if result else {},
+        speculation=result.speculation if result else None,
+        drafter=result.drafter if result else None,
+        seconds=round(result.seconds, 3) if result else None,
+        finish_reason=result.finish_reason if result else None,
+        recoveries=note.recoveries,
+        awaited=note.awaited,
+        lost=note.lost,
+        error=note.error,
+        receipt=result is not None and result.receipt is not None,
+        ring=tuple(_stage_shown(stage) for stage in note.ring),
+        rows_in_flight=rows_in_flight,
     )
 
 
-def _edge(entry: Mapping[str, Any]) -> EdgeState:
-    return EdgeState(str(entry["a"]), str(entry["b"]), entry.get("rtt_ms"), str(entry.get("kind", "")))
+def _stage_shown(stage: StageInfo) -> StageShown:
+    rtt = None if stage.rtt_ms is None else round(stage.rtt_ms, 2)
+    return StageShown(stage.node, stage.device, stage.layers, round(stage.compute_ms, 3), stage.edge, rtt)

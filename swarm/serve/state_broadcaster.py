@@ -39,7 +39,8 @@ class StateText:
 def written(state: DashboardState) -> StateText:
     """A state's JSON."""
     told = state.as_json()
-    runs = tuple((int(run["key"]), _json(run)) for run in told.pop("runs"))
+    del told["runs"]
+    runs = tuple((run.key, _json(run.as_json())) for run in state.runs)
     return StateText(_json(told), runs)
 
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from receipts import ReceiptError
 from swarm.base.errors import BusyError, PeerError, SwarmError
@@ -26,22 +26,31 @@ from swarm.ring.frame import DOWN, parse_frame_untrusted
 from swarm.ring.opening import (
     UP,
     OpenRun,
+    ReleaseRun,
     RingSignal,
     behind,
     encode_release,
     encode_word,
-    parse_open_untrusted,
     parse_word_untrusted,
 )
 from swarm.ring.receipt_log import measure
 from swarm.ring.signer import ReceiptSigner
+from swarm.ring.words import (
+    CloseRun,
+    CollectRun,
+    HalfOfEdge,
+    HaltRun,
+    KeepRun,
+    encode_down,
+    parse_down_untrusted,
+)
 from swarm.stage.admission import HostedModel, StageLimits, admit, check_room
 from swarm.stage.batcher import Batcher
 from swarm.stage.compute import Computed
 from swarm.stage.context import StageContext, post
 from swarm.stage.sender import Sender
 from swarm.stage.session import Arrived, StageSession
-from swarm.stage.session_close import SessionClose, nobody_untrusted, settle_untrusted
+from swarm.stage.session_close import SessionClose, nobody, settle_untrusted
 from swarm.stage.session_open import SessionOpen
 from swarm.stage.sessions import Register
 from swarm.stage.stats import StageCounts
@@ -148,30 +157,28 @@ class StageServer:
     # What walks down the ring
 
     async def _on_down(self, peer: Peer, message: Message) -> None:
-        match message.header.get("do"):
-            case "frame":
-                self._take_frame(peer, message)
-            case "open":
-                self._open(peer, message.header)
-            case "close":
-                self._close(peer, message)
-            case "collect":
-                self._collect(peer, message)
-            case "half":
-                self._half(peer, message)
-            case "release":
-                self._release(peer, message.header)
-            case "halt":
-                self._halt(peer, message)
-            case "keep":
-                session = self.sessions.of_upstream(peer, message.header)
+        if message.header.get("do") == "frame":
+            self._take_frame(peer, message)
+            return
+        match parse_down_untrusted(message.header):
+            case OpenRun() as opening:
+                self._open(peer, opening)
+            case CloseRun() as word:
+                self._close(peer, word)
+            case CollectRun() as word:
+                self._collect(peer, word)
+            case HalfOfEdge() as word:
+                self._half(peer, word)
+            case ReleaseRun() as word:
+                self._release(peer, word)
+            case HaltRun() as word:
+                self._halt(peer, word)
+            case KeepRun() as word:
+                session = self.sessions.of_upstream(peer, word.run)
                 if session is not None and session.downstream is not None:
-                    await post(session.downstream, message)
-            case other:
-                raise PeerError(f"expected a word that rings know, found {other!r:.40}")
+                    await post(session.downstream, encode_down(word))
 
-    def _open(self, peer: Peer, header: Mapping[str, Any]) -> None:
-        opening = parse_open_untrusted(header)
+    def _open(self, peer: Peer, opening: OpenRun) -> None:
         try:
             if not self._switchboard.admitted(peer.id):
                 raise PeerError("expected the opening of a ring from a member of the swarm, found a stranger's")
@@ -258,10 +265,10 @@ class StageServer:
         session.queue.append(Arrived(frame, session.heard))
         self._pump.wake()
 
-    def _close(self, peer: Peer, message: Message) -> None:
-        session = self.sessions.of_upstream(peer, message.header)
+    def _close(self, peer: Peer, word: CloseRun) -> None:
+        session = self.sessions.of_upstream(peer, word.run)
         if session is None:
-            self._stage.spawn(post(peer, nobody_untrusted(message.header)))
+            self._stage.spawn(post(peer, nobody(word)))
             return
         if session.closing:
             return
@@ -269,36 +276,36 @@ class StageServer:
         session.queue.clear()
         session.stop_tasks()
         if session.downstream is not None:
-            halt = Message(DOWN, {"do": "halt", "run": session.run, "epoch": session.opening.epoch})
+            halt = encode_down(HaltRun(session.run, session.opening.epoch))
             self._stage.spawn(post(session.downstream, halt, session.run))
-        self._stage.spawn(self._ending.close(session, message.header))
+        self._stage.spawn(self._ending.close(session, word))
 
-    def _halt(self, peer: Peer, message: Message) -> None:
+    def _halt(self, peer: Peer, word: HaltRun) -> None:
         """The run is being closed: what waits here is not wanted, though the closing itself takes its time."""
-        session = self.sessions.of_upstream(peer, message.header)
-        if session is None or session.closing or session.opening.epoch != message.header.get("epoch"):
+        session = self.sessions.of_upstream(peer, word.run)
+        if session is None or session.closing or session.opening.epoch != word.epoch:
             return
         session.refuse()
         if session.downstream is not None:
-            self._stage.spawn(post(session.downstream, message, session.run))
+            self._stage.spawn(post(session.downstream, encode_down(word), session.run))
 
-    def _release(self, peer: Peer, header: Mapping[str, Any]) -> None:
+    def _release(self, peer: Peer, word: ReleaseRun) -> None:
         """The run goes on without this stage."""
-        session = self.sessions.of_upstream(peer, header)
-        if session is not None and session.opening.epoch == header.get("epoch") and not session.closing:
+        session = self.sessions.of_upstream(peer, word.run)
+        if session is not None and session.opening.epoch == word.epoch and not session.closing:
             self._forming.remember(session)
             self.sessions.free(session)
 
-    def _collect(self, peer: Peer, message: Message) -> None:
-        session = self.sessions.of_upstream(peer, message.header)
+    def _collect(self, peer: Peer, word: CollectRun) -> None:
+        session = self.sessions.of_upstream(peer, word.run)
         if session is not None and session.closing and session.account is not None:
-            self._stage.spawn(self._ending.collect(session, message.header))
+            self._stage.spawn(self._ending.collect(session, word))
 
-    def _half(self, peer: Peer, message: Message) -> None:
+    def _half(self, peer: Peer, word: HalfOfEdge) -> None:
         """The requester's half of the edge between the tail and it."""
-        session = self.sessions.get(message.header.get("run", b""))
+        session = self.sessions.get(word.run)
         if session is not None and session.is_last and peer.id == session.opening.requester:
-            settle_untrusted(session, message.header.get("record"))
+            settle_untrusted(session, word.record)
 
     # What walks up the ring
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from swarm.base.errors import BusyError, PeerError, SwarmError
-from swarm.net.channel.message import Message
 from swarm.ring.certain_rows import leading_fresh
 from swarm.ring.connect import StageConnector
 from swarm.ring.frame import encode_frame
-from swarm.ring.opening import TAIL, OpenRun, RingSignal, encode_open, encode_word
+from swarm.ring.opening import OpenRun, RingSignal, encode_open, encode_word
 from swarm.ring.receipt_log import StageAccount, measure
 from swarm.ring.signer import ReceiptSigner
+from swarm.ring.words import AcceptedHome, encode_tail
 from swarm.stage.context import StageContext, post
 from swarm.stage.replay import replay_frames
 from swarm.stage.sender import Sender
@@ -69,8 +69,8 @@ class SessionOpen:
         """Bring the acceptances home the way that answers take, so that no token is there before them."""
         requester = self._stage.switchboard.get(opening.requester)
         if opening.record is not None and requester is not None:
-            word = {"do": "accepted", "run": opening.run, "epoch": opening.epoch, "record": opening.record}
-            await post(requester, Message(TAIL, word), opening.run)
+            word = AcceptedHome(opening.run, opening.epoch, opening.record)
+            await post(requester, encode_tail(word), opening.run)
 
     async def _open_next(self, session: StageSession, opening: OpenRun) -> None:
         """Dial the next stage and tell it of the run. Frames follow at once, unless it may have to be replayed."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from swarm.base.errors import PeerError
 from swarm.net.peer import Peer
+from swarm.ring.frame import RunId
 from swarm.stage.session import StageSession
 
 log = logging.getLogger(__name__)
@@ -77,9 +76,9 @@ class Register(dict[bytes, StageSession]):
         """Rows of all sessions that wait to be computed."""
         return sum(session.queued_rows for session in self.values())
 
-    def of_upstream(self, peer: Peer, header: Mapping[str, Any]) -> StageSession | None:
-        """The session that `header` is about, heard of now; None: not open. Raises PeerError unless `peer` feeds it."""
-        session = self.get(header.get("run", b""))
+    def of_upstream(self, peer: Peer, run: RunId) -> StageSession | None:
+        """The session of `run`, heard of now; None: not open. Raises PeerError unless `peer` feeds it."""
+        session = self.get(run)
         if session is not None and session.upstream.id != peer.id:
             raise PeerError("expected word of a run from the node before this one, found another's")
         if session is not None:

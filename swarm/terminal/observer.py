@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
 
 from swarm.base.config import MemberConfig
 from swarm.base.events import silent
 from swarm.base.nodeid import parse_id_untrusted
+from swarm.base.swarm_state import SwarmState
 from swarm.discovery.bootstrap import enter_as_guest
 from swarm.discovery.introducers import MemberIntroducer
 from swarm.discovery.state_dir import requester_folder
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.saved import SavedFile
+from swarm.mesh.status import edges_of
 from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.reach import Reach
-from swarm.terminal.status import status_data
+from swarm.terminal.status import look_now
 
 NEWS_WAIT_S = 3.0
 SETTLE_S = 0.3
@@ -26,8 +27,8 @@ ENDS_WAIT_S = 3.0
 
 
 @asynccontextmanager
-async def look_at(config: MemberConfig) -> AsyncIterator[Callable[[], Awaitable[dict[str, Any]]]]:
-    """Gives a function that takes a snapshot, in the shape of `swarm status --json`. Raises SwarmError."""
+async def look_at(config: MemberConfig) -> AsyncIterator[Callable[[], Awaitable[SwarmState]]]:
+    """Gives a function that takes a snapshot. Raises SwarmError."""
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(requester_folder(config.state))
         identity = Identity.load_or_create(folder)
@@ -46,19 +47,15 @@ async def look_at(config: MemberConfig) -> AsyncIterator[Callable[[], Awaitable[
         if config.punch:
             Reach(board, relay=config.relay, introducer=MemberIntroducer(board, gossip))
 
-        def edge_of(node: bytes) -> str | None:
-            peer = board.get(node)
-            return None if peer is None else peer.edge
-
-        async def snapshot() -> dict[str, Any]:
+        async def snapshot() -> SwarmState:
             await asyncio.sleep(SETTLE_S)  # the neighbour's records come in a few messages
-            data = status_data(gossip, board.id, saved.model, saved.ref, edge_of=edge_of)
-            if data["ring"] is None:
-                return data
-            stages = data["ring"]["stages"]
+            seen = look_now(gossip, board.id, saved.model, saved.ref, edge_of=edges_of(board))
+            if seen.route is None:
+                return seen
+            stages = seen.route.stages
             with suppress(TimeoutError):  # of its own two edges this process knows once it has them
                 async with asyncio.timeout(ENDS_WAIT_S):
-                    await gossip.measure([parse_id_untrusted(stage["node"]) for stage in (stages[0], stages[-1])])
-            return status_data(gossip, board.id, saved.model, saved.ref, edge_of=edge_of)
+                    await gossip.measure([parse_id_untrusted(stage.node) for stage in (stages[0], stages[-1])])
+            return look_now(gossip, board.id, saved.model, saved.ref, edge_of=edges_of(board))
 
         yield snapshot

@@ -1,24 +1,26 @@
-"""`swarm status`: one plain snapshot of the swarm, and how it looks in a terminal.
+"""`swarm status`: a swarm at one moment, and how it looks in a terminal.
 
-`status_data` is what `--json` prints; `render_status` draws the same data, so the two never tell different stories.
+`look_now` makes the record (`swarm.base.swarm_state`) with the ring that a request would take; `status_json` is what
+`--json` prints of it and `render_status` draws the same, so the two never tell different stories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from swarm.base.address import format_address
 from swarm.base.errors import CoverageError
-from swarm.base.nodeid import NodeId, id_text, short_id
+from swarm.base.nodeid import NodeId, id_text
+from swarm.base.swarm_state import NodeState, RouteState, Span, StageState, SwarmState
 from swarm.discovery.planner_view import member_of, rtts_of
 from swarm.mesh.gossip import Gossip
+from swarm.mesh.status import EdgeOf, state_of
 from swarm.mesh.view import MemberView
-from swarm.planner.fleet import ModelShape, gaps, holders, say_layers
+from swarm.planner.fleet import Member, ModelShape, Rtts, say_layers
 from swarm.planner.route import Ask, plan_route
 
 SHADES = " ▁▂▃▄▅▆▇█"
@@ -27,48 +29,33 @@ MAX_KERNELS = 4
 STYLES = {"serving": "green", "joining": "yellow", "draining": "yellow", "suspect": "yellow", "down": "red"}
 
 
-def status_data(
+def look_now(
     gossip: Gossip,
     own: NodeId,
     model: bytes,
     ref: str,
     shape: ModelShape | None = None,
-    edge_of: Callable[[NodeId], str | None] = lambda node: None,
-) -> dict[str, Any]:
-    """The swarm as this node sees it now. `shape` None: sizes unknown, the sample ring is priced by layers alone.
-
-    `edge_of`: how this process is connected to a node (see `swarm.net.peer`); None where it is not.
-    """
+    edge_of: EdgeOf = lambda node: None,
+) -> SwarmState:
+    """The swarm as this node sees it now. `shape` None: sizes unknown, the sample ring is priced by layers alone."""
+    membership = gossip.membership
     views = [view for view in gossip.members() if view.standing in ("up", "suspect", "down")]
-    n_layers = max((view.record.n_layers for view in views), default=0)
-    members = [member_of(view) for view in views]
-    held = [int(count) for count in holders([m for m in members if m.state == "serving"], n_layers)] if n_layers else []
-    missing = gaps(held) if n_layers else ()
-    names = [view.record.node for view in views]
+    seen = replace(state_of(views, own, membership.swarm, membership.open, edge_of), model=ref, digest=model.hex())
     rtts = rtts_of(gossip, own, views)
-    shown = [id_text(name) for name in names[:MAX_RTTS]]
-    kind = _kinds(views, own, edge_of)
-    ring = _ring(shape or _flat(ref, n_layers), members, rtts, id_text(own), kind) if n_layers and not missing else None
-    return {
-        "swarm": gossip.membership.swarm.hex(),
-        "open": gossip.membership.open,
-        "model": {"ref": ref, "digest": model.hex(), "layers": n_layers},
-        "covered": bool(n_layers) and not missing,
-        "missing": say_layers(missing) if missing else None,
-        "held": held,
-        "nodes": [_node(view, own, edge_of(view.record.node)) for view in views],
-        "rtts_ms": [[round(float(ms), 2) for ms in row] for row in rtts(shown)] if shown else [],
-        "ring": ring,
-    }
+    shown = [node.id for node in seen.nodes[:MAX_RTTS]]
+    apart = tuple(tuple(float(ms) for ms in row) for row in rtts(shown)) if shown else ()
+    route = None
+    if seen.n_layers and not seen.missing:
+        members = [member_of(view) for view in views]
+        route = _route(shape or _flat(ref, seen.n_layers), members, rtts, seen.here, _kinds(views, own, edge_of))
+    return replace(seen, rtts_ms=apart, route=route)
 
 
 def _flat(ref: str, n_layers: int) -> ModelShape:
     return ModelShape(ref, (0,) * n_layers, 0, 0)
 
 
-def _kinds(
-    views: Sequence[MemberView], own: NodeId, edge_of: Callable[[NodeId], str | None]
-) -> Callable[[str, str], str | None]:
+def _kinds(views: Sequence[MemberView], own: NodeId, edge_of: EdgeOf) -> Callable[[str, str], str | None]:
     """How two nodes (text ids) are connected: as this process knows, or as one of the two says; None: nobody says."""
     records = {id_text(view.record.node): view.record for view in views}
 
@@ -84,82 +71,107 @@ def _kinds(
     return kind
 
 
-def _ring(
-    shape: ModelShape, members: Sequence[Any], rtts: Any, own: str, kind: Callable[[str, str], str | None]
-) -> dict[str, Any] | None:
+def _route(
+    shape: ModelShape, members: Sequence[Member], rtts: Rtts, own: str, kind: Callable[[str, str], str | None]
+) -> RouteState | None:
     """The route that a request of this node would take now, with the kind of the edge into each stage."""
     try:
         route = plan_route(shape, members, rtts, Ask(own, rows=1))
     except CoverageError:
         return None
+    stages = tuple(
+        StageState(s.node, (s.first, s.last), kind(before, s.node), s.arrive_ms, s.compute_ms)
+        for before, s in zip((own, *route.nodes), route.stages, strict=False)
+    )
+    return RouteState(stages, route.return_ms, kind(route.nodes[-1], own), route.pass_ms)
+
+
+def status_json(state: SwarmState) -> dict[str, object]:
+    """What `swarm status --json` prints. Fields stay; new ones may come."""
+    held, missing = state.held, state.missing
+    return {
+        "swarm": state.swarm,
+        "open": state.open,
+        "model": {"ref": state.model, "digest": state.digest, "layers": state.n_layers},
+        "covered": bool(held) and not missing,
+        "missing": say_layers(missing) if missing else None,
+        "held": list(held),
+        "nodes": [_node_json(node, state.here) for node in state.nodes],
+        "rtts_ms": [[round(ms, 2) for ms in row] for row in state.rtts_ms],
+        "ring": None if state.route is None else _route_json(state.route),
+    }
+
+
+def _route_json(route: RouteState) -> dict[str, object]:
     stages = [
         {
-            "node": s.node,
-            "layers": [s.first, s.last],
-            "edge": kind(before, s.node),
-            "arrive_ms": round(s.arrive_ms, 2),
-            "compute_ms": round(s.compute_ms, 2),
+            "node": stage.node,
+            "layers": list(stage.layers),
+            "edge": stage.edge,
+            "arrive_ms": round(stage.arrive_ms, 2),
+            "compute_ms": round(stage.compute_ms, 2),
         }
-        for before, s in zip((own, *route.nodes), route.stages, strict=False)
+        for stage in route.stages
     ]
     return {
         "stages": stages,
         "return_ms": round(route.return_ms, 2),
-        "return_edge": kind(route.nodes[-1], own),
+        "return_edge": route.return_edge,
         "pass_ms": round(route.pass_ms, 2),
     }
 
 
-def _node(view: MemberView, own: NodeId, edge: str | None) -> dict[str, Any]:
-    r = view.record
+def _node_json(node: NodeState, here: str) -> dict[str, object]:
+    def listed(values: Span | tuple[float, ...] | None) -> list[float] | None:
+        return None if values is None else list(values)
+
     return {
-        "node": id_text(r.node),
-        "name": short_id(r.node),
-        "self": r.node == own,
-        "standing": view.standing,
-        "state": r.state,
-        "layers": list(r.layers) if r.layers[1] > r.layers[0] else None,
-        "claim": None if r.claim is None else list(r.claim),
-        "device": r.device,
-        "dtype": r.dtype,
-        "fingerprint": r.fingerprint.hex() or None,
-        "ms_per_layer": None if r.speed_us == (0, 0, 0) else [us / 1000 for us in r.speed_us],
-        "overflow": r.overflow,
-        "overflow_ms_per_layer": None if r.overflow_us == (0, 0, 0) else [us / 1000 for us in r.overflow_us],
-        "kv_free": r.kv_free,
-        "kv_capacity": r.kv_capacity,
-        "sessions": r.sessions,
-        "queue_ms": r.queue_us / 1000,
-        "rtt_ms": None if view.rtt_ms is None else round(view.rtt_ms, 2),
-        "edge": edge,
-        "owner": r.owner,
-        "addresses": [format_address(a) for a in r.addresses],
-        "relay": r.relay,
-        "age_s": round(view.age_s, 1),
-        "software": r.software,
+        "node": node.id,
+        "name": node.short,
+        "self": node.id == here,
+        "standing": node.standing,
+        "state": node.says,
+        "layers": listed(node.layers),
+        "claim": listed(node.claim),
+        "device": node.device,
+        "dtype": node.dtype,
+        "fingerprint": node.fingerprint or None,
+        "ms_per_layer": listed(node.speed_ms),
+        "overflow": node.overflow,
+        "overflow_ms_per_layer": listed(node.overflow_ms),
+        "kv_free": node.kv_free,
+        "kv_capacity": node.kv_capacity,
+        "sessions": node.sessions,
+        "queue_ms": node.queue_ms,
+        "rtt_ms": None if node.rtt_ms is None else round(node.rtt_ms, 2),
+        "edge": node.edge,
+        "owner": node.owner,
+        "addresses": list(node.addresses),
+        "relay": node.relay,
+        "age_s": round(node.age_s, 1),
+        "software": node.software,
     }
 
 
-def render_status(data: Mapping[str, Any], width: int) -> RenderableType:
+def render_status(state: SwarmState, width: int) -> RenderableType:
     """The snapshot for a terminal of `width` columns (60 and more read well)."""
-    model = data["model"]
-    up = sum(node["standing"] == "up" for node in data["nodes"])
-    kind = "open swarm" if data["open"] else "swarm"
+    up = sum(node.standing == "up" for node in state.nodes)
+    kind = "open swarm" if state.open else "swarm"
     head = Text.assemble(
-        (f"{kind} {data['swarm'][:8]}", "bold"),
-        f"  {model['ref']}, {model['layers']} layers, {up} {'node' if up == 1 else 'nodes'} up",
+        (f"{kind} {state.swarm[:8]}", "bold"),
+        f"  {state.model}, {state.n_layers} layers, {up} {'node' if up == 1 else 'nodes'} up",
     )
-    parts: list[RenderableType] = [head, Text(), _table(data["nodes"], width), Text(), _coverage(data, width)]
-    if (kernels := _kernels(data["nodes"])) is not None:
+    parts: list[RenderableType] = [head, Text(), _table(state, width), Text(), _coverage(state, width)]
+    if (kernels := _kernels(state.nodes)) is not None:
         parts.append(kernels)
-    if data["ring"] is not None:
-        parts += [Text(), _picture(data, width)]
-    if len(data["nodes"]) > 1 and data["rtts_ms"]:
-        parts += [Text(), _rtts(data, width)]
+    if state.route is not None:
+        parts += [Text(), _picture(state, state.route, width)]
+    if len(state.nodes) > 1 and state.rtts_ms:
+        parts += [Text(), _rtts(state, width)]
     return Group(*parts)
 
 
-def _table(nodes: Sequence[Mapping[str, Any]], width: int) -> Table:
+def _table(seen: SwarmState, width: int) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for name, justify in (("node", "left"), ("state", "left"), ("layers", "right"), ("ms", "right"), ("rtt", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -169,20 +181,18 @@ def _table(nodes: Sequence[Mapping[str, Any]], width: int) -> Table:
     if wide:
         table.add_column("edge", no_wrap=True)
         table.add_column("address", overflow="ellipsis", no_wrap=True, max_width=30)
-    for node in nodes:
-        state = node["state"] if node["standing"] == "up" else node["standing"]
-        layers = node["layers"] or node["claim"]
-        name = f"{node['name']}{'*' if node['self'] else ''}"
-        cells = [
-            Text(name, "bold" if node["self"] else ""),
-            Text(state, STYLES.get(state, "")),
-            f"{layers[0]}-{layers[1] - 1}{'' if node['layers'] else '?'}" if layers else "-",
-            "-" if node["ms_per_layer"] is None else f"{node['ms_per_layer'][0]:.1f}",
-            "-" if node["rtt_ms"] is None or node["self"] else f"{node['rtt_ms']:.1f}",
-            str(node["sessions"]),
-            node["device"] or "-",
+    for node in seen.nodes:
+        layers, here = node.layers or node.claim, node.id == seen.here
+        cells: list[Text | str] = [
+            Text(f"{node.short}{'*' if here else ''}", "bold" if here else ""),
+            Text(node.state, STYLES.get(node.state, "")),
+            f"{layers[0]}-{layers[1] - 1}{'' if node.layers else '?'}" if layers else "-",
+            "-" if node.speed_ms is None else f"{node.speed_ms[0]:.1f}",
+            "-" if node.rtt_ms is None or here else f"{node.rtt_ms:.1f}",
+            str(node.sessions),
+            node.device or "-",
         ]
-        table.add_row(*cells, *([node["edge"] or "-", ", ".join(node["addresses"][:2]) or "-"] if wide else []))
+        table.add_row(*cells, *([node.edge or "-", ", ".join(node.addresses[:2]) or "-"] if wide else []))
     return table
 
 
@@ -192,8 +202,8 @@ def coverage_bar(held: Sequence[int], width: int) -> list[str]:
     return ["".join(cells[i : i + width]) for i in range(0, len(cells), width)]
 
 
-def _coverage(data: Mapping[str, Any], width: int) -> Text:
-    held = data["held"]
+def _coverage(state: SwarmState, width: int) -> Text:
+    held, missing = state.held, state.missing
     if not held:
         return Text("nobody serves a model yet")
     room = max(16, width - 12)
@@ -203,20 +213,21 @@ def _coverage(data: Mapping[str, Any], width: int) -> Text:
         for cell in line:
             text.append(cell, "bold red" if cell == "!" else "green")
         text.append("\n")
-    if data["missing"]:
-        verb = "is" if data["missing"].startswith("layer ") else "are"
-        text.append(f"{data['missing']} {verb} held by nobody", "red")
+    if missing:
+        said = say_layers(missing)
+        verb = "is" if said.startswith("layer ") else "are"
+        text.append(f"{said} {verb} held by nobody", "red")
     else:
         text.append(f"all {len(held)} layers held, the least by {min(held)}", "green")
     return text
 
 
-def _kernels(nodes: Sequence[Mapping[str, Any]]) -> Text | None:
+def _kernels(nodes: Sequence[NodeState]) -> Text | None:
     """Which nodes compute alike to the last bit: by fingerprint, the most nodes first; None where none measured one."""
     groups: dict[str, list[str]] = {}
     for node in nodes:
-        if node.get("fingerprint") and node["layers"] and node["standing"] == "up":
-            groups.setdefault(node["fingerprint"], []).append(node["name"])
+        if node.fingerprint and node.layers and node.standing == "up":
+            groups.setdefault(node.fingerprint, []).append(node.short)
     if not groups:
         return None
     text = Text()
@@ -250,28 +261,24 @@ def draw_ring(
     return [*lines, line]
 
 
-def _picture(data: Mapping[str, Any], width: int) -> Text:
-    names = {node["node"]: node["name"] for node in data["nodes"]}
-    ring = data["ring"]
-    steps = [
-        (f"{names.get(s['node'], s['node'][:8])} [{s['layers'][0]}-{s['layers'][1] - 1}]", s["arrive_ms"])
-        for s in ring["stages"]
-    ]
-    kinds = [*(stage.get("edge") for stage in ring["stages"]), ring.get("return_edge")]
-    text = Text("\n".join(draw_ring(steps, ring["return_ms"], width, kinds)))
-    text.append(f"\none pass about {ring['pass_ms']:.0f} ms, one way per hop shown", "dim")
+def _picture(state: SwarmState, route: RouteState, width: int) -> Text:
+    names = {node.id: node.short for node in state.nodes}
+    steps = [(f"{names.get(s.node, s.node[:8])} [{s.layers[0]}-{s.layers[1] - 1}]", s.arrive_ms) for s in route.stages]
+    kinds = [*(stage.edge for stage in route.stages), route.return_edge]
+    text = Text("\n".join(draw_ring(steps, route.return_ms, width, kinds)))
+    text.append(f"\none pass about {route.pass_ms:.0f} ms, one way per hop shown", "dim")
     return text
 
 
-def _rtts(data: Mapping[str, Any], width: int) -> Table:
+def _rtts(state: SwarmState, width: int) -> Table:
     """Round trips between members, as many as fit the width."""
-    count = max(2, min(len(data["rtts_ms"]), (width - 10) // 6))
-    names = [node["name"] for node in data["nodes"]][:count]
+    count = max(2, min(len(state.rtts_ms), (width - 10) // 6))
+    names = [node.short for node in state.nodes][:count]
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("rtt ms", no_wrap=True)
     for name in names:
         table.add_column(name[:5], justify="right", no_wrap=True)
     for i, name in enumerate(names):
-        row = data["rtts_ms"][i][:count]
+        row = state.rtts_ms[i][:count]
         table.add_row(name, *("·" if i == j else f"{ms:.0f}" for j, ms in enumerate(row)))
     return table

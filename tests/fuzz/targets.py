@@ -48,13 +48,24 @@ from swarm.net.traversal.messages import Knock, parse_knock_untrusted
 from swarm.net.traversal.natpmp import parse_mapping_answer_untrusted
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_frame, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.opening import (
+    TAIL,
     OpenRun,
     RingSignal,
     StagePlan,
     encode_open,
     encode_word,
-    parse_open_untrusted,
     parse_word_untrusted,
+)
+from swarm.ring.words import (
+    AcceptedHome,
+    ClosedHome,
+    CloseRun,
+    CollectRun,
+    KeepRun,
+    encode_down,
+    encode_tail,
+    parse_down_untrusted,
+    parse_tail_untrusted,
 )
 from swarm.serve.body import parse_json_untrusted
 from swarm.serve.config import GatewayConfig
@@ -262,11 +273,19 @@ def targets() -> dict[str, Target]:
         "message": of_messages(lambda message: message, Message("a.b", {"x": [1, {"y": b"z"}]}, b"body")),
         "frame": of_messages(frame_and_rows, *honest_frames()),
         "answer": of_messages(parse_answer_untrusted, honest_answer()),
-        "opening": of_messages(lambda m: parse_open_untrusted(m.header), honest_opening()),
+        "opening": of_messages(
+            lambda m: parse_down_untrusted(m.header),
+            honest_opening(),
+            encode_down(KeepRun(bytes(16))),
+            encode_down(CloseRun(bytes(16), bytes(8), {"until": 9, "half": {"count": 0}}, 1, 1500)),
+            encode_down(CollectRun(bytes(16), {"envelopes": [b"x"], "drawn": [], "starts": [5]})),
+        ),
         "word": of_messages(
-            lambda m: parse_word_untrusted(m.header),
+            lambda m: parse_tail_untrusted(m.header) if m.kind == TAIL else parse_word_untrusted(m.header),
             encode_word(RingSignal("opened", bytes(16), 0, ({"device": "cpu"},))),
             encode_word(RingSignal("lost", bytes(16), 1, stage=1, reason="gone")),
+            encode_tail(AcceptedHome(bytes(16), 1, {"accepts": [b"x"]})),
+            encode_tail(ClosedHome(bytes(16), 1, None)),
         ),
         "tensor": Target(tensor, PeerError, honest_tensors()),
         "handshake": Target(handshake(keys), PeerError, (PREAMBLE.pack(MAGIC, VERSION) + caller.write(),), dear=True),

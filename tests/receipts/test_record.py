@@ -20,6 +20,7 @@ from receipts.format.document import disclose, document_untrusted, redact, secre
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.merkle import leaf_hash, tree_root
 from receipts.record.edge import EdgeLog, frame_leaf, rtt_series
+from receipts.record.headers import HalfPart, half_fields, part_untrusted
 from receipts.record.tail import Drawn, TailLog, margin_ppm
 
 SALT = b"\x05" * 32
@@ -112,10 +113,13 @@ def test_malformed_collections(ring: Any, drawn: Any) -> None:
 def test_the_two_ends_must_have_exchanged_their_halves() -> None:
     edge = EdgeLog(0, "sender", "aa", "bb", SALT)
     for half in (None, 5, {}, {"count": -1, "min_us": 0, "median_us": 0, "samples_us": []}, {"count": 1}):
-        refused(Refusal.SHAPE, lambda half=half: edge.settle_untrusted(half))
+        refused(Refusal.SHAPE, lambda half=half: part_untrusted(HalfPart, {"half": half}, "close"))
     other = EdgeLog(0, "receiver", "aa", "bb", SALT)
     other.ping(5)
-    edge.settle_untrusted(other.half() | {"samples_us": (5,)})
+    sent = half_fields(other.own_rtt(), True)
+    assert sent == {"half": {"count": 1, "min_us": 5, "median_us": 5, "samples_us": [5]}, "disclose": True}
+    came = part_untrusted(HalfPart, {"half": sent["half"] | {"samples_us": (5,)}, "of a newer side": 1}, "close")
+    edge.settle(came.half)
     assert edge.other_rtt == other.own_rtt()
     other.ping(1)
     assert edge.other_rtt == other.own_rtt(), "what was given to the other end is what is signed"

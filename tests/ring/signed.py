@@ -27,7 +27,7 @@ from swarm.net.switchboard import Switchboard
 from swarm.recheck.auditor import RingAuditor
 from swarm.ring.opening import StagePlan
 from swarm.ring.signer import ReceiptSigner, open_log, salted
-from swarm.ring.witness_service import WITNESS, NotaryServer
+from swarm.ring.witness_service import WITNESS, WITNESS_REQUEST, NotaryServer, WitnessRequest
 from swarm.run.api import CommittedTokens, Finished, RunRequest, RunResult
 from swarm.run.engine import Drafting, RunEngine, TargetFacts
 from swarm.run.receipt import ReceiptPlan
@@ -138,10 +138,10 @@ class Watching:
     def witnesses(self, stages: Sequence[StagePlan], count: int | None) -> list[bytes]:
         return [node.identity.id for node in self.nodes]
 
-    async def ask_witness(self, node: bytes, header: dict[str, bytes | str]) -> bytes:
+    async def ask_witness(self, node: bytes, asked: WitnessRequest) -> bytes:
         there = next(n for n in self.nodes if n.identity.id == node)
         peer = await self.board.peer(node, [there.address], 5.0)
-        return bytes((await peer.call(Message(WITNESS, header), 5.0)).header["envelope"])
+        return bytes((await peer.call(Message(WITNESS, WITNESS_REQUEST.header(asked)), 5.0)).header["envelope"])
 
     def unlike(self, signed: Sequence[tuple[bytes, str | None]]) -> None:
         return None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from swarm.base.errors import PeerError
 from swarm.base.nodeid import NodeId, short_id
+from swarm.net.staggered import staggered
 from swarm.net.switchboard import Switchboard
 
 
@@ -38,33 +40,39 @@ class Race:
 
         Raises PeerError with each way's reason when none works.
         """
-        names = {asyncio.create_task(way): name for name, way in ways.items()}
+        tries = [partial(self._try, name, way) for name, way in ways.items()]
+        walked = asyncio.ensure_future(staggered(tries, 0.0, lambda done: None))
         arrival = asyncio.ensure_future(asyncio.shield(self._board.arrival(self.node)))
-        pending: set[asyncio.Future[Any]] = {*names, arrival}
-        reasons = []
+        both: set[asyncio.Future[Any]] = {walked, arrival}
         try:
-            while pending != {arrival}:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                if self._reached():
-                    return
-                for way, name in names.items():
-                    if way in done:
-                        reasons.append(f"{name}: {self._failure(way)}")
-                        self._holder = None if self._holder == name else self._holder
-            raise PeerError(f"node {short_id(self.node)} was not reached ({'; '.join(reasons)})")
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not self._reached():
+                await walked
+        except PeerError as error:
+            raise PeerError(f"node {short_id(self.node)} was not reached ({error})") from error
         finally:
-            everything: list[asyncio.Future[Any]] = [*names, arrival]
-            for task in everything:
+            for task in both:
                 task.cancel()
-            await asyncio.gather(*everything, return_exceptions=True)
+            await asyncio.gather(*both, return_exceptions=True)
+            for way in ways.values():
+                way.close()  # one that was never begun
+
+    async def _try(self, name: str, way: Coroutine[Any, Any, None]) -> None:
+        """One way to its end. Raises PeerError unless the node is reached then."""
+        try:
+            await way
+        except PeerError as error:
+            if not self._reached():
+                self._leave(name)
+                raise PeerError(f"{name}: {error}") from error
+        if not self._reached():
+            self._leave(name)
+            raise PeerError(f"{name}: it left again")
+
+    def _leave(self, name: str) -> None:
+        """Others may finish instead."""
+        self._holder = None if self._holder == name else self._holder
 
     def _reached(self) -> bool:
         peer = self._board.get(self.node)
         return peer is not None and not (self._over_relay and peer.edge == "relay")
-
-    @staticmethod
-    def _failure(task: asyncio.Future[None]) -> str:
-        error = task.exception()
-        if error is not None and not isinstance(error, PeerError):
-            raise error
-        return str(error or "it left again")

@@ -147,7 +147,7 @@ def test_a_stream_says_what_generate_says(client: swarm.Client) -> None:
 def test_leaving_a_stream_ends_the_run(client: swarm.Client) -> None:
     with client.stream("hello", max_tokens=400, ignore_eos=True, speculation="plain") as pieces:
         next(iter(pieces))
-    desk = client._client._inside.desk
+    desk = client._inner._inside.desk
 
     async def idle() -> None:
         async with asyncio.timeout(20):
@@ -209,6 +209,11 @@ def test_what_cannot_be_meant_is_refused_by_name(client: swarm.Client, tmp_path:
         swarm.Client(tmp_path / "nothing.invite")
     with pytest.raises(swarm.UsageError, match="with .* as client"):
         swarm.Client("x").generate("hello")
+
+
+def test_main_memory_beside_a_gpu_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(swarm.UsageError, match="gpu with overflow_bytes"):
+        swarm.Node(state=tmp_path, overflow_bytes=10**9)
 
 
 def test_a_node_that_cannot_serve_says_why(tmp_path: Path) -> None:

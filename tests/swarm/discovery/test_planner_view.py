@@ -19,7 +19,7 @@ from swarm.mesh.view import MemberView
 from swarm.node.rebalancer import Rebalancer
 from swarm.planner.api import Ask, BlockChoice, Room, choose_block, plan_route
 from swarm.planner.fleet import ModelShape, Speed, gaps, holders
-from swarm.terminal.status import status_data
+from swarm.terminal.status import look_now, status_json
 from tests.swarm.mesh.field import MODEL, Field, Node, invite_of, kill, until
 from tests.swarm.mesh.make import ANN, record
 
@@ -130,13 +130,13 @@ async def test_scouts_measure_the_hops_of_routes_and_status_shows_all(field_: Fi
     await scout_ends(guest.gossip, guest.board.id, MODEL, 30)
     assert a.gossip.rtts.get(b.board.id, 0) is not None or a.gossip.member(b.board.id).rtt_ms is not None
     assert {v.record.node for v in guest.gossip.members() if v.rtt_ms is not None} == {a.board.id, b.board.id}
-    data = status_data(guest.gossip, guest.board.id, MODEL, "tiny")
+    data = status_json(look_now(guest.gossip, guest.board.id, MODEL, "tiny"))
     assert data["covered"] and data["missing"] is None and data["held"] == [1] * 30
     assert [s["layers"] for s in data["ring"]["stages"]] == [[0, 15], [15, 30]]
     assert {n["name"] for n in data["nodes"]} == {a.identity.short, b.identity.short}
     b.gossip.publish(layers=(15, 20))
     await until(lambda: missing(guest) == ((20, 30),), guest)
-    data = status_data(guest.gossip, guest.board.id, MODEL, "tiny")
+    data = status_json(look_now(guest.gossip, guest.board.id, MODEL, "tiny"))
     assert not data["covered"] and data["missing"] == "layers 20-29" and data["ring"] is None
     with pytest.raises(CoverageError, match="layers 20-29 are held by nobody; 2 nodes present"):
         rtts = rtts_of(guest.gossip, guest.board.id)

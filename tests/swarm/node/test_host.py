@@ -31,7 +31,7 @@ FAST, BESIDE, SECOND = torch.device("cpu"), torch.device("cpu", 0), torch.device
 
 def host_of(tmp_path: Path, layers_that_fit: float, spare: bool = True, **changes: object) -> Host:
     """A device with room for so many layers (of 6, with the embedding) and spare RAM beside it."""
-    config = JoinConfig(MemberConfig(tmp_path, tmp_path / "models"), **changes)  # type: ignore[arg-type]
+    config = JoinConfig(MemberConfig(tmp_path, tmp_path / "models"), gpu=0, **changes)  # type: ignore[arg-type]
 
     class Full(Host):
         def free(self, device: torch.device) -> int:

@@ -16,9 +16,9 @@ from swarm.ring.opening import (
     StagePlan,
     encode_open,
     encode_word,
-    parse_open_untrusted,
     parse_word_untrusted,
 )
+from swarm.ring.words import parse_down_untrusted
 
 OPENING = OpenRun(
     run=b"r" * 16,
@@ -43,14 +43,14 @@ junk = (
 
 def test_an_opening_survives_its_bytes() -> None:
     header = msgpack.unpackb(msgpack.packb(encode_open(OPENING).header))
-    assert parse_open_untrusted(header) == OPENING
+    assert parse_down_untrusted(header) == OPENING
 
 
 @given(st.sampled_from(sorted(encode_open(OPENING).header)), junk)
 def test_a_wrong_field_is_refused_or_harmless(key: str, value: object) -> None:
     header = {**encode_open(OPENING).header, key: value}
     try:
-        read = parse_open_untrusted(header)
+        read = parse_down_untrusted(header)
     except PeerError:
         return
     assert 0 <= read.index < len(read.stages) and read.keep <= read.layout.context
@@ -59,7 +59,7 @@ def test_a_wrong_field_is_refused_or_harmless(key: str, value: object) -> None:
 @given(st.dictionaries(st.text(max_size=8), junk, max_size=6))
 def test_other_maps_are_refused(header: dict[str, object]) -> None:
     with pytest.raises(PeerError):
-        parse_open_untrusted(header)
+        parse_down_untrusted(header)
     with pytest.raises(PeerError):
         parse_word_untrusted(header)
 
@@ -76,7 +76,7 @@ def test_other_maps_are_refused(header: dict[str, object]) -> None:
 )
 def test_plans_with_gaps_or_nonsense_are_refused(stages: list[object]) -> None:
     with pytest.raises(PeerError):
-        parse_open_untrusted({**encode_open(OPENING).header, "stages": stages, "index": 0})
+        parse_down_untrusted({**encode_open(OPENING).header, "stages": stages, "index": 0})
 
 
 def test_news_survives_its_bytes() -> None:

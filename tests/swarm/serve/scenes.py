@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from swarm.base.swarm_state import EdgeState, NodeState, SwarmState
 from swarm.run.api import StageInfo
 from tests.swarm.serve.tiny import TinyManifest
 
@@ -13,45 +14,42 @@ GATEWAY = "f0" * 32
 IDS = ["3b7f" * 16, "a2c4" * 16, "91de" * 16, "c85a" * 16]
 
 
-def node(place: int, first: int, last: int, **facts: Any) -> dict[str, Any]:
-    devices = ["RTX 4090", "M3 Max", "EPYC 7443, 8 threads", "RTX 3060"]
-    told = {
-        "id": IDS[place],
-        "name": ["ghent", "lisbon", "oslo", "turin"][place],
-        "device": devices[place],
-        "layers": [first, last],
-        "state": "serving",
-        "layer_ms": [0.21, 0.48, 1.34, 0.35][place],
-        "kv_used": [210, 120, 40, 0][place] * 1_000_000,
-        "kv_budget": 2_000_000_000,
-        "sessions": [3, 3, 2, 0][place],
-        "queue_ms": [0.4, 1.1, 3.8, 0.0][place],
-    }
-    return {**told, **facts}
+def node(place: int, first: int, last: int, **facts: Any) -> NodeState:
+    told = NodeState(
+        IDS[place],
+        layers=(first, last),
+        name=["ghent", "lisbon", "oslo", "turin"][place],
+        device=["RTX 4090", "M3 Max", "EPYC 7443, 8 threads", "RTX 3060"][place],
+        speed_ms=([0.21, 0.48, 1.34, 0.35][place], 1.0, 4.0),
+        kv_free=2_000_000_000 - [210, 120, 40, 0][place] * 1_000_000,
+        kv_capacity=2_000_000_000,
+        sessions=[3, 3, 2, 0][place],
+        queue_ms=[0.4, 1.1, 3.8, 0.0][place],
+    )
+    return replace(told, **facts)
 
 
-def edges(*places: int) -> list[dict[str, Any]]:
+def edges(*places: int) -> tuple[EdgeState, ...]:
     ring = [GATEWAY, *(IDS[place] for place in places), GATEWAY]
     times = [18.4, 41.2, 63.7, 29.9, 35.0]
     kinds = ["direct", "punched", "relay", "direct", "direct"]
-    return [
-        {"a": a, "b": b, "rtt_ms": times[i], "kind": kinds[i]}
-        for i, (a, b) in enumerate(zip(ring, ring[1:], strict=False))
-    ]
+    return tuple(EdgeState(a, b, times[i], kinds[i]) for i, (a, b) in enumerate(zip(ring, ring[1:], strict=False)))
 
 
-EMPTY: dict[str, Any] = {"node": GATEWAY, "nodes": [], "edges": []}
-FORMING = {
-    "node": GATEWAY,
-    "nodes": [node(0, 0, 12), node(1, 12, 20), node(3, 20, 26, state="joining", sessions=0)],
-    "edges": edges(0, 1)[:2],
-}
-SERVING = {
-    "node": GATEWAY,
-    "nodes": [node(0, 0, 12), node(1, 12, 22), node(2, 22, 30), node(3, 14, 30)],
-    "edges": edges(0, 1, 2),
-}
-LOST = {**SERVING, "nodes": [node(0, 0, 12), node(1, 12, 22), node(2, 22, 30, state="lost"), node(3, 14, 30)]}
+def swarm(*nodes: NodeState, paths: tuple[EdgeState, ...] = ()) -> SwarmState:
+    return SwarmState(GATEWAY, nodes=nodes, edges=paths)
+
+
+EMPTY = swarm()
+FORMING = swarm(
+    node(0, 0, 12),
+    node(1, 12, 20),
+    node(3, 0, 0, layers=None, says="joining", claim=(20, 26), sessions=0),
+    paths=edges(0, 1)[:2],
+)
+WHOLE = (node(0, 0, 12), node(1, 12, 22), node(2, 22, 30), node(3, 14, 30))
+SERVING = swarm(*WHOLE, paths=edges(0, 1, 2))
+LOST = replace(SERVING, nodes=(*WHOLE[:2], replace(WHOLE[2], standing="down"), WHOLE[3]))
 
 RING = (
     StageInfo(IDS[0], "RTX 4090", (0, 12), 2.6, "direct", 18.4),
@@ -66,5 +64,5 @@ class FirstNode:
 
     stage = None
 
-    def status(self) -> dict[str, Any]:
-        return {**SERVING, "node": IDS[0]}
+    def status(self) -> SwarmState:
+        return replace(SERVING, here=IDS[0])

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from swarm.base.errors import UsageError
+from swarm.base.swarm_state import NodeState, SwarmState
 from swarm.cli.serve import members_of, runs_at_once
 from swarm.discovery import bootstrap
 from swarm.serve.config import GatewayConfig, alias
@@ -24,10 +25,11 @@ from tests.swarm.serve.tiny import TinyBackend, TinyManifest
 ASK = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
 
 
-def swarm_of(*layers: tuple[int, int]) -> dict[str, Any]:
-    """A view of the mesh in which these layers are served."""
-    nodes = [{"id": f"{n:02x}" * 32, "layers": list(pair)} for n, pair in enumerate(layers, 1)]
-    return {"node": "00" * 32, "nodes": nodes, "edges": []}
+def swarm_of(*layers: tuple[int, int]) -> SwarmState:
+    """One in which these layers are served."""
+    return SwarmState(
+        "00" * 32, nodes=tuple(NodeState(f"{n:02x}" * 32, layers=span) for n, span in enumerate(layers, 1))
+    )
 
 
 def backend(folder: Path, model: str, *layers: tuple[int, int]) -> TinyBackend:

@@ -293,7 +293,7 @@ async def test_rows_in_flight_come_from_the_requester(served: Served) -> None:
     ask = served.openai.chat.completions.create(model=served.model, messages=HELLO, max_tokens=5)
     task = asyncio.create_task(ask)
     live = await served.state(lambda state: any(run["run_id"] for run in state["runs"]))
-    served.backend.state = {"runs": {live["runs"][0]["run_id"]: {"rows_in_flight": 12}}}
+    served.backend.flights = {live["runs"][0]["run_id"]: 12}
     assert await served.state(lambda state: state["runs"][0].get("rows_in_flight") == 12)
     async with served.http.get("/metrics") as answer:
         assert "wanswarm_rows_in_flight 12.0" in await answer.text()

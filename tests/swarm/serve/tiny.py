@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swarm.base.errors import SwarmError
+from swarm.base.swarm_state import SwarmState
 from swarm.model.compiling import Compiler
 from swarm.model.constraint import Constraint
 from swarm.model.held import Vocabulary
@@ -88,7 +89,8 @@ class TinyBackend:
     receipts_dir: Path
     manifest: TinyManifest = field(default_factory=TinyManifest)
     tokenizer: Any = field(default_factory=tiny_tokenizer)
-    state: dict[str, Any] = field(default_factory=dict)
+    state: SwarmState = SwarmState("")
+    flights: dict[str, int] = field(default_factory=dict)
     script: str | None = None
     fail: SwarmError | None = None
     fail_after: int = 0
@@ -127,8 +129,11 @@ class TinyBackend:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> SwarmState:
         return self.state
+
+    def rows_in_flight(self) -> Mapping[str, int]:
+        return self.flights
 
     async def until(self, runs: int) -> None:
         """Wait until so many runs hold the ring."""

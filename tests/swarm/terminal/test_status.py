@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 
+from swarm.base.swarm_state import NodeState, RouteState, StageState, SwarmState
 from swarm.planner.dry_run import dry_run
 from swarm.planner.fleet_file import read_fleet
 from swarm.terminal.plan_table import render_plan
@@ -24,57 +26,40 @@ def drawn(shown: RenderableType, width: int = 60, color: bool = False) -> str:
     return out.getvalue()
 
 
-def node(name: str, first: int, last: int, **changes: Any) -> dict[str, Any]:
-    plain = {
-        "node": name * 4,
-        "name": name,
-        "self": False,
-        "standing": "up",
-        "state": "serving",
-        "layers": [first, last] if last > first else None,
-        "claim": None,
-        "device": "a device with a rather long name",
-        "dtype": "float32",
-        "ms_per_layer": [1.25, 1.5, 4.0],
-        "kv_free": 0,
-        "kv_capacity": 0,
-        "sessions": 2,
-        "queue_ms": 0.0,
-        "rtt_ms": 41.3,
-        "edge": None,
-        "owner": "",
-        "addresses": ["203.0.113.7:4242"],
-        "relay": False,
-        "age_s": 1.0,
-        "software": "0.1.0",
-    }
-    return {**plain, **changes}
+ME = "ee" * 32
 
 
-def snapshot(held: list[int], missing: str | None, nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    stages = [
-        {"node": n["node"], "layers": n["layers"], "arrive_ms": 20.0, "compute_ms": 5.0} for n in nodes if n["layers"]
-    ]
-    return {
-        "swarm": "aabbccddeeff00112233",
-        "open": False,
-        "model": {"ref": "tiny", "digest": "00", "layers": len(held)},
-        "covered": missing is None,
-        "missing": missing,
-        "held": held,
-        "nodes": nodes,
-        "rtts_ms": [[0.0 if i == j else 41.3 for j in range(len(nodes))] for i in range(len(nodes))],
-        "ring": None if missing else {"stages": stages, "return_ms": 20.0, "pass_ms": 90.0},
-    }
+def node(name: str, first: int, last: int, **changes: Any) -> NodeState:
+    plain = NodeState(
+        name * 8,
+        layers=(first, last) if last > first else None,
+        device="a device with a rather long name",
+        dtype="float32",
+        speed_ms=(1.25, 1.5, 4.0),
+        sessions=2,
+        rtt_ms=41.3,
+        addresses=("203.0.113.7:4242",),
+        age_s=1.0,
+    )
+    return replace(plain, **changes)
+
+
+def snapshot(nodes: list[NodeState], n_layers: int = 8, here: str = ME) -> SwarmState:
+    """All layers held: with a route through all nodes."""
+    stages = tuple(StageState(n.id, n.layers, None, 20.0, 5.0) for n in nodes if n.layers)
+    count = range(len(nodes))
+    apart = tuple(tuple(0.0 if i == j else 41.3 for j in count) for i in count)
+    seen = SwarmState(here, "aabbccddeeff00112233", False, "tiny", "00", n_layers, tuple(nodes), (), apart)
+    return seen if seen.missing or not stages else replace(seen, route=RouteState(stages, 20.0, None, 90.0))
 
 
 def test_a_covered_swarm_reads_well_in_60_columns() -> None:
     nodes = [
-        node("abcdefgh", 0, 15, self=True),
+        node("abcdefgh", 0, 15),
         node("ijklmnop", 15, 30),
-        node("qrstuvwx", 0, 0, state="joining", claim=[0, 10]),
+        node("qrstuvwx", 0, 0, says="joining", claim=(0, 10)),
     ]
-    text = drawn(render_status(snapshot([1] * 30, None, nodes), 60))
+    text = drawn(render_status(snapshot(nodes, 30, "abcdefgh" * 8), 60))
     assert max(len(line) for line in text.splitlines()) <= 60
     assert "all 30 layers held, the least by 1" in text
     assert "abcdefgh*" in text and "0-14" in text and "0-9?" in text
@@ -85,12 +70,12 @@ def test_a_covered_swarm_reads_well_in_60_columns() -> None:
 @pytest.mark.parametrize(("count", "said"), [(0, " 0 nodes up"), (1, " 1 node up"), (2, " 2 nodes up")])
 def test_nodes_are_counted_in_english(count: int, said: str) -> None:
     nodes = [node(name, 0, 8) for name in ("aa11aa11", "bb22bb22")[:count]]
-    assert said in drawn(render_status(snapshot([count] * 8, None, nodes), 120), 120)
+    assert said in drawn(render_status(snapshot(nodes), 120), 120)
 
 
 def test_a_wide_terminal_shows_how_nodes_are_reached() -> None:
     nodes = [node("abcdefgh", 0, 4, edge="punched"), node("ijklmnop", 4, 8, edge="relay"), node("qrstuvwx", 0, 8)]
-    lines = drawn(render_status(snapshot([1] * 8, None, nodes), 120), 120).splitlines()
+    lines = drawn(render_status(snapshot(nodes), 120), 120).splitlines()
     shown = {line.split()[0]: line for line in reversed(lines) if line.strip()}  # the first table that names a node
     assert "punched" in shown["abcdefgh"] and "relay" in shown["ijklmnop"] and "relay" not in shown["qrstuvwx"]
     assert max(map(len, lines)) <= 120
@@ -98,32 +83,32 @@ def test_a_wide_terminal_shows_how_nodes_are_reached() -> None:
 
 def test_nodes_that_compute_alike_are_told() -> None:
     nodes = [node("abcdefgh", 0, 4, fingerprint="1f" * 32), node("ijklmnop", 4, 8, fingerprint="1f" * 32)]
-    assert "kernels     1f1f1f1f, all alike" in drawn(render_status(snapshot([1] * 8, None, nodes), 60))
+    assert "kernels     1f1f1f1f, all alike" in drawn(render_status(snapshot(nodes), 60))
     nodes += [node("qrstuvwx", 0, 8, fingerprint="2e" * 32), node("yzyzyzyz", 0, 8)]
-    text = drawn(render_status(snapshot([1] * 8, None, nodes), 60))
+    text = drawn(render_status(snapshot(nodes), 60))
     assert "kernels     1f1f1f1f  abcdefgh, ijklmnop\n            2e2e2e2e  qrstuvwx\n" in text
-    assert "kernels" not in drawn(render_status(snapshot([1] * 8, None, nodes[3:]), 60))
+    assert "kernels" not in drawn(render_status(snapshot(nodes[3:]), 60))
 
 
 def test_the_ring_shows_what_kind_its_edges_are() -> None:
-    data = snapshot([1] * 8, None, [node("abcdefgh", 0, 4), node("ijklmnop", 4, 8)])
-    data["ring"]["stages"][0]["edge"], data["ring"]["stages"][1]["edge"] = "direct", None
-    data["ring"]["return_edge"] = "relay"
-    text = drawn(render_status(data, 120), 120)
+    seen = snapshot([node("abcdefgh", 0, 4), node("ijklmnop", 4, 8)])
+    assert seen.route is not None
+    stages = (replace(seen.route.stages[0], edge="direct"), seen.route.stages[1])
+    seen = replace(seen, route=replace(seen.route, stages=stages, return_edge="relay"))
+    text = drawn(render_status(seen, 120), 120)
     assert "you -(20 ms, direct)-> abcdefgh [0-3] -(20 ms)-> ijklmnop [4-7] -(20 ms, relay)-> you" in text
 
 
 def test_holes_and_lost_nodes_are_shown() -> None:
     nodes = [node("abcdefgh", 0, 4, standing="down"), node("ijklmnop", 4, 8)]
-    shown = render_status(snapshot([0] * 4 + [1] * 4, "layers 0-3", nodes), 60)
+    shown = render_status(snapshot(nodes), 60)
     text = drawn(shown)
     assert "layers 0-3 are held by nobody" in text and "!!!!▂▂▂▂" in text and "down" in text
     assert "\x1b[" in drawn(shown, color=True)
 
 
 def test_an_empty_swarm_is_said_to_be_empty() -> None:
-    data = {**snapshot([], "", []), "ring": None, "rtts_ms": []}
-    assert "nobody serves a model yet" in drawn(render_status(data, 60))
+    assert "nobody serves a model yet" in drawn(render_status(snapshot([], 0), 60))
 
 
 @pytest.mark.parametrize("width", [20, 33, 120])

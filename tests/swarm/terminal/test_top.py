@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from swarm.base.swarm_state import NodeState, RouteState, SwarmState
 from swarm.terminal.top import Watch, render_top, sparkline
 
 
-def node(key: str, layers: list[int] | None = None, **more: Any) -> dict[str, Any]:
-    return {
-        "node": key * 32, "name": key * 8, "self": False, "standing": "up", "state": "serving", "layers": layers,
-        "sessions": 0, "queue_ms": 0.0, "rtt_ms": 12.5, "kv_free": 300, "kv_capacity": 400, **more,
-    }  # fmt: skip
+def node(key: str, layers: tuple[int, int] | None = None, **more: Any) -> NodeState:
+    return replace(NodeState(key * 32, layers=layers, rtt_ms=12.5, kv_free=300, kv_capacity=400), **more)
 
 
-def snapshot(*nodes: dict[str, Any], missing: str | None = None, held: tuple[int, ...] = (1,) * 8) -> dict[str, Any]:
-    return {
-        "swarm": "ab" * 32, "open": False, "model": {"ref": "tiny", "digest": "", "layers": len(held)},
-        "covered": missing is None, "missing": missing, "held": list(held), "nodes": list(nodes), "rtts_ms": [],
-        "ring": None if missing else {"stages": [], "return_ms": 1.0, "return_edge": None, "pass_ms": 42.0},
-    }  # fmt: skip
+def snapshot(*nodes: NodeState) -> SwarmState:
+    seen = SwarmState("ee" * 32, "ab" * 32, False, "tiny", n_layers=8, nodes=nodes)
+    return seen if seen.missing else replace(seen, route=RouteState((), 1.0, None, 42.0))
 
 
 def said(watch: Watch) -> list[str]:
@@ -39,20 +35,18 @@ def drawn(watch: Watch, width: int = 80, height: int = 24) -> str:
 def test_the_first_look_is_no_news() -> None:
     watch = Watch()
     assert "waiting" in drawn(watch)
-    watch.take(snapshot(node("a", [0, 4]), node("b", [4, 8])), 1.0)
+    watch.take(snapshot(node("a", (0, 4)), node("b", (4, 8))), 1.0)
     assert said(watch) == []
 
 
 def test_changes_are_told_once() -> None:
     watch = Watch()
-    watch.take(snapshot(node("a", [0, 4]), node("b", [4, 8])), 1.0)
-    later = snapshot(
-        node("a", [0, 4]), node("b", [4, 8], standing="down"), missing="layers 4-7", held=(1,) * 4 + (0,) * 4
-    )
+    watch.take(snapshot(node("a", (0, 4)), node("b", (4, 8))), 1.0)
+    later = snapshot(node("a", (0, 4)), node("b", (4, 8), standing="down"))
     watch.take(later, 2.0)
     watch.take(later, 3.0)
     assert said(watch) == ["bbbbbbbb is down", "layers 4-7: held by nobody"]
-    watch.take(snapshot(node("a", [0, 8]), node("c", [4, 8])), 4.0)
+    watch.take(snapshot(node("a", (0, 8)), node("c", (4, 8))), 4.0)
     assert said(watch)[2:] == [
         "aaaaaaaa moved to layers 0-7",
         "cccccccc came: serving, layers 4-7",
@@ -64,7 +58,7 @@ def test_changes_are_told_once() -> None:
 def test_what_a_node_did_is_a_line_of_bars() -> None:
     watch = Watch()
     for runs in (0, 1, 2, 4):
-        watch.take(snapshot(node("a", [0, 8], sessions=runs)), float(runs))
+        watch.take(snapshot(node("a", (0, 8), sessions=runs)), float(runs))
     assert list(watch.looks["a" * 32]) == [0, 1, 2, 4]
     assert sparkline([0, 1, 2, 4], 4) == " ▂▄█" and sparkline([], 0) == "" and sparkline([9], 4) == "█"
     text = drawn(watch, 100)
@@ -75,7 +69,7 @@ def test_what_a_node_did_is_a_line_of_bars() -> None:
 def test_it_fits_the_terminal(width: int, height: int) -> None:
     watch = Watch()
     for turn in range(80):
-        watch.take(snapshot(*(node(key, [0, 8], sessions=turn % 3) for key in "abc"[: 1 + turn % 3])), float(turn))
+        watch.take(snapshot(*(node(key, (0, 8), sessions=turn % 3) for key in "abc"[: 1 + turn % 3])), float(turn))
     lines = drawn(watch, width, height).splitlines()
     assert all(len(line) <= width for line in lines)
     assert len(lines) <= max(height, 9)

@@ -55,8 +55,33 @@ from swarm.net.traversal.messages import (
     RelayRoom,
     Sought,
 )
-from swarm.ring.frame import Answer, Frame, encode_answer, encode_frame
+from swarm.node.bandwidth import RATE, RATE_ANSWER, RateAnswer
+from swarm.ring.frame import Answer, Frame, encode_answer, encode_commits, encode_frame
 from swarm.ring.opening import OpenRun, RingSignal, StagePlan, encode_open, encode_release, encode_word
+from swarm.ring.witness_service import (
+    AUDIT,
+    AUDIT_ANSWER,
+    AUDIT_REQUEST,
+    WITNESS,
+    WITNESS_ANSWER,
+    WITNESS_REQUEST,
+    AuditAnswer,
+    AuditRequest,
+    WitnessAnswer,
+    WitnessRequest,
+)
+from swarm.ring.words import (
+    AcceptedHome,
+    ClosedHome,
+    CloseRun,
+    CollectedHome,
+    CollectRun,
+    HalfOfEdge,
+    HaltRun,
+    KeepRun,
+    encode_down,
+    encode_tail,
+)
 
 NOW = 1_790_000_000
 ANN, BOB, EVE = (Identity.from_seed(bytes([n]) * 32) for n in (1, 2, 3))
@@ -150,6 +175,38 @@ def answer(hidden: bool) -> Message:
     return encode_answer(found)
 
 
+HALF = {"count": 1, "min_us": 2, "median_us": 2, "samples_us": [2]}
+
+
+def walking() -> dict[str, Message]:
+    """What walks down a ring beside openings and frames, and from its tail home."""
+    ends = {"until": 9, "half": HALF}
+    committed = encode_commits(Commits(np.array([3], np.uint32), np.array([4], np.uint32)))
+    return {
+        "keep": encode_down(KeepRun(RUN)),
+        "halt": encode_down(HaltRun(RUN, 2)),
+        "close": encode_down(CloseRun(RUN, committed, ends, 2, 1500)),
+        "close without a receipt": encode_down(CloseRun(RUN)),
+        "half of an edge": encode_down(HalfOfEdge(RUN, {"half": HALF})),
+        "collect": encode_down(CollectRun(RUN, {"envelopes": [], "drawn": [], "starts": [5, 9]})),
+        "accepted": encode_tail(AcceptedHome(RUN, 1, {"accepts": [b"x"]})),
+        "closed": encode_tail(ClosedHome(RUN, 1, {**ends, "disclose": True})),
+        "collected": encode_tail(CollectedHome(RUN, 1, {"envelopes": [b"x"], "drawn": [], "starts": [5]})),
+    }
+
+
+def asked() -> dict[str, Message]:
+    """Calls that are no part of a run."""
+    return {
+        "witness of an order": Message(WITNESS, WITNESS_REQUEST.header(WitnessRequest(b"{}"))),
+        "witness of a close": Message(WITNESS, WITNESS_REQUEST.header(WitnessRequest(close=b"{}", about="ab" * 32))),
+        "witness, answered": Message(WITNESS, WITNESS_ANSWER.header(WitnessAnswer(b"{}"))),
+        "audit of a piece": Message(AUDIT, AUDIT_REQUEST.header(AuditRequest(2**22)), b"ask"),
+        "audit of a piece, answered": Message(AUDIT, AUDIT_ANSWER.header(AuditAnswer(2**23)), b"rows"),
+        "rate, answered": Message(RATE, RATE_ANSWER.header(RateAnswer(250_000))),
+    }
+
+
 def welcome() -> Message:
     asked = Hello(MEMBERSHIP.swarm, b"", "guest", None, token())
     return answer_hello(asked, EVE.id, ANN.id, MEMBERSHIP, Ledger(), bytes(range(32)), "smollm2", NOW)[0]
@@ -213,5 +270,6 @@ MESSAGES: dict[str, Callable[[], bytes]] = {
     "hidden frame": lambda: flat(frame(hidden=True)),
     "answer": lambda: flat(answer(hidden=False)),
     "hidden answer": lambda: flat(answer(hidden=True)),
+    **{name: (lambda word=word: flat(word)) for name, word in (walking() | asked()).items()},  # type: ignore[misc]
     **{f"word {name}": (lambda word=word: flat(word)) for name, word in words().items()},  # type: ignore[misc]
 }
