@@ -145,6 +145,10 @@ class SplitBlock:
         """Of all layers, in order."""
         return [*self.front.kv_shapes, *self.back.kv_shapes]
 
+    def taps(self, wanted: Sequence[int]) -> tuple[int, ...]:
+        """None: rows on a GPU are not looked at on the way."""
+        return ()
+
     def view(self, first: int, last: int) -> Block | SplitBlock:
         """Layers [first, last), sharing weights. Raises ValueError if the block does not hold them."""
         cut = self.front.last
