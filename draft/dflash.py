@@ -138,7 +138,7 @@ class BlockDrafter:
         before = text.root.position - 1
         if before >= 0 and not self._present[before] and text.awaits(before):
             return []
-        if not self._present[: before + 1].any():
+        if not self._present[: before + 2].any():
             return []  # nothing of the text is known: a block by itself is a guess at nothing
         found = []
         for id in step.expand:

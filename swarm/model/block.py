@@ -103,7 +103,7 @@ class Block:
         What leaves the model's last layer is none: makers differ on whether the last norm comes before it."""
         if self.gpu is not None or self.ties.streams != 1:
             return ()
-        return tuple(tap for tap in wanted if self.first < tap <= self.last and tap < self.n_layers)
+        return tuple(sorted({tap for tap in wanted if self.first < tap <= self.last and tap < self.n_layers}))
 
     def parts(self) -> Sequence[tuple[int, int]]:
         """The smallest ranges that the block can be cut into."""

@@ -3,8 +3,9 @@
 An EAGLE head (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty"; EAGLE-2 has the
 same weights) goes on from the row that the model's head was given and the token drawn after it: `fc` of [embedding,
 row], one layer of Llama's kind without its first norm, and the model's own head, without a norm between. Its folder has
-config.json and safetensors with `fc.weight`, maybe `fc.bias`, and `layers.0.`. EAGLE-3's heads (`midlayer.`) look at
-rows of three layers: a tail has only its own, so they are refused by name.
+config.json and safetensors with `fc.weight`, maybe `fc.bias`, and `layers.0.`. EAGLE-3's heads (`midlayer.`) and
+block drafters look at rows of several layers: a tail has only its own, so the requester computes them
+(`draft.tapped_folder`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BESIDE = "drafter"
 WEIGHTS = "model.safetensors"
 MOST_CONFIG_BYTES = 1 << 20
 _LAYER, _BEFORE = "layers.0.", "model.layers.0.none"
-_TAPS = ("midlayer.", "fc.0.")
+_TAPS = ("midlayer.", "layers.0.hidden_norm.", "hidden_norm.")
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,8 @@ def read_eagle(path: Path) -> EagleFolder | None:
             shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot read the drafter in {path}: {error}") from error
-    if not isinstance(config, dict) or "fc.weight" not in shapes:
+    if not isinstance(config, dict) or "fc.weight" not in shapes or any(name.startswith(_TAPS) for name in shapes):
         return None
-    if any(name.startswith(_TAPS) for name in shapes):
-        raise ModelError(
-            f"{path} is an EAGLE-3 head, which looks at rows of three layers; a tail has its own alone: use an EAGLE "
-            "or EAGLE-2 head, or a small model"
-        )
     return EagleFolder(path, config, shapes)
 
 

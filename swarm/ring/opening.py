@@ -61,7 +61,7 @@ class OpenRun:
     base   another session of the same requester whose first `keep` positions are copied (prefix cache); b"": none
     index  which stage the receiver is
     drafts the tail is to follow the run with the model's MTP head, where it has it: then token ids reach it
-    taps   layers whose rows the requester's drafter reads, ascending: the stages that hold them send them to it, in the
+    taps   layers whose rows the requester's drafter reads: the stages that hold them send them to it, in the
            format `taps_wire`, for the rows that each frame names
     record the receipt's part: the signed order, and what the stages before have accepted; None: no receipt
     """
@@ -92,8 +92,6 @@ class OpenRun:
             if stage.first != layer or stage.first >= stage.last:
                 return f"stages that follow each other without gap or overlap, found {stage.first}:{stage.last}"
             layer = stage.last
-        if list(self.taps) != sorted(set(self.taps)):
-            return "taps in ascending order, found others"
         return ""
 
     @property

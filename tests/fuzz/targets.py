@@ -56,6 +56,7 @@ from swarm.ring.opening import (
     parse_open_untrusted,
     parse_word_untrusted,
 )
+from swarm.ring.taps import Taps, encode_taps, parse_taps_untrusted
 from swarm.serve.body import parse_json_untrusted
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
@@ -262,6 +263,10 @@ def targets() -> dict[str, Target]:
         "message": of_messages(lambda message: message, Message("a.b", {"x": [1, {"y": b"z"}]}, b"body")),
         "frame": of_messages(frame_and_rows, *honest_frames()),
         "answer": of_messages(parse_answer_untrusted, honest_answer()),
+        "taps": of_messages(
+            lambda message: parse_taps_untrusted(message, torch.bfloat16),
+            encode_taps(Taps(bytes(16), 0, 1, 2, (1, 3), torch.zeros(2, 3, 4)), "bfloat16"),
+        ),
         "opening": of_messages(lambda m: parse_open_untrusted(m.header), honest_opening()),
         "word": of_messages(
             lambda m: parse_word_untrusted(m.header),
