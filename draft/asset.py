@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from draft.across import AcrossDrafter, Pair
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
+from draft.made_model import stored_model
 from draft.packed import can_pack, pack_linears
 from draft.tapped_folder import TappedDrafter, load_tapped, read_tapped
 from draft.vocabulary import END_TURN, ByteVocabulary, same_specials
@@ -122,6 +123,13 @@ class MadeCheckpoint:
                 tensor = tensor.float() * file.get_tensor(name + SCALE).float()[:, None]
             return tensor.to(dtype)
 
+    def stored(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """All tensors by name as they lie in the file, scales among them; the embedding in `dtype`."""
+        with safe_open(self._file, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys() if name != HEAD_TOKENS}
+        self.bytes_read += sum(tensor.nbytes for tensor in found.values())
+        return {**found, EMBEDDING: self._target.read(EMBEDDING, dtype)}
+
     def hold(self, name: str, without_kernel: bool) -> Matrix | None:
         return self._target.hold(EMBEDDING, without_kernel) if name == EMBEDDING else None
 
@@ -166,7 +174,9 @@ def load_drafter(
     if made is not None:
         checkpoint = MadeCheckpoint(made, target)
         tokens, int8 = checkpoint.head_tokens(), can_pack(device, dtype)
-        block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report, blocked=not int8)
+        ready = stored_model(checkpoint, checkpoint.stored(dtype), SCALE, dtype) if int8 else None
+        last = checkpoint.manifest.n_layers
+        block = load_block(checkpoint, 0, last, device, dtype, report, blocked=not int8, ready=ready)
         if tokens is not None:
             block.narrow_head(tokens)
         if int8:

@@ -321,6 +321,7 @@ def load_block(
     blocked: bool = True,
     weights: str = "expanded",
     exact: bool = True,
+    ready: nn.Module | None = None,
 ) -> Block:
     """Layers [first, last) of a model, ready to compute. Reads only their tensors; reports "load" in layers.
 
@@ -332,15 +333,20 @@ def load_block(
     exact: on a CPU, with blocked, compute rows in kernels that give the same bits whatever the row's company
     (`Block.why_not_exact` says where that is not so); without it by torch's.
 
+    ready: the whole model with its weights, where its owner has read them: it is not cut, and none of its layers is
+    tried alone. For drafters, whose first token is waited for.
+
     Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
     missing, of another shape than the config says, or not finite (by name).
     """
     lib = library() if exact and blocked and device.type == "cpu" else None
-    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib)
+    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib, ready=ready)
     if blocked and lib is None and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
     block._by_hand = lib is not None and writes_products(loaded.model)
+    if ready is not None:
+        return block
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
     check_cut(block, type(loaded.model).__name__, loaded.positions)
     alone = singles(block.parts(), block.kinds(), block.head, block.tail)
