@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from draft.base import ROOT, Child, DraftNode, DraftStep, Expansion
+from draft.dflash import BlockDrafter
+from draft.eagle3 import Eagle3Drafter
 from draft.tapped_folder import TappedDrafter, load_tapped, read_tapped
+from draft.tapped_layer import LayerShape, TappedLayer
 from draft.taps import MOST_ROWS, ReadsTaps, TapStore, at_position
 from swarm.base.errors import ModelError
 from swarm.model.files.checkpoint import open_model
@@ -99,7 +102,9 @@ def test_an_eagle3_head_drafts_as_its_makers_have_it(
 ) -> None:
     model, folder = target
     save_eagle3(tmp_path / "d", model.config, form, **flags)
-    fed = Fed(loaded(tmp_path / "d", folder), model)
+    drafter = loaded(tmp_path / "d", folder)
+    assert isinstance(drafter, Eagle3Drafter)
+    fed = Fed(drafter, model)
     reference = Eagle3Reference(model, tmp_path / "d", [1, 3, 4] if form == "authors" else [4, 1, 2])
     fed.begin(PROMPT)
     assert fed.step(expand=(ROOT,), depth=3) == {}  # nothing is known of the text yet
@@ -179,7 +184,8 @@ def test_a_block_drafter_drafts_as_its_makers_have_it(
     taps = [1, 3, 4]
     save_block(tmp_path / "d", model.config, kind, taps, **flags)
     drafter = loaded(tmp_path / "d", folder)
-    assert drafter.layers == (1, 3, 4) and drafter.name == ("dspark" if kind == "dspark" else "dflash")
+    assert isinstance(drafter, BlockDrafter) and drafter.layers == (1, 3, 4)
+    assert drafter.name == ("dspark" if kind == "dspark" else "dflash")
     fed, reference = Fed(drafter, model), BlockReference(model, tmp_path / "d", taps)
     text = [random.Random(4).randrange(97) for _ in range(12)]
     fed.begin(text)
@@ -241,6 +247,8 @@ def test_what_does_not_fit_is_refused_by_name(target: tuple[LlamaForCausalLM, Pa
     (tmp_path / "plain" / "config.json").write_text(json.dumps(told))
     found = read_tapped(tmp_path / "plain", 12)
     assert found is not None and found.taps == (2, 6, 9)  # what its authors' code reads where nothing is said
+    with pytest.raises(ModelError, match="a drafter's layer with silu, found 'gelu'"):
+        TappedLayer({}, LayerShape(1, 1, 8, 1e-6), "gelu")
     assert read_tapped(tmp_path / "nowhere", 6) is None and read_tapped(folder, 6) is None
     (tmp_path / "wide" / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match="cannot read the drafter"):
