@@ -20,7 +20,7 @@ from draft.dflash import BlockDrafter, BlockWeights, Markov, Window
 from draft.eagle3 import Eagle3Drafter, Eagle3Weights
 from draft.tapped_layer import LayerShape, Rotary, TappedLayer
 from swarm.base.errors import ModelError
-from swarm.model.eagle import MOST_CONFIG_BYTES, WEIGHTS
+from swarm.model.eagle import MOST_CONFIG_BYTES, WEIGHTS, drafter_of
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import is_embedding
 from swarm.model.files.weights import make_config
@@ -197,7 +197,14 @@ class _Folder:
 
 def load_tapped(folder: TappedFolder, target: Checkpoint, dtype: torch.dtype, context: int) -> TappedDrafter:
     """The drafter in a folder for a target. Raises ModelError for what does not fit it, by name."""
+    with drafter_of(folder.path):
+        return _loaded(folder, target, dtype, context)
+
+
+def _loaded(folder: TappedFolder, target: Checkpoint, dtype: torch.dtype, context: int) -> TappedDrafter:
     parts = _Folder(folder, target, dtype)
+    if type(parts.config.num_hidden_layers) is not int or parts.config.num_hidden_layers < 1:
+        raise ModelError(f"expected a drafter of layers in {folder.path}, found {parts.config.num_hidden_layers!r}")
     return (
         _eagle3(folder, parts, target, dtype, context)
         if folder.kind == "eagle3"

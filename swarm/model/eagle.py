@@ -10,8 +10,9 @@ block drafters look at rows of several layers: a tail has only its own, so the r
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from swarm.base.errors import ModelError
+from swarm.base.errors import ModelError, SwarmError
 from swarm.base.events import silent
 from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import Checkpoint
@@ -120,10 +121,32 @@ class EagleCheckpoint:
         raise ModelError("a drafter is not served to other nodes")
 
 
+@contextlib.contextmanager
+def drafter_of(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a drafter's modules are made of what its files say is theirs: raises ModelError.
+
+    transformers' classes hold a config's numbers against each other in ways of their own."""
+    try:
+        yield
+    except SwarmError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise ModelError(
+            f"the config in {path} does not make the drafter whose tensors lie beside it: {type(error).__name__} "
+            f"({reason}); take another drafter, or none"
+        ) from error
+
+
 def load_eagle(folder: EagleFolder, target: Checkpoint, tail: Block, weights: str) -> MTPHead:
     """The head in a folder beside a block that ends the model, whose head it shares. Raises ModelError."""
     if tail.gpu is not None:
         raise ModelError("EAGLE heads are computed on CPUs only")
+    with drafter_of(folder.path):
+        return _loaded(folder, target, tail, weights)
+
+
+def _loaded(folder: EagleFolder, target: Checkpoint, tail: Block, weights: str) -> MTPHead:
     checkpoint = EagleCheckpoint(folder, target)
     block = load_block(checkpoint, 1, 2, tail.device, tail.dtype, silent, exact=False)
     model: Any = block.loaded.model
