@@ -67,7 +67,7 @@ def read_tapped(path: Path, n_layers: int) -> TappedFolder | None:
         ids = config["dflash_config"].get("target_layer_ids")
         # Its authors count layers from 0 and read what leaves them: the first layer's rows are tap 1.
         taps = [id + 1 for id in ids] if isinstance(ids, list) and all(type(id) is int for id in ids) else ids
-    elif "midlayer.self_attn.q_proj.weight" in names or "layers.0.hidden_norm.weight" in names:
+    elif any(name.startswith(("midlayer.", "layers.0.hidden_norm.")) for name in names):
         kind, layers = "eagle3", config
         inner = config.get("eagle_config")
         taps = (inner if isinstance(inner, dict) else config).get("eagle_aux_hidden_state_layer_ids")
