@@ -21,7 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from draft.across import AcrossDrafter, Pair
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
+from draft.made_model import stored_model
 from draft.packed import can_pack, pack_linears
+from draft.tapped_folder import TappedDrafter, load_tapped, read_tapped
 from draft.vocabulary import END_TURN, ByteVocabulary, same_specials
 from swarm.base.errors import UsageError
 from swarm.base.events import Report, silent
@@ -121,6 +123,13 @@ class MadeCheckpoint:
                 tensor = tensor.float() * file.get_tensor(name + SCALE).float()[:, None]
             return tensor.to(dtype)
 
+    def stored(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """All tensors by name as they lie in the file, scales among them; the embedding in `dtype`."""
+        with safe_open(self._file, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys() if name != HEAD_TOKENS}
+        self.bytes_read += sum(tensor.nbytes for tensor in found.values())
+        return {**found, EMBEDDING: self._target.read(EMBEDDING, dtype)}
+
     def hold(self, name: str, without_kernel: bool) -> Matrix | None:
         return self._target.hold(EMBEDDING, without_kernel) if name == EMBEDDING else None
 
@@ -148,12 +157,13 @@ def load_drafter(
     report: Report = silent,
     offline: bool = False,
     ends: AbstractSet[int] = frozenset(),
-) -> LmDrafter | AcrossDrafter | None:
+) -> LmDrafter | AcrossDrafter | TappedDrafter | None:
     """The model drafter for a target, ready to begin.
 
-    ref: a folder that `swarm draft distill` made, or any model reference; one with another tokenizer than the target's
-    drafts across vocabularies. None takes what ships with the target, and returns None when nothing does. Needs the
-    target's embedding (layer 0) on this machine for made drafters. `ends`: the target's tokens that end a text.
+    ref: a folder that `swarm draft distill` made, a published drafter that reads the target's hidden rows, or any model
+    reference; one with another tokenizer than the target's drafts across vocabularies. None takes what ships with the
+    target, and returns None when nothing does. Needs the target's embedding (layer 0) on this machine for made
+    drafters. `ends`: the target's tokens that end a text.
     Raises UsageError for a missing folder or a drafter made for another shape, ModelError for a bad model.
     """
     path = default_drafter(target.manifest) if ref is None else Path(ref).expanduser()
@@ -164,7 +174,9 @@ def load_drafter(
     if made is not None:
         checkpoint = MadeCheckpoint(made, target)
         tokens, int8 = checkpoint.head_tokens(), can_pack(device, dtype)
-        block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report, blocked=not int8)
+        ready = stored_model(checkpoint, checkpoint.stored(dtype), SCALE, dtype) if int8 else None
+        last = checkpoint.manifest.n_layers
+        block = load_block(checkpoint, 0, last, device, dtype, report, blocked=not int8, ready=ready)
         if tokens is not None:
             block.narrow_head(tokens)
         if int8:
@@ -173,6 +185,8 @@ def load_drafter(
     assert ref is not None
     if ref.startswith((".", "/", "~")) and not path.exists():
         raise UsageError(f"no draft model at {ref}: expected a folder that exists, or a hub id such as org/name")
+    if path.is_dir() and (tapped := read_tapped(path, target.manifest.n_layers)) is not None:
+        return load_tapped(tapped, target, torch.float32, context)
     own = load_tokenizer(ref, store, report, offline)
     model = open_model(ref, store, None, report, offline)
     # Of a model as it is, 4-bit matrices stay so: a draft step is bound by the bytes that it reads.

@@ -42,15 +42,21 @@ class Echoes:
 
     def __init__(self) -> None:
         self._heard: dict[int, deque[tuple[tuple[int, ...], int, int]]] = {}
+        self._count: dict[int, int] = {}
 
     def heard(self, context: Sequence[int], position: int, answer: int) -> None:
         """After a text that ends with `context` (up to `CONTEXT` tokens, the last at `position`) `answer` follows."""
         kept = self._heard.setdefault(context[-1], deque(maxlen=_KEPT))
         kept.append((tuple(context[-CONTEXT:]), position, answer))
+        self._count[context[-1]] = self._count.get(context[-1], 0) + 1
 
     def knows(self, token: int) -> bool:
         """Whether anything was heard after `token`."""
         return token in self._heard
+
+    def heard_after(self, token: int) -> int:
+        """How many answers after `token` were heard: as long as it is the same, so are the children of a text."""
+        return self._count.get(token, 0)
 
     def children(self, context: Sequence[int], position: int, others: Mapping[int, float]) -> tuple[Child, ...]:
         """Guesses for the token after `context`, whose last token is at `position`; best first, at most three.

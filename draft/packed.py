@@ -25,7 +25,8 @@ class Int8Linear(nn.Module):
         if columns % COLUMNS:
             raise ValueError(f"the kernel reads columns in steps of {COLUMNS}, found {columns}")
         spare = -self.rows % COLUMNS
-        self.packed = nn.functional.pad(packed, (0, 0, 0, spare)).contiguous()
+        # A copy in any case: what a file maps begins at any byte and ends where the file does.
+        self.packed = nn.functional.pad(packed, (0, 0, 0, spare)).contiguous() if spare else packed.clone()
         self.scale = nn.functional.pad(scale.to(torch.bfloat16), (0, spare))
         self.bias = bias
 

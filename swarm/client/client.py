@@ -79,6 +79,8 @@ class Requester:
                 special=target.special,
                 compiler=target.compiler,
                 tail_drafts=target.drafters.at_tail,
+                taps=target.drafters.taps,
+                hidden=self.manifest.hidden_size,
             ),
             self._routes,
             target.drafters,

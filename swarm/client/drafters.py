@@ -18,6 +18,8 @@ from draft.base import ROOT, DraftNode, DraftStep
 from draft.find import Found, find_drafter
 from draft.lm import LmDrafter
 from draft.suffix import SuffixDrafter
+from draft.tapped_folder import TappedDrafter
+from draft.taps import ReadsTaps, at_position
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Notice, Report
 from swarm.model.device import choose_device
@@ -40,7 +42,7 @@ WIDE = 1.3
 OWN_HEAD = "the checkpoint's own MTP head drafts"
 EAGLE = "the EAGLE head beside the model drafts"
 
-ModelDrafter = LmDrafter | AcrossDrafter
+ModelDrafter = LmDrafter | AcrossDrafter | TappedDrafter
 
 
 @dataclass
@@ -71,9 +73,14 @@ class Drafters:
             inline.begin(request.prompt_ids, request.sampling)
         deferred = None
         if choice in ("lm", "auto") and request.speculation != "plain":
-            deferred = self._take()
+            deferred = self._take() if not (self.taps and request.private) else None
         names = [drafter.name for drafter in (inline, deferred) if drafter is not None]
         return Drafting("+".join(names) or "none", inline, deferred, self.leaves, self.threads)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Layers of the target whose rows the model drafter reads."""
+        return self.lm.layers if isinstance(self.lm, ReadsTaps) else ()
 
     def give_back(self, drafting: Drafting) -> None:
         """The run is over: its model drafter may serve the next."""
@@ -134,6 +141,8 @@ def load_drafters(
     with ThreadPoolExecutor(1, "draft", torch.set_num_threads, (threads,)) as thread:
         step_ms, leaves = thread.submit(_measured, lm).result()
     across = ", across vocabularies" if isinstance(lm, AcrossDrafter) else ""
+    if isinstance(lm, TappedDrafter):
+        across = f" ({lm.name}), from rows of layers {', '.join(map(str, lm.layers))}"
     why = f"{found.name} drafts{across}: {found.why}" + (f"; beside it {head} at the tail" if head else "")
     return Drafters(lm, step_ms, leaves, threads, why, bool(head), [lm])
 
@@ -170,6 +179,8 @@ def _measured(lm: ModelDrafter) -> tuple[float, int]:
 def _step_ms(lm: ModelDrafter, leaves: int) -> float:
     """One step for so many leaves, all of them children of the root."""
     lm.begin(WARM_UP_PROMPT, Sampling())
+    if isinstance(lm, TappedDrafter):
+        lm.store.put(at_position(0), torch.zeros(lm.width))
     nodes = tuple(DraftNode(i + 1, ROOT, i, len(WARM_UP_PROMPT)) for i in range(leaves))
     start = time.perf_counter()
     with torch.inference_mode():

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +40,17 @@ from swarm.model.rows import Rows
 
 _FEW_SEEN = 128 * 2048
 """Rows times slots in sight up to which attention of a layer over packed weights is too little to divide."""
+
+_HEAD = -1
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a forward gave for each job, and what was seen on the way: `given` to the head, and rows by tap."""
+
+    outputs: list[torch.Tensor]
+    given: list[torch.Tensor]
+    tapped: list[dict[int, torch.Tensor]]
 
 
 class Block:
@@ -85,6 +98,13 @@ class Block:
         part.why_not_exact, part._by_hand = self.why_not_exact, self._by_hand
         return part
 
+    def taps(self, wanted: Sequence[int]) -> tuple[int, ...]:
+        """Which of the taps asked for this block can give: those behind its layers, on a CPU, where rows are plain.
+        What leaves the model's last layer is none: makers differ on whether the last norm comes before it."""
+        if self.gpu is not None or self.ties.streams != 1:
+            return ()
+        return tuple(sorted({tap for tap in wanted if self.first < tap <= self.last and tap < self.n_layers}))
+
     def parts(self) -> Sequence[tuple[int, int]]:
         """The smallest ranges that the block can be cut into."""
         return self.ties.parts(self.first, self.last)
@@ -119,18 +139,26 @@ class Block:
     def forward_to_head(self, jobs: Sequence[Job]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """`forward` at the tail, and per job what the head was given: rows [n, hidden_size] behind the last norm, of
         all rows, wanted or not."""
-        with entered(self.gpu), self._attending.lock:
+        watched = self.forward_watched(jobs, (), to_head=True)
+        return watched.outputs, watched.given
+
+    @torch.inference_mode()
+    def forward_watched(self, jobs: Sequence[Job], taps: Collection[int], to_head: bool) -> Watched:
+        """`forward`, and what rows were on the way: behind layer b - 1 for each b of `taps`, which are of this block;
+        and where it is the tail and `to_head` what the head was given. Rows are [n, hidden_size], of all rows."""
+        layers = layer_list(self._model, type(self._model).__name__)[1]
+        seen: dict[int, torch.Tensor] = {}
+        with entered(self.gpu), self._attending.lock, contextlib.ExitStack() as hooks:
             self._attending.jobs = plans = self._plan(jobs)
-            given: list[torch.Tensor] = []
-            hook = inner_model(self._model).register_forward_hook(
-                lambda module, inputs, output: given.append(output.last_hidden_state[0])
-            )
-            try:
-                with self._divided(plans), self._in_order():
-                    logits = self._forward(jobs, plans)
-            finally:
-                hook.remove()
-        return logits, [given[0][plan.start : plan.stop] for plan in plans]
+            for tap in taps:
+                hooks.callback(layers[tap - 1 - self.first].register_forward_hook(_keeping(seen, tap)).remove)
+            if to_head:
+                hooks.callback(inner_model(self._model).register_forward_hook(_keeping(seen, _HEAD)).remove)
+            with self._divided(plans), self._in_order():
+                outputs = self._forward(jobs, plans)
+        given = [seen[_HEAD][plan.start : plan.stop] for plan in plans] if to_head else []
+        tapped = [{tap: seen[tap][plan.start : plan.stop] for tap in taps} for plan in plans]
+        return Watched(outputs, given, tapped)
 
     @property
     def gpu_out(self) -> Gpu | None:
@@ -280,6 +308,18 @@ class Block:
         return plans
 
 
+def _keeping(seen: dict[int, torch.Tensor], name: int) -> Callable[..., None]:
+    """A hook that keeps the rows [T, hidden_size] that a module gave."""
+
+    def hook(module: nn.Module, inputs: object, output: Any) -> None:
+        rows = getattr(output, "last_hidden_state", None)
+        if rows is None:
+            rows = output[0] if isinstance(output, tuple | list) else output
+        seen[name] = rows[0]
+
+    return hook
+
+
 def load_block(
     checkpoint: Checkpoint,
     first: int,
@@ -291,6 +331,7 @@ def load_block(
     blocked: bool = True,
     weights: str = "expanded",
     exact: bool = True,
+    ready: nn.Module | None = None,
 ) -> Block:
     """Layers [first, last) of a model, ready to compute. Reads only their tensors; reports "load" in layers.
 
@@ -302,15 +343,20 @@ def load_block(
     exact: on a CPU, with blocked, compute rows in kernels that give the same bits whatever the row's company
     (`Block.why_not_exact` says where that is not so); without it by torch's.
 
+    ready: the whole model with its weights, where its owner has read them: it is not cut, and none of its layers is
+    tried alone. For drafters, whose first token is waited for.
+
     Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
     missing, of another shape than the config says, or not finite (by name).
     """
     lib = library() if exact and blocked and device.type == "cpu" else None
-    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib)
+    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib, ready=ready)
     if blocked and lib is None and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
     block._by_hand = lib is not None and writes_products(loaded.model)
+    if ready is not None:
+        return block
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
     check_cut(block, type(loaded.model).__name__, loaded.positions)
     alone = singles(block.parts(), block.kinds(), block.head, block.tail)

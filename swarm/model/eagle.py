@@ -3,14 +3,16 @@
 An EAGLE head (Li et al., 2024, "EAGLE: Speculative Sampling Requires Rethinking Feature Uncertainty"; EAGLE-2 has the
 same weights) goes on from the row that the model's head was given and the token drawn after it: `fc` of [embedding,
 row], one layer of Llama's kind without its first norm, and the model's own head, without a norm between. Its folder has
-config.json and safetensors with `fc.weight`, maybe `fc.bias`, and `layers.0.`. EAGLE-3's heads (`midlayer.`) look at
-rows of three layers: a tail has only its own, so they are refused by name.
+config.json and safetensors with `fc.weight`, maybe `fc.bias`, and `layers.0.`. EAGLE-3's heads (`midlayer.`) and
+block drafters look at rows of several layers: a tail has only its own, so the requester computes them
+(`draft.tapped_folder`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from swarm.base.errors import ModelError
+from swarm.base.errors import ModelError, SwarmError
 from swarm.base.events import silent
 from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import Checkpoint
@@ -33,7 +35,7 @@ BESIDE = "drafter"
 WEIGHTS = "model.safetensors"
 MOST_CONFIG_BYTES = 1 << 20
 _LAYER, _BEFORE = "layers.0.", "model.layers.0.none"
-_TAPS = ("midlayer.", "fc.0.")
+_TAPS = ("midlayer.", "layers.0.hidden_norm.", "hidden_norm.")
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,8 @@ def read_eagle(path: Path) -> EagleFolder | None:
             shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot read the drafter in {path}: {error}") from error
-    if not isinstance(config, dict) or "fc.weight" not in shapes:
+    if not isinstance(config, dict) or "fc.weight" not in shapes or any(name.startswith(_TAPS) for name in shapes):
         return None
-    if any(name.startswith(_TAPS) for name in shapes):
-        raise ModelError(
-            f"{path} is an EAGLE-3 head, which looks at rows of three layers; a tail has its own alone: use an EAGLE "
-            "or EAGLE-2 head, or a small model"
-        )
     return EagleFolder(path, config, shapes)
 
 
@@ -124,10 +121,32 @@ class EagleCheckpoint:
         raise ModelError("a drafter is not served to other nodes")
 
 
+@contextlib.contextmanager
+def drafter_of(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a drafter's modules are made of what its files say is theirs: raises ModelError.
+
+    transformers' classes hold a config's numbers against each other in ways of their own."""
+    try:
+        yield
+    except SwarmError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise ModelError(
+            f"the config in {path} does not make the drafter whose tensors lie beside it: {type(error).__name__} "
+            f"({reason}); take another drafter, or none"
+        ) from error
+
+
 def load_eagle(folder: EagleFolder, target: Checkpoint, tail: Block, weights: str) -> MTPHead:
     """The head in a folder beside a block that ends the model, whose head it shares. Raises ModelError."""
     if tail.gpu is not None:
         raise ModelError("EAGLE heads are computed on CPUs only")
+    with drafter_of(folder.path):
+        return _loaded(folder, target, tail, weights)
+
+
+def _loaded(folder: EagleFolder, target: Checkpoint, tail: Block, weights: str) -> MTPHead:
     checkpoint = EagleCheckpoint(folder, target)
     block = load_block(checkpoint, 1, 2, tail.device, tail.dtype, silent, exact=False)
     model: Any = block.loaded.model

@@ -169,6 +169,10 @@ class SplitBlock:
         """Of all devices."""
         return (*self.front.gpus, *self.back.gpus)
 
+    def taps(self, wanted: Sequence[int]) -> tuple[int, ...]:
+        """None: rows on a GPU are not looked at on the way."""
+        return ()
+
     def view(self, first: int, last: int) -> AnyBlock:
         """Layers [first, last), sharing weights. Raises ValueError if the block does not hold them."""
         cut = self.front.last

@@ -74,6 +74,8 @@ class _FrameHead:
     timings: Annotated[Timings, Key("t")]
     replay: Annotated[int, Key("p"), Between(-1, MAX_STAGES)]
     drafts: Annotated[int, Key("d"), Between(0, MAX_DRAFT_LEVELS), MayLack(unsaid=True)] = 0
+    tap_first: Annotated[int, Key("f"), Between(0, MAX_ROWS - 1), MayLack(unsaid=True)] = 0
+    tap_rows: Annotated[int, Key("g"), Between(0, MAX_ROWS), MayLack(unsaid=True)] = 0
     hidden: Annotated[Tensor | None, Key("x"), MayLack(unsaid=True)] = None
 
 
@@ -116,6 +118,8 @@ class Frame:
     replay   fills the KV of stage number `replay` and goes no further; -1 for a pass
     timings  (queued, computed) in microseconds, a pair added by every stage passed
     hidden   wire header and bytes of the hidden rows [n, hidden]; None on the way to the head
+    drafts   how many tokens ahead the tail is asked to draft
+    tap_first, tap_rows   rows whose taps the requester wants (`swarm.ring.taps`); tap_rows 0: none
     """
 
     run: bytes
@@ -127,6 +131,8 @@ class Frame:
     replay: int = -1
     hidden: tuple[Mapping[str, object], Body] | None = None
     drafts: int = 0
+    tap_first: int = 0
+    tap_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,6 +199,8 @@ def encode_frame(frame: Frame) -> Message:
         frame.timings,
         frame.replay,
         frame.drafts,
+        frame.tap_first,
+        frame.tap_rows,
         tensor,
     )
     packed = b"".join(
@@ -230,6 +238,8 @@ def parse_frame_untrusted(message: Message) -> Frame:
         replay=head.replay,
         hidden=reader.rest(head.hidden),
         drafts=head.drafts,
+        tap_first=head.tap_first,
+        tap_rows=head.tap_rows,
     )
 
 

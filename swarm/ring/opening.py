@@ -21,10 +21,13 @@ TAIL = "ring.tail"
 MAX_STAGES = 64
 MAX_ADDRESSES = 16
 MAX_REASON = 400
+MAX_TAPS = 16
 MAX_ENTRIES = 64
 """Of a map that another room reads: the receipt's part, and what a stage says of itself."""
 
 ShortText: TypeAlias = Annotated[str, AtMost(256)]
+TapLayer: TypeAlias = Annotated[int, Between(1, 10_000)]
+"""A tap by the layers before it (`swarm.ring.taps`)."""
 HostPort: TypeAlias = tuple[ShortText, Annotated[int, Between(1, 65535)]]
 Record: TypeAlias = Annotated[Mapping[str, object], AtMost(MAX_ENTRIES)]
 """The receipt's part of a message: `receipts.record` reads it."""
@@ -58,6 +61,8 @@ class OpenRun:
     base   another session of the same requester whose first `keep` positions are copied (prefix cache); b"": none
     index  which stage the receiver is
     drafts the tail is to follow the run with the model's MTP head, where it has it: then token ids reach it
+    taps   layers whose rows the requester's drafter reads: the stages that hold them send them to it, in the
+           format `taps_wire`, for the rows that each frame names
     record the receipt's part: the signed order, and what the stages before have accepted; None: no receipt
     """
 
@@ -75,6 +80,8 @@ class OpenRun:
     record: Record | None = None
     lease_s: Annotated[float, Key("lease_ms"), Spelled(_seconds, _ms, Annotated[int, Between(1000, 3_600_000)])] = 60.0
     drafts: Annotated[bool, MayLack(unsaid=True)] = False
+    taps: Annotated[tuple[TapLayer, ...], AtMost(MAX_TAPS), MayLack(unsaid=True)] = ()
+    taps_wire: Annotated[ShortText, MayLack(unsaid=True)] = ""
 
     def contradiction(self) -> str:
         """What its fields say against each other, "" for nothing."""

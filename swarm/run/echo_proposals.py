@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from draft.calibrate import Calibration
 from draft.echo import CONTEXT, Echoes
@@ -13,6 +13,7 @@ from swarm.run.proposals import ECHO
 
 _ROUNDS = 8
 _FLOOR = 0.02
+_FORGET = 256
 
 
 class Echoing:
@@ -32,6 +33,8 @@ class Echoing:
         self._on = on and control.setting.echo and control.setting.mode in ("tree", "stream")
         self._tree, self._tokens, self._control, self._calibration = tree, tokens, control, calibration
         self._echoes = Echoes()
+        self._weighed: dict[int, tuple[int, Mapping[int, float]]] = {}
+        """By node what its echoes followed from when they were last weighed: they are weighed again when it changed."""
 
     def heard(self, node: Node, answer: int) -> None:
         """The target's answer after `node`, be its branch alive or lost. Before the root moves."""
@@ -43,7 +46,10 @@ class Echoing:
         if not self._on:
             return
         floor = max(_FLOOR, self._control.row_floor)
-        nodes = [node for node in self._tree.live.values() if self._echoes.knows(node.token)]
+        live = self._tree.live
+        if len(self._weighed) > 2 * len(live) + _FORGET:
+            self._weighed = {id: known for id, known in self._weighed.items() if id in live}
+        nodes = [node for node in live.values() if self._echoes.knows(node.token)]
         for _ in range(_ROUNDS):
             nodes = [child for node in nodes if self._tree.chance(node) >= floor for child in self._ask(node, floor)]
             if not nodes:
@@ -51,7 +57,12 @@ class Echoing:
 
     def _ask(self, node: Node, floor: float) -> list[Node]:
         """Propose children of one node; returns those after which something was heard too, when there are new ones."""
-        children = self._echoes.children(self._context(node), node.position, self._tree.claimed(node))
+        others = self._tree.claimed(node)
+        followed = (self._echoes.heard_after(node.token), dict(others))
+        if self._weighed.get(node.id) == followed:
+            return []
+        self._weighed[node.id] = followed
+        children = self._echoes.children(self._context(node), node.position, others)
         if self._guide is not None:
             children = self._guide.legal(self._tree, node, children)
         if node.proposals.get(ECHO) == children:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from draft.taps import ReadsTaps
 from receipts import ReceiptError
 from swarm.base.errors import PeerError, SwarmError, UsageError
 from swarm.model.held import Matcher
@@ -25,6 +26,7 @@ from swarm.ring.frame import ANSWER, parse_answer_untrusted
 from swarm.ring.guide import ConstraintGuide, GivenGuide, Guide
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
 from swarm.ring.order_check import CONTEXT_STEP, exact
+from swarm.ring.taps import TAPS, parse_taps_untrusted
 from swarm.ring.words import parse_tail_untrusted
 from swarm.run.api import Finished, FinishReason, RunEvent, RunRequest, RunResult
 from swarm.run.controller import Controller, Setting
@@ -38,8 +40,11 @@ from swarm.run.routing import Router, RunRoutes
 from swarm.run.run_loop import RunLoop, RunParts
 from swarm.run.run_stats import for_receipt, summed_up
 from swarm.run.speculation import Speculation, StopRule
+from swarm.run.tap_book import TapBook, tap_wire
 from swarm.run.wait_for_coverage import patiently
 
+_TAP_DTYPE = torch.bfloat16
+"""What the drafter's rows are kept in: what such drafters were trained on."""
 SCRATCH: Mapping[str, int] = {"plain": 0, "chain": 64, "tree": 128, "stream": 192}
 
 
@@ -82,7 +87,7 @@ class RunEngine:
 
     def handlers(self) -> Mapping[str, Handler]:
         """What the switchboard calls for answers and bad news."""
-        return {ANSWER: self._on_answer, UP: self._on_up, TAIL: self._on_tail}
+        return {ANSWER: self._on_answer, UP: self._on_up, TAIL: self._on_tail, TAPS: self._on_taps}
 
     def flights(self) -> dict[str, int]:
         """Rows that are under way now, by run."""
@@ -100,6 +105,12 @@ class RunEngine:
             link.take_answer(parse_answer_untrusted(message), message)
         except (PeerError, ReceiptError) as error:
             link.lose_tail(link.opening.epoch, str(error))
+
+    async def _on_taps(self, peer: Peer, message: Message) -> None:
+        run = message.header.get("r")
+        link = self.links.get(run) if isinstance(run, bytes) else None
+        if link is not None and link.opening.taps and peer.id in {stage.node for stage in link.opening.stages}:
+            link.take_taps(peer.id, parse_taps_untrusted(message, _TAP_DTYPE))
 
     async def _on_tail(self, peer: Peer, message: Message) -> None:
         word = parse_tail_untrusted(message.header)
@@ -198,6 +209,7 @@ class RunEngine:
             events=events,
             vocab_size=None if request.private else self.target.vocab_size,
             receipts=self._receipts if request.receipt else None,
+            taps=self._tap_book(request, opening, drafting),
         )
         loop = self.loops[opening.run] = RunLoop(parts)
         try:
@@ -257,6 +269,8 @@ class RunEngine:
 
     def _opening(self, request: RunRequest, routes: RunRoutes) -> OpenRun:
         stages = tuple(routes.plan(frozenset()))
+        wire = routes.wire(stages)
+        taps = self._taps(request)
         want = len(request.prompt_ids) + request.max_tokens
         context = min(-(-want // CONTEXT_STEP) * CONTEXT_STEP, self.target.context)
         base, keep = b"", 0
@@ -267,14 +281,27 @@ class RunEngine:
             epoch=0,
             requester=self.switchboard.id,
             model=self.target.model,
-            wire=routes.wire(stages),
+            wire=wire,
             layout=Layout(SCRATCH[request.speculation], context),
             sampling=request.sampling,
             stages=stages,
             keep=keep,
             base=base,
             drafts=self._tail_drafts(request),
+            taps=taps,
+            taps_wire=tap_wire(wire) if taps else "",
         )
+
+    def _taps(self, request: RunRequest) -> tuple[int, ...]:
+        """Layers whose rows stages send home. Not in private runs: the drafter would need the text's own layers."""
+        wanted = request.draft in ("auto", "lm") and request.speculation != "plain" and not request.private
+        return self.target.taps if wanted else ()
+
+    def _tap_book(self, request: RunRequest, opening: OpenRun, drafting: Drafting) -> TapBook | None:
+        """Where the rows go that the run's drafter reads."""
+        if not opening.taps or not isinstance(drafting.deferred, ReadsTaps):
+            return None
+        return TapBook(drafting.deferred, self.target.hidden, len(request.prompt_ids), _TAP_DTYPE)
 
     def _tail_drafts(self, request: RunRequest) -> bool:
         """Whether the tail should follow the run with the model's own head: it learns the run's token ids by that."""

@@ -21,6 +21,7 @@ class TargetFacts:
     vocab_size    token ids are below it; None: not known
     special       names of the ids that `decoder` leaves out
     compiler      holds answers to constraints; None: runs with one are refused
+    taps          layers whose rows the requester's drafter reads; hidden: values of such a row
     tail_drafts   the model has a head that a tail can draft with (MTP, EAGLE)
     """
 
@@ -32,6 +33,8 @@ class TargetFacts:
     special: Mapping[int, str] = field(default_factory=dict)
     compiler: Compiler | None = None
     tail_drafts: bool = False
+    taps: tuple[int, ...] = ()
+    hidden: int = 0
 
 
 @dataclass(frozen=True)

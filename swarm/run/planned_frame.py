@@ -29,12 +29,13 @@ class StopRule:
 @dataclass(frozen=True)
 class PlannedFrame:
     """A frame to send now. Frames go to the head in order of `seq`; its answers come in order too. `drafts`: how many
-    tokens ahead the tail is asked to draft."""
+    tokens ahead the tail is asked to draft. `nodes`: ids of its drafted rows, which are the last ones."""
 
     seq: int
     commits: Commits
     rows: Rows
     drafts: int = 0
+    nodes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

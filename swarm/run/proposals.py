@@ -79,12 +79,16 @@ class Proposals:
 
     def settled(self) -> None:
         """An answer changed the tree: tell who knew the lost branches. There may be room for what was not served."""
-        for node in self._unserved:
-            self._tree.unask(node, DEFERRED)
-        self._unserved = []
+        self.reask()
         for feed in self._feeds:
             feed.drop(self._tree.dropped)
         self._tree.dropped.clear()
+
+    def reask(self) -> None:
+        """What the deferred drafter could not serve may be asked again."""
+        for node in self._unserved:
+            self._tree.unask(node, DEFERRED)
+        self._unserved = []
 
     @property
     def coverage(self) -> float:

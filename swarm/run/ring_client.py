@@ -20,8 +20,9 @@ from swarm.net.peer import Peer
 from swarm.ring.certain_rows import REPLAY_ROWS, certain_rows, leading_fresh
 from swarm.ring.connect import StageConnector
 from swarm.ring.frame import Answer, Frame, encode_commits, encode_frame
-from swarm.ring.opening import OpenRun, RingSignal, encode_open, encode_release
+from swarm.ring.opening import OpenRun, RingSignal, StagePlan, encode_open, encode_release
 from swarm.ring.receipt_log import measure, note_commits
+from swarm.ring.taps import Taps
 from swarm.ring.words import (
     MAX_HOLD_MS,
     AcceptedHome,
@@ -36,12 +37,14 @@ from swarm.ring.words import (
 )
 from swarm.run.private_layers import PrivateEnds
 from swarm.run.receipt import RunAccount, UnlikeStageError
+from swarm.run.tap_book import whose_taps
 
 log = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 30.0
 GONE = "gone"
 End = TypeVar("End", ClosedHome, CollectedHome)
+MOST_TAPS = 256
 CLOSE_TIMEOUT_S = 10.0
 
 
@@ -78,6 +81,7 @@ class Loss:
 class RingLink:
     """One run's traffic with its ring. The desk feeds it; `wake` is set with whatever comes.
 
+    taps      what stages sent for the drafter, beside who did; the oldest go
     said      what the stages said of themselves when the ring opened; empty until all have
     """
 
@@ -86,6 +90,7 @@ class RingLink:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     answers: deque[tuple[Answer, float]] = field(default_factory=deque)
     losses: deque[Loss] = field(default_factory=deque)
+    taps: deque[tuple[bytes, Taps]] = field(default_factory=lambda: deque(maxlen=MOST_TAPS))
     said: tuple[Mapping[str, object], ...] = ()
     account: RunAccount | None = None
     private: PrivateEnds | None = None
@@ -107,6 +112,7 @@ class RingLink:
         self._before, self.opening, self.said = self.opening, opening, ()
         self.answers.clear()
         self.losses.clear()
+        self.taps.clear()
 
     async def open(self, told: Callable[[], None], tokens: Sequence[int]) -> None:
         """Dial head and tail and form the ring. Frames may follow once `told` is called, before all have answered.
@@ -129,6 +135,7 @@ class RingLink:
             with _naming(tail.node):
                 self.tail = await self.connector.connect(tail)
             self._watch()
+            self._reach_taps()
             self._measure()
             with _naming(head.node):
                 await self.head.send(encode_open(opening), flow=opening.run)
@@ -169,6 +176,22 @@ class RingLink:
         for stage, peer in ((self.opening.stages[0], self.head), (self.opening.stages[-1], self.tail)):
             assert peer is not None
             self._watches.append(asyncio.create_task(self._gone(stage.node, peer)))
+
+    def _reach_taps(self) -> None:
+        """Be there for the stages in the middle that have rows for the drafter. Who cannot be reached sends none."""
+        for number in whose_taps(self.opening):
+            if 0 < number < len(self.opening.stages) - 1:
+                self._watches.append(asyncio.create_task(self._reach(self.opening.stages[number])))
+
+    async def _reach(self, stage: StagePlan) -> None:
+        with contextlib.suppress(PeerError):
+            await self.connector.connect(stage)
+
+    def take_taps(self, node: bytes, taps: Taps) -> None:
+        """Rows for the drafter came; those of another epoch are ignored."""
+        if taps.epoch == self.opening.epoch:
+            self.taps.append((node, taps))
+            self.wake.set()
 
     async def _gone(self, node: bytes, peer: Peer) -> None:
         await peer.wait_closed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,9 @@ from swarm.run.ring_client import Loss, RingLink, StageRefused
 from swarm.run.routing import RunRoutes
 from swarm.run.run_stats import Tally
 from swarm.run.speculation import Speculation
+from swarm.run.tap_book import TapBook
+
+log = logging.getLogger(__name__)
 
 KEEP_EVERY_S = 10.0
 REPLAN_EVERY_S = 0.5
@@ -40,6 +44,7 @@ class RunParts:
 
     events    what the reader of the run is told, in order
     receipts  how its receipt is made; None: it leaves none
+    taps      what stages send to its drafter; None: it reads none
     """
 
     link: RingLink
@@ -53,6 +58,7 @@ class RunParts:
     events: asyncio.Queue[RunEvent | BaseException]
     vocab_size: int | None = None
     receipts: ReceiptPlan | None = None
+    taps: TapBook | None = None
 
     def emit(self, event: RunEvent) -> None:
         """Tell the reader."""
@@ -78,6 +84,7 @@ class RunLoop:
         self._last_reason = ""
         self._announced = -1
         self._last_sent = time.monotonic()
+        self._untapped: set[tuple[int, bytes]] = set()
 
     async def run(self) -> FinishReason:
         """Generate until the core is finished or the swarm is. Frees nothing: the desk closes the link."""
@@ -124,9 +131,13 @@ class RunLoop:
                 self._in_flight[planned.seq] = Sent(self._last_sent, np.flatnonzero(planned.rows.want), planned.drafts)
                 self.tally.passes += 1
                 self.tally.rows += len(planned.rows)
-                await link.send(
-                    Frame(opening.run, opening.epoch, planned.seq, planned.commits, planned.rows, drafts=planned.drafts)
+                frame = Frame(
+                    opening.run, opening.epoch, planned.seq, planned.commits, planned.rows, drafts=planned.drafts
                 )
+                if self.parts.taps is not None:
+                    first, count = self.parts.taps.ask(planned)
+                    frame = replace(frame, tap_first=first, tap_rows=count)
+                await link.send(frame)
         except StageRefused as error:
             return Loss(link.opening.epoch, 0, str(error))
         if time.monotonic() - self._last_sent > KEEP_EVERY_S:
@@ -135,6 +146,7 @@ class RunLoop:
         if self._drafting is not None:
             self._drafting.go_on()
         loss = await self._wait()
+        self._take_taps()
         while link.answers and loss is None and self.core.finished is None:
             answer, at = link.answers.popleft()
             try:
@@ -195,6 +207,8 @@ class RunLoop:
             self.tally.took((at - sent.at) * 1000.0, answer.timings)
             if not self._in_flight:
                 self.tally.lone_pass_ms.append((at - sent.at) * 1000.0)
+        if self.parts.taps is not None:
+            self.parts.taps.answered(answer.seq)
         self.tally.stage_us.append([computed for _, computed in answer.timings])
         stages = [(queued / 1000.0, computed / 1000.0) for queued, computed in answer.timings]
         drawn = [int(t) for t in answer.token]
@@ -219,6 +233,21 @@ class RunLoop:
                 self._announce()  # the answer comes straight home, the news that the ring stands by every stage
             pieces = self.parts.text.take_pieces()
             self.parts.emit(CommittedTokens(tuple(tokens), "".join(added), tuple(drafted), tuple(logprobs), pieces))
+
+    def _take_taps(self) -> None:
+        """Rows that the drafter reads. One that sends others than were asked is not listened to any more in this ring:
+        that costs drafts, and nothing else."""
+        book, link = self.parts.taps, self.link
+        while link.taps:
+            node, taps = link.taps.popleft()
+            if book is None or (link.opening.epoch, node) in self._untapped:
+                continue
+            try:
+                if book.take_untrusted(link.opening, node, taps):
+                    self.core.tapped()
+            except PeerError as error:
+                self._untapped.add((link.opening.epoch, node))
+                log.warning("node %s sends no fit taps, drafting without them: %s", short_id(node), error)
 
     # Forming and re-forming the ring
 
@@ -305,6 +334,8 @@ class RunLoop:
                 f"because: {loss.reason}; try again, or --exclude nodes that were in it"
             )
         self.core.restart()
+        if self.parts.taps is not None:
+            self.parts.taps.restart()
         self._in_flight.clear()
         return await self._form(link.next_epoch(keep=self.core.held))
 

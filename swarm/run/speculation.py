@@ -235,7 +235,8 @@ class Speculation:
         self.counts.add(
             sum(1 for p in certain if p < self._prompt), n, [node.position - root.position for node in nodes]
         )
-        return PlannedFrame(flight.seq, commits, rows, self._proposals.ask_tail() if wanted else 0)
+        drafts = self._proposals.ask_tail() if wanted else 0
+        return PlannedFrame(flight.seq, commits, rows, drafts, tuple(node.id for node in nodes))
 
     def _undrawn(self, certain: range) -> list[Node]:
         """Of certain rows, those after which the tail has not drawn yet: the last token's, and forced ones' before it.
@@ -369,6 +370,10 @@ class Speculation:
         """The result of the step that `draft_work` gave."""
         self._proposals.drafted(expansions, now)
         self._supply()
+
+    def tapped(self) -> None:
+        """Rows that the deferred drafter reads have come: what it could not serve may be asked again."""
+        self._proposals.reask()
 
     def drafter_failed(self) -> None:
         """The deferred drafter is gone: the run goes on without it."""

@@ -131,6 +131,8 @@ def _check_addressed_untrusted(hosted: HostedModel, opening: OpenRun, peer: Peer
         )
     if not block.ties.forbidden.isdisjoint((me.first, me.last)):
         raise PeerError(f"expected a stage that the model can be cut into, found layers {me.first}-{me.last - 1}")
+    if opening.taps and opening.taps_wire not in WIRE_FORMATS:
+        raise PeerError(f"expected a wire format of {', '.join(WIRE_FORMATS)}, found {opening.taps_wire[:40]!r}")
     _check_constraint_untrusted(hosted, opening)
 
 
@@ -161,6 +163,7 @@ def _same_work(old: StageSession, opening: OpenRun) -> bool:
 
 def _carry_over(session: StageSession, opening: OpenRun, owner: Owner, peer: Peer) -> None:
     session.opening, session.owner, session.upstream, session.downstream = opening, owner, peer, None
+    session.taps = session.block.taps(opening.taps)
     session.last_seq, session.last_replay, session.refused = -1, -1, False
     session.heard, session.measured_back = time.monotonic(), False
     session.ready, session.outbox = asyncio.Event(), asyncio.Queue()
@@ -204,6 +207,7 @@ def _new(
     block = hosted.block.view(me.first, me.last)
     kv = pool.open(layout, me.first, me.last)
     session = StageSession(opening, block, kv, peer, time.monotonic(), owner=owner, fingerprint=hosted.fingerprint)
+    session.taps = block.taps(opening.taps)
     last = opening.index + 1 == len(opening.stages)
     if not last and SentRows.size_bytes(layout, block.hidden_size, block.dtype) <= limits.sent_bytes:
         session.sent = SentRows(layout, block.hidden_size, block.dtype)

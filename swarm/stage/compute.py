@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from swarm.base.errors import BusyError, ModelError, PeerError
-from swarm.model.block import Block, Job
+from swarm.model.block import Block, Job, Watched
 from swarm.model.gpu import Clock, entered, first_line, out_of_memory
+from swarm.net.channel.message import Message
 from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, fits
 from swarm.ring.drawing import Drawing, needs_tokens
 from swarm.ring.frame import Answer, Drafts, Frame, answer_of
+from swarm.ring.taps import Taps, encode_taps
 from swarm.stage.session import Arrived, StageSession
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ class Computed:
 
     given: the failure lies in what the stage before gave, not in this one. busy: a later try may succeed.
     fault: it was an error of no kind that is meant for users. lost: why the device answers no more, which ends the
-    node; empty as long as it does.
+    node; empty as long as it does. taps: what goes to the requester besides.
     """
 
     session: StageSession
@@ -41,6 +43,7 @@ class Computed:
     busy: bool = False
     fault: bool = False
     lost: str = ""
+    taps: Message | None = None
 
 
 class UnfitRowsError(PeerError):
@@ -81,26 +84,43 @@ def _computed(group: Sequence[tuple[StageSession, Arrived]], started: float) -> 
         return done
     try:
         clock = group[0][0].block.clock()
-        outputs, given = _forward(jobs)
+        seen = _forward(jobs)
         clock.stop()
     except Exception as error:
         return done + [_failed(session, arrived, error) for session, arrived, _ in jobs]
-    for (session, arrived, _), output, rows in zip(jobs, outputs, given, strict=True):
+    for place, (session, arrived, _) in enumerate(jobs):
+        rows, taps = seen.given[place] if seen.given else None, seen.tapped[place] if seen.tapped else {}
         try:
-            done.append(_outcome(session, arrived, output, rows, clock, started))
+            outcome = _outcome(session, arrived, seen.outputs[place], rows, clock, started)
+            done.append(replace(outcome, taps=_taps(session, arrived.frame, taps)))
         except Exception as error:
             done.append(_failed(session, arrived, error))
     return done
 
 
-def _forward(
-    jobs: Sequence[tuple[StageSession, Arrived, Job]],
-) -> tuple[list[torch.Tensor], Sequence[torch.Tensor | None]]:
-    """What the block gives for each job; where a run is drafted for here, also what the model's head was given."""
+def _forward(jobs: Sequence[tuple[StageSession, Arrived, Job]]) -> Watched:
+    """What the block gives for each job; where a run is drafted for here, also what the model's head was given, and
+    where a requester's drafter reads rows of these layers, those rows."""
     block = jobs[0][0].block
-    if isinstance(block, Block) and any(session.mtp is not None for session, _, _ in jobs):
-        return block.forward_to_head([job for _, _, job in jobs])
-    return block.forward([job for _, _, job in jobs]), [None] * len(jobs)
+    head = any(session.mtp is not None for session, _, _ in jobs)
+    taps = {tap for session, arrived, _ in jobs if arrived.frame.tap_rows for tap in session.taps}
+    if isinstance(block, Block) and (head or taps):
+        return block.forward_watched([job for _, _, job in jobs], taps, head)
+    return Watched(block.forward([job for _, _, job in jobs]), [], [])
+
+
+def _taps(session: StageSession, frame: Frame, seen: Mapping[int, torch.Tensor]) -> Message | None:
+    """The rows that a frame asks for, as they go to the requester; None where they are none of this stage's, or
+    beyond the format: they are dispensable."""
+    rows = slice(frame.tap_first, frame.tap_first + frame.tap_rows)
+    wanted = [tap for tap in session.taps if tap in seen]
+    if not (frame.tap_rows and wanted) or frame.replay >= 0 or rows.start >= len(frame.rows):
+        return None
+    hidden = torch.stack([seen[tap][rows] for tap in wanted])
+    wire = session.opening.taps_wire
+    if not (torch.isfinite(hidden).all() and fits(hidden, wire)):
+        return None
+    return encode_taps(Taps(frame.run, frame.epoch, frame.seq, rows.start, tuple(wanted), hidden), wire)
 
 
 def _failed(session: StageSession, arrived: Arrived, error: Exception) -> Computed:

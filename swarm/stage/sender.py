@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from swarm.base.errors import PeerError
 from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_frame
 from swarm.ring.receipt_log import measure
+from swarm.ring.taps import TAPS
 from swarm.stage.context import StageContext
 from swarm.stage.session import StageSession
 
@@ -40,6 +42,15 @@ class Sender:
                     await self._answer(session, out)
         except PeerError as error:
             self._stage.lose(session, session.opening.index + 1, str(error))
+
+    async def run_taps(self, session: StageSession) -> None:
+        """Send taps to the requester, where a connection with it is: it makes one if it wants them."""
+        while True:
+            message = await session.taps_out.get()
+            requester = self._stage.switchboard.get(session.opening.requester)
+            if requester is not None:
+                with contextlib.suppress(PeerError):
+                    await requester.send(message, priority=1, flow=(TAPS, session.run))
 
     async def _answer(self, session: StageSession, answer: Answer) -> None:
         """To the requester, over the connection that it made; it may come a moment after the first answer."""

@@ -212,6 +212,8 @@ class StageServer:
         session.fresh = fresh
         session.stop_tasks()
         session.tasks.append(self._stage.spawn(self._sender.run(session)))
+        if session.taps:
+            session.tasks.append(self._stage.spawn(self._sender.run_taps(session)))
         if session.waits_for_constraint and self.hosted is not None and self.hosted.compiler is not None:
             session.tasks.append(self._stage.spawn(self._hold_to(session, self.hosted.compiler)))
         if session.account is not None:
@@ -341,7 +343,10 @@ class StageServer:
         if done.error is not None:
             session.refuse()
             self._stage.lose(session, session.opening.index - done.given, done.error, done.busy)
-        elif done.out is not None:
+            return
+        if done.taps is not None and not session.taps_out.full():
+            session.taps_out.put_nowait(done.taps)
+        if done.out is not None:
             session.outbox.put_nowait(done.out)
 
     # Ending

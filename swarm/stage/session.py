@@ -11,6 +11,7 @@ from swarm.base.errors import PeerError
 from swarm.model.held import Matcher
 from swarm.model.kvcache import SessionKV
 from swarm.model.overflow import AnyBlock
+from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
 from swarm.ring.frame import Answer, Frame, filled
 from swarm.ring.kept_rows import SentRows, SlotTokens
@@ -18,6 +19,9 @@ from swarm.ring.opening import OpenRun
 from swarm.ring.receipt_log import Past, StageAccount
 from swarm.stage.mtp_session import MTPSession
 from swarm.stage.session_owner import Owner
+
+MOST_TAPS_WAITING = 8
+"""Messages of taps. A requester whose line is slower than they come drafts with less."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class StageSession:
     held_to       follows the run's constraint, at the tail; None until it is compiled, or without one
     fresh         its KV was empty when this epoch began
     ready         the next stage is told of the run: frames may follow
+    taps          layers of this stage whose rows go to the requester's drafter
+    taps_out      taps on their way; what finds it full is dropped
     outbox        frames and answers that are computed and not yet sent
     last_seq      sequence number of the newest frame of this epoch that was taken in; -1 before the first
     last_replay   the same for replayed frames, which are numbered for themselves
@@ -71,6 +77,7 @@ class StageSession:
     tokens: SlotTokens | None = None
     held_to: Matcher | None = None
     mtp: MTPSession | None = None
+    taps: tuple[int, ...] = ()
     downstream: Peer | None = None
     account: StageAccount | None = None
     past: Past | None = None
@@ -80,6 +87,7 @@ class StageSession:
     idle: asyncio.Event = field(default_factory=_set_event)
     queue: deque[Arrived] = field(default_factory=deque)
     outbox: asyncio.Queue[Frame | Answer] = field(default_factory=asyncio.Queue)
+    taps_out: asyncio.Queue[Message] = field(default_factory=lambda: asyncio.Queue(MOST_TAPS_WAITING))
     held: int = 0
     last_seq: int = -1
     last_replay: int = -1

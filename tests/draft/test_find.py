@@ -136,4 +136,4 @@ def test_an_eagle_head_beside_the_model_drafts_at_the_tail(tmp_path: Path) -> No
     assert not found.at_tail
     found = load_drafters("auto", None, None, checkpoint, tokenizer, store, told.append, beside=target)
     assert not found.at_tail and found.lm is None
-    assert any(isinstance(event, Notice) and "EAGLE-3" in event.text for event in told)
+    assert any(isinstance(event, Notice) and "rows behind layers 1 to 2" in event.text for event in told)

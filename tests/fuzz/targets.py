@@ -56,6 +56,7 @@ from swarm.ring.opening import (
     encode_word,
     parse_word_untrusted,
 )
+from swarm.ring.taps import Taps, encode_taps, parse_taps_untrusted
 from swarm.ring.words import (
     AcceptedHome,
     ClosedHome,
@@ -279,6 +280,10 @@ def targets() -> dict[str, Target]:
             encode_down(KeepRun(bytes(16))),
             encode_down(CloseRun(bytes(16), bytes(8), {"until": 9, "half": {"count": 0}}, 1, 1500)),
             encode_down(CollectRun(bytes(16), {"envelopes": [b"x"], "drawn": [], "starts": [5]})),
+        ),
+        "taps": of_messages(
+            lambda message: parse_taps_untrusted(message, torch.bfloat16),
+            encode_taps(Taps(bytes(16), 0, 1, 2, (1, 3), torch.zeros(2, 3, 4)), "bfloat16"),
         ),
         "word": of_messages(
             lambda m: parse_tail_untrusted(m.header) if m.kind == TAIL else parse_word_untrusted(m.header),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from receipts.check.verify import verify
 from swarm.base.errors import RunError
 from swarm.cli.main import main
 from swarm.testbed.cluster import LocalNode, LocalRing, LocalSwarm, local_ring
+from tests.draft.tapped import save_block
 from tests.swarm.serve.tiny import tiny_tokenizer
 
 LAYERS = [(0, 2), (2, 4), (4, 6)]
@@ -82,6 +84,19 @@ async def test_a_ring_of_processes_answers_exactly_and_leaves_a_receipt(folder: 
                 assert status["covered"] and len(status["nodes"]) == 3
         assert set(kinds(status)) <= {"direct", "reverse"} and len(kinds(status)) == 4  # two may dial at once
         assert await ring.nodes[1].stop() == 0
+
+
+@pytest.mark.soak
+async def test_a_drafter_beside_the_model_reads_rows_of_a_ring_of_processes(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    shutil.copytree(folder, model)
+    save_block(model / "drafter", LlamaConfig.from_pretrained(model), "dflash", [1, 3, 5])
+    async with ring_of(model, tmp_path, LAYERS) as ring:
+        common = ("--ignore-eos", "--models", str(tmp_path / "models"), "--max-tokens", "24")
+        found = await ring.generate("Hello there", *common)
+        assert found["token_ids"] == expected(model, found["prompt_token_ids"], 24)
+        assert "dflash" in found["drafter"]
+        assert await asyncio.to_thread(main, ["verify", found["receipt"]]) == 0
 
 
 async def test_a_run_survives_kill_minus_nine(folder: Path, tmp_path: Path) -> None:

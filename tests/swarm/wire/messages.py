@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from swarm.mesh.action import SendDelta
 from swarm.mesh.hello import Hello, answer_hello, hello_message
@@ -58,6 +59,7 @@ from swarm.net.traversal.messages import (
 from swarm.node.bandwidth import RATE, RATE_ANSWER, RateAnswer
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_commits, encode_frame
 from swarm.ring.opening import OpenRun, RingSignal, StagePlan, encode_open, encode_release, encode_word
+from swarm.ring.taps import Taps, encode_taps
 from swarm.ring.witness_service import (
     AUDIT,
     AUDIT_ANSWER,
@@ -153,12 +155,14 @@ def full_opening() -> OpenRun:
     return opening(sampling=sampling, keep=9, base=b"k" * 16, index=1, record=record, lease_s=12.3456)
 
 
-def frame(hidden: bool) -> Message:
+def frame(hidden: bool, taps: bool = False) -> Message:
     ancestors = np.zeros((3, 8), np.uint8)
     ancestors[2, 0] = 1
     slot, position, prefix = (np.array(v, np.uint32) for v in ([69, 70, 0], [5, 6, 7], [6, 7, 7]))
     rows = Rows(slot, position, prefix, ancestors, np.array([9, 8, 7], np.int32), np.array([False, True, True]))
     commits = Commits(np.array([3], np.uint32), np.array([4], np.uint32))
+    if taps:
+        return encode_frame(Frame(RUN, 0, 1, commits, rows, tap_first=1, tap_rows=2))
     if not hidden:
         return encode_frame(Frame(RUN, 0, 1, commits, rows))
     tensor = {"wire": "bfloat16", "shape": [3, 4]}
@@ -264,10 +268,13 @@ MESSAGES: dict[str, Callable[[], bytes]] = {
     "knock": lambda: flat(knock()),
     "knock by http": lambda: flat(knock(seen=None, addresses=(), wait_ms=0.0)),
     "opening": lambda: flat(encode_open(opening())),
+    "opening with taps": lambda: flat(encode_open(opening(taps=(2, 15, 28), taps_wire="bfloat16"))),
     "full opening": lambda: flat(encode_open(full_opening())),
     "release": lambda: flat(encode_release(opening())),
     "frame": lambda: flat(frame(hidden=False)),
     "hidden frame": lambda: flat(frame(hidden=True)),
+    "frame that asks for taps": lambda: flat(frame(hidden=False, taps=True)),
+    "taps": lambda: flat(encode_taps(Taps(RUN, 1, 2**53, 5, (2, 31), torch.arange(6.0).view(2, 1, 3)), "bfloat16")),
     "answer": lambda: flat(answer(hidden=False)),
     "hidden answer": lambda: flat(answer(hidden=True)),
     **{name: (lambda word=word: flat(word)) for name, word in (walking() | asked()).items()},  # type: ignore[misc]
