@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from swarm.model.blocked import give_back
 from swarm.model.edges import Edges, open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
+from swarm.model.files.ties import Ties
 from swarm.model.fused import fuse
 from swarm.model.indexed import masks_for, take_indices
 from swarm.model.kvcache import KVShape
@@ -37,6 +37,7 @@ from swarm.model.prune import LayerRange, PassedBy, check_config, cut, inner_mod
 from swarm.model.quant.dense import pack_linears
 from swarm.model.quant.native import Library
 from swarm.model.rope import settle_rope
+from swarm.model.shared import hang_in, let_go, looks_back, untie
 from swarm.model.state import ModelState, read_state, unconsumed
 
 PIECE_BYTES = 2 << 30
@@ -88,6 +89,9 @@ def load_layers(
         models.append(_load_piece(checkpoint, kind, shape.within(a, b), dtype, tell, weights).to(device))
         done += b - a
     model = join(models, shape, checkpoint.config)
+    if looks_back(layer_list(model, kind.__name__)[1]):
+        let_go(layer_list(model, kind.__name__)[1], shape.ties, shape.first)
+        hang_in(layer_list(model, kind.__name__)[1], shape.ties, shape.first)
     if shape.ties.by_token and shape.first > 0 and shape.last == shape.n_layers:
         _share_table(model, checkpoint.config)
     model.eval().requires_grad_(False)
@@ -166,7 +170,7 @@ def _load_piece(
     except Exception as exc:  # classes hold their config's numbers against each other in ways of their own
         reason = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise ModelError(f"the config of {name} does not make a {kind.__name__}: {reason}") from exc
-    _check_recurrent(outline, config, kind.__name__)
+    _check_recurrent(outline, config, shape.ties, kind.__name__)
     packing = plan_packing(outline, weights)
     state = read_state(checkpoint, shape, expected, inner_name(outline), dtype, tell, packing, _tied(kind))
     # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
@@ -211,16 +215,14 @@ def _of_text(config: type[Any]) -> type[Any] | None:
     return next((kind for kind in kinds if getattr(kind, "config_class", None) is config), None)
 
 
-def _check_recurrent(outline: nn.Module, config: Any, name: str) -> None:
+def _check_recurrent(outline: nn.Module, config: Any, ties: Ties, name: str) -> None:
     """Refuse a recurrent layer whose rule is not ours, before its weights are read. Raises ModelError."""
     kinds = getattr(config, "layer_types", None) or ()
+    if looks_back(layer_list(outline, name)[1]) and not ties.by_token:
+        raise unfit(name, "its layers look at the embeddings of the tokens, in a way that is not known here")
     for layer in layer_list(outline, name)[1]:
         numbers = {number for m in layer.modules() if isinstance(number := getattr(m, "layer_idx", None), int)}
         recurrent = {kinds[n] for n in numbers if n < len(kinds)} & RECURRENT_KINDS
-        if "original_hidden_states" in inspect.signature(layer.forward).parameters:
-            raise unfit(
-                name, "its layers look at the embeddings of the tokens, which only the first node of a ring has"
-            )
         if recurrent and not any(replaced(module) for module in layer.modules()):
             raise unfit(name, f"it has layers of kind {recurrent.pop()} whose rule is not known here")
 
@@ -253,6 +255,9 @@ def _pruned_class(
         if len(layers) != shape.n_layers:
             raise unfit(kind.__name__, f"it has {len(layers)} layers where its config says {shape.n_layers}")
         cut(self, shape)
+        if looks_back(layers):
+            let_go(layer_list(self, kind.__name__)[1], shape.ties, shape.first)
+            untie(self, inner_model(self))
         mark_latents(self)
         if packed is not None:
             put_in(self, packed.matrices, dtype)

@@ -22,6 +22,7 @@ from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
 from swarm.model.nearest import nearest
 from swarm.model.per_layer import AROUND, KEPT, blank, cut_tables, join_tables
 from swarm.model.quant.modules import PackedEmbedding
+from swarm.model.shared import looks_back
 
 _LISTS = ("layers", "h", "blocks", "block", "layer")
 _AFTER = ("OPTDecoder.final_layer_norm", "OPTDecoder.project_out", "BigBirdPegasusDecoder.layernorm_embedding")
@@ -162,7 +163,7 @@ def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
     whole_list = layer_list(model, name)[1]
     table = model.get_input_embeddings()  # type: ignore[operator]
     kept = KEPT if shape.ties.by_token else frozenset[str]()
-    if shape.ties.by_token:
+    if shape.ties.by_token and not looks_back(whole_list):
         if not kept <= set(inner._modules):
             raise unfit(name, "its layers look up the token ids themselves, in a way that is not known here")
         cut_tables(inner, shape.first - offset, shape.last - offset, len(whole_list))

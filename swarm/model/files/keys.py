@@ -46,7 +46,8 @@ def _numbers(config: Mapping[str, Any], hidden: int) -> int:
     kv_heads = int(config.get("num_key_value_heads") or heads)
     if config.get("model_type") in _ONE_KEY_HEAD and config.get("multi_query"):
         kv_heads = heads if config.get("new_decoder_architecture") else 1
-    return attentions * 2 * kv_heads * int(config.get("head_dim") or hidden // heads)
+    width = config.get("head_dim") or config.get("attention_head_dim") or hidden // heads
+    return attentions * 2 * kv_heads * int(width)
 
 
 def _by_layer(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:

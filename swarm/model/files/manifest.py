@@ -25,7 +25,7 @@ from typing import Any
 
 from swarm.base.errors import ModelError
 from swarm.model.files.mtp import MTPTensors, first_head, is_mtp
-from swarm.model.files.ties import Ties, end_of, ties_of
+from swarm.model.files.ties import SHARED_BLOCK, Ties, end_of, ties_of
 from swarm.model.files.wrappers import is_wrapper, text_name, text_values
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
@@ -243,9 +243,11 @@ class Manifest:
 
     def layer_tensors(self, first: int, last: int) -> tuple[TensorEntry, ...]:
         """Tensors of layers [first, last), by name; with the first layer also embeddings, with the last also final
-        norm and head (the embeddings where the head shares them)."""
+        norm and head (the embeddings where the head shares them); of layers elsewhere what these share with them."""
         self.check_range(first, last)
         found = [t for layer in range(first, last) for t in self._by_layer.get(layer, ())]
+        for layer in self.ties.borrowed(first, last):
+            found += [t for t in self._by_layer.get(layer, ()) if f".{SHARED_BLOCK}." in t.name]
         outer = self._by_layer.get(None, ())
         shared = not any(_HEAD.search(t.name) for t in outer)
         for entry in outer:

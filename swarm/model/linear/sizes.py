@@ -12,12 +12,16 @@ from swarm.model.files.manifest import Manifest, layer_of
 from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS, ConvShape, RuleShape, ScanShape, StateShape
 
 FULL = "full_attention"
+_RENAMED = ("zamba2",)
+"""Types whose files name their layers otherwise than their class does."""
 
 
 def layer_kinds(manifest: Manifest) -> Sequence[str]:
     """The kind of each layer, as transformers names them; attention where the config does not tell."""
     config = manifest.config
     kinds = config.get("layer_types") or config.get("layers_block_type")
+    if kinds is not None and config.get("model_type") in _RENAMED:
+        kinds = None
     if kinds is None and config.get("model_type") in CONFIG_MAPPING:
         try:  # some classes work their layers out from other values
             kinds = getattr(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)), "layer_types", None)
@@ -75,5 +79,6 @@ _NAMES = (
     (("mamba_n_groups", "mamba_d_state", "mamba_n_heads", "mamba_d_head"), False),
     (("n_groups", "ssm_state_size", "mamba_num_heads", "mamba_head_dim"), False),
     (("n_groups", "state_size", "num_heads", "head_dim"), False),
+    (("mamba_ngroups", "mamba_d_state", "n_mamba_heads", "mamba_headdim"), False),
 )
 """Names of a rule's key heads, key width, value heads and value width, and whether it has a decay for each key row."""
