@@ -55,11 +55,11 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
             table = count
     ends, table = held.get(None, 0), table or manifest.hidden_size * manifest.vocab_size * size
     head, tail = table, max(0, ends if _tied(manifest) else ends - table)
-    if ties.by_token:  # every block has the table
+    if ties.embeds:  # every block has the table
         head, tail = first, ends
     if drafting:  # a tail's own, with the table that it looks drawn tokens up in
         tail += drafting + table
-    parts = max(0, shared - table) // manifest.n_layers if ties.by_token else 0
+    parts = max(0, shared - table) // manifest.n_layers if ties.embeds else 0
     keyless = {layer for layer, kind in enumerate(layer_kinds(manifest)) if not keeps_keys(kind)}
     widths = key_numbers(manifest)
     return ModelShape(
@@ -74,7 +74,7 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
         keyless=frozenset(keyless | set(ties.reads)),
         state_bytes=_state_bytes(manifest, size),
         key_bytes=() if len(set(widths)) == 1 else tuple(width * size for width in widths),
-        every_bytes=table + blocks if ties.by_token else 0,  # of shared blocks all: a few layers use each
+        every_bytes=table + blocks if ties.embeds else 0,  # of shared blocks all: a few layers use each
         forbidden=ties.forbidden,
     )
 

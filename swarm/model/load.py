@@ -19,6 +19,7 @@ from swarm.base.events import Progress, Report
 from swarm.model import attention, cached
 from swarm.model.attention import Attending, Call, settle_scales
 from swarm.model.blocked import give_back
+from swarm.model.compressed import take_compressors
 from swarm.model.edges import Edges, open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
@@ -28,7 +29,7 @@ from swarm.model.indexed import masks_for, take_indices
 from swarm.model.kvcache import KVShape
 from swarm.model.latent import mark_latents, settle_latents
 from swarm.model.linear.mixers import StateCall, replaced, take_over
-from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
+from swarm.model.linear.shapes import PLAIN_KINDS, POOLED_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.nearest import nearest
 from swarm.model.packing import plan_packing, put_in, put_in_experts, share_head
@@ -92,7 +93,7 @@ def load_layers(
     if looks_back(layer_list(model, kind.__name__)[1]):
         let_go(layer_list(model, kind.__name__)[1], shape.ties, shape.first)
         hang_in(layer_list(model, kind.__name__)[1], shape.ties, shape.first)
-    if shape.ties.by_token and shape.first > 0 and shape.last == shape.n_layers:
+    if shape.ties.embeds and shape.first > 0 and shape.last == shape.n_layers:
         _share_table(model, checkpoint.config)
     model.eval().requires_grad_(False)
     if lib is not None:
@@ -111,6 +112,7 @@ def load_layers(
                 setattr(module, "swarm_layer", number)  # noqa: B010  (a plain attribute, not a submodule)
                 setattr(module, "swarm_attending", attending)  # noqa: B010
     take_over(inner_model(model), attending)
+    take_compressors(inner_model(model), attending)
     settle_rope(inner_model(model), kind.__name__)
     settle_scales(inner_model(model))
     settle_latents(inner_model(model))
@@ -218,7 +220,7 @@ def _of_text(config: type[Any]) -> type[Any] | None:
 def _check_recurrent(outline: nn.Module, config: Any, ties: Ties, name: str) -> None:
     """Refuse a recurrent layer whose rule is not ours, before its weights are read. Raises ModelError."""
     kinds = getattr(config, "layer_types", None) or ()
-    if looks_back(layer_list(outline, name)[1]) and not ties.by_token:
+    if looks_back(layer_list(outline, name)[1]) and not ties.embeds:
         raise unfit(name, "its layers look at the embeddings of the tokens, in a way that is not known here")
     for layer in layer_list(outline, name)[1]:
         numbers = {number for m in layer.modules() if isinstance(number := getattr(m, "layer_idx", None), int)}
@@ -385,7 +387,7 @@ def _kept(asked: Asked, layers: nn.ModuleList, shape: LayerRange, config: Any, n
         kind = kinds[place] if place < len(kinds) else "full_attention"
         recurrent = kind in RECURRENT_KINDS
         asks = place not in passed and kind not in PLAIN_KINDS and (not recurrent or kind == "hybrid")
-        if bool(own) != asks or recurrent != bool(states):
+        if bool(own) != asks or (recurrent or kind in POOLED_KINDS) != bool(states):
             found = f"layer {layer} ({kind}) asked for attention {len(own)} and for states {len(states)} times"
             if not kept:
                 found = f"its layers asked for attention {len(calls)} times, expected once each or more"
@@ -400,6 +402,8 @@ def _kept(asked: Asked, layers: nn.ModuleList, shape: LayerRange, config: Any, n
         heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if keeps else (0, 0, 0)
         latent = own[0].latent if keeps else 0
         dim, value_dim = (dim + value_dim, 0) if latent else (dim, value_dim)
+        if kind in POOLED_KINDS:  # keys are the values
+            value_dim, latent = 0, dim
         index = asked.index_widths.get(layer, 0)
         shapes.append(KVShape(heads * len(own), dim, value_dim, tuple(states), latent, index))
     if [call.layer for call in calls] != sorted(call.layer for call in calls):

@@ -170,7 +170,7 @@ def read_state(
                     packed[target] = matrix
                     continue
             tensor = checkpoint.read(source, dtype)
-            if shape.ties.by_token:
+            if shape.ties.embeds:
                 tensor = part_of(target, tensor, shape.first, shape.last, shape.n_layers)
             if target in expected:
                 _check_shape(source, tensor.shape, expected[target], manifest.model)

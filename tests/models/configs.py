@@ -106,6 +106,20 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "vision_config": None,
         "audio_config": None,
     },
+    "deepseek_v4": {
+        "num_key_value_heads": 1,
+        "partial_rotary_factor": 0.5,
+        "layer_types": ["sliding_attention", "heavily_compressed_attention", "compressed_sparse_attention"]
+        * (LAYERS // 3),
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+        "mlp_layer_types": ["hash_moe", "hash_moe", "moe", "moe", "moe", "moe"],
+        "sliding_window": 5,
+        "o_groups": 2,
+        "o_lora_rank": 8,
+        "index_n_heads": 8,
+        "index_head_dim": 8,
+        "index_topk": 3,
+    },
     "zaya": {"num_experts_per_tok": 1},
     "qwen4_exp_text": {
         "linear_num_key_heads": 2,

@@ -22,7 +22,7 @@ from swarm.base.errors import SwarmError
 from swarm.model.block import Block, load_block
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
-from swarm.model.linear.shapes import ConvShape, RuleShape, ScanShape
+from swarm.model.linear.shapes import ConvShape, PoolShape, RuleShape, ScanShape
 from swarm.model.rows import Commits, Layout, no_commits
 from tests.models.configs import LAYERS, VOCAB, class_name, tiny_config
 from tests.swarm.model.tiny import CPU, Chain, certain, drafted, path_to
@@ -40,6 +40,7 @@ EXACT, REFUSED, WRONG, CRASH, UNBUILT = "exact", "refused", "wrong", "crash", "n
 
 
 _STATES: dict[type[Any], str] = {ConvShape: "convolution", RuleShape: "rule", ScanShape: "scan"}
+_STATES |= {PoolShape: "pooled entries"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def kept(block: Block) -> str:
     """What a token leaves in a session's memory, and how many numbers of it there are in all layers."""
     shapes = block.kv_shapes
     attention = [shape for shape in shapes if shape.heads]
-    what = ["latent" if any(shape.latent for shape in attention) else "keys and values"] if attention else []
+    what = ["latent" if any(0 < s.latent < s.dim for s in attention) else "keys and values"] if attention else []
     what += ["index"] if any(shape.index for shape in shapes) else []
     numbers = f" ({sum(shape.numbers for shape in shapes)})" if attention else ""
     states = {_STATES[type(state)] for shape in shapes for state in shape.states}
@@ -219,6 +220,9 @@ def _random_model(config: Any) -> Any:
     for name, weight in model.named_parameters():
         noise = torch.randn_like(weight)
         weight.data = weight.data + 0.1 * noise if weight.dim() == 1 or "norm" in name else noise * 0.2
+    for name, table in model.named_buffers():
+        if name.endswith(".tid2eid"):  # which experts a token goes to; each to two of them
+            table.copy_(torch.stack([torch.randperm(LAYERS - 2)[: table.shape[1]] for _ in table]))
     return model
 
 

@@ -12,7 +12,17 @@ from tests.models.sweep import CRASH, EXACT, REFUSED, UNBUILT, WRONG, Found, swe
 from tests.models.table import dated, rows, table
 
 EXACTLY = ["granite", "olmo", "gpt2", "phi3-longrope", "gpt_oss", "llama4_text", "deepseek_v3", "phimoe", "granite_swa"]
-EXACTLY += ["glm_moe_dsa", "minimax_m3-sparse", "lfm2", "qwen3_5_text", "nemotron_h", "falcon_h1", "minimax"]
+EXACTLY += [
+    "glm_moe_dsa",
+    "minimax_m3-sparse",
+    "lfm2",
+    "qwen3_5_text",
+    "nemotron_h",
+    "falcon_h1",
+    "minimax",
+    "zamba2",
+    "deepseek_v4",
+]
 EXACTLY += ["gemma4_unified", "hy_v4", "bert-tied", "opt-narrow", "bloom", "falcon-alibi", "gpt_neo", "diffllama"]
 """What a middle stage once got wrong, or another session's rows changed, and attention of each kind: sinks, chunks with
 scaled queries, keys wider than values, a window that only the mask has, rotation by layer;

@@ -52,6 +52,12 @@ def _numbers(config: Mapping[str, Any], hidden: int) -> int:
 
 def _by_layer(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """Of a config whose layers differ in the number and the width of heads; empty for others."""
+    if config.get("model_type") == "deepseek_v4":
+        try:  # one key head; where entries are pooled its keys are the values
+            whole: Any = CONFIG_MAPPING["deepseek_v4"].from_dict(dict(config))
+            return tuple(int(whole.head_dim) * (1 + (kind == "sliding_attention")) for kind in whole.layer_types)
+        except Exception:  # a config that its own class refuses: loading says why
+            return ()
     if not config.get("per_layer_config") and not config.get("global_head_dim"):
         return ()
     if config.get("model_type") not in CONFIG_MAPPING:

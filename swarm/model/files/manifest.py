@@ -143,8 +143,17 @@ class Manifest:
             )
         raise ModelError(f"the config of {self.model} must state {keys[0]}; it does not")
 
-    @property
+    @cached_property
     def n_layers(self) -> int:
+        """How many the config says. Raises ModelError for more than there are tensors: it sizes what is planned."""
+        count = self._n_layers()
+        if self.tensors and count > len(self.tensors):
+            raise ModelError(
+                f"the config of {self.model} says {count} layers, its files hold {len(self.tensors)} tensors"
+            )
+        return count
+
+    def _n_layers(self) -> int:
         for key in _LAYER_LISTS:
             listed = self.config.get(key)
             if isinstance(listed, list | str) and listed:

@@ -46,7 +46,8 @@ class Ties:
     """Of one model.
 
     reads     layer -> the layer before it whose keys and values it reads; it keeps none of its own
-    by_token  layers look up the token ids of their rows: ids travel with hidden rows
+    by_token  layers look at the token ids of their rows: ids travel with hidden rows
+    embeds    they look at what the embedding makes of them: every stage has the table
     selects   layer -> the layer before it whose choice of positions it takes (GLM-5)
     shares    layer -> the layer before it with whose weights it computes beside its own (Zamba)
     streams   hidden rows of the model that make up one row between its layers
@@ -54,6 +55,7 @@ class Ties:
 
     reads: Mapping[int, int] = field(default_factory=dict)
     by_token: bool = False
+    embeds: bool = False
     selects: Mapping[int, int] = field(default_factory=dict)
     streams: int = 1
     streams_last: bool = False
@@ -95,7 +97,10 @@ def ties_of(config: Mapping[str, Any], model: str, most: int) -> Ties:
         streams = _few(_hyper_streams(kind, config), model)
         return Ties(selects=_selects(kind, config, model), streams=streams, streams_last=streams > 1)
     if kind is not None and kind.model_type in _SHARING:
-        return Ties(shares=_shares(kind, config, model, most), by_token=True)
+        return Ties(shares=_shares(kind, config, model, most), by_token=True, embeds=True)
+    if kind is not None and kind.model_type == "deepseek_v4":
+        streams = _few(_hyper_streams(kind, config), model)
+        return Ties(by_token=_hashes(kind, config, model, most), streams=streams, streams_last=streams > 1)
     if kind is None or not hasattr(kind, "kv_sharing_modes"):
         return Ties()
     try:
@@ -114,7 +119,8 @@ def ties_of(config: Mapping[str, Any], model: str, most: int) -> Ties:
                 raise ModelError(f"the config of {model} has layer {layer} read keys of {attention} that none keeps")
             reads[layer] = kept[attention]
     streams = _few(getattr(whole, "altup_num_inputs", 1), model)
-    return Ties(reads, bool(getattr(whole, "hidden_size_per_layer_input", 0)), {}, streams)
+    looks_up = bool(getattr(whole, "hidden_size_per_layer_input", 0))
+    return Ties(reads, looks_up, looks_up, {}, streams)
 
 
 _SHARING = ("zamba2",)
@@ -133,6 +139,17 @@ def _shares(kind: Any, config: Mapping[str, Any], model: str, most: int) -> dict
     if blocks < 1 or len(kinds) > most:
         raise ModelError(f"the config of {model} says {blocks} shared blocks in {len(kinds)} layers")
     return {layer: layers[place % blocks] for place, layer in enumerate(layers) if place >= blocks}
+
+
+def _hashes(kind: Any, config: Mapping[str, Any], model: str, most: int) -> bool:
+    """Do layers choose experts by the token (DeepSeek V4's first ones)?"""
+    if isinstance(layers := config.get("num_hidden_layers"), int) and layers > most:
+        raise ModelError(f"the config of {model} says {layers} layers, its files hold {most} tensors")
+    try:
+        return "hash_moe" in kind.from_dict(dict(config)).mlp_layer_types
+    except Exception as exc:  # config classes validate in ways of their own
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise ModelError(f"the config of {model} does not say how its layers choose experts: {reason}") from exc
 
 
 def _few(streams: int, model: str) -> int:
@@ -168,6 +185,6 @@ def _selects(kind: Any, config: Mapping[str, Any], model: str) -> dict[int, int]
 
 def end_of(name: str, ties: Ties) -> str | None:
     """Where a tensor outside of the layers belongs by these ties: "every" stage or the "head"; None: as usual."""
-    if ties.by_token and _EVERYWHERE.search(name):
+    if ties.embeds and _EVERYWHERE.search(name):
         return "every"
     return "head" if ties.streams > 1 and _STREAMS_IN.search(name) else None

@@ -9,7 +9,15 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from swarm.model.files.manifest import Manifest, layer_of
-from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS, ConvShape, RuleShape, ScanShape, StateShape
+from swarm.model.linear.shapes import (
+    PLAIN_KINDS,
+    RECURRENT_KINDS,
+    ConvShape,
+    PoolShape,
+    RuleShape,
+    ScanShape,
+    StateShape,
+)
 
 FULL = "full_attention"
 _RENAMED = ("zamba2",)
@@ -45,6 +53,8 @@ def layer_states(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
         for entry in manifest.tensors
         if entry.name.endswith(".A_log") and len(entry.shape) == 2 and (layer := layer_of(entry.name)) is not None
     }
+    if manifest.text_config.get("model_type") == "deepseek_v4":
+        return _pooled(manifest)
     states: list[tuple[StateShape, ...]] = []
     for layer, kind in enumerate(layer_kinds(manifest)):
         rule: StateShape | None = _rule(manifest.config) if kind in RECURRENT_KINDS else None
@@ -52,6 +62,20 @@ def layer_states(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
         conv = convs.get(layer) if kind in RECURRENT_KINDS else None
         states.append(tuple(shape for shape in (conv, rule) if shape is not None))
     return states
+
+
+def _pooled(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
+    try:
+        whole: Any = CONFIG_MAPPING["deepseek_v4"].from_dict(dict(manifest.text_config))
+        rates = {kind: int(rate) for kind, rate in whole.compress_rates.items()}
+        wide = int(whole.head_dim), int(whole.head_dim) + int(whole.index_head_dim)
+        shapes = {
+            kind: (PoolShape(rates[kind], wide[sparse], bool(sparse)),)
+            for sparse, kind in enumerate(("heavily_compressed_attention", "compressed_sparse_attention"))
+        }
+    except Exception:  # a config that its own class refuses: loading says why
+        return [()] * manifest.n_layers
+    return [shapes.get(kind, ()) for kind in layer_kinds(manifest)]
 
 
 def keeps_keys(kind: str) -> bool:
