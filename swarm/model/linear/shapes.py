@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from swarm.base.errors import ModelError
+
 WINDOW = 128
 """Committed positions behind the newest one that a session can always go back to without being filled again. Rows in
 flight are far fewer; a requester that goes on after a fault resends from the newest answer that it has."""
@@ -87,6 +89,12 @@ class PoolShape:
     rate: int
     entry: int
     overlapping: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rate < 1 or self.entry < 1:
+            raise ModelError(
+                f"a config says entries of {self.entry} numbers for {self.rate} positions, expected 1 or more"
+            )
 
     @property
     def width(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
+from swarm.base.errors import ModelError
 from swarm.model.files.manifest import Manifest, layer_of
 from swarm.model.linear.shapes import (
     PLAIN_KINDS,
@@ -73,6 +74,8 @@ def _pooled(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
             kind: (PoolShape(rates[kind], wide[sparse], bool(sparse)),)
             for sparse, kind in enumerate(("heavily_compressed_attention", "compressed_sparse_attention"))
         }
+    except ModelError:
+        raise
     except Exception:  # a config that its own class refuses: loading says why
         return [()] * manifest.n_layers
     return [shapes.get(kind, ()) for kind in layer_kinds(manifest)]
