@@ -132,7 +132,8 @@ def load_layers(
 def _share_table(model: Any, config: Any) -> None:
     """One matrix for the head and the embedding of a range that needs both."""
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    if config.tie_word_embeddings and isinstance(table, nn.Embedding) and isinstance(head, nn.Linear):
+    plain = isinstance(table, nn.Embedding) and isinstance(head, nn.Linear)
+    if config.tie_word_embeddings and plain and torch.equal(head.weight, table.weight):  # else it came with its own
         head.weight = table.weight
 
 

@@ -274,7 +274,9 @@ def join(parts: Sequence[nn.Module], shape: LayerRange, config: Any) -> nn.Modul
         head, table = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
         if isinstance(table, PackedEmbedding):
             head.matrix = table.matrix
-        else:
+        elif isinstance(head, nn.Linear) and torch.equal(
+            head.weight, table.weight
+        ):  # else the files have a head of its own, which transformers keeps
             head.weight = table.weight
     return model
 

@@ -16,6 +16,7 @@ from swarm.base.errors import ModelError
 from swarm.discovery.model_shape import model_shape
 from swarm.model.block import load_block
 from swarm.model.files.store import ModelStore
+from swarm.model.load import load_layers
 from tests.models.configs import VARIANTS, all_types
 from tests.models.lies import Lie, answer, config_lies, fault, honest, set_value, tell, tensor_lies
 from tests.swarm.model.tiny import CPU
@@ -119,6 +120,20 @@ def test_a_lie_about_how_a_model_is_built_is_refused_by_name(case: str, home: Pa
         load_block(checkpoint, 0, 3, CPU, torch.float32)
         load_block(store.open(str(tmp_path / "liar"), (3, 6)), 3, 6, CPU, torch.float32)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3n_text", "bert"])
+@pytest.mark.parametrize("piece_bytes", [1, 1 << 30])
+def test_a_head_that_comes_beside_a_promise_to_share_the_table_is_used(
+    kind: str, piece_bytes: int, home: Path, tmp_path: Path
+) -> None:
+    """As transformers does: what a file has is not tied over."""
+    whole = before(kind, home)
+    tell(tmp_path / "tied", whole.folder, Lie("tied", {**whole.config, "tie_word_embeddings": True}), random.Random(1))
+    assert fault(tmp_path / "tied", whole.truth) == ""
+    checkpoint = ModelStore(tmp_path / "store").open(str(tmp_path / "tied"), (0, 6))
+    made: Any = load_layers(checkpoint, 0, 6, CPU, torch.float32, lambda event: None, piece_bytes=piece_bytes).model
+    assert not torch.equal(made.get_output_embeddings().weight, made.get_input_embeddings().weight)
 
 
 @pytest.mark.soak
