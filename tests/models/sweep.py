@@ -25,6 +25,7 @@ from swarm.model.kvcache import KVPool
 from swarm.model.linear.shapes import ConvShape, PoolShape, RuleShape, ScanShape
 from swarm.model.rows import Commits, Layout, no_commits
 from tests.models.configs import LAYERS, VOCAB, class_name, tiny_config
+from tests.models.drafters import drafters
 from tests.swarm.model.tiny import CPU, Chain, certain, drafted, path_to
 
 CUTS = ((0, LAYERS), (0, 2, LAYERS), (0, 1, 4, LAYERS))
@@ -46,7 +47,8 @@ _STATES |= {PoolShape: "pooled entries"}
 @dataclass(frozen=True)
 class Found:
     """What the sweep says of a case. reason: of a refusal or a fault. Of exact ones keeps: what a token leaves in a
-    session's memory; cuts: where no stage may begin; since: the day that the page said so first."""
+    session's memory; cuts: where no stage may begin; since: the day that the page said so first; drafts: what may
+    draft."""
 
     case: str
     name: str
@@ -55,6 +57,7 @@ class Found:
     keeps: str = ""
     cuts: str = ""
     since: str = ""
+    drafts: str = ""
 
 
 def sweep(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> Found:
@@ -85,7 +88,19 @@ def sweep(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> Found:
     if worst > limit:
         return Found(case, name, WRONG, f"apart by {worst:.1e}")
     whole = _load(folder, CUTS[0], dtype)[0]
-    return Found(case, name, EXACT, keeps=kept(whole), cuts=forbidden(whole))
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        drafts = drafters(folder, type(model))
+    return Found(case, name, EXACT, keeps=kept(whole), cuts=forbidden(whole), drafts=drafts)
+
+
+def drafting(case: str, folder: Path) -> str:
+    """What may draft for an exact case, without the rest of the sweep."""
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        model = _random_model(tiny_config(case))
+        model.save_pretrained(folder / "model")
+        return drafters(folder, type(model))
 
 
 def kept(block: Block) -> str:

@@ -148,9 +148,8 @@ class Manifest:
         """How many the config says. Raises ModelError for more than there are tensors: it sizes what is planned."""
         count = self._n_layers()
         if self.tensors and count > len(self.tensors):
-            raise ModelError(
-                f"the config of {self.model} says {count} layers, its files hold {len(self.tensors)} tensors"
-            )
+            held = {layer_of(t.name) for t in self.tensors} - {None}
+            raise ModelError(f"the config of {self.model} says {count} layers, its weights hold {len(held)}")
         return count
 
     def _n_layers(self) -> int:
