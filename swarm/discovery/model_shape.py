@@ -12,7 +12,7 @@ from swarm.model.files.keys import key_numbers
 from swarm.model.files.manifest import Manifest, TensorEntry, is_embedding, layer_of
 from swarm.model.files.packable import encoded_packs, packs, packs_encoded, stack_bytes
 from swarm.model.files.schemes import Weight, weights_of
-from swarm.model.files.ties import end_of
+from swarm.model.files.ties import SHARED_BLOCK, end_of
 from swarm.model.linear.sizes import keeps_keys, layer_kinds, layer_states
 from swarm.model.quant.formats import find_format
 from swarm.model.quant.native import library
@@ -29,8 +29,9 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
     weights: of `load_block`; what it expands counts as `dtype`, what stays as stored with its bytes as held.
     """
     size, ties = dtype.itemsize, manifest.ties
+    sources = frozenset(ties.shares.values())
     held: dict[int | None, int] = {}
-    table = shared = first = drafting = 0
+    table = shared = first = drafting = blocks = 0
     heads = {entry.name for entry in manifest.mtp_tensors}
     kept = manifest.mtp.held if manifest.mtp is not None else frozenset[str]()
     for weight in weights_of(manifest).values():
@@ -46,17 +47,19 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
             shared += count  # a range holds its layers' part of these
         elif place == "head":
             first += count
+        elif layer in sources and f".{SHARED_BLOCK}." in tensor.name:
+            blocks += count
         else:
             held[layer] = held.get(layer, 0) + count
         if is_embedding(tensor.name) and len(tensor.shape) == 2 and tensor.shape[0] == manifest.vocab_size:
             table = count
     ends, table = held.get(None, 0), table or manifest.hidden_size * manifest.vocab_size * size
     head, tail = table, max(0, ends if _tied(manifest) else ends - table)
-    if ties.by_token:  # every block has the table
+    if ties.embeds:  # every block has the table
         head, tail = first, ends
     if drafting:  # a tail's own, with the table that it looks drawn tokens up in
         tail += drafting + table
-    parts = max(0, shared - table) // manifest.n_layers if ties.by_token else 0
+    parts = max(0, shared - table) // manifest.n_layers if ties.embeds else 0
     keyless = {layer for layer, kind in enumerate(layer_kinds(manifest)) if not keeps_keys(kind)}
     widths = key_numbers(manifest)
     return ModelShape(
@@ -71,7 +74,7 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
         keyless=frozenset(keyless | set(ties.reads)),
         state_bytes=_state_bytes(manifest, size),
         key_bytes=() if len(set(widths)) == 1 else tuple(width * size for width in widths),
-        every_bytes=table if ties.by_token else 0,
+        every_bytes=table + blocks if ties.embeds else 0,  # of shared blocks all: a few layers use each
         forbidden=ties.forbidden,
     )
 

@@ -148,6 +148,14 @@ class Call:
     causal: bool = True
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What the rows of one job see beside their slots: entries [m, dim], keys and values at once, and bool [n, m]."""
+
+    entries: torch.Tensor
+    seen: torch.Tensor
+
+
 class Attending:
     """What the attention modules of one block share: the jobs of the forward under way (one thread computes),
     their positions (int64 [T], on the device), how far back the rows of each layer see, and which layers read the
@@ -175,6 +183,8 @@ class Attending:
         """What a model is given that computes attention itself (see cached.py)."""
         self.index_widths: dict[int, int] = {}
         self.indexed = False
+        self.beside: dict[int, Sequence[Beside]] = {}
+        """By layer, for the attention that asks next: what a compressor found for each job (see compressed.py)."""
 
     def begin(self) -> None:
         """Before a forward."""
@@ -273,6 +283,12 @@ def attend(
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
     if indices is not None or (block_indices is not None and key.shape[1] != block_indices.masks[0].shape[0]):
         raise ModelError(f"{type(module).__name__} cannot be cut into blocks: an index of another kind")
+    if (beside := state.beside.pop(layer, None)) is not None:
+        if softcap is not None:
+            raise ModelError(f"{type(module).__name__} cannot be cut into blocks: pooled entries with capped scores")
+        pairs = zip(state.jobs, beside, strict=True)
+        parts = [_attend_beside(job, layer, query, key, scale, span, s_aux, one) for job, one in pairs]
+        return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
     source = state.reads.get(layer, layer)
     usual = source == layer and block_indices is None and state.asked.get(layer, 1) == 1
     if usual and (orders := state.orders()) and fits(query, key):
@@ -331,6 +347,33 @@ def _attend_latent(
     _write(job, layer, mine, entry)
     entries = job.kv.layer(layer)[0][mine.start, job.low : job.high]
     return latent.attend(query[0, :, job.start : job.stop], entries, mask, scale, sinks)
+
+
+def _attend_beside(
+    job: Plan,
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    span: Span,
+    sinks: torch.Tensor | None,
+    found: Beside,
+) -> torch.Tensor:
+    """As `_attend_job`, over the slots in sight and over entries beside them; one key head, whose keys are the values
+    too."""
+    _write(job, layer, slice(0, 1), key)
+    kept = job.kv.layer(layer)[0][0, job.low : job.high]
+    asked = query[0, :, job.start : job.stop]
+    near, hidden = job.mask(span, 1), ~found.seen
+    near = asked.new_zeros(asked.shape[1], len(kept)) if near is None else near
+    far = torch.zeros(hidden.shape, dtype=near.dtype, device=near.device).masked_fill_(hidden, float("-inf"))
+    entries = torch.cat([kept, found.entries])
+    scores = asked @ entries.T * scale + torch.cat([near, far], 1)
+    if sinks is not None:
+        each = sinks.to(scores.dtype)[:, None, None].expand(-1, scores.shape[1], 1)
+        scores = torch.cat([scores, each], -1)
+    share = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    return ((share if sinks is None else share[..., :-1]) @ entries).transpose(0, 1)[None]
 
 
 def _attend_job(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -59,13 +60,17 @@ def block_linears(model: nn.Module) -> None:
     What shares its matrix with an embedding stays when the copy would be large.
     """
     shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    again: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
+            if child in again:  # layers may share it
+                parent._modules[name] = again[child]
+                continue
             if type(child) is not nn.Linear or child.weight.dim() != 2:
                 continue
             if id(child.weight) in shared and child.weight.nbytes > SHARED_BYTES:
                 continue
-            parent._modules[name] = BlockedLinear(child)
+            parent._modules[name] = again[child] = BlockedLinear(child)
     give_back()
 
 

@@ -69,8 +69,9 @@ def take_indices(inner: nn.Module, attending: Attending) -> bool:
     found = False
     for module in inner.modules():
         indexer = getattr(module, "indexer", None)
-        found |= hasattr(module, "skip_topk") or isinstance(indexer, nn.Module)
         layer = getattr(indexer, "layer_idx", None)
+        own = isinstance(indexer, nn.Module) and isinstance(layer, int)  # DeepSeek V4's picks pooled entries
+        found |= hasattr(module, "skip_topk") or own
         if isinstance(indexer, nn.Module) and isinstance(layer, int):
             make = _blocks if type(indexer).__name__ == "MiniMaxM3VLIndexer" else _forward
             indexer.forward = MethodType(make(type(indexer).forward, layer, attending), indexer)

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from swarm.base.errors import BusyError, ModelError
 from swarm.model.gpu import Gpu
+from swarm.model.linear.pooled import PoolStore
 from swarm.model.linear.scan import ScanStore
-from swarm.model.linear.shapes import ConvShape, ScanShape, StateShape
+from swarm.model.linear.shapes import ConvShape, PoolShape, ScanShape, StateShape
 from swarm.model.linear.store import ConvStore, RuleStore, Store
 from swarm.model.rows import Commits, Layout
 
@@ -325,6 +326,10 @@ class SessionKV:
         """Entries and states of a layer's scan."""
         return next(state for state in self._states[layer - self.first] if isinstance(state, ScanStore))
 
+    def pool(self, layer: int) -> PoolStore:
+        """Entries of a layer that stand for many positions."""
+        return next(state for state in self._states[layer - self.first] if isinstance(state, PoolStore))
+
     def begin_from(self, other: SessionKV, keep: int) -> bool:
         """Take over the first `keep` positions of another session over the same layers. False, and nothing is changed,
         where that one has folded positions behind them into its states already, or never computed.
@@ -396,6 +401,8 @@ class SessionKV:
 def _state(shape: StateShape, layout: Layout, device: torch.device, dtype: torch.dtype) -> Store:
     if isinstance(shape, ConvShape):
         return ConvStore(shape, layout, device, dtype)
+    if isinstance(shape, PoolShape):
+        return PoolStore(shape, layout, device, dtype)
     if isinstance(shape, ScanShape):
         return ScanStore(shape, layout, device)
     return RuleStore(shape, layout, device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +19,17 @@ from swarm.base.events import Progress, Report
 from swarm.model import attention, cached
 from swarm.model.attention import Attending, Call, settle_scales
 from swarm.model.blocked import give_back
+from swarm.model.compressed import take_compressors
 from swarm.model.edges import Edges, open_edges
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
+from swarm.model.files.ties import Ties
 from swarm.model.fused import fuse
 from swarm.model.indexed import masks_for, take_indices
 from swarm.model.kvcache import KVShape
 from swarm.model.latent import mark_latents, settle_latents
 from swarm.model.linear.mixers import StateCall, replaced, take_over
-from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
+from swarm.model.linear.shapes import PLAIN_KINDS, POOLED_KINDS, RECURRENT_KINDS
 from swarm.model.masks import TRIAL, MaskChanged
 from swarm.model.nearest import nearest
 from swarm.model.packing import plan_packing, put_in, put_in_experts, share_head
@@ -37,6 +38,7 @@ from swarm.model.prune import LayerRange, PassedBy, check_config, cut, inner_mod
 from swarm.model.quant.dense import pack_linears
 from swarm.model.quant.native import Library
 from swarm.model.rope import settle_rope
+from swarm.model.shared import hang_in, let_go, looks_back, untie
 from swarm.model.state import ModelState, read_state, unconsumed
 
 PIECE_BYTES = 2 << 30
@@ -89,7 +91,10 @@ def load_layers(
         models.append(_load_piece(checkpoint, kind, shape.within(a, b), dtype, tell, weights).to(device))
         done += b - a
     model = ready if ready is not None else join(models, shape, checkpoint.config)
-    if shape.ties.by_token and shape.first > 0 and shape.last == shape.n_layers:
+    if looks_back(layer_list(model, kind.__name__)[1]):
+        let_go(layer_list(model, kind.__name__)[1], shape.ties, shape.first)
+        hang_in(layer_list(model, kind.__name__)[1], shape.ties, shape.first)
+    if shape.ties.embeds and shape.first > 0 and shape.last == shape.n_layers:
         _share_table(model, checkpoint.config)
     model.eval().requires_grad_(False)
     if lib is not None:
@@ -108,6 +113,7 @@ def load_layers(
                 setattr(module, "swarm_layer", number)  # noqa: B010  (a plain attribute, not a submodule)
                 setattr(module, "swarm_attending", attending)  # noqa: B010
     take_over(inner_model(model), attending)
+    take_compressors(inner_model(model), attending)
     settle_rope(inner_model(model), kind.__name__)
     settle_scales(inner_model(model))
     settle_latents(inner_model(model))
@@ -127,7 +133,8 @@ def load_layers(
 def _share_table(model: Any, config: Any) -> None:
     """One matrix for the head and the embedding of a range that needs both."""
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    if config.tie_word_embeddings and isinstance(table, nn.Embedding) and isinstance(head, nn.Linear):
+    plain = isinstance(table, nn.Embedding) and isinstance(head, nn.Linear)
+    if config.tie_word_embeddings and plain and torch.equal(head.weight, table.weight):  # else it came with its own
         head.weight = table.weight
 
 
@@ -167,7 +174,7 @@ def _load_piece(
     except Exception as exc:  # classes hold their config's numbers against each other in ways of their own
         reason = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise ModelError(f"the config of {name} does not make a {kind.__name__}: {reason}") from exc
-    _check_recurrent(outline, config, kind.__name__)
+    _check_recurrent(outline, config, shape.ties, kind.__name__)
     packing = plan_packing(outline, weights)
     state = read_state(checkpoint, shape, expected, inner_name(outline), dtype, tell, packing, _tied(kind))
     # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
@@ -225,16 +232,14 @@ def _of_text(config: type[Any]) -> type[Any] | None:
     return next((kind for kind in kinds if getattr(kind, "config_class", None) is config), None)
 
 
-def _check_recurrent(outline: nn.Module, config: Any, name: str) -> None:
+def _check_recurrent(outline: nn.Module, config: Any, ties: Ties, name: str) -> None:
     """Refuse a recurrent layer whose rule is not ours, before its weights are read. Raises ModelError."""
     kinds = getattr(config, "layer_types", None) or ()
+    if looks_back(layer_list(outline, name)[1]) and not ties.embeds:
+        raise unfit(name, "its layers look at the embeddings of the tokens, in a way that is not known here")
     for layer in layer_list(outline, name)[1]:
         numbers = {number for m in layer.modules() if isinstance(number := getattr(m, "layer_idx", None), int)}
         recurrent = {kinds[n] for n in numbers if n < len(kinds)} & RECURRENT_KINDS
-        if "original_hidden_states" in inspect.signature(layer.forward).parameters:
-            raise unfit(
-                name, "its layers look at the embeddings of the tokens, which only the first node of a ring has"
-            )
         if recurrent and not any(replaced(module) for module in layer.modules()):
             raise unfit(name, f"it has layers of kind {recurrent.pop()} whose rule is not known here")
 
@@ -267,6 +272,9 @@ def _pruned_class(
         if len(layers) != shape.n_layers:
             raise unfit(kind.__name__, f"it has {len(layers)} layers where its config says {shape.n_layers}")
         cut(self, shape)
+        if looks_back(layers):
+            let_go(layer_list(self, kind.__name__)[1], shape.ties, shape.first)
+            untie(self, inner_model(self))
         mark_latents(self)
         if packed is not None:
             put_in(self, packed.matrices, dtype)
@@ -394,7 +402,7 @@ def _kept(asked: Asked, layers: nn.ModuleList, shape: LayerRange, config: Any, n
         kind = kinds[place] if place < len(kinds) else "full_attention"
         recurrent = kind in RECURRENT_KINDS
         asks = place not in passed and kind not in PLAIN_KINDS and (not recurrent or kind == "hybrid")
-        if bool(own) != asks or recurrent != bool(states):
+        if bool(own) != asks or (recurrent or kind in POOLED_KINDS) != bool(states):
             found = f"layer {layer} ({kind}) asked for attention {len(own)} and for states {len(states)} times"
             if not kept:
                 found = f"its layers asked for attention {len(calls)} times, expected once each or more"
@@ -409,6 +417,8 @@ def _kept(asked: Asked, layers: nn.ModuleList, shape: LayerRange, config: Any, n
         heads, dim, value_dim = (own[0].key[1], own[0].key[3], own[0].value[3]) if keeps else (0, 0, 0)
         latent = own[0].latent if keeps else 0
         dim, value_dim = (dim + value_dim, 0) if latent else (dim, value_dim)
+        if kind in POOLED_KINDS:  # keys are the values
+            value_dim, latent = 0, dim
         index = asked.index_widths.get(layer, 0)
         shapes.append(KVShape(heads * len(own), dim, value_dim, tuple(states), latent, index))
     if [call.layer for call in calls] != sorted(call.layer for call in calls):

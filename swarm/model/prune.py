@@ -18,7 +18,7 @@ from torch import nn
 
 from swarm.base.errors import ModelError
 from swarm.model.files.ties import STREAMS_IN, Ties
-from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS
+from swarm.model.linear.shapes import PLAIN_KINDS, POOLED_KINDS, RECURRENT_KINDS
 from swarm.model.nearest import nearest
 from swarm.model.per_layer import AROUND, KEPT, blank, cut_tables, join_tables
 from swarm.model.quant.modules import PackedEmbedding
@@ -31,7 +31,13 @@ _BEFORE = ("layernorm_embedding",)
 _INTO_ROWS = ("project_in", "embeddings_project", "embedding_hidden_mapping_in")
 """Linear layers that widen embeddings to rows (OPT, Electra, RemBERT)."""
 _INDEXED_KINDS = {"indexed_attention", "minimax_m3_sparse"}
-_KINDS = {"full_attention", "sliding_attention", "chunked_attention"} | _INDEXED_KINDS | RECURRENT_KINDS | PLAIN_KINDS
+_KINDS = (
+    {"full_attention", "sliding_attention", "chunked_attention"}
+    | _INDEXED_KINDS
+    | RECURRENT_KINDS
+    | PLAIN_KINDS
+    | POOLED_KINDS
+)
 
 _TEXT_WITHOUT = ("phi4_multimodal",)
 _OTHER_HALVES = ("embed_tokens_extend",)
@@ -76,6 +82,17 @@ class ZeroRows(nn.Module):
     def forward(self, *given: Any, **named: Any) -> torch.Tensor:
         tensors = [x for x in (*given, *named.values()) if isinstance(x, torch.Tensor)]
         return torch.zeros(1, dtype=self.dtype, device=tensors[0].device if tensors else None)
+
+
+class BlankRows(nn.Module):
+    """In the place of an embedding that is called for rows which already hold it."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.width, self.dtype = width, dtype
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*ids.shape, self.width, dtype=self.dtype, device=ids.device)
 
 
 class ArrivedRows(nn.Module):
@@ -161,8 +178,8 @@ def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
     _pass_by(inner, layer_list(model, name)[1])
     whole_list = layer_list(model, name)[1]
     table = model.get_input_embeddings()  # type: ignore[operator]
-    kept = KEPT if shape.ties.by_token else frozenset[str]()
-    if shape.ties.by_token:
+    kept = KEPT if shape.ties.embeds else frozenset[str]()
+    if shape.ties.embeds and getattr(model.config, "hidden_size_per_layer_input", None):
         if not kept <= set(inner._modules):
             raise unfit(name, "its layers look up the token ids themselves, in a way that is not known here")
         cut_tables(inner, shape.first - offset, shape.last - offset, len(whole_list))
@@ -177,7 +194,10 @@ def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
                 holder._modules[STREAMS_IN] = blank(holder.get_submodule(STREAMS_IN))
         if shape.first > 0:
             for child in before:
-                if child not in kept:
+                if child not in kept and shape.ties.by_token and holder._modules[child] is table:
+                    weight = holder.get_submodule(child).get_parameter("weight")
+                    holder._modules[child] = BlankRows(weight.shape[1], weight.dtype)
+                elif child not in kept:
                     _neutralise(holder, child, table, name)
         if shape.last < shape.n_layers:
             for child in after:
@@ -186,7 +206,7 @@ def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
                     holder._modules[child] = blank(module)
     path[-1][0]._modules[path[-1][1]] = nn.ModuleList(list(whole_list)[shape.first - offset : shape.last - offset])
     whole: Any = model
-    if shape.first > 0 and not shape.ties.by_token:
+    if shape.first > 0 and not shape.ties.embeds:
         whole.get_input_embeddings = _nothing
     if shape.last < shape.n_layers:
         for child, module in list(model.named_children()):
@@ -234,10 +254,10 @@ def join(parts: Sequence[nn.Module], shape: LayerRange, config: Any) -> nn.Modul
     layers = [layer for part in parts for layer in layer_list(part, name)[1]]
     for (holder, listed), (last_holder, _) in zip(path, last_path, strict=True):
         for child in _around(holder, listed)[1]:
-            if child != STREAMS_IN and not (shape.ties.by_token and child in KEPT):
+            if child != STREAMS_IN and not (shape.ties.embeds and child in KEPT):
                 holder._modules[child] = last_holder._modules[child]
     path[-1][0]._modules[path[-1][1]] = nn.ModuleList(layers)
-    if shape.ties.by_token:
+    if shape.ties.embeds:
         join_tables([inner_model(part) for part in parts])
     for child, module in list(model.named_children()):
         if module is not inner:
@@ -254,7 +274,9 @@ def join(parts: Sequence[nn.Module], shape: LayerRange, config: Any) -> nn.Modul
         head, table = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
         if isinstance(table, PackedEmbedding):
             head.matrix = table.matrix
-        else:
+        elif isinstance(head, nn.Linear) and torch.equal(
+            head.weight, table.weight
+        ):  # else the files have a head of its own, which transformers keeps
             head.weight = table.weight
     return model
 

@@ -19,6 +19,7 @@ from swarm.model.per_layer import part_of
 from swarm.model.prune import LayerRange
 from swarm.model.quant.experts import Stack
 from swarm.model.quant.matrix import Matrix
+from swarm.model.shared import check_copy, target_layer
 from swarm.model.stacks import ExpertNames, gather, hold_stack, join_experts
 
 _RENAMED = {
@@ -104,11 +105,15 @@ def read_state(
     for entry in entries.values():
         name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
         name = (text_name(entry.name) or name) if wraps else name
-        layer = layer_of(entry.name)
+        stored = layer_of(entry.name)
+        layer = None if stored is None else target_layer(entry.name, stored, shape.ties, shape.first, shape.last)
+        if stored is not None and layer is None:
+            check_copy(entry.name, stored, shape.ties, partial(checkpoint.read, dtype=dtype), manifest.model)
+            continue
         if layer is not None and layer - shape.first not in weighed:
             continue  # text goes by this layer, so the model has no weights for it
         if layer is not None:
-            target = re.sub(rf"\.{layer}\.", f".{layer - shape.first}.", name, count=1)
+            target = re.sub(rf"\.{stored}\.", f".{layer - shape.first}.", name, count=1)
             if layer in shape.ties.reads and target not in expected and _OWN_KEYS.search(target):
                 continue  # files carry them, and their class drops them
             wanted.setdefault(layer, []).append((entry.name, target))
@@ -165,7 +170,7 @@ def read_state(
                     packed[target] = matrix
                     continue
             tensor = checkpoint.read(source, dtype)
-            if shape.ties.by_token:
+            if shape.ties.embeds:
                 tensor = part_of(target, tensor, shape.first, shape.last, shape.n_layers)
             if target in expected:
                 _check_shape(source, tensor.shape, expected[target], manifest.model)

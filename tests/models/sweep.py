@@ -22,9 +22,10 @@ from swarm.base.errors import SwarmError
 from swarm.model.block import Block, load_block
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
-from swarm.model.linear.shapes import ConvShape, RuleShape, ScanShape
+from swarm.model.linear.shapes import ConvShape, PoolShape, RuleShape, ScanShape
 from swarm.model.rows import Commits, Layout, no_commits
 from tests.models.configs import LAYERS, VOCAB, class_name, tiny_config
+from tests.models.drafters import drafters
 from tests.swarm.model.tiny import CPU, Chain, certain, drafted, path_to
 
 CUTS = ((0, LAYERS), (0, 2, LAYERS), (0, 1, 4, LAYERS))
@@ -40,12 +41,14 @@ EXACT, REFUSED, WRONG, CRASH, UNBUILT = "exact", "refused", "wrong", "crash", "n
 
 
 _STATES: dict[type[Any], str] = {ConvShape: "convolution", RuleShape: "rule", ScanShape: "scan"}
+_STATES |= {PoolShape: "pooled entries"}
 
 
 @dataclass(frozen=True)
 class Found:
     """What the sweep says of a case. reason: of a refusal or a fault. Of exact ones keeps: what a token leaves in a
-    session's memory; cuts: where no stage may begin; since: the day that the page said so first."""
+    session's memory; cuts: where no stage may begin; since: the day that the page said so first; drafts: what may
+    draft."""
 
     case: str
     name: str
@@ -54,6 +57,7 @@ class Found:
     keeps: str = ""
     cuts: str = ""
     since: str = ""
+    drafts: str = ""
 
 
 def sweep(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> Found:
@@ -84,14 +88,26 @@ def sweep(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> Found:
     if worst > limit:
         return Found(case, name, WRONG, f"apart by {worst:.1e}")
     whole = _load(folder, CUTS[0], dtype)[0]
-    return Found(case, name, EXACT, keeps=kept(whole), cuts=forbidden(whole))
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        drafts = drafters(folder, type(model))
+    return Found(case, name, EXACT, keeps=kept(whole), cuts=forbidden(whole), drafts=drafts)
+
+
+def drafting(case: str, folder: Path) -> str:
+    """What may draft for an exact case, without the rest of the sweep."""
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        model = _random_model(tiny_config(case))
+        model.save_pretrained(folder / "model")
+        return drafters(folder, type(model))
 
 
 def kept(block: Block) -> str:
     """What a token leaves in a session's memory, and how many numbers of it there are in all layers."""
     shapes = block.kv_shapes
     attention = [shape for shape in shapes if shape.heads]
-    what = ["latent" if any(shape.latent for shape in attention) else "keys and values"] if attention else []
+    what = ["latent" if any(0 < s.latent < s.dim for s in attention) else "keys and values"] if attention else []
     what += ["index"] if any(shape.index for shape in shapes) else []
     numbers = f" ({sum(shape.numbers for shape in shapes)})" if attention else ""
     states = {_STATES[type(state)] for shape in shapes for state in shape.states}
@@ -219,6 +235,9 @@ def _random_model(config: Any) -> Any:
     for name, weight in model.named_parameters():
         noise = torch.randn_like(weight)
         weight.data = weight.data + 0.1 * noise if weight.dim() == 1 or "norm" in name else noise * 0.2
+    for name, table in model.named_buffers():
+        if name.endswith(".tid2eid"):  # which experts a token goes to; each to two of them
+            table.copy_(torch.stack([torch.randperm(LAYERS - 2)[: table.shape[1]] for _ in table]))
     return model
 
 

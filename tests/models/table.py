@@ -8,7 +8,7 @@ from pathlib import Path
 
 import transformers
 
-from swarm.model.files.gguf_families import FAMILIES
+from swarm.model.files.gguf_families import KINDS
 from tests.models.configs import VARIANTS
 from tests.models.sweep import EXACT, REFUSED, UNBUILT, Found
 
@@ -33,15 +33,16 @@ norm, not a small error; the float32 run is for those).
   how many numbers, over the six layers of the tiny model: two bytes each in bfloat16), and inputs or states of
   recurrent layers, which end growing behind a window.
 - **cut**: layers of the six that no stage may begin with, since they read an earlier one's entries; else anywhere.
+- **drafts**: what may propose tokens. *own head*: files of this class come with a multi-token prediction head, and one
+  is loaded and computed at the tail; *EAGLE*: so is an EAGLE head in a folder; *small models*: of the same tokenizer,
+  or of another across vocabularies, whatever the class ([speculation.md](speculation.md) has the order). Tried on the
+  tiny checkpoint with heads of random weights; text that came before drafts for all.
 - **GGUF**: files of this class are read too. Safetensors of all are read ([formats.md](formats.md)).
-
-What drafts for a model follows from its tokenizer and its size and not from its class
-([architecture.md](architecture.md#where-drafts-come-from)).
 
 {exact} exact, {refused} refused, {unbuilt} not built, {others} wrong or crashed.
 
-| type | class | | keeps | cut | GGUF |
-| --- | --- | --- | --- | --- | --- |
+| type | class | | keeps | cut | drafts | GGUF |
+| --- | --- | --- | --- | --- | --- | --- |
 """
 
 _REST = """
@@ -67,10 +68,9 @@ def table(found: Sequence[Found]) -> str:
     )
     order = {EXACT: 0, REFUSED: 1}
     ordered = sorted(found, key=lambda f: (order.get(f.verdict, 2), f.case))
-    read = {family.kind for family in FAMILIES.values()}
     exact = [
         f"| {f.case} | {f.name} | {f.verdict} {f.since} | {f.keeps} | {f.cuts or 'anywhere'} | "
-        f"{'yes' if f.name in read else ''} |\n"
+        f"{f.drafts} | {'yes' if f.name in KINDS else ''} |\n"
         for f in ordered
         if f.verdict == EXACT
     ]
@@ -84,9 +84,10 @@ def rows(page: str) -> list[Found]:
     found = []
     for line in first.splitlines()[2:]:
         if line:
-            case, name, verdict, keeps, cuts, _ = (part.strip() for part in line[1:].split("|", 5))
+            case, name, verdict, keeps, cuts, *more = (part.strip() for part in line[1:].split("|", 6))
+            drafts = more[0] if len(more) == 2 else ""
             since = verdict.removeprefix(EXACT).strip()
-            found.append(Found(case, name, EXACT, "", keeps, "" if cuts == "anywhere" else cuts, since))
+            found.append(Found(case, name, EXACT, "", keeps, "" if cuts == "anywhere" else cuts, since, drafts))
     for line in rest.splitlines()[2:]:
         case, name, verdict, why = line[2:].removesuffix(" |").split(" | ", 3)
         found.append(Found(case, name, verdict, why.replace("\\|", "|").replace("&lt;", "<")))

@@ -8,11 +8,21 @@ import pytest
 import torch
 
 from tests.models.configs import VARIANTS, all_types, class_name
-from tests.models.sweep import CRASH, EXACT, REFUSED, UNBUILT, WRONG, Found, sweep
+from tests.models.sweep import CRASH, EXACT, REFUSED, UNBUILT, WRONG, Found, drafting, sweep
 from tests.models.table import dated, rows, table
 
 EXACTLY = ["granite", "olmo", "gpt2", "phi3-longrope", "gpt_oss", "llama4_text", "deepseek_v3", "phimoe", "granite_swa"]
-EXACTLY += ["glm_moe_dsa", "minimax_m3-sparse", "lfm2", "qwen3_5_text", "nemotron_h", "falcon_h1", "minimax"]
+EXACTLY += [
+    "glm_moe_dsa",
+    "minimax_m3-sparse",
+    "lfm2",
+    "qwen3_5_text",
+    "nemotron_h",
+    "falcon_h1",
+    "minimax",
+    "zamba2",
+    "deepseek_v4",
+]
 EXACTLY += ["gemma4_unified", "hy_v4", "bert-tied", "opt-narrow", "bloom", "falcon-alibi", "gpt_neo", "diffllama"]
 """What a middle stage once got wrong, or another session's rows changed, and attention of each kind: sinks, chunks with
 scaled queries, keys wider than values, a window that only the mask has, rotation by layer;
@@ -56,7 +66,15 @@ def test_every_class_is_exact_or_refused(case: str, dtype: torch.dtype, tmp_path
 
 def test_the_page_is_read_back_as_it_was_written() -> None:
     found = [
-        Found("a", "A", EXACT, keeps="keys and values (192); rule", cuts="3 to 5", since="2026-11-27"),
+        Found(
+            "a",
+            "A",
+            EXACT,
+            keeps="keys and values (192); rule",
+            cuts="3 to 5",
+            since="2026-11-27",
+            drafts="small models",
+        ),
         Found("b", "B", EXACT, since="2026-11-28"),
         Found("c", "C", REFUSED, "x | y < z"),
         Found("d", "D", UNBUILT, "E: why"),
@@ -74,3 +92,13 @@ def test_the_page_says_what_a_token_leaves_and_where_not_to_cut(tmp_path: Path) 
     found = {case: sweep(case, tmp_path / case) for case in ("gemma4-tied", "lfm2")}
     assert found["gemma4-tied"].cuts == "3 to 5" and found["gemma4-tied"].keeps.startswith("keys and values (")
     assert found["lfm2"].cuts == "" and found["lfm2"].keeps.endswith("; convolution")
+    assert all(one.drafts == "EAGLE, small models" for one in found.values())
+
+
+def test_the_page_says_which_classes_draft_with_their_own_heads(tmp_path: Path) -> None:
+    said = {case: drafting(case, tmp_path / case) for case in ("glm4_moe", "qwen3_5_text", "llama")}
+    assert said == {
+        "glm4_moe": "own head, EAGLE, small models",
+        "qwen3_5_text": "own head, EAGLE, small models",
+        "llama": "EAGLE, small models",
+    }

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GraniteConfig, Lfm2Config, OlmoConfig, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV4Config,
+    GraniteConfig,
+    Lfm2Config,
+    OlmoConfig,
+    Phi3Config,
+)
 
 from swarm.cli.main import main
 from swarm.testbed.cluster import LocalSwarm, local_ring
@@ -22,6 +29,13 @@ FAMILIES = {
     "granite": lambda **v: GraniteConfig(**v, embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=2.0),
     "olmo": lambda **v: OlmoConfig(**v),
     "lfm2": lambda **v: Lfm2Config(**v, pad_token_id=0, layer_types=["conv", "full_attention", "conv"] * 2),
+    "deepseek_v4": lambda **v: DeepseekV4Config(
+        **{**v, "num_key_value_heads": 1}, head_dim=8, partial_rotary_factor=0.5, q_lora_rank=8, o_groups=2,
+        o_lora_rank=8, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, sliding_window=5,
+        index_n_heads=8, index_head_dim=8, index_topk=3, mlp_layer_types=["hash_moe"] * 4 + ["moe"] * 2,
+        layer_types=["sliding_attention", "heavily_compressed_attention", "compressed_sparse_attention"] * 2,
+        compress_rates={"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+    ),
     "phi3": lambda **v: Phi3Config(
         **v, pad_token_id=0, original_max_position_embeddings=SWITCH,
         rope_parameters={
@@ -39,7 +53,11 @@ def saved(family: str, path: Path) -> Path:
     tokenizer = tiny_tokenizer()
     torch.manual_seed(7)
     config = FAMILIES[family](vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **SIZES)
-    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, table in model.named_buffers():
+        if name.endswith(".tid2eid"):  # the experts of each token
+            table.copy_(torch.stack([torch.randperm(4)[:2] for _ in table]))
+    model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 
@@ -57,10 +75,11 @@ def generated(folder: Path, ids: list[int], tokens: int) -> list[int]:
         ("granite", RINGS[2:]),
         ("olmo", RINGS[1:2]),
         ("lfm2", RINGS[1:2]),
+        ("deepseek_v4", RINGS[1:2]),
         pytest.param("granite", RINGS, marks=pytest.mark.soak),
         pytest.param("olmo", RINGS, marks=pytest.mark.soak),
     ],
-    ids=["granite-3", "olmo-2", "lfm2-2", "granite-all", "olmo-all"],
+    ids=["granite-3", "olmo-2", "lfm2-2", "deepseek_v4-2", "granite-all", "olmo-all"],
 )
 async def test_a_cut_family_says_what_generate_says_and_replay_accepts_it(
     family: str, rings: tuple[list[tuple[int, int]], ...], tmp_path: Path

@@ -162,3 +162,12 @@ FAMILIES: Mapping[str, Family] = {
     **HYBRIDS,
 }
 """GGUF architectures that are read. Files of Mistral models call themselves "llama", rightly."""
+
+KINDS = frozenset(family.kind for family in FAMILIES.values()) | {
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "Olmo3ForCausalLM",
+    "DeepseekV2ForCausalLM",
+    "GraniteMoeSharedForCausalLM",
+}
+"""Classes of models that are read from GGUF; some architectures are of two, which a key or a tensor tells apart."""

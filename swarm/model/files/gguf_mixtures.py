@@ -207,10 +207,27 @@ def _minimax_m2(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
     gating(keys, SIGMOID)
 
 
+def _llama4(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    """Llama 4. Chunks of 8192 positions, a layer of four without rotation whose queries grow with their position, and
+    that queries and keys are normed unless there are 128 experts: no key says so, llama.cpp knows."""
+    config["hidden_act"] = "silu"
+    config["attention_bias"] = biased(header, "attn_q.bias")
+    config["intermediate_size_mlp"] = config.get("intermediate_size", 0) or expert_width(keys, header)
+    config["intermediate_size"] = expert_width(keys, header)
+    config["num_local_experts"] = keys.number("expert_count")
+    config["num_experts_per_tok"] = keys.number("expert_used_count")
+    config["interleave_moe_layer_step"] = keys.number("interleave_moe_layer_step")
+    config["no_rope_layer_interval"], config["attention_chunk_size"] = 4, 8192
+    config["use_qk_norm"] = config["num_local_experts"] != 128
+    config["attn_temperature_tuning"], config["floor_scale"], config["attn_scale"] = True, 8192, 0.1
+    gating(keys, SIGMOID)
+
+
 MIXTURES: Mapping[str, Family] = {
     "gpt-oss": Family("gpt_oss", "GptOssForCausalLM", _gpt_oss),
     "deepseek2": Family("deepseek_v3", "DeepseekV3ForCausalLM", _deepseek, widths=True, further=True),
     "glm4moe": Family("glm4_moe", "Glm4MoeForCausalLM", _glm4_moe, partial_rotary=True, further=True),
+    "llama4": Family("llama4_text", "Llama4ForCausalLM", _llama4),
     "olmoe": Family("olmoe", "OlmoeForCausalLM", _olmoe),
     "dots1": Family("dots1", "Dots1ForCausalLM", _dots1),
     "ernie4_5-moe": Family("ernie4_5_moe", "Ernie4_5_MoeForCausalLM", _ernie_moe),

@@ -46,11 +46,18 @@ def _numbers(config: Mapping[str, Any], hidden: int) -> int:
     kv_heads = int(config.get("num_key_value_heads") or heads)
     if config.get("model_type") in _ONE_KEY_HEAD and config.get("multi_query"):
         kv_heads = heads if config.get("new_decoder_architecture") else 1
-    return attentions * 2 * kv_heads * int(config.get("head_dim") or hidden // heads)
+    width = config.get("head_dim") or config.get("attention_head_dim") or hidden // heads
+    return attentions * 2 * kv_heads * int(width)
 
 
 def _by_layer(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """Of a config whose layers differ in the number and the width of heads; empty for others."""
+    if config.get("model_type") == "deepseek_v4":
+        try:  # one key head; where entries are pooled its keys are the values
+            whole: Any = CONFIG_MAPPING["deepseek_v4"].from_dict(dict(config))
+            return tuple(int(whole.head_dim) * (1 + (kind == "sliding_attention")) for kind in whole.layer_types)
+        except Exception:  # a config that its own class refuses: loading says why
+            return ()
     if not config.get("per_layer_config") and not config.get("global_head_dim"):
         return ()
     if config.get("model_type") not in CONFIG_MAPPING:

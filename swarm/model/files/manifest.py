@@ -25,7 +25,7 @@ from typing import Any
 
 from swarm.base.errors import ModelError
 from swarm.model.files.mtp import MTPTensors, first_head, is_mtp
-from swarm.model.files.ties import Ties, end_of, ties_of
+from swarm.model.files.ties import SHARED_BLOCK, Ties, end_of, ties_of
 from swarm.model.files.wrappers import is_wrapper, text_name, text_values
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
@@ -143,8 +143,16 @@ class Manifest:
             )
         raise ModelError(f"the config of {self.model} must state {keys[0]}; it does not")
 
-    @property
+    @cached_property
     def n_layers(self) -> int:
+        """How many the config says. Raises ModelError for more than there are tensors: it sizes what is planned."""
+        count = self._n_layers()
+        if self.tensors and count > len(self.tensors):
+            held = {layer_of(t.name) for t in self.tensors} - {None}
+            raise ModelError(f"the config of {self.model} says {count} layers, its weights hold {len(held)}")
+        return count
+
+    def _n_layers(self) -> int:
         for key in _LAYER_LISTS:
             listed = self.config.get(key)
             if isinstance(listed, list | str) and listed:
@@ -243,9 +251,11 @@ class Manifest:
 
     def layer_tensors(self, first: int, last: int) -> tuple[TensorEntry, ...]:
         """Tensors of layers [first, last), by name; with the first layer also embeddings, with the last also final
-        norm and head (the embeddings where the head shares them)."""
+        norm and head (the embeddings where the head shares them); of layers elsewhere what these share with them."""
         self.check_range(first, last)
         found = [t for layer in range(first, last) for t in self._by_layer.get(layer, ())]
+        for layer in self.ties.borrowed(first, last):
+            found += [t for t in self._by_layer.get(layer, ()) if f".{SHARED_BLOCK}." in t.name]
         outer = self._by_layer.get(None, ())
         shared = not any(_HEAD.search(t.name) for t in outer)
         for entry in outer:

@@ -3,6 +3,10 @@
 Gemma 3n and Gemma 4 give each layer an input of its own, looked up by the row's token, and let their last layers read
 the keys and values of an earlier one. So token ids travel with hidden rows, tables with a part for every layer belong
 to every stage, and a stage must not begin between a layer and the one whose entries it reads.
+
+Zamba's attention stands in a block of weights that several layers share, beside what is each layer's own, and looks at
+the embedding of the row's token. So ids travel here too, and a stage reads the shared blocks that its layers use from
+wherever they are stored.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ PER_LAYER_NORM = "per_layer_projection_norm"
 STREAMS_IN, STREAMS_OUT = "altup_projections", "altup_unembed_projections"
 """Gemma 3n's rows are several streams: what makes them of the embedding, and one row of them behind the layers."""
 
+SHARED_BLOCK = "shared_transformer"
+"""What several layers of Zamba share; files keep it with the first of them."""
+
 _MOST_STREAMS = 64
 """A config of a stranger may say what it likes, and rows of so many are planned with before a weight is read."""
 
@@ -39,23 +46,31 @@ class Ties:
     """Of one model.
 
     reads     layer -> the layer before it whose keys and values it reads; it keeps none of its own
-    by_token  layers look up the token ids of their rows: ids travel with hidden rows
+    by_token  layers look at the token ids of their rows: ids travel with hidden rows
+    embeds    they look at what the embedding makes of them: every stage has the table
     selects   layer -> the layer before it whose choice of positions it takes (GLM-5)
+    shares    layer -> the layer before it with whose weights it computes beside its own (Zamba)
     streams   hidden rows of the model that make up one row between its layers
     """
 
     reads: Mapping[int, int] = field(default_factory=dict)
     by_token: bool = False
+    embeds: bool = False
     selects: Mapping[int, int] = field(default_factory=dict)
     streams: int = 1
     streams_last: bool = False
     """Do layers take and give them as [1, T, streams, hidden] (Hunyuan V4), not as [streams, 1, T, hidden]?"""
+    shares: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def forbidden(self) -> frozenset[int]:
         """Layers that no stage and no block may begin with."""
         pairs = [*self.reads.items(), *self.selects.items()]
         return frozenset(cut for layer, source in pairs for cut in range(source + 1, layer + 1))
+
+    def borrowed(self, first: int, last: int) -> frozenset[int]:
+        """Layers outside of [first, last) in which weights are stored that the range shares."""
+        return frozenset(self.shares[n] for n in range(first, last) if n in self.shares) - frozenset(range(first, last))
 
     def why(self, cut: int) -> str:
         """Why a forbidden cut is one."""
@@ -81,6 +96,11 @@ def ties_of(config: Mapping[str, Any], model: str, most: int) -> Ties:
     if kind is not None and "indexer_types" in getattr(kind, "__dataclass_fields__", ()):
         streams = _few(_hyper_streams(kind, config), model)
         return Ties(selects=_selects(kind, config, model), streams=streams, streams_last=streams > 1)
+    if kind is not None and kind.model_type in _SHARING:
+        return Ties(shares=_shares(kind, config, model, most), by_token=True, embeds=True)
+    if kind is not None and kind.model_type == "deepseek_v4":
+        streams = _few(_hyper_streams(kind, config), model)
+        return Ties(by_token=_hashes(kind, config, model, most), streams=streams, streams_last=streams > 1)
     if kind is None or not hasattr(kind, "kv_sharing_modes"):
         return Ties()
     try:
@@ -99,7 +119,37 @@ def ties_of(config: Mapping[str, Any], model: str, most: int) -> Ties:
                 raise ModelError(f"the config of {model} has layer {layer} read keys of {attention} that none keeps")
             reads[layer] = kept[attention]
     streams = _few(getattr(whole, "altup_num_inputs", 1), model)
-    return Ties(reads, bool(getattr(whole, "hidden_size_per_layer_input", 0)), {}, streams)
+    looks_up = bool(getattr(whole, "hidden_size_per_layer_input", 0))
+    return Ties(reads, looks_up, looks_up, {}, streams)
+
+
+_SHARING = ("zamba2",)
+
+
+def _shares(kind: Any, config: Mapping[str, Any], model: str, most: int) -> dict[int, int]:
+    try:
+        whole: Any = kind.from_dict(dict(config))
+        kinds, blocks = list(whole.layer_types), int(getattr(whole, "num_mem_blocks", 1))
+    except Exception as exc:  # config classes validate in ways of their own
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise ModelError(f"the config of {model} does not say which layers share a block: {reason}") from exc
+    if not whole.tie_word_embeddings:  # transformers then ties nothing at all: each layer has a block of its own
+        return {}
+    layers = [layer for layer, name in enumerate(kinds) if name == "hybrid"]
+    if blocks < 1 or len(kinds) > most:
+        raise ModelError(f"the config of {model} says {blocks} shared blocks in {len(kinds)} layers")
+    return {layer: layers[place % blocks] for place, layer in enumerate(layers) if place >= blocks}
+
+
+def _hashes(kind: Any, config: Mapping[str, Any], model: str, most: int) -> bool:
+    """Do layers choose experts by the token (DeepSeek V4's first ones)?"""
+    if isinstance(layers := config.get("num_hidden_layers"), int) and layers > most:
+        raise ModelError(f"the config of {model} says {layers} layers, its files hold {most} tensors")
+    try:
+        return "hash_moe" in kind.from_dict(dict(config)).mlp_layer_types
+    except Exception as exc:  # config classes validate in ways of their own
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise ModelError(f"the config of {model} does not say how its layers choose experts: {reason}") from exc
 
 
 def _few(streams: int, model: str) -> int:
@@ -135,6 +185,6 @@ def _selects(kind: Any, config: Mapping[str, Any], model: str) -> dict[int, int]
 
 def end_of(name: str, ties: Ties) -> str | None:
     """Where a tensor outside of the layers belongs by these ties: "every" stage or the "head"; None: as usual."""
-    if ties.by_token and _EVERYWHERE.search(name):
+    if ties.embeds and _EVERYWHERE.search(name):
         return "every"
     return "head" if ties.streams > 1 and _STREAMS_IN.search(name) else None

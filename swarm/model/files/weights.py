@@ -191,8 +191,10 @@ def _unpack(
     """A matrix of GGUF blocks as `dtype`, some rows at a time: in float32 the table of a large vocabulary alone takes
     gigabytes. None for what is no such matrix. Raises ModelError for scales that are not finite."""
     form = find_format(entry.format)
+    if form is None or len(entry.shape) != 2 or form.name not in READABLE:
+        return None
     lies = layout(entry.name, entry.shape, config)
-    if form is None or len(entry.shape) != 2 or lies.transposed or form.name not in READABLE:
+    if lies.transposed:
         return None
     rows, columns = entry.shape
     if columns % form.block or entry.nbytes != rows * (columns // form.block) * form.block_bytes:

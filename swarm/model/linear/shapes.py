@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from swarm.base.errors import ModelError
+
 WINDOW = 128
 """Committed positions behind the newest one that a session can always go back to without being filled again. Rows in
 flight are far fewer; a requester that goes on after a fault resends from the newest answer that it has."""
@@ -22,6 +24,8 @@ SEGMENT = 64
 
 RECURRENT_KINDS = frozenset({"linear_attention", "conv", "hybrid"})
 """Kinds of layers, as configs name them, that keep a state (`hybrid`: beside keys and values)."""
+POOLED_KINDS = frozenset({"compressed_sparse_attention", "heavily_compressed_attention"})
+"""Kinds of layers that keep pooled entries beside keys and values (DeepSeek V4)."""
 PLAIN_KINDS = frozenset({"mlp", "moe"})
 """Kinds of layers that work row by row and keep nothing (Nemotron-H)."""
 
@@ -77,7 +81,48 @@ class ScanShape:
         return entry * entries(scratch, context) + 3 * 4 * self.channels * self.states
 
 
-StateShape = ConvShape | RuleShape | ScanShape
+@dataclass(frozen=True)
+class PoolShape:
+    """Entries of `entry` numbers that stand for `rate` positions each (DeepSeek V4), in the block's dtype. overlapping:
+    an entry is made of two windows' rows, each of which gives two series of numbers."""
+
+    rate: int
+    entry: int
+    overlapping: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rate < 1 or self.entry < 1:
+            raise ModelError(
+                f"a config says entries of {self.entry} numbers for {self.rate} positions, expected 1 or more"
+            )
+
+    @property
+    def width(self) -> int:
+        """Numbers that a row gives: what is summed and its weights."""
+        return self.entry * (4 if self.overlapping else 2)
+
+    @property
+    def reach(self) -> int:
+        """Positions that an entry is made of."""
+        return self.rate * (2 if self.overlapping else 1)
+
+    @property
+    def window(self) -> int:
+        """Committed positions behind the newest one whose rows' gifts are kept: WINDOW to go back, and two windows that
+        are not closed there."""
+        return WINDOW + 2 * self.rate
+
+    def capacity(self, context: int) -> int:
+        """Most committed positions whose rows' gifts are kept."""
+        return min(CAPACITY + 2 * self.rate, context)
+
+    def bytes(self, scratch: int, context: int, itemsize: int) -> int:
+        """Of one session: what rows gave, and the entries of the whole text."""
+        slots = scratch + self.capacity(context) + 1
+        return (self.width * slots + self.entry * (context // self.rate + 1)) * itemsize
+
+
+StateShape = ConvShape | RuleShape | ScanShape | PoolShape
 
 
 def entries(scratch: int, context: int) -> int:

@@ -8,16 +8,29 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
+from swarm.base.errors import ModelError
 from swarm.model.files.manifest import Manifest, layer_of
-from swarm.model.linear.shapes import PLAIN_KINDS, RECURRENT_KINDS, ConvShape, RuleShape, ScanShape, StateShape
+from swarm.model.linear.shapes import (
+    PLAIN_KINDS,
+    RECURRENT_KINDS,
+    ConvShape,
+    PoolShape,
+    RuleShape,
+    ScanShape,
+    StateShape,
+)
 
 FULL = "full_attention"
+_RENAMED = ("zamba2",)
+"""Types whose files name their layers otherwise than their class does."""
 
 
 def layer_kinds(manifest: Manifest) -> Sequence[str]:
     """The kind of each layer, as transformers names them; attention where the config does not tell."""
     config = manifest.config
     kinds = config.get("layer_types") or config.get("layers_block_type")
+    if kinds is not None and config.get("model_type") in _RENAMED:
+        kinds = None
     if kinds is None and config.get("model_type") in CONFIG_MAPPING:
         try:  # some classes work their layers out from other values
             kinds = getattr(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)), "layer_types", None)
@@ -41,6 +54,8 @@ def layer_states(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
         for entry in manifest.tensors
         if entry.name.endswith(".A_log") and len(entry.shape) == 2 and (layer := layer_of(entry.name)) is not None
     }
+    if manifest.text_config.get("model_type") == "deepseek_v4":
+        return _pooled(manifest)
     states: list[tuple[StateShape, ...]] = []
     for layer, kind in enumerate(layer_kinds(manifest)):
         rule: StateShape | None = _rule(manifest.config) if kind in RECURRENT_KINDS else None
@@ -48,6 +63,22 @@ def layer_states(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
         conv = convs.get(layer) if kind in RECURRENT_KINDS else None
         states.append(tuple(shape for shape in (conv, rule) if shape is not None))
     return states
+
+
+def _pooled(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
+    try:
+        whole: Any = CONFIG_MAPPING["deepseek_v4"].from_dict(dict(manifest.text_config))
+        rates = {kind: int(rate) for kind, rate in whole.compress_rates.items()}
+        wide = int(whole.head_dim), int(whole.head_dim) + int(whole.index_head_dim)
+        shapes = {
+            kind: (PoolShape(rates[kind], wide[sparse], bool(sparse)),)
+            for sparse, kind in enumerate(("heavily_compressed_attention", "compressed_sparse_attention"))
+        }
+    except ModelError:
+        raise
+    except Exception:  # a config that its own class refuses: loading says why
+        return [()] * manifest.n_layers
+    return [shapes.get(kind, ()) for kind in layer_kinds(manifest)]
 
 
 def keeps_keys(kind: str) -> bool:
@@ -75,5 +106,6 @@ _NAMES = (
     (("mamba_n_groups", "mamba_d_state", "mamba_n_heads", "mamba_d_head"), False),
     (("n_groups", "ssm_state_size", "mamba_num_heads", "mamba_head_dim"), False),
     (("n_groups", "state_size", "num_heads", "head_dim"), False),
+    (("mamba_ngroups", "mamba_d_state", "n_mamba_heads", "mamba_headdim"), False),
 )
 """Names of a rule's key heads, key width, value heads and value width, and whether it has a decay for each key row."""

@@ -23,7 +23,7 @@ class Store(ABC):
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self.layout, self.device = layout, device
-        self.capacity = min(CAPACITY, layout.context)
+        self.capacity, self.window = min(CAPACITY, layout.context), WINDOW
         self.base = 0
         self.tensors: list[torch.Tensor] = []
 
@@ -59,7 +59,7 @@ class Store(ABC):
         """For committed positions [first, stop), up to SEGMENT of them, which are about to be written."""
         if stop - self.base <= self.capacity:
             return
-        until = min((stop - WINDOW) // SEGMENT * SEGMENT, first)
+        until = min((stop - self.window) // SEGMENT * SEGMENT, first)
         self.fold(until)
         scratch, gone = self.layout.scratch, until - self.base
         for tensor in self.tensors:

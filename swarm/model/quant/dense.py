@@ -6,6 +6,8 @@ These do not: an output is one chain of fused multiply-adds in the order of the 
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -39,8 +41,12 @@ def pack_linears(model: nn.Module, lib: Library) -> None:
     """Replace the linear layers below `model`, one by one, so that one matrix is there twice at most. What shares its
     matrix with a large embedding takes the embedding along, where that is a plain one."""
     tables = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Embedding)}
+    again: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
+            if child in again:  # layers may share it
+                parent._modules[name] = again[child]
+                continue
             if isinstance(child, Conv1D):
                 if (matrix := dense_matrix(child.weight.T, lib)) is not None:
                     parent._modules[name] = PackedLinear(matrix, child.bias)
@@ -54,7 +60,7 @@ def pack_linears(model: nn.Module, lib: Library) -> None:
             matrix = dense_matrix(child.weight, lib)
             if matrix is None:
                 continue
-            parent._modules[name] = PackedLinear(matrix, child.bias)
+            parent._modules[name] = again[child] = PackedLinear(matrix, child.bias)
             if large and table is not None:
                 _replace(model, table, PackedEmbedding(matrix, child.weight.dtype, _scale(table)))
     join_same_rows(model)

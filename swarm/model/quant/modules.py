@@ -120,6 +120,11 @@ class PackedEmbedding(nn.Module):
         self.scale = None if scale is None else torch.tensor(scale, device="cpu").to(dtype)
         self.num_embeddings, self.embedding_dim = matrix.shape
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """No rows, for classes that ask their table which device it is on (Llama 4)."""
+        return torch.empty(0, self.embedding_dim, dtype=self.dtype)
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """int64 [...] -> [..., embedding_dim]."""
         rows = self.matrix.rows(ids.reshape(-1)).to(self.dtype).reshape(*ids.shape, self.embedding_dim)

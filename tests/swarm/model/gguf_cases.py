@@ -92,6 +92,20 @@ MB: dict[str, Any] = {
     "pad_token_id": None,
 }
 CASES: dict[str, Case] = {
+    "llama4": (
+        "llama4",
+        lambda: t.Llama4TextConfig(
+            **b(
+                head_dim=16,
+                intermediate_size=32,
+                intermediate_size_mlp=96,
+                num_local_experts=8,
+                num_experts_per_tok=2,
+                interleave_moe_layer_step=2,
+            )
+        ),
+        {**E8, "feed_forward_length": 96, "interleave_moe_layer_step": 2, "rope.dimension_count": 16},
+    ),
     "mixtral": (
         "llama",
         lambda: t.MixtralConfig(**b(num_local_experts=8, num_experts_per_tok=2, sliding_window=None)),

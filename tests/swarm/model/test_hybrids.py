@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from swarm.base.errors import ModelError
 from swarm.discovery.model_shape import model_shape
 from swarm.model.block import Block, load_block
 from swarm.model.files.store import ModelStore
@@ -22,7 +21,15 @@ from tests.models.sweep import _random_model
 from tests.swarm.model.tiny import CPU, Chain, MemoryCheckpoint, certain, chain_of, drafted, path_to
 
 LAYOUT = Layout(scratch=192, context=1024)
-KINDS = {"lfm2": 1e-4, "qwen3_next": 1e-3, "granitemoehybrid": 1e-4, "minimax": 1e-4, "jamba": 1e-4}
+KINDS = {
+    "lfm2": 1e-4,
+    "qwen3_next": 1e-3,
+    "granitemoehybrid": 1e-4,
+    "minimax": 1e-4,
+    "jamba": 1e-4,
+    "zamba2": 1e-4,
+    "deepseek_v4": 1e-4,
+}
 """Largest difference over the largest logit. Single rows of this random Qwen3-Next magnify rounding: transformers' own
 whole pass and its steps lie 4e-4 apart there, ours is nearer to the steps, and the median row is at 2e-6."""
 TREE, COMMITTED = (-1, 0, 0, 1, 2, -1), 4
@@ -112,7 +119,18 @@ def test_a_long_text_with_trees_faults_and_a_second_run(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["lfm2", "qwen3_next", "qwen3_5_text", "olmo_hybrid", "granitemoehybrid", "nemotron_h", "minimax", "jamba"]
+    [
+        "lfm2",
+        "qwen3_next",
+        "qwen3_5_text",
+        "olmo_hybrid",
+        "granitemoehybrid",
+        "nemotron_h",
+        "minimax",
+        "jamba",
+        "zamba2",
+        "deepseek_v4",
+    ]
     + ["falcon", "gpt_bigcode", "diffllama", "longcat_flash", "bart", "gpt_neo"],
 )
 def test_planning_counts_what_a_session_takes(kind: str, tmp_path: Path) -> None:
@@ -125,10 +143,3 @@ def test_planning_counts_what_a_session_takes(kind: str, tmp_path: Path) -> None
         assert (shape.state_bytes[layer] if shape.state_bytes else 0) == states
         keys = pool.session_bytes(LAYOUT, layer, layer + 1) - states
         assert shape.session_bytes(layer, layer + 1, LAYOUT.slots + 1) - states == keys
-
-
-def test_layers_that_look_at_the_tokens_are_refused_before_weights_are_read() -> None:
-    checkpoint = MemoryCheckpoint(_random_model(tiny_config("zamba2")))
-    with pytest.raises(ModelError, match="its layers look at the embeddings of the tokens"):
-        load_block(checkpoint, 0, 2, CPU, torch.float32)
-    assert checkpoint.bytes_read == 0

@@ -94,7 +94,17 @@ def test_what_an_architecture_does_not_take_is_refused(
         open_model(str(path), store)
 
 
-PACKED = ("gpt-oss", "deepseek3", "glm4moe", "granitemoeshared", "lfm2moe", "qwen3next", "qwen35moe", "nemotron_h_moe")
+PACKED = (
+    "gpt-oss",
+    "llama4",
+    "deepseek3",
+    "glm4moe",
+    "granitemoeshared",
+    "lfm2moe",
+    "qwen3next",
+    "qwen35moe",
+    "nemotron_h_moe",
+)
 
 
 @pytest.mark.parametrize("case", PACKED)
