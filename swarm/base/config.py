@@ -12,7 +12,7 @@ GPU = Number(int, 0, 64, "a GPU number")
 THREADS = Number(int, 1, 1024, "a number of threads")
 PORT = Number(int, 0, 65535, "a port")
 GRACE = Number(float, 0, 3600, "seconds")
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The model that comes with wanswarm."""
 
@@ -189,7 +189,10 @@ class JoinConfig:
         everyday=True,
     )
     dtype: str = option(
-        "auto", "auto: bfloat16 where the device computes it natively (default: %(default)s)", choices=DTYPES
+        "auto",
+        "auto: bfloat16 where the device computes it natively, else float16 on GPUs and float32 on CPUs "
+        "(default: %(default)s)",
+        choices=DTYPES,
     )
     weights_as: str = option(
         "auto",

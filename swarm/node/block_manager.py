@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from dataclasses import dataclass, replace
-
-import torch
 
 from swarm.base.errors import RunError, SwarmError
 from swarm.base.events import Notice
@@ -15,6 +12,7 @@ from swarm.base.nodeid import id_text
 from swarm.discovery.planner_view import members_of, speed_of
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.weights import WeightsServer
+from swarm.model.device import tidy
 from swarm.model.files.blobs import BlobSource
 from swarm.model.files.manifest import Manifest
 from swarm.net.switchboard import Switchboard
@@ -137,7 +135,7 @@ class BlockManager:
             return False
         server.exchange(new.hosted)
         self.take(new)
-        _tidy(self._host.device)
+        tidy(self._host.device)
         return True
 
     async def _load_instead(self, server: StageServer, layers: Layers) -> bool:
@@ -146,7 +144,7 @@ class BlockManager:
         server.exchange(None)
         self._gossip.publish(state="joining", claim=layers)
         self.close()
-        _tidy(self._host.device)
+        tidy(self._host.device)
         try:
             new = await self.load(layers)
         except SwarmError as why:
@@ -197,13 +195,6 @@ async def _quiet(server: StageServer) -> bool:
             return True
         await asyncio.sleep(QUIET_LOOK_S)
     return False
-
-
-def _tidy(device: torch.device) -> None:
-    """Give memory of dropped blocks back now: the next one may need it."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _say(layers: Layers) -> str:

@@ -13,6 +13,7 @@ import torch
 from swarm.base.errors import BusyError, ModelError, PeerError
 from swarm.model.block import Block, Job
 from swarm.model.gpu import Clock, entered, first_line, out_of_memory
+from swarm.net.channel.message import Body
 from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, fits
 from swarm.ring.drawing import Drawing, needs_tokens
 from swarm.ring.frame import Answer, Drafts, Frame, answer_of
@@ -133,11 +134,7 @@ def _job(session: StageSession, frame: Frame) -> Job:
         header, data = frame.hidden
         if header.get("wire") != session.opening.wire:
             raise PeerError(f"expected hidden rows as {session.opening.wire}, found {str(header.get('wire'))[:40]!r}")
-        hidden = decode_tensor_untrusted(header, data, block.dtype)
-        if hidden.shape != (len(frame.rows), block.hidden_size):
-            raise PeerError(f"expected hidden rows {len(frame.rows)} x {block.hidden_size}, found {list(hidden.shape)}")
-        if not torch.isfinite(hidden).all():  # attention would spread one such row over all that follow
-            raise UnfitRowsError("expected finite hidden rows from the stage before, found others")
+        hidden = rows_untrusted(header, data, (len(frame.rows), block.hidden_size), block.dtype)
         if block.gpu is not None:
             hidden = block.gpu.to_device(hidden, block.dtype)
     if session.sent is not None:
@@ -146,6 +143,22 @@ def _job(session: StageSession, frame: Frame) -> Job:
         session.tokens.commit(frame.commits)
         session.tokens.write(frame.rows)
     return Job(session.kv, frame.commits, frame.rows, hidden)
+
+
+def rows_untrusted(
+    header: Mapping[str, object], data: Body, shape: tuple[int, int], dtype: torch.dtype
+) -> torch.Tensor:
+    """Hidden rows of the stage before as `dtype`. Raises PeerError for others than `shape`, UnfitRowsError for rows
+    that no honest stage gives, ModelError for rows that are right but beyond float16, as bfloat16's may be."""
+    narrow = dtype == torch.float16
+    hidden = decode_tensor_untrusted(header, data, torch.float32 if narrow else dtype)
+    if hidden.shape != shape:
+        raise PeerError(f"expected hidden rows {shape[0]} x {shape[1]}, found {list(hidden.shape)}")
+    if not torch.isfinite(hidden).all():  # attention would spread one such row over all that follow
+        raise UnfitRowsError("expected finite hidden rows from the stage before, found others")
+    if narrow and not torch.isfinite(hidden := hidden.to(dtype)).all():
+        raise ModelError("hidden rows are beyond float16, in which this node computes; use --dtype float32 on it")
+    return hidden
 
 
 def _outcome(
