@@ -9,8 +9,9 @@
 #include "repack.h"
 
 // One row of x as bytes: q [columns], scale [columns / 32], sums [columns / 16] of the bytes; and what a format makes of
-// them per `sub` columns: zero = -T::zero * sum(q), mean = scale * sum(q).
+// them per `sub` columns: zero = -T::zero * sum(q), mean = scale * sum(q). x: the row itself, for formats of floats.
 struct Rounded {
+    float *x;
     int8_t *q;
     float *scale, *mean;
     int32_t *sums, *zero;
@@ -252,7 +253,7 @@ int mixed_products(int isa, const Item *items, int64_t many, int64_t columns, co
     return 0;
 }
 
-const int KINDS = 16;  // at least as many as there are formats
+const int KINDS = 24;  // at least as many as there are formats
 
 // x [rows, columns]; picks: which of them each of the `picked` rows that the parts speak of is, null: row i is row i.
 int compute(int isa, const Part *parts, int64_t many, int64_t columns, const void *x, int64_t rows, const int64_t *picks,
@@ -262,6 +263,7 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
     auto *plans = scratch.take<Plan>(many);
     Kind kinds[KINDS];
     int different = 0;
+    bool floats = false;
     int64_t bytes = 0, work = 0, tasks = 0, longest = 0;
     if (!plans) return -2;
     for (int64_t m = 0; m < many; m++) {
@@ -270,6 +272,7 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
         bool known = layout::with_type(int(kind.number), [&](auto t) {
             using T = decltype(t);
             kind.prepare = prepare<T>, plan.multiply = multiply<T>, plan.size = int64_t(T::panel(columns));
+            floats |= T::floats;
         });
         if (!known) return -1;
         plan.panels = (parts[m].out_features + 15) / 16;
@@ -289,7 +292,8 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
         tasks += (plan.panels + plan.together - 1) / plan.together;
     }
     // A row's bytes, scales and sums are there once, what a format makes of them once for each format.
-    int64_t shared = lines(columns) + lines(blocks * 4) + lines(blocks * 8), own = 2 * lines(blocks * 8);
+    const int64_t whole = lines(columns) + lines(blocks * 4) + lines(blocks * 8);
+    int64_t shared = whole + (floats ? lines(columns * 4) : 0), own = 2 * lines(blocks * 8);
     int64_t row_bytes = shared + different * own, each_kind = rows + (picks ? picked : 0);
     auto *memory = scratch.take<uint8_t>(rows * row_bytes + 64);
     auto *rounded = scratch.take<Rounded>(each_kind * different);
@@ -300,7 +304,9 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
         uint8_t *p = base + r * row_bytes, *q = p + shared;
         auto *scale = reinterpret_cast<float *>(p + lines(columns));
         auto *sums = reinterpret_cast<int32_t *>(p + lines(columns) + lines(blocks * 4));
-        Rounded row{reinterpret_cast<int8_t *>(p), scale, nullptr, sums, nullptr};
+        Rounded row{reinterpret_cast<float *>(p + whole), reinterpret_cast<int8_t *>(p), scale, nullptr, sums, nullptr};
+        if (floats && narrow) BY_ISA(isa, keep_row(static_cast<const uint16_t *>(x) + r * columns, columns, row.x));
+        if (floats && !narrow) BY_ISA(isa, keep_row(static_cast<const float *>(x) + r * columns, columns, row.x));
         if (narrow) BY_ISA(isa, round_row(static_cast<const uint16_t *>(x) + r * columns, columns, row));
         else BY_ISA(isa, round_row(static_cast<const float *>(x) + r * columns, columns, row));
         for (int k = 0; k < different; k++, q += own) {
@@ -466,7 +472,7 @@ template <class E> int attend(int isa, const AttendCall &call, const AttendJob *
 
 extern "C" {
 
-int swarm_quant_version() { return 4; }
+int swarm_quant_version() { return 5; }
 
 // The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI, 3 also with bfloat16.
 int swarm_quant_isa() {

@@ -54,6 +54,11 @@ template <class X> TARGET static void round_row(const X *x, int64_t columns, Rou
     }
 }
 
+// The row itself, as float32.
+template <class X> TARGET static void keep_row(const X *x, int64_t columns, float *to) {
+    for (int64_t b = 0; b < columns / 32; b++) take(x + b * 32, to + b * 32);
+}
+
 // What a format wants of a rounded row besides its bytes.
 template <class T> TARGET static void prepare_row(int64_t columns, Rounded o) {
     for (int64_t b = 0; b < columns / 32; b++) {
@@ -98,6 +103,7 @@ TARGET static inline __attribute__((always_inline)) void scales(const uint8_t *s
     if constexpr (T::scale == SUPER16 || T::scale == SUPER) w = times(d, signed_bytes(s + 16 * h));
     if constexpr (T::scale == SUPER2) w = times(d, nibble<0>(s + 16 * h)), min = times(m, nibble<1>(s + 16 * h));
     if constexpr (T::scale == E8M0) w = powers(s);
+    if constexpr (T::scale == E4M3) w = times(d, small_floats<false>(s + 16 * h));
 }
 
 // Bring the integer sums of one part of a block to float32 and add them. at: the part's place in a row's means.
@@ -118,6 +124,7 @@ TARGET static __attribute__((noinline)) void panel(const uint8_t *codes, const u
     constexpr int parts = 32 / T::sub;
     Floats total[R], d = spread(0.0f), m = d;
     for (int r = 0; r < R; r++) total[r] = spread(0.0f);
+    if constexpr (T::scale == E4M3) d = times(floats_at(reinterpret_cast<const float *>(scale)), spread(256.0f));
     int64_t blocks = columns / 32;
     constexpr int stride = T::code_bytes + T::scale_bytes + T::head_bytes / 8;
     const uint8_t *ahead = codes + AHEAD;
@@ -149,6 +156,29 @@ TARGET static __attribute__((noinline)) void panel(const uint8_t *codes, const u
     for (int r = 0; r < R; r++) out[r] = total[r];
 }
 
+// The same for FP8: rows as they are, one chain of fused multiply-adds in the order of the columns over weights in float32:
+// the bits of dense.h's product with the unpacked matrix.
+template <class T, int R>
+TARGET static __attribute__((noinline)) void float_panel(const uint8_t *codes, const uint8_t *scale, int64_t columns,
+                                                         const Rounded *rows, Floats *out) {
+    constexpr bool e5m2 = T::table == 3;
+    Floats total[R], s = spread(0.0f);
+    for (int r = 0; r < R; r++) total[r] = spread(0.0f);
+    for (int64_t b = 0; b < columns / 32; b++) {
+        if (b % 4 == 0) {
+            s = floats_at(reinterpret_cast<const float *>(scale + T::at(b)));
+            if constexpr (!e5m2) s = times(s, spread(256.0f));  // a power of two: nothing is rounded by it
+        }
+        const uint8_t *block = codes + b * T::code_bytes;
+        for (int line = 0; line < T::code_bytes; line += 64) fetch(block + AHEAD / 2 + line);
+        for (int c = 0; c < 32; c++) {
+            Floats w = times(small_floats<e5m2>(block + 16 * c), s);
+            for (int r = 0; r < R; r++) total[r] = fused(w, spread(rows[r].x[b * 32 + c]), total[r]);
+        }
+    }
+    for (int r = 0; r < R; r++) out[r] = total[r];
+}
+
 TARGET static inline void put(float *y, const float *line, int count) { std::memcpy(y, line, count * sizeof(float)); }
 // Rounded to nearest even, as torch does; not a number stays one.
 TARGET static inline void put(uint16_t *y, const float *line, int count) {
@@ -167,7 +197,8 @@ template <class T, int R, class Y>
 TARGET static void some_rows(const uint8_t *packed, int64_t columns, const Rounded *rows, int64_t from, const float *bias,
                              int64_t outs, int64_t width, Y *y) {
     Floats out[R];
-    panel<T, R>(packed, packed + T::codes(columns), columns, rows, out);
+    if constexpr (T::floats) float_panel<T, R>(packed, packed + T::codes(columns), columns, rows, out);
+    else panel<T, R>(packed, packed + T::codes(columns), columns, rows, out);
     int count = outs - from < 16 ? int(outs - from) : 16;
     for (int r = 0; r < R; r++) {
         alignas(64) float line[16];
