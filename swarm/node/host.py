@@ -144,7 +144,7 @@ class Host:
         runs that ask for it."""
         if not block.tail:
             return None
-        weights = self.weights if block.device.type == "cpu" else "expanded"
+        weights = self.weights if block.device.type == "cpu" else "expanded"  # of a small part
         try:
             head = load_mtp(checkpoint, block, weights)
             if head is None and (folder := read_eagle(self.store.path(ref) / BESIDE)) is not None:
@@ -206,7 +206,7 @@ class Host:
         them was faster so when it was measured here (once for a model; kept)."""
         manifest = checkpoint.manifest
         if device.type != "cpu" or self.weights != "auto":
-            return self.weights if device.type == "cpu" else "expanded"
+            return self.weights  # on a GPU "expanded" or "stored": `choose_weights` knows no "auto" there
         layer = (first + last) // 2
         stored, wide = self.shape(manifest), model_shape(manifest, self.dtype)
         if stored.layer_bytes[layer] >= wide.layer_bytes[layer]:

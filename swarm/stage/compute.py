@@ -134,7 +134,8 @@ def _job(session: StageSession, frame: Frame) -> Job:
         header, data = frame.hidden
         if header.get("wire") != session.opening.wire:
             raise PeerError(f"expected hidden rows as {session.opening.wire}, found {str(header.get('wire'))[:40]!r}")
-        hidden = rows_untrusted(header, data, (len(frame.rows), block.hidden_size), block.dtype)
+        shape = (len(frame.rows), block.hidden_size)
+        hidden = narrowed(rows_untrusted(header, data, shape, block.dtype), block.dtype)
         if block.gpu is not None:
             hidden = block.gpu.to_device(hidden, block.dtype)
     if session.sent is not None:
@@ -148,17 +149,22 @@ def _job(session: StageSession, frame: Frame) -> Job:
 def rows_untrusted(
     header: Mapping[str, object], data: Body, shape: tuple[int, int], dtype: torch.dtype
 ) -> torch.Tensor:
-    """Hidden rows of the stage before as `dtype`. Raises PeerError for others than `shape`, UnfitRowsError for rows
-    that no honest stage gives, ModelError for rows that are right but beyond float16, as bfloat16's may be."""
-    narrow = dtype == torch.float16
-    hidden = decode_tensor_untrusted(header, data, torch.float32 if narrow else dtype)
+    """Hidden rows of the stage before: as `dtype`, but float32 instead of float16, which holds less than they may be.
+    Raises PeerError for others than `shape`, UnfitRowsError for rows that no honest stage gives."""
+    hidden = decode_tensor_untrusted(header, data, torch.float32 if dtype == torch.float16 else dtype)
     if hidden.shape != shape:
         raise PeerError(f"expected hidden rows {shape[0]} x {shape[1]}, found {list(hidden.shape)}")
     if not torch.isfinite(hidden).all():  # attention would spread one such row over all that follow
         raise UnfitRowsError("expected finite hidden rows from the stage before, found others")
-    if narrow and not torch.isfinite(hidden := hidden.to(dtype)).all():
-        raise ModelError("hidden rows are beyond float16, in which this node computes; use --dtype float32 on it")
     return hidden
+
+
+def narrowed(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows as a block of `dtype` computes them. Raises ModelError for rows that are right but beyond float16."""
+    rows = hidden.to(dtype)
+    if dtype == torch.float16 and not torch.isfinite(rows).all():
+        raise ModelError("hidden rows are beyond float16, in which this node computes; use --dtype float32 on it")
+    return rows
 
 
 def _outcome(

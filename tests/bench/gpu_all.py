@@ -23,10 +23,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from swarm.base.errors import ModelError
 from swarm.base.events import Event, Notice
 from swarm.model.block import Block, Job, load_block
 from swarm.model.graphs import GraphedBlock, graphed
 from swarm.model.kvcache import KVPool
+from swarm.model.quant.formats import blocks_format
+from swarm.model.quant.matrix import PackedMatrix, hold
+from swarm.model.quant.native import library
+from swarm.model.quant.on_device import has_triton, on_device
 from swarm.model.rows import Layout, Rows, no_commits
 from tests.bench.gpu_draft import SHAPES, RandomCheckpoint, bandwidth, measure, waiter
 
@@ -136,11 +141,7 @@ class Bench:
         return spent
 
     def _timed(self, work: Callable[[], object]) -> float:
-        self.wait()
-        start = time.perf_counter()
-        work()
-        self.wait()
-        return (time.perf_counter() - start) * 1e3
+        return timed(work, self.wait)
 
     def sessions(self, count: int) -> dict[str, object]:
         """What is held after ten sessions, and after `count`."""
@@ -190,6 +191,44 @@ def drafters(device: torch.device, small: bool, speed: float) -> object:
     ]
 
 
+def packed(device: torch.device, small: bool, speed: float, wait: Callable[[], None]) -> object:
+    """Products with packed matrices of an 8B model's size, by Triton where it is and by unpacking a layer. On a CPU the
+    latter alone. roofline_ms: the packed bytes' time."""
+    lib = library()
+    if lib is None:
+        raise ModelError("packed formats need wanswarm installed with a C++ compiler: panels are made on the CPU")
+    shape, found = (256, 512) if small else (14336, 4096), []
+    dtype = torch.float32 if small else torch.bfloat16
+    for name in ("Q4_K", "Q6_K", "Q8_0", "MXFP4", "FP8_E4M3", "NVFP4_ROWS"):
+        form = blocks_format(name)
+        assert form is not None
+        stored = np.random.default_rng(0).integers(
+            0, 256, shape[0] * shape[1] // form.block * form.block_bytes, np.uint8
+        )
+        form.settle_scales(stored)
+        held = hold(stored, form, shape, None, name, lib)
+        assert isinstance(held, PackedMatrix)
+        for by_triton in (False, True) if device.type == "cuda" and has_triton() else (False,):
+            matrix = on_device(held, device, by_triton)
+            for count in (1, 8, 64):
+                x = torch.randn(count, shape[1], device=device, dtype=dtype)
+                times = [timed(lambda m=matrix, x=x: m.product(x, None), wait) for _ in range(3 if small else 40)]  # type: ignore[misc]
+                ms, roofline = statistics.median(times), 1e3 * held.nbytes / speed
+                how = "Triton" if by_triton else "unpacked"
+                wanted = "one row <= 1.5 of the stored bytes' time"
+                found.append(asdict(Measure(f"{name}, {count} rows, {how}", ms, roofline, ms / roofline, wanted)))
+    return found
+
+
+def timed(work: Callable[[], object], wait: Callable[[], None]) -> float:
+    """Milliseconds."""
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return (time.perf_counter() - start) * 1e3
+
+
 def run(device: torch.device, small: bool) -> dict[str, object]:
     """All measures, as JSON has them."""
     bench = Bench(device, small)
@@ -199,6 +238,7 @@ def run(device: torch.device, small: bool) -> dict[str, object]:
         "first_token_ms": lambda: first_tokens(bench, small),
         "sessions": lambda: bench.sessions(12 if small else 1000),
         "drafter": lambda: drafters(device, small, speed),
+        "packed": lambda: packed(device, small, speed, bench.wait),
     }
     found: dict[str, object] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",

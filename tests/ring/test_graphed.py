@@ -19,7 +19,7 @@ from swarm.model.kvcache import KVPool
 from swarm.model.sampler import Sampling
 from swarm.net.channel.wire import encode_tensor
 from swarm.run.api import RunRequest, RunResult
-from swarm.stage.compute import UnfitRowsError, rows_untrusted
+from swarm.stage.compute import UnfitRowsError, narrowed, rows_untrusted
 from tests.ring.conftest import Stage, TestRing, reference
 from tests.swarm.model.fake_cuda import FakeCuda, FakeEvent
 
@@ -147,10 +147,11 @@ def test_rows_that_float16_does_not_hold_are_nobodys_fault_but_this_nodes() -> N
     header, data = encode_tensor(rows, "bfloat16")
     assert rows_untrusted(header, data, (1, 2), torch.bfloat16).isfinite().all()
     with pytest.raises(ModelError, match="beyond float16, in which this node computes; use --dtype float32"):
-        rows_untrusted(header, data, (1, 2), torch.float16)
+        narrowed(rows_untrusted(header, data, (1, 2), torch.float16), torch.float16)
     header, data = encode_tensor(torch.tensor([[1.0, float("inf")]]), "bfloat16")
     for dtype in (torch.float16, torch.float32):
         with pytest.raises(UnfitRowsError):
             rows_untrusted(header, data, (1, 2), dtype)
     header, data = encode_tensor(torch.tensor([[0.1, -3.0]]).half(), "float16")
-    assert rows_untrusted(header, data, (1, 2), torch.float16).tolist() == torch.tensor([[0.1, -3.0]]).half().tolist()
+    found = narrowed(rows_untrusted(header, data, (1, 2), torch.float16), torch.float16)
+    assert found.dtype == torch.float16 and found.tolist() == torch.tensor([[0.1, -3.0]]).half().tolist()

@@ -19,6 +19,7 @@ def test_the_script_runs_on_a_cpu(tmp_path: Path) -> None:
     ]
     assert all(m["ms"] > 0 and m["roofline_ms"] > 0 for m in found["passes"])
     assert found["sessions"]["kept"] and found["notices"] == [] and found["failed"] == {}
+    assert len(found["packed"]) == 18 and all(m["ms"] > 0 for m in found["packed"])
     assert set(found) >= {name for name, *_ in PLAN} - {"distilling"}
     assert found["drafter"][0]["loop_graph_ms"] > 0
 

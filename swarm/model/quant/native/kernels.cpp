@@ -151,9 +151,10 @@ struct Part {
 
 struct Plan {
     int64_t panels, size, first, together;  // panels of `size` bytes; the first of its tasks; panels of a task
+    int64_t step;                           // panels that are gone through together
     Rounded *rows;                          // of the call, as the matrix's format wants them
     void (*multiply)(int isa, const Part &part, int64_t columns, const Rounded *rows, int64_t at, int64_t count,
-                     int64_t panel, bool narrow);
+                     int64_t panel, int64_t panels, bool narrow);
 };
 
 // What the formats of a call make of its rows, once for each format.
@@ -172,19 +173,20 @@ struct Scratch {  // freed when a call ends
 
 template <class T> void prepare(int isa, int64_t columns, Rounded row) { BY_ISA(isa, prepare_row<T>(columns, row)); }
 
-// Rows [at, at + count) of a part times one panel.
+// Rows [at, at + count) of a part times one panel, of FP8 `panels` of them.
 template <class T>
 void multiply(int isa, const Part &part, int64_t columns, const Rounded *rows, int64_t at, int64_t count, int64_t panel,
-              bool narrow) {
+              int64_t panels, bool narrow) {
     const uint8_t *packed = part.packed + panel * int64_t(T::panel(columns));
     int64_t width = part.width, outs = part.out_features;
-    if (narrow) {
-        uint16_t *y = static_cast<uint16_t *>(part.y) + at * width;
-        BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
-    } else {
-        float *y = static_cast<float *>(part.y) + at * width;
-        BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
-    }
+    auto to = [&](auto *y) {
+        y += at * width;
+        if constexpr (T::floats)
+            BY_ISA(isa, some_of_floats<T>(packed, panels, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
+        else BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
+    };
+    if (narrow) to(static_cast<uint16_t *>(part.y));
+    else to(static_cast<float *>(part.y));
 }
 
 int64_t lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -272,7 +274,7 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
         bool known = layout::with_type(int(kind.number), [&](auto t) {
             using T = decltype(t);
             kind.prepare = prepare<T>, plan.multiply = multiply<T>, plan.size = int64_t(T::panel(columns));
-            floats |= T::floats;
+            floats |= T::floats, plan.step = T::floats ? 4 : 1;
         });
         if (!known) return -1;
         plan.panels = (parts[m].out_features + 15) / 16;
@@ -337,8 +339,10 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
             int64_t count = parts[m].count - r < some ? parts[m].count - r : some;
             int64_t panel = (i - plan.first) * plan.together, last = panel + plan.together;
             if (count <= 0) return;
-            for (last = last < plan.panels ? last : plan.panels; panel < last; panel++)
-                plan.multiply(isa, parts[m], columns, plan.rows, r, count, panel, narrow);
+            for (last = last < plan.panels ? last : plan.panels; panel < last; panel += plan.step) {
+                int64_t left = last - panel < plan.step ? last - panel : plan.step;
+                plan.multiply(isa, parts[m], columns, plan.rows, r, count, panel, left, narrow);
+            }
         });
     }
     return 0;
