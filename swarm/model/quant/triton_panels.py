@@ -158,5 +158,6 @@ def product(
     grid = (-(-outs // OUTPUTS), -(-rows // ROWS))
     kernel: Any = _product
     given = (x, data, table, y if bias is None else bias, y, rows, outs, columns, panel_bytes)
-    kernel[grid](*given, **constants(lie, bias is not None))
+    # Products and sums rounded one by one, as `panels.unpack` does: fused ones would give other weights.
+    kernel[grid](*given, **constants(lie, bias is not None), enable_fp_fusion=False)
     return y

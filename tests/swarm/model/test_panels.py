@@ -173,7 +173,7 @@ def test_kernels_compile_for_cards_that_are_not_here(name: str, capability: int,
     constants = triton_panels.constants(lie, bias=True)
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(triton_panels._product, signature, constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
     assert compiled.asm["cubin"] and compiled.metadata.shared <= 64 << 10  # what every card since Turing has
 
 
@@ -215,7 +215,7 @@ for name in NAMES:
     assert bool(((found.double() - right).abs() <= 1e-5 * size + 1e-6).all()), name
     for rows in ([0], [18], [3, 17, 4]):
         assert torch.equal(product(lie, matrix.data, table, x[rows], bias, shape[0]), found[rows]), name
-    if whole.abs().max() < 60_000:  # in bfloat16 the interpreter multiplies bit patterns: left to the test on a GPU
+    if size.max() < 60_000:  # in bfloat16 the interpreter multiplies bit patterns: left to the test on a GPU
         narrow = product(lie, matrix.data, table, x.half(), None, shape[0])
         close = x.half().double() @ whole.double().T
         assert bool(((narrow.double() - close).abs() <= 2 ** -11 * close.abs() + 2 ** -10 * size).all()), name
