@@ -3,6 +3,8 @@
 # CPU:   docker build --tag wanswarm .
 # CUDA:  docker build --tag wanswarm:cuda --build-arg VARIANT=cuda .
 #        docker run --gpus all ... wanswarm:cuda join --gpu 0        (the driver comes from the host)
+# ROCm:  docker build --tag wanswarm:rocm --build-arg VARIANT=rocm --build-arg PIP_ARGS="--index-url ..." .
+#        docker run --device /dev/kfd --device /dev/dri --group-add video ... wanswarm:rocm join --gpu 0    (never run)
 #
 # PIP_ARGS goes to pip: a mirror, or the index of PyTorch's CPU-only builds, which makes the CPU image gigabytes smaller
 # (see docs/deploy/README.md).
@@ -18,9 +20,11 @@ ENV PATH=/opt/wanswarm/bin:$PATH
 WORKDIR /src
 # Dependencies by themselves first: they are gigabytes and change far less often than the code.
 COPY pyproject.toml constraints.txt ./
-RUN case "$VARIANT" in cpu|cuda) ;; *) echo "VARIANT must be cpu or cuda, found $VARIANT" >&2; exit 1 ;; esac \
+RUN case "$VARIANT" in cpu|cuda|rocm) ;; *) echo "VARIANT must be cpu, cuda or rocm, found $VARIANT" >&2; exit 1 ;; esac \
  && python -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *(p["optional-dependencies"]["gpu"] if sys.argv[1] == "cuda" else []), sep="\n")' "$VARIANT" > wanted.txt \
  && pip install $PIP_ARGS --constraint constraints.txt --requirement wanted.txt
+# An image for a GPU with a torch that has no code for it would only say so at a user's: a mirror of CPU builds, say.
+RUN python -c 'import sys, torch; have = {"cpu", *(["cuda"] if torch.version.cuda else []), *(["rocm"] if torch.version.hip else [])}; sys.exit(None if sys.argv[1] in have else f"VARIANT={sys.argv[1]}, but torch {torch.__version__} is built for {sorted(have)}: give PIP_ARGS an index with such a build")' "$VARIANT"
 COPY LICENSE README.md ./
 COPY receipts receipts
 COPY draft draft

@@ -212,7 +212,7 @@ def across(
 
 
 def _lm(block: Block, tokens: torch.Tensor | None, context: int, report: Report, scratch: int = 256) -> LmDrafter:
-    if block.device.type != "cuda":
+    if block.gpu is None or not block.gpu.cuda.has_graphs:
         return LmDrafter(block, tokens, context=context, scratch=scratch)
     loop = ChainLoop(report=report)
     return LmDrafter(block, tokens, context=_fitting(block, context), scratch=scratch, loop=loop)

@@ -53,7 +53,8 @@ class LmDrafter:
         self._pool = KVPool(block, 1 << 62)
         self._kv = self._pool.open(self.layout, block.first, block.last)
         self._kv.prepare()
-        self._ranker = Ranker(block.vocab_size, tokens, block.device)
+        logits_on = block.device if block.gpu is None or block.gpu.cuda.has_float64 else torch.device("cpu")
+        self._ranker = Ranker(block.vocab_size, tokens, logits_on)
         if loop is not None:
             loop.attach(block, self._kv, self._ranker)
         self._guesses = Guesses(self.layout, Guess(None, 0, 0))

@@ -22,7 +22,7 @@ def parse_gpus(text: str) -> int | tuple[int, ...]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The model that comes with wanswarm."""
 
@@ -206,13 +206,16 @@ class JoinConfig:
         everyday=True,
     )
     dtype: str = option(
-        "auto", "auto: bfloat16 where the device computes it natively (default: %(default)s)", choices=DTYPES
+        "auto",
+        "auto: bfloat16 where the device computes it natively, else float16 on GPUs and float32 on CPUs "
+        "(default: %(default)s)",
+        choices=DTYPES,
     )
     weights_as: str = option(
         "auto",
         "stored: hold and multiply weights as the file has them, 4-bit files in 4 bits and a quarter of the "
-        "memory (CPU); expanded: as --dtype; auto: stored where there is a fast kernel, unless memory allows the other "
-        "and it was faster when one layer was measured; expanded with --dtype float32 and on GPUs "
+        "memory (on GPUs not experts); expanded: as --dtype; auto: stored where there is a fast kernel, unless memory "
+        "allows the other and it was faster when one layer was measured; expanded with --dtype float32 and on GPUs "
         "(default: %(default)s)",
         choices=("auto", "stored", "expanded"),
     )

@@ -44,6 +44,12 @@ def joint_dtype(found: Set[str]) -> str:
     return MIXED_STORED if found & {PACKED, MIXED_STORED} else MIXED
 
 
+def joint_wire(found: Set[str]) -> str:
+    """The format that loses nothing of what the stages compute in: theirs where they share one. Rows of stages that
+    differ may be as large as bfloat16's, and are as fine as no other's."""
+    return next(iter(found)) if found in ({"float32"}, {"float16"}) else "bfloat16"
+
+
 class Routes:
     """What an engine asks about routes and receipts (`swarm.run.routing.Router`, `swarm.run.receipt.Parties`), for one
     model and one requester's rules.
@@ -166,8 +172,7 @@ class Routes:
         if request.wire not in ("model", "auto"):
             return request.wire
         views = [self._gossip.member(stage.node) for stage in stages]
-        exact = all(view is not None and view.record.dtype == "float32" for view in views)
-        own = "float32" if exact else "bfloat16"
+        own = joint_wire({view.record.dtype if view is not None else "" for view in views})
         if request.wire == "model":
             return own
         members = {member.node: member for member in self._members()}

@@ -14,7 +14,7 @@ from swarm.model.files.packable import encoded_packs, packs, packs_encoded, stac
 from swarm.model.files.schemes import Weight, weights_of
 from swarm.model.files.ties import SHARED_BLOCK, end_of
 from swarm.model.linear.sizes import keeps_keys, layer_kinds, layer_states
-from swarm.model.quant.formats import find_format
+from swarm.model.quant.formats import blocks_format, find_format
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout
 from swarm.planner.api import ModelShape
@@ -97,7 +97,7 @@ def weight_bytes(weight: Weight, config: Mapping[str, Any], dtype: torch.dtype, 
     if encoding is None:
         return held_bytes(tensor, config, dtype, weights)
     if weights != "expanded" and len(tensor.shape) == 2:
-        form = find_format(f"gguf:{encoding.kernel_format}")
+        form = blocks_format(encoding.kernel_format)
         if packs_encoded(weight, config) and form is not None and lib is not None:
             return lib.packed_bytes(form.number, tensor.shape[0], tensor.shape[1])
         if weights == "stored" and encoded_packs(weight, config):

@@ -126,9 +126,10 @@ class Block:
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
         """One forward over the rows of all jobs, in order.
 
-        Returns per job: at the tail float32 logits [rows with want, vocab_size]; elsewhere hidden rows
-        [n, hidden_size] in the block's dtype. Jobs of one session may share a forward when no later one commits a
-        slot that an earlier one writes; ValueError otherwise.
+        Returns per job: at the tail float32 logits [rows with want, vocab_size] (on the CPU where the device lacks the
+        float64 that drawing needs); elsewhere hidden rows [n, hidden_size] in the block's dtype.
+        Jobs of one session may share a forward when no later one commits a slot that an earlier one writes; ValueError
+        otherwise.
         """
         with entered(self.gpu), self._attending.lock:
             self._attending.jobs = plans = self._plan(jobs)
@@ -274,6 +275,8 @@ class Block:
             logits = self._edges.through(self._model, {**inputs, "logits_to_keep": keep}).logits[0].float()
         else:
             logits = self._edges.through(self._model, inputs).logits[0, keep].float()
+        if self.gpu is not None and not self.gpu.cuda.has_float64:
+            logits = self.gpu.to_host(logits)
         return list(logits.split([int(r.want.sum()) for r in rows]))
 
     def _cache(self) -> dict[str, object]:

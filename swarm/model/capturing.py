@@ -47,7 +47,9 @@ copies them to the host and multiplies group by group (aten/src/ATen/native/cuda
 
 
 def can_capture(model: nn.Module, gpu: Gpu, dtype: torch.dtype) -> bool:
-    """Whether nothing is known of the model that reads on the host what experts are chosen."""
+    """Whether there are graphs, and nothing is known of the model that reads on the host what experts are chosen."""
+    if not gpu.cuda.has_graphs:
+        return False
     for module in model.modules():
         if not hasattr(module, "_apply_gate"):  # transformers' mark of a class with stacked experts
             continue

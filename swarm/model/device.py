@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ KEPT_BACK = 512 << 20
 class DeviceHardware:
     """A device in words, for status, dashboard and receipts.
 
-    kind "cpu" or "cuda"; memory_bytes of the device (RAM for a CPU); cores of the CPU that this process may use;
-    threads that torch computes with; driver and uuid are empty where unknown.
+    kind "cpu", "cuda" or "mps"; memory_bytes of the device (RAM for a CPU, for mps what it may have of it); cores of
+    the CPU that this process may use; threads that torch computes with; driver and uuid are empty where unknown.
     """
 
     kind: str
@@ -37,30 +38,50 @@ class DeviceHardware:
 
 
 def choose_device(gpu: int | None) -> torch.device:
-    """GPU `gpu`, or the CPU for None. Raises UsageError naming what there is when the GPU is absent."""
+    """GPU `gpu`, or the CPU for None. CUDA's numbers, which are AMD's too where torch was built for ROCm; without such
+    GPUs Apple's (mps) is number 0. Raises UsageError naming what there is when the GPU is absent."""
     if gpu is None:
         return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not 0 <= gpu < count:
-        here = f"this machine has GPUs 0 to {count - 1}" if count else "this machine has no usable GPU"
-        raise UsageError(f"--gpu {gpu}: {here}; use --cpu{' or another number' if count else ''}")
-    device = torch.device("cuda", gpu)
+    devices = _gpus()
+    if not 0 <= gpu < len(devices):
+        several = f"this machine has GPUs 0 to {len(devices) - 1}"
+        here = several if devices else f"this machine has no usable GPU{_why_none()}"
+        raise UsageError(f"--gpu {gpu}: {here}; use --cpu{' or another number' if devices else ''}")
+    device = devices[gpu]
     try:
         _try_kernel(device)
     except RuntimeError as error:
         raise UsageError(
-            f"--gpu {gpu}: {torch.cuda.get_device_name(device)} computes nothing with this torch ({_build()}, driver "
+            f"--gpu {gpu}: {_gpu_name(device)} computes nothing with this torch ({_build()}, driver "
             f"{_driver() or 'unknown'}): {(str(error).splitlines() or ['unknown'])[0]}; update the driver, install a "
             "torch built for this card and driver (https://pytorch.org/get-started/locally), or use --cpu"
         ) from error
     return device
 
 
+def _gpus() -> list[torch.device]:
+    """What `--gpu` counts."""
+    if torch.cuda.is_available():
+        return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
+
+
+def _why_none() -> str:
+    """Why torch sees no GPU, where its build is the reason."""
+    if torch.version.cuda is None and torch.version.hip is None and not torch.backends.mps.is_built():
+        return f": this torch ({torch.__version__}) is built for CPUs alone"
+    return ""
+
+
 def _try_kernel(device: torch.device) -> None:
     """Compute one sum: a build without code for a card, or too new for its driver, says so at the first kernel only."""
-    with torch.cuda.device(device):
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         if float(torch.ones(8, device=device).sum()) != 8.0:
             raise RuntimeError("it adds wrongly")
+
+
+def _gpu_name(device: torch.device) -> str:
+    return f"GPU of {_cpu_name()}" if device.type == "mps" else torch.cuda.get_device_name(device)
 
 
 def _build() -> str:
@@ -72,6 +93,8 @@ def _build() -> str:
 def describe(device: torch.device) -> DeviceHardware:
     """The hardware behind a device."""
     cores, threads = usable_cores(), torch.get_num_threads()
+    if device.type == "mps":
+        return DeviceHardware("mps", _gpu_name(device), torch.mps.recommended_max_memory(), cores, threads)
     if device.type != "cuda":
         return DeviceHardware("cpu", _cpu_name(), psutil.virtual_memory().total, cores, threads)
     properties = torch.cuda.get_device_properties(device)
@@ -103,8 +126,22 @@ def free_bytes(device: torch.device) -> int:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for whoever asks
         return max(0, int(free) + int(held) - max(KEPT_BACK, whole // 20))
     free = int(psutil.virtual_memory().available)
+    if device.type == "mps":
+        own = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return max(0, min(own, free) - KEPT_BACK)
     limit = _cgroup_free()
     return free if limit is None else min(free, limit)
+
+
+def tidy(*devices: torch.device) -> None:
+    """Give memory of what was dropped back now: what is loaded next may need it."""
+    gc.collect()
+    for device in devices:
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.empty_cache()
+        elif device.type == "mps":
+            torch.mps.empty_cache()
 
 
 def _cgroup_free() -> int | None:

@@ -28,11 +28,10 @@ from swarm.base.errors import ModelError, SwarmError
 from swarm.model.block import Block, load_block
 from swarm.model.exact import is_row_invariant
 from swarm.model.files.manifest import Manifest
-from swarm.model.files.packable import packs, packs_encoded, stack_bytes, stack_shape
+from swarm.model.files.packable import packs, packs_encoded, stack_bytes, stack_shape, stored_form
 from swarm.model.files.schemes import Weight, weights_of
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool, SessionKV
-from swarm.model.quant.formats import find_format
 from swarm.model.quant.matrix import Matrix, hold
 from swarm.model.quant.native import library
 from swarm.model.rows import Commits, Layout, Rows, no_commits
@@ -149,10 +148,10 @@ class SeededCheckpoint:
         weight = self._find(name)
         entry, encoding = weight.entry, weight.encoding
         if encoding is not None:
-            kind = f"gguf:{encoding.kernel_format}" if packs_encoded(weight, self.manifest.config) else ""
+            keeps = packs_encoded(weight, self.manifest.config)
         else:
-            kind = entry.format if packs(entry, self.manifest.config, without_kernel) else ""
-        form = find_format(kind)
+            keeps = packs(entry, self.manifest.config, without_kernel)
+        form = stored_form(weight) if keeps else None
         if form is None:
             return None
         size = entry.shape[0] * (entry.shape[1] // form.block) * form.block_bytes
@@ -167,8 +166,7 @@ class SeededCheckpoint:
         stack = stack_shape(weight)
         if stack is None or stack_bytes(weight, self.manifest.config, without_kernel) is None:
             return None
-        kind = weight.entry.format if weight.encoding is None else f"gguf:{weight.encoding.kernel_format}"
-        form = find_format(kind)
+        form = stored_form(weight)
         if form is None:
             return None
         count, shape = stack[0], stack[1:]

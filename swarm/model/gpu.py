@@ -51,8 +51,13 @@ class Graph(Protocol):
 class Cuda(Protocol):
     """The part of `torch.cuda` that is used here; tests have another that follows its rules without a GPU.
 
+    has_graphs: without them `stream`, `graph`, `pool` and the streams are not asked for.
+    has_float64: which drawing tokens needs.
     capability: NVIDIA's compute capability; (0, 0) for another maker's device.
     """
+
+    has_graphs: bool
+    has_float64: bool
 
     def device(self, device: torch.device) -> contextlib.AbstractContextManager[Any]: ...
     def stream(self, device: torch.device) -> Stream: ...
@@ -70,6 +75,8 @@ class Cuda(Protocol):
 
 class TorchCuda:
     """The real one."""
+
+    has_graphs = has_float64 = True
 
     def device(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         return torch.cuda.device(device)
@@ -108,13 +115,55 @@ class TorchCuda:
         return staged.to(device, non_blocking=True)
 
 
+class TorchMps:
+    """Apple's, by the same path: no graphs, one stream, memory that the host shares. Never run."""
+
+    has_graphs = has_float64 = False
+
+    def device(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def stream(self, device: torch.device) -> Stream:
+        raise NotImplementedError("mps has no streams")
+
+    current_stream = stream
+
+    def event(self) -> Event:
+        return torch.mps.Event(enable_timing=True)
+
+    def graph(self) -> Graph:
+        raise NotImplementedError("mps has no graphs")
+
+    def pool(self) -> Any:
+        raise NotImplementedError("mps has no graphs")
+
+    def set_stream(self, stream: Any) -> None:
+        raise NotImplementedError("mps has no streams")
+
+    def synchronize(self, device: torch.device) -> None:
+        torch.mps.synchronize()
+
+    def free_bytes(self, device: torch.device) -> int:
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        return 0, 0
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def moved(self, staged: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return staged.to(device)
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, which passes. cuBLAS and cuDNN say it in words of their own."""
+    """Whether an error says that memory ran out, which passes. cuBLAS, cuDNN and mps say it in words of their own."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and any(
-        word in text for word in ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+        word in text
+        for word in ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "Invalid buffer size")
     )
 
 
@@ -132,7 +181,7 @@ class Gpu:
 
     def __init__(self, device: torch.device, cuda: Cuda | None = None, turn: threading.Lock | None = None) -> None:
         self.device = device
-        self.cuda = cuda or TorchCuda()
+        self.cuda: Cuda = cuda or (TorchMps() if device.type == "mps" else TorchCuda())
         self.turn = turn or threading.Lock()
         self._stream: Stream | None = None
 
@@ -168,7 +217,7 @@ class Gpu:
     def to_host(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the device in pinned memory of the host, all of them there when this returns."""
         staged = self.cuda.pinned(tuple(rows.shape), rows.dtype)
-        staged.copy_(rows, non_blocking=True)
+        staged.copy_(rows, non_blocking=self.cuda.has_graphs)
         done = self.cuda.event()
         with self.entered():
             done.record()
@@ -177,8 +226,8 @@ class Gpu:
 
 
 def gpu_of(device: torch.device) -> Gpu | None:
-    """The device's `Gpu`; None where it is none that CUDA (or ROCm, which calls itself so) computes on."""
-    return Gpu(device) if device.type == "cuda" else None
+    """The device's `Gpu`; None where it is none that CUDA (or ROCm, which calls itself so) or mps computes on."""
+    return Gpu(device) if device.type in ("cuda", "mps") else None
 
 
 def entered(gpu: Gpu | None) -> contextlib.AbstractContextManager[Any]:

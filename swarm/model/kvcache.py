@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from swarm.base.errors import BusyError, ModelError
-from swarm.model.gpu import Gpu
+from swarm.model.gpu import Gpu, out_of_memory
 from swarm.model.linear.pooled import PoolStore
 from swarm.model.linear.scan import ScanStore
 from swarm.model.linear.shapes import ConvShape, PoolShape, ScanShape, StateShape
@@ -177,13 +177,15 @@ class KVPool:
     def hold(self) -> None:
         """On a GPU, take the whole budget from the device now, so that other processes that look see it taken. Takes
         less, and lowers the budget to it, where others were quicker."""
-        if self.block.gpu is None:
-            return
+        if self.block.gpu is None or not self.block.gpu.cuda.has_graphs:
+            return  # what mps computes in is the machine's memory, and others look at that
         while self.budget_bytes > 0:
             try:
                 torch.empty(self.budget_bytes, dtype=torch.uint8, device=self.block.device)  # torch keeps what is freed
                 return
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 self.budget_bytes //= 2
 
     def seat(self, shapes: Sequence[KVShape], slots: int, first: int) -> Seat:
@@ -199,11 +201,15 @@ class KVPool:
         self._give_up(self.budget_bytes)
         try:
             return Seat(shapes, slots, self.block.dtype, self.block.device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             self.give_up_free()
         try:
             return Seat(shapes, slots, self.block.dtype, self.block.device)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             raise BusyError(
                 f"busy: the device has no memory for a session of {slots} slots, though {self.budget_bytes >> 20} MiB "
                 "were meant for sessions: another program took them; try later"

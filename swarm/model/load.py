@@ -37,6 +37,7 @@ from swarm.model.places import settle_places
 from swarm.model.prune import LayerRange, PassedBy, check_config, cut, inner_model, inner_name, join, layer_list, unfit
 from swarm.model.quant.dense import pack_linears
 from swarm.model.quant.native import Library
+from swarm.model.quant.on_device import take_to
 from swarm.model.rope import settle_rope
 from swarm.model.shared import hang_in, let_go, looks_back, untie
 from swarm.model.state import ModelState, read_state, unconsumed
@@ -88,7 +89,10 @@ def load_layers(
         def tell(layers: int, before: int = done) -> None:
             report(Progress("load", manifest.model, before + layers, last - first, "layers"))
 
-        models.append(_load_piece(checkpoint, kind, shape.within(a, b), dtype, tell, weights).to(device))
+        piece = _load_piece(checkpoint, kind, shape.within(a, b), dtype, tell, weights, device).to(device)
+        if device.type != "cpu":
+            take_to(piece, device)
+        models.append(piece)
         done += b - a
     model = ready if ready is not None else join(models, shape, checkpoint.config)
     if looks_back(layer_list(model, kind.__name__)[1]):
@@ -156,6 +160,7 @@ def _load_piece(
     dtype: torch.dtype,
     tell: Callable[[int], None],
     weights: str,
+    device: torch.device,
 ) -> nn.Module:
     """The model cut to `shape` with its weights, on the CPU."""
     name = checkpoint.manifest.model
@@ -175,7 +180,7 @@ def _load_piece(
         reason = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise ModelError(f"the config of {name} does not make a {kind.__name__}: {reason}") from exc
     _check_recurrent(outline, config, shape.ties, kind.__name__)
-    packing = plan_packing(outline, weights)
+    packing = plan_packing(outline, weights, device)
     state = read_state(checkpoint, shape, expected, inner_name(outline), dtype, tell, packing, _tied(kind))
     # What is missing would be filled with random numbers first, as large as the config likes: stop before that.
     planned, present = sum(s.numel() for s in expected.values()), state.numbers

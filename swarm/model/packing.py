@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swarm.base.errors import UsageError
+from swarm.base.errors import ModelError, UsageError
 from swarm.model.quant.experts import PackedExperts, Stack, kernels_of
 from swarm.model.quant.matrix import KERNEL, Matrix
 from swarm.model.quant.modules import PackedEmbedding, PackedLinear, join_same_rows
@@ -28,20 +28,32 @@ WEIGHTS = ("auto", "stored", "expanded")
 def choose_weights(weights: str, dtype: str, device: torch.device) -> str:
     """ "stored", "auto" or "expanded" for `load_block`, from what a user asked for.
 
-    Auto keeps stored what a kernel here multiplies. It expands on a GPU, and where float32 was asked for by name:
-    rounding rows to bytes would not give what is wanted then. Raises UsageError for what cannot be had.
+    Auto keeps stored what a kernel here multiplies. It expands on a GPU, where its kernels were not measured yet, and
+    where float32 was asked for by name: rounding rows to bytes would not give what is wanted then.
+
+    Raises UsageError for what cannot be had.
     """
     if weights not in WEIGHTS:
         raise UsageError(f"--weights-as must be auto, stored or expanded, found {weights}")
-    if weights == "stored" and device.type != "cpu":
-        raise UsageError("weights are multiplied as stored on CPUs only; use --weights-as auto, or --cpu")
+    if weights == "stored" and device.type != "cpu" and library() is None:
+        raise UsageError(
+            "weights are brought into panels by kernels that were not built here; install wanswarm again where there "
+            "is a C++ compiler, or use --weights-as auto"
+        )
     if weights == "auto" and (device.type != "cpu" or dtype == "float32" or library() is None):
         return "expanded"
     return weights
 
 
-def plan_packing(model: nn.Module, weights: str) -> Packing:
-    """What of a model (on the meta device) can stay as stored."""
+def plan_packing(model: nn.Module, weights: str, device: torch.device) -> Packing:
+    """What of a model (on the meta device) can stay as stored. On a GPU that is what has a kernel on the CPU: its
+    panels are multiplied there. Raises ModelError for experts on a GPU."""
+    if weights != "expanded" and device.type != "cpu":
+        weights = "auto"
+        if (experts := ExpertNames(model)).shapes:
+            raise ModelError(
+                f"experts ({next(iter(experts.shapes))}) are multiplied as stored on CPUs only; use --weights-as auto"
+            )
     if weights == "expanded":
         return Packing(experts=ExpertNames(model), expanded=True)
     names = {f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Linear}

@@ -165,7 +165,7 @@ def _name(
 ) -> tuple[str, str, int, str, str]:
     # A GPU's speed does not hang on the threads of the CPU beside it.
     counted = threads if device.type == "cpu" else 0
-    kind = dtype_name(dtype) if weights == "expanded" or device.type != "cpu" else f"{dtype_name(dtype)} {weights}"
+    kind = dtype_name(dtype) if weights == "expanded" else f"{dtype_name(dtype)} {weights}"
     return f"{device.type} {describe(device).name}", kind, counted, model, _software()
 
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from swarm.base.errors import RunError, SwarmError
 from swarm.base.events import Notice
@@ -16,6 +12,7 @@ from swarm.base.nodeid import id_text
 from swarm.discovery.planner_view import members_of, speed_of
 from swarm.mesh.gossip import Gossip
 from swarm.mesh.weights import WeightsServer
+from swarm.model.device import tidy
 from swarm.model.files.blobs import BlobSource
 from swarm.model.files.manifest import Manifest
 from swarm.net.switchboard import Switchboard
@@ -138,7 +135,7 @@ class BlockManager:
             return False
         server.exchange(new.hosted)
         self.take(new)
-        _tidy([self._host.device, *self._host.more])
+        tidy(self._host.device, *self._host.more)
         return True
 
     async def _load_instead(self, server: StageServer, layers: Layers) -> bool:
@@ -147,7 +144,7 @@ class BlockManager:
         server.exchange(None)
         self._gossip.publish(state="joining", claim=layers)
         self.close()
-        _tidy([self._host.device, *self._host.more])
+        tidy(self._host.device, *self._host.more)
         try:
             new = await self.load(layers)
         except SwarmError as why:
@@ -198,15 +195,6 @@ async def _quiet(server: StageServer) -> bool:
             return True
         await asyncio.sleep(QUIET_LOOK_S)
     return False
-
-
-def _tidy(devices: Sequence[torch.device]) -> None:
-    """Give memory of dropped blocks back now: the next one may need it."""
-    gc.collect()
-    for device in devices:
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.empty_cache()
 
 
 def _say(layers: Layers) -> str:

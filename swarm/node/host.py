@@ -19,13 +19,14 @@ from swarm.mesh.gossip import Gossip
 from swarm.model.block import Block, load_block
 from swarm.model.compiling import Compiler
 from swarm.model.constraint import engine
-from swarm.model.device import describe, free_bytes
+from swarm.model.device import describe, free_bytes, tidy
 from swarm.model.eagle import BESIDE, load_eagle, read_eagle
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
 from swarm.model.files.weights import FileCheckpoint
 from swarm.model.fingerprint import LoadLayers, fingerprint_of
+from swarm.model.gpu import out_of_memory
 from swarm.model.graphs import graphed
 from swarm.model.held import Vocabulary
 from swarm.model.kvcache import KVPool
@@ -175,7 +176,7 @@ class Host:
         runs that ask for it."""
         if not block.tail:
             return None
-        weights = self.weights if block.device.type == "cpu" else "expanded"
+        weights = self.weights if block.device.type == "cpu" else "expanded"  # of a small part
         try:
             head = load_mtp(checkpoint, block, weights)
             if head is None and (folder := read_eagle(self.store.path(ref) / BESIDE)) is not None:
@@ -206,7 +207,12 @@ class Host:
         def load(source: Checkpoint, a: int, b: int, report: Report) -> Block:
             return graphed(load_block(source, a, b, device, self.dtype, report, weights=weights), report)
 
-        block = load(checkpoint, first, last, self.report)
+        try:
+            block = load(checkpoint, first, last, self.report)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise self._no_room(checkpoint.manifest, first, last, device) from error
         kernels = self._fingerprint(checkpoint, device, lambda source, a, b: load(source, a, b, silent))
         budget = min(MOST_KV, int(self.free(device) * KV_SHARE))
         if self.config.kv_bytes is not None:
@@ -232,7 +238,7 @@ class Host:
         them was faster so when it was measured here (once for a model; kept)."""
         manifest = checkpoint.manifest
         if device.type != "cpu" or self.weights != "auto":
-            return self.weights if device.type == "cpu" else "expanded"
+            return self.weights  # on a GPU "expanded" or "stored": `choose_weights` knows no "auto" there
         layer = (first + last) // 2
         stored, wide = self.shape(manifest), model_shape(manifest, self.dtype)
         if stored.layer_bytes[layer] >= wide.layer_bytes[layer]:
@@ -292,6 +298,27 @@ class Host:
         raise ModelError(
             f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free{beside}; "
             "take fewer with --layers A:B or --capacity LAYERS"
+        )
+
+    def _no_room(self, manifest: Manifest, first: int, last: int, device: torch.device) -> ModelError:
+        """What to say when memory ran out while layers were loaded, though they were thought to fit: another program
+        was quicker, or the device needs more than the weights."""
+        tidy(device)
+        shape, free, fitting = self.shape(manifest), int(self.free(device) * MEMORY_SHARE), 0
+        while fitting < last - first:
+            need = sum(shape.layer_bytes[first : first + fitting + 1]) + shape.end_bytes(first, first + fitting + 1)
+            if need > free:
+                break
+            fitting += 1
+        fitting = min(fitting, last - first - 1)
+        return ModelError(
+            f"memory ran out while layers {first}-{last - 1} were loaded; {free / 1e9:.1f} GB may be taken now, room "
+            f"for {fitting} of these layers"
+            + (
+                f": take --capacity {fitting}, or give --overflow"
+                if fitting
+                else "; close other programs, or use --cpu"
+            )
         )
 
 

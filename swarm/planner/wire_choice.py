@@ -28,12 +28,12 @@ def row_bytes(wire: str, hidden: int) -> int:
 def choose_wire(own: str, rates_mbps: Sequence[float | None], hidden: int, rows: float, pass_ms: float) -> str:
     """The format for one run.
 
-    own         "float32" or "bfloat16": what the stages compute in; nothing finer is of use
+    own         "float32", "bfloat16" or "float16": what the stages compute in; nothing finer is of use
     rates_mbps  of each edge that carries hidden rows, the narrower of its two ends; None: unmeasured, so wide enough
     rows        of a usual frame, the prompt's share included
     pass_ms     what a pass takes besides these bytes: distance and compute
     """
-    formats = FINEST_FIRST[FINEST_FIRST.index(own) :]
+    formats = ("float16", "fp8") if own == "float16" else FINEST_FIRST[FINEST_FIRST.index(own) :]
     took = {wire: pass_ms + sum(edge_ms(wire, rate, hidden, rows) for rate in rates_mbps) for wire in formats}
     fastest = min(took.values())
     return next(wire for wire in formats if took[wire] <= NEARLY * fastest)

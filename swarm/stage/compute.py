@@ -13,7 +13,7 @@ import torch
 from swarm.base.errors import BusyError, ModelError, PeerError
 from swarm.model.block import Block, Job, Watched
 from swarm.model.gpu import Clock, entered, first_line, out_of_memory
-from swarm.net.channel.message import Message
+from swarm.net.channel.message import Body, Message
 from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor, fits
 from swarm.ring.drawing import Drawing, needs_tokens
 from swarm.ring.frame import Answer, Drafts, Frame, answer_of
@@ -153,11 +153,8 @@ def _job(session: StageSession, frame: Frame) -> Job:
         header, data = frame.hidden
         if header.get("wire") != session.opening.wire:
             raise PeerError(f"expected hidden rows as {session.opening.wire}, found {str(header.get('wire'))[:40]!r}")
-        hidden = decode_tensor_untrusted(header, data, block.dtype)
-        if hidden.shape != (len(frame.rows), block.hidden_size):
-            raise PeerError(f"expected hidden rows {len(frame.rows)} x {block.hidden_size}, found {list(hidden.shape)}")
-        if not torch.isfinite(hidden).all():  # attention would spread one such row over all that follow
-            raise UnfitRowsError("expected finite hidden rows from the stage before, found others")
+        shape = (len(frame.rows), block.hidden_size)
+        hidden = narrowed(rows_untrusted(header, data, shape, block.dtype), block.dtype)
         if block.gpu is not None:
             hidden = block.gpu.to_device(hidden, block.dtype)
     if session.sent is not None:
@@ -166,6 +163,27 @@ def _job(session: StageSession, frame: Frame) -> Job:
         session.tokens.commit(frame.commits)
         session.tokens.write(frame.rows)
     return Job(session.kv, frame.commits, frame.rows, hidden)
+
+
+def rows_untrusted(
+    header: Mapping[str, object], data: Body, shape: tuple[int, int], dtype: torch.dtype
+) -> torch.Tensor:
+    """Hidden rows of the stage before: as `dtype`, but float32 instead of float16, which holds less than they may be.
+    Raises PeerError for others than `shape`, UnfitRowsError for rows that no honest stage gives."""
+    hidden = decode_tensor_untrusted(header, data, torch.float32 if dtype == torch.float16 else dtype)
+    if hidden.shape != shape:
+        raise PeerError(f"expected hidden rows {shape[0]} x {shape[1]}, found {list(hidden.shape)}")
+    if not torch.isfinite(hidden).all():  # attention would spread one such row over all that follow
+        raise UnfitRowsError("expected finite hidden rows from the stage before, found others")
+    return hidden
+
+
+def narrowed(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows as a block of `dtype` computes them. Raises ModelError for rows that are right but beyond float16."""
+    rows = hidden.to(dtype)
+    if dtype == torch.float16 and not torch.isfinite(rows).all():
+        raise ModelError("hidden rows are beyond float16, in which this node computes; use --dtype float32 on it")
+    return rows
 
 
 def _outcome(

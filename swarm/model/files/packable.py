@@ -9,7 +9,7 @@ from swarm.model.files.gguf_layout import layout
 from swarm.model.files.manifest import TensorEntry
 from swarm.model.files.schemes import Weight
 from swarm.model.quant.floats import Float4
-from swarm.model.quant.formats import find_format, has_kernel
+from swarm.model.quant.formats import Format, blocks_format, find_format, has_kernel
 from swarm.model.quant.native import library
 
 OWN_EXPERTS = ("dbrx", "jetmoe", "llama4", "llama4_text", "longcat_flash")
@@ -29,10 +29,15 @@ def packs(entry: TensorEntry, config: Mapping[str, Any], without_kernel: bool = 
 def packs_encoded(weight: Weight, config: Mapping[str, Any]) -> bool:
     """As `packs`, of a matrix that several stored tensors make up and that a kernel multiplies."""
     kind = None if weight.encoding is None else weight.encoding.kernel_format
-    form = None if kind is None else find_format(f"gguf:{kind}")
+    form = blocks_format(kind)
     if form is None or len(weight.entry.shape) != 2 or not _packs_by_name(weight.entry.name, config):
         return False
     return has_kernel(form, weight.entry.shape, library())
+
+
+def stored_form(weight: Weight) -> Format | None:
+    """The blocks in which a weight lies, or into which its encoding brings it; None for others."""
+    return find_format(weight.entry.format) if weight.encoding is None else blocks_format(weight.encoding.kernel_format)
 
 
 def stack_shape(weight: Weight) -> tuple[int, int, int] | None:
@@ -52,8 +57,7 @@ def stack_bytes(weight: Weight, config: Mapping[str, Any], without_kernel: bool)
     shape = stack_shape(weight)
     if shape is None or not _experts_pack(weight.entry.name, config):
         return None
-    kind = weight.entry.format if weight.encoding is None else f"gguf:{weight.encoding.kernel_format}"
-    form, lib = find_format(kind), library()
+    form, lib = stored_form(weight), library()
     if form is not None and lib is not None and has_kernel(form, shape[1:], lib):
         return shape[0] * lib.packed_bytes(form.number, *shape[1:])
     return weight.entry.nbytes if without_kernel else None

@@ -31,7 +31,7 @@ from swarm.model.files.schemes import Weight, weights_of
 from swarm.model.files.wrappers import is_wrapper, text_values
 from swarm.model.quant.encoding import EncodedMatrix, Encoding, MovedColumns, Parts, expand, runs
 from swarm.model.quant.floats import Float4
-from swarm.model.quant.formats import find_format
+from swarm.model.quant.formats import blocks_format, find_format
 from swarm.model.quant.matrix import Matrix, hold
 from swarm.model.quant.native import library
 
@@ -162,7 +162,7 @@ def _keep(
         blocks = encoding.blocks(parts) if kernel else None
     except (ValueError, IndexError, RuntimeError) as exc:
         raise ModelError(f"{name} cannot be unpacked: {exc}: pull it again") from exc
-    if blocks is not None and (form := find_format(f"gguf:{blocks.format}")):
+    if blocks is not None and (form := blocks_format(blocks.format)):
         held = hold(blocks.data.numpy().reshape(-1), form, shape, None, name, library())
         return held if blocks.columns is None else MovedColumns(held, blocks.columns)
     if not without_kernel:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from swarm.base.errors import ModelError
 from swarm.model.quant.formats import Format
-from swarm.model.quant.matrix import PackedMatrix, StoredMatrix
+from swarm.model.quant.matrix import Matrix
 
 SCRATCH_BYTES = 16 << 20
 """Unpacked numbers, in float32, that are there at a time while a tensor is read."""
@@ -143,7 +143,7 @@ class MovedColumns:
     """A matrix whose columns lie in another order (GPTQ with `desc_act`): columns[i] is what column i of `held` was.
     Rows of x are brought into that order, so that the numbers of a group lie side by side. See matrix.py."""
 
-    held: PackedMatrix | StoredMatrix
+    held: Matrix
     columns: torch.Tensor
 
     @property

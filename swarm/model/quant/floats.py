@@ -15,6 +15,9 @@ import torch
 
 from swarm.model.quant.encoding import Blocks, Parts, StoredTensor
 
+_RUN = 128
+"""Columns that share a scale in the kernel's panels."""
+_FP8 = {torch.float8_e4m3fn: "FP8_E4M3", torch.float8_e5m2: "FP8_E5M2"}
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
@@ -33,7 +36,9 @@ class ScaledFloats:
 
     @property
     def kernel_format(self) -> str | None:
-        return None
+        """Where a scale serves whole runs of 128 columns. Files say in their codes which of both floats it is, and both
+        have a kernel."""
+        return "FP8_E4M3" if self.tile[1] % _RUN == 0 else None
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape, found = parts["codes"].shape, parts["scales"].shape
@@ -65,7 +70,16 @@ class ScaledFloats:
         return codes.float() * scales
 
     def blocks(self, parts: Parts) -> Blocks | None:
-        return None
+        codes, scales = parts["codes"], numbers(parts["scales"])
+        rows, columns = codes.shape
+        if self.kernel_format is None or columns % 32 or codes.dtype not in _FP8:
+            return None
+        scales = scales.reshape(1, 1) if not self.tile[0] else scales.reshape(scales.shape[0], -1)
+        scales = scales[torch.arange(rows) // self.tile[0]] if self.tile[0] else scales.expand(rows, 1)
+        each = self.tile[1] // 32 or columns // 32
+        scales = scales.repeat_interleave(each, 1)[:, : columns // 32].contiguous()
+        body = codes.view(torch.uint8).reshape(rows, -1, 32)
+        return Blocks(_FP8[codes.dtype], torch.cat((scales.unsqueeze(2).view(torch.uint8), body), 2).reshape(rows, -1))
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ class Float4:
 
     @property
     def kernel_format(self) -> str | None:
-        return "MXFP4" if self.group == 32 else None
+        return "MXFP4" if self.group == 32 else "NVFP4_ROWS" if not self.stacked else None
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape, found = parts["codes"].shape, parts["scales"].shape
@@ -131,8 +145,16 @@ class Float4:
         if self.kernel_format is None or self.stacked:
             return None
         codes, scales = parts["codes"], parts["scales"]
-        even_odd = torch.stack((codes & 15, codes >> 4), -1).reshape(len(codes), -1, self.group)
+        if 2 * codes.shape[1] % 32:
+            return None
+        even_odd = torch.stack((codes & 15, codes >> 4), -1).reshape(len(codes), -1, 32)
         body = even_odd[..., :16] | (even_odd[..., 16:] << 4)
+        if self.group == 16:
+            if scales.dtype != torch.float8_e4m3fn:
+                return None
+            whole = torch.full((*body.shape[:2], 1), self._whole(parts) * (-1 if self.divided else 1))
+            pairs = scales.view(torch.uint8).reshape(*body.shape[:2], 2)
+            return Blocks("NVFP4_ROWS", torch.cat((whole.view(torch.uint8), pairs, body), 2).reshape(len(codes), -1))
         exponents = scales.view(torch.uint8).unsqueeze(-1)
         return Blocks("MXFP4", torch.cat((exponents, body), 2).reshape(len(codes), -1))
 

@@ -1,4 +1,4 @@
-"""How GGUF stores matrices: one record a format.
+"""The formats that kernels multiply by: those of GGUF, and ours of small floats; one record a format.
 
 A format cuts every row into blocks of `block` values, `block_bytes` each; a block is codes of a few bits, one or two
 binary16 scales, and in the K formats scales of six or four bits for parts of it. Source:
@@ -27,10 +27,15 @@ _HALVES = {
 
 _PLAIN = ("F32", "F16", "BF16", "F64")
 
+_SMALL_FLOATS = {"FP8_E4M3": (200, 36), "FP8_E5M2": (201, 36), "NVFP4_ROWS": (202, 22)}
+"""Blocks of 32 that encodings of small floats are brought into (`floats.py`), never stored in files: number and bytes
+of a block. FP8: a float32 scale, 32 codes. NVFP4: the matrix's own scale (float32, negative where it divides), two
+scales of e4m3, 16 bytes of codes, the first sixteen columns in the low halves."""
+
 
 @dataclass(frozen=True)
 class Format:
-    """name and number: ggml's; block: values of a block; block_bytes: its stored size."""
+    """name and number: ggml's, or our own; block: values of a block; block_bytes: its stored size."""
 
     name: str
     number: int
@@ -53,6 +58,17 @@ class Format:
             blocks[:, at], blocks[:, at + 1] = 0, 0x14  # binary16: 2 ** -10
         if self.name == "MXFP4":
             blocks[:, 0] = 117  # 2 ** -10
+        if self.name in _SMALL_FLOATS:
+            blocks[:, :4] = np.array([2.0**-9], "<f4").view(np.uint8)
+        if self.name == "NVFP4_ROWS":
+            blocks[:, 4:6] = 0x38  # 1
+        elif self.name in _SMALL_FLOATS:
+            blocks[:, 4:] &= 0xBF  # numbers below 2: neither infinite nor none
+
+    @property
+    def exact(self) -> bool:
+        """Whether products take rows as they are: FP8. Elsewhere rows are rounded to bytes."""
+        return self.name in ("FP8_E4M3", "FP8_E5M2")
 
 
 def find_format(name: str) -> Format | None:
@@ -63,6 +79,15 @@ def find_format(name: str) -> Format | None:
     member = gguf.GGMLQuantizationType[kind]
     block, size = gguf.GGML_QUANT_SIZES[member]
     return Format(kind, int(member), block, size) if block > 1 else None
+
+
+def blocks_format(name: str | None) -> Format | None:
+    """The format of blocks that an encoding gives (`Encoding.kernel_format`): ours or one of GGUF. A file never names
+    one of ours."""
+    if name in _SMALL_FLOATS:
+        number, size = _SMALL_FLOATS[name]
+        return Format(name, number, 32, size)
+    return find_format(f"gguf:{name}")
 
 
 def has_kernel(form: Format, shape: tuple[int, ...], lib: Library | None) -> bool:

@@ -25,6 +25,10 @@ from swarm.base.errors import ModelError
 from swarm.model.quant.formats import Format
 from swarm.model.quant.native import Library, Operand
 
+FLOATS = "float8-chain-v1"
+"""Of products with FP8: rows as they are, one chain of fused multiply-adds in float32 in the order of the columns. The
+bits of a product with the unpacked float32 matrix by the kernels of `dense.py`."""
+
 KERNEL = "int8-block32-v1"
 """Name of the arithmetic above: what a stage that computes with packed weights says it computes with."""
 
@@ -144,7 +148,7 @@ def hold(
     whole = None if order is None else order.to(torch.int32).contiguous()
     source = np.ascontiguousarray(stored)
     lib.pack(form.number, source.ctypes.data, whole, out_features, in_features, data)
-    return PackedMatrix(form, (out_features, in_features), data, lib)
+    return PackedMatrix(form, (out_features, in_features), data, lib, FLOATS if form.exact else KERNEL)
 
 
 def _within(wanted: torch.Tensor, count: int) -> torch.Tensor:

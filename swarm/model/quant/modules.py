@@ -14,7 +14,7 @@ _SAME_ROWS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T + b. x [..., in] of any floating dtype on the CPU; y of the same dtype."""
+    """y = x W^T + b. x [..., in] of any floating dtype where the matrix lies; y of the same dtype."""
 
     def __init__(self, matrix: Matrix, bias: torch.Tensor | None = None) -> None:
         super().__init__()
@@ -31,6 +31,11 @@ class PackedLinear(nn.Module):
             return self._together[0].product(x, self._together[1])
         rows = as_rows(x, self.in_features)
         return self.matrix.product(rows, self.wide_bias()).to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def alone(self) -> None:
+        """From now on by itself, and so are the layers that are asked with the same rows."""
+        if self._together is not None:
+            self._together[0].part()
 
     @property
     def weight(self) -> torch.Tensor:

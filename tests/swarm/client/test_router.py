@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from receipts.check.checks import MIXED, MIXED_STORED
-from swarm.client.router import joint_dtype
+from swarm.client.router import joint_dtype, joint_wire
 from swarm.model.packing import PACKED
 
 
@@ -24,3 +24,19 @@ from swarm.model.packing import PACKED
 def test_stages_with_stored_weights_are_named_in_a_mixture(found: set[str], word: str) -> None:
     """Audits hold a mixture to its coarsest type, and none is coarser than rows rounded to bytes."""
     assert joint_dtype(found) == word
+
+
+@pytest.mark.parametrize(
+    ("found", "wire"),
+    [
+        ({"float32"}, "float32"),
+        ({"float16"}, "float16"),
+        ({"bfloat16"}, "bfloat16"),
+        ({"q8"}, "bfloat16"),
+        ({"float16", "float32"}, "bfloat16"),
+        ({"float16", "bfloat16"}, "bfloat16"),
+        ({"float16", ""}, "bfloat16"),
+    ],
+)
+def test_the_wire_holds_what_every_stage_computes(found: set[str], wire: str) -> None:
+    assert joint_wire(found) == wire

@@ -160,10 +160,12 @@ def storage(tensor: torch.Tensor) -> int:
 class FakeCuda:
     """In the place of `swarm.model.gpu.TorchCuda`.
 
-    home: the device that tensors count as lying on. device_ms: the device's clock, which
-    every mark of an event sets forward by tick_ms. fault: raised by all that talks to
-    the device. fail: raised by the next operator of a capture. capturing, captures, replays, waits: what happened.
+    has_graphs, has_float64: as `Cuda` says. home: the device that tensors count as lying on. device_ms: the device's
+    clock, which every mark of an event sets forward by tick_ms. fault: raised by all that talks to the device.
+    fail: raised by the next operator of a capture. capturing, captures, replays, waits: what happened.
     """
+
+    has_graphs = has_float64 = True
 
     def __init__(self, home: int = 1, capability: tuple[int, int] = (9, 0)) -> None:
         self.home, self._capability = home, capability

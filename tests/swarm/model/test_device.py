@@ -19,7 +19,7 @@ def test_without_a_number_it_is_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("count", "message"),
     [
-        (0, "--gpu 2: this machine has no usable GPU; use --cpu"),
+        (0, "--gpu 2: this machine has no usable GPU.*; use --cpu"),
         (2, "--gpu 2: this machine has GPUs 0 to 1; use --cpu or"),
     ],
 )
@@ -45,6 +45,32 @@ def test_a_card_that_this_build_has_no_code_for_is_refused_with_build_and_driver
         choose_device(0)
 
 
+def test_a_build_for_cpus_alone_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda", "hip"):
+        monkeypatch.setattr(torch.version, name, None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: False)
+    with pytest.raises(UsageError, match=r"no usable GPU: this torch \(.*\) is built for CPUs alone; use --cpu$"):
+        choose_device(0)
+
+
+def test_apples_gpu_is_number_0_by_the_same_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 24 << 30)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 23 << 30)
+    monkeypatch.setattr("swarm.model.device._try_kernel", lambda device: None)
+    monkeypatch.setattr("swarm.model.device._cpu_name", lambda: "Apple M3")
+    device = choose_device(0)
+    assert device.type == "mps" and choose_dtype("auto", device) == torch.float16
+    found = describe(device)
+    assert (found.kind, found.name, found.memory_bytes) == ("mps", "GPU of Apple M3", 24 << 30)
+    assert free_bytes(device) <= (1 << 30) - (512 << 20)
+    with pytest.raises(UsageError, match="this machine has GPUs 0 to 0"):
+        choose_device(1)
+
+
 def test_free_memory_counts_what_torch_keeps_and_leaves_some_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 30, 24 << 30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 << 30)
@@ -62,9 +88,23 @@ def test_auto_takes_bfloat16_where_it_is_native(monkeypatch: pytest.MonkeyPatch,
     assert not computes_bfloat16(torch.device("meta"))
 
 
+@pytest.mark.parametrize(("capability", "kind"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_cards_without_bfloat16_compute_in_float16(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], kind: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    card = torch.device("cuda", 1)
+    assert choose_dtype("auto", card) == kind
+    assert choose_dtype("float16", card) == torch.float16
+    assert choose_dtype("float32", card) == torch.float32
+
+
 def test_an_unknown_dtype_is_refused() -> None:
-    with pytest.raises(UsageError, match="--dtype must be auto, float32 or bfloat16, found half"):
+    with pytest.raises(UsageError, match="--dtype must be auto, float32, bfloat16 or float16, found half"):
         choose_dtype("half", CPU)
+    with pytest.raises(UsageError, match="--dtype float16 is for GPUs without bfloat16"):
+        choose_dtype("float16", CPU)
 
 
 def test_hardware_of_this_machine() -> None:

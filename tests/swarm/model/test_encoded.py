@@ -91,33 +91,39 @@ METHODS: list[tuple[str, files.Writer, dict[str, Any], str | None]] = [
         None,
     ),
     ("fp8-fp8-32x48", files.fp8(32, 48, "weight_scale_inv"), BLOCK, None),
-    ("fp8-fp8-tensor", files.fp8(0, 0, "weight_scale_inv"), {"quant_method": "fp8"}, None),
-    ("fbgemm-fp8-channel", files.fp8(1, 0, "weight_scale"), {"quant_method": "fbgemm_fp8"}, None),
+    (
+        "fp8-fp8-128x128",
+        files.fp8(128, 128, "weight_scale_inv"),
+        {**BLOCK, "weight_block_size": [128, 128]},
+        "FP8_E4M3",
+    ),
+    ("fp8-fp8-tensor", files.fp8(0, 0, "weight_scale_inv"), {"quant_method": "fp8"}, "FP8_E4M3"),
+    ("fbgemm-fp8-channel", files.fp8(1, 0, "weight_scale"), {"quant_method": "fbgemm_fp8"}, "FP8_E4M3"),
     (
         "compressed-tensors-fp8-channel",
         files.fp8(1, 0, "weight_scale", torch.bfloat16),
         ct("float-quantized", **FLOAT, strategy="channel"),
-        None,
+        "FP8_E4M3",
     ),
     (
         "compressed-tensors-fp8-tensor",
         files.fp8(0, 0, "weight_scale"),
         ct("float-quantized", **FLOAT, strategy="tensor"),
-        None,
+        "FP8_E4M3",
     ),
-    ("compressed-tensors-nvfp4", files.nvfp4(), ct("nvfp4-pack-quantized", **NV), None),
+    ("compressed-tensors-nvfp4", files.nvfp4(), ct("nvfp4-pack-quantized", **NV), "NVFP4_ROWS"),
     (
         "compressed-tensors-mxfp4",
         files.mxfp4,
         ct("mxfp4-pack-quantized", type="float", num_bits=4, strategy="group", group_size=32),
         "MXFP4",
     ),
-    ("modelopt-nvfp4", files.nvfp4(True), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, None),
+    ("modelopt-nvfp4", files.nvfp4(True), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4_ROWS"),
     (
         "modelopt-fp8-tensor",
         files.fp8(0, 0, "weight_scale"),
         {"quant_method": "modelopt", "quant_algo": "FP8"},
-        None,
+        "FP8_E4M3",
     ),
     ("bitsandbytes-int8", files.bnb8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, None),
     ("bitsandbytes-4bit", files.bnb4(), {"quant_method": "bitsandbytes", "load_in_4bit": True}, None),
@@ -172,7 +178,14 @@ def held(block: Any, checkpoint: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("write", "stated"), [(files.gptq(), gptq()), (files.awq(), AWQ), (files.fp8(32, 48, "weight_scale_inv"), BLOCK)]
+    ("write", "stated"),
+    [
+        (files.gptq(), gptq()),
+        (files.awq(), AWQ),
+        (files.fp8(32, 48, "weight_scale_inv"), BLOCK),
+        (files.fp8(1, 0, "weight_scale"), {"quant_method": "fbgemm_fp8"}),
+        (files.nvfp4(), ct("nvfp4-pack-quantized", **NV)),
+    ],
 )
 @pytest.mark.parametrize("weights", ["auto", "stored", "expanded"])
 def test_the_planner_counts_what_is_held(

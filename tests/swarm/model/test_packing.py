@@ -125,12 +125,14 @@ def test_the_planner_counts_the_bytes_that_are_held(checkpoint: Checkpoint, pack
     assert model_shape(manifest, torch.float32).layer_bytes[4] > 5 * held
 
 
-def test_auto_expands_where_float32_or_a_gpu_was_asked_for() -> None:
+def test_auto_expands_where_float32_or_a_gpu_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_weights("auto", "auto", CPU) == "auto"
     assert choose_weights("auto", "float32", CPU) == "expanded"
     assert choose_weights("stored", "float32", CPU) == "stored"
     assert choose_weights("auto", "auto", torch.device("cuda")) == "expanded"
-    with pytest.raises(UsageError, match="CPUs only"):
-        choose_weights("stored", "auto", torch.device("cuda"))
+    assert choose_weights("stored", "auto", torch.device("cuda")) == "stored"
     with pytest.raises(UsageError, match="found packed"):
         choose_weights("packed", "auto", CPU)
+    monkeypatch.setattr("swarm.model.packing.library", lambda: None)
+    with pytest.raises(UsageError, match="brought into panels by kernels that were not built here"):
+        choose_weights("stored", "auto", torch.device("cuda"))

@@ -96,6 +96,33 @@ def test_what_does_not_fit_is_refused_with_numbers(
         host_of(tmp_path, free, spare, overflow_bytes=limit).load(str(tiny_folder), (0, 6))
 
 
+@pytest.mark.parametrize(
+    ("left", "says"),
+    [
+        (1 << 30, r"layers 0-5 were loaded; 0\.9 GB may be taken now, room for 5 of these layers: take --capacity 5"),
+        (1000, r"room for 0 of these layers; close other programs, or use --cpu"),
+    ],
+)
+def test_a_device_whose_memory_runs_out_while_loading_says_what_fits(
+    tiny_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: int,
+    says: str,
+) -> None:
+    """Another program was quicker: what was free when it was planned is not when the layers go to the device."""
+    host = host_of(tmp_path, 1 << 30, spare=False)
+    monkeypatch.setattr(Host, "_overflow", lambda self, manifest, layers: 0)
+    monkeypatch.setattr(type(host), "free", lambda self, device: left)
+
+    def full(*args: object, **more: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(swarm.node.host, "load_block", full)
+    with pytest.raises(ModelError, match=says):
+        host.load(str(tiny_folder), (0, 6))
+
+
 @pytest.mark.skipif(library() is None, reason="no kernels were built: install with a C++ compiler")
 def test_auto_expands_where_memory_allows_it_and_a_layer_was_faster_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ from swarm.net.channel.wire import wire_nbytes
 from swarm.planner.wire_choice import FINEST_FIRST, NEARLY, choose_wire, edge_ms, row_bytes
 
 rates = st.lists(st.none() | st.floats(0.01, 10_000), max_size=5)
-own = st.sampled_from(["float32", "bfloat16"])
+own = st.sampled_from(["float32", "bfloat16"])  # of the others one is finer than the next
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,8 @@ own = st.sampled_from(["float32", "bfloat16"])
         ("bfloat16", [None, 5.0, None], 8192, 8, 120.0, "fp8"),  # one narrow edge is enough
         ("float32", [100.0, 100.0], 4096, 8, 120.0, "bfloat16"),  # the half that costs least goes first
         ("float32", [2.0, 2.0], 4096, 8, 120.0, "fp8"),
+        ("float16", [None, None], 4096, 8, 100.0, "float16"),
+        ("float16", [2.0, 2.0], 4096, 8, 120.0, "fp8"),
     ],
 )
 def test_cases(kind: str, rates_mbps: list[float | None], hidden: int, rows: int, pass_ms: float, chosen: str) -> None:

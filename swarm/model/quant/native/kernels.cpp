@@ -9,8 +9,9 @@
 #include "repack.h"
 
 // One row of x as bytes: q [columns], scale [columns / 32], sums [columns / 16] of the bytes; and what a format makes of
-// them per `sub` columns: zero = -T::zero * sum(q), mean = scale * sum(q).
+// them per `sub` columns: zero = -T::zero * sum(q), mean = scale * sum(q). x: the row itself, for formats of floats.
 struct Rounded {
+    float *x;
     int8_t *q;
     float *scale, *mean;
     int32_t *sums, *zero;
@@ -150,9 +151,10 @@ struct Part {
 
 struct Plan {
     int64_t panels, size, first, together;  // panels of `size` bytes; the first of its tasks; panels of a task
+    int64_t step;                           // panels that are gone through together
     Rounded *rows;                          // of the call, as the matrix's format wants them
     void (*multiply)(int isa, const Part &part, int64_t columns, const Rounded *rows, int64_t at, int64_t count,
-                     int64_t panel, bool narrow);
+                     int64_t panel, int64_t panels, bool narrow);
 };
 
 // What the formats of a call make of its rows, once for each format.
@@ -171,19 +173,20 @@ struct Scratch {  // freed when a call ends
 
 template <class T> void prepare(int isa, int64_t columns, Rounded row) { BY_ISA(isa, prepare_row<T>(columns, row)); }
 
-// Rows [at, at + count) of a part times one panel.
+// Rows [at, at + count) of a part times one panel, of FP8 `panels` of them.
 template <class T>
 void multiply(int isa, const Part &part, int64_t columns, const Rounded *rows, int64_t at, int64_t count, int64_t panel,
-              bool narrow) {
+              int64_t panels, bool narrow) {
     const uint8_t *packed = part.packed + panel * int64_t(T::panel(columns));
     int64_t width = part.width, outs = part.out_features;
-    if (narrow) {
-        uint16_t *y = static_cast<uint16_t *>(part.y) + at * width;
-        BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
-    } else {
-        float *y = static_cast<float *>(part.y) + at * width;
-        BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
-    }
+    auto to = [&](auto *y) {
+        y += at * width;
+        if constexpr (T::floats)
+            BY_ISA(isa, some_of_floats<T>(packed, panels, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
+        else BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
+    };
+    if (narrow) to(static_cast<uint16_t *>(part.y));
+    else to(static_cast<float *>(part.y));
 }
 
 int64_t lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -252,7 +255,7 @@ int mixed_products(int isa, const Item *items, int64_t many, int64_t columns, co
     return 0;
 }
 
-const int KINDS = 16;  // at least as many as there are formats
+const int KINDS = 24;  // at least as many as there are formats
 
 // x [rows, columns]; picks: which of them each of the `picked` rows that the parts speak of is, null: row i is row i.
 int compute(int isa, const Part *parts, int64_t many, int64_t columns, const void *x, int64_t rows, const int64_t *picks,
@@ -262,6 +265,7 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
     auto *plans = scratch.take<Plan>(many);
     Kind kinds[KINDS];
     int different = 0;
+    bool floats = false;
     int64_t bytes = 0, work = 0, tasks = 0, longest = 0;
     if (!plans) return -2;
     for (int64_t m = 0; m < many; m++) {
@@ -270,6 +274,7 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
         bool known = layout::with_type(int(kind.number), [&](auto t) {
             using T = decltype(t);
             kind.prepare = prepare<T>, plan.multiply = multiply<T>, plan.size = int64_t(T::panel(columns));
+            floats |= T::floats, plan.step = T::floats ? 4 : 1;
         });
         if (!known) return -1;
         plan.panels = (parts[m].out_features + 15) / 16;
@@ -289,7 +294,8 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
         tasks += (plan.panels + plan.together - 1) / plan.together;
     }
     // A row's bytes, scales and sums are there once, what a format makes of them once for each format.
-    int64_t shared = lines(columns) + lines(blocks * 4) + lines(blocks * 8), own = 2 * lines(blocks * 8);
+    const int64_t whole = lines(columns) + lines(blocks * 4) + lines(blocks * 8);
+    int64_t shared = whole + (floats ? lines(columns * 4) : 0), own = 2 * lines(blocks * 8);
     int64_t row_bytes = shared + different * own, each_kind = rows + (picks ? picked : 0);
     auto *memory = scratch.take<uint8_t>(rows * row_bytes + 64);
     auto *rounded = scratch.take<Rounded>(each_kind * different);
@@ -300,7 +306,9 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
         uint8_t *p = base + r * row_bytes, *q = p + shared;
         auto *scale = reinterpret_cast<float *>(p + lines(columns));
         auto *sums = reinterpret_cast<int32_t *>(p + lines(columns) + lines(blocks * 4));
-        Rounded row{reinterpret_cast<int8_t *>(p), scale, nullptr, sums, nullptr};
+        Rounded row{reinterpret_cast<float *>(p + whole), reinterpret_cast<int8_t *>(p), scale, nullptr, sums, nullptr};
+        if (floats && narrow) BY_ISA(isa, keep_row(static_cast<const uint16_t *>(x) + r * columns, columns, row.x));
+        if (floats && !narrow) BY_ISA(isa, keep_row(static_cast<const float *>(x) + r * columns, columns, row.x));
         if (narrow) BY_ISA(isa, round_row(static_cast<const uint16_t *>(x) + r * columns, columns, row));
         else BY_ISA(isa, round_row(static_cast<const float *>(x) + r * columns, columns, row));
         for (int k = 0; k < different; k++, q += own) {
@@ -331,8 +339,10 @@ int compute(int isa, const Part *parts, int64_t many, int64_t columns, const voi
             int64_t count = parts[m].count - r < some ? parts[m].count - r : some;
             int64_t panel = (i - plan.first) * plan.together, last = panel + plan.together;
             if (count <= 0) return;
-            for (last = last < plan.panels ? last : plan.panels; panel < last; panel++)
-                plan.multiply(isa, parts[m], columns, plan.rows, r, count, panel, narrow);
+            for (last = last < plan.panels ? last : plan.panels; panel < last; panel += plan.step) {
+                int64_t left = last - panel < plan.step ? last - panel : plan.step;
+                plan.multiply(isa, parts[m], columns, plan.rows, r, count, panel, left, narrow);
+            }
         });
     }
     return 0;
@@ -466,7 +476,7 @@ template <class E> int attend(int isa, const AttendCall &call, const AttendJob *
 
 extern "C" {
 
-int swarm_quant_version() { return 4; }
+int swarm_quant_version() { return 5; }
 
 // The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI, 3 also with bfloat16.
 int swarm_quant_isa() {

@@ -54,6 +54,11 @@ template <class X> TARGET static void round_row(const X *x, int64_t columns, Rou
     }
 }
 
+// The row itself, as float32.
+template <class X> TARGET static void keep_row(const X *x, int64_t columns, float *to) {
+    for (int64_t b = 0; b < columns / 32; b++) take(x + b * 32, to + b * 32);
+}
+
 // What a format wants of a rounded row besides its bytes.
 template <class T> TARGET static void prepare_row(int64_t columns, Rounded o) {
     for (int64_t b = 0; b < columns / 32; b++) {
@@ -98,6 +103,7 @@ TARGET static inline __attribute__((always_inline)) void scales(const uint8_t *s
     if constexpr (T::scale == SUPER16 || T::scale == SUPER) w = times(d, signed_bytes(s + 16 * h));
     if constexpr (T::scale == SUPER2) w = times(d, nibble<0>(s + 16 * h)), min = times(m, nibble<1>(s + 16 * h));
     if constexpr (T::scale == E8M0) w = powers(s);
+    if constexpr (T::scale == E4M3) w = times(d, small_floats<false>(s + 16 * h));
 }
 
 // Bring the integer sums of one part of a block to float32 and add them. at: the part's place in a row's means.
@@ -118,6 +124,7 @@ TARGET static __attribute__((noinline)) void panel(const uint8_t *codes, const u
     constexpr int parts = 32 / T::sub;
     Floats total[R], d = spread(0.0f), m = d;
     for (int r = 0; r < R; r++) total[r] = spread(0.0f);
+    if constexpr (T::scale == E4M3) d = times(floats_at(reinterpret_cast<const float *>(scale)), spread(256.0f));
     int64_t blocks = columns / 32;
     constexpr int stride = T::code_bytes + T::scale_bytes + T::head_bytes / 8;
     const uint8_t *ahead = codes + AHEAD;
@@ -149,6 +156,39 @@ TARGET static __attribute__((noinline)) void panel(const uint8_t *codes, const u
     for (int r = 0; r < R; r++) out[r] = total[r];
 }
 
+// The same for FP8: rows as they are, one chain of fused multiply-adds in the order of the columns over weights in float32:
+// the bits of dense.h's product with the unpacked matrix. P panels, `size` bytes apart, are gone through together: a chain
+// waits for its last sum, and few rows alone are too few chains. out [P][R].
+template <class T, int R, int P>
+TARGET static __attribute__((noinline)) void float_panels(const uint8_t *codes, int64_t size, int64_t columns,
+                                                          const Rounded *rows, Floats *out) {
+    constexpr bool e5m2 = T::table == 3;
+    const uint8_t *scale = codes + T::codes(columns);
+    Floats total[P][R], s[P];
+    for (int p = 0; p < P; p++)
+        for (int r = 0; r < R; r++) total[p][r] = spread(0.0f);
+    for (int64_t b = 0; b < columns / 32; b++) {
+        if (b % 4 == 0)
+            for (int p = 0; p < P; p++) {
+                s[p] = floats_at(reinterpret_cast<const float *>(scale + p * size + T::at(b)));
+                if constexpr (!e5m2) s[p] = times(s[p], spread(256.0f));  // a power of two: nothing is rounded by it
+            }
+        const uint8_t *block = codes + b * T::code_bytes;
+        for (int p = 0; p < P; p++)
+            for (int line = 0; line < T::code_bytes; line += 64) fetch(block + p * size + AHEAD / 8 + line);
+        for (int c = 0; c < 32; c++) {
+            Floats w[P];
+            for (int p = 0; p < P; p++) w[p] = times(small_floats<e5m2>(block + p * size + 16 * c), s[p]);
+            for (int r = 0; r < R; r++) {
+                Floats x = spread(rows[r].x[b * 32 + c]);
+                for (int p = 0; p < P; p++) total[p][r] = fused(w[p], x, total[p][r]);
+            }
+        }
+    }
+    for (int p = 0; p < P; p++)
+        for (int r = 0; r < R; r++) out[p * R + r] = total[p][r];
+}
+
 TARGET static inline void put(float *y, const float *line, int count) { std::memcpy(y, line, count * sizeof(float)); }
 // Rounded to nearest even, as torch does; not a number stays one.
 TARGET static inline void put(uint16_t *y, const float *line, int count) {
@@ -162,12 +202,9 @@ TARGET static inline void put(uint16_t *y, const float *line, int count) {
     std::memcpy(y, out, count * sizeof(uint16_t));
 }
 
-// R rows times the panel of outputs [from, from + 16) of `outs`; y: lines of `width`, float32 or bfloat16.
-template <class T, int R, class Y>
-TARGET static void some_rows(const uint8_t *packed, int64_t columns, const Rounded *rows, int64_t from, const float *bias,
-                             int64_t outs, int64_t width, Y *y) {
-    Floats out[R];
-    panel<T, R>(packed, packed + T::codes(columns), columns, rows, out);
+// Sixteen outputs of R rows, from `from` on.
+template <int R, class Y>
+TARGET static inline void put_rows(const Floats *out, int64_t from, const float *bias, int64_t outs, int64_t width, Y *y) {
     int count = outs - from < 16 ? int(outs - from) : 16;
     for (int r = 0; r < R; r++) {
         alignas(64) float line[16];
@@ -175,6 +212,15 @@ TARGET static void some_rows(const uint8_t *packed, int64_t columns, const Round
         if (bias) for (int n = 0; n < count; n++) line[n] += bias[from + n];
         put(y + r * width + from, line, count);
     }
+}
+
+// R rows times the panel of outputs [from, from + 16) of `outs`; y: lines of `width`, float32 or bfloat16.
+template <class T, int R, class Y>
+TARGET static void some_rows(const uint8_t *packed, int64_t columns, const Rounded *rows, int64_t from, const float *bias,
+                             int64_t outs, int64_t width, Y *y) {
+    Floats out[R];
+    panel<T, R>(packed, packed + T::codes(columns), columns, rows, out);
+    put_rows<R>(out, from, bias, outs, width, y);
 }
 
 template <class T, class Y>
@@ -187,6 +233,35 @@ TARGET static void one_panel(const uint8_t *packed, int64_t columns, const Round
     if constexpr (MOST > 2)
         for (; r + 2 <= count; r += 2) some_rows<T, 2>(packed, columns, rows + r, from, bias, outs, width, y + r * width);
     for (; r < count; r++) some_rows<T, 1>(packed, columns, rows + r, from, bias, outs, width, y + r * width);
+}
+
+constexpr int TOGETHER = 4;  // panels of FP8 that are gone through together, at most
+
+// R rows times `count` panels, as many together as the registers hold.
+template <class T, int R, int P, class Y>
+TARGET static void some_float_panels(const uint8_t *packed, int64_t count, int64_t columns, const Rounded *rows, int64_t from,
+                                     const float *bias, int64_t outs, int64_t width, Y *y) {
+    const int64_t size = int64_t(T::panel(columns));
+    for (; count >= P; count -= P, packed += P * size, from += 16 * P) {
+        Floats out[P * R];
+        float_panels<T, R, P>(packed, size, columns, rows, out);
+        for (int p = 0; p < P; p++) put_rows<R>(out + p * R, from + 16 * p, bias, outs, width, y);
+    }
+    if constexpr (P > 1)
+        if (count > 0) some_float_panels<T, R, P / 2>(packed, count, columns, rows, from, bias, outs, width, y);
+}
+
+// `panels` of FP8 (up to TOGETHER) times `count` rows.
+template <class T, class Y>
+TARGET static void some_of_floats(const uint8_t *packed, int64_t panels, int64_t columns, const Rounded *rows, int64_t count,
+                                  int64_t from, const float *bias, int64_t outs, int64_t width, Y *y) {
+    int64_t r = 0;
+    for (; r + MOST <= count; r += MOST) some_float_panels<T, MOST, 2>(packed, panels, columns, rows + r, from, bias, outs, width, y + r * width);
+    if constexpr (MOST > 4)
+        for (; r + 4 <= count; r += 4) some_float_panels<T, 4, 4>(packed, panels, columns, rows + r, from, bias, outs, width, y + r * width);
+    if constexpr (MOST > 2)
+        for (; r + 2 <= count; r += 2) some_float_panels<T, 2, TOGETHER>(packed, panels, columns, rows + r, from, bias, outs, width, y + r * width);
+    for (; r < count; r++) some_float_panels<T, 1, TOGETHER>(packed, panels, columns, rows + r, from, bias, outs, width, y + r * width);
 }
 
 }  // namespace ISA

@@ -11,6 +11,7 @@ struct Piece {
     uint8_t q[32];
     uint16_t d, m;         // binary16 bits, of the block or of its 256 columns
     uint8_t s[2], mins[2];  // per `sub` columns; E8M0's byte in s[0]
+    float f;                // FP8's scale; of NVFP4 the matrix's, negative where it divides
 };
 
 static inline uint16_t u16(const uint8_t *p) { return uint16_t(p[0] | p[1] << 8); }
@@ -36,6 +37,7 @@ static inline int stored_bytes(int kind) {
     case 2: return 18; case 3: return 20; case 6: return 22; case 7: return 24; case 8: return 34;
     case 10: return 84; case 11: return 110; case 12: return 144; case 13: return 176; case 14: return 210;
     case 20: return 18; case 23: return 136; case 39: return 17;
+    case 200: case 201: return 36; case 202: return 22;
     }
     return 0;
 }
@@ -43,7 +45,7 @@ static inline int stored_bytes(int kind) {
 // Block `b` (of 32 columns) of the row that is stored at `row`.
 static void take(int kind, const uint8_t *row, size_t b, Piece &o) {
     size_t size = stored_bytes(kind);
-    bool super = kind >= 10 && kind != 20 && kind != 39;
+    bool super = kind >= 10 && kind != 20 && kind < 39;
     const uint8_t *p = row + (super ? b / 8 : b) * size;
     int j = super ? int(b % 8) : 0;
     switch (kind) {
@@ -53,6 +55,8 @@ static void take(int kind, const uint8_t *row, size_t b, Piece &o) {
     case 7: o.d = u16(p), o.m = u16(p + 2), nibbles(p + 8, o.q), fifth(p + 4, o.q); return;
     case 8: o.d = u16(p); for (int i = 0; i < 32; i++) o.q[i] = p[2 + i] ^ 0x80; return;
     case 39: o.s[0] = p[0], nibbles(p + 1, o.q); return;
+    case 200: case 201: std::memcpy(&o.f, p, 4), std::memcpy(o.q, p + 4, 32); return;
+    case 202: std::memcpy(&o.f, p, 4), o.s[0] = p[4], o.s[1] = p[5], nibbles(p + 6, o.q); return;
     case 10:
         o.d = u16(p + 80), o.m = u16(p + 82);
         for (int h = 0; h < 2; h++) o.s[h] = p[2 * j + h] & 15, o.mins[h] = p[2 * j + h] >> 4;
@@ -93,6 +97,11 @@ static void take(int kind, const uint8_t *row, size_t b, Piece &o) {
 
 // Codes of sixteen rows into a block's vectors; four codes of a row are one 32-bit word.
 template <class T> static void put_codes(const Piece *pieces, uint8_t *to) {
+    if (T::floats) {
+        for (int c = 0; c < 32; c++)
+            for (int n = 0; n < 16; n++) to[16 * c + n] = pieces[n].q[c];
+        return;
+    }
     for (int n = 0; n < 16; n++) {
         uint32_t w[8], v[8] = {};
         std::memcpy(w, pieces[n].q, 32);
@@ -117,6 +126,16 @@ template <class T> static void put_codes(const Piece *pieces, uint8_t *to) {
 template <class T> static void put_scales(const Piece *pieces, uint8_t *head, uint8_t *to) {
     for (int n = 0; n < 16; n++) {
         const Piece &p = pieces[n];
+        if (T::scale == F32) {
+            std::memcpy(to + 4 * n, &p.f, 4);
+            continue;
+        }
+        if (T::scale == E4M3) {  // head: where the panel's scales begin
+            float half_of = (p.f < 0 ? -1.0f / p.f : p.f) * 0.5f;
+            std::memcpy(head + 4 * n, &half_of, 4), std::memcpy(head + 64 + 4 * n, &p.f, 4);
+            to[n] = p.s[0], to[16 + n] = p.s[1];
+            continue;
+        }
         uint8_t *d = T::super ? head : to;
         if (T::scale != E8M0) std::memcpy(d + 2 * n, &p.d, 2);
         if (T::has_min) std::memcpy(d + 32 + 2 * n, &p.m, 2);
@@ -142,7 +161,8 @@ static void panels(int kind, const uint8_t *stored, const int32_t *order, int64_
                 if (i < rows) take(kind, stored + row_bytes * (order ? order[i] : i), b, pieces[n]);
             }
             put_codes<T>(pieces, codes + b * T::code_bytes);
-            put_scales<T>(pieces, scales + T::head(b), scales + T::at(b));
+            if (T::floats && b % 4) continue;  // one scale for 128 columns
+            put_scales<T>(pieces, T::scale == E4M3 ? scales : scales + T::head(b), scales + T::at(b));
         }
     }
 }
@@ -158,7 +178,7 @@ template <class T> static int code_at(const uint8_t *block, int n, int column) {
         q = block[64 * (j / 4) + at] >> 2 * (j % 4) & 3;
         if (T::bits == 3) q |= (block[128 + at] >> j & 1) << 2;
     }
-    return T::table ? TABLES[T::table][q] : q;
+    return T::table ? TABLES[T::table % 3][q] : q;
 }
 
 // Row `row` as float32, in the order of operations of gguf.dequantize: the same bits.
@@ -166,9 +186,22 @@ template <class T> static void numbers(const uint8_t *packed, int64_t columns, i
     const uint8_t *codes = packed + row / 16 * T::panel(columns), *scales = codes + T::codes(columns);
     int n = row % 16;
     for (size_t b = 0; b < T::blocks(columns); b++) {
+        if (T::floats) {
+            float scale;
+            std::memcpy(&scale, scales + T::at(b) + 4 * n, 4);
+            for (int i = 0; i < 32; i++)
+                out[b * 32 + i] = small_float<T::table == 3>(codes[b * T::code_bytes + 16 * i + n]) * scale;
+            continue;
+        }
         const uint8_t *s = scales + T::at(b), *d = T::super ? scales + T::head(b) : s;
         for (int h = 0; h < 32 / T::sub; h++) {
             float scale = T::scale == E8M0 ? e8m0_half(s[n]) : half(u16(d + 2 * n)), min = 0;
+            if (T::scale == E4M3) {
+                float whole;
+                std::memcpy(&whole, scales + 64 + 4 * n, 4);
+                scale = small_float<false>(s[16 * h + n]);
+                scale = (whole < 0 ? scale / -whole : scale * whole) * 0.5f;
+            }
             if (T::scale == F16_MIN) min = half(u16(d + 32 + 2 * n));
             if (T::scale == SUPER_MIN) scale *= float(s[n]), min = -(half(u16(d + 32 + 2 * n)) * float(s[16 + n]));
             if (T::scale == SUPER16 || T::scale == SUPER) scale *= float(int8_t(s[16 * h + n]));

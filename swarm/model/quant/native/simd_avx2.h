@@ -82,6 +82,14 @@ OP Floats powers(const uint8_t *p) {
     for (int n = 0; n < 16; n++) v[n] = layout::e8m0_half(p[n]);
     return {_mm256_load_ps(v), _mm256_load_ps(v + 8)};
 }
+// Sixteen FP8 numbers; those of e4m3 times 2^-8.
+template <bool E5M2> OP Floats small_floats(const uint8_t *p) {
+    // As wide as the sign goes: shifted by 7 it fills the two highest bits, of which the lower one is the exponent's.
+    __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
+    __m256i h = E5M2 ? _mm256_slli_epi16(w, 8)
+                     : _mm256_and_si256(_mm256_slli_epi16(w, 7), _mm256_set1_epi16(short(0xbfff)));
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
+}
 typedef Ints Pairs;  // of bfloat16: sixteen outputs, two columns each
 OP Floats floats_at(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 OP Pairs pairs_at(const uint8_t *p) { return load(p); }

@@ -47,6 +47,14 @@ OP Floats powers(const uint8_t *p) {
     for (int n = 0; n < 16; n++) v[n] = layout::e8m0_half(p[n]);
     return _mm512_load_ps(v);
 }
+// Sixteen FP8 numbers; those of e4m3 times 2^-8.
+template <bool E5M2> OP Floats small_floats(const uint8_t *p) {
+    // As wide as the sign goes: shifted by 7 it fills the two highest bits, of which the lower one is the exponent's.
+    __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
+    __m256i h = E5M2 ? _mm256_slli_epi16(w, 8)
+                     : _mm256_and_si256(_mm256_slli_epi16(w, 7), _mm256_set1_epi16(short(0xbfff)));
+    return _mm512_cvtph_ps(h);
+}
 OP void store(float *p, Floats v) { _mm512_storeu_ps(p, v); }
 typedef __m512i Pairs;  // of bfloat16: sixteen outputs, two columns each
 OP Floats floats_at(const float *p) { return _mm512_loadu_ps(p); }

@@ -95,6 +95,12 @@ OP Floats powers(const uint8_t *p) {
     EACH(16) o.v[i] = layout::e8m0_half(p[i]);
     return o;
 }
+// Sixteen FP8 numbers; those of e4m3 times 2^-8.
+template <bool E5M2> OP Floats small_floats(const uint8_t *p) {
+    Floats o;
+    EACH(16) o.v[i] = layout::half(uint16_t(E5M2 ? p[i] << 8 : (p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7));
+    return o;
+}
 OP void store(float *p, Floats v) { std::memcpy(p, v.v, 64); }
 struct Pairs {
     uint32_t v[16];
