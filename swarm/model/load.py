@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,6 +100,7 @@ def load_layers(
             settings: Any = getattr(module, "config", None)
             if isinstance(settings, transformers.PreTrainedConfig):
                 settings._experts_implementation = "eager"
+        _round_rows(layer_list(model, kind.__name__)[1], dtype)
     attending = Attending(lib)
     attending.reads = shape.ties.reads
     for number, layer in enumerate(layer_list(model, kind.__name__)[1], first):
@@ -121,6 +123,23 @@ def load_layers(
     edges.given = masks_for(model.config) if attending.indexed else {}
     tried = _try_once(model, shape, attending, edges, device, dtype)
     return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
+
+
+def _round_rows(layers: nn.ModuleList, dtype: torch.dtype) -> None:
+    """Where layers hand on wider rows than nodes do (Mamba's float32 sums), round them as between two nodes, so that
+    a cut changes no bit."""
+
+    def rounding(own: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(own)
+        def forward(*args: Any, **named: Any) -> Any:
+            out = own(*args, **named)
+            return out.to(dtype) if isinstance(out, torch.Tensor) else (out[0].to(dtype), *out[1:])
+
+        return forward
+
+    for layer in layers:
+        if getattr(layer, "residual_in_fp32", False):
+            setattr(layer, "forward", rounding(layer.forward))  # noqa: B010  (hooks are a stage's own: edges.py)
 
 
 def _share_table(model: Any, config: Any) -> None:
