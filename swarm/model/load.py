@@ -287,6 +287,13 @@ def _pruned_class(
     return type(kind.__name__, (kind,), body)
 
 
+def _works_by_row(layers: nn.ModuleList, config: Any) -> bool:
+    """Whether all layers of a range are of kinds that keep nothing (Nemotron-H's experts, alone)."""
+    kinds = getattr(config, "layer_types", None) or ()
+    numbers = {n for m in layers.modules() if isinstance(n := getattr(m, "layer_idx", None), int)}
+    return bool(numbers) and all(n < len(kinds) and kinds[n] in PLAIN_KINDS for n in numbers)
+
+
 def _build(part: type[Any], config: Any) -> tuple[nn.Module, str]:
     """A model and what it was told to compute attention with: our function where its layers ask for one, its own code
     where they keep a cache (see cached.py). Raises ModelError for a class that does neither."""
@@ -297,7 +304,8 @@ def _build(part: type[Any], config: Any) -> tuple[nn.Module, str]:
     if cached.computes_itself(layers):
         return model, cached.BUILT_AS
     recurrent = any(replaced(module) for module in layers.modules())
-    if not recurrent and not any(cached.asks_interface(module) for module in layers.modules()):
+    asks = any(cached.asks_interface(module) for module in layers.modules())
+    if not recurrent and not asks and not _works_by_row(layers, config):
         raise unfit(part.__name__, "its attention function cannot be replaced")
     return model, attention.NAME
 
