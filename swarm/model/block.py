@@ -23,7 +23,7 @@ from swarm.model.attention import JobPlan, Plan
 from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.dtype import dtype_name
 from swarm.model.edges import entering, open_edges
-from swarm.model.exact import InOrder, stands_against, writes_products
+from swarm.model.exact import InOrder, stands_against, weights_of, writes_products
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.fused import settle
 from swarm.model.gpu import Clock, EventClock, Gpu, WallClock, entered, gpu_of
@@ -72,7 +72,7 @@ class Block:
         self.loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
         self._edges = loaded.edges
         self.why_not_exact: str | None = "its rows were not looked at"
-        self._by_hand = False
+        self._order: InOrder | None = None
         self.ties, self.by_token = shape.ties, shape.ties.by_token
         self._picks_rows = "logits_to_keep" in inspect.signature(type(loaded.model).forward).parameters
 
@@ -95,7 +95,7 @@ class Block:
         edges.given = masks_for(model.config) if self._attending.indexed else {}
         loaded = Loaded(model, shape, self._attending, edges, kv, self.loaded.positions)
         part = Block(loaded, self.device, self.dtype, self.gpu)
-        part.why_not_exact, part._by_hand = self.why_not_exact, self._by_hand
+        part.why_not_exact, part._order = self.why_not_exact, self._order
         return part
 
     def taps(self, wanted: Sequence[int]) -> tuple[int, ...]:
@@ -208,9 +208,8 @@ class Block:
         return contextlib.nullcontext()
 
     def _in_order(self) -> contextlib.AbstractContextManager[object]:
-        """For models that write out linear layers themselves, as routers and experts are."""
-        lib = self._attending.lib
-        return InOrder(lib) if lib is not None and self._by_hand else contextlib.nullcontext()
+        """For models that write out products themselves, as routers and experts are, or have odd widths."""
+        return contextlib.nullcontext() if self._order is None else self._order
 
     @torch.inference_mode()
     def compute(self, plans: Sequence[Plan], inputs: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -357,13 +356,15 @@ def load_block(
     if blocked and lib is None and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
-    block._by_hand = lib is not None and writes_products(loaded.model)
-    if ready is not None:
+    block._order = None if lib is None else InOrder(lib, weights_of(loaded.model))
+    if ready is not None:  # its owner's own class: none of its layers was looked at, so nothing is known to be needless
         return block
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
-    check_cut(block, type(loaded.model).__name__, loaded.positions)
+    equal = check_cut(block, type(loaded.model).__name__, loaded.positions)
     alone = singles(block.parts(), block.kinds(), block.head, block.tail)
-    block.why_not_exact = stands_against(block, lib, alone)
+    block.why_not_exact = stands_against(block, lib, alone) or (None if equal else "a cut between layers changes rows")
+    if block._order is not None and not block._order.changed and not writes_products(loaded.model):
+        block._order = None  # it costs some microseconds for every call of torch, and there is nothing to do for it
     return block
 
 

@@ -13,7 +13,7 @@ rows must come out with the same bits alone and in company (`first_difference`),
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,15 @@ _ADD_UP = frozenset(
     "scaled_dot_product_attention conv1d conv2d _grouped_mm grouped_mm solve_triangular".split()
 )
 """Functions of torch whose sums may follow the number of rows."""
+_TIMES = frozenset(("matmul", "__matmul__", "mm", "bmm"))
+_OF_EACH = frozenset(
+    "silu gelu sigmoid tanh softplus exp exp2 expm1 log log1p log2 logsigmoid log_sigmoid mish erf cos sin pow __pow__ "
+    "selu elu celu quick_gelu".split()
+)
+"""Functions of single numbers that torch has in two forms: for whole vectors, and for what is left at the end."""
+_OF_ROWS = frozenset("sum mean var std norm softmax log_softmax layer_norm rms_norm group_norm logsumexp".split())
+_VECTORS = 64
+"""Numbers that torch takes at a time at most: four vectors of AVX-512."""
 _COMPANY = 21
 """Rows of the forward that is compared with rows alone: more than any kernel takes at a time, and no round number."""
 _WANTED = 7
@@ -57,23 +66,65 @@ def writes_products(model: nn.Module) -> bool:
     return any(p.dim() > 1 for m in owners for p in m.parameters(recurse=False))
 
 
-class InOrder(TorchFunctionMode):
-    """While it is entered, linear layers that a model writes out itself (routers, experts) go through the kernels.
-    found: names of functions that added up products elsewhere."""
+def weights_of(model: nn.Module) -> frozenset[int]:
+    """Where the memory of a model's matrices begins."""
+    return frozenset(p.untyped_storage().data_ptr() for p in model.parameters() if p.dim() > 1)
 
-    def __init__(self, lib: Library) -> None:
+
+class InOrder(TorchFunctionMode):
+    """While it is entered, products with weights that a model writes out itself (routers, experts) go through the
+    kernels, and functions of single numbers take whole vectors of them: torch computes the odd ones at a tensor's end
+    by other code, whose last bits differ.
+
+    weights: where the memory of the model's own weights begins. found: names of functions that added up products
+    elsewhere. changed: whether anything was computed otherwise than without it.
+    """
+
+    def __init__(self, lib: Library, weights: Set[int] = frozenset()) -> None:
         super().__init__()
-        self._lib = lib
+        self._lib, self._weights = lib, weights
         self.found: list[str] = []
+        self.changed = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
-        if func is functional.linear and (out := self._linear(*args, **named)) is not None:
-            return out
         name = getattr(func, "__name__", "")
+        out: torch.Tensor | None = None
+        if func is functional.linear:
+            out = self._linear(*args, **named)
+        elif name in _OF_EACH:
+            out = _in_vectors(func, args, named)
+        elif name in _OF_ROWS and args and isinstance(args[0], torch.Tensor) and not args[0].is_contiguous():
+            out = func(args[0].contiguous(), *args[1:], **named)  # the order of a sum follows how numbers lie
+        elif name in _TIMES and not named:
+            out = self._times(*args)
+        if out is not None:
+            self.changed = True
+            return out
         if name in _ADD_UP and not _of_one(name, args):
             self.found.append(name)
         return func(*args, **named)
+
+    def _times(self, x: Any, weight: Any) -> torch.Tensor | None:
+        """x [..., columns] times a weight [columns, outputs], or the other way round (Mamba's steps); with experts in
+        front of both, one by one."""
+        if not isinstance(x, torch.Tensor) or not isinstance(weight, torch.Tensor):
+            return None
+        if self._is_weight(x) and x.dim() == 2 and weight.dim() == 3:
+            found = self._linear(weight.transpose(1, 2), x)
+            return None if found is None else found.transpose(1, 2)
+        if not self._is_weight(weight):
+            return None
+        if weight.dim() == 2:
+            return self._linear(x, weight.T)
+        if weight.dim() != 3 or x.dim() != 3 or len(x) != len(weight):
+            return None
+        parts = [self._linear(rows, one.T) for rows, one in zip(x, weight, strict=True)]
+        made = [part for part in parts if part is not None]
+        return torch.stack(made) if made and len(made) == len(parts) else None
+
+    def _is_weight(self, matrix: torch.Tensor) -> bool:
+        return hasattr(matrix, "swarm_weight") or matrix.untyped_storage().data_ptr() in self._weights
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
         kinds = {x.dtype, weight.dtype}
@@ -83,6 +134,22 @@ class InOrder(TorchFunctionMode):
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         wide = None if bias is None else bias.float().contiguous()
         return self._lib.linear(rows, weight, wide).view(*x.shape[:-1], weight.shape[0])
+
+
+def _in_vectors(func: Any, args: Sequence[Any], named: dict[str, Any]) -> torch.Tensor | None:
+    """A function of single numbers, over whole vectors of them; None where it takes such anyway."""
+    x = args[0] if args else None
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.device.type != "cpu" or not x.numel():
+        return None
+    if any(isinstance(other, torch.Tensor) and other.numel() > 1 for other in args[1:]) or named.get("out") is not None:
+        return None
+    whole = x.dim() > 0 and x.stride(-1) == 1 and x.shape[-1] % _VECTORS == 0
+    if whole or x.is_contiguous() and x.numel() % _VECTORS == 0:
+        return None
+    line = x.new_zeros(-(-x.numel() // _VECTORS) * _VECTORS)
+    line[: x.numel()] = x.reshape(-1)
+    out: torch.Tensor = func(line, *args[1:], **named)[: x.numel()].view(x.shape)
+    return x.copy_(out) if named.get("inplace") else out
 
 
 def _of_one(name: str, args: Sequence[Any]) -> bool:
@@ -96,8 +163,6 @@ def stands_against(block: Cuttable, lib: Library | None, spans: Iterable[tuple[i
         return "products and attention on a GPU follow the number of rows"
     if lib is None:
         return "no compiled kernels, or they were not asked for"
-    if any(shape.states for shape in block.kv_shapes):
-        return "layers that keep a state"
     for first, last in spans:
         part = block.view(first, last)
         with InOrder(lib) as watch:

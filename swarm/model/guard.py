@@ -58,11 +58,11 @@ class Cuttable(Protocol):
     def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]: ...
 
 
-def check_cut(block: Cuttable, name: str, positions: int) -> None:
-    """Raises ModelError, naming the class `name`, when the range and its single layers disagree. positions: that
-    the model was made for."""
-    for first, last in pairs(block.parts(), block.kinds(), block.head, block.tail):
-        _check_range(block.view(first, last), name, positions)
+def check_cut(block: Cuttable, name: str, positions: int) -> bool:
+    """Whether the range and its single layers agree to the last bit. Raises ModelError, naming the class `name`, when
+    they disagree. positions: that the model was made for."""
+    ranges = pairs(block.parts(), block.kinds(), block.head, block.tail)
+    return all([_check_range(block.view(first, last), name, positions) for first, last in ranges])
 
 
 def one_layer(block: Cuttable, layer: int) -> torch.Tensor:
@@ -74,7 +74,7 @@ def one_layer(block: Cuttable, layer: int) -> torch.Tensor:
     return _forward(part, [rows], [given])[0]
 
 
-def _check_range(block: Cuttable, name: str, positions: int) -> None:
+def _check_range(block: Cuttable, name: str, positions: int) -> bool:
     far = max(2 * _ROWS, positions - _ROWS)
     sessions = [_rows(start, block.vocab_size, n) for start, n in ((0, 1), (far // 2, _ROWS), (far, 1))]
     source = torch.Generator().manual_seed(len(name))
@@ -93,6 +93,7 @@ def _check_range(block: Cuttable, name: str, positions: int) -> None:
         reason = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise unfit(name, f"a layer does not run by itself ({reason})") from exc
     _compare(together, alone, name, block.dtype)
+    return alone is not None and torch.equal(together, alone)
 
 
 def _compare(together: torch.Tensor, alone: torch.Tensor | None, name: str, dtype: torch.dtype) -> None:

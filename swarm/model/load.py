@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ def load_layers(
             settings: Any = getattr(module, "config", None)
             if isinstance(settings, transformers.PreTrainedConfig):
                 settings._experts_implementation = "eager"
+        _round_rows(layer_list(model, kind.__name__)[1], dtype)
     attending = Attending(lib)
     attending.reads = shape.ties.reads
     for number, layer in enumerate(layer_list(model, kind.__name__)[1], first):
@@ -132,6 +134,23 @@ def load_layers(
     edges.given = masks_for(model.config) if attending.indexed else {}
     tried = _try_once(model, shape, attending, edges, device, dtype)
     return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
+
+
+def _round_rows(layers: nn.ModuleList, dtype: torch.dtype) -> None:
+    """Where layers hand on wider rows than nodes do (Mamba's float32 sums), round them as between two nodes, so that
+    a cut changes no bit."""
+
+    def rounding(own: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(own)
+        def forward(*args: Any, **named: Any) -> Any:
+            out = own(*args, **named)
+            return out.to(dtype) if isinstance(out, torch.Tensor) else (out[0].to(dtype), *out[1:])
+
+        return forward
+
+    for layer in layers:
+        if getattr(layer, "residual_in_fp32", False):
+            setattr(layer, "forward", rounding(layer.forward))  # noqa: B010  (hooks are a stage's own: edges.py)
 
 
 def _share_table(model: Any, config: Any) -> None:
@@ -295,6 +314,13 @@ def _pruned_class(
     return type(kind.__name__, (kind,), body)
 
 
+def _works_by_row(layers: nn.ModuleList, config: Any) -> bool:
+    """Whether all layers of a range are of kinds that keep nothing (Nemotron-H's experts, alone)."""
+    kinds = getattr(config, "layer_types", None) or ()
+    numbers = {n for m in layers.modules() if isinstance(n := getattr(m, "layer_idx", None), int)}
+    return bool(numbers) and all(n < len(kinds) and kinds[n] in PLAIN_KINDS for n in numbers)
+
+
 def _build(part: type[Any], config: Any) -> tuple[nn.Module, str]:
     """A model and what it was told to compute attention with: our function where its layers ask for one, its own code
     where they keep a cache (see cached.py). Raises ModelError for a class that does neither."""
@@ -305,7 +331,8 @@ def _build(part: type[Any], config: Any) -> tuple[nn.Module, str]:
     if cached.computes_itself(layers):
         return model, cached.BUILT_AS
     recurrent = any(replaced(module) for module in layers.modules())
-    if not recurrent and not any(cached.asks_interface(module) for module in layers.modules()):
+    asks = any(cached.asks_interface(module) for module in layers.modules())
+    if not recurrent and not asks and not _works_by_row(layers, config):
         raise unfit(part.__name__, "its attention function cannot be replaced")
     return model, attention.NAME
 

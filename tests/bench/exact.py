@@ -2,6 +2,9 @@
 in turns, in one process.
 
 python -m tests.bench.exact [--layers 6] [--dtype bfloat16] [--threads 2] [--prompt 2000] [--rounds 7]
+    [--family qwen3_next]
+
+With --family two recurrent layers of a random model of that kind instead of those of SmolLM2.
 
 Medians of ratios, exact over not: milliseconds of passes of 1, 8 and 16 rows of one session behind 256 positions, of
 eight sessions with one row each, and of a prompt in parts of 512.
@@ -15,39 +18,70 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import CONFIG_MAPPING
 
 from swarm.model.block import Block, load_block
 from swarm.model.exact import why_not
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.job import Job
-from swarm.model.kvcache import KVPool
+from swarm.model.kvcache import KVPool, SessionKV
 from swarm.model.rows import Layout, no_commits
 from swarm.ring.certain_rows import certain_rows
+from tests.swarm.model.tiny import MemoryCheckpoint, random_model
 
 BEHIND = 256
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_next": {
+        "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 8,
+        "num_key_value_heads": 2, "head_dim": 128, "linear_num_key_heads": 8, "linear_num_value_heads": 16,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "num_experts": 8, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256, "vocab_size": 1000,
+        "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"],
+    },
+    "mamba2": {
+        "hidden_size": 1024, "num_hidden_layers": 4, "num_heads": 32, "head_dim": 64, "state_size": 128, "n_groups": 1,
+        "vocab_size": 1000,
+    },
+    "mamba": {"hidden_size": 1024, "num_hidden_layers": 4, "state_size": 16, "vocab_size": 1000},
+}  # fmt: skip
+"""Widths of real models of some 0.5 to 1 billion weights."""
+
+
 def works(block: Block, prompt: int) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
-    layout = Layout(0, prompt + 512)
+    layout, at = Layout(0, prompt + 8192), [BEHIND] * 8
     kvs = [KVPool(block, 1 << 40).open(layout, block.first, block.last) for _ in range(8)]
     source = torch.Generator().manual_seed(1)
 
-    def job(session: int, at: int, n: int) -> Job:
+    def job(kv: SessionKV, first: int, n: int) -> Job:
         hidden = torch.randn(n, block.hidden_size, generator=source).to(block.dtype)
-        return Job(kvs[session], no_commits(), certain_rows(layout, at, [1] * n), hidden)
+        return Job(kv, no_commits(), certain_rows(layout, first, [1] * n), hidden)
 
-    for session in range(8):
-        block.forward([job(session, 0, BEHIND)])
+    def further(session: int, n: int) -> Job:
+        """Rows behind those before: a recurrent layer that was to go back would be timed for that."""
+        at[session] += n
+        return job(kvs[session], at[session] - n, n)
+
+    def whole() -> None:
+        kv = KVPool(block, 1 << 40).open(layout, block.first, block.last)
+        for first in range(0, prompt, 512):
+            block.forward([job(kv, first, min(512, prompt - first))])
+        kv.close()
+
+    for kv in kvs:
+        block.forward([job(kv, 0, BEHIND)])
     found: dict[str, Callable[[], object]] = {
-        f"{n} rows": lambda n=n: block.forward([job(0, BEHIND, n)])  # type: ignore[misc]
+        f"{n} rows": lambda n=n: block.forward([further(0, n)])  # type: ignore[misc]
         for n in (1, 8, 16)
     }
-    found["8 users"] = lambda: block.forward([job(session, BEHIND, 1) for session in range(8)])
-    found["prompt"] = lambda: [block.forward([job(0, at, min(512, prompt - at))]) for at in range(0, prompt, 512)]
+    found["8 users"] = lambda: block.forward([further(session, 1) for session in range(8)])
+    found["prompt"] = whole
     return found
 
 
@@ -58,10 +92,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--family", choices=sorted(FAMILIES))
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = ModelStore(Path(folder)).open(DEFAULT_MODEL, None)
+        checkpoint: Any
+        if asked.family:
+            config = CONFIG_MAPPING[asked.family](**FAMILIES[asked.family])
+            checkpoint, asked.layers = MemoryCheckpoint(random_model(config)), 2
+        else:
+            checkpoint = ModelStore(Path(folder)).open(DEFAULT_MODEL, None)
         ends = (1, 1 + asked.layers, torch.device("cpu"), getattr(torch, asked.dtype))
         exact, other = (load_block(checkpoint, *ends, exact=wanted) for wanted in (True, False))
     print("exact:", why_not(exact) or "yes", "| other:", why_not(other))

@@ -171,6 +171,7 @@ async def signed_ring(
     """
     manifest = checkpoint.manifest
     name = "float32" if dtype == torch.float32 else "bfloat16"
+    computes = next(iter(blocks.values())).computes_in if blocks else name
     async with AsyncExitStack() as stack:
         nodes: list[Node] = []
         for index, span in enumerate(spans):
@@ -202,7 +203,7 @@ async def signed_ring(
             Suffixes(),
             None,
             ReceiptPlan(
-                folder / "receipts", notary, manifest.model, manifest.n_layers, Watching(board, watching, name)
+                folder / "receipts", notary, manifest.model, manifest.n_layers, Watching(board, watching, computes)
             ),
             PrivateFrom(checkpoint, dtype),
             keep_s,

@@ -22,6 +22,7 @@ from transformers.activations import ACT2FN
 from swarm.base.errors import ModelError
 from swarm.model.attention import Attending, JobPlan, Plan
 from swarm.model.linear.conv import run_conv
+from swarm.model.linear.ordered import run_rule_in_order, run_scan_in_order
 from swarm.model.linear.paths import Paths
 from swarm.model.linear.rule import run_rule
 from swarm.model.linear.scan import run_scan
@@ -72,7 +73,9 @@ class Operator:
             one = slice(job.start, job.stop)
             given = None if beta is None else beta[one]
             paths = _paths(job)
-            parts.append(run_rule(job.kv.rule(self.layer), paths, query[one], key[one], value[one], decay[one], given))
+            rows = query[one], key[one], value[one], decay[one], given
+            store, lib = job.kv.rule(self.layer), self.attending.lib
+            parts.append(run_rule(store, paths, *rows) if lib is None else run_rule_in_order(lib, store, paths, *rows))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def scan(
@@ -85,7 +88,8 @@ class Operator:
         for job in self.attending.jobs:
             one = slice(job.start, job.stop)
             rows = steps[one], updates[one], decay, given[one], wanted[one]
-            parts.append(run_scan(job.kv.scan(self.layer), _paths(job), *rows))
+            store, lib, paths = job.kv.scan(self.layer), self.attending.lib, _paths(job)
+            parts.append(run_scan(store, paths, *rows) if lib is None else run_scan_in_order(lib, store, paths, *rows))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _tried(self, shape: StateShape) -> bool:
@@ -167,7 +171,7 @@ def _delta_rule(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """The gated delta rule, and Kimi's with a decay for each key dimension: all [1, T, heads, ...]."""
-    q, k, v, decay = (x[0].float() for x in (query, key, value, g))
+    q, k, v, decay = (x[0].float().contiguous() for x in (query, key, value, g))
     if use_qk_l2norm_in_kernel:
         q, k = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6) for x in (q, k))
     decay = decay if decay.dim() == 3 else decay[..., None]

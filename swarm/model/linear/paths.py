@@ -63,6 +63,8 @@ class Paths:
         parts = [order[i : i + SEGMENT] for i in range(0, len(order), SEGMENT)]
         self.segments: Sequence[Segment] = [self._segment(part) for part in parts]
         self._before: dict[int, Ints] = {}
+        self.steps: dict[tuple[int, int, int], object] = {}
+        """What `ordered` worked out, by segment and by what stores hold."""
 
     def before(self, reach: int) -> Ints:
         """[n, reach]: the slot, by session, of the row that comes d + 1 positions before row i; -1: there is none."""

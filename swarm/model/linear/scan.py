@@ -12,14 +12,19 @@ a state that is made again from the slots behind the nearest committed one: a fe
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from swarm.base.errors import ModelError
 from swarm.model.linear.paths import Paths, Segment
 from swarm.model.linear.shapes import ScanShape, entries, zeros
-from swarm.model.linear.store import Store
+from swarm.model.linear.store import Store, replay_words
 from swarm.model.rows import Layout
+
+_SCAN = struct.Struct("=12q")
 
 
 class ScanStore(Store):
@@ -52,20 +57,30 @@ class ScanStore(Store):
                 "begin the session anew"
             )
         if start < self.at:
-            self._rewind()
+            self.rewind()
         self.near = self.follow(self.near, np.arange(self.at, start) + self.layout.scratch)
         self.at = start
 
     def follow(self, state: torch.Tensor, slots: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torch.Tensor:
         """A state [channels, states] after the rows in these slots, by session, in this order."""
         where = self.local(slots)
+        if self.lib is not None:
+            after, rows = state.clone(), np.empty(2, np.int64)
+            given = (0, 0, self.decay.data_ptr(), 0, 0)
+            self.lib.scan(self.words(after, given, 0), replay_words(where, rows))
+            return after
         for place in where.tolist():
             state = advance(state, self.decay, self.steps[0, place], self.updates[0, place], self.inputs[0, place])
         return state
 
+    def words(self, state: torch.Tensor, given: Sequence[int], out: int) -> bytes:
+        """The kernels' struct ScanCall. given: addresses of steps, updates, decay, given and wanted."""
+        stores = (tensor.data_ptr() for tensor in self.tensors)
+        return _SCAN.pack(self.shape.channels, self.shape.states, *given, out, state.data_ptr(), *stores)
+
     def fold(self, until: int) -> None:
         if self.at > until:
-            self._rewind()
+            self.rewind()
         line = np.arange(self.at, until) + self.layout.scratch
         self.near = self.follow(self.near, line)
         self.at = until
@@ -73,13 +88,15 @@ class ScanStore(Store):
 
     def begin_from(self, other: ScanStore, keep: int) -> None:
         super().begin_from(other, keep)
+        self.lib = other.lib
         self.state, self.decay = other.state.clone(), other.decay
         if other.at <= keep:
             self.near, self.at = other.near.clone(), other.at
         else:
-            self._rewind()
+            self.rewind()
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Make the state near the text's end anew from the one behind `base`."""
         self.near, self.at = self.state.clone(), self.base
 
 

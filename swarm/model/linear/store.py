@@ -6,7 +6,9 @@ beyond, the oldest are folded and the others move down.
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -15,7 +17,12 @@ from numpy.typing import NDArray
 
 from swarm.base.errors import ModelError
 from swarm.model.linear.shapes import CAPACITY, SEGMENT, WINDOW, ConvShape, RuleShape, entries, zeros
+from swarm.model.quant.native import Library
 from swarm.model.rows import Commits, Layout
+
+ROWS = struct.Struct("=9q")
+"""The kernels' struct StateRows."""
+_RULE = struct.Struct("=16q")
 
 
 class Store(ABC):
@@ -26,6 +33,8 @@ class Store(ABC):
         self.capacity, self.window = min(CAPACITY, layout.context), WINDOW
         self.base = 0
         self.tensors: list[torch.Tensor] = []
+        self.lib: Library | None = None
+        """Kernels of fixed order, where they compute (ordered.py)."""
 
     @property
     def floor(self) -> int:
@@ -87,6 +96,13 @@ class Store(ABC):
             own[:, mine : mine + count] = given[:, theirs : theirs + count]
 
 
+def replay_words(slots: NDArray[np.int64], rows: NDArray[np.int64]) -> bytes:
+    """The kernels' struct StateRows of no row, for entries in these slots that a state takes in. rows: int64 [2],
+    kept by the caller as long as the words."""
+    rows[:] = 0, len(slots)
+    return ROWS.pack(0, 0, -1, 0, 0, 0, 0, rows.ctypes.data, slots.ctypes.data)
+
+
 class ConvStore(Store):
     """Inputs of a short convolution."""
 
@@ -109,7 +125,8 @@ class RuleStore(Store):
 
     keys [key_heads, slots, key_dim], updates [value_heads, slots, value_dim] float32: position j adds the outer
     product of the two to the state. sums [value_heads, slots, decays] float64: log of the decay from `base` up to the
-    slot's row, along its own path; in float64 since they are subtracted from each other and grow with the window.
+    slot's row, along its own path; in float64 since they are subtracted from each other and grow with the window. In
+    kernels of fixed order (`lib`) it is the row's own decay, and `near_sum` is not used.
 
     state: behind committed position `base`. near: the same behind `at`, base <= at, which follows the text so that a
     pass reads few entries; near_sum [value_heads, decays]: the decay between the two. It is made anew from `state`
@@ -144,11 +161,31 @@ class RuleStore(Store):
                 "begin the session anew"
             )
         if start < self.at:
-            self._rewind()
+            self.rewind()
         if start - self.at > (0 if exactly else self.NEAR):
             self._near_to(start)
 
+    def words(self, state: torch.Tensor, given: Sequence[int], out: int) -> bytes:
+        """The kernels' struct RuleCall. given: addresses of query, key, value, decay and, where rows correct something,
+        beta."""
+        shape = self.shape
+        sizes = shape.key_heads, shape.key_dim, shape.value_heads, shape.value_dim, shape.decays, self.keys.shape[1]
+        inputs = (*given, *(0,) * (5 - len(given)))
+        stores = (tensor.data_ptr() for tensor in self.tensors)
+        return _RULE.pack(*sizes, *inputs, out, state.data_ptr(), *stores)
+
+    def follow(self, lib: Library, state: torch.Tensor, first: int, last: int) -> None:
+        """Take committed positions [first, last) into a state, one by one."""
+        slots, rows = self.local(np.arange(first, last) + self.layout.scratch), np.empty(2, np.int64)
+        lib.rule(self.words(state, (), 0), replay_words(slots, rows))
+
     def fold(self, until: int) -> None:
+        if self.lib is not None:
+            self.follow(self.lib, self.state, self.base, until)
+            if self.at < until:
+                self.near.copy_(self.state)
+                self.at = until
+            return
         if self.at < until:
             self._near_to(until)
         passed = self.sums[:, self.layout.scratch + until - self.base - 1].clone()
@@ -163,15 +200,17 @@ class RuleStore(Store):
 
     def begin_from(self, other: Self, keep: int) -> None:
         super().begin_from(other, keep)
+        self.lib = other.lib
         self.state.copy_(other.state)
         if other.at <= keep:
             self.near.copy_(other.near)
             self.near_sum.copy_(other.near_sum)
             self.at = other.at
         else:
-            self._rewind()
+            self.rewind()
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Make the state near the text's end anew from the one behind `base`."""
         self.near.copy_(self.state)
         self.near_sum.zero_()
         self.at = self.base

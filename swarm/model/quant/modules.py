@@ -41,7 +41,9 @@ class PackedLinear(nn.Module):
     def weight(self) -> torch.Tensor:
         """The matrix [out, in] as numbers: a copy, bfloat16 where it is stored so, else float32."""
         rows = self.matrix.rows(torch.arange(self.out_features))
-        return rows.bfloat16() if self.matrix.form.name == "BF16" else rows
+        rows = rows.bfloat16() if self.matrix.form.name == "BF16" else rows
+        setattr(rows, "swarm_weight", True)  # noqa: B010  (so that a product written out with it is known)
+        return rows
 
     def wide_bias(self) -> torch.Tensor | None:
         """The bias as float32, made when it is first asked for: after it was loaded."""

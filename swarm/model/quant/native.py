@@ -57,6 +57,7 @@ class Library:
         lib.swarm_layer_before.argtypes = [whole, *[pointer] * 2, wide, *[pointer] * 5, whole, whole, pointer]
         lib.swarm_layer_after.argtypes = [whole, *[pointer] * 3, wide, pointer, whole, whole, pointer]
         lib.swarm_attend.argtypes = [whole, pointer, pointer, wide, whole, whole, pointer]
+        lib.swarm_rule.argtypes = lib.swarm_scan.argtypes = [whole, pointer, pointer, whole, pointer]
         self.version = int(lib.swarm_quant_version())
         self.best_isa = int(lib.swarm_quant_isa())
         self._local = threading.local()
@@ -195,6 +196,15 @@ class Library:
         """Attention over slots (native/attend.h) of `many` sessions. call: its struct AttendCall; jobs: their struct
         AttendJob. Raises ValueError for heads that it cannot divide."""
         self._check(self._lib.swarm_attend(self.best_isa, call, jobs, many, *self._crew(dtype)))
+
+    def rule(self, call: bytes, rows: bytes) -> None:
+        """Rows of a session through a rule (native/states.h). call: its struct RuleCall; rows: its struct StateRows.
+        Raises ValueError for heads that it cannot divide."""
+        self._check(self._lib.swarm_rule(self.best_isa, call, rows, *self._crew(torch.float32)[1:]))
+
+    def scan(self, call: bytes, rows: bytes) -> None:
+        """Rows of a session through a scan. call: the struct ScanCall; rows: the struct StateRows."""
+        self._check(self._lib.swarm_scan(self.best_isa, call, rows, *self._crew(torch.float32)[1:]))
 
     def _crew(self, dtype: torch.dtype) -> tuple[bool, int, int | None]:
         """Whether numbers are bfloat16, how many threads, and whose: None for the kernels' own helpers."""

@@ -71,6 +71,8 @@ class PackedCheckpoint(MemoryCheckpoint):
     def hold(self, name: str, without_kernel: bool) -> Any:
         form, weight = find_format(f"gguf:{self._form}"), self.weights[name].float().numpy()
         assert form is not None
+        if weight.ndim != 2 or weight.shape[1] % form.block:
+            return None
         stored = random_blocks(form, weight.shape) if form.block == 256 else gguf.quantize(weight, _TYPES[self._form])
         matrix = hold(stored, form, weight.shape, None, name, library())
         assert isinstance(matrix, PackedMatrix)
@@ -95,10 +97,20 @@ KINDS = ("float32", "bfloat16", "Q8_0", "Q4_0")
 
 
 def block_of(family: str, kind: str) -> Block:
-    model = random_model(config_of(family))
+    return loaded(random_model(config_of(family)), kind)
+
+
+def loaded(model: Any, kind: str) -> Block:
+    """All layers of a model, computed as `kind` says."""
+    checkpoint = MemoryCheckpoint(model) if kind in ("float32", "bfloat16") else PackedCheckpoint(model, kind)
+    layers = checkpoint.manifest.n_layers
     if kind in ("float32", "bfloat16"):
-        return load_block(MemoryCheckpoint(model), 0, LAYERS, CPU, getattr(torch, kind))
-    return load_block(PackedCheckpoint(model, kind), 0, LAYERS, CPU, torch.bfloat16, weights="auto")
+        return load_block(checkpoint, 0, layers, CPU, getattr(torch, kind))
+    return load_block(checkpoint, 0, layers, CPU, torch.bfloat16, weights="auto")
+
+
+def places_to_cut(block: Block) -> list[int]:
+    return [cut for cut in range(1, block.last) if cut not in block.ties.forbidden]
 
 
 @dataclass
@@ -110,7 +122,7 @@ class Session:
 
     @classmethod
     def open(cls, block: Block, cuts: Sequence[int]) -> Session:
-        ends = [0, *cuts, LAYERS]
+        ends = [0, *cuts, block.last]
         parts = [block.view(a, b) for a, b in zip(ends, ends[1:], strict=False)]
         return cls(parts, [KVPool(part, 1 << 40).open(LAYOUT, part.first, part.last) for part in parts])
 
@@ -135,11 +147,11 @@ def reference(block: Block, text: Sequence[int]) -> dict[int, torch.Tensor]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        session = Session.open(block, range(1, LAYERS))
+        session = Session.open(block, places_to_cut(block))
         (found,) = forward([session], [certain(text, 0, LAYOUT)], [no_commits()])
     finally:
         torch.set_num_threads(before)
-    return dict(enumerate(found, 1))
+    return {part.last: rows for part, rows in zip(session.parts, found, strict=True)}
 
 
 def ends(session: Session) -> list[int]:

@@ -36,6 +36,28 @@ struct AttendCall {
 };
 const int64_t TILE = 256;  // queries of a tile, at most
 
+// Rows of one session through a recurrent operator, in the order of their positions (states.h; linear/ordered.py). from: the
+// state that a row goes on with: -2 that of the row before it here, -1 the one near the text's end, else a saved one; then
+// the entries in the slots replayed[replay[i + 1]] up to replayed[replay[i + 2]] are taken in. The state near the end first
+// takes in those from replay[0] to replay[1]. settle: the row behind which it is left, or -1.
+struct StateRows {
+    int64_t rows, saved, settle;
+    const int64_t *row, *slot, *from, *save, *replay, *replayed;
+};
+// A rule (rule.py); slots: of each of the stores. beta: null where rows correct nothing.
+struct RuleCall {
+    int64_t key_heads, key_dim, value_heads, value_dim, decays, slots;
+    const float *query, *key, *value, *decay, *beta;
+    float *out, *state, *keys, *updates;
+    double *sums;
+};
+// A scan (scan.py).
+struct ScanCall {
+    int64_t channels, states;
+    const float *steps, *updates, *decay, *given, *wanted;
+    float *out, *state, *given_slots, *update_slots, *step_slots;
+};
+
 #define ISA plain
 #define TARGET
 #include "simd_plain.h"
@@ -43,6 +65,7 @@ const int64_t TILE = 256;  // queries of a tile, at most
 #include "layer.h"
 #include "dense.h"
 #include "attend.h"
+#include "states.h"
 #undef ISA
 #undef TARGET
 
@@ -55,6 +78,7 @@ const int64_t TILE = 256;  // queries of a tile, at most
 #include "layer.h"
 #include "dense.h"
 #include "attend.h"
+#include "states.h"
 #undef ISA
 #undef TARGET
 #define ISA avx512
@@ -64,6 +88,7 @@ const int64_t TILE = 256;  // queries of a tile, at most
 #include "layer.h"
 #include "dense.h"
 #include "attend.h"
+#include "states.h"
 #undef ISA
 #undef TARGET
 #define ISA avx512bf16
@@ -472,6 +497,48 @@ template <class E> int attend(int isa, const AttendCall &call, const AttendJob *
     return failed ? -2 : 0;
 }
 
+// Columns of a state that one task takes: half of a core's first cache for 128 rows of keys.
+const int64_t COLUMNS = 64;
+
+int rule(int isa, const RuleCall &c, const StateRows &r, Crew crew) {
+    const int64_t parts = (c.value_dim + COLUMNS - 1) / COLUMNS, work = r.rows * c.value_heads * c.key_dim * c.value_dim;
+    if (c.key_heads < 1 || c.value_heads % c.key_heads || (c.decays != 1 && c.decays != c.key_dim)) return -1;
+    std::atomic<bool> failed{false};
+    if (work < (1 << 16)) crew.threads = 1;
+    each(c.value_heads * parts, crew, work >= (1 << 20), [&](int64_t i) {
+        const int64_t head = i / parts, from = i % parts * COLUMNS;
+        const int64_t panels = ((c.value_dim - from < COLUMNS ? c.value_dim - from : COLUMNS) + 15) / 16;
+        const int64_t words = (2 + r.saved) * c.key_dim * 16 * panels + lines(c.key_dim * 4) / 4 + 48 * panels;
+        auto *memory = static_cast<float *>(std::aligned_alloc(64, size_t(lines(words * 4))));
+        if (!memory) {
+            failed = true;
+            return;
+        }
+        if (panels == 1) BY_ISA(isa, rule_part<1>(c, r, head, from, memory));
+        else if (panels == 2) BY_ISA(isa, rule_part<2>(c, r, head, from, memory));
+        else if (panels == 3) BY_ISA(isa, rule_part<3>(c, r, head, from, memory));
+        else BY_ISA(isa, rule_part<4>(c, r, head, from, memory));
+        std::free(memory);
+    });
+    return failed ? -2 : 0;
+}
+
+int scan(int isa, const ScanCall &c, const StateRows &r, Crew crew) {
+    const int64_t work = r.rows * c.channels * c.states;
+    std::atomic<bool> failed{false};
+    if (work < (1 << 14)) crew.threads = 1;
+    each((c.channels + 15) / 16, crew, work >= (1 << 18), [&](int64_t i) {
+        auto *memory = static_cast<float *>(std::aligned_alloc(64, size_t(lines((3 + r.saved) * c.states * 64))));
+        if (!memory) {
+            failed = true;
+            return;
+        }
+        BY_ISA(isa, scan_part(c, r, i * 16, memory));
+        std::free(memory);
+    });
+    return failed ? -2 : 0;
+}
+
 }  // namespace
 
 extern "C" {
@@ -600,5 +667,15 @@ int swarm_attend(int isa, const void *call, const void *jobs, int64_t many, int 
     Crew crew{threads, reinterpret_cast<Gomp>(gomp)};
     const auto *each_job = static_cast<const AttendJob *>(jobs);
     return narrow ? attend<uint16_t>(isa, c, each_job, many, crew) : attend<float>(isa, c, each_job, many, crew);
+}
+
+// Rows of a session through a recurrent operator (states.h): their entries are written to their slots.
+int swarm_rule(int isa, const void *call, const void *rows, int threads, void *gomp) {
+    return rule(isa, *static_cast<const RuleCall *>(call), *static_cast<const StateRows *>(rows),
+                Crew{threads, reinterpret_cast<Gomp>(gomp)});
+}
+int swarm_scan(int isa, const void *call, const void *rows, int threads, void *gomp) {
+    return scan(isa, *static_cast<const ScanCall *>(call), *static_cast<const StateRows *>(rows),
+                Crew{threads, reinterpret_cast<Gomp>(gomp)});
 }
 }

@@ -1,0 +1,91 @@
+"""A row's bits are a function of the weights and of its own path, in every family: or the block says what stands
+against it. A selection in the normal run; all of the sweep's cases, and stored formats, with the marker `sweep`."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from swarm.base.errors import SwarmError
+from swarm.model.exact import why_not
+from swarm.model.quant.native import library
+from tests.models.configs import VARIANTS, all_types, tiny_config
+from tests.models.sweep import MOST_WEIGHTS, _quiet, _random_model
+from tests.swarm.model.exact_rows import loaded, random_text, reference
+from tests.swarm.model.histories import live
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no kernels were built: install with a C++ compiler")
+
+TEXT = 150
+SHORT = (
+    "qwen3_next", "olmo_hybrid", "mamba", "mamba2", "nemotron_h", "lfm2", "minimax", "gpt_oss", "dbrx", "llama4_text",
+    "gemma3_text", "qwen2_moe",
+)  # fmt: skip
+"""The gated delta rule with fewer and as many key heads, both kinds of state spaces, a short convolution, lightning
+attention, experts of each form, and widths that are no whole vectors."""
+KINDS = ("float32", "bfloat16", "Q8_0", "Q4_1")
+
+
+@functools.lru_cache(maxsize=2)
+def made(case: str, kind: str) -> Any:
+    """A block, a text and its rows after every layer; words where there is nothing to compare."""
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        try:
+            config = tiny_config(case)
+            with torch.device("meta"):
+                size = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_config(config).parameters())
+            if size > MOST_WEIGHTS:
+                return "no tiny config by rule"
+            model = _random_model(config)
+        except Exception:
+            return "no tiny config by rule"
+        try:
+            block = loaded(model, kind)
+        except SwarmError as exc:
+            return f"refused: {exc}"
+    if (reason := why_not(block)) is not None:
+        return f"not claimed: {reason}"
+    text = random_text(5, TEXT)
+    return block, text, reference(block, text)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", SHORT)
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_every_history_gives_the_same_bits(case: str, kind: str, data: st.DataObject) -> None:
+    found = made(case, kind)
+    assert not isinstance(found, str), found
+    live(data, *found, 8)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", [*all_types(), *VARIANTS])
+def test_every_family_is_equal_to_the_bit_or_says_what_stands_against_it(case: str, kind: str) -> None:
+    found = made(case, kind)
+    if isinstance(found, str):
+        pytest.skip(found)
+
+    @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def histories(data: st.DataObject) -> None:
+        live(data, *found, 12)
+
+    histories()
