@@ -82,7 +82,8 @@ class GatewayConfig:
     max_running_of: tuple[tuple[str, int], ...] = ()
     aliases: tuple[tuple[str, str], ...] = option(
         (),
-        "another name for a model, such as the one that a client insists on (may be given several times)",
+        "another name for a model, such as the one that a client insists on; * stands for every unknown name "
+        "(may be given several times)",
         "NAME=MODEL",
         name="--alias",
         read=alias,
