@@ -4,8 +4,9 @@
 #   make check   lint, types and tests
 #   make fuzz    a coverage-guided minute for every parser;   make soak: the long tests
 #   make sweep   every model class of transformers against itself, cut; remakes docs/models.md (long)
-#   make site     the pages as a site in build/site
+#   make site    the pages as a site in build/site
 #   make clients others' clients that ask for structure and tools, against a gateway of a real ring
+#   make llama   llama.cpp's own tests of its server, downloaded, against gateways of a real ring (minutes)
 #   make mutants small changes put into frames, rows, sampler, sessions and receipts, and what tests see of them (hours);
 #                make MUTANTS='swarm.ring.frame*' mutants for a part of it
 #   make bench   the benchmarks (long);   make clean: remove what make made
@@ -21,7 +22,7 @@ MUTANTS ?=
 BIN      := .venv/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint types check fuzz soak sweep clients mutants bench site clean
+.PHONY: demo test lint types check fuzz soak sweep clients llama mutants bench site clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -51,6 +52,9 @@ sweep: .venv/.test
 
 clients: .venv/.test .venv-clients/.made
 	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/structured.py
+
+llama: .venv/.test .venv-clients/.made
+	$(BIN)/python -m tests.clients.llama .venv-clients/bin/python
 
 mutants: .venv/.mutants
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)

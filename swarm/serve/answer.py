@@ -11,6 +11,7 @@ from swarm.run.api import CommittedTokens, RunResult, Special
 from swarm.serve.logprobs import Entry, LogprobLedger, chat_entry, text_entries
 from swarm.serve.parse import GenerationRequest
 from swarm.serve.tape import Heard
+from swarm.serve.timings import timings
 from swarm.serve.tools import ToolCall, ToolSplitter, short_id
 
 
@@ -128,10 +129,11 @@ class AnswerShape:
     wanted: GenerationRequest
     spelling: Spelling
     prompts: int = 1
+    fingerprint: str | None = None
 
     def envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         body = {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
-        return {**body, "system_fingerprint": None}
+        return {**body, "system_fingerprint": self.fingerprint}
 
     def chunk(self, kind: str, choices: list[dict[str, Any]], told: Choice | None = None) -> dict[str, Any]:
         """`told`: the choice that the chunk is about."""
@@ -140,6 +142,25 @@ class AnswerShape:
             return body
         so_far = _counted(told.prompt, told.written) if told is not None and self.wanted.usage_so_far else None
         return {**body, "usage": so_far}
+
+    chunk_kind = ""
+    """What a chunk says that it is."""
+
+    def opening(self, choice: Choice) -> list[dict[str, Any]]:
+        """Chunks before the first token."""
+        raise NotImplementedError
+
+    def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
+        """Chunks that tell of new tokens."""
+        raise NotImplementedError
+
+    def closing(self, choice: Choice) -> list[dict[str, Any]]:
+        """Chunks once the run is over."""
+        raise NotImplementedError
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        raise NotImplementedError
 
     def heard(self, choice: Choice, event: CommittedTokens) -> str:
         """The text that an event adds."""
@@ -156,7 +177,7 @@ class ChatShape(AnswerShape):
     chunk_kind = "chat.completion.chunk"
 
     def opening(self, choice: Choice) -> list[dict[str, Any]]:
-        return [self._delta(choice, {"role": "assistant", "content": ""})]
+        return [self._delta(choice, {"role": "assistant", "content": None})]
 
     def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
         shown = self.heard(choice, event)
@@ -173,6 +194,7 @@ class ChatShape(AnswerShape):
         last = self._delta(choice, {}, choice.finish)
         if choice.result is not None:
             last["wanswarm"] = run_facts(choice.result)
+            last["timings"] = timings(choice.result, choice.prompt, choice.written)
         return [*chunks, last]
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -247,6 +269,7 @@ class TextShape(AnswerShape):
         last = self._chunk(choice, "", None, choice.finish)
         if choice.result is not None:
             last["wanswarm"] = run_facts(choice.result)
+            last["timings"] = timings(choice.result, choice.prompt, choice.written)
         return [*chunks, last]
 
     def _say(self, choice: Choice, text: str, told: list[Entry]) -> list[dict[str, Any]]:

@@ -11,12 +11,13 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from swarm import __version__
 from swarm.base.errors import SwarmError
 from swarm.model.text.spelling import Spelling
 from swarm.run.api import CommittedTokens, Finished, RingOpened, RunEvent, RunRequest, RunResult
 from swarm.serve.admission import RequestQueue
 from swarm.serve.allowance import Allowances, Wanted
-from swarm.serve.answer import ChatShape, Choice, TextShape, receipt_address, run_facts, usage
+from swarm.serve.answer import AnswerShape, ChatShape, Choice, TextShape, receipt_address, run_facts, usage
 from swarm.serve.backend import Backend
 from swarm.serve.chat_prompt import NO_TOOLS_NOTE, takes_tools
 from swarm.serve.config import GatewayConfig
@@ -32,10 +33,13 @@ from swarm.serve.parse import (
 )
 from swarm.serve.plan import plan_chat, plan_text
 from swarm.serve.run_registry import RunBook
+from swarm.serve.timings import timings
 from swarm.serve.tools import Marks, ToolSplitter, schemas_of
 from swarm.serve.voice import Event, OpenAIVoice, Voice
 from swarm.serve.web import IGNORED, NOTE, REQUEST_ID, USER, read_json
 
+Shaped = Callable[[tuple[str, int, str], Sequence[RunRequest], Spelling], AnswerShape]
+"""Makes the shape of an answer: of its id, time and model, the runs and the vocabulary."""
 OnEvent = Callable[[int, RunEvent], Awaitable[None]]
 
 
@@ -84,7 +88,8 @@ class Completions:
             )
             for index, run in enumerate(runs)
         ]
-        shape = ChatShape(*self._envelope(request, "chatcmpl-"), parsed.wanted, spelling)
+        mark = self._fingerprint()
+        shape = ChatShape(*self._envelope(request, "chatcmpl-"), parsed.wanted, spelling, fingerprint=mark)
         return await self._respond(request, shape, runs, choices, voice)
 
     async def text(self, request: web.Request) -> web.StreamResponse:
@@ -98,6 +103,18 @@ class Completions:
         return await self._text(request, parsed)
 
     async def _text(self, request: web.Request, parsed: TextRequest) -> web.StreamResponse:
+        if parsed.plain:
+            return await self._respond_plain(request, parsed, await plan_text(parsed, self._backend, self._config))
+
+        def shaped(envelope: tuple[str, int, str], runs: Sequence[RunRequest], spelling: Spelling) -> TextShape:
+            return TextShape(*envelope, parsed.wanted, spelling, len(parsed.prompts), self._fingerprint())
+
+        return await self.continue_text(request, parsed, shaped, OpenAIVoice(parsed.wanted.include_usage))
+
+    async def continue_text(
+        self, request: web.Request, parsed: TextRequest, shaped: Shaped, voice: Voice
+    ) -> web.StreamResponse:
+        """Continue prompts, and tell of it in the shape that `shaped` makes and the words of `voice`."""
         runs = await plan_text(parsed, self._backend, self._config)
         choices: list[Choice] = []
         for index, run in enumerate(runs):
@@ -107,10 +124,7 @@ class Completions:
                 whole = isinstance(prompt, str) and parsed.wanted.truncate is None
                 echoed = str(prompt) if whole else self._backend.decode((*run.prompt_ids, *run.given))
             choices.append(self._text_choice(index, run, parsed, echoed))
-        if parsed.plain:
-            return await self._respond_plain(request, parsed, runs)
-        shape = TextShape(*self._envelope(request, "cmpl-"), parsed.wanted, self._spelling(), len(parsed.prompts))
-        voice = OpenAIVoice(parsed.wanted.include_usage)
+        shape = shaped(self._envelope(request, "cmpl-"), runs, self._spelling())
         return await self._respond(request, shape, runs, choices, voice)
 
     def _text_choice(self, index: int, run: RunRequest, parsed: TextRequest, echoed: str) -> Choice:
@@ -134,6 +148,10 @@ class Completions:
     def _envelope(self, request: web.Request, prefix: str) -> tuple[str, int, str]:
         return prefix + request[REQUEST_ID].removeprefix("req_"), int(time.time()), self._backend.manifest.model
 
+    def _fingerprint(self) -> str:
+        """What answers: this program and the model's weights, as `system_fingerprint` tells it."""
+        return f"build-{__version__}-{self._backend.manifest.digest[:12]}"
+
     def _known_marks(self) -> Marks:
         """Of the model's template, read once."""
         if self._marks is None:
@@ -146,9 +164,13 @@ class Completions:
         marks = self._known_marks().thoughts
         if not marks:
             return False
-        end = run.prompt_ids[-16:]
-        text = self._backend.tokenizer.decode(end, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text).rstrip().endswith(tuple(opens for opens, _ in marks))
+        return self._spelt_out(run, 16).rstrip().endswith(tuple(opens for opens, _ in marks))
+
+    def _spelt_out(self, run: RunRequest, last: int = 0) -> str:
+        """The prompt, or so many tokens from its end, as text with its special tokens."""
+        ids = run.prompt_ids[-last:]
+        text = self._backend.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)
 
     def _spelling(self) -> Spelling:
         """Of the model's vocabulary, read once."""
@@ -159,7 +181,7 @@ class Completions:
     async def _respond(
         self,
         request: web.Request,
-        shape: ChatShape | TextShape,
+        shape: AnswerShape,
         runs: Sequence[RunRequest],
         choices: list[Choice],
         voice: Voice,
@@ -180,6 +202,9 @@ class Completions:
         body = shape.whole(choices)
         body["usage"] = usage(choices, shape.prompts)
         body["wanswarm"] = {"runs": [run_facts(result) for result in results]}
+        body["timings"] = timings(results[0], choices[0].prompt, choices[0].written)
+        if shape.wanted.verbose:
+            body["__verbose"] = {"prompt": await asyncio.to_thread(self._spelt_out, runs[0])}
         return web.json_response(voice.whole(body, results), headers=_receipt_header(results))
 
     async def _respond_plain(
@@ -207,7 +232,7 @@ class Completions:
     async def _stream(
         self,
         request: web.Request,
-        shape: ChatShape | TextShape,
+        shape: AnswerShape,
         runs: Sequence[RunRequest],
         choices: list[Choice],
         voice: Voice,
@@ -247,6 +272,7 @@ class Completions:
                 await tell(voice.failed(translate(exc)))
             else:
                 results, last = _results(choices), shape.chunk(shape.chunk_kind, [])
+                last["timings"] = timings(results[0], choices[0].prompt, choices[0].written)
                 await tell(voice.closing(results, usage(choices, shape.prompts), last))
         assert stream.response is not None
         return stream.response

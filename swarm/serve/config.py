@@ -47,6 +47,9 @@ class GatewayConfig:
     max_connections       open sockets
     grace_s               for answers under way when the gateway is asked to stop
     max_choices           upper bound of `n`
+    slots                 tell at /slots how many runs are under way
+    verbose               tell each chat's prompt as text, as a body's `verbose` does for one
+    default_seed          where a request names none; None: another one each time
     default_max_tokens    for a chat that names none (and the context allows)
     default_temperature   for API calls that name none; None: the model's own, or else OpenAI's 1.0
     strict                refuse fields that nobody reads instead of naming them in a header
@@ -79,7 +82,8 @@ class GatewayConfig:
     max_running_of: tuple[tuple[str, int], ...] = ()
     aliases: tuple[tuple[str, str], ...] = option(
         (),
-        "another name for a model, such as the one that a client insists on (may be given several times)",
+        "another name for a model, such as the one that a client insists on; * stands for every unknown name "
+        "(may be given several times)",
         "NAME=MODEL",
         name="--alias",
         read=alias,
@@ -104,6 +108,9 @@ class GatewayConfig:
         group="http",
     )
     max_choices: int = 8
+    slots: bool = True
+    verbose: bool = False
+    default_seed: int | None = None
     default_max_tokens: int = 1024
     default_temperature: float | None = None
     strict: bool = option(

@@ -18,6 +18,7 @@ from swarm.serve.allowance import Allowances
 from swarm.serve.backend import Backend
 from swarm.serve.compat.anthropic import AnthropicViews
 from swarm.serve.compat.kept import KeptAnswers
+from swarm.serve.compat.llama import LlamaViews
 from swarm.serve.compat.ollama import OllamaViews
 from swarm.serve.compat.responses import ResponsesViews
 from swarm.serve.completions import Completions
@@ -34,6 +35,9 @@ from swarm.serve.web import BODY, read_json
 TAG = ":latest"
 """What ollama's clients add to a model's name."""
 
+
+ANY = "*"
+"""The alias for every name that is no model's: clients that insist on one of their own are answered by it."""
 
 LOOK_S = 0.2
 """Of two swarms with one model each request goes to one that serves; looking costs a pass over all members."""
@@ -69,6 +73,7 @@ class Desk:
         self.anthropic = AnthropicViews(backend, config, self.completions)
         self.responses = ResponsesViews(backend, config, self.completions, kept)
         self.vocabulary = VocabularyViews(backend, config)
+        self.llama = LlamaViews(backend, config, self.completions, lambda: (queue.n_running, queue.max_running))
 
     @property
     def name(self) -> str:
@@ -140,7 +145,7 @@ class Desks:
         """
         if name is None:
             return self._least(self._of[self.names[0]])
-        found = self._of.get(name) or self._of.get(name.removesuffix(TAG))
+        found = self._of.get(name) or self._of.get(name.removesuffix(TAG)) or self._of.get(ANY)
         if found is None:
             known = ", ".join(repr(known) for known in self._of)
             text = f"the model {name[:200]!r} is not served here; this gateway serves {known}"

@@ -24,6 +24,7 @@ class ApiError(SwarmError):
     param        the field at fault, e.g. "messages[2].role"
     retry_after  seconds after which trying again makes sense
     allow        the methods that work here, of a 405
+    facts        numbers that some APIs tell beside the message
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class ApiError(SwarmError):
         param: str | None = None,
         retry_after: int | None = None,
         allow: str | None = None,
+        facts: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -42,6 +44,7 @@ class ApiError(SwarmError):
         self.param = param
         self.retry_after = retry_after
         self.allow = allow
+        self.facts = facts or {}
 
     @property
     def kind(self) -> str:

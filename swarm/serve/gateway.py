@@ -78,9 +78,14 @@ def _asked(desks: Desks, config: GatewayConfig) -> list[web.RouteDef]:
     invite = inviting(config)
     handlers: Mapping[str, Callable[[Desk], Handler]] = {
         "/v1/chat/completions": lambda desk: desk.completions.chat,
+        "/chat/completions": lambda desk: desk.completions.chat,
         "/v1/completions": lambda desk: desk.completions.text,
+        "/completion": lambda desk: desk.llama.completion,
+        "/completions": lambda desk: desk.llama.completion,
+        "/chat/completions/input_tokens": lambda desk: desk.vocabulary.count,
         "/generate": lambda desk: desk.completions.generate,
         "/v1/responses": lambda desk: desk.responses.create,
+        "/responses": lambda desk: desk.responses.create,
         "/v1/messages": lambda desk: desk.anthropic.messages,
         "/v1/messages/count_tokens": lambda desk: desk.anthropic.count,
         "/api/chat": lambda desk: desk.ollama.chat,
@@ -98,7 +103,9 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
     models, first = Models(desks), desks.first
     return [
         web.get("/v1/models", models.list),
+        web.get("/models", models.list),
         web.get("/props", _props(desks)),
+        web.get("/slots", _slots(desks)),
         web.get("/v1/models/{id:.+}", models.get),
         web.get("/v1/responses/{id}", first.responses.get),
         web.delete("/v1/responses/{id}", first.responses.delete),
@@ -116,6 +123,13 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
 def _props(desks: Desks) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         return await desks.watched(request).vocabulary.props(request)
+
+    return handler
+
+
+def _slots(desks: Desks) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await desks.watched(request).llama.slots(request)
 
     return handler
 

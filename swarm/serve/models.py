@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from swarm.serve.desks import Desk, Desks
+from swarm.serve.desks import ANY, Desk, Desks
 
 
 class Models:
@@ -31,7 +31,7 @@ class Models:
         aliases = [
             {**names[alias.model], "id": alias.name, "root": alias.model}
             for alias in self._desks.aliases
-            if alias.model in names
+            if alias.model in names and alias.name != ANY
         ]
         return web.json_response({"object": "list", "data": [*entries, *aliases]})
 

@@ -11,6 +11,7 @@ from swarm import __version__
 from swarm.serve.body import schemas_of
 from swarm.serve.compat.bodies import (
     CountBody,
+    LlamaBody,
     MessagesBody,
     OllamaChatBody,
     OllamaGenerateBody,
@@ -33,7 +34,7 @@ Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}
 _ANY: Json = {}
 _OPENAI = (ChatBody, CompletionBody, GenerateBody, TokenizeChatBody, TokenizeTextBody, DetokenizeBody)
-_OTHERS = (ResponsesBody, MessagesBody, CountBody, OllamaChatBody, OllamaGenerateBody, OllamaShowBody)
+_OTHERS = (ResponsesBody, MessagesBody, CountBody, OllamaChatBody, OllamaGenerateBody, OllamaShowBody, LlamaBody)
 _REFUSALS = {
     "400": "the request is wrong; `param` names the field",
     "401": "no known API key",
@@ -86,6 +87,7 @@ def _posted() -> Json:
     generated = _object(
         "text", "finish_reason", "prompt_tokens", "new_tokens", "run_id", "receipt", "tokens_per_second"
     )
+    native = _streamed(_json(_ANY, "the answer, or one for each prompt; with stream: its events"))
     lines = _json(_object(), "the answer; one JSON object a line, unless stream is false")
     lines["content"]["application/x-ndjson"] = {"schema": _ANY}
     message = _json(_object("id", "type", "role", "content", "usage"), "the message; with stream: its events")
@@ -93,10 +95,19 @@ def _posted() -> Json:
     return {
         "/v1/chat/completions": _post("Answer a chat", "ChatBody", chat),
         "/v1/completions": _post("Continue a text", "CompletionBody", chat),
+        "/chat/completions": _post("Answer a chat", "ChatBody", chat, error="LlamaError"),
+        "/chat/completions/input_tokens": _post(
+            "Tokens of a chat's prompt", "ChatBody", _json(_object("input_tokens"), "how many"), error="LlamaError"
+        ),
+        **{
+            path: _post("Continue a text, in llama-server's API", "LlamaBody", native, error="LlamaError")
+            for path in ("/completion", "/completions")
+        },
         "/generate": _post("Continue a text, for the simplest clients", "GenerateBody", _json(generated, "the text")),
         "/tokenize": _post("Token ids of a text or a chat", ("TokenizeChatBody", "TokenizeTextBody"), tokens),
         "/detokenize": _post("Text of token ids", "DetokenizeBody", _json(_object("prompt", "content"), "the text")),
         "/apply-template": _post("The prompt that a chat makes", "ChatBody", _json(_object("prompt"), "its text")),
+        "/responses": _post("OpenAI's newer API", "ResponsesBody", _streamed(response)),
         "/v1/responses": _post("OpenAI's newer API", "ResponsesBody", _streamed(response)),
         "/v1/messages": _post("Anthropic's API", "MessagesBody", _streamed(message), error="AnthropicError"),
         "/v1/messages/count_tokens": _post(
@@ -122,6 +133,8 @@ def _looked_up() -> Json:
     kept = _get("An answer that is kept", _json(_object("id", "output"), "the response"), "404", parameter="id")
     gone = _get("", _json(_object("id", "deleted"), "it is forgotten"), "404", parameter="id")["get"]
     return {
+        "/models": _get("The models served here", _json(_object("object", "data"), "a list")),
+        "/slots": _get("How many runs are under way, as llama-server tells it", _json(_ANY, "a list"), "501"),
         "/v1/models": _get("The models served here", _json(_object("object", "data"), "a list")),
         "/v1/models/{id}": _get("Facts of a model", _json(model, "the model"), "404", parameter="id"),
         "/v1/responses/{id}": {**kept, "delete": {**gone, "summary": "Forget an answer"}},
@@ -179,10 +192,13 @@ def _errors() -> Json:
     openai = _object("message", "type", "param", "code")
     openai["properties"] = {"message": _TEXT, "type": _TEXT, "param": nullable, "code": nullable}
     anthropic = {**_object("type", "message"), "properties": {"type": _TEXT, "message": _TEXT}}
+    llama = _object("message", "type", "code")
+    llama["properties"] = {"message": _TEXT, "type": _TEXT, "param": nullable, "code": {"type": "integer"}}
     told = {"type": {"const": "error"}, "error": anthropic, "request_id": _TEXT}
     return {
         "Error": {**_object("error"), "properties": {"error": openai}},
         "AnthropicError": {**_object("type", "error", "request_id"), "properties": told},
+        "LlamaError": {**_object("error"), "properties": {"error": llama}},
         "OllamaError": {**_object("error"), "properties": {"error": _TEXT}},
     }
 

@@ -24,7 +24,7 @@ class GenerationRequest:
 
     `logprobs`: None for none, else how many alternatives per token; `truncate`: how many of a prompt's last tokens are
     kept; `fit`: more tokens than the context holds are a wish; `ignored`: fields that nobody reads; `usage_so_far`:
-    every chunk tells the tokens until then.
+    every chunk tells the tokens until then; `verbose`: the answer tells the prompt as text.
     """
 
     model: str | None = None
@@ -54,6 +54,7 @@ class GenerationRequest:
     draft: Draft = "auto"
     ignored: tuple[str, ...] = ()
     structure: Structure | None = None
+    verbose: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
         raise bad_field("top_logprobs", "'top_logprobs' needs 'logprobs': true")
     wanted = _of_openai(asked, config, limit, (asked.top_logprobs or 0) if asked.logprobs else None)
     wanted = replace(wanted, ignored=ignored, structure=read_structure(asked, asked.tool_choice, tools))
+    wanted = replace(wanted, verbose=config.verbose if asked.verbose is None else asked.verbose)
     return ChatRequest(wanted, messages, tools, read_template_options(asked), read_turn(asked, messages))
 
 

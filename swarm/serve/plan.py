@@ -102,8 +102,10 @@ def _runs(
             f"{param}, {limit} for the answer. Shorten the {param} or lower max_tokens",
             "context_length_exceeded",
             param,
+            facts={"n_prompt_tokens": len(prompt), "n_ctx": context},
         )
-    seed = wanted.seed if wanted.seed is not None else secrets.randbits(62)
+    seed = wanted.seed if wanted.seed is not None else config.default_seed
+    seed = secrets.randbits(62) if seed is None else seed
     given = prompt[1:] if scored else ()
     if len(given) > MAX_GIVEN:
         raise bad_field(param, f"expected at most {MAX_GIVEN + 1} tokens to score in '{param}', found {len(prompt)}")

@@ -311,6 +311,9 @@ class ChatBody(Common, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS, description="needs logprobs")] | None = None
     prediction: NotUsed = None
+    verbose: Annotated[bool, Meta(description="tell the prompt as text (llama-server)")] | None = None
+    timings_per_token: NotUsed = None
+    return_progress: NotUsed = None
 
 
 class TokenizeChatBody(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -340,6 +343,7 @@ class TokenizeTextBody(Struct, kw_only=True, forbid_unknown_fields=True):
     add_special_tokens: bool | None = None
     add_special: bool | None = None
     return_token_strs: bool | None = None
+    with_pieces: Annotated[bool, Meta(description="tokens as objects of id and piece")] | None = None
 
 
 class DetokenizeBody(Struct, kw_only=True, forbid_unknown_fields=True):

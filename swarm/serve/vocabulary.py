@@ -12,6 +12,7 @@ from aiohttp import web
 
 from swarm import __version__
 from swarm.base.errors import UsageError
+from swarm.model.text.spelling import Spelling
 from swarm.model.text.template import TemplateOptions
 from swarm.serve.backend import Backend
 from swarm.serve.body import read, wrong
@@ -31,6 +32,7 @@ class VocabularyViews:
     def __init__(self, backend: Backend, config: GatewayConfig) -> None:
         self._backend = backend
         self._config = config
+        self._spelling: Spelling | None = None
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """Token ids of `prompt` (vLLM), `content` (llama-server) or `messages`, as a run would have them."""
@@ -50,7 +52,16 @@ class VocabularyViews:
         told: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": self._backend.manifest.context}
         if asked.return_token_strs:
             told["token_strs"] = [str(token) for token in self._backend.tokenizer.convert_ids_to_tokens(ids)]
+        if isinstance(asked, TokenizeTextBody) and asked.with_pieces:
+            told["tokens"] = [{"id": token, "piece": self._piece(token)} for token in ids]
         return web.json_response(told)
+
+    async def count(self, request: web.Request) -> web.Response:
+        """How many tokens the prompt of a chat has (llama-server)."""
+        chat = parse_chat_untrusted(await read_json(request, self._config), self._config)
+        check_model(chat.wanted.model, self._backend)
+        ids = await self._chat_ids(chat.messages, TemplateOptions(chat.tools, chat.options, chat.turn))
+        return web.json_response({"object": "response.input_tokens", "input_tokens": len(ids)})
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """Text of token ids, special tokens included: under `prompt` (vLLM) and `content` (llama-server)."""
@@ -75,7 +86,7 @@ class VocabularyViews:
         template = getattr(tokenizer, "chat_template", None) or ""
         return web.json_response(
             {
-                "default_generation_settings": {"n_ctx": manifest.context, "params": dict(self._config.model_sampling)},
+                "default_generation_settings": {"n_ctx": manifest.context, "params": self._defaults()},
                 "total_slots": dict(self._config.max_running_of).get(manifest.model, self._config.max_running),
                 "model_alias": manifest.model,
                 "model_path": manifest.model,
@@ -86,6 +97,21 @@ class VocabularyViews:
                 "build_info": f"wanswarm {__version__}",
             }
         )
+
+    def _defaults(self) -> dict[str, Any]:
+        """How an answer is drawn where a request says nothing."""
+        seed = self._config.default_seed
+        return {**self._config.model_sampling, **({} if seed is None else {"seed": seed})}
+
+    def _piece(self, token: int) -> str | list[int]:
+        """What a token adds to a text; bytes where they are no text by themselves."""
+        if self._spelling is None:
+            self._spelling = Spelling(self._backend.tokenizer)
+        data = self._spelling.bytes_of(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return list(data)
 
     async def _spelt(self, ids: Sequence[int]) -> str:
         decode = partial(self._backend.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)

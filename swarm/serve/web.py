@@ -189,11 +189,11 @@ def _known_host(host: str, config: GatewayConfig) -> bool:
 
 def _preflight(request: web.Request, config: GatewayConfig) -> web.Response:
     headers = {
-        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
         "Access-Control-Allow-Headers": ", ".join(_OUR_HEADERS + _sdk_headers(request)),
         "Access-Control-Max-Age": "600",
     }
-    return web.Response(status=204, headers=headers)
+    return web.Response(headers=headers)
 
 
 def _sdk_headers(request: web.Request) -> list[str]:

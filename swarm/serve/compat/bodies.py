@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from swarm.run.api import Draft, Speculation
 from swarm.serve.requests import (
     MAX_IMAGES,
     MAX_MESSAGES,
@@ -30,6 +31,60 @@ from swarm.serve.requests import (
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Input = dict[str, Any]
+
+
+class LlamaPrompt(Struct, kw_only=True):
+    """A prompt as an object; what it may hold besides text is refused."""
+
+    prompt_string: str
+    multimodal_data: Any = None
+
+
+class LlamaBody(Struct, kw_only=True):
+    """POST /completion, as llama-server has it. Fields that are not named have no effect."""
+
+    prompt: str | LlamaPrompt | Annotated[list[str | int | list[int | str] | LlamaPrompt], Meta(min_length=1)]
+    model: Model | None = None
+    n_predict: Annotated[int, Meta(ge=-2, le=2**31 - 1, description="below 0: to the end of the context")] | None = None
+    max_tokens: Annotated[int, Meta(ge=-2, le=2**31 - 1)] | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopP | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepetitionPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[
+        Any,
+        Meta(
+            description="pairs of a token id, or a text for all of its tokens, and what is added; false bans",
+            extra_json_schema={"type": "null"},
+        ),
+    ] = None
+    seed: Annotated[int, Meta(ge=-1, le=2**63 - 1, description="-1: another one each time")] | None = None
+    stop: Stop | Stops | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
+    stream: bool | None = None
+    ignore_eos: bool | None = None
+    n_probs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    post_sampling_probs: Annotated[bool, Meta(description="needs temperature 1 and nothing cut off")] | None = None
+    return_tokens: bool | None = None
+    response_fields: Annotated[list[str], Meta(max_length=64)] | None = None
+    json_schema: Any = None
+    grammar: str | None = None
+    speculation: Speculation | None = None
+    draft: Draft | None = None
+    receipt: bool | None = None
+    private_text: bool | None = None
+    cache_prompt: NotUsed = None
+    id_slot: NotUsed = None
+    n_keep: NotUsed = None
+    samplers: NotUsed = None
+    n_cache_reuse: NotUsed = None
+    timings_per_token: NotUsed = None
+    return_progress: NotUsed = None
+
 
 # Anthropic
 

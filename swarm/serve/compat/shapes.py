@@ -20,6 +20,7 @@ OLLAMA_PATHS = frozenset(
 )
 NOT_OLLAMA = ("embed", "embeddings", "pull", "push", "create")
 """What ollama's clients know an address under /api for and this gateway has not."""
+LLAMA_PATHS = frozenset("/completion /completions /chat/completions /chat/completions/input_tokens /slots".split())
 MISSING = {
     "/v1/embeddings": "embeddings",
     "/embedding": "embeddings",
@@ -56,6 +57,8 @@ def error_body(path: str, error: ApiError, request_id: str) -> Json:
     """The body of an error on this path."""
     if path in OLLAMA_PATHS:
         return {"error": error.message}
+    if path in LLAMA_PATHS:
+        return llama_error(error)
     if path.startswith("/v1/messages"):
         return anthropic_error(error, request_id)
     return error.body()
@@ -65,6 +68,24 @@ def anthropic_error(error: ApiError, request_id: str) -> Json:
     """An error as Anthropic's API tells it."""
     kind = _ANTHROPIC_KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+
+
+_LLAMA_KINDS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+
+
+def llama_error(error: ApiError) -> Json:
+    """An error as llama-server tells it."""
+    kind = _LLAMA_KINDS.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    told: Json = {"code": error.status, "message": error.message, "type": kind, "param": error.param}
+    if error.code == "context_length_exceeded":
+        told |= {**error.facts, "type": "exceed_context_size_error"}
+        told["message"] = "the request exceeds the available context size: " + error.message
+    return {"error": told}
 
 
 def no_pictures(path: str) -> ApiError:

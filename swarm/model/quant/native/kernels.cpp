@@ -543,7 +543,7 @@ int scan(int isa, const ScanCall &c, const StateRows &r, Crew crew) {
 
 extern "C" {
 
-int swarm_quant_version() { return 5; }
+int swarm_quant_version() { return 6; }
 
 // The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI, 3 also with bfloat16.
 int swarm_quant_isa() {
