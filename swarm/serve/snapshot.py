@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from swarm.serve.admission import FairQueue
@@ -25,7 +26,9 @@ def gateway_state(
     seen = backend.view()
     live = seen.get("runs", {})
     runs = tuple({**note.as_json(now), **live.get(note.run_id, {})} for note in notes)
-    return state_from(seen, backend.manifest, "gateway", runs, queue.n_waiting, progress)
+    state = state_from(seen, backend.manifest, "gateway", runs, queue.n_waiting, progress)
+    asked: Callable[[Sequence[tuple[int, int]]], int] | None = getattr(backend, "memory_for", None)
+    return replace(state, missing_bytes=asked(state.missing)) if asked is not None and state.missing else state
 
 
 def phase_from(status: Mapping[str, Any], n_layers: int) -> Phase:

@@ -51,7 +51,8 @@ class DashboardState:
     role      "gateway" or "node"
     here      id of the node or requester that tells this
     holders   per layer, how many nodes serve it
-    missing   layer ranges [first, last) that nobody serves; `missing_bytes` is their weights
+    missing   layer ranges [first, last) that nobody serves; `missing_bytes`: free memory that whoever takes them should
+              have, as errors say it; their weights alone where that is not known
     runs      active first, then past ones, newest first (see RunNote.as_json)
     progress  what is under way (see EventLog.as_json)
     models    names of all models of the gateway

@@ -26,7 +26,7 @@ export function renderRuns(root, state, hue) {
 function runItem(run, hue) {
   const figures = [`${plural(run.tokens, "token")}`, run.tokens_per_second ? `${rate(run.tokens_per_second)} tok/s` : null,
     run.tokens ? `${percent(run.foreseen)} foreseen` : null];
-  return h("li", { "data-key": `run-${run.key}` }, h("details", { class: "run" },
+  return h("li", { "data-key": `run-${run.key}` }, h("details", { class: `run ${run.state}` },
     h("summary", {},
       h("span", { class: `status ${run.state}` }, run.state),
       h("span", { class: "when" }, ago(run.started)),
