@@ -212,7 +212,7 @@ async def look_at_swarm(config: MemberConfig, port: int | None, relays: AskRelay
         identity = Identity.load_or_create(folder)
         async with Switchboard(identity, proxy=config.http_proxy) as board:
             if port is not None:
-                await board.listen("0.0.0.0", port)
+                await board.listen("::", port)
             saved = await enter_as_guest(board, config, folder, identity, silent)
             async with Gossip(board, saved) as gossip:
                 for node, _ in saved.peers[:2]:
