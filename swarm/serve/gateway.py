@@ -124,6 +124,7 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
         *(web.post(f"/api/{name}", first.ollama.missing) for name in NOT_OLLAMA),
         web.get("/v1/receipts/{id}", receipts.get),
         web.get("/api/verify/{id}", receipts.verify),
+        web.get("/api/timeline/{id}", receipts.timeline),
         web.get("/api/invite", _invite(desks, config)),
         web.get("/openapi.json", _openapi(config)),
     ]

@@ -6,7 +6,7 @@ import { copyFrom } from "./clipboard.js";
 import { colours } from "./colours.js";
 import { h, morph, plural } from "./dom.js";
 import { animate } from "./ring.js";
-import { download, renderRuns, verify } from "./runs.js";
+import { download, renderRuns, toggleTimeline, verify } from "./runs.js";
 import { askForInvite } from "./invite.js";
 import { asideContent, renderSwarm } from "./swarm.js";
 
@@ -63,6 +63,7 @@ const actions = {
   "copy-code": (button) => copyFrom(button, button.closest(".code").querySelector("pre").textContent),
   "copy-turn": (button) => copyFrom(button, textOf(button)),
   verify: (button) => verify(button.dataset.id, draw),
+  timeline: (button) => toggleTimeline(button.dataset.id, draw),
   download: (button) => download(button.dataset.id, draw),
   "show-run": (link) => requestAnimationFrame(() => {
     const run = state.runs.find((r) => r.run_id === link.dataset.id);

@@ -309,6 +309,24 @@ async def test_everything_is_done_by_keyboard_alone(chromium: Browser, serve: Se
         assert await page.evaluate("document.activeElement.textContent") == "History"
 
 
+async def test_a_run_is_shown_over_time(chromium: Browser, serve: Serve, backend: TinyBackend) -> None:
+    async with serve() as served, look(chromium, served, "chat") as page:
+        await say(page, "Well?")
+        await page.locator(".answer.done").wait_for()
+        await page.goto(f"{served.url}/#runs")
+        await page.locator(".run summary").click()
+        await page.get_by_role("button", name="Timeline").click()
+        picture = page.locator(".timeline img")
+        await picture.wait_for()
+        size = await picture.evaluate(
+            "async image => (await image.decode(), [image.naturalWidth, image.naturalHeight])"
+        )
+        assert size[0] > 600 and size[1] > 100
+        assert "3 stages" in (await picture.get_attribute("alt") or "")
+        await page.get_by_role("button", name="Hide timeline").click()
+        await picture.wait_for(state="detached")
+
+
 async def test_copy_copies_a_real_invite(chromium: Browser, serve: Serve, backend: TinyBackend) -> None:
     backend.state = scenes.FORMING
     backend.told = ("swarm1real", True)
