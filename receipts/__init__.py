@@ -5,6 +5,7 @@ A ring uses `RequesterRecord`, `StageRecord` and `WitnessRecord`; a verifier use
 """
 
 from receipts.check.report import text_report
+from receipts.check.timeline import svg_timeline, timeline
 from receipts.check.verdict import Verdict
 from receipts.check.verify import Options, verify
 from receipts.format.errors import ReceiptError, Refusal
@@ -41,6 +42,8 @@ __all__ = [
     "Verdict",
     "WitnessRecord",
     "opening_untrusted",
+    "svg_timeline",
     "text_report",
+    "timeline",
     "verify",
 ]

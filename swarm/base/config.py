@@ -191,11 +191,11 @@ class JoinConfig:
         excludes="block",
     )
     listen: tuple[str, int] = option(
-        ("0.0.0.0", 0),
-        "where to listen; port 0 takes a free one (default: %(default)s)",
+        ("::", 0),
+        "where to listen; [::] is IPv6 and IPv4, port 0 takes a free one (default: %(default)s)",
         "HOST:PORT",
         read=parse_address,
-        shown="0.0.0.0:0",
+        shown="[::]:0",
         everyday=True,
     )
     advertise: tuple[str, int] | None = option(

@@ -25,6 +25,9 @@ class DoctorOptions:
     probe: bool = option(False, "measure the speed though this machine's node measured it before")
     no_speed: bool = option(False, "load nothing")
     gpu: int | None = option(None, "look at CUDA device N", "N", read=GPU)
+    wan: bool = option(
+        False, "go the way to the swarm step by step, and say which of the usual causes stops it; loads nothing"
+    )
     port: int | None = option(None, "can others dial it?", "PORT", read=Number(int, 1, 65535, "a port"))
     json: bool = option(False, "print JSON")
 
@@ -33,7 +36,7 @@ def add(parser: Parser) -> None:
     """The options of the command."""
     parser.description = (
         "Measure this machine, and with --swarm its way to a swarm: speed, memory, clock, distances, bandwidth, and "
-        "whether others can dial it. Ends with 1 when something is wrong."
+        "whether others can dial it; with --wan each step of that way. Ends with 1 when something is wrong."
     )
     parser.declare(DoctorOptions)
     add_member_options(parser)
@@ -50,14 +53,18 @@ def run(arguments: argparse.Namespace) -> int:
     kept = look_at_kept(config, time.time())
     findings = [*look_at_machine(config, options.gpu), *kept]
     with reporter(json_lines=options.json, out=sys.stderr) as report:
-        if options.probe or not (kept or options.no_speed):
+        if options.probe or not (kept or options.no_speed or options.wan):
             try:
                 findings += look_at_speed(config, options.model, options.gpu, report)
             except SwarmError as error:
                 findings.append(Finding("speed", "wrong", "not measured", str(error)))
-    if config.invite is not None:
+    if options.wan or config.invite is not None:
+        from swarm.terminal.wan import look_at_relays, look_at_way_out
+
         try:
-            findings += run_loop(look_at_swarm(config, options.port))
+            findings += run_loop(look_at_way_out(config)) if options.wan else []
+            if not any(finding.what == "cause" for finding in findings):
+                findings += run_loop(look_at_swarm(config, options.port, look_at_relays if options.wan else None))
         except SwarmError as error:
             findings.append(Finding("swarm", "wrong", "not reached", str(error)))
     if options.json:

@@ -15,13 +15,15 @@ def check_state(folder: Path) -> None:
 
 def check_node_port(listen: tuple[str, int]) -> None:
     """Raises UsageError when a node cannot listen there; port 0 always can."""
-    from swarm.net.channel.sockets import listening_socket
+    from swarm.net.channel.sockets import listening_sockets
 
-    listening_socket(*listen).close()
+    for sock in listening_sockets(*listen):
+        sock.close()
 
 
 def check_http_port(host: str, port: int) -> None:
     """Raises UsageError when a gateway cannot listen there."""
-    from swarm.serve.sockets import bound_socket
+    from swarm.serve.sockets import bound_sockets
 
-    bound_socket(host, port).close()
+    for sock in bound_sockets(host, port):
+        sock.close()

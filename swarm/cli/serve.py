@@ -52,7 +52,13 @@ class ServeOptions:
         group=SWARM,
         everyday=True,
     )
-    host: str = option("127.0.0.1", "address to listen on (default: %(default)s)", "HOST", group="http", everyday=True)
+    host: str = option(
+        "localhost",
+        "address to listen on; localhost and :: are IPv6 and IPv4 (default: %(default)s)",
+        "HOST",
+        group="http",
+        everyday=True,
+    )
     port: int = option(8080, "(default: %(default)s)", "PORT", read=PORT, group="http", everyday=True)
     limits: tuple[tuple[str, int], ...] = option(
         (),

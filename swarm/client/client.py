@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -20,9 +21,10 @@ from swarm.discovery.bootstrap import enter_as_guest
 from swarm.discovery.connect import MemberConnector
 from swarm.discovery.introducers import MemberIntroducer
 from swarm.discovery.rtt_probing import keep_scouting_ends, scout_first
-from swarm.discovery.state_dir import RememberedSwarm, requester_folder
+from swarm.discovery.state_dir import LAST_INVITE, RememberedSwarm, requester_folder
 from swarm.mesh.gossip import Gossip
-from swarm.mesh.invite import parse_invite_untrusted
+from swarm.mesh.invite import Invite, parse_invite_untrusted, passed_on
+from swarm.mesh.membership import InviteError
 from swarm.mesh.messages import HELLO
 from swarm.mesh.status import mesh_status
 from swarm.model.constraint import Constraint
@@ -66,6 +68,7 @@ class Requester:
     ) -> None:
         self._stack = stack
         self._target, self._board, self.gossip = target, board, gossip
+        self._member = config.member
         self.receipts_dir = config.member.state / "receipts"
         self._routes = Routes(board, gossip, self.manifest, config.rules, target.drafters.step_ms)
         self.desk = RunEngine(
@@ -175,6 +178,26 @@ class Requester:
     @property
     def node_id(self) -> bytes:
         return self._board.id
+
+    def memory_for(self, holes: Sequence[tuple[int, int]]) -> int:
+        """Bytes of free memory that whoever takes these layers, [first, last) each, should have: as errors say it."""
+        return self._routes.memory_for(holes)
+
+    def invite(self) -> tuple[str, bool] | None:
+        """An invite that lets a node in, and whether it is a secret; None where this requester knows none."""
+        saved = self.gossip.saved()
+        given = None if saved.membership.open else self._given_invite()
+        found = passed_on(given, saved, time.time())
+        return None if found is None else (found.text(), found.token is not None)
+
+    def _given_invite(self) -> Invite | None:
+        """The one that this requester came in by, now or before."""
+        last = self._member.state / LAST_INVITE
+        try:
+            text = self._member.invite or last.read_text("utf-8")
+            return parse_invite_untrusted(text)
+        except (OSError, ValueError, InviteError):
+            return None
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of raw text."""

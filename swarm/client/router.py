@@ -27,6 +27,7 @@ from swarm.net.channel.message import Message
 from swarm.net.switchboard import Switchboard
 from swarm.planner.api import Ask, Member, Route, plan_route, usual_speed
 from swarm.planner.costs import Costs, StageCost, expected_costs
+from swarm.planner.coverage_need import free_bytes
 from swarm.planner.wire_choice import choose_wire, edge_rates
 from swarm.ring.connect import DIAL_TIMEOUT_S
 from swarm.ring.opening import StagePlan
@@ -87,6 +88,10 @@ class Routes:
             StagePlan(node, self._addresses(node), stage.first, stage.last)
             for node, stage in zip(nodes, route.stages, strict=True)
         ]
+
+    def memory_for(self, holes: Sequence[tuple[int, int]]) -> int:
+        """Bytes of free memory that whoever takes these layers should have."""
+        return round(free_bytes(self._shape, holes))
 
     def _cheapest(self, members: Sequence[Member], ask: Ask, lost: frozenset[str]) -> Route:
         """The best route, of nodes of one fingerprint where the rules ask for it. Raises CoverageError."""

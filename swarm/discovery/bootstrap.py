@@ -11,6 +11,7 @@ from pathlib import Path
 from swarm.base.config import MemberConfig
 from swarm.base.errors import PeerError, UsageError
 from swarm.base.events import Notice, Report
+from swarm.discovery.obstacles import why_unreached
 from swarm.discovery.state_dir import LAST_INVITE, remember_invite
 from swarm.mesh.hello import Hello, enter, invited
 from swarm.mesh.invite import Invite, parse_invite_untrusted
@@ -28,19 +29,47 @@ async def enter_by_invite(
 ) -> Saved:
     """Knock at the invite's members, then at those that this machine knew: `known`, if it is of the same swarm.
 
-    Who was admitted before needs no fresh invite. Raises InviteError when refused, PeerError when nobody is reached.
+    Who was admitted before needs no fresh invite. Raises InviteError when refused, PeerError that names the cause when
+    nobody is reached.
     """
     before = known if known is not None and known.membership.swarm == invite.swarm else None
-    if before is None:
-        invite.require_fresh(time.time())
     named = {node for node, _ in invite.members}
     peers = [peer for peer in (before.peers if before is not None else ()) if peer[0] not in named]
     proof = before.membership.proof if before is not None else None
-    welcome, by = await enter(board, invited(invite, role, model, proof), [*invite.members, *peers])
+    everybody = [*invite.members, *peers]
+    try:
+        if before is None:
+            invite.require_fresh(time.time())
+        welcome, by = await enter(board, invited(invite, role, model, proof), everybody)
+    except InviteError as error:
+        raise await _by_whose_clock(board, invite, error) from error
+    except PeerError as error:
+        raise await why_unreached(board.identity, everybody, error) from error
     members = tuple(sorted([*invite.members, *peers], key=lambda member: member[0] != by))
     if before is not None:
         return replace(before, membership=welcome.membership, model=welcome.model, ref=welcome.ref, peers=members)
     return Saved(welcome.membership, welcome.model, welcome.ref, members)
+
+
+async def _by_whose_clock(board: Switchboard, invite: Invite, error: InviteError) -> InviteError:
+    """The same error; where this clock and a member's disagree about the invite, one that says so."""
+    token, now = invite.token, time.time()
+    if token is None:
+        return error
+    fresh_here = token.expires > now
+    if fresh_here and "the invite expired" in str(error):
+        return InviteError(
+            f"a member says that {error}, and by this clock it has not: set the clocks (NTP) (cause: clock)"
+        )
+    if fresh_here:
+        return error
+    try:
+        await enter(board, invited(invite, "guest"), invite.members[:1])
+    except PeerError:  # refused or not reached
+        return error
+    return InviteError(
+        f"by this clock {error}; by a member's it has not: set this machine's clock (NTP), it is ahead (cause: clock)"
+    )
 
 
 def remembered(folder: Path, identity: Identity) -> Saved | None:

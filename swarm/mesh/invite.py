@@ -13,7 +13,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from swarm.base.address import Address, AddressText
 from swarm.base.bounds import AtMost, Between, Exactly, Printable, Spelled, by_position
@@ -22,6 +22,9 @@ from swarm.base.nodeid import NodeId, SignatureBytes
 from swarm.mesh.admission import Role, TokenId, WallSeconds
 from swarm.mesh.membership import MAX_TOKEN_S, InviteError, InviteToken, Membership, say_ago
 from swarm.mesh.record import MAX_PROOF_BYTES, SwarmId
+
+if TYPE_CHECKING:
+    from swarm.mesh.saved import Saved
 
 PREFIX = "swarm1"
 MODEL_BYTES = 16
@@ -120,6 +123,21 @@ def make_invite(
     if once or not membership.open:
         token = membership.issue(int(now_wall) + expires_s, once, role)
     return Invite(membership.swarm, model[:MODEL_BYTES], ref, named, token)
+
+
+def passed_on(given: Invite | None, saved: Saved, now_wall: float) -> Invite | None:
+    """An invite by which a node comes into the swarm of `saved`, told by somebody who cannot make one himself.
+
+    Of an open swarm it is written anew. Else it is the one that was given, if it lets in more than one, and nodes; None
+    where it does not.
+    """
+    membership = saved.membership
+    if membership.open and saved.peers:
+        return make_invite(membership, saved.model, saved.ref, saved.peers, now_wall)
+    if given is None or given.swarm != membership.swarm or given.token is None:
+        return None
+    token = given.token
+    return given if token.role == "node" and not token.once and token.expires > now_wall else None
 
 
 def parse_invite_untrusted(text: object) -> Invite:

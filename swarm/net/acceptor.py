@@ -19,7 +19,7 @@ from swarm.net.channel.channel import Channel
 from swarm.net.channel.handshake import MAGIC, ChannelKeys
 from swarm.net.channel.limits import ChannelLimits
 from swarm.net.channel.opening import open_channel
-from swarm.net.channel.sockets import listening_socket, read_exactly, remote_address
+from swarm.net.channel.sockets import listening_sockets, read_exactly, remote_address
 from swarm.net.hosts import host_key
 
 log = logging.getLogger(__name__)
@@ -65,11 +65,15 @@ class Acceptor:
         return len(self._pending)
 
     def open(self, host: str, port: int) -> Address:
-        """Listen on host:port (port 0: any); returns what was bound. Raises UsageError when it cannot be had."""
-        sock = listening_socket(host, port)
-        self._sockets.append(sock)
-        self._listen(sock)
-        name = sock.getsockname()
+        """Listen on host:port (port 0: any); returns what was bound. Raises UsageError when it cannot be had.
+
+        "::" is every address of both families; where there is one family alone, its "any" is returned.
+        """
+        sockets = listening_sockets(host, port)
+        for sock in sockets:
+            self._sockets.append(sock)
+            self._listen(sock)
+        name = sockets[-1].getsockname()
         return name[0], name[1]
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ others then reach it by having a common neighbour ask it to dial, by hole punchi
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,18 @@ def told(own: Sequence[Address], port: int, verdicts: Sequence[DialVerdict]) -> 
         shut = {verdict.host for verdict in closed} - {host for host, _ in opened}
         rest = [address for address in own if address not in opened and address[0] not in shut]
         return (*opened, *rest)[:MAX_ADDRESSES]
-    return () if len(closed) >= CLOSED_TIMES else None
+    if len(closed) < CLOSED_TIMES:
+        return None
+    # Nobody asked over the other family: a router that lets no IPv4 in has nothing to do with IPv6.
+    asked = {":" in verdict.host for verdict in closed}
+    return tuple(a for a in own if (":" in a[0]) not in asked and _is_global(a[0]))[:MAX_ADDRESSES]
+
+
+def _is_global(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
 
 
 async def judge(gossip: Gossip, board: Switchboard, port: int, count: int = ASKED) -> list[DialVerdict]:

@@ -46,7 +46,7 @@ from swarm.node.benchmark_cache import ProbeCache
 from swarm.node.block_manager import BlockManager
 from swarm.node.host import Host, Hosting, settle_block
 from swarm.node.member_log import keep_log
-from swarm.node.node_record import node_record, notary_of, own_addresses, own_invite
+from swarm.node.node_record import moved, node_record, notary_of, own_addresses, own_invite
 from swarm.node.weights import learn_manifest
 from swarm.ring.witness_service import AUDIT, NotaryServer
 from swarm.serve.nodeview import node_view
@@ -174,7 +174,7 @@ class _Life:
                     offers_relay=config.offer_relay,
                     introducer=MemberIntroducer(board, gossip),
                 )
-                self._judge_addresses(stack, gossip, board, reachable)
+                self._judge_addresses(stack, gossip, board, listening, reachable)
             relayed = Relay(board, reachable).routes() if config.offer_relay else ()
             more = [*door_routes(board), *relayed]
             view = node_view(_Page(self, gossip, board), manifest, more)
@@ -234,16 +234,36 @@ class _Life:
         return list(dict.fromkeys([*own[: MAX_ADDRESSES - len(behind)], *behind]))
 
     def _judge_addresses(
-        self, stack: AsyncExitStack, gossip: Gossip, board: Switchboard, reachable: list[Address]
+        self, stack: AsyncExitStack, gossip: Gossip, board: Switchboard, listening: Address, reachable: list[Address]
     ) -> None:
-        """Tell only of addresses that members can dial, unless the user said which to listen on or to tell."""
+        """Tell only of addresses that this machine has now and that members can dial, unless the user said which to
+        listen on or to tell."""
         if self.config.advertise is None and self.config.listen[0] in ANY_HOST:
+            keeping = self._keep_addresses(gossip, board, listening, reachable)
+            stack.push_async_callback(_ended, asyncio.create_task(keeping))
 
-            def tell(told: tuple[Address, ...]) -> None:
-                gossip.publish(addresses=tuple(self._with_proxy(told)))
+    async def _keep_addresses(
+        self, gossip: Gossip, board: Switchboard, listening: Address, reachable: list[Address]
+    ) -> None:
+        """For ever: judge them, and begin anew when the machine has others."""
 
-            judging = keep_judging(gossip, board, reachable, tell, self.report)
-            stack.push_async_callback(_ended, asyncio.create_task(judging))
+        def tell(told: tuple[Address, ...]) -> None:
+            gossip.publish(addresses=tuple(self._with_proxy(told)))
+
+        def read() -> list[Address]:
+            return own_addresses(self.config, listening)
+
+        own = await asyncio.to_thread(read)
+        while True:
+            judging = asyncio.create_task(keep_judging(gossip, board, reachable, tell, self.report))
+            try:
+                fresh = await moved(read, own)
+            finally:
+                await _ended(judging)
+            mapped = [address for address in reachable if address not in own and address != self.config.relay_at]
+            reachable, own = self._with_proxy([*mapped, *fresh]), fresh
+            self.report(Notice(f"this machine has other addresses now: {', '.join(map(format_address, fresh))}"))
+            tell(tuple(reachable))
 
     async def _serve(
         self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, manifest: Manifest, hosting: Hosting

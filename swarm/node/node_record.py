@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -24,6 +26,9 @@ from swarm.net.identity import Identity
 from swarm.node.host import Hosting
 from swarm.ring.order_check import OrderBook
 from swarm.ring.signer import ReceiptSigner, open_log, open_published, salted, software
+
+LOOK_S = 5.0
+"""Between looks at this machine's own addresses."""
 
 
 def node_record(
@@ -59,14 +64,24 @@ def own_addresses(config: JoinConfig, listening: Address) -> list[Address]:
     host, port = listening
     if host not in ("0.0.0.0", "::"):
         return [(host, port)]
+    families = ("AF_INET", "AF_INET6") if host == "::" else ("AF_INET",)
     found = [
         entry.address
         for entries in psutil.net_if_addrs().values()
         for entry in entries
-        if entry.family.name in ("AF_INET", "AF_INET6") and "%" not in entry.address
+        if entry.family.name in families and "%" not in entry.address
     ]
     public = sorted((a for a in found if not a.startswith(("127.", "::1"))), key=lambda a: ":" in a)
     return [(address, port) for address in (public or ["127.0.0.1"])[:8]]
+
+
+async def moved(read: Callable[[], list[Address]], before: list[Address], every_s: float = LOOK_S) -> list[Address]:
+    """Wait until this machine has other addresses than `before`: another network, a new lease, IPv6 that came late."""
+    while True:
+        await asyncio.sleep(every_s)
+        now = await asyncio.to_thread(read)
+        if now != before:
+            return now
 
 
 def own_invite(saved: Saved, identity: Identity, reachable: list[Address], gossip: Gossip) -> Invite:

@@ -15,8 +15,13 @@ PLANNED_CONTEXT = 4096
 def need(model: ModelShape, holes: Sequence[tuple[int, int]], context: int = PLANNED_CONTEXT) -> str:
     """The nodes that would fill `holes`, [first, last) each, and their free memory: weights, ends, KV."""
     nodes = "one more node" if len(holes) == 1 else f"{len(holes)} more nodes"
-    free = sum(_bytes(model, first, last, context) for first, last in holes) / MEMORY_SHARE
+    free = free_bytes(model, holes, context)
     return f"need {nodes} with about {_say_bytes(free)}{'' if len(holes) == 1 else ' in all'}"
+
+
+def free_bytes(model: ModelShape, holes: Sequence[tuple[int, int]], context: int = PLANNED_CONTEXT) -> float:
+    """The free memory, in bytes, of the nodes that would fill `holes`: they give a share of it."""
+    return sum(_bytes(model, first, last, context) for first, last in holes) / MEMORY_SHARE
 
 
 def _bytes(model: ModelShape, first: int, last: int, context: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from aiohttp import web
 
@@ -16,6 +17,7 @@ _TYPES = {
     "js": "text/javascript",
     "svg": "image/svg+xml",
     "webmanifest": "application/manifest+json",
+    "txt": "text/plain",
 }
 
 
@@ -27,13 +29,18 @@ class Asset:
 
 
 def load_assets() -> dict[str, Asset]:
-    """Every file of swarm/serve/static, by name."""
+    """Every file of swarm/serve/static and its folder of other people's software, by name."""
+    static = files("swarm.serve").joinpath("static")
+    return {**_folder(static, ""), **_folder(static.joinpath("vendor"), "vendor/")}
+
+
+def _folder(folder: Traversable, prefix: str) -> dict[str, Asset]:
     assets = {}
-    for entry in files("swarm.serve").joinpath("static").iterdir():
+    for entry in folder.iterdir():
         kind = _TYPES.get(entry.name.rsplit(".", 1)[-1])
         if kind is not None:
             body = entry.read_bytes()
-            assets[entry.name] = Asset(body, kind, hashlib.sha256(body).hexdigest()[:20])
+            assets[prefix + entry.name] = Asset(body, kind, hashlib.sha256(body).hexdigest()[:20])
     return assets
 
 

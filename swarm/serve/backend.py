@@ -30,7 +30,9 @@ class ServedModel(Protocol):
 class Backend(Protocol):
     """Runs, and what must be known to ask for one. Everything but `run` is quick or safe in a worker thread.
 
-    May have `generation_defaults`: sampling options, by name, where a request names none.
+    May have `generation_defaults`: sampling options, by name, where a request names none; `memory_for(holes)`: bytes of
+    free memory that whoever takes these layers should have; `invite()`: an invite that lets a node in and whether it is
+    a secret, or None.
     """
 
     @property

@@ -197,7 +197,7 @@ class Completions:
                 choice.result = complete(event.result)
                 shape.closing(choice)
 
-        await self._drive(request[USER], runs, on_event)
+        await self._drive(request, runs, on_event)
         results = _results(choices)
         body = shape.whole(choices)
         body["usage"] = usage(choices, shape.prompts)
@@ -217,7 +217,7 @@ class Completions:
             if isinstance(event, Finished):
                 found.append(complete(event.result))
 
-        await self._drive(request[USER], runs, on_event)
+        await self._drive(request, runs, on_event)
         result = found[0]
         none = parsed.wanted.max_tokens == 0  # the ring draws one all the same
         body = {
@@ -265,7 +265,7 @@ class Completions:
 
         async with stream:
             try:
-                await self._drive(request[USER], runs, on_event)
+                await self._drive(request, runs, on_event)
             except SwarmError as exc:
                 if stream.response is None:
                     raise
@@ -277,14 +277,15 @@ class Completions:
         assert stream.response is not None
         return stream.response
 
-    async def _drive(self, user: str, runs: Sequence[RunRequest], on_event: OnEvent) -> None:
+    async def _drive(self, request: web.Request, runs: Sequence[RunRequest], on_event: OnEvent) -> None:
         """Run all, each in its turn. The first failure, or the client leaving, cancels the others."""
+        user = request[USER]
         self._allowances.begin(user, [_wanted(run) for run in runs], time.monotonic())
         spent: list[int | None] = [None] * len(runs)
         try:
             async with asyncio.TaskGroup() as group:
                 for index, run in enumerate(runs):
-                    group.create_task(self._one(user, index, run, on_event, spent))
+                    group.create_task(self._one(request, index, run, on_event, spent))
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         finally:
@@ -292,13 +293,13 @@ class Completions:
                 self._allowances.end(user, _wanted(run), tokens, time.monotonic())
 
     async def _one(
-        self, user: str, index: int, run: RunRequest, on_event: OnEvent, spent: MutableSequence[int | None]
+        self, request: web.Request, index: int, run: RunRequest, on_event: OnEvent, spent: MutableSequence[int | None]
     ) -> None:
         """One run; `spent[index]` becomes the number of its tokens, if it had any."""
+        user = request[USER]
         run = replace(run, prefix={"off": None, "user": user, "shared": ""}[self._config.prefix_cache])
-        note = self._book.begin(
-            user, len(run.prompt_ids) + len(run.given), run.max_tokens - len(run.given), time.time()
-        )
+        prompt, most = len(run.prompt_ids) + len(run.given), run.max_tokens - len(run.given)
+        note = self._book.begin(user, prompt, most, time.time(), request[REQUEST_ID])
         error = None
         try:
             async with self._admission.slot(user):

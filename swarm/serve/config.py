@@ -33,6 +33,8 @@ class GatewayConfig:
     allow_origins         web origins other than our own that may call the API from a browser; "*" for all
     allow_hosts           DNS names under which the gateway may be called when there are no keys (besides
                           localhost and IP addresses); keeps a hostile page from rebinding its name to us
+    share_invite          whether whoever sees the dashboard may have the invite that this gateway came in by; that of
+                          an open swarm is no secret and told anyway
     max_body_bytes        of a request
     max_running           runs on the ring at once, of each model
     max_running_of        the same for single models, by name
@@ -76,6 +78,9 @@ class GatewayConfig:
     )
     allow_hosts: tuple[str, ...] = option(
         (), "DNS name of this gateway", "NAME", name="--allow-host", repeat=True, group="http"
+    )
+    share_invite: bool = option(
+        False, "let whoever sees the dashboard copy the invite that this gateway came in by", group="http"
     )
     max_body_bytes: int = 4 << 20
     max_running: int = 8

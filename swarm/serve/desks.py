@@ -96,6 +96,17 @@ class Desk:
         shown = gateway_state(self.backend, self.book, self.admission.queue, self._progress())
         return replace(shown, models=self._names)
 
+    def invite(self, share: bool) -> dict[str, str]:
+        """The command that brings a node in, or why it is not told. `share`: whether a secret may be."""
+        ask: Callable[[], tuple[str, bool] | None] | None = getattr(self.backend, "invite", None)
+        found = ask() if ask is not None else None
+        if found is None:
+            return {"why": "The invite that this gateway came in by does not let nodes in."}
+        text, secret = found
+        if secret and not share:
+            return {"why": "This page keeps the gateway's own invite to itself; swarm serve --share-invite shows it."}
+        return {"command": f"swarm join --swarm {text}"}
+
     def told_of(self, names: tuple[str, ...]) -> None:
         """Which models there are at this gateway, for the dashboard."""
         self._names = names

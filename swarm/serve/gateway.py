@@ -21,6 +21,7 @@ from swarm.serve.compat.shapes import MISSING, NOT_OLLAMA, missing
 from swarm.serve.config import GatewayConfig
 from swarm.serve.desks import Desk, Desks
 from swarm.serve.errors import ApiError
+from swarm.serve.lasting import LastingAnswers
 from swarm.serve.listen import listening
 from swarm.serve.metrics import GatewayMetrics, KeyCollector, StateCollector
 from swarm.serve.models import Models
@@ -56,6 +57,7 @@ def make_app(
         state_registry(StateCollector(*desks.all)),
         state_registry(KeyCollector(allowances)),
     )
+    lasting = LastingAnswers(config)
     views = Views(_Pages(desks, bool(config.api_keys)), config, registries)
     log = [] if config.access_log is None else [AccessLog(config.access_log)]
     observers = [observer(metrics.requests), *(each.observe for each in log)]
@@ -65,9 +67,11 @@ def make_app(
         app.on_response_prepare.append(_tell_limits(allowances))
     app[DESKS] = desks
     app.on_shutdown.append(_close_hubs)
+    app.on_shutdown.append(lasting.close)
     app.on_cleanup.extend(_closing(each) for each in log)
     app.add_routes(views.routes())
     app.add_routes(_asked(desks, config))
+    app.add_routes(_kept(desks, config, lasting))
     app.add_routes(_shown(desks, config, receipts))
     app.add_routes([web.get("/v1/usage", _usage(allowances))])
     return app
@@ -98,6 +102,17 @@ def _asked(desks: Desks, config: GatewayConfig) -> list[web.RouteDef]:
     return [web.post(path, desks.posted(of, config), expect_handler=invite) for path, of in handlers.items()]
 
 
+def _kept(desks: Desks, config: GatewayConfig, lasting: LastingAnswers) -> list[web.RouteDef]:
+    """Answers that outlive their connection: the page's."""
+    path = "/api/answers/{name}"
+    asked = desks.posted(lambda desk: lasting.asking(desk.completions), config)
+    return [
+        web.post(path, asked, expect_handler=inviting(config)),
+        web.get(path, lasting.get),
+        web.delete(path, lasting.delete),
+    ]
+
+
 def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.RouteDef]:
     """What is looked up, and what is not there."""
     models, first = Models(desks), desks.first
@@ -116,6 +131,8 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
         *(web.post(f"/api/{name}", first.ollama.missing) for name in NOT_OLLAMA),
         web.get("/v1/receipts/{id}", receipts.get),
         web.get("/api/verify/{id}", receipts.verify),
+        web.get("/api/timeline/{id}", receipts.timeline),
+        web.get("/api/invite", _invite(desks, config)),
         web.get("/openapi.json", _openapi(config)),
     ]
 
@@ -130,6 +147,15 @@ def _props(desks: Desks) -> Handler:
 def _slots(desks: Desks) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         return await desks.watched(request).llama.slots(request)
+
+    return handler
+
+
+def _invite(desks: Desks, config: GatewayConfig) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        """GET /api/invite: how one more node comes in, for the dashboard."""
+        told = desks.watched(request).invite(config.share_invite)
+        return web.json_response(told, headers={"Cache-Control": "no-store"})
 
     return handler
 

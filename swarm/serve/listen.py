@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
 from swarm.serve.config import GatewayConfig
-from swarm.serve.sockets import bound_socket, cannot_listen
+from swarm.serve.sockets import ANY, LOOPBACK, bound_sockets, cannot_listen
 
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\nConnection: close\r\n"
@@ -120,18 +120,19 @@ async def listening(
     limit = max(16, min(config.max_connections, _allow_descriptors(config.max_connections) - _SPARE_DESCRIPTORS))
     async with runner_of(app, config) as server:
         loop = asyncio.get_running_loop()
-        try:
-            if host == "::":  # both families, as everybody who writes it means
-                sockets = await loop.create_server(Entrance(server, limit), sock=bound_socket(host, port), backlog=1024)
-            else:
-                sockets = await loop.create_server(Entrance(server, limit), host, port, backlog=1024)
-        except OSError as exc:
-            raise cannot_listen(host, port, exc) from exc
-        try:
-            name = sockets.sockets[0].getsockname()
-            yield name[0], name[1]
-        finally:
-            sockets.close()
+        sockets = bound_sockets(host, port)
+        bound = sockets[0].getsockname()
+        async with AsyncExitStack() as stack:
+            for sock in sockets:
+                stack.callback(sock.close)
+            entrance = Entrance(server, limit)
+            for sock in sockets:
+                try:
+                    listener = await loop.create_server(entrance, sock=sock, backlog=1024)
+                except OSError as exc:
+                    raise cannot_listen(host, port, exc) from exc
+                stack.callback(listener.close)
+            yield (host if host in (ANY, LOOPBACK) else bound[0]), bound[1]
 
 
 def url_of(host: str, port: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
-from receipts import ReceiptError
+from receipts import ReceiptError, svg_timeline, timeline, verify
 from receipts.format.document import redact
 from swarm.serve.errors import ApiError
 from swarm.serve.run_registry import RunBook, RunNote
@@ -55,6 +55,17 @@ class Receipts:
         body = await asyncio.to_thread(self._read, request.match_info["id"])
         return web.json_response(await asyncio.to_thread(self._verify, body))
 
+    async def timeline(self, request: web.Request) -> web.Response:
+        """GET /api/timeline/{id}: the run over time as an SVG, recoveries too; says no more than verifying does."""
+        run_id = request.match_info["id"]
+        body = await asyncio.to_thread(self._read, run_id)
+        drawn = await asyncio.to_thread(_drawn, body)
+        if drawn is None:
+            text = f"the receipt of {run_id} is refused, so nothing is drawn; /api/verify/{run_id} says why"
+            raise ApiError(409, text, "receipt_refused")
+        headers = {"Cache-Control": "no-cache"}
+        return web.Response(text=drawn, content_type="image/svg+xml", headers=headers)
+
     def _may_have(self, run_id: str, request: web.Request) -> bool:
         note = self._find(run_id)
         if note is not None:
@@ -79,6 +90,14 @@ class Receipts:
         if len(body) > MAX_RECEIPT_BYTES:
             raise ApiError(500, f"the receipt is larger than {MAX_RECEIPT_BYTES} bytes", "receipt_too_large")
         return body
+
+
+def _drawn(body: bytes) -> str | None:
+    """The picture of a receipt's run; None for one that is refused."""
+    verdict = verify(body)
+    if verdict.run is None or verdict.refusal is not None:
+        return None
+    return svg_timeline(timeline(verdict.run), f"{verdict.run.order.model.name}: {verdict.line}")
 
 
 def _without_texts(run_id: str, body: bytes) -> bytes:

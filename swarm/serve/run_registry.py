@@ -36,6 +36,8 @@ class RunNote:
     started: float
     prompt_tokens: int
     max_tokens: int
+    request: str = ""
+    """Id of the HTTP request that it answers."""
     state: RunState = "queued"
     run_id: str = ""
     tokens: int = 0
@@ -80,8 +82,8 @@ class RunBook:
         for changed in self._watchers:
             changed()
 
-    def begin(self, user: str, prompt_tokens: int, max_tokens: int, wall: float) -> RunNote:
-        note = RunNote(self._next, user, wall, prompt_tokens, max_tokens)
+    def begin(self, user: str, prompt_tokens: int, max_tokens: int, wall: float, request: str = "") -> RunNote:
+        note = RunNote(self._next, user, wall, prompt_tokens, max_tokens, request)
         self._next += 1
         self.active[note.key] = note
         self._changed()

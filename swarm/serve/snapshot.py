@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,10 @@ def gateway_state(
     notes = [*reversed(book.active.values()), *book.past][:SHOWN_RUNS]
     rows = backend.rows_in_flight()
     runs = tuple(run_shown(note, now, rows.get(note.run_id)) for note in notes)
-    return state_from(backend.view(), backend.manifest, "gateway", runs, queue.n_waiting, progress)
+    state = state_from(backend.view(), backend.manifest, "gateway", runs, queue.n_waiting, progress)
+    asked: Callable[[Sequence[tuple[int, int]]], int] | None = getattr(backend, "memory_for", None)
+    missing = state.swarm.missing
+    return replace(state, missing_bytes=asked(missing)) if asked is not None and missing else state
 
 
 def phase_from(seen: SwarmState, n_layers: int) -> Phase:
@@ -84,6 +87,7 @@ def run_shown(note: RunNote, now: float, rows_in_flight: int | None = None) -> R
         error=note.error,
         receipt=result is not None and result.receipt is not None,
         ring=tuple(_stage_shown(stage) for stage in note.ring),
+        request=note.request,
         rows_in_flight=rows_in_flight,
     )
 

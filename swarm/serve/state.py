@@ -50,6 +50,7 @@ class RunShown:
     error: str | None
     receipt: bool
     ring: tuple[StageShown, ...]
+    request: str = ""
     rows_in_flight: int | None = None
 
     @property
@@ -69,7 +70,8 @@ class DashboardState:
     role           "gateway" or "node"
     swarm          who is there, with model and layers as the model that is served here has them
     context        of it, in tokens
-    missing_bytes  weights of the layers that nobody serves
+    missing_bytes  free memory that whoever takes the layers that nobody serves should have, as errors say it; their
+                   weights alone where that is not known
     runs           active first, then past ones, newest first
     progress       what is under way (see EventLog.as_json)
     models         names of all models of the gateway

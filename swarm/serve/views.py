@@ -42,7 +42,7 @@ class Views:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/", self.page),
-            web.get("/static/{name}", self.file),
+            web.get("/static/{name:.+}", self.file),
             web.get("/healthz", self.health),
             web.get("/health", self.health),
             web.get("/metrics", self.metrics),

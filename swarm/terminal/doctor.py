@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from swarm.base.config import MemberConfig
 from swarm.base.errors import ModelError, PeerError, SwarmError
 from swarm.base.events import Report, silent
+from swarm.base.nodeid import NodeId
 from swarm.discovery.bootstrap import enter_as_guest
 from swarm.discovery.state_dir import requester_folder
 from swarm.mesh.gossip import Gossip
@@ -31,6 +32,7 @@ from swarm.model.packing import PACKED, choose_weights
 from swarm.model.probe import ROWS, probe
 from swarm.model.quant.native import ISAS, library
 from swarm.net.identity import Identity
+from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.rendezvous import check_port
 from swarm.node.bandwidth import Rates, measure_rates
@@ -53,6 +55,9 @@ class Finding:
     standing: str
     found: str
     advice: str = ""
+
+
+AskRelays = Callable[[Sequence[Peer], NodeId, bool | None], Awaitable[Finding]]
 
 
 def judge(what: str, good: bool, found: str, advice: str, standing: str = "warning") -> Finding:
@@ -200,13 +205,14 @@ def judge_clock(views: Sequence[MemberView], now_wall: float) -> Finding:
     )
 
 
-async def look_at_swarm(config: MemberConfig, port: int | None) -> list[Finding]:
-    """Distances, rates, clock, and whether others can dial this machine at `port`. Raises SwarmError."""
+async def look_at_swarm(config: MemberConfig, port: int | None, relays: AskRelays | None = None) -> list[Finding]:
+    """Distances, rates, clock, and whether others can dial this machine at `port`; `relays`: what else is asked of
+    peers. Raises SwarmError."""
     with requester_folder(config.state) as folder:
         identity = Identity.load_or_create(folder)
         async with Switchboard(identity, proxy=config.http_proxy) as board:
             if port is not None:
-                await board.listen("0.0.0.0", port)
+                await board.listen("::", port)
             saved = await enter_as_guest(board, config, folder, identity, silent)
             async with Gossip(board, saved) as gossip:
                 for node, _ in saved.peers[:2]:
@@ -218,8 +224,11 @@ async def look_at_swarm(config: MemberConfig, port: int | None) -> list[Finding]
                 others = [view for view in gossip.members() if view.record.node != board.id]
                 findings = [judge_clock(others, time.time()), _distances(others)]
                 findings.append(_bandwidth("bandwidth", await measure_rates(gossip, board)))
-                if port is not None:
-                    findings.append(await _reachable(board, others, port))
+                port_found = None if port is None else await _reachable(board, others, port)
+                findings += [] if port_found is None else [port_found]
+                if relays is not None:
+                    dialable = None if port_found is None else port_found.standing == "ok"
+                    findings.append(await relays(board.peers(), board.id, dialable))
                 return findings
 
 

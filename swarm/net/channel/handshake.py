@@ -65,10 +65,18 @@ def check_preamble_untrusted(data: bytes) -> None:
     """Raises PeerError unless `data` (8 bytes) is this protocol in this version."""
     magic, version = PREAMBLE.unpack(data)
     if magic != MAGIC:
-        raise PeerError("expected a wanswarm node, found another protocol on that port; check the address")
+        raise StrangerError("expected a wanswarm node, found another protocol on that port; check the address")
     if version != VERSION:
         older = "that node" if version < VERSION else "this node"
-        raise PeerError(f"expected protocol version {VERSION}, found {version}; update {older}")
+        raise VersionError(f"expected protocol version {VERSION}, found {version}; update {older}")
+
+
+class VersionError(PeerError):
+    """The other side speaks another version of the protocol."""
+
+
+class StrangerError(PeerError):
+    """Something else answers than the node that was expected."""
 
 
 class Handshake:
@@ -116,9 +124,9 @@ class Handshake:
         if not verify(node, signature, CONTEXT + self._noise.remote_static):
             raise PeerError("a peer could not prove the node id that it claims")
         if self._expect is not None and node != self._expect:
-            raise PeerError(f"expected node {short_id(self._expect)} at that address, found node {short_id(node)}")
+            raise StrangerError(f"expected node {short_id(self._expect)} at that address, found node {short_id(node)}")
         if node == self._keys.node:
-            raise PeerError("that address is this node itself, or a node with a copy of its key")
+            raise StrangerError("that address is this node itself, or a node with a copy of its key")
         self._remote = (node, instance, message_bytes)
 
     def _advance(self) -> None:

@@ -16,6 +16,8 @@ CONGESTION = ("cubic", "reno")
 UNSENT_BYTES = 32 * 1024
 """What the kernel may hold unsent (TCP_NOTSENT_LOWAT): a small frame cannot pass what the kernel already has."""
 BACKLOG = 512
+PORT_TRIES = 8
+"""A free port of one family may be taken in the other."""
 
 
 def tune(sock: socket.socket) -> None:
@@ -43,7 +45,38 @@ def _try(sock: socket.socket, level: int, option: int, value: int | bytes) -> bo
     return True
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
+def listening_sockets(host: str, port: int) -> list[socket.socket]:
+    """Sockets on one address; "::" is every address of both families, at one port. Raises UsageError.
+
+    Two sockets rather than one for both: connections over IPv4 keep addresses of their own family then, which hole
+    punching binds to. A machine without one of the families listens on the other alone.
+    """
+    if host != "::":
+        return [listening_socket(host, port)]
+    if not has_ipv6():
+        return [listening_socket("0.0.0.0", port)]
+    for again in range(PORT_TRIES):
+        four = listening_socket("0.0.0.0", port)
+        try:
+            return [four, listening_socket("::", four.getsockname()[1], only_ipv6=True)]
+        except UsageError:
+            four.close()
+            if port or again == PORT_TRIES - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def has_ipv6() -> bool:
+    """Whether this machine can listen on IPv6 at all."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
+            sock.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+def listening_socket(host: str, port: int, only_ipv6: bool = False) -> socket.socket:
     """A tuned, listening, non-blocking socket. Raises UsageError when the address cannot be had.
 
     Other sockets of this process may later share the port for hole punching (SO_REUSEPORT is set after bind, so
@@ -60,8 +93,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         sock.setblocking(False)
         tune(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and host == "::":
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
         sock.bind(found[0][4])
         if hasattr(socket, "SO_REUSEPORT"):
             _try(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

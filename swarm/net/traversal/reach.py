@@ -209,7 +209,7 @@ class Reach:
 
     async def _relayed(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]], not_before: float) -> None:
         relays = [peer for peer, offers in await asyncio.shield(mutual) if offers]
-        reason: SwarmError = PeerError("no mutual peer offers to relay")
+        reason: SwarmError = PeerError("no mutual peer offers to relay: start one that both can dial with --relay")
         farther = max((peer.rtt_ms or 0.0 for peer in relays), default=0.0) / 1000
         await asyncio.sleep(max(0.0, not_before + _ROUNDS * farther - time.monotonic()))
         for via in relays:

@@ -29,7 +29,7 @@ function askForKey() {
   return asking;
 }
 
-async function request(path, options = {}) {
+async function send(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = { ...(options.headers || {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
@@ -47,10 +47,10 @@ async function request(path, options = {}) {
   }
 }
 
-export const getJson = async (path) => (await request(path)).json();
-export const getBlob = async (path) => (await request(path)).blob();
+export const getJson = async (path) => (await send(path)).json();
+export const getBlob = async (path) => (await send(path)).blob();
 
-/** Server-sent events of a response as {event, data} objects. */
+/** Server-sent events of a response as {event, data, id} objects. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
@@ -66,6 +66,7 @@ export async function* events(response) {
         for (const line of block.split("\n")) {
           if (line.startsWith("event: ")) found.event = line.slice(7);
           else if (line.startsWith("data: ")) found.data += line.slice(6);
+          else if (line.startsWith("id: ")) found.id = Number(line.slice(4));
         }
         if (found.data) yield found;
       }
@@ -92,7 +93,7 @@ export async function follow(onState, onLost) {
     const { signal } = watching;
     try {
       const path = model === null ? "api/events" : `api/events?model=${encodeURIComponent(model)}`;
-      for await (const { event, data } of events(await request(path, { signal }))) {
+      for await (const { event, data } of events(await send(path, { signal }))) {
         pause = 500;
         if (event === "state") onState(JSON.parse(data));
       }
@@ -106,18 +107,37 @@ export async function follow(onState, onLost) {
   }
 }
 
-/** A streamed chat answer: chunks as the API gives them. Throws ApiError, also for errors in mid-stream. */
-export async function* chat(body, signal) {
-  const response = await request("v1/chat/completions", {
+/**
+ * A streamed chat answer: {chunk, number} as the API gives them. `name`: under which the gateway keeps it, `request`: the
+ * id that its run has in the state. Throws ApiError, also for errors in mid-stream.
+ */
+export async function* ask(name, request, body, signal) {
+  const response = await send(`api/answers/${name}`, {
     method: "POST",
-    headers: { "Content-Type": "application/json" },
+    headers: { "Content-Type": "application/json", "X-Request-Id": request },
     body: JSON.stringify({ ...(model === null ? {} : { model }), ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
-  for await (const { data } of events(response)) {
+  yield* chunks(response);
+}
+
+/** What came after event number `after` of an answer that this page, or this page before it was loaded again, asked for. */
+export async function* resume(name, after, signal) {
+  yield* chunks(await send(`api/answers/${name}?after=${after}`, { signal }));
+}
+
+/** Tell the gateway that nobody waits for this answer. */
+export const stop = (name) => send(`api/answers/${name}`, { method: "DELETE" }).catch(() => {});
+
+async function* chunks(response) {
+  for await (const { data, id } of events(response)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(503, chunk.error.message, chunk.error.code);
-    yield chunk;
+    yield { chunk, number: id };
   }
+  throw new LostError();
 }
+
+/** The connection ended before the answer did. */
+export class LostError extends Error {}

@@ -83,6 +83,12 @@ export function bytes(value) {
   return `${value} B`;
 }
 
+/** Free memory that is asked for, in the words of the command line. */
+export function memory(value) {
+  if (value >= 5e7) return `${(value / 1e9).toFixed(value < 1e10 ? 1 : 0)} GB`;
+  return `${Math.max(value / 1e6, 1).toFixed(0)} MB`;
+}
+
 export const percent = (share) => `${Math.round(share * 100)}%`;
 export const rate = (value) => (value >= 100 ? value.toFixed(0) : value.toFixed(1));
 

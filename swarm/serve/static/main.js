@@ -1,11 +1,13 @@
 // Wires state, views and actions together.
 
 import { choose, follow } from "./api.js";
-import { resetChat, startChat } from "./chat.js";
+import { chatActions, chatSees, startChat, textOf } from "./chat.js";
+import { copyFrom } from "./clipboard.js";
 import { colours } from "./colours.js";
 import { h, morph, plural } from "./dom.js";
 import { animate } from "./ring.js";
-import { download, renderRuns, verify } from "./runs.js";
+import { download, renderRuns, toggleTimeline, verify } from "./runs.js";
+import { askForInvite } from "./invite.js";
 import { asideContent, renderSwarm } from "./swarm.js";
 
 let state = null;
@@ -56,11 +58,12 @@ function draw() {
 }
 
 const actions = {
-  reset: resetChat,
-  copy: (button) => navigator.clipboard.writeText(button.dataset.text).then(() => {
-    button.textContent = "Copied";
-  }),
+  ...chatActions,
+  copy: (button) => copyFrom(button, button.dataset.text),
+  "copy-code": (button) => copyFrom(button, button.closest(".code").querySelector("pre").textContent),
+  "copy-turn": (button) => copyFrom(button, textOf(button)),
   verify: (button) => verify(button.dataset.id, draw),
+  timeline: (button) => toggleTimeline(button.dataset.id, draw),
   download: (button) => download(button.dataset.id, draw),
   "show-run": (link) => requestAnimationFrame(() => {
     const run = state.runs.find((r) => r.run_id === link.dataset.id);
@@ -84,6 +87,8 @@ animate(() => state);
 follow(
   (fresh) => {
     state = fresh;
+    chatSees(state);
+    askForInvite(state, draw);
     document.body.classList.remove("cut");
     draw();
   },

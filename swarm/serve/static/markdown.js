@@ -1,69 +1,61 @@
-// The part of Markdown that models write, as DOM nodes: nothing in an answer is ever read as HTML.
+// Markdown as models write it, as DOM nodes. markdown-it reads it (HTML in an answer stays text, images become links to
+// nothing outside), DOMPurify looks over what came out, and what the page's policy forbids (style attributes) is a class.
 
+import "./vendor/markdown-it-15.0.3.min.js";
+import "./vendor/dompurify-3.5.0.min.js";
 import { h } from "./dom.js";
 
-const INLINE = /(`+)([\s\S]+?)\1|\*\*([^\s*](?:[\s\S]*?[^\s*])?)\*\*|\*([^\s*](?:[^*]*?[^\s*])?)\*/;
+const { markdownit, DOMPurify } = globalThis;
 
-function inline(text) {
-  const out = [];
-  for (let rest = text; rest; ) {
-    const found = INLINE.exec(rest);
-    if (!found) {
-      out.push(rest);
-      break;
-    }
-    if (found.index) out.push(rest.slice(0, found.index));
-    if (found[1]) out.push(h("code", {}, found[2]));
-    else if (found[3]) out.push(h("strong", {}, ...inline(found[3])));
-    else out.push(h("em", {}, ...inline(found[4])));
-    rest = rest.slice(found.index + found[0].length);
-  }
-  return out;
+const TAGS = ("p br hr strong em s code pre h1 h2 h3 h4 h5 h6 blockquote ul ol li table thead tbody tr th td a").split(" ");
+const ATTRIBUTES = ["href", "title", "start", "class"];
+const HEADINGS = "h1, h2, h3, h4, h5, h6";
+const HIGHEST = 3; // headings of an answer stand below the page's own
+
+const reader = markdownit({ html: false, linkify: true, breaks: true }).disable("image");
+reader.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
+for (const cell of ["th_open", "td_open"]) {
+  reader.renderer.rules[cell] = (tokens, index, options, env, self) => {
+    const style = /text-align:(left|center|right)/.exec(tokens[index].attrGet("style") || "");
+    tokens[index].attrs = style ? [["class", `to-${style[1]}`]] : null;
+    return self.renderToken(tokens, index, options);
+  };
 }
 
-const BULLET = /^\s{0,6}[-*+]\s+(.*)$/;
-const NUMBER = /^\s{0,6}(\d{1,6})[.)]\s+(.*)$/;
-const HEADING = /^(#{1,6})\s+(.*)$/;
-const FENCE = /^\s{0,3}(```+|~~~+)\s*([\w+-]*)\s*$/;
-
-/** Blocks of `text`. An unfinished fence (an answer still streaming) runs to the end. */
+/** The blocks of `text`. An unfinished fence (an answer still streaming) runs to the end. */
 export function markdown(text) {
-  const lines = text.replace(/\r\n?/g, "\n").split("\n");
-  const out = [];
-  let i = 0;
-  const until = (stop) => {
-    const from = i;
-    while (i < lines.length && !stop(lines[i])) i++;
-    return lines.slice(from, i);
-  };
-  while (i < lines.length) {
-    const line = lines[i];
-    const fence = FENCE.exec(line);
-    if (!line.trim()) {
-      i++;
-    } else if (fence) {
-      i++;
-      const code = until((l) => l.trim().startsWith(fence[1]) && FENCE.test(l));
-      i++;
-      out.push(h("pre", {}, h("code", { "data-language": fence[2] || null }, code.join("\n"))));
-    } else if (HEADING.test(line)) {
-      out.push(h("h4", {}, ...inline(HEADING.exec(line)[2])));
-      i++;
-    } else if (BULLET.test(line) || NUMBER.test(line)) {
-      const kind = BULLET.test(line) ? BULLET : NUMBER;
-      const first = kind === NUMBER ? Number(NUMBER.exec(line)[1]) : null;
-      const items = until((l) => !kind.test(l) && !/^\s{2,}\S/.test(l)).reduce((list, l) => {
-        const found = kind.exec(l);
-        if (found) list.push(found[found.length - 1]);
-        else list[list.length - 1] += ` ${l.trim()}`;
-        return list;
-      }, []);
-      const body = items.map((item) => h("li", {}, ...inline(item)));
-      out.push(kind === NUMBER ? h("ol", { start: first === 1 ? null : first }, body) : h("ul", {}, body));
-    } else {
-      const paragraph = until((l) => !l.trim() || FENCE.test(l) || HEADING.test(l) || BULLET.test(l) || NUMBER.test(l));
-      out.push(h("p", {}, ...inline(paragraph.join("\n"))));
-    }
+  const clean = DOMPurify.sanitize(reader.render(text), { ALLOWED_TAGS: TAGS, ALLOWED_ATTR: ATTRIBUTES, ALLOW_DATA_ATTR: false, RETURN_DOM_FRAGMENT: true });
+  const box = document.createElement("div");
+  box.append(document.importNode(clean, true));
+  const headings = [...box.querySelectorAll(HEADINGS)];
+  const levels = [...new Set(headings.map((heading) => heading.tagName))].sort();
+  for (const heading of headings) {
+    heading.replaceWith(h(`h${Math.min(6, HIGHEST + levels.indexOf(heading.tagName))}`, {}, [...heading.childNodes]));
   }
-  return out;
+  for (const link of box.querySelectorAll("a")) {
+    link.target = "_blank";
+    link.rel = "noopener noreferrer nofollow";
+  }
+  for (const table of box.querySelectorAll("table")) {
+    const wide = h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" });
+    table.replaceWith(wide);
+    wide.append(table);
+  }
+  for (const pre of box.querySelectorAll("pre")) {
+    const language = /language-([\w+#.-]+)/.exec(pre.firstElementChild?.className || "");
+    pre.tabIndex = 0;
+    const block = h("div", { class: "code" }, h("div", { class: "codehead" }, h("span", {}, language ? language[1] : "code"),
+      h("button", { type: "button", class: "quiet", "data-action": "copy-code" }, "Copy")));
+    pre.replaceWith(block);
+    block.append(pre);
+  }
+  return [...box.childNodes].filter((node) => node.nodeType !== 3 || node.data.trim());
+}
+
+const THOUGHT = /^\s*<think>([\s\S]*?)(?:<\/think>|$)/;
+
+/** {thought, said}: a thought that the answer begins with stands apart, closed or not yet. */
+export function parted(text) {
+  const found = THOUGHT.exec(text);
+  return found ? { thought: found[1].trim(), said: text.slice(found[0].length) } : { thought: "", said: text };
 }

@@ -4,6 +4,7 @@ import { getBlob, getJson } from "./api.js";
 import { ago, h, layers, morph, ms, percent, plural, rate, short } from "./dom.js";
 
 const verdicts = new Map();
+const pictures = new Map(); // of runs over time: by run, a data URL, "busy" or {error}
 const MARKS = { proven: "●", "co-signed": "◉", witnessed: "◎", claimed: "○", "not checked": "–" };
 const WORDS = {
   proven: "cryptography or recomputation shows it",
@@ -26,7 +27,7 @@ export function renderRuns(root, state, hue) {
 function runItem(run, hue) {
   const figures = [`${plural(run.tokens, "token")}`, run.tokens_per_second ? `${rate(run.tokens_per_second)} tok/s` : null,
     run.tokens ? `${percent(run.foreseen)} foreseen` : null];
-  return h("li", { "data-key": `run-${run.key}` }, h("details", { class: "run" },
+  return h("li", { "data-key": `run-${run.key}` }, h("details", { class: `run ${run.state}` },
     h("summary", {},
       h("span", { class: `status ${run.state}` }, run.state),
       h("span", { class: "when" }, ago(run.started)),
@@ -59,9 +60,39 @@ function receipt(run) {
   return h("div", { class: "receipt" },
     h("p", { class: "buttons" },
       h("button", { type: "button", class: "main", "data-action": "verify", "data-id": run.run_id, disabled: verdict === "busy" }, verdict === "busy" ? "Verifying…" : verdict ? "Verify again" : "Verify receipt"),
+      h("button", { type: "button", class: "quiet", "data-action": "timeline", "data-id": run.run_id, "aria-expanded": String(pictures.has(run.run_id)) },
+        pictures.has(run.run_id) ? "Hide timeline" : "Timeline"),
       h("button", { type: "button", class: "quiet", "data-action": "download", "data-id": run.run_id }, "Download"),
       h("code", { class: "id" }, run.run_id)),
+    pictureView(run),
     verdict && verdict !== "busy" ? verdictView(verdict) : null);
+}
+
+function pictureView(run) {
+  const picture = pictures.get(run.run_id);
+  if (!picture) return null;
+  if (picture.error) return h("p", { class: "bad", role: "status" }, picture.error);
+  if (picture === "busy") return h("p", { class: "waiting", role: "status" }, "drawing");
+  const lost = run.recoveries ? `, ${plural(run.recoveries, "recovery", "recoveries")} among it` : "";
+  return h("div", { class: "wide timeline", tabindex: "0", role: "region", "aria-label": "Timeline" },
+    h("img", { src: picture, alt: `The run over time: ${plural(run.ring.length, "stage")}, ${plural(run.tokens, "token")}${lost}` }));
+}
+
+/** Show the run over time, drawn by the gateway from the receipt, or put the picture away. */
+export async function toggleTimeline(id, refresh) {
+  if (pictures.delete(id)) return refresh();
+  pictures.set(id, "busy");
+  refresh();
+  try {
+    const blob = await getBlob(`api/timeline/${encodeURIComponent(id)}`);
+    const reader = new FileReader(); // an image of its own could not show its key
+    reader.readAsDataURL(blob);
+    await new Promise((resolve) => reader.addEventListener("load", resolve, { once: true }));
+    pictures.set(id, reader.result);
+  } catch (error) {
+    pictures.set(id, { error: error.message });
+  }
+  refresh();
 }
 
 function verdictView(verdict) {

@@ -1,6 +1,7 @@
 // The swarm view: the ring, who holds which layers, every node.
 
-import { bytes, h, layers, morph, ms, nodeName, percent, plural, short } from "./dom.js";
+import { bytes, h, layers, memory, morph, ms, nodeName, percent, plural, short } from "./dom.js";
+import { invite } from "./invite.js";
 import { ringPicture, stageTable } from "./ring.js";
 
 /** What to do next, in words; null when all is well. */
@@ -9,12 +10,14 @@ export function advice(state) {
   if (state.phase === "empty") {
     return h("div", { class: "advice" },
       h("p", {}, h("strong", {}, "Nobody holds layers yet."), " Start the first node on any machine:"),
-      command("swarm join"),
+      joining("swarm join"),
       state.nodes.length ? h("p", { class: "sub" }, `${plural(state.nodes.length, "node")} known, none serving.`) : null);
   }
   if (state.phase === "forming") {
     const ranges = state.missing.map(layers).join(", ");
-    const need = state.missing_bytes ? ` with about ${bytes(state.missing_bytes)} of memory` : "";
+    const holes = state.missing.length;
+    const need = state.missing_bytes ? ` with about ${memory(state.missing_bytes)} of free memory${holes > 1 ? " in all" : ""}` : "";
+    const more = holes === 1 ? `One more node${need} completes` : `${holes} more nodes${need} complete`;
     const coming = state.nodes.filter((node) => node.state === "joining" && node.layers);
     const taken = coming.map((node) => h("p", {}, `${nodeName(node)} is taking layers ${layers(node.layers)}.`));
     const covered = (layer) => coming.some((node) => node.layers[0] <= layer && layer < node.layers[1]);
@@ -24,15 +27,23 @@ export function advice(state) {
     }
     return h("div", { class: "advice" },
       taken,
-      h("p", {}, h("strong", {}, `Layers ${ranges} are missing.`), ` One more node${need} completes the ring:`),
-      command("swarm join --swarm INVITE"),
-      h("p", { class: "sub" }, "Every node printed the invite when it started."));
+      h("p", {}, h("strong", {}, `Layers ${ranges} are missing.`), ` ${more} the ring:`),
+      joining(null));
   }
   if (lost.length) {
     return h("div", { class: "advice" }, h("p", {}, h("strong", {}, `${lost.map(nodeName).join(", ")} ${lost.length > 1 ? "are" : "is"} lost.`),
       " Every layer is still held by another node, so answers go on."));
   }
   return null;
+}
+
+/** How one more machine comes in: the command with its invite where the gateway tells it, else how to get one. */
+function joining(otherwise) {
+  const told = invite();
+  if (told?.command) return command(told.command);
+  if (otherwise) return command(otherwise);
+  return [h("p", {}, "On a machine that is in the swarm, this prints the command for the new one:"), command("swarm invite"),
+    told?.why ? h("p", { class: "sub" }, told.why) : null];
 }
 
 const command = (text) => h("p", { class: "command" }, h("code", {}, text), h("button", { type: "button", class: "quiet", "data-action": "copy", "data-text": text }, "Copy"));

@@ -12,8 +12,17 @@ from swarm.base.errors import PeerError
 from swarm.base.nodeid import NodeId
 from swarm.mesh.admission import FOUNDER_PROOF, MAX_DEPTH, extend_proof
 from swarm.mesh.hello import Hello, answer_hello, hello_message, invited, parse_hello_untrusted, parse_welcome_untrusted
-from swarm.mesh.invite import Invite, make_invite, parse_invite_untrusted, qr_text, read_token_untrusted, token_parts
+from swarm.mesh.invite import (
+    Invite,
+    make_invite,
+    parse_invite_untrusted,
+    passed_on,
+    qr_text,
+    read_token_untrusted,
+    token_parts,
+)
 from swarm.mesh.membership import InviteError, InviteToken, Ledger, Membership, check_token, say_ago
+from swarm.mesh.saved import Saved
 from swarm.net.identity import Identity
 from tests.swarm.mesh.make import ANN, BOB, EVE, MEMBERSHIP, MODEL, NOW
 
@@ -335,3 +344,16 @@ def test_check_token_names_the_reason_in_order() -> None:
     token = MEMBERSHIP.issue(NOW - 5)
     with pytest.raises(InviteError, match="expired 5 seconds ago"):
         check_token(token, BOB.id, ANN.id, MEMBERSHIP, Ledger(), NOW)
+
+
+def test_who_cannot_make_an_invite_passes_on_one_that_lets_nodes_in() -> None:
+    saved = Saved(MEMBERSHIP, MODEL, "smollm2", tuple((node, tuple(at)) for node, at in HERE))
+    mine = invite()
+    assert passed_on(mine, saved, NOW) == mine
+    guest = make_invite(MEMBERSHIP, MODEL, "smollm2", HERE, NOW, 3600, role="guest")
+    other = invite(membership=Membership.found(EVE, False))
+    for useless in (None, guest, other, invite(once=True), invite(expires_s=1)):
+        assert passed_on(useless, saved, NOW + 2) is None
+    anybody = Membership.found(ANN, True)
+    made = passed_on(None, replace(saved, membership=anybody), NOW)
+    assert made is not None and made.token is None and made.swarm == anybody.swarm

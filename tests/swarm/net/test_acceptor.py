@@ -117,3 +117,21 @@ async def test_a_stranger_costs_less_than_64_kb() -> None:
         assert held / count < 64 * 1024 and peak / count < 64 * 1024
         for sock in crowd:
             sock.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_all_addresses_mean_both_families_at_one_port(host: str) -> None:
+    async with Switchboard(Identity.generate()) as here, Switchboard(Identity.generate()) as there:
+        bound, port = await here.listen("::", 0)
+        assert bound == "::" and {at for at, _ in here.listening} == {"0.0.0.0", "::"}
+        peer = await there.peer(here.id, [(host, port)])
+        assert peer.address[0] == host  # of its own family, as hole punching needs it
+        with pytest.raises(UsageError, match="in use"):
+            await there.listen("::", port)
+        assert not there.listening  # nothing half
+
+
+async def test_a_machine_without_ipv6_listens_on_the_other_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm.net.channel.sockets.has_ipv6", lambda: False)
+    async with Switchboard(Identity.generate()) as board:
+        assert (await board.listen("::", 0))[0] == "0.0.0.0"

@@ -6,15 +6,18 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from swarm.base.address import Address
+from swarm.base.config import JoinConfig, MemberConfig
 from swarm.base.events import Event
 from swarm.net.traversal.reach import Reach
 from swarm.node.address_check import DialVerdict, judge, keep_judging, told
+from swarm.node.node_record import moved, own_addresses
 from tests.swarm.mesh.field import Field, Node, invite_of, until
 
 LAN, WAN, BRIDGE = ("192.168.1.5", 7000), ("198.51.100.7", 7000), ("172.17.0.1", 7000)
@@ -28,6 +31,27 @@ def test_what_works_comes_first_and_what_does_not_is_left_out() -> None:
     assert told([BRIDGE, LAN], 7000, [DialVerdict(LAN[0], True)]) == (LAN, BRIDGE)
     assert told([LAN, WAN], 7000, [DialVerdict(LAN[0], True), DialVerdict(WAN[0], False)]) == (LAN,)
     assert told([WAN], 7000, [DialVerdict(WAN[0], False), DialVerdict(WAN[0], True)]) == (WAN,)
+
+
+def test_a_router_that_lets_no_ipv4_in_says_nothing_of_ipv6() -> None:
+    six, inner = ("2606:4700::1", 7000), ("fd00::1", 7000)
+    closed = [DialVerdict(WAN[0], False)] * 2
+    assert told([LAN, six, inner], 7000, closed) == (six,)
+    assert told([LAN, six], 7000, [*closed, DialVerdict(six[0], False)]) == ()
+
+
+async def test_a_machine_that_moves_is_seen_to() -> None:
+    found = iter([[LAN], [LAN], [WAN, BRIDGE]])
+    assert await moved(lambda: next(found), [LAN], 0.0) == [WAN, BRIDGE]
+
+
+@pytest.mark.parametrize(("listening", "families"), [("0.0.0.0", {4}), ("::", {4, 6})])
+def test_only_what_is_listened_on_is_told(monkeypatch: pytest.MonkeyPatch, listening: str, families: set[int]) -> None:
+    entries = [("AF_INET", "192.0.2.9"), ("AF_INET6", "2001:db8::9"), ("AF_INET6", "fe80::9%eth0")]
+    found = {"eth0": [SimpleNamespace(family=SimpleNamespace(name=name), address=at) for name, at in entries]}
+    monkeypatch.setattr("swarm.node.node_record.psutil.net_if_addrs", lambda: found)
+    own = own_addresses(JoinConfig(MemberConfig()), (listening, 7000))
+    assert {6 if ":" in host else 4 for host, _ in own} == families and not any("%" in host for host, _ in own)
 
 
 hosts = st.sampled_from(["10.0.0.1", "10.0.0.2", "198.51.100.7", "2001:db8::1"])

@@ -379,9 +379,10 @@ async def test_fields_that_nobody_reads_are_named_in_a_header(served: Served) ->
             assert answer.status == 200 and answer.headers["x-ignored-fields"] == "temprature, a??b??c"
 
 
-async def test_all_addresses_mean_both_families(backend: TinyBackend) -> None:
+@pytest.mark.parametrize("given", ["::", "localhost"])
+async def test_all_addresses_and_this_machine_mean_both_families(backend: TinyBackend, given: str) -> None:
     async with (
-        gateway(backend, GatewayConfig(), lambda data: {}, "::", 0) as (host, port),
+        gateway(backend, GatewayConfig(), lambda data: {}, given, 0) as (host, port),
         aiohttp.ClientSession() as client,
     ):
         assert url_of(host, port) == f"http://localhost:{port}"

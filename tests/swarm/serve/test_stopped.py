@@ -56,7 +56,7 @@ async def test_answers_under_way_end_and_new_ones_are_refused(tmp_path: Path) ->
             sys.executable, "-m", "swarm", *words, stderr=asyncio.subprocess.PIPE
         )
         try:
-            url = (await said(process, r"http://[0-9.:]+")).group()
+            url = (await said(process, r"http://[a-z0-9.:]+")).group()
             async with aiohttp.ClientSession(url) as http:
                 models = (await (await http.get("/v1/models")).json())["data"]
                 assert [(model["id"], model["root"]) for model in models][2:] == [("gpt-4o", models[1]["id"])]

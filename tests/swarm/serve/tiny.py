@@ -83,7 +83,8 @@ class TinyBackend:
 
     `gate`: every token waits for it, so a test decides when an answer goes on. `fail`: error raised after
     `fail_after` tokens. `script`: text said instead of the model's. `flood`:
-    so many further characters per token. `open_runs`: runs that hold the ring now.
+    so many further characters per token. `open_runs`: runs that hold the ring now. `told`: its invite, and whether that
+    is a secret.
     """
 
     receipts_dir: Path
@@ -104,6 +105,7 @@ class TinyBackend:
     most_open: int = 0
     cancelled: int = 0
     requests: list[RunRequest] = field(default_factory=list)
+    told: tuple[str, bool] | None = None
 
     def __post_init__(self) -> None:
         self._model = tiny_model(self.manifest.vocab_size)
@@ -128,6 +130,9 @@ class TinyBackend:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def invite(self) -> tuple[str, bool] | None:
+        return self.told
 
     def view(self) -> SwarmState:
         return self.state
