@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from dataclasses import dataclass
@@ -41,11 +40,11 @@ def add(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print."""
     options = build(ProbeOptions, vars(arguments))
-    from swarm.node.fleet_entry import Described, as_toml, measure_entry
+    from swarm.node.fleet_entry import Described, as_json, as_toml, measure_entry
     from swarm.terminal.progress import reporter
 
     place = Described(options.name or platform.node() or "here", options.region, options.owner)
     with reporter(json_lines=False, out=sys.stderr) as report:
-        entry = measure_entry(options.model, models_dir(arguments), place, options.gpu, arguments.weights_as, report)
-    print(json.dumps(entry) if options.json else as_toml(entry), end="\n" if options.json else "")
+        measured = measure_entry(options.model, models_dir(arguments), place, options.gpu, arguments.weights_as, report)
+    print(as_json(*measured) + "\n" if options.json else as_toml(*measured), end="")
     return 0

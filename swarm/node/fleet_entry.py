@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from swarm.base.events import Report, silent
 from swarm.discovery.model_shape import model_shape
@@ -31,13 +30,37 @@ class Described:
     owner: str = ""
 
 
+@dataclass(frozen=True)
+class MachineEntry:
+    """A fleet file's `[[node]]`: memory in GB that a node which begins now would plan with, and milliseconds of one
+    layer for 1, 8 and 64 rows."""
+
+    name: str
+    region: str
+    memory_gb: float
+    ms: tuple[float, ...]
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A fleet file's `[model]`, which knows one size of layers: their mean. `together`: ranges [first, last) of layers
+    that stay in one stage."""
+
+    name: str
+    layers: int
+    layer_gb: float
+    hidden: int
+    kv_bytes: int
+    head_gb: float
+    tail_gb: float
+    together: tuple[tuple[int, int], ...] = ()
+
+
 def measure_entry(
     ref: str, models: Path, place: Described, gpu: int | None = None, weights_as: str = "auto", report: Report = silent
-) -> dict[str, Any]:
-    """A fleet file's `[model]` and one `[[node]]`, measured with two layers of the model, of which no more is fetched.
-
-    Memory is what a node that begins now would plan with. Raises ModelError.
-    """
+) -> tuple[ModelEntry, MachineEntry]:
+    """A model, and this machine measured with two layers of it, of which no more is fetched. Raises ModelError."""
     device = choose_device(gpu)
     dtype = choose_dtype("auto", device)
     weights = choose_weights(weights_as, "auto", device)
@@ -45,35 +68,41 @@ def measure_entry(
     checkpoint = open_model(ref, ModelStore(models), (0, 2), report)
     block = load_block(checkpoint, 0, min(2, checkpoint.manifest.n_layers), device, dtype, report, weights=weights)
     measured = probe(block, report=report)
-    node: dict[str, Any] = {
-        "name": place.name,
-        "region": place.region or place.name,
-        "memory_gb": round(free * MEMORY_SHARE / 1e9, 2),
-        "ms": [round(measured.ms_per_layer[rows], DIGITS) for rows in ROWS],
-    }
-    if place.owner:
-        node["owner"] = place.owner
-    return {"model": describe_shape(model_shape(checkpoint.manifest, dtype, weights)), "node": [node]}
+    machine = MachineEntry(
+        place.name,
+        place.region or place.name,
+        round(free * MEMORY_SHARE / 1e9, 2),
+        tuple(round(measured.ms_per_layer[rows], DIGITS) for rows in ROWS),
+        place.owner,
+    )
+    return describe_shape(model_shape(checkpoint.manifest, dtype, weights)), machine
 
 
-def describe_shape(shape: ModelShape) -> dict[str, Any]:
-    """A model's sizes as `[model]` has them, which knows one size of layers: their mean."""
-    entry: dict[str, Any] = {
-        "name": shape.name,
-        "layers": shape.n_layers,
-        "layer_gb": round(sum(shape.layer_bytes) / shape.n_layers / 1e9, 6),
-        "hidden": shape.hidden_size,
-        "kv_bytes": shape.kv_bytes,
-        "head_gb": round((shape.head_bytes + shape.every_bytes) / 1e9, 6),
-        "tail_gb": round(shape.tail_bytes / 1e9, 6),
-    }
-    together = [[a, b] for a, b in shape.parts(0, shape.n_layers) if b - a > 1]
-    return entry | ({"together": together} if together else {})
+def describe_shape(shape: ModelShape) -> ModelEntry:
+    """A model's sizes as `[model]` has them."""
+    return ModelEntry(
+        shape.name,
+        shape.n_layers,
+        round(sum(shape.layer_bytes) / shape.n_layers / 1e9, 6),
+        shape.hidden_size,
+        shape.kv_bytes,
+        round((shape.head_bytes + shape.every_bytes) / 1e9, 6),
+        round(shape.tail_bytes / 1e9, 6),
+        tuple((a, b) for a, b in shape.parts(0, shape.n_layers) if b - a > 1),
+    )
 
 
-def as_toml(entry: dict[str, Any]) -> str:
+def as_json(model: ModelEntry, machine: MachineEntry) -> str:
+    """A fleet file of one machine as JSON; what is empty is left away."""
+    return json.dumps({"model": _told(model), "node": [_told(machine)]})
+
+
+def as_toml(model: ModelEntry, machine: MachineEntry) -> str:
     """The same as TOML. JSON's numbers, lists and plain texts are TOML's too."""
-    lines = ["[model]", *(f"{key} = {json.dumps(value)}" for key, value in entry["model"].items())]
-    for node in entry["node"]:
-        lines += ["", "[[node]]", *(f"{key} = {json.dumps(value)}" for key, value in node.items())]
+    lines = ["[model]", *(f"{key} = {json.dumps(value)}" for key, value in _told(model).items())]
+    lines += ["", "[[node]]", *(f"{key} = {json.dumps(value)}" for key, value in _told(machine).items())]
     return "\n".join(lines) + "\n"
+
+
+def _told(entry: ModelEntry | MachineEntry) -> dict[str, object]:
+    return {name: value for name, value in asdict(entry).items() if value not in ("", ())}

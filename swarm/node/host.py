@@ -138,11 +138,12 @@ class Host:
         manifest.check_cut(*layers)
         laid = self._laid(manifest, layers)
         torch.set_num_threads(self.threads)
-        compiler = self._compiler(ref, checkpoint) if layers[1] == manifest.n_layers else None
         name, parts, first = self._named(laid), [], layers[0]
         for device, count in laid:
             parts.append(self._load_part(checkpoint, first, first + count, device, layers))
             first += count
+        # After what may fail: it begins a process, which whoever gets the `Hosting` ends.
+        compiler = self._compiler(ref, checkpoint) if layers[1] == manifest.n_layers else None
         block, pool = joined([(part.block, part.pool) for part in parts])
         if isinstance(block, Block) and isinstance(pool, KVPool):
             mtp = self._mtp(ref, checkpoint, block, pool)

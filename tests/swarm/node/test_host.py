@@ -112,7 +112,7 @@ def test_a_device_whose_memory_runs_out_while_loading_says_what_fits(
 ) -> None:
     """Another program was quicker: what was free when it was planned is not when the layers go to the device."""
     host = host_of(tmp_path, 1 << 30, spare=False)
-    monkeypatch.setattr(Host, "_overflow", lambda self, manifest, layers: 0)
+    monkeypatch.setattr(Host, "_laid", lambda self, manifest, layers: [(FAST, layers[1] - layers[0])])
     monkeypatch.setattr(type(host), "free", lambda self, device: left)
 
     def full(*args: object, **more: object) -> object:

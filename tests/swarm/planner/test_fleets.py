@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from swarm.base.errors import UsageError
 from swarm.cli.main import main
-from swarm.node.fleet_entry import describe_shape
+from swarm.node.fleet_entry import MachineEntry, as_json, describe_shape
 from swarm.planner.dry_run import dry_run, dry_run_data
 from swarm.planner.fleet import KnownRtts, Member, ModelShape, Speed
 from swarm.planner.fleet_file import parse_fleet, read_fleet
@@ -225,6 +225,7 @@ def test_a_measured_machine_is_a_fleet_of_one(tmp_path: Path, capsys: pytest.Cap
 def test_a_model_that_cannot_be_cut_everywhere_is_described_so() -> None:
     shape = ModelShape("m", (10**9,) * 6, 64, 10, head_bytes=10**8, every_bytes=10**7, forbidden=frozenset({2, 3}))
     described = describe_shape(shape)
-    assert described["together"] == [[1, 4]] and described["head_gb"] == 0.11
-    read = parse_fleet({"model": described, "node": SMALL["node"]}).model
+    assert described.together == ((1, 4),) and described.head_gb == 0.11
+    told = json.loads(as_json(described, MachineEntry("a", "a", 1.0, (1.0, 1.0, 2.0))))
+    read = parse_fleet(told).model
     assert read is not None and read.forbidden == shape.forbidden and read.layer_bytes == shape.layer_bytes

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from swarm.serve.keys import ApiKey
+from tests.swarm.serve import scenes
 from tests.swarm.serve.conftest import Serve, Served
 from tests.swarm.serve.tiny import TinyBackend
 
@@ -118,7 +119,7 @@ async def test_a_run_says_which_request_it_answers(served: Served, backend: Tiny
 
 
 async def test_the_memory_that_is_missing_is_what_errors_say(serve: Serve, backend: TinyBackend) -> None:
-    backend.state = {"node": "f0" * 32, "nodes": [{"id": "aa" * 32, "layers": [0, 1], "state": "serving"}], "edges": []}
+    backend.state = scenes.swarm(scenes.node(0, 0, 1))
     asked: list[Any] = []
     backend.memory_for = lambda holes: asked.append(holes) or 123_000_000  # type: ignore[attr-defined]
     async with serve() as served:

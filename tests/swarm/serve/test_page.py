@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,7 +236,7 @@ async def test_a_node_keeps_its_colour_whoever_comes_and_goes(
             await page.locator(f"[data-key='node-{node}']").wait_for()
         before = [await page.evaluate(hue, node) for node in ids]
         assert len(set(before)) == 3
-        backend.state = {**scenes.SERVING, "nodes": scenes.SERVING["nodes"][1:]}
+        backend.state = replace(scenes.SERVING, nodes=scenes.SERVING.nodes[1:])
         await page.locator(f"[data-key='node-{ids[0]}']").wait_for(state="detached")
         assert [await page.evaluate(hue, node) for node in ids[1:]] == before[1:]
         await page.reload()
@@ -252,7 +253,7 @@ async def violations(page: Page) -> list[Any]:
     return told
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.soak)])
 async def test_axe_finds_nothing_wrong(chromium: Browser, serve: Serve, backend: TinyBackend, scheme: str) -> None:
     pytest.importorskip("axe_playwright_python")
     backend.script = "<think>So.</think>" + MARKDOWN
