@@ -41,6 +41,7 @@ class LastingAnswer:
         self.size = 0
         self.followers = 0
         self.task: asyncio.Task[None] | None = None
+        self.ending: asyncio.TimerHandle | None = None
         self._news = asyncio.Event()
 
     @property
@@ -142,6 +143,8 @@ class LastingAnswers:
     async def close(self, app: web.Application) -> None:
         """Stop all that are under way."""
         for answer in self._held.values():
+            if answer.ending is not None:
+                answer.ending.cancel()
             await _stop(answer)
 
     def _find(self, request: web.Request) -> LastingAnswer:
@@ -165,6 +168,8 @@ class LastingAnswers:
     async def _follow(self, request: web.Request, answer: LastingAnswer, after: int) -> web.StreamResponse:
         stream = _Follower(request, self._config.write_timeout_s, self._config.keepalive_comment_s)
         answer.followers += 1
+        if answer.ending is not None:
+            answer.ending.cancel()
         try:
             async with stream:
                 await stream.open({})
@@ -178,7 +183,7 @@ class LastingAnswers:
         finally:
             answer.followers -= 1
             if not answer.followers and not answer.over:
-                asyncio.get_running_loop().call_later(ALONE_S, _stop_if_alone, answer)
+                answer.ending = asyncio.get_running_loop().call_later(ALONE_S, _stop_if_alone, answer)
         assert stream.response is not None
         return stream.response
 

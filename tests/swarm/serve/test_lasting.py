@@ -125,3 +125,45 @@ async def test_the_memory_that_is_missing_is_what_errors_say(serve: Serve, backe
     async with serve() as served:
         state = await served.state(lambda state: state["phase"] == "forming")
     assert state["missing_bytes"] == 123_000_000 and asked[0] == ((1, 2),)
+
+
+async def test_it_is_stopped_when_nobody_follows_it_for_a_while(
+    served: Served, backend: TinyBackend, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("swarm.serve.lasting.ALONE_S", 0.05)
+    backend.gate = asyncio.Event()
+    (await begin(served)).close()
+    await backend.until(runs=1)
+    await backend.until(runs=0)
+    assert backend.cancelled == 1
+
+
+async def test_whoever_comes_back_in_time_keeps_it(served: Served, backend: TinyBackend, monkeypatch: Any) -> None:
+    """The wait begins anew with each one who leaves: an earlier one's does not end it early."""
+    waits: list[asyncio.TimerHandle] = []
+    left: asyncio.Queue[None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    later = loop.call_later
+
+    def noted(delay: float, *rest: Any, **more: Any) -> asyncio.TimerHandle:
+        handle = later(delay, *rest, **more)
+        if delay == 47.0:
+            waits.append(handle)
+            left.put_nowait(None)
+        return handle
+
+    monkeypatch.setattr("swarm.serve.lasting.ALONE_S", 47.0)
+    monkeypatch.setattr(loop, "call_later", noted)
+    gate = backend.gate = asyncio.Event()
+    (await begin(served)).close()
+    await backend.until(runs=1)
+    async with asyncio.timeout(20):
+        await left.get()
+        for before in range(2):
+            (await served.http.get(f"/api/answers/{NAME}")).close()
+            await left.get()
+            assert waits[before].cancelled()
+    gate.set()
+    async with served.http.get(f"/api/answers/{NAME}") as last:
+        numbers, _ = await read(last)
+    assert numbers and waits[-1].cancelled() and backend.cancelled == 0
