@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -140,6 +141,7 @@ async def test_the_guide_s_friends_get_their_answer(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     whole = tiny_model(258)
     whole.config.eos_token_id = whole.generation_config.eos_token_id = tiny_tokenizer().eos_token_id
+    whole.generation_config.do_sample, whole.generation_config.temperature = True, 0.7
     whole.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     lines = guide_commands()
@@ -158,6 +160,8 @@ async def test_the_guide_s_friends_get_their_answer(tmp_path: Path) -> None:
     async with local_ring(LocalSwarm(tmp_path, model=str(folder), arguments=extra), [(0, 1), (1, 2)]) as ring:
         answered = await ring.generate("Why do leaves change colour?", "--max-tokens", "8", "--ignore-eos", *here)
         assert answered["new_tokens"] == 8
+        order = json.loads(Path(answered["receipt"]).read_bytes())["readable"][0]
+        assert order["predicate"]["sampler"]["temperature_ppm"] == 700_000  # as the model's makers recommend
         asking = next(line for line in lines if line.startswith("swarm status"))
         state = ("--state", str(tmp_path / "asker"), *here, "--no-lan")
         assert await asyncio.to_thread(main, [*put(asking, INVITE=ring.invite), *state]) == 0

@@ -17,7 +17,7 @@ from swarm.cli.common import say
 from swarm.client.config import RequesterConfig
 from swarm.client.route_policy import RouteRules
 from swarm.model.constraint import Constraint
-from swarm.model.sampling import Sampling
+from swarm.model.sampling import OWN, Sampling, recommended, say_settings
 from swarm.run.api import (
     CommittedTokens,
     Finished,
@@ -74,6 +74,7 @@ class GenerateConfig:
 
     json     the result alone, as JSON, instead of streaming text
     color    mark drafted and corrected tokens on stdout
+    own      sample as the model's makers recommend, where they do
     """
 
     asked: RequesterConfig
@@ -98,6 +99,8 @@ class GenerateConfig:
         group="output",
     )
 
+    own: bool = False
+
     @property
     def colours(self) -> bool:
         """Whether tokens are coloured on stdout."""
@@ -116,7 +119,8 @@ class GenerateConfig:
         sampling = build(Sampling, given, constraint=build(ConstraintOptions, given).constraint)
         request = build(RunRequest, given, prompt_ids=(0,), sampling=sampling)
         asked = build(RequesterConfig, given, member=member, draft=request.draft, rules=rules, log=None)
-        return build(GenerateConfig, given, asked=asked, request=request, prompt=prompt)
+        own = not any(name in given for name in OWN)
+        return build(GenerateConfig, given, asked=asked, request=request, prompt=prompt, own=own)
 
 
 async def ask(config: GenerateConfig, report: Report) -> RunResult:
@@ -135,6 +139,10 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
             said = [*system, {"role": "user", "content": config.prompt}]
             prompt_ids = await asyncio.to_thread(requester.encode_chat, said)
         request = replace(config.request, prompt_ids=tuple(prompt_ids))
+        if config.own and (own := recommended(request.sampling, requester.generation_defaults)) != request.sampling:
+            request = replace(request, sampling=own)
+            if not config.json:
+                say(f"sampling as the model's makers recommend: {say_settings(own)} (--temperature 0: the likeliest)")
         result: RunResult | None = None
         async with aclosing(requester.run(request, receipt=config.receipt)) as events:
             async for event in events:

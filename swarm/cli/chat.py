@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swarm.base.option import build, like, option
 from swarm.cli.ask import GenerateConfig
@@ -13,7 +13,7 @@ from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
 from swarm.client.config import RequesterConfig
 from swarm.client.route_policy import RouteRules
-from swarm.model.sampling import Sampling
+from swarm.model.sampling import OWN, Sampling, recommended, say_settings
 from swarm.run.api import RunRequest
 
 KEEP_S = 600.0
@@ -36,7 +36,7 @@ def add(parser: Parser) -> None:
     )
     parser.declare(RunRequest, "max_tokens", "speculation", "draft", "patience_s", "receipt")
     parser.declare(ChatOptions)
-    parser.declare(Sampling, "temperature", "top_p", "seed")
+    parser.declare(Sampling, "temperature", "top_p", "seed", absent=OWN)
     parser.declare(RequesterConfig, "draft_model", "draft_gpu")
     parser.declare(RouteRules)
     add_member_options(parser)
@@ -70,6 +70,10 @@ async def _chat(arguments: argparse.Namespace) -> int:
     async with connected as requester:
         history = None if options.no_history else state_dir(arguments) / "chat_history"
         screen, read = screen_and_reader(history)
+        own = recommended(request.sampling, requester.generation_defaults)
+        if own != request.sampling and not any(name in given for name in OWN):
+            request = replace(request, sampling=own)
+            screen.say(f"sampling as the model's makers recommend: {say_settings(own)}")
         screen.say(f"{requester.manifest.model} on {len(requester.view().nodes)} nodes. /help lists commands.")
         await chat(requester, ChatConfig(request, options.system), screen, read)
     return 0

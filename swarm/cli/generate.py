@@ -14,7 +14,7 @@ from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
 from swarm.client.config import RequesterConfig
 from swarm.client.route_policy import RouteRules
-from swarm.model.sampling import SAMPLING, Sampling
+from swarm.model.sampling import OWN, SAMPLING, Sampling
 from swarm.run.api import RunRequest
 
 
@@ -37,7 +37,7 @@ def add_run_options(parser: Parser) -> None:
     parser.sections("text", SAMPLING, "speculation", "the run", "receipt")
     parser.declare(RunRequest)
     parser.declare(ConstraintOptions)
-    parser.declare(Sampling)
+    parser.declare(Sampling, absent=OWN)
     parser.declare(RequesterConfig, without=("draft", "log"))
 
 

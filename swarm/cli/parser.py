@@ -40,11 +40,13 @@ class Parser(argparse.ArgumentParser):
             if title not in self._groups:
                 self._groups[title] = self.add_argument_group(title)
 
-    def declare(self, kind: type, *names: str, without: Sequence[str] = ()) -> None:
-        """The options of a dataclass: all but `without`, or those of these fields."""
+    def declare(self, kind: type, *names: str, without: Sequence[str] = (), absent: Sequence[str] = ()) -> None:
+        """The options of a dataclass: all but `without`, or those of these fields. `absent`: fields whose options are
+        not among the parsed arguments where they were not given, so that one can tell."""
         for name, option, default in declared(kind):
             if name in names or (not names and name not in without):
-                self._place(option).add_argument(option.name, **_keywords(option, default))
+                words = _keywords(option, default) | ({"default": argparse.SUPPRESS} if name in absent else {})
+                self._place(option).add_argument(option.name, **words)
                 if option.everyday:
                     self._everyday.add(option.dest)
 

@@ -15,6 +15,7 @@ from swarm.base.option import option
 from swarm.cli.common import say, state_dir
 from swarm.cli.parser import Parser
 from swarm.client.through_gateway import Gateway, GatewayAnswer, fetch_receipt, stream
+from swarm.model.sampling import OWN, Sampling
 
 _NOT_THERE = (
     "swarm http_proxy exclude only owners require_fingerprint draft_model draft_gpu wire private witness".split()
@@ -86,8 +87,10 @@ def body(arguments: argparse.Namespace, prompt: str) -> dict[str, Any]:
     else:
         system = [{"role": "system", "content": arguments.system}] if arguments.system else []
         found = {"messages": [*system, {"role": "user", "content": prompt}]}
-    for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "ignore_eos"):
+    for name in ("max_tokens", "seed", "ignore_eos"):
         found[name] = getattr(arguments, name)
+    if any(hasattr(arguments, name) for name in OWN):  # else the gateway takes the model's own settings
+        found |= {name: getattr(arguments, name, getattr(Sampling(), name)) for name in OWN}
     if arguments.stop:
         found["stop"] = arguments.stop
     found["speculation"], found["private_text"] = arguments.speculation, arguments.private_text

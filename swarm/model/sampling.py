@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from swarm.base.bounds import Between, MayLack, by_name
@@ -14,6 +15,8 @@ from swarm.model.shaping import Shaping
 
 MAX_LOGPROBS = 20
 SAMPLING = "sampling"
+OWN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""What a model's makers may recommend."""
 
 
 @by_name(others="refused")
@@ -34,7 +37,7 @@ class Sampling:
 
     temperature: Annotated[float, Between(0, 100)] = option(
         0.0,
-        "0 is greedy (default: %(default)s)",
+        "0 is greedy (default: with none of these options the model's own settings, where its makers wrote such)",
         "T",
         read=Number(float, 0, 100, "a temperature"),
         group=SAMPLING,
@@ -100,3 +103,19 @@ class Sampling:
     def given_at(self, position: int) -> int:
         """The token that the order gives at this position of the sequence; -1: it is drawn."""
         return self.shaping.given_at(position) if self.shaping is not None else -1
+
+
+def recommended(sampling: Sampling, defaults: Mapping[str, float]) -> Sampling:
+    """With what the model's makers recommend, by field; what they do not name stays. Raises UsageError where a sampler
+    cannot have it."""
+    found: dict[str, float] = {name: defaults[name] for name in OWN if name in defaults}
+    if "top_k" in found:
+        found["top_k"] = max(0, int(found["top_k"]))  # -1 and 0 both mean all
+    return replace(sampling, **found)  # type: ignore[arg-type]
+
+
+def say_settings(sampling: Sampling) -> str:
+    """The settings that are not the neutral ones, for people: "temperature 0.7, top-p 0.8"."""
+    neutral = Sampling()
+    named = [(name.replace("_", "-"), getattr(sampling, name), getattr(neutral, name)) for name in OWN]
+    return ", ".join(f"{name} {value:g}" for name, value, usual in named if value != usual)
