@@ -56,7 +56,7 @@ class Desk:
         progress: Progress = dict,
     ) -> None:
         config = replace(config, model_sampling=getattr(backend, "generation_defaults", config.model_sampling))
-        self.backend = backend
+        self.backend, self.config = backend, config
         most = dict(config.max_running_of).get(self.name, config.max_running)
         queue = FairQueue(most, config.max_waiting, config.max_waiting_per_user)
         self.admission = RequestQueue(queue, config.max_wait_s)

@@ -105,7 +105,7 @@ def _asked(desks: Desks, config: GatewayConfig) -> list[web.RouteDef]:
 def _kept(desks: Desks, config: GatewayConfig, lasting: LastingAnswers) -> list[web.RouteDef]:
     """Answers that outlive their connection: the page's."""
     path = "/api/answers/{name}"
-    asked = desks.posted(lambda desk: lasting.asking(desk.completions), config)
+    asked = desks.posted(lambda desk: lasting.asking(desk.completions, desk.config), config)
     return [
         web.post(path, asked, expect_handler=inviting(config)),
         web.get(path, lasting.get),

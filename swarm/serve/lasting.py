@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import replace
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -108,8 +109,11 @@ class LastingAnswers:
         self._config = config
         self._held: OrderedDict[str, LastingAnswer] = OrderedDict()
 
-    def asking(self, completions: Completions) -> Handler:
-        """POST: begin an answer of this model's desk, and follow it."""
+    def asking(self, completions: Completions, config: GatewayConfig) -> Handler:
+        """POST: begin an answer of this model's desk, and follow it. Where neither the page nor the model's makers name
+        a temperature it is 0: OpenAI's 1 makes small models ramble."""
+        if config.default_temperature is None and "temperature" not in config.model_sampling:
+            config = replace(config, default_temperature=0.0)
 
         async def handle(request: web.Request) -> web.StreamResponse:
             name = request.match_info["name"]
@@ -117,7 +121,7 @@ class LastingAnswers:
                 raise ApiError(400, "expected a name of 16 to 64 letters and digits, found another", "bad_name", "name")
             if name in self._held:
                 raise ApiError(409, "there is an answer of that name already; GET it", "answer_exists", "name")
-            parsed = parse_chat_untrusted(await read_json(request, self._config), self._config)
+            parsed = parse_chat_untrusted(await read_json(request, config), config)
             if not parsed.wanted.stream:
                 raise ApiError(400, "expected stream to be true, found false", "not_streamed", "stream")
             answer = self._keep(name, request[USER])

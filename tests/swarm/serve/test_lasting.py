@@ -167,3 +167,16 @@ async def test_whoever_comes_back_in_time_keeps_it(served: Served, backend: Tiny
     async with served.http.get(f"/api/answers/{NAME}") as last:
         numbers, _ = await read(last)
     assert numbers and waits[-1].cancelled() and backend.cancelled == 0
+
+
+async def test_a_page_that_names_no_temperature_gets_the_makers_or_none(serve: Serve, backend: TinyBackend) -> None:
+    async with serve(default_temperature=None) as served, await begin(served) as asked:
+        await read(asked)
+    assert backend.requests[-1].sampling.temperature == 0.0
+    backend.generation_defaults = {"temperature": 0.7, "top_p": 0.8}  # type: ignore[attr-defined]
+    async with serve(default_temperature=None) as served:
+        for name, more in (("b" * 16, {}), ("c" * 16, {"temperature": 0.3})):
+            async with await begin(served, name, **more) as asked:
+                await read(asked)
+    own, named = (request.sampling for request in backend.requests[-2:])
+    assert (own.temperature, own.top_p, named.temperature) == (0.7, 0.8, 0.3)
