@@ -107,9 +107,13 @@ def describe_all(devices: Sequence[torch.device]) -> DeviceHardware:
     first, *others = (describe(device) for device in devices)
     if not others:
         return first
-    names = [first.name, *(other.name for other in others)]
-    name = ", ".join(f"{names.count(n)} x {n}" if names.count(n) > 1 else n for n in dict.fromkeys(names))
+    name = say_devices([first.name, *(other.name for other in others)])
     return replace(first, name=name, memory_bytes=first.memory_bytes + sum(other.memory_bytes for other in others))
+
+
+def say_devices(names: Sequence[str]) -> str:
+    """Names of devices in a line, each kind once: "2 x RTX 4090, RTX 3060"."""
+    return ", ".join(f"{names.count(n)} x {n}" if names.count(n) > 1 else n for n in dict.fromkeys(names))
 
 
 def usable_cores() -> int:

@@ -19,7 +19,7 @@ from swarm.mesh.gossip import Gossip
 from swarm.model.block import Block, load_block
 from swarm.model.compiling import Compiler
 from swarm.model.constraint import engine
-from swarm.model.device import describe, free_bytes, tidy
+from swarm.model.device import describe, free_bytes, say_devices, tidy
 from swarm.model.eagle import BESIDE, load_eagle, read_eagle
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer
 from swarm.model.files.manifest import Manifest
@@ -169,8 +169,9 @@ class Host:
                 for (device, count), name in zip(laid, names, strict=True)
             ]
             self.report(Notice(f"{sum(count for _, count in laid)} layers: {', '.join(lies)}"))
-        own = [name for (device, _), name in zip(laid, names, strict=True) if device is not self.spare] or names
-        return ", ".join(f"{own.count(name)} x {name}" if own.count(name) > 1 else name for name in dict.fromkeys(own))
+        return say_devices(
+            [name for (device, _), name in zip(laid, names, strict=True) if device is not self.spare] or names
+        )
 
     def _mtp(self, ref: str, checkpoint: FileCheckpoint, block: Block, pool: KVPool) -> MTPHost | None:
         """The model's own head, or else an EAGLE head beside it, where the block is the model's tail: it drafts for

@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,10 @@ from swarm.model.files.store import ModelStore
 from swarm.model.own_kernels import KernelsHere
 from swarm.model.sampler import Sampling
 from swarm.recheck.auditor import RingAuditor
-from swarm.run.api import CommittedTokens, RunRequest
+from swarm.run.api import RunRequest
 from tests.bench.audit_power import random_model
-from tests.ring.signed import Asked, SignedRing, signed_ring
+from tests.ring.signed import Asked, signed_ring
+from tests.ring.told import Told, told
 
 MODES = ("plain", "chain", "tree", "stream")
 TEMPERATURES = (0.0, 0.3, 0.7, 1.0, 1.5)
@@ -54,25 +54,10 @@ STORED = {"Q4_1": (torch.bfloat16, "stored")}
 RUNS_OF_ONE = len(MODES) + 1
 CPU = torch.device("cpu")
 
-Told = tuple[tuple[int, ...], tuple[Any, ...]]
-
 
 def spans_of(layers: int, stages: int) -> list[tuple[int, int]]:
     ends = [round(layers * i / stages) for i in range(stages + 1)]
     return list(zip(ends, ends[1:], strict=False))
-
-
-async def told(ring: SignedRing, request: RunRequest) -> Told:
-    """Token ids, and what was said of their probabilities."""
-    tokens: list[int] = []
-    logprobs: list[Any] = []
-    async with aclosing(ring.desk.run(request)) as events:
-        async for event in events:
-            if isinstance(event, CommittedTokens):
-                tokens += event.tokens
-                logprobs += event.logprobs
-    assert len(tokens) == len(logprobs) == request.max_tokens
-    return tuple(tokens), tuple(logprobs)
 
 
 def requests(prompt: tuple[int, ...], temperature: float, seed: int, tokens: int) -> list[RunRequest]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -13,30 +12,15 @@ import torch
 
 from swarm.model.quant.native import library
 from swarm.model.sampler import Sampling
-from swarm.run.api import CommittedTokens, RunRequest
-from tests.ring.conftest import TestRing
+from swarm.run.api import RunRequest
 from tests.ring.test_ring import CUTS, prompts
+from tests.ring.told import Told, told
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no kernels were built: install with a C++ compiler")
 
 MODES = ("plain", "chain", "tree", "stream")
 TEMPERATURES = (0.0, 0.3, 0.7, 1.0, 1.5)
 TOKENS = 24
-
-Told = tuple[tuple[int, ...], tuple[Any, ...]]
-
-
-async def told(ring: TestRing, request: RunRequest) -> Told:
-    """Token ids, and what was told of their probabilities."""
-    tokens: list[int] = []
-    logprobs: list[Any] = []
-    async with aclosing(ring.desk.run(request)) as events:
-        async for event in events:
-            if isinstance(event, CommittedTokens):
-                tokens += event.tokens
-                logprobs += event.logprobs
-    assert len(tokens) == len(logprobs) == request.max_tokens
-    return tuple(tokens), tuple(logprobs)
 
 
 def requests(prompt: tuple[int, ...], temperature: float, seed: int) -> list[RunRequest]:
