@@ -7,6 +7,7 @@ that its proof or token allows; `welcome` is the proof that the answering node i
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,12 @@ from swarm.net.channel.message import Message
 from swarm.net.switchboard import Switchboard
 
 HELLO_TIMEOUT_S = 10.0
+KNOCK_PAUSES_S = (0.1, 0.3, 1.0)
+"""Before each further knock at a member whose connection broke under the hello.
+
+Where another process uses the same key, each of the two takes the other's place at the member: whoever asks again gets
+its answer between two turns, and hears of the other from the member's records.
+"""
 
 
 ShownProof: TypeAlias = Annotated[bytes, AtMost(MAX_PROOF_BYTES)]
@@ -156,10 +163,29 @@ def parse_welcome_untrusted(header: Mapping[str, object], swarm: bytes, signer: 
 
 
 async def knock(board: Switchboard, hello: Hello, peer: NodeId, addresses: Sequence[Address]) -> Welcome:
-    """Dial one member and say hello. Raises InviteError when refused, PeerError when not reached."""
-    connected = await board.peer(peer, addresses, HELLO_TIMEOUT_S)
-    answer = await connected.call(hello_message(hello, time.time()), HELLO_TIMEOUT_S)
+    """Dial one member and say hello, again where the connection breaks under it.
+
+    Raises InviteError when refused, PeerError when not reached or when another process has this node's key.
+    """
+    for pause in (*KNOCK_PAUSES_S, None):
+        connected = await board.peer(peer, addresses, HELLO_TIMEOUT_S)
+        try:
+            answer = await connected.call(hello_message(hello, time.time()), HELLO_TIMEOUT_S)
+            break
+        except PeerError as error:
+            if connected.closed_reason is None or (connected.leaving and not connected.replaced):
+                raise  # it lives and did not answer, or it said why it leaves
+            if pause is None:
+                raise (_same_key(board.id, peer) if connected.replaced else error) from error
+        await asyncio.sleep(pause)
     return parse_welcome_untrusted(answer.header, hello.swarm, board.identity, peer)
+
+
+def _same_key(own: NodeId, member: NodeId) -> PeerError:
+    return PeerError(
+        f"two nodes use the key of {short_id(own)}; another process took this one's place at node {short_id(member)}; "
+        "give one of them another --state"
+    )
 
 
 async def enter(

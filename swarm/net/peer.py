@@ -221,6 +221,17 @@ class Peer:
         except TimeoutError:
             self.drop(reason)
 
+    @property
+    def replaced(self) -> bool:
+        """Whether it said that another process with this node's identity took this one's place."""
+        return self._channel.replaced
+
+    def dismiss(self, reason: str) -> None:
+        """Close at once in favour of another process with the same identity, and say so."""
+        if self._rival is not None:
+            self._rival.close(reason)
+        self._channel.dismiss(reason, Bye.REPLACED)
+
     def drop(self, reason: str) -> None:
         """Close at once, without a goodbye."""
         if self._rival is not None:

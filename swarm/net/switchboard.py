@@ -288,7 +288,8 @@ class Switchboard:
             present.settle(channel, edge, self.id)
             return present
         if present is not None:
-            present.drop("replaced by a newer connection of the same node")
+            replaced = "replaced by a newer connection of the same node"
+            present.drop(replaced) if present.instance == channel.instance else present.dismiss(replaced)
         arrival = self._arrivals.get(node)
         # Whoever this side waits for is none: this side says the hello, and more than an answer may come back at once.
         admitted = self._open_kinds is None or arrival is not None or self.admitted(node)

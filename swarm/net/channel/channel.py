@@ -30,19 +30,26 @@ STRANGER_READ_BYTES = 8 * 1024
 MAX_REASON_CHARS = 200
 RIVAL_SECONDS = 2.0
 """How long the losing connection of a simultaneous dial may take to finish."""
+DISMISS_SECONDS = 1.0
+"""How long the kernel may take to accept the goodbye of a connection that was dismissed."""
 
 
 class Bye(IntEnum):
-    """Second byte of a goodbye. After RIVAL the other side sends on until it has the connection that is kept."""
+    """Second byte of a goodbye. After RIVAL the other side sends on until it has the connection that is kept.
+
+    REPLACED: another process proved the same identity, and its connection took this one's place.
+    """
 
     LEAVING = 0
     RIVAL = 1
+    REPLACED = 2
 
 
 class Channel(asyncio.BufferedProtocol):
     """One end. Set `on_message` and `on_closed`, then call `start`; until then nothing is read.
 
-    `closed_reason` is None while the channel lives.
+    `closed_reason` is None while the channel lives; `replaced` whether the other side said that another process with
+    this side's identity took its place.
     """
 
     def __init__(self, established: Established, limits: ChannelLimits, dialled: bool, address: Address) -> None:
@@ -53,6 +60,7 @@ class Channel(asyncio.BufferedProtocol):
         self.address = address
         self.opened_at = time.monotonic()
         self.closed_reason: str | None = None
+        self.replaced = False
         self.on_message: Callable[[Envelope, int], None] = lambda envelope, size: None
         self.on_closed: Callable[[], None] = lambda: None
         self.received_bytes = 0
@@ -186,6 +194,14 @@ class Channel(asyncio.BufferedProtocol):
         """Close now; what the kernel already has may still arrive. A second call changes nothing."""
         self._end(reason, at_once=True)
 
+    def dismiss(self, reason: str, bye: Bye) -> None:
+        """Say goodbye and close without waiting for the other side's; what it has sent is not read any more."""
+        self.leave(reason, bye)
+        transport = self._transport
+        self._end(reason, at_once=False)
+        if transport is not None:
+            asyncio.get_running_loop().call_later(DISMISS_SECONDS, transport.abort)
+
     def _end(self, reason: str, at_once: bool) -> None:
         if self.closed_reason is not None:
             return
@@ -273,6 +289,7 @@ class Channel(asyncio.BufferedProtocol):
         if self._bye_seen or len(record) < 2:
             raise PeerError("expected one goodbye, found another record")
         self._bye_seen = True
+        self.replaced = record[1] == Bye.REPLACED
         if record[1] == Bye.RIVAL and self._leaving is None:
             loop = asyncio.get_running_loop()
             loop.call_later(RIVAL_SECONDS, self.close, "the connection to keep did not come")
