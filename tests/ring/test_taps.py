@@ -56,7 +56,7 @@ class Tapped:
 
 @pytest.fixture(autouse=True)
 def asked_however_badly_it_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Controller, "worth_asking", lambda self, calibration, roots: True)
+    monkeypatch.setattr(Controller, "worth_asking", lambda self, calibration, roots, now: True)
     monkeypatch.setattr(Controller, "worth_step", lambda self, gain: True)
 
 
