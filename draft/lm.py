@@ -16,6 +16,7 @@ from draft.cached_tokens import CachedTokens
 from draft.drafted import Token
 from draft.loop import ChainLoop
 from draft.ranker import Ranker
+from draft.window import Window
 from swarm.model.block import Block, Job
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Commits, Layout, no_commits
@@ -29,7 +30,8 @@ class LmDrafter:
     """Implements `draft.base.Drafter` with a block that holds all layers of a small model.
 
     tokens    token ids that the block's head scores, ascending (int64 [v]); None: the whole vocabulary
-    context   positions that a run may have; beyond them nothing is proposed
+    context   positions that its cache holds; beyond them nothing is proposed
+    window    what is read of longer texts, which may then have any length; None: all
     scratch   drafted tokens that are held at once, a multiple of 8
     loop      computes whole chains on the device (see draft.loop); None: level by level
     """
@@ -43,12 +45,14 @@ class LmDrafter:
         *,
         context: int = 4096,
         scratch: int = 256,
+        window: Window | None = None,
         loop: ChainLoop | None = None,
     ) -> None:
         if not (block.head and block.tail):
             raise ValueError("a drafter needs all layers of its model in one block")
         self.block = block
         self.loop = loop
+        self.window = window
         self._tokens = tokens
         self.layout = Layout(scratch, context)
         self._pool = KVPool(block, 1 << 62)
@@ -59,35 +63,48 @@ class LmDrafter:
         if loop is not None:
             loop.attach(block, self._kv, self._ranker)
         self._text = CachedTokens(self.layout, Token(None, 0, 0))
+        self._certain: list[int] = []
 
     def another(self) -> LmDrafter:
         """A second drafter over the same weights, for a run beside this one's."""
         loop = self.loop.another() if self.loop else None
-        return LmDrafter(self.block, self._tokens, context=self.layout.context, scratch=self.layout.scratch, loop=loop)
+        context, scratch = self.layout.context, self.layout.scratch
+        return LmDrafter(self.block, self._tokens, context=context, scratch=scratch, window=self.window, loop=loop)
 
     def begin(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Start a run: computes the prompt. A prompt beyond the context is accepted, and nothing is then proposed."""
+        """Start a run: computes what is read of the prompt. One beyond the context is accepted, and nothing is then
+        proposed."""
         self._ranker.begin(prompt, sampling)
         root = Token(None, prompt[-1], len(prompt) - 1)
         reserved = self.loop.reserved if self.loop else 0
         self._text = CachedTokens(self.layout, root, reserved)
-        if len(prompt) > self.layout.context:
-            return
-        certain = [Token(None, token, i) for i, token in enumerate(prompt[:-1])] + [root]
+        self._certain = list(prompt)
+        if self.window is not None or len(prompt) <= self.layout.context:
+            self._read()
+
+    def _read(self) -> None:
+        """Fill the cache with what is read of the certain text, and rank what follows it."""
+        text, length = self._text, len(self._certain)
+        head, rest = (length, length) if self.window is None else self.window.read(length)
+        held = self._certain[:head] + self._certain[rest:]
+        text.move_to(length - len(held))
+        certain = [Token(None, token, text.first + i) for i, token in enumerate(held[:-1])] + [text.root]
         for start in range(0, len(certain), PREFILL_ROWS):
-            part = certain[start : start + PREFILL_ROWS]
-            logits = self._forward(no_commits(), part, [])
-        self._rank([root], logits)
+            logits = self._forward(no_commits(), certain[start : start + PREFILL_ROWS], [])
+        self._rank([text.root], logits)
 
     def step(self, step: DraftStep) -> list[Expansion]:
         """See `Drafter.step`. Raises KeyError for an id that nobody told of."""
         text = self._text
         for node in step.committed:
             self._ranker.saw(node.token)
+            self._certain.append(node.token)
         text.apply(step)
+        if self.window is not None and self.window.full(text.place_of(text.root) + 1):
+            self._read()
         self._ranker.forget_before(text.root.position)
         served, out = self._make_room(step), list[Expansion]()
-        inside = [t for t in served if t.position + 1 < self.layout.context]
+        inside = [t for t in served if text.place_of(t) + 1 < self.layout.context]
         self._compute(inside)
         levels = {id(t): [t.ranks[: step.width]] for t in inside if t.ranks is not None}
         if step.depth > 1:
@@ -119,7 +136,7 @@ class LmDrafter:
                 if missing.slot < 0:
                     text.place(missing)
                     todo.append(missing)
-        waiting = text.take_waiting() if text.root.position < self.layout.context else []
+        waiting = text.take_waiting() if text.place_of(text.root) < self.layout.context else []
         if not todo and not waiting:
             return
         if self.loop is not None and self.loop.fits(len(waiting) + len(todo), 1) and self._static(waiting, todo):
@@ -131,7 +148,7 @@ class LmDrafter:
         """Compute one level on the device; whether that could be done."""
         assert self.loop is not None
         self._kv.commit(self._text.take_commits())
-        levels = self.loop.run(self._text.rows(waiting, todo), [])
+        levels = self.loop.run(self._text.rows(waiting, todo), [], self._text.first)
         if levels is None:
             return False
         for token, ranks in zip(waiting + todo, levels[0], strict=True):
@@ -143,12 +160,14 @@ class LmDrafter:
         tips = {id(start): start for start in starts if start.ranks}
         for level in range(1, step.depth):
             for key, tip in list(tips.items()):
-                if not tip.ranks or tip.position + 2 >= self.layout.context:
+                if not tip.ranks or self._text.place_of(tip) + 2 >= self.layout.context:
                     del tips[key]
                 else:
                     tips[key] = tip.child(tip.ranks[0].token)
             new = [tip for tip in tips.values() if tip.slot < 0]
-            left = min([step.depth - level, *(self.layout.context - 1 - tip.position for tip in tips.values())])
+            left = min(
+                [step.depth - level, *(self.layout.context - 1 - self._text.place_of(tip) for tip in tips.values())]
+            )
             if not tips or len(new) > self._text.free:
                 return
             if self.loop is not None and left > 1 and new and self.loop.fits(len(new), left):
@@ -166,7 +185,7 @@ class LmDrafter:
         for start in starts:
             text.place(start)
         later = [[text.take_slot() for _ in starts] for _ in range(steps - 1)]
-        levels = loop.run(text.rows([], starts), later)
+        levels = loop.run(text.rows([], starts), later, text.first)
         if levels is None:
             for slot in (slot for slots in later for slot in slots):
                 text.give_slot(slot)
