@@ -16,7 +16,7 @@ from draft.cached_tokens import CachedTokens
 from draft.drafted import Token
 from draft.loop import ChainLoop
 from draft.ranker import Ranker
-from draft.window import Window
+from draft.window import TextWindow
 from swarm.model.block import Block, Job
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Commits, Layout, no_commits
@@ -45,7 +45,7 @@ class LmDrafter:
         *,
         context: int = 4096,
         scratch: int = 256,
-        window: Window | None = None,
+        window: TextWindow | None = None,
         loop: ChainLoop | None = None,
     ) -> None:
         if not (block.head and block.tail):

@@ -16,7 +16,7 @@ SIZE, HEAD = 1024, 64
 
 
 @dataclass(frozen=True)
-class Window:
+class TextWindow:
     """Reading `size` tokens of a longer text: its first `head`, which models lean on, and its last `size` - head.
 
     The cache holds `context` positions: the window moves on when the text's end has grown to them.
@@ -41,9 +41,9 @@ class Window:
         return held + AHEAD > self.context
 
 
-def reading(context: int) -> Window:
+def reading(context: int) -> TextWindow:
     """What a drafter whose cache may hold `context` positions reads: SIZE tokens, and it moves on after as many
     more."""
     context = min(context, 2 * SIZE)
     size = min(SIZE, max(1, context // 2))
-    return Window(size, min(HEAD, size // 4), max(context, size + AHEAD))
+    return TextWindow(size, min(HEAD, size // 4), max(context, size + AHEAD))

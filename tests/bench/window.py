@@ -18,7 +18,7 @@ import torch
 
 from draft.asset import load_drafter
 from draft.lm import LmDrafter
-from draft.window import AHEAD, Window
+from draft.window import AHEAD, TextWindow
 from swarm.base.events import silent
 from swarm.model.block import Job, load_block
 from swarm.model.files.checkpoint import end_tokens, load_tokenizer, open_model
@@ -101,7 +101,7 @@ def main() -> None:
     for word in asked.windows:
         size, _, head = word.partition(":")
         context = 2 * int(size) + AHEAD
-        window = Window(int(size), int(head or 0), context) if int(size) else None
+        window = TextWindow(int(size), int(head or 0), context) if int(size) else None
         drafter = LmDrafter(whole.block, whole._tokens, context=context if window else 8192, window=window)
         for kind, pairs in texts.items():
             prefill = chains = 0.0

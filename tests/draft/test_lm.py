@@ -14,7 +14,7 @@ from draft.base import ROOT, Child, DraftNode, DraftStep, Expansion
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
 from draft.ranker import Ranker
-from draft.window import AHEAD, Window
+from draft.window import AHEAD, TextWindow
 from swarm.base.events import Event, Notice, Report, silent
 from swarm.model.block import Block, load_block
 from swarm.model.gpu import Gpu
@@ -239,9 +239,9 @@ def test_nothing_is_proposed_beyond_the_context(tiny: tuple[LlamaForCausalLM, Bl
 def test_a_window_reads_beginning_and_end(size: int, head: int, spare: int, length: int) -> None:
     if head >= size:
         with pytest.raises(ValueError, match="head < size"):
-            Window(size, head, size + AHEAD + spare)
+            TextWindow(size, head, size + AHEAD + spare)
         return
-    window = Window(size, head, size + AHEAD + spare)
+    window = TextWindow(size, head, size + AHEAD + spare)
     before, behind = window.read(length)
     held = [*range(before), *range(behind, length)]
     assert held == sorted(set(held)) and len(held) == min(size, length) and held[-1] == length - 1
@@ -257,7 +257,7 @@ def test_of_a_long_text_beginning_and_end_are_read(tiny: tuple[LlamaForCausalLM,
     moves of the window."""
     model, block = tiny
     sampling = Sampling(temperature=0.8, seed=3) if warm else Sampling()
-    window, rng, text = Window(12, 3, 48), random.Random(4), list(range(40))
+    window, rng, text = TextWindow(12, 3, 48), random.Random(4), list(range(40))
     drafter = LmDrafter(block, context=48, scratch=64, window=window, loop=LOOPS[loop]())
     drafter.begin(text, sampling)
     root, known, next_id, held, moves = ROOT, tuple[DraftNode, ...](), 1, 12, 0

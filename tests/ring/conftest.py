@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from draft.base import Child, DraftStep, Expansion
 from draft.lm import LmDrafter
 from draft.suffix import SuffixDrafter
-from draft.window import Window
+from draft.window import TextWindow
 from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
@@ -118,7 +118,7 @@ class Drafters:
 
     whole: Block
     bad: bool
-    window: Window | None = None
+    window: TextWindow | None = None
 
     def make(self, request: RunRequest) -> Drafting:
         if request.draft == "none" or request.speculation == "plain":

@@ -13,7 +13,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from draft.lm import LmDrafter
-from draft.window import Window
+from draft.window import TextWindow
 from swarm.base.errors import UsageError
 from swarm.model.sampler import Sampling
 from swarm.ring.frame import Frame
@@ -59,7 +59,7 @@ async def test_a_drafter_that_reads_a_window_of_a_long_text(
     monkeypatch.setattr(Controller, "worth_asking", lambda self, calibration, roots, now: True)
     monkeypatch.setattr(Controller, "worth_step", lambda self, gain: True)
     async with make_ring(CUTS[2]) as ring:
-        ring.desk._drafting.window = Window(24, 4, 56)
+        ring.desk._drafting.window = TextWindow(24, 4, 56)
         prompt = tuple(random.Random(8).randrange(VOCAB) for _ in range(90))
         result = await generate(ring, RunRequest(prompt, max_tokens=80, speculation="stream", draft="lm"))
     assert list(result.token_ids) == reference(tiny_model, prompt, 80)
