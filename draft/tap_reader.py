@@ -14,7 +14,7 @@ from torch.nn import functional
 from draft.base import DraftStep
 from draft.ranker import Ranker
 from draft.tapped_layer import Rotary, TappedLayer
-from draft.tapped_text import TappedText
+from draft.tapped_text import WINDOW, TappedText
 from draft.taps import TapStore
 from swarm.model.sampler import Sampling
 
@@ -60,6 +60,8 @@ class TapReader(Generic[W]):
 
     Keys and values of its layers lie by slot: `slots` of drafted tokens, then certain ones by position.
     """
+
+    reach = WINDOW
 
     def __init__(self, weights: W, context: int, slots: int) -> None:
         self.weights, self.context, self.slots = weights, context, slots

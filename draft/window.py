@@ -11,7 +11,7 @@ from dataclasses import dataclass
 AHEAD = 32
 """Places that are kept free for drafted tokens before the window moves on."""
 
-SIZE, HEAD = 1024, 64
+SIZE, HEAD = 512, 64
 """Measured behind 5,500 tokens (docs/performance.md, "Behind a long text")."""
 
 
