@@ -12,10 +12,11 @@ The model keeps a tree of its own tokens below the text that is certain: `draft.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from draft.base import ROOT, Child, DraftNode, DraftStep, Expansion
+from draft.drafted import Token
 from draft.lm import LmDrafter
 from draft.vocabulary import ByteVocabulary
 from swarm.model.sampler import Sampling, gumbel
@@ -30,26 +31,6 @@ LOOK_WEIGHT = 0.08
 LOOKS = 4
 """Most rounds of that in a step. All but the first are for pieces that are likely and still open."""
 ROOM = 64
-
-
-class OwnToken:
-    """A token of the drafter below the certain text. `ranks`: its children and their probabilities, once computed."""
-
-    __slots__ = ("children", "id", "parent", "position", "ranks", "token", "told")
-
-    def __init__(self, id: int, parent: OwnToken | None, token: int, position: int) -> None:
-        self.id, self.parent, self.token, self.position = id, parent, token, position
-        self.children: dict[int, OwnToken] = {}
-        self.ranks: tuple[Child, ...] | None = None
-        self.told = False
-
-    def walk(self) -> Iterator[OwnToken]:
-        """This one and all below."""
-        stack = [self]
-        while stack:
-            own = stack.pop()
-            yield own
-            stack.extend(own.children.values())
 
 
 @dataclass(frozen=True)
@@ -71,7 +52,7 @@ class _Look:
     """What one walk through the drafter's words found: weights by target token, and what would be good to know."""
 
     found: dict[int, float] = field(default_factory=dict)
-    wanted: list[tuple[float, OwnToken, int]] = field(default_factory=list)
+    wanted: list[tuple[float, Token, int]] = field(default_factory=list)
 
     def add(self, token: int | None, weight: float) -> None:
         if token is not None:
@@ -169,8 +150,8 @@ class AcrossDrafter:
             self._certain = self._certain[-(self._context // 2) :]
         self.inner.begin(self._certain, Sampling())
         self._held = len(self._certain)
-        self._own = OwnToken(ROOT, None, self._certain[-1], self._held - 1)
-        self._own.told = True
+        self._own = Token(None, self._certain[-1], self._held - 1, ROOT)
+        self._told = {ROOT}
         self._next_id = ROOT + 1
         self._news: list[DraftNode] = []
         self._gone: list[int] = []
@@ -183,10 +164,11 @@ class AcrossDrafter:
             return
         for token in self._certain[self._held :]:
             old = self._own
-            new = old.children.get(token) or self._make(old, token)
+            new = self._child(old, token)
             # Children's ranks stay known; what they are children of is certain now.
             self._news.append(DraftNode(new.id, old.id, token, new.position))
-            new.told, new.parent = True, None
+            self._told.add(new.id)
+            new.parent = None
             old.children = {}
             self._own = new
         self._held = len(self._certain)
@@ -210,7 +192,7 @@ class AcrossDrafter:
         """Children behind each text, `ahead` positions after each leaf's."""
         self._prune()
         tips = {id: path[-1] for id, text in leaves.items() if (path := self._path(text))}
-        self._compute([own for tip in tips.values() for own in _line(tip) if own.ranks is None])
+        self._compute([own for tip in tips.values() for own in tip.path() if own.ranks is None])
         looks: dict[int, _Look] = {}
         for again in range(LOOKS + 1):
             looks = {id: self._look(tip) for id, tip in tips.items() if tip.ranks is not None}
@@ -220,7 +202,7 @@ class AcrossDrafter:
             self._compute([self._child(parent, token) for _, parent, token in wanted[: self._rows]])
         return {id: self._ranked(look.found, depths[id] + ahead) for id, look in looks.items()}
 
-    def _path(self, text: bytes) -> list[OwnToken]:
+    def _path(self, text: bytes) -> list[Token]:
         """The drafter's tokens that spell a text, the root first; empty when it cannot be spelled."""
         tokens = self.pair.own.encode(text)
         if tokens is None:
@@ -230,25 +212,22 @@ class AcrossDrafter:
             path.append(self._child(path[-1], token))
         return path
 
-    def _child(self, parent: OwnToken, token: int) -> OwnToken:
-        return parent.children.get(token) or self._make(parent, token)
+    def _child(self, parent: Token, token: int) -> Token:
+        child = parent.child(token, self._next_id)
+        self._next_id += child.id == self._next_id
+        return child
 
-    def _make(self, parent: OwnToken, token: int) -> OwnToken:
-        made = parent.children[token] = OwnToken(self._next_id, parent, token, parent.position + 1)
-        self._next_id += 1
-        return made
-
-    def _compute(self, owns: Sequence[OwnToken]) -> None:
+    def _compute(self, owns: Sequence[Token]) -> None:
         """Have the inner drafter rank the children of all that has none ranked."""
         todo = {own.id: own for own in owns if own.ranks is None}
         if not todo:
             return
         nodes = []
         for own in todo.values():
-            line = [above for above in _line(own) if not above.told]
+            line = [above for above in own.path() if above.id not in self._told]
             for above in line:
                 assert above.parent is not None
-                above.told = True
+                self._told.add(above.id)
                 nodes.append(DraftNode(above.id, above.parent.id, above.token, above.position))
         news, self._news = tuple(self._news), []
         gone, self._gone = tuple(self._gone), []
@@ -256,7 +235,7 @@ class AcrossDrafter:
         for expansion in self.inner.step(step):
             todo[expansion.id].ranks = expansion.levels[0] if expansion.levels else ()
 
-    def _look(self, tip: OwnToken) -> _Look:
+    def _look(self, tip: Token) -> _Look:
         """What follows the text that ends with `tip`, by target tokens."""
         look = _Look()
         exact = 1.0
@@ -277,7 +256,7 @@ class AcrossDrafter:
         self._go_on(look, b"", exact, tip)
         return look
 
-    def _go_on(self, look: _Look, text: bytes, weight: float, own: OwnToken) -> None:
+    def _go_on(self, look: _Look, text: bytes, weight: float, own: Token) -> None:
         """Share `weight` among what follows `own`, of which `text` comes after the tip."""
         left = weight
         for token, share in own.ranks or ():
@@ -292,7 +271,7 @@ class AcrossDrafter:
         if text:
             look.add(self._first(text), max(0.0, left))
 
-    def _visit(self, look: _Look, text: bytes, weight: float, parent: OwnToken, token: int) -> None:
+    def _visit(self, look: _Look, text: bytes, weight: float, parent: Token, token: int) -> None:
         if len(self.pair.target.pieces(text)) > 1:
             look.add(self._first(text), weight)
             return
@@ -330,7 +309,7 @@ class AcrossDrafter:
 
     def _prune(self) -> None:
         """Forget own tokens that no node of the tree leads through, when the inner drafter is short of room."""
-        held = [own for own in self._own.walk() if own.told]
+        held = [own for own in self._own.walk() if own.id in self._told]
         if len(held) + ROOM < self._scratch:
             return
         kept = {self._own.id}
@@ -341,15 +320,4 @@ class AcrossDrafter:
             parent = own.parent
             if own.id not in kept and parent is not None and parent.id in kept:
                 parent.children.pop(own.token, None)
-                self._gone += [below.id for below in own.walk() if below.told]
-
-
-def _line(own: OwnToken) -> list[OwnToken]:
-    """The way from the root down to a token, without those that have no parent."""
-    line: list[OwnToken] = []
-    walk: OwnToken | None = own
-    while walk is not None:
-        line.append(walk)
-        walk = walk.parent
-    line.reverse()
-    return line
+                self._gone += [below.id for below in own.walk() if below.id in self._told]

@@ -25,6 +25,7 @@ from draft.made_model import stored_model
 from draft.packed import can_pack, pack_linears
 from draft.tapped_folder import TappedDrafter, load_tapped, read_tapped
 from draft.vocabulary import END_TURN, ByteVocabulary, same_specials
+from draft.window import reading
 from swarm.base.errors import UsageError
 from swarm.base.events import Report, silent
 from swarm.model.block import Block, load_block
@@ -212,10 +213,10 @@ def across(
 
 
 def _lm(block: Block, tokens: torch.Tensor | None, context: int, report: Report, scratch: int = 256) -> LmDrafter:
-    if block.gpu is None or not block.gpu.cuda.has_graphs:
-        return LmDrafter(block, tokens, context=context, scratch=scratch)
-    loop = ChainLoop(report=report)
-    return LmDrafter(block, tokens, context=_fitting(block, context), scratch=scratch, loop=loop)
+    graphed = block.gpu is not None and block.gpu.cuda.has_graphs
+    window = reading(_fitting(block, context) if graphed else context)
+    loop = ChainLoop(report=report) if graphed else None
+    return LmDrafter(block, tokens, context=window.context, scratch=scratch, window=window, loop=loop)
 
 
 def _fitting(block: Block, context: int) -> int:

@@ -32,10 +32,14 @@ class _Cell:
 class Calibration:
     """The accepted share of one drafter's proposals. Keep it between runs to start a run well informed.
 
-    `trust`: how much of the drafter's confidence is believed before anything was observed.
+    trust      how much of the drafter's confidence is believed before anything was observed
+    rest_s     how long it was left alone last, because it was never right (`swarm.run.controller`)
+    rests_until  on the clock of whoever asks; None: it is not left alone
     """
 
     trust: float = 0.8
+    rest_s: float = 0.0
+    rests_until: float | None = None
     _cells: dict[tuple[int, int], _Cell] = field(default_factory=dict)
     _right: dict[int, float] = field(default_factory=dict)
     _promised: dict[int, float] = field(default_factory=dict)
@@ -81,6 +85,15 @@ class Calibration:
     def observations(self) -> float:
         """How many nodes of the true path were observed; old ones count less."""
         return self._coverage.seen
+
+    def begin_trial(self, weight: float) -> None:
+        """Let what was observed count for no more than `weight` observations: text of another kind may have come."""
+        share = min(1.0, weight / max(weight, self._coverage.seen))
+        for cell in (self._coverage, *self._cells.values()):
+            cell.right, cell.seen = cell.right * share, cell.seen * share
+        for sums in (self._right, self._promised):
+            for group in sums:
+                sums[group] *= share
 
     def _worth(self, group: int) -> float:
         right = self._right.get(group, 0.0) + _WORTH_PRIOR * self.trust

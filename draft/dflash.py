@@ -17,13 +17,10 @@ import torch
 from torch.nn import functional
 
 from draft.base import Child, DraftStep, Expansion
-from draft.ranker import Ranker
-from draft.tapped_layer import Rotary, TappedLayer, normed
-from draft.tapped_text import TappedText, Token
-from draft.taps import TapStore
+from draft.drafted import Token
+from draft.tap_reader import BATCH, TappedWeights, TapReader
+from draft.tapped_layer import normed
 from swarm.model.sampler import Sampling
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -63,82 +60,51 @@ class Window:
     causal: bool
 
 
-@dataclass(frozen=True)
-class BlockWeights:
+@dataclass(frozen=True, kw_only=True)
+class BlockWeights(TappedWeights):
     """A block drafter, in memory.
 
-    taps    layers whose rows `fc` joins, in its order; then `joined_norm`
-    windows per layer how far back its rows see; None: everything
-    size    of a block; mask: the token id of what is to be guessed
-    shifted whether a place guesses the token after it (DSpark), or its own (DFlash)
-    tokens  the target's ids that the head's scores stand for, ascending; None: all
+    joined_norm  of what `fc` gives
+    windows  per layer how far back its rows see; None: everything
+    size     of a block; mask: the token id of what is to be guessed
+    shifted  whether a place guesses the token after it (DSpark), or its own (DFlash)
     """
 
-    taps: tuple[int, ...]
-    fc: torch.Tensor
     joined_norm: torch.Tensor
-    layers: tuple[TappedLayer, ...]
     windows: tuple[Window | None, ...]
-    norm: torch.Tensor
-    head: torch.Tensor
-    table: torch.Tensor
-    tokens: torch.Tensor | None
-    rotary: Rotary
     size: int
     mask: int
     shifted: bool
     markov: Markov | None = None
 
-    @property
-    def eps(self) -> float:
-        return self.layers[0].shape.eps
 
-
-class BlockDrafter:
+class BlockDrafter(TapReader[BlockWeights]):
     """Implements `draft.base.Drafter` and `draft.taps.ReadsTaps` with a block drafter."""
 
     def __init__(self, weights: BlockWeights, context: int) -> None:
+        super().__init__(weights, context, 0)
         self.name = "dspark" if weights.markov is not None else "dflash"
-        self.weights, self.context = weights, context
-        self.store = TapStore()
-        self.layers = tuple(sorted(weights.taps))
-        self._order = [self.layers.index(tap) for tap in weights.taps]
-        self._ranker = Ranker(len(weights.head), weights.tokens, torch.device("cpu"))
-        self._text = TappedText(0, self.store)
-        self._keys = self._values = torch.empty(len(weights.layers), 0, 0, 0)
-        self._present = np.zeros(0, np.bool_)
-
-    @property
-    def width(self) -> int:
-        """Values of what `store` holds of a row."""
-        return int(self.weights.fc.shape[1])
 
     def another(self) -> BlockDrafter:
         """One for another run, over the same weights."""
         return BlockDrafter(self.weights, self.context)
 
     def begin(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """See `Drafter.begin`. Nothing is computed: the target's rows of the prompt come with its passes."""
-        self._ranker.begin(prompt, sampling)
-        shared = min(self._text.begin(prompt), len(prompt) - 1)
-        self._present[shared:] = False
-        self._text.pending = [p for p in self._text.pending if p >= len(self._present) or not self._present[p]]
+        """See `TapReader.begin`."""
+        super().begin(prompt, sampling)
+        self._text.pending = [p for p in self._text.pending if p >= len(self._true) or not self._true[p]]
 
     @torch.inference_mode()
     def step(self, step: DraftStep) -> list[Expansion]:
         """See `Drafter.step`. All levels of a block are given, whatever depth is asked for: they cost one pass. Where
         rows of the target that were asked for are on their way, nothing is served yet."""
         text = self._text
-        for node in step.committed:
-            self._ranker.saw(node.token)
-        text.apply(step)
-        self._ranker.forget_before(text.root.position)
-        self._room(len(text.tokens))
+        self._follow(step, 0)
         self._learn()
         before = text.root.position - 1
-        if before >= 0 and not self._present[before] and text.awaits(before):
+        if before >= 0 and not self._true[before] and text.awaits(before):
             return []
-        if not self._present[: before + 2].any():
+        if not self._true[: before + 2].any():
             return []  # nothing of the text is known: a block by itself is a guess at nothing
         found = []
         for id in step.expand:
@@ -156,20 +122,19 @@ class BlockDrafter:
             positions = torch.tensor([position for position, _ in part])
             for number, (keys, values) in enumerate(self._made(torch.stack([row for _, row in part]), positions)):
                 self._keys[number][:, positions], self._values[number][:, positions] = keys, values
-            self._present[positions.numpy()] = True
+            self._true[positions.numpy()] = True
 
     def _made(self, rows: torch.Tensor, positions: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Per layer keys and values of the target's rows [n, width], as they lie in `store`, at positions [n]."""
         weights = self.weights
-        rows = rows.view(len(rows), len(self.layers), -1)[:, self._order].flatten(1).to(weights.fc.dtype)
-        joined = normed(functional.linear(rows, weights.fc), weights.joined_norm, weights.eps)
+        joined = normed(self._joined(rows), weights.joined_norm, weights.eps)
         turn = weights.rotary(positions)
         return [layer.keys(joined, turn) for layer in weights.layers]
 
     def _block(self, token: Token) -> list[tuple[Child, ...]]:
         """Levels below a token; none where its block is full of what is known."""
         weights, path = self.weights, token.path()
-        if len(path) > 1 and self._present[path[0].position]:
+        if len(path) > 1 and self._true[path[0].position]:
             path = path[1:]
         early = []
         for before in path[:-1]:  # rows of drafted tokens may be here before the tail has said that they are right
@@ -191,7 +156,7 @@ class BlockDrafter:
         weights = self.weights
         count = 0 if early is None else len(early)
         positions = torch.arange(start, start + weights.size)
-        certain = torch.from_numpy(np.flatnonzero(self._present[: start - count]))
+        certain = torch.from_numpy(np.flatnonzero(self._true[: start - count]))
         before = torch.cat([certain, torch.arange(start - count, start)])
         ids = torch.tensor([*known, *[weights.mask] * (weights.size - len(known))])
         extra = [] if early is None else self._made(early, torch.arange(start - count, start))
@@ -220,7 +185,7 @@ class BlockDrafter:
         weights, levels = self.weights, list[tuple[Child, ...]]()
         markov = weights.markov
         state = markov.start() if markov is not None else torch.empty(0)
-        path = [t.token for t in token.path()[1:]]
+        path = token.drafted()
         first = len(known) - weights.shifted
         if markov is not None:  # places whose tokens are known move the state on
             for place in range(first):
@@ -242,20 +207,3 @@ class BlockDrafter:
             latest = ranked[0][0].token
             path = [*path, latest]
         return levels
-
-    def _room(self, positions: int) -> None:
-        """Memory for so many positions."""
-        have = self._keys.shape[2]
-        if positions <= have:
-            return
-        size = max(256, 1 << (positions - 1).bit_length())
-        shape = self.weights.layers[0].shape
-        for name in ("_keys", "_values"):
-            old = getattr(self, name)
-            new = torch.zeros(
-                len(self.weights.layers), shape.kv_heads, size, shape.head_dim, dtype=self.weights.fc.dtype
-            )
-            if have:
-                new[:, :, :have] = old
-            setattr(self, name, new)
-        self._present = np.pad(self._present, (0, size - len(self._present)))

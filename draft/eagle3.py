@@ -16,43 +16,26 @@ import torch
 from torch.nn import functional
 
 from draft.base import DraftStep, Expansion
-from draft.ranker import Ranker
-from draft.tapped_layer import Rotary, TappedLayer, normed
-from draft.tapped_text import TappedText, Token
-from draft.taps import TapStore
+from draft.drafted import Token
+from draft.tap_reader import BATCH, TappedWeights, TapReader
+from draft.tapped_layer import normed
 from swarm.model.sampler import Sampling
 
 SLOTS = 256
-BATCH = 256
 
 
-@dataclass(frozen=True)
-class Eagle3Weights:
-    """A head, in memory.
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Weights(TappedWeights):
+    """A head, in memory; its first layer takes embedding and g side by side.
 
-    taps     layers that `fc` joins, in its order; before: norms of each of them, or one of all (None: none)
-    layers   the first takes embedding and g side by side
+    before   norms of each tap, or one of all (None: none)
     plain_residual   whether g goes past the first layer as it is, not normed
     norms_out        whether g of the next token is the last norm's, as the scores are
-    tokens   the target's ids that the head's scores stand for, ascending; None: all
     """
 
-    taps: tuple[int, ...]
-    fc: torch.Tensor
-    fc_bias: torch.Tensor | None
     before: tuple[torch.Tensor, ...]
-    layers: tuple[TappedLayer, ...]
-    norm: torch.Tensor
-    head: torch.Tensor
-    table: torch.Tensor
-    tokens: torch.Tensor | None
-    rotary: Rotary
     plain_residual: bool = True
     norms_out: bool = False
-
-    @property
-    def eps(self) -> float:
-        return self.layers[0].shape.eps
 
     def joined(self, rows: torch.Tensor) -> torch.Tensor:
         """g of the target's rows [n, taps x hidden_size]."""
@@ -62,41 +45,25 @@ class Eagle3Weights:
         elif self.before:
             parts = rows.chunk(len(self.before), -1)
             rows = torch.cat([normed(p, w, self.eps) for p, w in zip(parts, self.before, strict=True)], -1)
-        return functional.linear(rows, self.fc, self.fc_bias)
+        return super().joined(rows)
 
 
-class Eagle3Drafter:
+class Eagle3Drafter(TapReader[Eagle3Weights]):
     """Implements `draft.base.Drafter` and `draft.taps.ReadsTaps` with an EAGLE-3 head."""
 
     name = "eagle3"
 
     def __init__(self, weights: Eagle3Weights, context: int) -> None:
-        self.weights, self.context = weights, context
-        self.store = TapStore()
-        # `fc` wants its own order; stages send ascending.
-        self.layers = tuple(sorted(weights.taps))
-        self._order = [self.layers.index(tap) for tap in weights.taps]
-        self._ranker = Ranker(len(weights.head), weights.tokens, torch.device("cpu"))
-        self._text = TappedText(SLOTS, self.store)
-        self._keys = self._values = torch.empty(len(weights.layers), 0, 0, 0)
+        super().__init__(weights, context, SLOTS)
         self._present = np.zeros(0, np.bool_)
-        self._true = np.zeros(0, np.bool_)
-
-    @property
-    def width(self) -> int:
-        """Values of what `store` holds of a row."""
-        return int(self.weights.fc.shape[1])
 
     def another(self) -> Eagle3Drafter:
         """One for another run, over the same weights."""
         return Eagle3Drafter(self.weights, self.context)
 
     def begin(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """See `Drafter.begin`. Nothing is computed: the target's rows of the prompt come with its passes."""
-        self._ranker.begin(prompt, sampling)
-        # What stays of the text before was made of the target's rows alone; the last token is always computed.
-        shared = min(self._text.begin(prompt), len(prompt) - 1)
-        self._true[shared:] = False
+        """See `TapReader.begin`."""
+        super().begin(prompt, sampling)
         self._present[SLOTS:] = self._true
         self._text.pending = [p for p in self._text.pending if p + 1 >= len(self._true) or not self._true[p + 1]]
 
@@ -104,12 +71,8 @@ class Eagle3Drafter:
     def step(self, step: DraftStep) -> list[Expansion]:
         """See `Drafter.step`. Where rows of the target that were asked for are on their way, nothing is served yet."""
         text = self._text
-        for node in step.committed:
-            self._ranker.saw(node.token)
-        text.apply(step)
-        self._room(len(text.tokens) + 1)
+        self._follow(step, 1)
         self._move()
-        self._ranker.forget_before(text.root.position)
         self._learn()
         if not self._ready():
             return []
@@ -190,7 +153,7 @@ class Eagle3Drafter:
             given = [self._given(token) for token in level]
             slots, sight = [], []
             for token in level:
-                self._text.take_slot(token)
+                self._text.place(token)
                 row = self._present & (np.arange(len(self._present)) >= SLOTS)
                 row[[t.slot for t in token.path()[1:]]] = True
                 slots.append(token.slot)
@@ -218,17 +181,13 @@ class Eagle3Drafter:
             return torch.zeros(self.weights.fc.shape[0], dtype=self.weights.fc.dtype)
         return parent.out
 
-    def _joined(self, rows: torch.Tensor) -> torch.Tensor:
-        """g of the target's rows [n, width] as they lie in `store`."""
-        return self.weights.joined(rows.view(len(rows), len(self.layers), -1)[:, self._order].flatten(1))
-
     def _note(self, tokens: Sequence[Token], out: torch.Tensor) -> None:
         """What the layers made of tokens: kept for the next, and ranked."""
         last = normed(out, self.weights.norm, self.weights.eps)
         scores = functional.linear(last, self.weights.head).float()
         paths = None
         if self._ranker.needs_paths:
-            paths = [[t.token for t in token.path()[1:]] for token in tokens]
+            paths = [token.drafted() for token in tokens]
         ranks = self._ranker.rank(scores, [token.position + 1 for token in tokens], paths)
         for token, row, ranked in zip(tokens, last if self.weights.norms_out else out, ranks, strict=True):
             token.out, token.ranks = row, ranked
@@ -257,18 +216,6 @@ class Eagle3Drafter:
         return rows
 
     def _room(self, positions: int) -> None:
-        """Memory for so many positions."""
-        if SLOTS + positions <= self._keys.shape[2]:
-            return
-        size = SLOTS + max(256, 1 << (positions - 1).bit_length())
-        shape, have = self.weights.layers[0].shape, self._keys.shape[2]
-        for name in ("_keys", "_values"):
-            old = getattr(self, name)
-            new = torch.zeros(
-                len(self.weights.layers), shape.kv_heads, size, shape.head_dim, dtype=self.weights.fc.dtype
-            )
-            if have:
-                new[:, :, :have] = old
-            setattr(self, name, new)
-        self._present = np.pad(self._present, (0, size - len(self._present)))
-        self._true = np.pad(self._true, (0, size - SLOTS - len(self._true)))
+        """See `TapReader._room`."""
+        super()._room(positions)
+        self._present = np.pad(self._present, (0, self._keys.shape[2] - len(self._present)))

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from draft.base import Child, DraftStep, Expansion
-from draft.lm_nodes import Guess, Guesses
+from draft.cached_tokens import CachedTokens
+from draft.drafted import Token
 from draft.loop import ChainLoop
 from draft.ranker import Ranker
+from draft.window import TextWindow
 from swarm.model.block import Block, Job
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Commits, Layout, no_commits
@@ -28,7 +30,8 @@ class LmDrafter:
     """Implements `draft.base.Drafter` with a block that holds all layers of a small model.
 
     tokens    token ids that the block's head scores, ascending (int64 [v]); None: the whole vocabulary
-    context   positions that a run may have; beyond them nothing is proposed
+    context   positions that its cache holds; beyond them nothing is proposed
+    window    what is read of longer texts, which may then have any length; None: all
     scratch   drafted tokens that are held at once, a multiple of 8
     loop      computes whole chains on the device (see draft.loop); None: level by level
     """
@@ -42,12 +45,14 @@ class LmDrafter:
         *,
         context: int = 4096,
         scratch: int = 256,
+        window: TextWindow | None = None,
         loop: ChainLoop | None = None,
     ) -> None:
         if not (block.head and block.tail):
             raise ValueError("a drafter needs all layers of its model in one block")
         self.block = block
         self.loop = loop
+        self.window = window
         self._tokens = tokens
         self.layout = Layout(scratch, context)
         self._pool = KVPool(block, 1 << 62)
@@ -57,98 +62,113 @@ class LmDrafter:
         self._ranker = Ranker(block.vocab_size, tokens, logits_on)
         if loop is not None:
             loop.attach(block, self._kv, self._ranker)
-        self._guesses = Guesses(self.layout, Guess(None, 0, 0))
+        self._text = CachedTokens(self.layout, Token(None, 0, 0))
+        self._certain: list[int] = []
 
     def another(self) -> LmDrafter:
         """A second drafter over the same weights, for a run beside this one's."""
         loop = self.loop.another() if self.loop else None
-        return LmDrafter(self.block, self._tokens, context=self.layout.context, scratch=self.layout.scratch, loop=loop)
+        context, scratch = self.layout.context, self.layout.scratch
+        return LmDrafter(self.block, self._tokens, context=context, scratch=scratch, window=self.window, loop=loop)
 
     def begin(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """Start a run: computes the prompt. A prompt beyond the context is accepted, and nothing is then proposed."""
+        """Start a run: computes what is read of the prompt. One beyond the context is accepted, and nothing is then
+        proposed."""
         self._ranker.begin(prompt, sampling)
-        root = Guess(None, prompt[-1], len(prompt) - 1)
+        root = Token(None, prompt[-1], len(prompt) - 1)
         reserved = self.loop.reserved if self.loop else 0
-        self._guesses = Guesses(self.layout, root, reserved)
-        if len(prompt) > self.layout.context:
-            return
-        certain = [Guess(None, token, i) for i, token in enumerate(prompt[:-1])] + [root]
+        self._text = CachedTokens(self.layout, root, reserved)
+        self._certain = list(prompt)
+        if self.window is not None or len(prompt) <= self.layout.context:
+            self._read()
+
+    def _read(self) -> None:
+        """Fill the cache with what is read of the certain text, and rank what follows it."""
+        text, length = self._text, len(self._certain)
+        head, rest = (length, length) if self.window is None else self.window.read(length)
+        held = self._certain[:head] + self._certain[rest:]
+        text.move_to(length - len(held))
+        certain = [Token(None, token, text.first + i) for i, token in enumerate(held[:-1])] + [text.root]
         for start in range(0, len(certain), PREFILL_ROWS):
-            part = certain[start : start + PREFILL_ROWS]
-            logits = self._forward(no_commits(), part, [])
-        self._rank([root], logits)
+            logits = self._forward(no_commits(), certain[start : start + PREFILL_ROWS], [])
+        self._rank([text.root], logits)
 
     def step(self, step: DraftStep) -> list[Expansion]:
         """See `Drafter.step`. Raises KeyError for an id that nobody told of."""
-        guesses = self._guesses
+        text = self._text
         for node in step.committed:
             self._ranker.saw(node.token)
-        guesses.apply(step)
-        self._ranker.forget_before(guesses.root.position)
+            self._certain.append(node.token)
+        text.apply(step)
+        if self.window is not None and self.window.full(text.place_of(text.root) + 1):
+            self._read()
+        self._ranker.forget_before(text.root.position)
         served, out = self._make_room(step), list[Expansion]()
-        inside = [g for g in served if g.position + 1 < self.layout.context]
+        inside = [t for t in served if text.place_of(t) + 1 < self.layout.context]
         self._compute(inside)
-        levels = {id(g): [g.ranks[: step.width]] for g in inside if g.ranks is not None}
+        levels = {id(t): [t.ranks[: step.width]] for t in inside if t.ranks is not None}
         if step.depth > 1:
             self._go_on(inside, levels, step)
-        for guess in served:
-            out.append(Expansion(guess.id, tuple(levels.get(id(guess), ()))))
+        for token in served:
+            out.append(Expansion(token.id, tuple(levels.get(id(token), ()))))
         return out
 
-    def _make_room(self, step: DraftStep) -> list[Guess]:
-        """The guesses to expand for which there are slots, ancestors and later levels included."""
-        guesses, served, planned = self._guesses, list[Guess](), set[int]()
-        if any(len(guesses.missing(guesses[i])) > guesses.free for i in step.expand) or (
-            guesses.free < len(step.expand) * step.depth
+    def _make_room(self, step: DraftStep) -> list[Token]:
+        """The tokens to expand for which there are slots, ancestors and later levels included."""
+        text, served, planned = self._text, list[Token](), set[int]()
+        if any(len(text.missing(text.by_id[i])) > text.free for i in step.expand) or (
+            text.free < len(step.expand) * step.depth
         ):
-            guesses.forget_nameless()
+            text.forget_nameless()
         for node in step.expand:
-            guess = guesses[node]
-            new = [g for g in guesses.missing(guess) if id(g) not in planned]
-            if len(planned) + len(new) <= guesses.free:
-                planned.update(id(g) for g in new)
-                served.append(guess)
+            token = text.by_id[node]
+            new = [t for t in text.missing(token) if id(t) not in planned]
+            if len(planned) + len(new) <= text.free:
+                planned.update(id(t) for t in new)
+                served.append(token)
         return served
 
-    def _compute(self, wanted: Sequence[Guess]) -> None:
-        """Make sure that every wanted guess has its children ranked: one forward for all that is missing."""
-        guesses, todo = self._guesses, list[Guess]()
-        for guess in wanted:
-            for missing in guesses.missing(guess):
+    def _compute(self, wanted: Sequence[Token]) -> None:
+        """Make sure that every wanted token has its children ranked: one forward for all that is missing."""
+        text, todo = self._text, list[Token]()
+        for token in wanted:
+            for missing in text.missing(token):
                 if missing.slot < 0:
-                    guesses.place(missing)
+                    text.place(missing)
                     todo.append(missing)
-        waiting = guesses.take_waiting() if guesses.root.position < self.layout.context else []
+        waiting = text.take_waiting() if text.place_of(text.root) < self.layout.context else []
         if not todo and not waiting:
             return
         if self.loop is not None and self.loop.fits(len(waiting) + len(todo), 1) and self._static(waiting, todo):
             return
-        logits = self._forward(guesses.take_commits(), waiting, todo)
+        logits = self._forward(text.take_commits(), waiting, todo)
         self._rank(waiting[-1:] + todo, logits)
 
-    def _static(self, waiting: list[Guess], todo: list[Guess]) -> bool:
+    def _static(self, waiting: list[Token], todo: list[Token]) -> bool:
         """Compute one level on the device; whether that could be done."""
         assert self.loop is not None
-        self._kv.commit(self._guesses.take_commits())
-        levels = self.loop.run(self._guesses.rows(waiting, todo), [])
+        self._kv.commit(self._text.take_commits())
+        levels = self.loop.run(self._text.rows(waiting, todo), [], self._text.first)
         if levels is None:
             return False
-        for guess, ranks in zip(waiting + todo, levels[0], strict=True):
-            guess.ranks = ranks
+        for token, ranks in zip(waiting + todo, levels[0], strict=True):
+            token.ranks = ranks
         return True
 
-    def _go_on(self, starts: Sequence[Guess], levels: dict[int, list[tuple[Child, ...]]], step: DraftStep) -> None:
+    def _go_on(self, starts: Sequence[Token], levels: dict[int, list[tuple[Child, ...]]], step: DraftStep) -> None:
         """Levels 2 to `step.depth` below each start: first child after first child."""
         tips = {id(start): start for start in starts if start.ranks}
         for level in range(1, step.depth):
             for key, tip in list(tips.items()):
-                if not tip.ranks or tip.position + 2 >= self.layout.context:
+                if not tip.ranks or self._text.place_of(tip) + 2 >= self.layout.context:
                     del tips[key]
                 else:
                     tips[key] = tip.child(tip.ranks[0].token)
             new = [tip for tip in tips.values() if tip.slot < 0]
-            left = min([step.depth - level, *(self.layout.context - 1 - tip.position for tip in tips.values())])
-            if not tips or len(new) > self._guesses.free:
+            left = min(
+                [step.depth - level, *(self.layout.context - 1 - self._text.place_of(tip) for tip in tips.values())]
+            )
+            if not tips or len(new) > self._text.free:
                 return
             if self.loop is not None and left > 1 and new and self.loop.fits(len(new), left):
                 self._chain(self.loop, new, left)
@@ -156,21 +176,21 @@ class LmDrafter:
             for key, tip in tips.items():
                 levels[key].append((tip.ranks or ())[: step.width])
 
-    def _chain(self, loop: ChainLoop, starts: list[Guess], steps: int) -> None:
+    def _chain(self, loop: ChainLoop, starts: list[Token], steps: int) -> None:
         """Compute `starts` and the first child after first child behind them, `steps` tokens each, on the device."""
-        guesses = self._guesses
-        if guesses.free < len(starts) * steps:
+        text = self._text
+        if text.free < len(starts) * steps:
             return
-        self._kv.commit(guesses.take_commits())
+        self._kv.commit(text.take_commits())
         for start in starts:
-            guesses.place(start)
-        later = [[guesses.take_slot() for _ in starts] for _ in range(steps - 1)]
-        levels = loop.run(guesses.rows([], starts), later)
+            text.place(start)
+        later = [[text.take_slot() for _ in starts] for _ in range(steps - 1)]
+        levels = loop.run(text.rows([], starts), later, text.first)
         if levels is None:
             for slot in (slot for slots in later for slot in slots):
-                guesses.give_slot(slot)
+                text.give_slot(slot)
             for start in starts:
-                guesses.give_slot(start.slot)
+                text.give_slot(start.slot)
                 start.slot = -1
             return
         tips = list(starts)
@@ -181,25 +201,18 @@ class LmDrafter:
                 known = tips[i].ranks
                 child = tips[i].child(known[0].token) if known else None
                 if child is None or child.slot >= 0:
-                    guesses.give_slot(slot)
+                    text.give_slot(slot)
                 else:
                     child.slot, child.ranks = slot, ranked[i]
                 tips[i] = child or tips[i]
 
-    def _forward(self, commits: Commits, waiting: list[Guess], guesses: list[Guess]) -> torch.Tensor:
-        """Logits float32 [1 if waiting + len(guesses), head's vocabulary]."""
-        rows = self._guesses.rows(waiting, guesses)
+    def _forward(self, commits: Commits, waiting: list[Token], placed: list[Token]) -> torch.Tensor:
+        """Logits float32 [1 if waiting + len(placed), head's vocabulary]."""
+        rows = self._text.rows(waiting, placed)
         return self.block.forward([Job(self._kv, commits, rows, None)])[0]
 
-    def _rank(self, guesses: Sequence[Guess], logits: torch.Tensor) -> None:
-        paths = [self._path_tokens(g) for g in guesses] if self._ranker.needs_paths else None
-        ranked = self._ranker.rank(logits, [g.position + 1 for g in guesses], paths)
-        for guess, ranks in zip(guesses, ranked, strict=True):
-            guess.ranks = ranks
-
-    def _path_tokens(self, guess: Guess) -> list[int]:
-        tokens, walk = list[int](), guess
-        while walk.parent is not None:
-            tokens.append(walk.token)
-            walk = walk.parent
-        return tokens
+    def _rank(self, tokens: Sequence[Token], logits: torch.Tensor) -> None:
+        paths = [token.drafted() for token in tokens] if self._ranker.needs_paths else None
+        ranked = self._ranker.rank(logits, [token.position + 1 for token in tokens], paths)
+        for token, ranks in zip(tokens, ranked, strict=True):
+            token.ranks = ranks

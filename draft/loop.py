@@ -136,8 +136,9 @@ class ChainLoop:
         return able and 0 < rows <= ROW_BUCKETS[-1] and steps <= 64
 
     @torch.inference_mode()
-    def run(self, rows: Rows, later: Sequence[Sequence[int]]) -> list[list[tuple[Child, ...]]] | None:
-        """Compute `rows`, then feed first choices back `len(later)` times, step j writing to slots later[j].
+    def run(self, rows: Rows, later: Sequence[Sequence[int]], first: int = 0) -> list[list[tuple[Child, ...]]] | None:
+        """Compute `rows`, then feed first choices back `len(later)` times, step j writing to slots later[j]. `first`:
+        the position in the text of what the cache has at place 0, for the tail's noise.
 
         Returns per step, per row its ranked children; None where this model cannot be computed so, which `fits` knows
         from then on.
@@ -146,7 +147,7 @@ class ChainLoop:
         size = next(b for b in ROW_BUCKETS if b >= count)
         with entered(self.gpu):
             program = self._program(size, steps, int(rows.prefix.max()))
-            self._load(program, rows, later)
+            self._load(program, rows, later, first)
             if not self._computed(program):
                 return None
             ids, confidence = program.ids[:, :count].tolist(), program.confidence[:, :count].tolist()
@@ -223,7 +224,7 @@ class ChainLoop:
             confidence=zeros(steps, size, width, dtype=torch.float32),
         )
 
-    def _load(self, program: Program, rows: Rows, later: Sequence[Sequence[int]]) -> None:
+    def _load(self, program: Program, rows: Rows, later: Sequence[Sequence[int]], first: int) -> None:
         """Write a frame into the static buffers; padding rows get reserved slots and see themselves alone."""
         count, size, kv = len(rows), len(program.tokens), self._kv
         scratch = kv.layout.scratch
@@ -248,7 +249,7 @@ class ChainLoop:
         if program.noise is not None:
             for step in range(1 + len(later)):
                 for row in range(count):
-                    program.noise[step, row].copy_(self._ranker.noise(int(rows.position[row]) + 1 + step))
+                    program.noise[step, row].copy_(self._ranker.noise(first + int(rows.position[row]) + 1 + step))
 
     def _loop(self, program: Program) -> torch.Tensor:
         """The captured part: reads and writes the program's buffers only. Returns its ids."""

@@ -1,8 +1,9 @@
-"""Published drafters that read hidden rows of the target, in folders: EAGLE-3, DFlash and DSpark.
+"""Published drafters that read hidden rows of the target, in folders: EAGLE-3, DFlash, DSpark and Medusa.
 
 A folder has config.json and model.safetensors. Known are the forms of `speculators` (`speculators_model_type`), of
-EAGLE-3's authors (`midlayer.`) and of DFlash's (`dflash_config`). What a folder does not bring, embedding and head, is
-the target's. Pickles are never read; docs/speculation.md says how to convert them.
+EAGLE-3's authors (`midlayer.`), of DFlash's (`dflash_config`), and Medusa heads (`draft.medusa_folder`). What a folder
+does not bring, embedding and head, is the target's. Pickles are never read; docs/speculation.md says how to convert
+them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from draft.dflash import BlockDrafter, BlockWeights, Markov, Window
 from draft.eagle3 import Eagle3Drafter, Eagle3Weights
+from draft.medusa import MedusaDrafter
+from draft.medusa_folder import has_heads, load_medusa
 from draft.tapped_layer import LayerShape, Rotary, TappedLayer
 from swarm.base.errors import ModelError
 from swarm.model.eagle import MOST_CONFIG_BYTES, WEIGHTS, drafter_of
@@ -27,7 +30,7 @@ from swarm.model.files.weights import make_config
 
 MOST_TAPS = 16
 KINDS = ("eagle3", "dflash", "dspark")
-TappedDrafter = Eagle3Drafter | BlockDrafter
+TappedDrafter = Eagle3Drafter | BlockDrafter | MedusaDrafter
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def read_tapped(path: Path, n_layers: int) -> TappedFolder | None:
             names = set(tensors.keys())
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot read the drafter in {path}: {error}") from error
+    if isinstance(config, dict) and has_heads(names):
+        return TappedFolder(path, "medusa", config, {}, (n_layers,))
     if not isinstance(config, dict) or "fc.weight" not in names:
         return None
     told = config.get("speculators_model_type")
@@ -198,6 +203,8 @@ class _Folder:
 def load_tapped(folder: TappedFolder, target: Checkpoint, dtype: torch.dtype, context: int) -> TappedDrafter:
     """The drafter in a folder for a target. Raises ModelError for what does not fit it, by name."""
     with drafter_of(folder.path):
+        if folder.kind == "medusa":
+            return load_medusa(folder.path, target.manifest, dtype, context)
         return _loaded(folder, target, dtype, context)
 
 

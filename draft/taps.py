@@ -75,10 +75,14 @@ class TapStore:
 
 @runtime_checkable
 class ReadsTaps(Protocol):
-    """A drafter that reads hidden rows of the target: of which layers (`swarm.ring.taps`), and where it finds them."""
+    """A drafter that reads hidden rows of the target: of which layers (`swarm.ring.taps`), of how many positions at a
+    prompt's end, and where it finds them."""
 
     @property
     def layers(self) -> tuple[int, ...]: ...
+
+    @property
+    def reach(self) -> int: ...
 
     @property
     def store(self) -> TapStore: ...

@@ -100,10 +100,10 @@ class Block:
 
     def taps(self, wanted: Sequence[int]) -> tuple[int, ...]:
         """Which of the taps asked for this block can give: those behind its layers, on a CPU, where rows are plain.
-        What leaves the model's last layer is none: makers differ on whether the last norm comes before it."""
+        The one behind the model's last layer is what its head is given: rows behind the last norm."""
         if self.gpu is not None or self.ties.streams != 1:
             return ()
-        return tuple(sorted({tap for tap in wanted if self.first < tap <= self.last and tap < self.n_layers}))
+        return tuple(sorted({tap for tap in wanted if self.first < tap <= self.last}))
 
     def parts(self) -> Sequence[tuple[int, int]]:
         """The smallest ranges that the block can be cut into."""
@@ -152,7 +152,8 @@ class Block:
         with entered(self.gpu), self._attending.lock, contextlib.ExitStack() as hooks:
             self._attending.jobs = plans = self._plan(jobs)
             for tap in taps:
-                hooks.callback(layers[tap - 1 - self.first].register_forward_hook(_keeping(seen, tap)).remove)
+                gives = inner_model(self._model) if tap == self.n_layers else layers[tap - 1 - self.first]
+                hooks.callback(gives.register_forward_hook(_keeping(seen, tap)).remove)
             if to_head:
                 hooks.callback(inner_model(self._model).register_forward_hook(_keeping(seen, _HEAD)).remove)
             with self._divided(plans), self._in_order():

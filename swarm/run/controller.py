@@ -5,7 +5,8 @@ ms costs x * rate tokens, so
 
 - a drafted row is worth sending when the chance that it is right exceeds the price of the time that it adds;
 - another draft step before a waiting send is worth it when the tokens it is expected to win exceed its time;
-- a drafter whose proposals are never right wins nothing, is not asked any more, and what remains is plain decoding;
+- a drafter whose proposals are never right wins nothing and is left alone: what remains is plain decoding. Now and then
+  it is asked once, and after a rest it has another trial, since the text may have become one of a kind that it knows;
 - when frames still get in each other's way, or all of this makes hardly more than plain passes would, streaming,
   waiting and plain rows are tried in turn and the best is kept.
 
@@ -36,6 +37,11 @@ _WAYS = {"plain": ("calm",), "chain": ("wait", "calm"), "tree": ("wait", "calm")
 _HOPELESS = 0.06
 _PATIENCE = 12.0
 _RETRY = 24
+_FIRST_REST_S, _LONGEST_REST_S = 30.0, 480.0
+"""A trial is some two dozen draft steps. The first rest is that of a run or two, the longest lets a trial cost under a
+hundredth of a drafter's time where nothing that it says is ever right."""
+_TRIAL_WEIGHT = 2.0
+_REDEEMED = 0.25
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,27 @@ class Setting:
     depth: int = 1
     fixed: bool = False
     echo: bool = True
+
+
+def rests(calibration: Calibration, now: float) -> bool:
+    """Whether a drafter is left alone at `now`: it was tried and never right, and its rest is not over.
+
+    Kept in its calibration, which runs share: each rest is twice as long as the one before, until it is right again.
+    After a rest it is believed again for a trial, whatever it did before.
+    """
+    if calibration.observations < _PATIENCE or calibration.coverage >= _HOPELESS:
+        calibration.rests_until = None
+        if calibration.observations >= _PATIENCE and calibration.coverage >= _REDEEMED:
+            calibration.rest_s = 0.0
+        return False
+    if calibration.rests_until is None:
+        calibration.rest_s = min(_LONGEST_REST_S, max(_FIRST_REST_S, 2.0 * calibration.rest_s))
+        calibration.rests_until = now + calibration.rest_s
+    if now < calibration.rests_until:
+        return True
+    calibration.rests_until = None
+    calibration.begin_trial(_TRIAL_WEIGHT)
+    return False
 
 
 class Controller:
@@ -215,17 +242,16 @@ class Controller:
         """Time to leave after a frame of `rows` rows before the next one that is not urgent."""
         return (self.costs.frame_ms + self.costs.frame_row_ms * rows) * self._frame.value * self._slow
 
-    def worth_asking(self, calibration: Calibration, roots: int) -> bool:
+    def worth_asking(self, calibration: Calibration, roots: int, now: float) -> bool:
         """Whether a drafter with this record is worth its time; one that never hits is tried now and then.
 
         `roots`: how many tokens became certain since it was asked.
         """
         if self.calm:
             return False
-        hopeless = calibration.observations >= _PATIENCE and calibration.coverage < _HOPELESS
-        return not hopeless or self.setting.fixed or roots >= _RETRY
+        return self.setting.fixed or roots >= _RETRY or not rests(calibration, now)
 
-    def tail_levels(self, calibration: Calibration, roots: int) -> int:
+    def tail_levels(self, calibration: Calibration, roots: int, now: float) -> int:
         """How many tokens ahead the tail should draft: as far as a token is likelier to be right than the time that
         finding it adds to the pass is dear. 0 from a head that is never right, tried now and then.
 
@@ -235,7 +261,7 @@ class Controller:
             return 0
         if self.setting.fixed:
             return min(MAX_DRAFT_LEVELS, self.setting.rows)
-        if calibration.observations >= _PATIENCE and calibration.coverage < _HOPELESS:
+        if rests(calibration, now):
             return 1 if roots >= _RETRY else 0
         price = max(self.row_floor, self.rate * self._tail.value)
         chance, levels = calibration.coverage, 0

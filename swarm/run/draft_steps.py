@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from draft.base import Drafter, DraftStep, Expansion
+from draft.base import Drafter, Expansion
 from swarm.run.api import RunRequest
 from swarm.run.background import in_background
 from swarm.run.speculation import Speculation
+
+log = logging.getLogger(__name__)
 
 
 class DraftSteps:
@@ -40,29 +43,34 @@ class DraftSteps:
         drafter = self._drafter
         if drafter is None or self._step is not None or (self._begun is not None and not self._begun.done()):
             return
-        if self._begun is not None and self._begun.exception() is not None:
-            self._core.drafter_failed()
+        if self._begun is not None and (error := self._begun.exception()) is not None:
+            self._failed(drafter, error)
             return
         step = self._core.draft_work(time.monotonic())
         if step is None:
             return
-        self._step = asyncio.get_running_loop().run_in_executor(self._thread, _stepped, drafter, step)
-        self._step.add_done_callback(self._done)
+        self._step = asyncio.get_running_loop().run_in_executor(self._thread, drafter.step, step)
+        self._step.add_done_callback(lambda done: self._done(drafter, done))
 
-    def _done(self, step: asyncio.Future[list[Expansion]]) -> None:
+    def _done(self, drafter: Drafter, step: asyncio.Future[list[Expansion]]) -> None:
         self._step = None
-        if step.cancelled() or step.exception() is not None:
+        if step.cancelled():  # the engine is going down
+            self._drafter = None
             self._core.drafter_failed()
+        elif (error := step.exception()) is not None:
+            self._failed(drafter, error)
         else:
             self._core.drafted(step.result(), time.monotonic())
         self._wake.set()
+
+    def _failed(self, drafter: Drafter, error: BaseException) -> None:
+        """The run goes on without its drafter, and whoever keeps the logs learns why it became slower."""
+        self._drafter = None
+        self._core.drafter_failed()
+        log.error("the drafter %s failed, this run goes on without it", drafter.name, exc_info=error)
 
     async def settle(self) -> None:
         """Let the thread finish its step: nobody reads it, but the drafter must be whole for the next run."""
         pending = [future for future in (self._step, self._begun) if future is not None and not future.done()]
         if pending:
             await asyncio.wait(pending)
-
-
-def _stepped(drafter: Drafter, step: DraftStep) -> list[Expansion]:
-    return drafter.step(step)

@@ -113,11 +113,11 @@ class Proposals:
 
     # The tail's drafts
 
-    def ask_tail(self) -> int:
+    def ask_tail(self, now: float) -> int:
         """How many tokens ahead the tail should draft with the next frame."""
         if not self._tail:
             return 0
-        levels = self._control.tail_levels(self._calibrations[TAIL], self._roots_undrafted)
+        levels = self._control.tail_levels(self._calibrations[TAIL], self._roots_undrafted, now)
         if levels:
             self._roots_undrafted = 0
         return levels
@@ -135,7 +135,7 @@ class Proposals:
 
     def work(self, now: float) -> DraftStep | None:
         """The next step for the deferred drafter; None when one is out or nothing is worth it."""
-        if self._out is not None or not self._wanted():
+        if self._out is not None or not self._wanted(now):
             return None
         leaves = [node for node, _ in self._leaves()]
         if not leaves:
@@ -165,9 +165,9 @@ class Proposals:
         self.deferred, self._out = False, None
         self._tree.retire(DEFERRED)
 
-    def better_wait(self) -> bool:
+    def better_wait(self, now: float) -> bool:
         """A waiting send: whether the deferred drafter should have one more step before the frame goes."""
-        if not self._wanted():
+        if not self._wanted(now):
             return False
         if self._out is not None:
             worths = [self._tree.chance(node) for node in self._out[1] if node.live]
@@ -179,8 +179,8 @@ class Proposals:
         gain = sum(worths) * self.coverage
         return self._control.keep_drafting(chances, max(worths), gain, self.spent_ms)
 
-    def _wanted(self) -> bool:
-        return self.deferred and self._control.worth_asking(self._calibrations[DEFERRED], self._roots_unasked)
+    def _wanted(self, now: float) -> bool:
+        return self.deferred and self._control.worth_asking(self._calibrations[DEFERRED], self._roots_unasked, now)
 
     def _leaves(self) -> list[tuple[Node, float]]:
         """What the next step would expand, with what each is worth; nothing when the step is not worth its time."""

@@ -136,8 +136,9 @@ class Speculation:
         certain = self._certain()
         if certain == 0 and not self._may_speculate(now):
             return None
-        if certain > 0 and self._placed >= self._prompt - 1 and self._control.waits and self._proposals.better_wait():
-            return None
+        if certain > 0 and self._placed >= self._prompt - 1 and self._control.waits:
+            if self._proposals.better_wait(now):
+                return None
         self._worth = None
         commits = self._take_moves()
         rows = self._certain_rows(min(certain, self._chunk))
@@ -235,7 +236,7 @@ class Speculation:
         self.counts.add(
             sum(1 for p in certain if p < self._prompt), n, [node.position - root.position for node in nodes]
         )
-        drafts = self._proposals.ask_tail() if wanted else 0
+        drafts = self._proposals.ask_tail(now) if wanted else 0
         return PlannedFrame(flight.seq, commits, rows, drafts, tuple(node.id for node in nodes))
 
     def _undrawn(self, certain: range) -> list[Node]:

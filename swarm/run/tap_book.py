@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from draft.tapped_text import WINDOW
 from draft.taps import ReadsTaps, TapStore, at_position
 from swarm.base.errors import PeerError
 from swarm.ring.opening import OpenRun
@@ -65,7 +64,7 @@ class TapBook:
         """Of which rows of a frame taps are wanted: the first, and how many. Remembered: they are then awaited."""
         count = len(planned.rows)
         certain = count - len(planned.nodes)
-        first = int(np.searchsorted(planned.rows.position[:certain], max(0, self.prompt - WINDOW)))
+        first = int(np.searchsorted(planned.rows.position[:certain], max(0, self.prompt - self.reader.reach)))
         behind = sum(asked.answered for asked in self._asked.values())
         drafted = min(len(planned.nodes), DRAFTED_ROWS if behind <= MOST_BEHIND else 0)
         names = [at_position(int(p)) for p in planned.rows.position[first:certain]] + list(planned.nodes[:drafted])

@@ -52,7 +52,7 @@ def continuations(args: argparse.Namespace) -> Texts:
             with torch.inference_mode(), closing(KVPool(block, 1 << 40).open(Layout(8, 1024), 0, layers)) as kv:
                 tokens, todo = list[int](), ids
                 while len(tokens) < args.max_tokens and not ends.intersection(tokens):
-                    rows = _rows(todo, len(ids) + len(tokens) - len(todo))
+                    rows = rows_of(todo, len(ids) + len(tokens) - len(todo))
                     logits = block.forward([Job(kv, no_commits(), rows, None)])[0]
                     tokens.append(int(logits[-1].argmax()))
                     todo = tokens[-1:]
@@ -72,7 +72,8 @@ def unseen(count: int) -> dict[str, list[str]]:
     return out
 
 
-def _rows(tokens: Sequence[int], start: int) -> Rows:
+def rows_of(tokens: Sequence[int], start: int) -> Rows:
+    """Certain rows from a position on, of which the last is answered."""
     at = np.arange(start, start + len(tokens), dtype=np.uint32)
     want = np.zeros(len(tokens), np.bool_)
     want[-1] = True

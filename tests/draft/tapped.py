@@ -90,6 +90,78 @@ def save_eagle3(folder: Path, target: Any, form: str = "authors", seed: int = 5,
     (folder / "config.json").write_text(json.dumps(values))
 
 
+def save_medusa(
+    folder: Path, target: Any, form: str = "authors", heads: int = 3, blocks: int = 1, seed: int = 4
+) -> None:
+    """Medusa heads in the form of their authors, or of vLLM with a vocabulary of its own."""
+    width, own = target.hidden_size, form == "vllm"
+    scored = OWN_VOCAB if own else target.vocab_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(heads):
+        for j in range(blocks):
+            name = f"blocks.{i}.layers.{j}" if own else f"{i}.{j}.linear"
+            shapes |= {f"{name}.weight": (width, width)} | ({} if own else {f"{name}.bias": (width,)})
+        shapes[f"lm_heads.{i}.weight" if own else f"{i}.{blocks}.weight"] = (scored, width)
+    tensors = filled(shapes, seed)
+    told = {"medusa_num_heads": heads, "medusa_num_layers": blocks}
+    if own:
+        told = {"model_type": "medusa", "num_heads": heads, "num_hidden_layers": blocks, "hidden_size": width}
+        tensors["token_map"] = own_ids(target.vocab_size).flip(0)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(told))
+
+
+class ResBlock(torch.nn.Module):
+    """As Medusa's authors have it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear, self.act = torch.nn.Linear(width, width), torch.nn.SiLU()
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows + self.act(self.linear(rows))
+
+
+class MedusaReference:
+    """What the heads say behind a text, by the authors' modules. Scores float32 [heads, the target's vocabulary]."""
+
+    def __init__(self, model: Any, folder: Path, form: str) -> None:
+        self.model = model
+        tensors, width = load_file(folder / "model.safetensors"), model.config.hidden_size
+        ids = tensors.pop("token_map", torch.arange(model.config.vocab_size))
+        if form == "vllm":
+            count = sum(name.startswith("lm_heads.") for name in tensors)
+            blocks = sum(name.startswith("blocks.0.") for name in tensors)
+            renamed = {}
+            for name, tensor in tensors.items():
+                parts = name.split(".")
+                if parts[0] == "blocks":
+                    renamed[f"{parts[1]}.{parts[3]}.linear.weight"] = tensor
+                    renamed[f"{parts[1]}.{parts[3]}.linear.bias"] = torch.zeros(width)
+                else:
+                    renamed[f"{parts[1]}.{blocks}.weight"] = tensor
+            tensors = renamed
+        else:
+            count = 1 + max(int(name.split(".")[0]) for name in tensors)
+            blocks = max(int(name.split(".")[1]) for name in tensors)
+        self.ids = ids
+        self.heads = torch.nn.ModuleList(
+            torch.nn.Sequential(*(ResBlock(width) for _ in range(blocks)), torch.nn.Linear(width, len(ids), bias=False))
+            for _ in range(count)
+        )
+        self.heads.load_state_dict(tensors)
+
+    @torch.inference_mode()
+    def shares(self, text: Sequence[int]) -> torch.Tensor:
+        """Of the heads over the last token's row, [heads, the target's vocabulary]."""
+        row = self.model(torch.tensor([list(text)]), output_hidden_states=True).hidden_states[-1][0, -1]
+        found = torch.zeros(len(self.heads), self.model.config.vocab_size)
+        for share, head in zip(found, self.heads, strict=True):
+            share[self.ids] = torch.softmax(head(row), -1)
+        return found
+
+
 def rows_of(model: Any, text: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
     """What a target's layers gave for a text, side by side: [n, taps x hidden_size]."""
     with torch.inference_mode():

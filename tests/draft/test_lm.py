@@ -14,6 +14,7 @@ from draft.base import ROOT, Child, DraftNode, DraftStep, Expansion
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
 from draft.ranker import Ranker
+from draft.window import AHEAD, TextWindow
 from swarm.base.events import Event, Notice, Report, silent
 from swarm.model.block import Block, load_block
 from swarm.model.gpu import Gpu
@@ -231,6 +232,52 @@ def test_nothing_is_proposed_beyond_the_context(tiny: tuple[LlamaForCausalLM, Bl
     assert len(levels) == 2
     drafter.begin(list(range(12)), Sampling())
     assert drafter.step(DraftStep(expand=(ROOT,))) == [Expansion(ROOT, ())]
+
+
+@settings(max_examples=200)
+@given(size=st.integers(1, 200), head=st.integers(0, 199), spare=st.integers(0, 200), length=st.integers(1, 2000))
+def test_a_window_reads_beginning_and_end(size: int, head: int, spare: int, length: int) -> None:
+    if head >= size:
+        with pytest.raises(ValueError, match="head < size"):
+            TextWindow(size, head, size + AHEAD + spare)
+        return
+    window = TextWindow(size, head, size + AHEAD + spare)
+    before, behind = window.read(length)
+    held = [*range(before), *range(behind, length)]
+    assert held == sorted(set(held)) and len(held) == min(size, length) and held[-1] == length - 1
+    assert held[:head] == list(range(min(head, length)))
+    assert not window.full(len(held)), "what was read leaves room to go on"
+    assert window.full(window.context), "it moves on before the cache is full"
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("loop", ["stepwise", "loop"])
+def test_of_a_long_text_beginning_and_end_are_read(tiny: tuple[LlamaForCausalLM, Block], warm: bool, loop: str) -> None:
+    """As the model would read them alone, with the noise of the true positions, through drafts, corrections and several
+    moves of the window."""
+    model, block = tiny
+    sampling = Sampling(temperature=0.8, seed=3) if warm else Sampling()
+    window, rng, text = TextWindow(12, 3, 48), random.Random(4), list(range(40))
+    drafter = LmDrafter(block, context=48, scratch=64, window=window, loop=LOOPS[loop]())
+    drafter.begin(text, sampling)
+    root, known, next_id, held, moves = ROOT, tuple[DraftNode, ...](), 1, 12, 0
+    while moves < 3:
+        if window.full(held):
+            held, moves = 12, moves + 1
+        read = text[:3] + text[len(text) - held + 3 :]
+        (expansion,) = drafter.step(DraftStep(committed=known, expand=(root,), depth=3, width=4))
+        drafted = list[int]()
+        for level in expansion.levels:
+            logits = model(torch.tensor([[*read, *drafted]])).logits[:, -1].float()
+            assert level[0].token == pick(logits, [len(text) + len(drafted)], sampling)[0].token
+            drafted.append(level[0].token)
+        assert len(drafted) == 3
+        line, known = [*drafted[: rng.randint(0, 3)], rng.randrange(VOCAB)], ()
+        for token in line:
+            known += (DraftNode(next_id, root, token, len(text)),)
+            root, next_id = next_id, next_id + 1
+            text.append(token)
+        held += len(line)
 
 
 def test_full_slots_leave_ids_unserved_until_some_are_dropped(tiny: tuple[LlamaForCausalLM, Block]) -> None:

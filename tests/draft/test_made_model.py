@@ -46,7 +46,7 @@ def test_the_shipped_drafter_drafts_the_same_both_ways(made: MadeCheckpoint) -> 
         assert sum(isinstance(m, Int8Linear) for m in block.loaded.model.modules()) == 7 * made.manifest.n_layers + 1
         drafter = LmDrafter(block, tokens, context=256)
         drafter.begin([*range(100, 140)], Sampling())
-        said.append(drafter._guesses.root.ranks or ())
+        said.append(drafter._text.root.ranks or ())
         if stored:
             whole, model = made.stored(dtype), block.loaded.model
             for name in ("model.layers.0.self_attn.k_proj", "model.layers.4.mlp.down_proj"):

@@ -1,4 +1,4 @@
-"""EAGLE-3, DFlash and DSpark drafters against their computation over the whole text."""
+"""EAGLE-3, DFlash, DSpark and Medusa drafters against their computation over the whole text."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from transformers import LlamaForCausalLM
 from draft.base import ROOT, Child, DraftNode, DraftStep, Expansion
 from draft.dflash import BlockDrafter
 from draft.eagle3 import Eagle3Drafter
+from draft.medusa import MedusaDrafter
 from draft.tapped_folder import TappedDrafter, load_tapped, read_tapped
 from draft.tapped_layer import LayerShape, TappedLayer
 from draft.taps import MOST_ROWS, ReadsTaps, TapStore, at_position
 from swarm.base.errors import ModelError
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
-from swarm.model.sampler import Sampling
+from swarm.model.sampler import Sampling, gumbel
 from tests.draft.tapped import (
     BLOCK,
     OWN_VOCAB,
     BlockReference,
     Eagle3Reference,
+    MedusaReference,
     own_ids,
     rows_of,
     save_block,
     save_eagle3,
+    save_medusa,
 )
 from tests.swarm.model.tiny import random_model, tiny_config
 
@@ -86,6 +89,77 @@ def same(level: Sequence[Child], scores: torch.Tensor) -> None:
     best = shares.argsort(descending=True)[: len(level)]
     assert [child.token for child in level] == own_ids(97)[best].tolist()
     torch.testing.assert_close(torch.tensor([c.confidence for c in level]), shares[best], atol=1e-5, rtol=1e-3)
+
+
+def same_shares(levels: Sequence[Sequence[Child]], shares: torch.Tensor) -> None:
+    assert len(levels) == len(shares)
+    for level, share in zip(levels, shares, strict=True):
+        assert [child.token for child in level] == share.argsort(descending=True)[: len(level)].tolist()
+        torch.testing.assert_close(
+            torch.tensor([c.confidence for c in level]), share[[c.token for c in level]], atol=1e-5, rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize(("form", "blocks"), [("authors", 1), ("authors", 2), ("vllm", 2)])
+def test_medusa_heads_draft_as_their_makers_have_it(
+    target: tuple[LlamaForCausalLM, Path], tmp_path: Path, form: str, blocks: int
+) -> None:
+    model, folder = target
+    save_medusa(tmp_path / "d", model.config, form, blocks=blocks)
+    drafter = loaded(tmp_path / "d", folder)
+    assert isinstance(drafter, MedusaDrafter) and drafter.layers == (N_LAYERS,) and len(drafter.heads) == 3
+    fed, reference = Fed(drafter, model), MedusaReference(model, tmp_path / "d", form)
+    fed.begin(PROMPT)
+    assert fed.step(expand=(ROOT,), depth=3)[ROOT].levels == ()  # no row is here, and none was asked for
+    drafter.store.expect([at_position(5)])
+    assert fed.step(expand=(ROOT,)) == {}  # it is on its way
+    fed.send([(at_position(5), 5)])
+    shares = reference.shares(PROMPT[:-1])
+    same_shares(fed.step(expand=(ROOT,), depth=4)[ROOT].levels, shares)
+    same_shares(fed.step(expand=(ROOT,), depth=1)[ROOT].levels, shares[:1])
+    # Drafted tokens: by the heads further on, whoever proposed them; none is left behind the last.
+    branch = (DraftNode(7, ROOT, 50, 7), DraftNode(8, 7, 51, 8), DraftNode(9, 8, 52, 9))
+    found = fed.step(nodes=branch, expand=(7, 8, 9), depth=3)
+    same_shares(found[7].levels, shares[1:])
+    same_shares(found[8].levels, shares[2:])
+    assert found[9].levels == ()
+    # A drafted token's row that is here early is nearer; committed ones keep theirs.
+    fed.send([(7, 7)], [*PROMPT, 50])
+    same_shares(fed.step(expand=(8,), depth=3)[8].levels, reference.shares([*PROMPT, 50]))
+    committed = (DraftNode(7, ROOT, 50, 7), DraftNode(8, 7, 51, 8))
+    same_shares(fed.step(committed=committed, expand=(8,), depth=3)[8].levels, reference.shares([*PROMPT, 50]))
+    # With a temperature: the noise of the drawing.
+    fed.begin(PROMPT, Sampling(temperature=0.9, seed=3))
+    fed.send([(at_position(5), 5)])
+    ((first, *_), *_) = fed.step(expand=(ROOT,), depth=3)[ROOT].levels
+    noise = torch.from_numpy(gumbel(3, 7, 97))
+    assert first.token == int((shares[0].log() / 0.9 + noise).argmax())
+
+
+def test_medusa_heads_made_for_another_model_are_refused(target: tuple[LlamaForCausalLM, Path], tmp_path: Path) -> None:
+    model, folder = target
+    for number, (name, tensor, why) in enumerate(
+        (
+            ("0.0.linear.weight", torch.zeros(16, 16), r"0.0.linear.weight of shape \[48, 48\]"),
+            ("1.1.weight", torch.zeros(5, 48), r"1.1.weight of shape \[97, 48\]"),
+            ("1.1.weight", None, r"the scores of head 1 of shape \[97, 48\].*, found none"),
+            ("0.0.linear.bias", torch.full((48,), float("nan")), "finite numbers in 0.0.linear.bias"),
+            ("17.1.weight", torch.zeros(97, 48), "at most 16 heads"),
+            ("token_map", torch.arange(97) % 5, "each once"),
+            ("token_map", torch.arange(97) + 1, "ids of the target"),
+            ("token_map", torch.zeros(97), "ids of the target"),
+        )
+    ):
+        place = tmp_path / str(number)
+        save_medusa(place, model.config)
+        tensors = load_file(place / "model.safetensors")
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+        save_file(tensors, place / "model.safetensors")
+        with pytest.raises(ModelError, match=why):
+            loaded(place, folder)
 
 
 FORMS = [

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from draft.base import Child, DraftStep, Expansion
 from draft.lm import LmDrafter
 from draft.suffix import SuffixDrafter
+from draft.window import TextWindow
 from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
@@ -112,16 +113,19 @@ class TestRing:
 
 @dataclass
 class Drafters:
-    """Drafters of the test ring: suffixes, or with draft "lm" the whole model, or one that has learned nothing."""
+    """Drafters of the test ring: suffixes, or with draft "lm" the whole model, or one that has learned nothing.
+    `window`: what a model drafter reads of a long text."""
 
     whole: Block
     bad: bool
+    window: TextWindow | None = None
 
     def make(self, request: RunRequest) -> Drafting:
         if request.draft == "none" or request.speculation == "plain":
             return Drafting("none")
         if request.draft == "lm":
-            lm = LmDrafter(self.whole, context=512, scratch=64)
+            context = self.window.context if self.window else 512
+            lm = LmDrafter(self.whole, context=context, scratch=64, window=self.window)
             return Drafting("lm", deferred=Confused(lm) if self.bad else lm)
         suffix = SuffixDrafter()
         suffix.begin(request.prompt_ids, request.sampling)

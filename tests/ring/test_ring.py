@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
+from draft.lm import LmDrafter
+from draft.window import TextWindow
 from swarm.base.errors import UsageError
 from swarm.model.sampler import Sampling
 from swarm.ring.frame import Frame
 from swarm.ring.opening import RingSignal
 from swarm.run.api import CommittedTokens, Finished, RingOpened, RunRequest, RunResult
+from swarm.run.controller import Controller
 from swarm.run.ring_client import RingLink
 from swarm.stage import batcher as pump
 from swarm.stage.compute import compute
@@ -40,6 +43,27 @@ async def generate(ring: TestRing, request: RunRequest) -> RunResult:
     assert result is not None
     assert tuple(seen) == result.token_ids
     return result
+
+
+async def test_a_drafter_that_reads_a_window_of_a_long_text(
+    make_ring: Callable[..., Any], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads 24 tokens of 90, moves on several times while 80 more are made, and the text is the model's."""
+    fills, whole = list[int](), LmDrafter._read
+
+    def reading(self: LmDrafter) -> None:
+        whole(self)
+        fills.append(self._text.place_of(self._text.root) + 1)
+
+    monkeypatch.setattr(LmDrafter, "_read", reading)
+    monkeypatch.setattr(Controller, "worth_asking", lambda self, calibration, roots, now: True)
+    monkeypatch.setattr(Controller, "worth_step", lambda self, gain: True)
+    async with make_ring(CUTS[2]) as ring:
+        ring.desk._drafting.window = TextWindow(24, 4, 56)
+        prompt = tuple(random.Random(8).randrange(VOCAB) for _ in range(90))
+        result = await generate(ring, RunRequest(prompt, max_tokens=80, speculation="stream", draft="lm"))
+    assert list(result.token_ids) == reference(tiny_model, prompt, 80)
+    assert len(fills) >= 3 and set(fills) == {24} and sum(result.depth_sent)
 
 
 CUTS = {

@@ -90,11 +90,38 @@ def test_a_fixed_setting_fills_its_rows_with_the_best() -> None:
 
 def test_a_drafter_that_never_hits_is_asked_now_and_then_only() -> None:
     control, calibration = Controller(COSTS), Calibration()
-    assert control.worth_asking(calibration, 0)
+    assert control.worth_asking(calibration, 0, 0.0)
     for _ in range(60):
         calibration.observe([Child(1, 0.9)], 2)
-    assert not control.worth_asking(calibration, 3)
-    assert control.worth_asking(calibration, 24)
+    assert not control.worth_asking(calibration, 3, 0.0)
+    assert control.worth_asking(calibration, 24, 0.0)
+
+
+def test_a_drafter_that_never_hit_has_another_trial_after_a_rest() -> None:
+    """Also in a later run: what the first one thought of it does not hold for the life of the process."""
+    control, calibration = Controller(COSTS), Calibration()
+
+    def observed(truth: int, now: float) -> bool:
+        calibration.observe([Child(1, 0.9)], truth)
+        return control.worth_asking(calibration, 0, now)
+
+    def asked_for(truth: int, now: float) -> int:
+        """Tokens after which it is left alone."""
+        return next((n for n in range(1, 700) if not observed(truth, now)), 700)
+
+    asked_for(2, 0.0)
+    rests = [30.0, 60.0, 120.0, 240.0, 480.0, 480.0]
+    now = 0.0
+    for rest in rests:
+        assert not control.worth_asking(calibration, 0, now + 0.99 * rest)
+        now += rest
+        assert control.worth_asking(calibration, 0, now)
+        assert calibration.coverage > 0.3, "a trial is one only when its drafts are believed"
+        assert 12 <= asked_for(2, now) < 40
+    now += 480.0
+    assert control.worth_asking(calibration, 0, now) and asked_for(1, now) == 700
+    assert 200 < asked_for(2, now) < 700
+    assert not control.worth_asking(calibration, 0, now + 29.0) and control.worth_asking(calibration, 0, now + 31.0)
 
 
 def test_steps_that_compute_nothing_do_not_make_the_others_look_slow() -> None:
@@ -122,10 +149,10 @@ def test_a_tails_head_is_asked_as_far_ahead_as_it_is_worth() -> None:
         right.observe([Child(3, 0.9)], 3)
         wrong.observe([Child(3, 0.9)], 4)
     control = Controller(COSTS)
-    assert control.tail_levels(right, 1) >= 6
-    assert control.tail_levels(wrong, 1) == 0 and control.tail_levels(wrong, 1000) == 1
+    assert control.tail_levels(right, 1, 0.0) >= 6
+    assert control.tail_levels(wrong, 1, 0.0) == 0 and control.tail_levels(wrong, 1000, 0.0) == 1
     for _ in range(40):
         control.tail_drafted(3 * 120.0, 3)
-    assert 0 < control.tail_levels(right, 1) < 6
-    assert Controller(COSTS, Setting(mode="plain")).tail_levels(right, 1) == 0
-    assert Controller(COSTS, Setting(rows=4, fixed=True)).tail_levels(wrong, 1) == 4
+    assert 0 < control.tail_levels(right, 1, 0.0) < 6
+    assert Controller(COSTS, Setting(mode="plain")).tail_levels(right, 1, 0.0) == 0
+    assert Controller(COSTS, Setting(rows=4, fixed=True)).tail_levels(wrong, 1, 0.0) == 4

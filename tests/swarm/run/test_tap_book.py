@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from draft.tapped_text import WINDOW
 from draft.taps import TapStore, at_position
 from swarm.base.errors import PeerError
 from swarm.model.rows import Layout, Rows, no_commits
@@ -22,6 +23,7 @@ A, B, C = (bytes([n]) * 32 for n in (1, 2, 3))
 
 
 class Reader:
+    reach = WINDOW
     layers = (2, 3, 5)
 
     def __init__(self) -> None:
