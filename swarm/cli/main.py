@@ -37,6 +37,7 @@ COMMANDS = {
     "show": "draw a run over time, from its receipt",
     "model": "pull, list, show or quantize models",
     "invite": "let others in",
+    "admit": "confirm the code of a machine that asks to be let in",
     "revoke": "end an invite",
     "probe": "this machine as an entry of a fleet file",
     "plan": "dry run over a described fleet",
