@@ -111,7 +111,7 @@ def answer_hello(
     if hello.model and hello.model[:16] != model[:16]:
         raise InviteError(
             f"this swarm serves {ref} (digest {model.hex()[:12]}), found a hello for digest {hello.model.hex()[:12]}; "
-            f"join with --model {ref}"
+            f"join with --model {ref} (cause: model)"
         )
     proof, void = _shown(hello, node, membership, ledger, now_wall)
     if proof is None:
@@ -124,7 +124,9 @@ def answer_hello(
                 ledger = ledger.using(token, node, now_wall)
             proof = membership.prove(node, hello.role, token.expires if token.role == "guest" else 0, token)
         elif void is not None:
-            raise InviteError(f"what admitted this machine counts no more: {void}; ask a member: swarm invite")
+            raise InviteError(
+                f"what admitted this machine counts no more: {void}; ask a member: swarm invite (cause: revoked)"
+            )
         elif not membership.open:
             raise InviteError("this swarm admits by invite; ask a member for one: swarm invite")
         else:

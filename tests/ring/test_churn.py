@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from tests.attacks.stranger import descriptors, resident
 from tests.ring.conftest import VOCAB
 from tests.ring.nest import Nest, nest
 from tests.ring.test_processes import folder
-from tests.ring.trials import all_serve, connected, random_request, undisturbed
+from tests.ring.trials import all_serve, connected, random_request
 
 __all__ = ["folder"]  # a fixture, used by name
 
@@ -36,6 +37,8 @@ TOKENS = 24
 EVENTS = ("kill", "leave", "hang", "stranger")
 GROWTH = 64 << 20
 """Bytes that a process may grow by between a tenth of the time and its end: caches and arenas fill up late."""
+ROUNDING = 1e-3
+"""Of a logit; a wrong token of this model is off by 0.1 and more."""
 PATIENCE_S = 60.0
 LOOK_EVERY_S = 60.0
 
@@ -71,6 +74,17 @@ async def disturb(nodes: Nest, draw: random.Random, churn: Churn, until: float, 
             await nodes.again(node)
 
 
+def near_best(whole: LlamaForCausalLM, prompt: Sequence[int], tokens: Sequence[int]) -> bool:
+    """Whether each token is the one that transformers finds best, or one that rounding cannot tell from it.
+
+    In hours of random prompts some have two best tokens 1e-5 apart, where float32 in another order of sums decides.
+    """
+    with torch.inference_mode():
+        logits = whole(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+    taken = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    return len(tokens) == TOKENS and bool((logits.max(-1).values - taken <= ROUNDING).all())
+
+
 async def one_run(requester: Requester, draw: random.Random, whole: LlamaForCausalLM) -> RunResult:
     """Exact, and with a receipt that verifies, whatever became of its ring."""
     request = random_request(draw, VOCAB, TOKENS, longest=60)
@@ -80,7 +94,7 @@ async def one_run(requester: Requester, draw: random.Random, whole: LlamaForCaus
             if isinstance(event, Finished):
                 result = event.result
     assert result is not None
-    assert list(result.token_ids) == undisturbed(whole, request), (request, result)
+    assert near_best(whole, request.prompt_ids, result.token_ids), (request, result)
     receipt = Path(str(result.receipt))
     assert verify(receipt.read_bytes()).refusal is None, result
     receipt.unlink()  # ten hours of them are not what is measured

@@ -111,6 +111,7 @@ async def test_a_port_that_nobody_can_dial_is_not_told(pair: tuple[Node, Node]) 
         silent.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         port = silent.getsockname()[1]
         addresses, said = await settled(b, [("127.0.0.1", port)])
+    assert "(cause: nat)" in str(said[0])
     assert addresses == () and len(said) == 1 and f"no member can dial port {port}" in str(said[0])
     b.gossip.publish(addresses=addresses)
     await until(lambda: a.gossip.member(b.board.id).record.addresses == (), a)
