@@ -219,3 +219,8 @@ def test_every_cause_of_a_failed_join_is_on_the_page_with_the_test_that_makes_it
     for cause, tests in rows.items():
         for path in re.findall(r"`([^`]+)`", tests):
             assert cause in (ROOT / path).read_text(), (cause, path)
+
+
+def test_what_is_deployed_listens_on_both_families() -> None:
+    for path in [*PAGES, ROOT / "Dockerfile", *(ROOT / "docs/deploy").iterdir()]:
+        assert not re.search(r"--(listen|host)\W+0\.0\.0\.0", path.read_text()), path  # IPv4 alone
