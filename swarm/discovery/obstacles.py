@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from swarm.net.channel.opening import open_channel
 from swarm.net.channel.sockets import reason_of
 from swarm.net.dial import connect_one
 from swarm.net.switchboard import FULL
+
+log = logging.getLogger(__name__)
 
 TRY_S = 3.0
 MOST = 12
@@ -265,9 +268,13 @@ _FULL_HOUSE = Obstacle(
 async def why_unreached(
     identity: Signer, members: Sequence[tuple[NodeId, Sequence[Address]]], error: PeerError
 ) -> PeerError:
-    """The same error with the cause in front, where one is found."""
+    """The cause in place of the error, which names every address, where one is found."""
     if FULL in str(error):
         obstacle: Obstacle | None = _FULL_HOUSE
     else:
         obstacle = explain(await try_addresses(identity, members), own_networks())
-    return error if obstacle is None else PeerError(f"{obstacle} (cause: {obstacle.cause}; {error})")
+    if obstacle is None:
+        return error
+    log.info("%s", error)
+    said = "no member of the swarm could be reached; address by address: swarm doctor --wan; or ask for a newer invite"
+    return PeerError(f"{obstacle} (cause: {obstacle.cause}; {said})")

@@ -15,7 +15,7 @@ from typing import Annotated, TypeAlias
 from swarm.base.address import Address
 from swarm.base.bounds import AtMost, Between, Exactly, MayLack, Spelled, by_name
 from swarm.base.codec import Codec
-from swarm.base.errors import PeerError
+from swarm.base.errors import PeerError, shortly
 from swarm.base.nodeid import NodeId, Signer, short_id
 from swarm.mesh.admission import Role
 from swarm.mesh.invite import MAX_REF, Invite, read_token_untrusted, token_parts
@@ -187,7 +187,8 @@ async def enter(
             tried.append(str(error))
     if not tried:
         raise PeerError("expected a member of the swarm to dial, found none but this node itself; ask for a new invite")
-    raise PeerError(f"no member of the swarm could be reached: {'; '.join(tried)}; ask for a newer invite")
+    of = f" (of {len(tried)})" if len(tried) > 1 else ""
+    raise PeerError(f"no member of the swarm could be reached{of}: {shortly(tried)}; ask for a newer invite")
 
 
 def invited(invite: Invite, role: str, model: bytes = b"", proof: bytes | None = None) -> Hello:

@@ -27,7 +27,7 @@ from swarm.discovery.lan_admission import PairingDoor
 from swarm.discovery.rtt_probing import keep_scouting
 from swarm.discovery.state_dir import RememberedSwarm, locked, remember_invite
 from swarm.mesh.gossip import Gossip
-from swarm.mesh.lan import LanNode, announce
+from swarm.mesh.lan import Announcement, LanNode, announce
 from swarm.mesh.messages import HELLO
 from swarm.mesh.pairing import PAIR
 from swarm.mesh.record import MAX_ADDRESSES
@@ -51,7 +51,7 @@ from swarm.node.block_manager import BlockManager
 from swarm.node.host import Host, Hosting, settle_block
 from swarm.node.let_in import LetIn
 from swarm.node.member_log import keep_log
-from swarm.node.node_record import moved, node_record, notary_of, own_addresses, own_invite
+from swarm.node.node_record import moved, near_hosts, node_record, notary_of, own_addresses, own_invite
 from swarm.node.weights import learn_manifest
 from swarm.ring.witness_service import AUDIT, NotaryServer
 from swarm.serve.nodeview import node_view
@@ -146,6 +146,7 @@ class _Life:
             more=tuple(more),
         )
         self.server: StageServer | None = None
+        self.announcement: Announcement | None = None
         self.fatal: str | None = None
         self.device_lost = False
 
@@ -207,8 +208,8 @@ class _Life:
             if config.member.lan:
                 digest = bytes.fromhex(manifest.digest)
                 here = LanNode(saved.membership.swarm, self.identity.id, digest, saved.membership.open)
-                await stack.enter_async_context(
-                    announce(here, listening[1], [address[0] for address in reachable if address != config.relay_at])
+                self.announcement = await stack.enter_async_context(
+                    announce(here, listening[1], near_hosts(config, listening))
                 )
             made = own_invite(saved, self.identity, reachable, gossip)
             if config.member.lan and not saved.membership.open:
@@ -283,6 +284,8 @@ class _Life:
             reachable, own = self._with_proxy([*mapped, *fresh]), fresh
             self.report(Notice(f"this machine has other addresses now: {', '.join(map(format_address, fresh))}"))
             tell(tuple(reachable))
+            if self.announcement is not None:
+                await self.announcement.tell(near_hosts(self.config, listening))
 
     async def _serve(
         self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, manifest: Manifest, hosting: Hosting

@@ -68,7 +68,7 @@ def test_a_code_on_both_machines_lets_the_second_in(cable: tuple[str, str], tmp_
     join = ("join", "--cpu", "--threads", "1", "--models", str(tmp_path / "models"))
     ours, theirs = terminal(120)
     first = subprocess.Popen(
-        words(a, *join, "--model", str(model), "--layers", "0:1"),
+        words(a, *join, "--model", str(model), "--layers", "0:1", "--advertise", "first.invalid:7700"),
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         preexec_fn=own_terminal,
     )  # fmt: skip

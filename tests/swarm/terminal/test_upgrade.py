@@ -99,7 +99,7 @@ def test_nothing_else_asks_for_versions() -> None:
         (answer(1, "0.2.0", v0_3_0=release()), Newest("0.3.0", "0.3.0", None)),  # words of another release
         (answer(1, v0_3_0=release(">=3.14"), v0_2_0=release()), Newest("0.3.0", "0.2.0", 1)),
         (answer(1, v0_3_0=release(">=4")), Newest("0.3.0", None, 1)),
-        (answer(1, "0.10.0", v0_10_0=release(), v0_9_0=release(), x=release(), v0_11_0=[]), Newest("0.10.0", "0.10.0", 1)),
+        (answer(1, "0.10.0", v0_10_0=release(), v0_9_0=release(), x=release(), v1=[]), Newest("0.10.0", "0.10.0", 1)),
     ],
 )  # fmt: skip
 def test_the_newest_that_may_be_installed(data: bytes, expected: Newest) -> None:
