@@ -53,4 +53,4 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10m --retries=3 \
     CMD ["python", "-c", "import socket, sys; sys.exit(all(socket.socket().connect_ex(('127.0.0.1', port)) for port in (7700, 8080)))"]
 ENTRYPOINT ["swarm"]
-CMD ["join", "--listen", "0.0.0.0:7700"]
+CMD ["join", "--listen", "[::]:7700"]

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ import yaml
 from swarm.base.errors import UsageError
 from swarm.cli.main import build_parser, main
 from swarm.cli.parser import Parser
+from swarm.discovery.obstacles import Cause
 from swarm.testbed.cluster import LocalSwarm, local_ring
 from tests.swarm.cli.surface import commands as all_commands
 from tests.swarm.serve.tiny import tiny_model, tiny_tokenizer
@@ -204,3 +206,21 @@ def test_compose_files_start_what_there_is(
     for target in re.findall(r'"([a-z]+:\d+)"', text.partition("scrape_configs")[2].partition("grafana-source")[0]):
         name, _, port = target.partition(":")
         assert ports[name] == port, target
+
+
+def test_every_cause_of_a_failed_join_is_on_the_page_with_the_test_that_makes_it_real() -> None:
+    said = {
+        cause for path in (ROOT / "swarm").rglob("*.py") for cause in re.findall(r"cause: ([a-z]+)", path.read_text())
+    }
+    known = said | set(get_args(Cause))
+    page = (ROOT / "docs/guides/troubleshooting.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z]+)` \|.*\| (`tests/.*`) \|$", page, re.M))
+    assert set(rows) == known
+    for cause, tests in rows.items():
+        for path in re.findall(r"`([^`]+)`", tests):
+            assert cause in (ROOT / path).read_text(), (cause, path)
+
+
+def test_what_is_deployed_listens_on_both_families() -> None:
+    for path in [*PAGES, ROOT / "Dockerfile", *(ROOT / "docs/deploy").iterdir()]:
+        assert not re.search(r"--(listen|host)\W+0\.0\.0\.0", path.read_text()), path  # IPv4 alone

@@ -1,5 +1,9 @@
 """The one error root. A user meets these as one line; nothing else may reach a terminal."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class SwarmError(Exception):
     """Something a user or a peer can meet: says what was expected, what was found and what to do.
@@ -8,6 +12,14 @@ class SwarmError(Exception):
     """
 
     exit_code = 1
+
+
+def shortly(reasons: Sequence[str], most: int = 2, chars: int = 160) -> str:
+    """Several reasons as one line can bear them: equal ones once, the first few, each cut; "" for none."""
+    different = list(dict.fromkeys(reasons))
+    shown = [reason if len(reason) <= chars else reason[: chars - 1] + "…" for reason in different[:most]]
+    more = len(different) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
 class UsageError(SwarmError):

@@ -16,7 +16,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 class CompletionOptions:
     """For whom."""
 
-    shell: str = option("bash", "which shell", name="shell", choices=SHELLS)
+    shell: str = option("bash", "bash, zsh or tcsh", "SHELL", name="shell", choices=SHELLS)
 
 
 def add(parser: Parser) -> None:

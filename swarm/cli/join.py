@@ -28,8 +28,9 @@ class JoinOptions:
 def add(parser: Parser) -> None:
     """The options of the command."""
     parser.description = (
-        "Take a block of layers and serve it until Ctrl-C. Without --swarm an open swarm of the local network is "
-        "joined; with nobody there a new one starts here, and the invite for others is printed."
+        "Take a block of layers and serve it until Ctrl-C. Without --swarm a swarm of the local network is joined: an "
+        "open one at once, another when its owner confirms a code that both machines show. With nobody there a new one "
+        "starts here, and the invite for others is printed."
     )
     parser.declare(JoinConfig)
     parser.declare(JoinOptions)
@@ -50,8 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = join_config(arguments)
     check_state(config.member.state)
     check_node_port(config.listen)
+    from swarm.base.owner import OwnerDesk
     from swarm.base.signals import on_signals
+    from swarm.discovery.control import admit_command
     from swarm.node.node import Ready, serve_block
+    from swarm.terminal.answers import answers_from
     from swarm.terminal.progress import reporter
 
     def ready(what: Ready) -> None:
@@ -65,9 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f'  swarm generate --swarm {what.invite} "your prompt"\n', flush=True)
 
     async def serve(report: Report) -> int:
-        stop = asyncio.Event()
-        with on_signals(stop.set):
-            return await serve_block(config, ready, report, stop)
+        stop, desk = asyncio.Event(), OwnerDesk(report, admit_command(config.member.state))
+        with on_signals(stop.set), answers_from(sys.stdin, desk, report):
+            return await serve_block(config, ready, report, stop, desk)
 
     with (
         reporter(json_lines=arguments.json, out=sys.stderr) as report,

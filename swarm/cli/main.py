@@ -37,15 +37,17 @@ COMMANDS = {
     "show": "draw a run over time, from its receipt",
     "model": "pull, list, show or quantize models",
     "invite": "let others in",
+    "admit": "confirm the code of a machine that asks to be let in",
     "revoke": "end an invite",
     "probe": "this machine as an entry of a fleet file",
     "plan": "dry run over a described fleet",
     "doctor": "what this machine brings, what is wrong, what to do",
+    "upgrade-check": "ask whether there is a newer version",
     "draft": "make a drafter",
     "bench": "measure speed",
     "completion": "completion for your shell",
 }
-"""What each is for. It is the module of this name in this package, imported when it is asked for."""
+"""What each is for. It is the module of this name (`_` for `-`) in this package, imported when it is asked for."""
 
 
 def build_parser(only: str | None = None) -> Parser:
@@ -60,7 +62,7 @@ def build_parser(only: str | None = None) -> Parser:
     for name, help in COMMANDS.items():
         command = commands.add_parser(name, help=help)
         if only is None or only == name:
-            import_module(f"swarm.cli.{name}").add(command)
+            import_module(f"swarm.cli.{name.replace('-', '_')}").add(command)
     return parser
 
 

@@ -110,7 +110,7 @@ class Parser(argparse.ArgumentParser):
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         width, beside = _columns(), 16 if self._subparsers is not None else 6
-        return argparse.RawDescriptionHelpFormatter(self.prog, 2, 24 if width >= NARROW else beside, width)
+        return _Formatter(self.prog, 2, 24 if width >= NARROW else beside, width)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but what a command does not know is an error of that command, with its usage."""
@@ -145,6 +145,26 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 for child in dict.fromkeys(action.choices.values()):
                     yield from child._words(options) if options else ()
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """As argparse has it, but choices that are wider than the terminal stand in the help, whose lines are broken."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        text = super()._format_action_invocation(action)
+        if not self._wide(action, text):
+            return text
+        return ", ".join(f"{name} {action.dest.upper()}" for name in action.option_strings) or action.dest.upper()
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        if not self._wide(action, super()._format_action_invocation(action)):
+            return text
+        return f"{text}; one of {', '.join(map(str, action.choices or ()))}"
+
+    def _wide(self, action: argparse.Action, text: str) -> bool:
+        listed = action.choices is not None and action.metavar is None
+        return listed and self._current_indent + len(text) > self._width
 
 
 class _HelpAll(argparse.Action):

@@ -6,6 +6,7 @@ import argparse
 import time
 from dataclasses import dataclass, replace
 
+from swarm.base.config import read_invite
 from swarm.base.errors import SwarmError, UsageError
 from swarm.base.option import option
 from swarm.cli.common import add_member_options, member_config, say, state_dir
@@ -17,7 +18,7 @@ from swarm.cli.parser import Parser
 class RevokeOptions:
     """Which invite."""
 
-    invite: str = option("", "the invite to end", "INVITE", name="invite")
+    invite: str = option("", "the invite to end, or a file that holds it", "INVITE", name="invite", read=read_invite)
 
 
 def add(parser: Parser) -> None:

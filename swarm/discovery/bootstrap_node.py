@@ -8,7 +8,9 @@ from pathlib import Path
 from swarm.base.config import JoinConfig
 from swarm.base.errors import ModelError, PeerError, UsageError
 from swarm.base.events import Notice, Report
+from swarm.base.owner import MachineOwner
 from swarm.discovery.bootstrap import enter_by_invite, remembered, search_lan, why_not_entered
+from swarm.discovery.lan_admission import ask_owner_there
 from swarm.mesh.invite import parse_invite_untrusted
 from swarm.mesh.membership import Membership
 from swarm.mesh.saved import Saved, load
@@ -21,9 +23,18 @@ from swarm.net.switchboard import Switchboard
 
 
 async def enter_as_node(
-    config: JoinConfig, state: Path, identity: Identity, board: Switchboard, store: ModelStore, report: Report
+    config: JoinConfig,
+    state: Path,
+    identity: Identity,
+    board: Switchboard,
+    store: ModelStore,
+    report: Report,
+    owner: MachineOwner,
 ) -> tuple[Saved, Manifest | None]:
-    """The swarm that this node belongs to, and its model's manifest; None where only members have the model."""
+    """The swarm that this node belongs to, and its model's manifest; None where only members have the model.
+
+    `owner` is asked where a swarm of the local network lets in by the word of its owner and this one's.
+    """
     member = config.member
     if member.invite is not None:
         invite = parse_invite_untrusted(member.invite)
@@ -53,6 +64,9 @@ async def enter_as_node(
         if lan.entered is not None:
             return lan.entered, await _if_here(config, lan.entered.ref, store, report)
         if lan.heard and not config.found:
+            let_in = await ask_owner_there(board, lan.heard, wanted, owner, report)
+            if let_in is not None:
+                return let_in, await _if_here(config, let_in.ref, store, report)
             raise UsageError(
                 f"{why_not_entered(lan.heard, wanted)}; to enter one, run there: swarm invite; and here: "
                 "swarm join --swarm INVITE; to start a swarm of its own beside it: swarm join --found"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +25,14 @@ from swarm.net.channel.limits import ChannelLimits
 from swarm.net.channel.opening import open_channel
 from swarm.net.channel.sockets import reason_of
 from swarm.net.dial import connect_one
+from swarm.net.switchboard import FULL
+
+log = logging.getLogger(__name__)
 
 TRY_S = 3.0
 MOST = 12
 Outcome = Literal["answers", "no name", "no way", "refused", "silent", "stranger", "version", "cut"]
-Cause = Literal["dns", "version", "advertise", "firewall", "down", "network", "cut"]
+Cause = Literal["dns", "version", "advertise", "firewall", "down", "network", "cut", "full"]
 _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETDOWN}
 
 
@@ -185,7 +189,8 @@ def _silent(found: Sequence[Tried]) -> Obstacle:
         "firewall",
         f"{_names(found)} answers nothing, not even that it is closed",
         f"a firewall drops what comes to TCP port {ports}: open it there, and for outgoing connections here; where the "
-        "node stands behind a router, forward the port or give --map-port",
+        "node stands behind a router, forward the port or give --map-port; where neither side can be opened, both need "
+        "a member that they can dial, with --relay",
     )
 
 
@@ -253,9 +258,23 @@ def _prefix(mask: str) -> int:
     return int(ipaddress.IPv6Address(mask)).bit_count()
 
 
+_FULL_HOUSE = Obstacle(
+    "full",
+    "the members that the invite names have as many connections as they take",
+    "try again later, or ask another member for an invite: swarm invite",
+)
+
+
 async def why_unreached(
     identity: Signer, members: Sequence[tuple[NodeId, Sequence[Address]]], error: PeerError
 ) -> PeerError:
-    """The same error with the cause in front, where one is found."""
-    obstacle = explain(await try_addresses(identity, members), own_networks())
-    return error if obstacle is None else PeerError(f"{obstacle} (cause: {obstacle.cause}; {error})")
+    """The cause in place of the error, which names every address, where one is found."""
+    if FULL in str(error):
+        obstacle: Obstacle | None = _FULL_HOUSE
+    else:
+        obstacle = explain(await try_addresses(identity, members), own_networks())
+    if obstacle is None:
+        return error
+    log.info("%s", error)
+    said = "no member of the swarm could be reached; address by address: swarm doctor --wan; or ask for a newer invite"
+    return PeerError(f"{obstacle} (cause: {obstacle.cause}; {said})")

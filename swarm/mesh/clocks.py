@@ -20,5 +20,5 @@ def check_clocks(theirs: float | None, caller: NodeId, here: NodeId, now_wall: f
     how = f"{abs(ahead) / 3600:.1f} hours {'ahead of' if ahead > 0 else 'behind'}"
     raise InviteError(
         f"clocks differ: that of node {short_id(caller)} is {how} that of node {short_id(here)}; "
-        f"expected {MAX_SKEW_S // 3600} hours at most; set the wrong one"
+        f"expected {MAX_SKEW_S // 3600} hours at most; set the wrong one (cause: clock)"
     )

@@ -16,7 +16,7 @@ from typing import Annotated, TypeAlias
 from swarm.base.address import Address
 from swarm.base.bounds import AtMost, Between, Exactly, MayLack, Spelled, by_name
 from swarm.base.codec import Codec
-from swarm.base.errors import PeerError
+from swarm.base.errors import PeerError, shortly
 from swarm.base.nodeid import NodeId, Signer, short_id
 from swarm.mesh.admission import Role
 from swarm.mesh.invite import MAX_REF, Invite, read_token_untrusted, token_parts
@@ -118,7 +118,7 @@ def answer_hello(
     if hello.model and hello.model[:16] != model[:16]:
         raise InviteError(
             f"this swarm serves {ref} (digest {model.hex()[:12]}), found a hello for digest {hello.model.hex()[:12]}; "
-            f"join with --model {ref}"
+            f"join with --model {ref} (cause: model)"
         )
     proof, void = _shown(hello, node, membership, ledger, now_wall)
     if proof is None:
@@ -131,7 +131,9 @@ def answer_hello(
                 ledger = ledger.using(token, node, now_wall)
             proof = membership.prove(node, hello.role, token.expires if token.role == "guest" else 0, token)
         elif void is not None:
-            raise InviteError(f"what admitted this machine counts no more: {void}; ask a member: swarm invite")
+            raise InviteError(
+                f"what admitted this machine counts no more: {void}; ask a member: swarm invite (cause: revoked)"
+            )
         elif not membership.open:
             raise InviteError("this swarm admits by invite; ask a member for one: swarm invite")
         else:
@@ -211,7 +213,8 @@ async def enter(
             tried.append(str(error))
     if not tried:
         raise PeerError("expected a member of the swarm to dial, found none but this node itself; ask for a new invite")
-    raise PeerError(f"no member of the swarm could be reached: {'; '.join(tried)}; ask for a newer invite")
+    of = f" (of {len(tried)})" if len(tried) > 1 else ""
+    raise PeerError(f"no member of the swarm could be reached{of}: {shortly(tried)}; ask for a newer invite")
 
 
 def invited(invite: Invite, role: str, model: bytes = b"", proof: bytes | None = None) -> Hello:

@@ -87,7 +87,7 @@ class Invite:
         if digest[:MODEL_BYTES] != self.model:
             raise InviteError(
                 f"the invite is for the model {self.ref} ({self.model.hex()[:12]}), found {ref} ({digest.hex()[:12]}); "
-                f"join with --model {self.ref}"
+                f"join with --model {self.ref} (cause: model)"
             )
 
     def require_fresh(self, now_wall: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,38 +75,63 @@ def parse_txt_untrusted(txt: Mapping[bytes, bytes | None], addresses: Sequence[s
     return LanNode(swarm, parse_id_untrusted(found["node"]), model, found["open"] == "1", dialled)
 
 
+class Announcement:
+    """This node's word on the local network, told anew when the machine has other addresses. See `announce`.
+
+    `heard`: whether it could be told; False where this machine has no multicast, which harms nothing else.
+    """
+
+    def __init__(self, node: LanNode, port: int, interfaces: Sequence[str] | None = None) -> None:
+        self._node, self._port, self._interfaces = node, port, interfaces
+        self._zone: AsyncZeroconf | None = None
+        self.heard = False
+
+    async def tell(self, hosts: Sequence[str]) -> None:
+        """Announce the node at `hosts`, in place of what was told before; what is no IP address is left out.
+
+        Anew from the sockets up, because those of before belong to the addresses of before.
+        """
+        await self.end()
+        addresses = [host for host in hosts if _is_address(host)]
+        self._zone = _open(self._interfaces) if addresses else None
+        if self._zone is None:
+            return
+        name = short_id(self._node.node)
+        info = AsyncServiceInfo(
+            SERVICE,
+            f"{name}.{SERVICE}",
+            port=self._port,
+            properties=txt_of(self._node),
+            parsed_addresses=addresses,
+            server=f"wanswarm-{name}.local.",
+        )
+        try:
+            await (await self._zone.async_register_service(info, allow_name_change=True))
+            self.heard = True
+        except Exception as error:  # zeroconf raises its own tree and OSError; a swarm works without it
+            log.info("not announced on the local network: %s", error)
+
+    async def end(self) -> None:
+        """Take it back."""
+        zone, self._zone, self.heard = self._zone, None, False
+        if zone is not None:
+            await zone.async_close()
+
+
 @contextlib.asynccontextmanager
 async def announce(
     node: LanNode, port: int, hosts: Sequence[str], interfaces: Sequence[str] | None = None
-) -> AsyncIterator[bool]:
+) -> AsyncIterator[Announcement]:
     """Announce `node` at `hosts` (IP addresses) and `port` while the context lasts.
 
-    Yields False where this machine has no multicast: then nothing is announced and nothing is wrong.
     `interfaces`: addresses of the interfaces to use, None for all.
     """
-    zone = _open(interfaces)
-    if zone is None:
-        yield False
-        return
-    name = f"{short_id(node.node)}.{SERVICE}"
-    info = AsyncServiceInfo(
-        SERVICE,
-        name,
-        port=port,
-        properties=txt_of(node),
-        parsed_addresses=list(hosts),
-        server=f"wanswarm-{short_id(node.node)}.local.",
-    )
+    announcement = Announcement(node, port, interfaces)
     try:
-        try:
-            await (await zone.async_register_service(info, allow_name_change=True))
-            announced = True
-        except Exception as error:  # zeroconf raises its own tree and OSError; a swarm works without it
-            log.info("not announced on the local network: %s", error)
-            announced = False
-        yield announced
+        await announcement.tell(hosts)
+        yield announcement
     finally:
-        await zone.async_close()
+        await announcement.end()
 
 
 async def find(seconds: float, *, enough: int = MAX_FOUND, interfaces: Sequence[str] | None = None) -> list[LanNode]:
@@ -134,6 +160,14 @@ async def find(seconds: float, *, enough: int = MAX_FOUND, interfaces: Sequence[
         await browser.async_cancel()
         await zone.async_close()
     return list(found.values())
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _keep(info: ServiceInfo, found: dict[NodeId, LanNode]) -> None:

@@ -232,9 +232,11 @@ def check_token(
             f"the invite expired {say_ago(now_wall - token.expires)} ago; ask a member for a new one: swarm invite"
         )
     if token.id in ledger.revoked:
-        raise InviteError("the invite was revoked; ask a member for a new one: swarm invite")
+        raise InviteError("the invite was revoked; ask a member for a new one: swarm invite (cause: revoked)")
     if membership.admission_untrusted(token.chain).void(ledger.revoked, now_wall):
-        raise InviteError("the invite was issued by a node that is no member any more; ask a member for a new one")
+        raise InviteError(
+            "the invite was issued by a node that is no member any more; ask a member for a new one (cause: revoked)"
+        )
     if token.once:
         if token.issuer != here:
             raise InviteError(

@@ -28,6 +28,10 @@ from swarm.net.strangers import Strangers
 log = logging.getLogger(__name__)
 
 
+FULL = "busy: that node has"
+"""How a refusal for want of room begins, at the other side as well."""
+
+
 class Connector(Protocol):
     """Ways to a node; `swarm.net.traversal.reach.Reach` knows more of them than dialling."""
 
@@ -277,7 +281,7 @@ class Switchboard:
         reason = "that node is leaving" if self._leaving else None
         present = self._peers.get(node)
         if reason is None and present is None and len(self._peers) - len(self._strangers) >= self.limits.peers:
-            reason = f"busy: that node has {self.limits.peers} peers already"
+            reason = f"{FULL} {self.limits.peers} peers already"
         if reason is not None:
             channel.bound(self.limits.for_strangers, STRANGER_READ_BYTES)
             channel.start()

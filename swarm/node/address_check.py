@@ -60,6 +60,20 @@ def _is_global(host: str) -> bool:
         return False
 
 
+def undialled(port: int, relayed: bool) -> str:
+    """What to say where no member can dial this machine. `relayed`: whether a member offers to relay."""
+    ways = f"forward the port and give --advertise HOST:{port}, or --map-port"
+    if relayed:
+        return (
+            f"no member can dial port {port} of this machine: they reach it through each other or a relay; {ways}, "
+            "for shorter ways"
+        )
+    return (
+        f"no member can dial port {port} of this machine, and none relays: another such machine may find no way to it; "
+        f"{ways}, or start a node that all can dial with --relay (cause: nat)"
+    )
+
+
 async def judge(gossip: Gossip, board: Switchboard, port: int, count: int = ASKED) -> list[DialVerdict]:
     """Ask up to `count` neighbours. Those that do not answer, or are met over a relay, say nothing."""
     verdicts = []
@@ -94,8 +108,7 @@ async def keep_judging(
         if not addresses and before:
             report(
                 Notice(
-                    f"no member can dial port {port} of this machine: they reach it through each other or a relay; "
-                    f"forward the port and give --advertise HOST:{port}, or --map-port, for shorter ways",
+                    undialled(port, any(view.record.relay for view in gossip.members() if view.standing == "up")),
                     "warning",
                 )
             )

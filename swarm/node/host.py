@@ -296,10 +296,12 @@ class Host:
         on = "the device" if len(devices) == 1 else f"any of {len(devices)} devices"
         beside = f" and {self.free(self.spare) / 1e9:.1f} GB beside" if self.spare is not None else ""
         if sum(laid) == count:
-            raise ModelError(f"not one layer fits {on}, with {free / 1e9:.1f} GB free{beside}; use --cpu")
+            raise ModelError(
+                f"not one layer fits {on}, with {free / 1e9:.1f} GB free{beside}; use --cpu (cause: memory)"
+            )
         raise ModelError(
             f"layers {layers[0]}-{layers[1] - 1} need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free{beside}; "
-            "take fewer with --layers A:B or --capacity LAYERS"
+            "take fewer with --layers A:B or --capacity LAYERS (cause: memory)"
         )
 
     def _no_room(self, manifest: Manifest, first: int, last: int, device: torch.device) -> ModelError:
@@ -321,6 +323,7 @@ class Host:
                 if fitting
                 else "; close other programs, or use --cpu"
             )
+            + " (cause: memory)"
         )
 
 

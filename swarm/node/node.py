@@ -17,15 +17,19 @@ from swarm.base.config import JoinConfig
 from swarm.base.errors import DeviceError, PeerError, RunError
 from swarm.base.events import Notice, Report
 from swarm.base.nodeid import id_text
+from swarm.base.owner import OwnerDesk
 from swarm.base.swarm_state import SwarmState
 from swarm.discovery.bootstrap_node import check_layers, enter_as_node
 from swarm.discovery.connect import MemberConnector
+from swarm.discovery.control import admit_command, control_port
 from swarm.discovery.introducers import MemberIntroducer
+from swarm.discovery.lan_admission import PairingDoor
 from swarm.discovery.rtt_probing import keep_scouting
 from swarm.discovery.state_dir import RememberedSwarm, locked, remember_invite
 from swarm.mesh.gossip import Gossip
-from swarm.mesh.lan import LanNode, announce
+from swarm.mesh.lan import Announcement, LanNode, announce
 from swarm.mesh.messages import HELLO
+from swarm.mesh.pairing import PAIR
 from swarm.mesh.record import MAX_ADDRESSES
 from swarm.mesh.status import mesh_status
 from swarm.model.device import choose_device, describe_all, usable_cores
@@ -45,8 +49,9 @@ from swarm.node.bandwidth import RateServer, measure_rates
 from swarm.node.benchmark_cache import ProbeCache
 from swarm.node.block_manager import BlockManager
 from swarm.node.host import Host, Hosting, settle_block
+from swarm.node.let_in import LetIn
 from swarm.node.member_log import keep_log
-from swarm.node.node_record import moved, node_record, notary_of, own_addresses, own_invite
+from swarm.node.node_record import moved, near_hosts, node_record, notary_of, own_addresses, own_invite
 from swarm.node.weights import learn_manifest
 from swarm.ring.witness_service import AUDIT, NotaryServer
 from swarm.serve.nodeview import node_view
@@ -84,13 +89,19 @@ class Ready:
         return asdict(self)
 
 
-async def serve_block(config: JoinConfig, ready: Callable[[Ready], None], report: Report, stop: asyncio.Event) -> int:
+async def serve_block(
+    config: JoinConfig,
+    ready: Callable[[Ready], None],
+    report: Report,
+    stop: asyncio.Event,
+    desk: OwnerDesk | None = None,
+) -> int:
     """Run a node until `stop` is set or a fatal finding. Returns the exit code. Raises SwarmError.
 
-    A serving node lets open runs end; one that still loads stops at once.
+    A serving node lets open runs end; one that still loads stops at once. `desk`: where its owner is asked.
     """
     with locked(config.member.state) as state:
-        life = _Life(config, state, stop, report)
+        life = _Life(config, state, stop, report, desk or OwnerDesk(report, admit_command(state)))
         node = asyncio.create_task(life.run(ready))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({node, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -110,8 +121,8 @@ async def serve_block(config: JoinConfig, ready: Callable[[Ready], None], report
 class _Life:
     """One life of a node, from the socket to the goodbye."""
 
-    def __init__(self, config: JoinConfig, state: Path, stop: asyncio.Event, report: Report) -> None:
-        self.config, self.state, self.stop, self.report = config, state, stop, report
+    def __init__(self, config: JoinConfig, state: Path, stop: asyncio.Event, report: Report, desk: OwnerDesk) -> None:
+        self.config, self.state, self.stop, self.report, self.desk = config, state, stop, report, desk
         gpus = (config.gpu,) if config.gpu is None or isinstance(config.gpu, int) else config.gpu
         self.device, *more = (choose_device(gpu) for gpu in gpus)
         self.dtype = common_dtype(config.dtype, [self.device, *more])
@@ -135,6 +146,7 @@ class _Life:
             more=tuple(more),
         )
         self.server: StageServer | None = None
+        self.announcement: Announcement | None = None
         self.fatal: str | None = None
         self.device_lost = False
 
@@ -142,16 +154,19 @@ class _Life:
         """Enter, load, serve, leave. Raises SwarmError."""
         config = self.config
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(control_port(self.state, self.desk))
             board = await stack.enter_async_context(
                 Switchboard(
                     self.identity,
                     proxy=config.member.http_proxy,
-                    open_kinds=(HELLO, AUDIT),  # anybody may hold a receipt and have it opened
+                    open_kinds=(HELLO, AUDIT, PAIR),  # anybody may hold a receipt and have it opened
                 )
             )
             listening = await board.listen(*config.listen)
             reachable = await self._addresses(stack, listening)
-            saved, manifest = await enter_as_node(config, self.state, self.identity, board, self.store, self.report)
+            saved, manifest = await enter_as_node(
+                config, self.state, self.identity, board, self.store, self.report, self.desk
+            )
             device, dtype = self.hardware.name, dtype_name(self.dtype)
             about = node_record(config, self.identity, reachable, saved.model, device, dtype)
             gossip = await stack.enter_async_context(
@@ -193,10 +208,15 @@ class _Life:
             if config.member.lan:
                 digest = bytes.fromhex(manifest.digest)
                 here = LanNode(saved.membership.swarm, self.identity.id, digest, saved.membership.open)
-                await stack.enter_async_context(
-                    announce(here, listening[1], [address[0] for address in reachable if address != config.relay_at])
+                self.announcement = await stack.enter_async_context(
+                    announce(here, listening[1], near_hosts(config, listening))
                 )
-            invite = own_invite(saved, self.identity, reachable, gossip).text()
+            made = own_invite(saved, self.identity, reachable, gossip)
+            if config.member.lan and not saved.membership.open:
+                let_in = LetIn(self.state, saved, made, self.report)
+                door = PairingDoor(board.id, gossip.membership, self.desk, board, let_in)
+                board.handle(PAIR, door.handle)
+            invite = made.text()
             remember_invite(self.state, invite)
             ready(
                 Ready(
@@ -264,6 +284,8 @@ class _Life:
             reachable, own = self._with_proxy([*mapped, *fresh]), fresh
             self.report(Notice(f"this machine has other addresses now: {', '.join(map(format_address, fresh))}"))
             tell(tuple(reachable))
+            if self.announcement is not None:
+                await self.announcement.tell(near_hosts(self.config, listening))
 
     async def _serve(
         self, stack: AsyncExitStack, board: Switchboard, gossip: Gossip, manifest: Manifest, hosting: Hosting

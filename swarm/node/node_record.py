@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -73,6 +74,11 @@ def own_addresses(config: JoinConfig, listening: Address) -> list[Address]:
     ]
     public = sorted((a for a in found if not a.startswith(("127.", "::1"))), key=lambda a: ":" in a)
     return [(address, port) for address in (public or ["127.0.0.1"])[:8]]
+
+
+def near_hosts(config: JoinConfig, listening: Address) -> list[str]:
+    """Where machines of the same network find this node: at its own addresses, whatever --advertise says to others."""
+    return [host for host, _ in own_addresses(replace(config, advertise=None), listening)]
 
 
 async def moved(read: Callable[[], list[Address]], before: list[Address], every_s: float = LOOK_S) -> list[Address]:

@@ -104,7 +104,7 @@ def choose_block(model: ModelShape, room: Room, members: Sequence[Member], rtts:
         raise UsageError(
             f"{least} of {model.name} with KV for {room.context_tokens} tokens needs {need / 1e9:.2f} GB, found "
             f"{max((room.memory_bytes, *room.more_bytes)) / 1e9:.2f} GB free; free memory, ask for fewer contexts or "
-            "use another device"
+            "use another device (cause: memory)"
         )
     capacity = throughput(seen, model.n_layers, usual)
     holes = gaps(capacity)

@@ -1,8 +1,9 @@
 """A bare node for the reach tests: connects to a public node and reaches others when told to on stdin.
 
     reach_node.py SEED LISTEN [HOME_ID HOME_ADDRESS]      without a home it is the public node, and relays
+    reach_node.py SEED LISTEN alone                       the public node, which does not relay
 
-Commands: `reach ID ADDRESS`, `drop`. Prints JSON lines.
+Commands: `reach ID ADDRESS [SECONDS]`, `drop`. Prints JSON lines.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ async def echo(peer: Peer, message: Message) -> Message:
 
 async def main(seed: str, listen: str, home: list[str]) -> None:
     identity = Identity.from_seed(int(seed).to_bytes(32, "big"))
+    relays = not home
+    home = home if home != ["alone"] else []
     app = web.Application()
     runner = web.AppRunner(app, handle_signals=False)
     async with Switchboard(identity, {"echo": echo}) as board:
         address = await board.listen(*parse_address_untrusted(listen))
-        Reach(board, addresses=[address], offers_relay=not home)
+        Reach(board, addresses=[address], offers_relay=relays)
         if not home:
             app.add_routes(Relay(board, [address]).routes())
             await runner.setup()
@@ -59,18 +62,18 @@ async def main(seed: str, listen: str, home: list[str]) -> None:
                         await peer.close("next")
                 say(f"dropped-{number}")
                 continue
-            await reach(board, number, line[1], line[2])
+            await reach(board, number, *line[1:])
     await runner.cleanup()
 
 
-async def reach(board: Switchboard, number: int, text: str, address: str) -> None:
+async def reach(board: Switchboard, number: int, text: str, address: str, seconds: str = "8") -> None:
     start = time.monotonic()
     try:
-        peer = await board.peer(parse_id_untrusted(text), [parse_address_untrusted(address)], timeout=8)
+        peer = await board.peer(parse_id_untrusted(text), [parse_address_untrusted(address)], timeout=float(seconds))
         await peer.call(Message("echo", {}, bytes(1000)), timeout=5)
-        seconds = time.monotonic() - start
+        took = time.monotonic() - start
         series = await peer.ping(5)
-        say(f"reached-{number}", edge=peer.edge, seconds=round(seconds, 3), rtt_ms=series.min_us / 1000)
+        say(f"reached-{number}", edge=peer.edge, seconds=round(took, 3), rtt_ms=series.min_us / 1000)
     except PeerError as exc:
         say(f"reached-{number}", edge="none", seconds=round(time.monotonic() - start, 3), why=str(exc))
 

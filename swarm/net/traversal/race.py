@@ -24,6 +24,8 @@ class Race:
         self._over_relay = over_relay
         self.node = node
         self._holder: str | None = None
+        self.reasons: list[str] = []
+        """Why ways came to nothing so far."""
 
     def claim(self, way: str) -> Callable[[], None]:
         """What `way` calls when it is about to finish. Raises PeerError then if another way was faster."""
@@ -41,7 +43,7 @@ class Race:
         Raises PeerError with each way's reason when none works.
         """
         tries = [partial(self._try, name, way) for name, way in ways.items()]
-        walked = asyncio.ensure_future(staggered(tries, 0.0, lambda done: None))
+        walked = asyncio.ensure_future(staggered(tries, 0.0, lambda done: None, reasons=self.reasons))
         arrival = asyncio.ensure_future(asyncio.shield(self._board.arrival(self.node)))
         both: set[asyncio.Future[Any]] = {walked, arrival}
         try:

@@ -61,6 +61,10 @@ class Introducer(Protocol):
         """Connect to nodes that may be connected to `node`. May raise SwarmError where that does not work."""
 
 
+SOONER_S = 0.25
+"""So much before the end of its time a search gives up, so that whoever waits as long hears why."""
+
+
 class Reach:
     """Puts itself in front of the switchboard's dialling, and serves the other side of it.
 
@@ -106,10 +110,11 @@ class Reach:
             ways["relay"] = self._relayed(race, mutual, time.monotonic() + self.limits.relay_after)
         self._board.inbound_edges[node] = "reverse"
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout - min(SOONER_S, timeout / 8)):
                 await race.run(ways)
         except TimeoutError as exc:
-            raise PeerError(f"node {short_id(node)} was not reached within {timeout:g} s") from exc
+            why = f" ({'; '.join(race.reasons)})" if race.reasons else ""
+            raise PeerError(f"node {short_id(node)} was not reached within {timeout:g} s{why}") from exc
         finally:
             # a dial back that is under way still counts as one
             asyncio.get_running_loop().call_later(self.limits.punch, self._board.inbound_edges.pop, node, None)
@@ -209,7 +214,9 @@ class Reach:
 
     async def _relayed(self, race: Race, mutual: asyncio.Task[list[tuple[Peer, bool]]], not_before: float) -> None:
         relays = [peer for peer, offers in await asyncio.shield(mutual) if offers]
-        reason: SwarmError = PeerError("no mutual peer offers to relay: start one that both can dial with --relay")
+        reason: SwarmError = PeerError(
+            "no mutual peer offers to relay: start one that both can dial with --relay (cause: nat)"
+        )
         farther = max((peer.rtt_ms or 0.0 for peer in relays), default=0.0) / 1000
         await asyncio.sleep(max(0.0, not_before + _ROUNDS * farther - time.monotonic()))
         for via in relays:

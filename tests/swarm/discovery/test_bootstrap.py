@@ -13,6 +13,7 @@ import pytest
 from swarm.base.config import JoinConfig, MemberConfig
 from swarm.base.errors import PeerError, UsageError
 from swarm.base.events import Event
+from swarm.base.owner import OwnerDesk
 from swarm.discovery.bootstrap import enter_as_guest, enter_by_invite
 from swarm.discovery.bootstrap_node import enter_as_node
 from swarm.discovery.state_dir import LAST_INVITE
@@ -80,17 +81,17 @@ async def test_a_swarm_that_is_heard_and_may_not_be_entered_stops_a_founder(
     member = MemberConfig(tmp_path, tmp_path / "models")
     said: list[Event] = []
     with pytest.raises(UsageError, match=r"127\.0\.0\.1.* 1 by invite only; .*swarm invite.*swarm join --found"):
-        await enter_as_node(JoinConfig(member), tmp_path, identity, board, store, said.append)
+        await enter_as_node(JoinConfig(member), tmp_path, identity, board, store, said.append, OwnerDesk())
     with pytest.raises(UsageError, match="swarm invite --guest"):
         await enter_as_guest(board, member, tmp_path, identity, said.append)
     model = tmp_path / "tiny"
     random_model(tiny_config("llama")).save_pretrained(model)
     founder = JoinConfig(member, model=str(model), found=True)
-    found, manifest = await enter_as_node(founder, tmp_path, identity, board, store, said.append)
+    found, manifest = await enter_as_node(founder, tmp_path, identity, board, store, said.append, OwnerDesk())
     assert manifest is not None and found.membership.swarm != closed.swarm
     heard.append(replace(closed, open=True, model=bytes(16), swarm=bytes(32)))  # open, and for another model
     with pytest.raises(UsageError, match="1 by invite only, 1 for another model"):
-        await enter_as_node(replace(founder, found=False), tmp_path, identity, board, store, said.append)
+        await enter_as_node(replace(founder, found=False), tmp_path, identity, board, store, said.append, OwnerDesk())
 
 
 async def test_a_guest_of_a_swarm_that_ends_with_it_leaves_the_one_used_last_alone(
@@ -120,8 +121,8 @@ async def test_a_member_that_reaches_nobody_waits_and_a_newcomer_is_told(field_:
     store = ModelStore(tmp_path / "models")
     said: list[Event] = []
     with pytest.raises(PeerError, match="ask for a newer invite"):
-        await enter_as_node(config, tmp_path, identity, board, store, said.append)
+        await enter_as_node(config, tmp_path, identity, board, store, said.append, OwnerDesk())
     save(tmp_path, saved)
-    found, manifest = await enter_as_node(config, tmp_path, identity, board, store, said.append)
+    found, manifest = await enter_as_node(config, tmp_path, identity, board, store, said.append, OwnerDesk())
     assert found.membership == saved.membership and manifest is None
     assert "waits for the others" in str(said[-1])

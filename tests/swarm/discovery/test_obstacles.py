@@ -112,6 +112,10 @@ async def test_who_is_not_reached_hears_the_cause(field_: Field) -> None:
     def leading(*addresses: tuple[str, int]) -> Invite:
         return replace(invite, members=((a.board.id, addresses),))
 
+    crowd = [(Identity.generate().id, tuple(("127.0.0.1", port) for port in (9, 10, 11))) for _ in range(40)]
+    with pytest.raises(PeerError, match=r"cause: advertise; .*swarm doctor --wan") as many:
+        await enter_by_invite(board, replace(invite, members=tuple(crowd)), "guest")
+    assert len(str(many.value)) < 500  # a line, however many members are gone
     with pytest.raises(PeerError, match=r"nobody.invalid leads nowhere .*cause: dns"):
         await enter_by_invite(board, leading(("nobody.invalid", 7700)), "guest")
     async with answering(PREAMBLE.pack(MAGIC, VERSION + 1)) as newer:

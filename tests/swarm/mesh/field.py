@@ -15,6 +15,7 @@ from swarm.mesh.hello import enter, invited
 from swarm.mesh.invite import make_invite, parse_invite_untrusted
 from swarm.mesh.membership import Membership
 from swarm.mesh.messages import HELLO
+from swarm.mesh.pairing import PAIR
 from swarm.mesh.record import NOWHERE, NodeRecord
 from swarm.mesh.saved import Saved
 from swarm.net.identity import Identity
@@ -64,7 +65,7 @@ class Field:
         self.nodes: list[Node] = []
 
     async def board(self, identity: Identity) -> tuple[Switchboard, Address]:
-        board = await self.stack.enter_async_context(Switchboard(identity, open_kinds=(HELLO,)))
+        board = await self.stack.enter_async_context(Switchboard(identity, open_kinds=(HELLO, PAIR)))
         return board, await board.listen("127.0.0.1", 0)
 
     async def first(self, open_swarm: bool = False, time: TimeSource | None = None) -> Node:

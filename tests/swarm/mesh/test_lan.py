@@ -64,12 +64,17 @@ def test_garbage_is_refused_with_one_error_type(
 async def test_a_node_is_found_where_there_is_multicast() -> None:
     loopback = ["127.0.0.1"]
     async with announce(NODE, 4567, loopback, loopback) as announced:
-        if not announced:
+        if not announced.heard:
             pytest.skip("no multicast on this machine")
         found = await find(10.0, enough=1, interfaces=loopback)
-    if not found:
-        pytest.skip("multicast does not come back on this machine")
-    assert found == [LanNode(MEMBERSHIP.swarm, ANN.id, MODEL, True, (("127.0.0.1", 4567),))]
+        if not found:
+            pytest.skip("multicast does not come back on this machine")
+        assert found == [LanNode(MEMBERSHIP.swarm, ANN.id, MODEL, True, (("127.0.0.1", 4567),))]
+        await announced.tell(["127.0.0.2", "a.example.org"])  # the machine moved; a name is no address
+        moved = await find(10.0, enough=1, interfaces=loopback)
+        assert [node.addresses for node in moved] == [(("127.0.0.2", 4567),)]
+        await announced.tell(["a.example.org"])
+        assert not announced.heard
 
 
 async def test_without_multicast_nothing_is_found_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,5 +83,5 @@ async def test_without_multicast_nothing_is_found_and_nothing_fails(monkeypatch:
 
     monkeypatch.setattr("swarm.mesh.lan.AsyncZeroconf", refuse)
     async with announce(NODE, 4567, ["127.0.0.1"]) as announced:
-        assert announced is False
+        assert announced.heard is False
     assert await find(0.1) == []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +19,7 @@ from swarm.base.config import JoinConfig, MemberConfig
 from swarm.base.events import Event
 from swarm.net.traversal.reach import Reach
 from swarm.node.address_check import DialVerdict, judge, keep_judging, told
-from swarm.node.node_record import moved, own_addresses
+from swarm.node.node_record import moved, near_hosts, own_addresses
 from tests.swarm.mesh.field import Field, Node, invite_of, until
 
 LAN, WAN, BRIDGE = ("192.168.1.5", 7000), ("198.51.100.7", 7000), ("172.17.0.1", 7000)
@@ -111,7 +113,16 @@ async def test_a_port_that_nobody_can_dial_is_not_told(pair: tuple[Node, Node]) 
         silent.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         port = silent.getsockname()[1]
         addresses, said = await settled(b, [("127.0.0.1", port)])
+    assert "(cause: nat)" in str(said[0])
     assert addresses == () and len(said) == 1 and f"no member can dial port {port}" in str(said[0])
     b.gossip.publish(addresses=addresses)
     await until(lambda: a.gossip.member(b.board.id).record.addresses == (), a)
     await a.gossip.link(b.board.id)  # it is a peer all the same
+
+
+def test_machines_of_the_same_network_are_told_where_this_one_listens_and_no_name() -> None:
+    member = MemberConfig(Path("/nowhere"), Path("/nowhere"))
+    far = JoinConfig(member, advertise=("node.example.org", 7700))
+    hosts = near_hosts(far, ("0.0.0.0", 7000))
+    assert hosts and all(ipaddress.ip_address(host) for host in hosts)
+    assert near_hosts(far, ("192.0.2.7", 7000)) == ["192.0.2.7"]

@@ -81,7 +81,7 @@ def test_a_block_always_fits_and_is_as_long_as_can_be(
 
 
 def test_one_layer_that_does_not_fit_is_said_with_numbers() -> None:
-    with pytest.raises(UsageError, match=r"needs 1\.00 GB, found 0\.50 GB free"):
+    with pytest.raises(UsageError, match=r"needs 1\.00 GB, found 0\.50 GB free.*\(cause: memory\)"):
         choose_block(shape(4, each=10**9), Room("me", 5 * 10**8), [])
 
 

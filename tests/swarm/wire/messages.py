@@ -13,6 +13,19 @@ from swarm.mesh.hello import Hello, answer_hello, hello_message
 from swarm.mesh.invite import Invite
 from swarm.mesh.membership import FOUNDER_PROOF, InviteToken, Ledger, Membership, Revocation, swarm_id
 from swarm.mesh.messages import delta_message, digest_message, names_message, sign_suspicion
+from swarm.mesh.pairing import (
+    ANSWERS,
+    PAIR,
+    STEPS,
+    Admitted,
+    AskIn,
+    Committed,
+    Share,
+    Shown,
+    Wait,
+    Waiting,
+    commitment,
+)
 from swarm.mesh.record import NodeRecord, sign_record
 from swarm.mesh.table import Held
 from swarm.mesh.weights import (
@@ -250,6 +263,15 @@ MESSAGES: dict[str, Callable[[], bytes]] = {
     "delta": lambda: flat(delta()),
     "hints": lambda: flat(names_message("mesh.hints", [(1, 2), (3, 2**64 - 1)], [(1, 2, 3)])),
     "want": lambda: flat(names_message("mesh.want", [1, 2], [(1, 2, 3)])),
+    "pairing, asked": lambda: flat(Message(PAIR, STEPS.header(AskIn(MEMBERSHIP.swarm, "node")))),
+    "pairing, shared": lambda: flat(Message(PAIR, STEPS.header(Share(bytes(range(32)))))),
+    "pairing, waits": lambda: flat(Message(PAIR, STEPS.header(Wait(MEMBERSHIP.swarm)))),
+    "pairing, committed": lambda: flat(
+        Message(PAIR, ANSWERS.header(Committed(commitment(MEMBERSHIP.swarm, ANN.id, BOB.id, bytes(range(32))))))
+    ),
+    "pairing, shown": lambda: flat(Message(PAIR, ANSWERS.header(Shown(bytes(32), 120.0, True)))),
+    "pairing, waiting": lambda: flat(Message(PAIR, ANSWERS.header(Waiting(1.5)))),
+    "pairing, admitted": lambda: flat(Message(PAIR, ANSWERS.header(Admitted(token(True))))),
     "digest": lambda: flat(digest_message(bytes(range(256)) * 8)),
     "weights.have": lambda: flat(Message(HAVE, HAVE_REQUEST.header(HaveRequest(("ab" * 32, "cd" * 32))))),
     "weights.have, answered": lambda: flat(Message(HAVE, HAVE_ANSWER.header(HaveAnswer((-1, 2**40))))),
