@@ -258,7 +258,8 @@ class JoinConfig:
     disclose: bool = option(False, "show GPU UUIDs and addresses in receipts, not only their salted digests")
     overflow_bytes: int | None = option(
         None,
-        "with --gpu: layers that it has no room for are computed by the CPU, from main memory (GB of it at most)",
+        "with --gpu: layers that it has no room for, or runs out of memory for, are computed by the CPU, from main "
+        "memory (GB of it at most)",
         "GB",
         name="--overflow",
         read=Number(float, 0.001, MOST_OVERFLOW_GB, "gigabytes", scale=10**9),

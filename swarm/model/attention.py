@@ -198,6 +198,15 @@ class Attending:
         self.turns[layer] = turn + 1
         return turn
 
+    def alone_in(self, layer: int) -> list[tuple[Sight, int]] | None:
+        """What `orders` has, where attention of a layer is no more than that: one call over its own keys and values,
+        with nothing beside them, outside a trial, and no two jobs of one session."""
+        usual = self.trial is None and self.reads.get(layer, layer) == layer and self.asked.get(layer, 1) == 1
+        if not usual or layer in self.beside or (orders := self.orders()) is None:
+            return None
+        apart = len(orders[1]) == 1 or len({id(order.kv) for order, _ in orders[1]}) == len(orders[1])
+        return orders[1] if apart else None
+
     def orders(self) -> tuple[Library, list[tuple[Sight, int]]] | None:
         """The kernels that attend in order, and what they want of each job; None where one of them is not for them."""
         found = [(job.order, job.start) for job in self.jobs if isinstance(job, JobPlan) and job.order is not None]

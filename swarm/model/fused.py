@@ -1,9 +1,10 @@
-"""Decoder layers over packed weights in two calls: what stands before attention, and what stands behind it.
+"""Decoder layers over packed weights in one call, or in two: what stands before attention, and what stands behind it.
 
 A pass of one row through SmolLM2's layers spent 5 ms multiplying and 10 ms in Python between the products. For classes
-that are built like Llama's decoder layer all of it but attention is done by the compiled kernels: norm, products,
-rotation; output, sum, norm, gated products, sum. Rounding follows transformers' step by step, so results differ by what
-the order of a norm's sum and the last place of an exponential do.
+that are built like Llama's decoder layer all of it is done by the compiled kernels: norm, products, rotation;
+attention; output, sum, norm, gated products, sum. Rounding follows transformers' step by step, so results differ by
+what the order of a norm's sum and the last place of an exponential do. Attention that is not the kernels' is asked for
+between two calls, for the same bits.
 
 Which classes these are is listed; whether a layer of one really computes the same is tried when a block is loaded
 (`settle`), and where it does not, and wherever a call is of another kind, transformers' own code runs.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from torch import nn
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from swarm.model.attention import NAME, Attending
+from swarm.model.inorder import MOST_QUERIES, call_words
+from swarm.model.latent import latent_of
 from swarm.model.quant.matrix import PackedMatrix
 from swarm.model.quant.modules import PackedLinear
 from swarm.model.quant.native import Library
@@ -51,6 +55,9 @@ class FusedLayer:
         self._dim = int(layer.self_attn.head_dim)
         self._width, self._kv_width = self._linears[0].out_features, self._linears[1].out_features
         self._words: bytes | None = None
+        self._call = call_words(float(self._attention.scaling))
+        self._attending: Attending | None = None
+        self._number = -1
         self._window = getattr(layer.self_attn, "sliding_window", None)
         if type(layer).__name__ == "MistralDecoderLayer":
             self._window = getattr(layer.self_attn.config, "sliding_window", None)
@@ -78,9 +85,14 @@ class FusedLayer:
             )
         assert position_embeddings is not None
         if self._words is None:
-            self._words = self._describe()
+            self._words, self._attending = self._describe(), self._find_attending()
         x, rows = hidden_states.contiguous(), hidden_states.shape[1]
         cos, sin = (table.contiguous() for table in position_embeddings)
+        if (jobs := self._jobs(rows, others)) is not None:
+            out = torch.empty_like(x)
+            words = b"".join(jobs)
+            self._lib.layer_whole(self._words, x, rows, cos, sin, self._call, words, len(jobs), out)
+            return out
         query, key, value = (x.new_empty(1, rows, width) for width in (self._width, self._kv_width, self._kv_width))
         self._lib.layer_before(self._words, x, rows, cos, sin, query, key, value)
         split = (1, rows, -1, self._dim)
@@ -98,6 +110,28 @@ class FusedLayer:
         out = torch.empty_like(x)
         self._lib.layer_after(self._words, x, seen.reshape(rows, self._width).contiguous(), rows, out)
         return out
+
+    def _jobs(self, rows: int, others: Mapping[str, Any]) -> list[bytes] | None:
+        """What the kernels are told of the jobs at hand, where attention is theirs altogether."""
+        state = self._attending
+        if state is None or (orders := state.alone_in(self._number)) is None:
+            return None
+        known = all(item is None or isinstance(item, bool) for item in others.values())
+        if not known or sum(len(order.rows) for order, _ in orders) != rows:
+            return None  # `attend` says what is wrong
+        span = state.spans.get(self._number, self._window)
+        return [order.words(self._number, span, start) for order, start in orders]
+
+    def _find_attending(self) -> Attending | None:
+        """What this layer's attention asks, where that is the kernels' attention with nothing besides."""
+        module = self._attention
+        state, number = getattr(module, "swarm_attending", None), getattr(module, "swarm_layer", None)
+        if not isinstance(state, Attending) or not isinstance(number, int) or hasattr(module, "swarm_warmth"):
+            return None
+        groups = self._width // self._kv_width
+        usual = module.config._attn_implementation == NAME and groups <= MOST_QUERIES and latent_of(module) is None
+        self._number = number
+        return state if usual else None
 
     def _fits(self, x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor] | None) -> bool:
         weight = self._norms[0].weight

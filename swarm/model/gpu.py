@@ -156,15 +156,22 @@ class TorchMps:
         return staged.to(device)
 
 
+_FULL = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Invalid buffer size",
+)
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, which passes. cuBLAS, cuDNN and mps say it in words of their own."""
-    if isinstance(error, torch.OutOfMemoryError):
+    """Whether an error says that memory ran out, which passes. cuBLAS, cuDNN, mps and main memory say it in words of
+    their own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        word in text
-        for word in ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "Invalid buffer size")
-    )
+    return isinstance(error, RuntimeError) and any(word in text for word in _FULL)
 
 
 def first_line(error: BaseException) -> str:

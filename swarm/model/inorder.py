@@ -82,6 +82,11 @@ class Sight:
         )
 
 
+def call_words(scale: float) -> bytes:
+    """The kernels' struct AttendCall for a call that knows the rest itself (`Library.layer_whole`)."""
+    return _CALL.pack(*[0] * 15, scale, 0.0, 0.0, 0.0)
+
+
 def fits(query: torch.Tensor, key: torch.Tensor) -> bool:
     """Whether the kernels take these heads: [1, heads, T, dim], bfloat16 or float32 on the CPU."""
     groups, odd = divmod(query.shape[1], key.shape[1])

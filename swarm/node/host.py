@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -109,13 +109,15 @@ class Host:
         """The model's sizes as this node would hold it."""
         return model_shape(manifest, self.dtype, self.weights)
 
-    def room(self, manifest: Manifest) -> Room:
-        """What this node can give now."""
+    def room(self, manifest: Manifest, most: Mapping[torch.device, int] | None = None) -> Room:
+        """What this node can give now. most: bytes of devices of which less is to be taken than is free."""
+        most = most or {}
         spare = 0
         if self.spare is not None:
             spare = min(self.config.overflow_bytes or 1 << 62, int(self.free(self.spare) * MEMORY_SHARE))
         devices = self.devices(manifest)
-        memory, *others = (int(self.free(device) * MEMORY_SHARE) for device in devices)
+        bytes_of = [min(int(self.free(device) * MEMORY_SHARE), most.get(device, 1 << 62)) for device in devices]
+        memory, *others = bytes_of
         return Room(
             id_text(self.node),
             memory_bytes=memory,
@@ -136,12 +138,8 @@ class Host:
         checkpoint = self.store.open(ref, layers, self.report)
         manifest = checkpoint.manifest
         manifest.check_cut(*layers)
-        laid = self._laid(manifest, layers)
         torch.set_num_threads(self.threads)
-        name, parts, first = self._named(laid), [], layers[0]
-        for device, count in laid:
-            parts.append(self._load_part(checkpoint, first, first + count, device, layers))
-            first += count
+        laid, name, parts = self._load_parts(checkpoint, layers)
         # After what may fail: it begins a process, which whoever gets the `Hosting` ends.
         compiler = self._compiler(ref, checkpoint) if layers[1] == manifest.n_layers else None
         block, pool = joined([(part.block, part.pool) for part in parts])
@@ -159,6 +157,62 @@ class Host:
             return Hosting(hosted, checkpoint, StageLimits(), speed_us(speed))
         beside = speed_us(parts[-1].speed)
         return Hosting(hosted, checkpoint, StageLimits(), speed_us(speed), overflow, beside)
+
+    def _load_parts(
+        self, checkpoint: FileCheckpoint, layers: tuple[int, int]
+    ) -> tuple[list[tuple[torch.device, int]], str, list[_Part]]:
+        """The layers on their devices: which has how many, the devices in words, and what they hold.
+
+        Where memory runs out though it was thought to be there, and layers may go elsewhere, they are laid again with
+        fewer on that device, until they are loaded or do not fit. Raises ModelError then.
+        """
+        most: dict[torch.device, int] = {}
+        elsewhere = bool(self.more) or self.spare is not None
+        while True:
+            laid = self._laid(checkpoint.manifest, layers, most)
+            name, parts, first = self._named(laid), [], layers[0]
+            for device, count in laid:
+                part = self._try_part(checkpoint, first, first + count, device, layers)
+                if isinstance(part, ModelError):
+                    if not elsewhere or device is self.spare:
+                        raise part
+                    fewer = count - max(1, count // 8)
+                    most[device] = self._bytes(checkpoint.manifest, first, first + fewer)
+                    self.report(
+                        Notice(
+                            f"memory of {device} ({describe(device).name}) ran out with {count} layers: "
+                            + (f"{fewer} are tried there, the others elsewhere" if fewer else "none go there")
+                        )
+                    )
+                    break
+                parts.append(part)
+                first += count
+            else:
+                return laid, name, parts
+            parts.clear()  # what was loaded makes room for what is laid otherwise
+            tidy(*(device for device, _ in laid))
+
+    def _try_part(
+        self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device, whole: tuple[int, int]
+    ) -> _Part | ModelError:
+        """Layers on a device, or what to say where its memory ran out."""
+        try:
+            return self._load_part(checkpoint, first, last, device, whole)
+        except (RuntimeError, MemoryError) as error:  # ends here: its traceback holds what was loaded
+            if not out_of_memory(error):
+                raise
+            reason = error.with_traceback(None)
+        full = self._no_room(checkpoint.manifest, first, last, device)
+        full.__cause__ = reason
+        return full
+
+    def _bytes(self, manifest: Manifest, first: int, last: int) -> int:
+        """What planning counts for layers [first, last) on a device, with the memory of their sessions."""
+        if first == last:
+            return 0
+        shape, context = self.shape(manifest), min(PLANNED_CONTEXT, manifest.context)
+        sessions = sum(shape.session_bytes(a, b, context) for a, b in shape.parts(first, last))
+        return shape.every_bytes + sum(shape.layer_bytes[first:last]) + shape.end_bytes(first, last) + sessions
 
     def _named(self, laid: Sequence[tuple[torch.device, int]]) -> str:
         """The devices that a block lies on in words; says what lies where if they are several."""
@@ -209,12 +263,7 @@ class Host:
         def load(source: Checkpoint, a: int, b: int, report: Report) -> Block:
             return graphed(load_block(source, a, b, device, self.dtype, report, weights=weights), report)
 
-        try:
-            block = load(checkpoint, first, last, self.report)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise self._no_room(checkpoint.manifest, first, last, device) from error
+        block = load(checkpoint, first, last, self.report)
         kernels = self._fingerprint(checkpoint, device, lambda source, a, b: load(source, a, b, silent))
         budget = min(MOST_KV, int(self.free(device) * KV_SHARE))
         if self.config.kv_bytes is not None:
@@ -280,8 +329,11 @@ class Host:
         room = replace(self.room(manifest), max_layers=layers[1] - layers[0])
         return fit(self.shape(manifest), room, layers[0])
 
-    def _laid(self, manifest: Manifest, layers: tuple[int, int]) -> list[tuple[torch.device, int]]:
-        """The devices that take layers, in order, and how many each. Raises ModelError when they do not all fit."""
+    def _laid(
+        self, manifest: Manifest, layers: tuple[int, int], most: Mapping[torch.device, int]
+    ) -> list[tuple[torch.device, int]]:
+        """The devices that take layers, in order, and how many each; most: as for `room`. Raises ModelError when they
+        do not all fit."""
         shape, count = self.shape(manifest), layers[1] - layers[0]
         devices = self.devices(manifest)
         need = sum(shape.layer_bytes[layers[0] : layers[1]]) + shape.end_bytes(*layers)
@@ -289,7 +341,7 @@ class Host:
         if len(devices) == 1 and self.spare is None and need <= free:
             return [(devices[0], count)]
         several = len(devices) > 1 or self.spare is not None
-        laid = lay(shape, replace(self.room(manifest), max_layers=count), layers[0]) if several else (0, 0)
+        laid = lay(shape, replace(self.room(manifest, most), max_layers=count), layers[0]) if several else (0, 0)
         if sum(laid) == count and laid[-1] < count:
             every = devices if self.spare is None else [*devices, self.spare]
             return [(device, taken) for device, taken in zip(every, laid, strict=False) if taken]

@@ -13,10 +13,14 @@ from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 
 from swarm.model.fused import FusedLayer, fuse, fused_of, settle
+from swarm.model.job import Job
 from swarm.model.packing import put_in
 from swarm.model.quant.formats import find_format
 from swarm.model.quant.matrix import hold
-from swarm.model.quant.native import ISAS, library
+from swarm.model.quant.native import ISAS, Library, library
+from swarm.model.rows import no_commits
+from tests.swarm.model.exact_rows import LAYERS, LAYOUT, Session, block_of, forward, random_text
+from tests.swarm.model.tiny import certain, drafted
 
 NAME = "test_seen"
 SIZES: dict[str, Any] = dict(
@@ -164,3 +168,37 @@ def test_large_gates_and_numbers_that_are_not_finite_come_through() -> None:
     out = run(model, 0, x)
     assert torch.isfinite(out[0, 0]).all() and torch.isnan(out[0, 1]).all()
     assert np.isfinite(out[0, 0].numpy()).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_layer_in_one_call_has_the_bits_of_a_layer_in_two(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that share a forward, drafts on paths of their own, windows; and one session twice, which takes two."""
+    block, text = block_of(family, "Q8_0"), random_text(2, 90)
+    whole, calls = Library.layer_whole, []
+
+    def counted(*given: Any) -> None:
+        calls.append(given)
+        whole(*given)
+
+    monkeypatch.setattr(Library, "layer_whole", counted)
+    frames = [
+        ([certain(text[:80], 0, LAYOUT), certain(text[5:40], 0, LAYOUT)], [no_commits(), no_commits()]),
+        ([drafted(text[80:84], [-1, 0, 0, 1], [30, 3, 17, 9], 80, LAYOUT), certain(text[40:41], 35, LAYOUT)],
+         [no_commits(), no_commits()]),
+    ]  # fmt: skip
+    found: list[list[torch.Tensor]] = []
+    for _ in range(2):
+        sessions = [Session.open(block, []) for _ in range(2)]
+        found.append([rows for frame in frames for one in forward(sessions, *frame) for rows in one])
+        monkeypatch.setattr(FusedLayer, "_jobs", lambda *given: None)
+    assert len(calls) == 2 * LAYERS
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    monkeypatch.undo()
+    monkeypatch.setattr(Library, "layer_whole", counted)
+    calls.clear()
+    (kv,) = Session.open(block, []).kvs
+    parts = [Job(kv, no_commits(), certain(text[a:b], a, LAYOUT), None) for a, b in ((0, 30), (30, 80))]
+    for job in parts:
+        job.rows.want[:] = True
+    logits = block.forward(parts)
+    assert not calls and torch.equal(torch.cat(logits)[-1], found[0][0][-1])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +13,9 @@ import torch
 import swarm.node.host
 from swarm.base.config import JoinConfig, MemberConfig, parse_gpus
 from swarm.base.errors import ModelError, UsageError
-from swarm.base.events import silent
+from swarm.base.events import Notice, silent
 from swarm.discovery.model_shape import model_shape
-from swarm.model.block import Job
+from swarm.model.block import Block, Job
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.overflow import SplitBlock
@@ -112,7 +115,7 @@ def test_a_device_whose_memory_runs_out_while_loading_says_what_fits(
 ) -> None:
     """Another program was quicker: what was free when it was planned is not when the layers go to the device."""
     host = host_of(tmp_path, 1 << 30, spare=False)
-    monkeypatch.setattr(Host, "_laid", lambda self, manifest, layers: [(FAST, layers[1] - layers[0])])
+    monkeypatch.setattr(Host, "_laid", lambda self, manifest, layers, most: [(FAST, layers[1] - layers[0])])
     monkeypatch.setattr(type(host), "free", lambda self, device: left)
 
     def full(*args: object, **more: object) -> object:
@@ -120,6 +123,56 @@ def test_a_device_whose_memory_runs_out_while_loading_says_what_fits(
 
     monkeypatch.setattr(swarm.node.host, "load_block", full)
     with pytest.raises(ModelError, match=says):
+        host.load(str(tiny_folder), (0, 6))
+
+
+@pytest.mark.parametrize(("room", "takes"), [(2, (2, 4)), (5, (5, 1)), (0, None)])
+def test_where_memory_runs_out_fewer_layers_go_there_and_the_others_beside(
+    tiny_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
+    takes: tuple[int, int] | None,
+) -> None:
+    """The device says that six layers fit, and has memory for `room` of them."""
+    load, said = swarm.node.host.load_block, list[object]()
+    host = replace(host_of(tmp_path, 1 << 30), report=said.append)
+
+    def full(checkpoint: Any, first: int, last: int, device: torch.device, *others: Any, **more: Any) -> Block:
+        if device is FAST and last - first > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return load(checkpoint, first, last, device, *others, **more)
+
+    monkeypatch.setattr(swarm.node.host, "load_block", full)
+    monkeypatch.setattr(Host, "_fingerprint", lambda *given: "")
+    if takes is None:
+        with pytest.raises(ModelError, match="not one layer fits the device"):
+            host.load(str(tiny_folder), (0, 6))
+        return
+    hosting = host.load(str(tiny_folder), (0, 6))
+    split = hosting.hosted.block
+    assert isinstance(split, SplitBlock) and (split.front.last, 6 - split.back.first) == takes
+    assert hosting.overflow == takes[1]
+    notices = [str(event.text) for event in said if isinstance(event, Notice)]
+    assert any("ran out with 6 layers: 5 are tried there, the others elsewhere" in line for line in notices)
+    assert any(line.startswith(f"6 layers: {takes[0]} on cpu") for line in notices)
+
+
+def test_memory_that_runs_out_beside_is_told(
+    tiny_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fits = bytes_of(host_of(tmp_path, 0), tiny_folder, 4)
+    host, load = host_of(tmp_path, fits), swarm.node.host.load_block
+
+    def full(checkpoint: Any, first: int, last: int, device: torch.device, *others: Any, **more: Any) -> Block:
+        if device is BESIDE:
+            torch.empty(1 << 60)  # what torch says of main memory
+        return load(checkpoint, first, last, device, *others, **more)
+
+    monkeypatch.setattr(swarm.node.host, "load_block", full)
+    with pytest.raises(ModelError, match="memory ran out while layers 4-5 were loaded"):
         host.load(str(tiny_folder), (0, 6))
 
 
@@ -171,6 +224,33 @@ def several(
         config, ModelStore(tmp_path / "models"), b"n" * 32, FAST, torch.float32, 1, silent, kept,
         BESIDE if spare else None, more=(SECOND,),
     )  # fmt: skip
+
+
+def test_what_a_second_device_has_no_memory_for_goes_on_and_the_first_begins_anew(
+    tiny_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was loaded before is gone when it is loaded again."""
+    one, load = host_of(tmp_path, 1 << 30), swarm.node.host.load_block
+    three, two = bytes_of(one, tiny_folder, 3), bytes_of(one, tiny_folder, 2)
+    host = several(tmp_path, {FAST: three, SECOND: two, BESIDE: 1 << 30}, spare=True)
+    alive: list[weakref.ref[Block]] = []
+
+    def full(checkpoint: Any, first: int, last: int, device: torch.device, *others: Any, **more: Any) -> Block:
+        if device is SECOND and last - first > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if device is FAST:
+            assert not any(ref() is not None for ref in alive), "an earlier try is still in memory"
+        block: Block = load(checkpoint, first, last, device, *others, **more)
+        alive.append(weakref.ref(block))
+        return block
+
+    monkeypatch.setattr(swarm.node.host, "load_block", full)
+    monkeypatch.setattr(Host, "_fingerprint", lambda *given: "")
+    whole = host.load(str(tiny_folder), (0, 6)).hosted.block
+    assert isinstance(whole, SplitBlock) and isinstance(whole.back, SplitBlock)
+    assert (whole.front.last, whole.back.front.last, whole.back.last) == (3, 4, 6)
 
 
 def test_layers_are_laid_over_all_devices(tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811

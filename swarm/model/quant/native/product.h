@@ -9,9 +9,21 @@
 namespace ISA {
 using namespace layout;
 
-// Bytes. A panel is read from two places, so every line of it is asked for by its place in the whole panel, and far
-// enough ahead to reach the next ones: all of what memory gives (Zen 4: 24 of 25 GB/s; 13 where lines were left out).
-constexpr int AHEAD = 16384;
+// Bytes of codes. A panel is read from two places, codes and scales, and what both need is asked for a step at a time, so
+// many steps ahead, in the order of use. (Zen 4, one row: 25 of the 25 GB/s that memory gives, from 8 KiB on. Lines asked
+// for in the order in which they lie, scales behind all codes, came too late in long panels: 22. Where lines were left out:
+// 13. Into the first cache instead of the second: 14 to 25.)
+constexpr int AHEAD = 12288;
+
+// Asks for what block b of a panel needs, b counting on into the panels behind it.
+template <class T>
+TARGET static inline __attribute__((always_inline)) void fetch_block(const uint8_t *codes, const uint8_t *scale, int64_t b, int64_t blocks, int64_t panel) {
+    while (b >= blocks) b -= blocks, codes += panel, scale += panel;
+    for (int line = 0; line < T::code_bytes; line += 64) fetch(codes + b * T::code_bytes + line);
+    if (b % (64 / T::scale_bytes) == 0) fetch(scale + T::at(b));
+    if constexpr (T::super)
+        if (b % 8 == 0) fetch(scale + T::head(b));
+}
 
 // x: float32, or bfloat16 as its 16 bits. Loops of fixed length without branches, which compilers make vectors of.
 TARGET static inline void take(const float *x, float *v) { std::memcpy(v, x, 32 * sizeof(float)); }
@@ -126,8 +138,8 @@ TARGET static __attribute__((noinline)) void panel(const uint8_t *codes, const u
     for (int r = 0; r < R; r++) total[r] = spread(0.0f);
     if constexpr (T::scale == E4M3) d = times(floats_at(reinterpret_cast<const float *>(scale)), spread(256.0f));
     int64_t blocks = columns / 32;
-    constexpr int stride = T::code_bytes + T::scale_bytes + T::head_bytes / 8;
-    const uint8_t *ahead = codes + AHEAD;
+    constexpr int64_t ahead = AHEAD / T::code_bytes;
+    const int64_t size = int64_t(T::panel(columns));
     for (int64_t b = 0; b < blocks; b++) {
         if constexpr (T::super) {
             if (b % 8 == 0) {
@@ -136,8 +148,7 @@ TARGET static __attribute__((noinline)) void panel(const uint8_t *codes, const u
             }
         }
         const uint8_t *block = codes + b * T::code_bytes, *s = scale + T::at(b);
-        for (int line = 0; line < stride; line += 64) fetch(ahead + line);
-        ahead += stride;
+        fetch_block<T>(codes, scale, b + ahead, blocks, size);
         const int8_t *x[R];
         for (int r = 0; r < R; r++) x[r] = rows[r].q + b * 32;
         // Few rows wait for each other's sums: two half as long chains for them (integers, so the order is free).
@@ -155,6 +166,8 @@ TARGET static __attribute__((noinline)) void panel(const uint8_t *codes, const u
     }
     for (int r = 0; r < R; r++) out[r] = total[r];
 }
+
+constexpr int FLOATS_AHEAD = 2048;  // bytes of a panel of FP8
 
 // The same for FP8: rows as they are, one chain of fused multiply-adds in the order of the columns over weights in float32:
 // the bits of dense.h's product with the unpacked matrix. P panels, `size` bytes apart, are gone through together: a chain
@@ -175,7 +188,7 @@ TARGET static __attribute__((noinline)) void float_panels(const uint8_t *codes, 
             }
         const uint8_t *block = codes + b * T::code_bytes;
         for (int p = 0; p < P; p++)
-            for (int line = 0; line < T::code_bytes; line += 64) fetch(block + p * size + AHEAD / 8 + line);
+            for (int line = 0; line < T::code_bytes; line += 64) fetch(block + p * size + FLOATS_AHEAD + line);
         for (int c = 0; c < 32; c++) {
             Floats w[P];
             for (int p = 0; p < P; p++) w[p] = times(small_floats<e5m2>(block + p * size + 16 * c), s[p]);
