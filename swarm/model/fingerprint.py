@@ -147,7 +147,9 @@ class SeededCheckpoint:
         shape = entry.shape
         count = int(np.prod(shape))
         if entry.format.startswith("I"):  # numbers of experts by token: of as many as a token has, each once
-            return sum(torch.arange(size).view(-1, *[1] * behind) for behind, size in enumerate(shape[::-1])) % shape[-1]
+            return (
+                sum(torch.arange(size).view(-1, *[1] * behind) for behind, size in enumerate(shape[::-1])) % shape[-1]
+            )
         start = self._start(name)
         if len(shape) < 2:
             return (1.0 + 0.125 * _laid(self._numbers, start, count)).reshape(shape).to(dtype)
