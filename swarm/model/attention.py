@@ -8,8 +8,10 @@ plan of the forward under way: no global, nothing threaded through models' keywo
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from swarm.base.errors import ModelError
-from swarm.model.inorder import Sight, attend_in_order, fits
+from swarm.model.inorder import Asked, Sight, attend_in_order, attend_latent_in_order, fits
 from swarm.model.kvcache import SessionKV
 from swarm.model.latent import Latent, latent_of
 from swarm.model.linear.paths import Paths
@@ -106,6 +108,20 @@ class JobPlan:
             self.masks[key] = self._make_mask(span, groups)
         return self.masks[key]
 
+    @functools.cached_property
+    def by_place(self) -> torch.Tensor | None:
+        """int64 [high - low]: which of the slots in sight come in the order of their positions, counted from `low`;
+        None where they lie so, or nobody asks for order."""
+        scratch = self.kv.layout.scratch
+        if not self.in_order or self.low >= scratch:
+            return None
+        return torch.from_numpy(np.argsort(self.places(), kind="stable"))
+
+    def places(self) -> NDArray[np.int64]:
+        """[high - low]: the positions of the slots in sight; of those that hold nothing any."""
+        scratch = self.kv.layout.scratch
+        return np.concatenate([self.kv.position[self.low : scratch], np.arange(self.high - scratch)]).astype(np.int64)
+
     def _make_mask(self, span: Span, groups: int) -> torch.Tensor | None:
         visible = visible_slots(self.rows, self.kv, span, self.low, self.high)
         if visible.all():
@@ -150,7 +166,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Beside:
-    """What the rows of one job see beside their slots: entries [m, dim], keys and values at once, and bool [n, m]."""
+    """What the rows of one job see beside their slots: entries [m, dim], keys and values at once, those that a row sees
+    in the order of the text, and bool [n, m]."""
 
     entries: torch.Tensor
     seen: torch.Tensor
@@ -183,6 +200,10 @@ class Attending:
         """What a model is given that computes attention itself (see cached.py)."""
         self.index_widths: dict[int, int] = {}
         self.indexed = False
+        self.over_slots = 0
+        """Above 0: the code that runs goes through slots itself, in the order of their positions (`exact.InOrder`)."""
+        self.as_they_lie = 0
+        """Above 0: it goes through slots as they lie, by torch's functions."""
         self.beside: dict[int, Sequence[Beside]] = {}
         """By layer, for the attention that asks next: what a compressor found for each job (see compressed.py)."""
 
@@ -206,6 +227,24 @@ class Attending:
             return None
         apart = len(orders[1]) == 1 or len({id(order.kv) for order, _ in orders[1]}) == len(orders[1])
         return orders[1] if apart else None
+
+    @contextlib.contextmanager
+    def by_position(self) -> Iterator[None]:
+        """While code of a class computes with slots that it was given in the order of positions."""
+        self.over_slots += 1
+        try:
+            yield
+        finally:
+            self.over_slots -= 1
+
+    @contextlib.contextmanager
+    def by_slot(self) -> Iterator[None]:
+        """While torch's functions compute with slots as they lie."""
+        self.as_they_lie += 1
+        try:
+            yield
+        finally:
+            self.as_they_lie -= 1
 
     def orders(self) -> tuple[Library, list[tuple[Sight, int]]] | None:
         """The kernels that attend in order, and what they want of each job; None where one of them is not for them."""
@@ -284,11 +323,17 @@ def attend(
         if softcap is not None:
             raise ModelError(f"{type(module).__name__} cannot be cut into blocks: a latent with capped scores")
         entry = torch.cat((key, value), -1)
+        if (orders := state.orders()) and latent.in_order is not None and fits(query, entry):
+            lib, ordered = orders
+            ordered = ordered if indices is None else indices.looking(ordered)
+            asked = Asked(query, entry, None, layer, heads, scale, span, sinks=s_aux)
+            return attend_latent_in_order(lib, ordered, asked, latent.in_order), None
         masks = [job.mask(span, 1) for job in state.jobs] if indices is None else indices.masks
-        parts = [
-            _attend_latent(job, layer, heads, query, entry, scale, mask, latent, s_aux)
-            for job, mask in zip(state.jobs, masks, strict=True)
-        ]
+        with state.by_slot():
+            parts = [
+                _attend_latent(job, layer, heads, query, entry, scale, mask, latent, s_aux)
+                for job, mask in zip(state.jobs, masks, strict=True)
+            ]
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
     if indices is not None or (block_indices is not None and key.shape[1] != block_indices.masks[0].shape[0]):
         raise ModelError(f"{type(module).__name__} cannot be cut into blocks: an index of another kind")
@@ -296,21 +341,30 @@ def attend(
         if softcap is not None:
             raise ModelError(f"{type(module).__name__} cannot be cut into blocks: pooled entries with capped scores")
         pairs = zip(state.jobs, beside, strict=True)
-        parts = [_attend_beside(job, layer, query, key, scale, span, s_aux, one) for job, one in pairs]
+        with state.by_position():
+            parts = [_attend_beside(job, layer, query, key, scale, span, s_aux, one) for job, one in pairs]
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
     source = state.reads.get(layer, layer)
-    usual = source == layer and block_indices is None and state.asked.get(layer, 1) == 1
-    if usual and (orders := state.orders()) and fits(query, key):
+    if (orders := state.orders()) and fits(query, key):
         lib, ordered = orders
-        return attend_in_order(lib, ordered, layer, query, key, value, scale, span, softcap, s_aux), None
+        new_key, new_value = (key, value) if source == layer else (None, None)
+        asked = Asked(query, new_key, new_value, source, heads, scale, span, softcap, s_aux)
+        if block_indices is None:
+            return attend_in_order(lib, ordered, asked), None
+        parts = [
+            attend_in_order(lib, block_indices.looking(ordered, head), asked.of_head(head, key.shape[1]))
+            for head in range(key.shape[1])
+        ]
+        return torch.cat(parts, 2), None
     if source == layer:
         for job in state.jobs:
             _write(job, layer, heads, key, value)
     chosen = [None] * len(state.jobs) if block_indices is None else block_indices.masks
-    parts = [
-        _attend_job(job, source, heads, query, scale, span, softcap, s_aux, mask)
-        for job, mask in zip(state.jobs, chosen, strict=True)
-    ]
+    with state.by_slot():
+        parts = [
+            _attend_job(job, source, heads, query, scale, span, softcap, s_aux, mask)
+            for job, mask in zip(state.jobs, chosen, strict=True)
+        ]
     # Rows in one piece, as transformers' own functions give them: some layers (AFMoE) make a view of them.
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, 1), None
 
@@ -375,6 +429,8 @@ def _attend_beside(
     asked = query[0, :, job.start : job.stop]
     near, hidden = job.mask(span, 1), ~found.seen
     near = asked.new_zeros(asked.shape[1], len(kept)) if near is None else near
+    if isinstance(job, JobPlan) and (order := job.by_place) is not None:
+        kept, near = kept[order], near[:, order]
     far = torch.zeros(hidden.shape, dtype=near.dtype, device=near.device).masked_fill_(hidden, float("-inf"))
     entries = torch.cat([kept, found.entries])
     scores = asked @ entries.T * scale + torch.cat([near, far], 1)

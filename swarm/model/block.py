@@ -357,7 +357,7 @@ def load_block(
     if blocked and lib is None and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
-    block._order = None if lib is None else InOrder(lib, weights_of(loaded.model))
+    block._order = None if lib is None else InOrder(lib, weights_of(loaded.model), loaded.attending)
     if ready is not None:  # its owner's own class: none of its layers was looked at, so nothing is known to be needless
         return block
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))

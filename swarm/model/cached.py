@@ -18,14 +18,13 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
 from swarm.base.errors import ModelError
-from swarm.model.attention import Attending, Call, JobPlan
+from swarm.model.attention import Attending, Call, JobPlan, Plan
 from swarm.model.masks import Seen, Span, unlike
 
 NAME = "swarm_slots_cached"
@@ -91,8 +90,8 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
             else:
                 kept_k.index_copy_(1, job.write, key_states[0, :, one].to(kept_k.dtype))
                 kept_v.index_copy_(1, job.write, value_states[0, :, one].to(kept_v.dtype))
-            keys.append(kept_k[:, job.low : job.high])
-            values.append(kept_v[:, job.low : job.high])
+            keys.append(_in_columns(job, kept_k[:, job.low : job.high], 1))
+            values.append(_in_columns(job, kept_v[:, job.low : job.high], 1))
         k, v = (parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in (keys, values))
         return k[None].to(key_states.dtype), v[None].to(value_states.dtype)
 
@@ -103,6 +102,13 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """How many positions there are in sight, so that what a class makes for each of them (ALiBi) reaches so far."""
         return _top(self._attending, query_length), 0
+
+
+def _in_columns(job: Plan, slots: torch.Tensor, dim: int) -> torch.Tensor:
+    """What a job has for its slots in sight, in the order of the mask's columns: that of positions, where rows must not
+    depend on where their keys lie."""
+    order = job.by_place if isinstance(job, JobPlan) else None
+    return slots if order is None else slots.index_select(dim, order)
 
 
 def _top(state: Attending, rows: int) -> int:
@@ -118,9 +124,8 @@ def slot_positions(state: Attending, rows: int) -> torch.Tensor:
     for job in state.jobs:
         if not isinstance(job, JobPlan):
             raise ModelError("a model that computes attention itself runs without recorded graphs")
-        scratch = job.kv.layout.scratch
-        found.append(np.concatenate([job.kv.position[job.low : scratch], np.arange(job.high - scratch)]))
-    return torch.from_numpy(np.concatenate(found).astype(np.int64))
+        found.append(_in_columns(job, torch.from_numpy(job.places()), 0))
+    return torch.cat(found)
 
 
 def additive_mask(state: Attending, span: Span, rows: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -133,9 +138,10 @@ def additive_mask(state: Attending, span: Span, rows: int, dtype: torch.dtype, d
     for job in state.jobs:
         mask = job.mask(span, 1)
         shape = (job.stop - job.start, job.high - job.low)
-        parts.append(
-            torch.zeros(shape, dtype=dtype, device=device) if mask is None else mask.to(dtype).clamp(min=least)
-        )
+        if mask is None:
+            parts.append(torch.zeros(shape, dtype=dtype, device=device))
+        else:
+            parts.append(_in_columns(job, mask.to(dtype).clamp(min=least), 1))
     if len(parts) == 1:
         return parts[0][None, None]
     whole = torch.full((rows, sum(part.shape[1] for part in parts)), least, dtype=dtype, device=device)
@@ -197,6 +203,7 @@ def settle_cached(inner: nn.Module, config: Any, layers: nn.ModuleList, first: i
     config._attn_implementation = NAME
     config.swarm_attending = state
     state.cache = SlotCache(state)
+    state.over_slots = 1
     for number, layer in enumerate(layers, first):
         for module in layer.modules():
             if _has_method(module):
@@ -272,8 +279,13 @@ def _columns(biases: torch.Tensor, state: Attending, rows: int) -> torch.Tensor:
 def _mpt_alibi(kind: type[Any], state: Attending) -> Callable[..., torch.Tensor]:
     def build(self: Any, num_heads: int, sequence_length: int, *others: Any, **named: Any) -> torch.Tensor:
         rows = 1 if state.position is None else len(state.position)
-        whole: torch.Tensor = kind.build_mpt_alibi_tensor(self, num_heads, _top(state, rows), *others, **named)
-        return _columns(whole, state, rows)
+        top = _top(state, rows)
+        whole: torch.Tensor = kind.build_mpt_alibi_tensor(self, num_heads, top, *others, **named)
+        if state.lib is None or state.position is None:
+            return _columns(whole, state, rows)
+        # It counts from the end of what is in sight, and where that is must not be seen in a row's bits: from the row.
+        places = slot_positions(state, rows) + (top - 1 - state.position)[:, None]
+        return whole[:, 0, places.clamp(max=top - 1)]
 
     return build
 

@@ -58,11 +58,13 @@ def _forward(sparse: bool, attending: Attending) -> Callable[..., tuple[torch.Te
             if not isinstance(job, JobPlan) or job.paths is None:
                 raise ModelError("a model with compressed attention runs without recorded graphs")
             one = slice(job.start, job.stop)
-            pooled = run_pool(job.kv.pool(layer_idx), job.paths, given[0, one], pool)
-            seen = pooled.seen
-            if sparse:
-                seen = _picked(module, pooled, hidden_states[:, one], q_residual[:, one], position_ids[:, one])
-            found.append(Beside(pooled.entries[:, : module.head_dim], seen))
+            with attending.by_position():
+                pooled = run_pool(job.kv.pool(layer_idx), job.paths, given[0, one], pool)
+                seen = pooled.seen
+                if sparse:
+                    seen = _picked(module, pooled, hidden_states[:, one], q_residual[:, one], position_ids[:, one])
+            order = pooled.windows.argsort(stable=True)
+            found.append(Beside(pooled.entries[order, : module.head_dim], seen[:, order]))
         attending.beside[layer_idx] = found
         return nothing, None
 

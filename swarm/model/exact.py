@@ -14,10 +14,11 @@ rows must come out with the same bits alone and in company (`first_difference`),
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -25,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from swarm.model.guard import Cuttable
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
+from swarm.model.pairs import OVER_SLOTS, PRODUCTS, in_vectors
 from swarm.model.quant.native import Library
 from swarm.model.rows import Layout, Rows, no_commits
 
@@ -40,8 +42,6 @@ _OF_EACH = frozenset(
 )
 """Functions of single numbers that torch has in two forms: for whole vectors, and for what is left at the end."""
 _OF_ROWS = frozenset("sum mean var std norm softmax log_softmax layer_norm rms_norm group_norm logsumexp".split())
-_VECTORS = 64
-"""Numbers that torch takes at a time at most: four vectors of AVX-512."""
 _COMPANY = 21
 """Rows of the forward that is compared with rows alone: more than any kernel takes at a time, and no round number."""
 _WANTED = 7
@@ -71,18 +71,29 @@ def weights_of(model: nn.Module) -> frozenset[int]:
     return frozenset(p.untyped_storage().data_ptr() for p in model.parameters() if p.dim() > 1)
 
 
+class OverSlots(Protocol):
+    """Who says how the code that runs goes through slots: above 0, by itself and in the order of positions; by torch's
+    functions and as they lie."""
+
+    over_slots: int
+    as_they_lie: int
+
+
 class InOrder(TorchFunctionMode):
     """While it is entered, products with weights that a model writes out itself (routers, experts) go through the
     kernels, and functions of single numbers take whole vectors of them: torch computes the odd ones at a tensor's end
     by other code, whose last bits differ.
 
+    Products of rows with rows (`pairs.py`) are taken too, but for those of attention over slots as they lie, which is
+    in no order; where classes go through slots themselves, softmaxes over them besides.
+
     weights: where the memory of the model's own weights begins. found: names of functions that added up products
     elsewhere. changed: whether anything was computed otherwise than without it.
     """
 
-    def __init__(self, lib: Library, weights: Set[int] = frozenset()) -> None:
+    def __init__(self, lib: Library, weights: Set[int] = frozenset(), slots: OverSlots | None = None) -> None:
         super().__init__()
-        self._lib, self._weights = lib, weights
+        self._lib, self._weights, self._slots = lib, weights, slots
         self.found: list[str] = []
         self.changed = False
 
@@ -90,14 +101,19 @@ class InOrder(TorchFunctionMode):
         named = kwargs or {}
         name = getattr(func, "__name__", "")
         out: torch.Tensor | None = None
-        if func is functional.linear:
+        slots = self._slots if self._slots is not None and not self._slots.as_they_lie else None
+        if slots is not None and slots.over_slots and name in OVER_SLOTS:
+            out = OVER_SLOTS[name](self._lib, args, named)
+        elif func is functional.linear:
             out = self._linear(*args, **named)
         elif name in _OF_EACH:
-            out = _in_vectors(func, args, named)
+            out = in_vectors(func, args, named)
         elif name in _OF_ROWS and args and isinstance(args[0], torch.Tensor) and not args[0].is_contiguous():
             out = func(args[0].contiguous(), *args[1:], **named)  # the order of a sum follows how numbers lie
         elif name in _TIMES and not named:
             out = self._times(*args)
+        if out is None and slots is not None and name in PRODUCTS:
+            out = PRODUCTS[name](self._lib, args, named)
         if out is not None:
             self.changed = True
             return out
@@ -136,22 +152,6 @@ class InOrder(TorchFunctionMode):
         return self._lib.linear(rows, weight, wide).view(*x.shape[:-1], weight.shape[0])
 
 
-def _in_vectors(func: Any, args: Sequence[Any], named: dict[str, Any]) -> torch.Tensor | None:
-    """A function of single numbers, over whole vectors of them; None where it takes such anyway."""
-    x = args[0] if args else None
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.device.type != "cpu" or not x.numel():
-        return None
-    if any(isinstance(other, torch.Tensor) and other.numel() > 1 for other in args[1:]) or named.get("out") is not None:
-        return None
-    whole = x.dim() > 0 and x.stride(-1) == 1 and x.shape[-1] % _VECTORS == 0
-    if whole or x.is_contiguous() and x.numel() % _VECTORS == 0:
-        return None
-    line = x.new_zeros(-(-x.numel() // _VECTORS) * _VECTORS)
-    line[: x.numel()] = x.reshape(-1)
-    out: torch.Tensor = func(line, *args[1:], **named)[: x.numel()].view(x.shape)
-    return x.copy_(out) if named.get("inplace") else out
-
-
 def _of_one(name: str, args: Sequence[Any]) -> bool:
     """A product whose sums have one term (rotary angles: frequencies times positions)."""
     return "matmul" in name and isinstance(args[0], torch.Tensor) and args[0].shape[-1] == 1
@@ -177,7 +177,7 @@ def stands_against(block: Cuttable, lib: Library | None, spans: Iterable[tuple[i
 @torch.inference_mode()
 def first_difference(block: Cuttable) -> int | None:
     """The first of some random rows whose bits change with their company; None if none does: a prompt at once, against
-    a row alone, some rows beside those of another session, and the rest."""
+    a row alone, some rows beside those of another session, and the rest as drafts among others that leave the text."""
     source = torch.Generator().manual_seed(block.first)
     given = torch.randn(_COMPANY, block.hidden_size, generator=source).to(block.device, block.dtype)
     other = torch.randn(_COMPANY, block.hidden_size, generator=source).to(block.device, block.dtype)
@@ -188,7 +188,8 @@ def first_difference(block: Cuttable) -> int | None:
         parts = [block.forward([_job(block, kvs[1], 0, 1, given)])[0]]
         company = block.forward([_job(block, kvs[2], 0, 8, other), _job(block, kvs[1], 1, 8, given)])
         parts.append(company[1])
-        parts.append(block.forward([_job(block, kvs[1], 8, _COMPANY, given)])[0])
+        drafts = block.forward([_tree(block, kvs[1], 8, given, other)])[0]
+        parts.append(drafts if block.tail else drafts[::2])
         apart = (once != torch.cat(parts)).flatten(1).any(1)
         return int(apart.nonzero()[0]) * (_WANTED if block.tail else 1) if bool(apart.any()) else None
     finally:
@@ -203,7 +204,32 @@ def _job(block: Cuttable, kv: Any, first: int, last: int, given: torch.Tensor) -
         position=position.astype(np.uint32),
         prefix=(position + 1).astype(np.uint32),
         ancestors=np.zeros((len(position), _LAYOUT.scratch // 8), np.uint8),
-        token=((given[first:last, 0].abs() * 1000).long().numpy() % block.vocab_size).astype(np.int32),
+        token=_tokens(block, given[first:last]),
         want=position % _WANTED == 0,
     )
     return Job(kv, no_commits(), rows, None if block.head else given[first:last])
+
+
+def _tree(block: Cuttable, kv: Any, first: int, given: torch.Tensor, other: torch.Tensor) -> Job:
+    """The rows from `first` on as drafts, each before one that stands at its position and leaves the text there. Slots
+    go down along the text and up beside it."""
+    hidden = torch.stack([given[first:], other[first:]], 1).flatten(0, 1)
+    deep = np.arange(_COMPANY - first)
+    slot = np.stack([_LAYOUT.scratch - 1 - deep, deep], 1)
+    seen = np.zeros((2 * len(deep), _LAYOUT.scratch), np.uint8)
+    for row, own in enumerate(slot.reshape(-1)):
+        seen[row, [*slot[: row // 2, 0], own]] = 1
+    position = np.repeat(first + deep, 2)
+    rows = Rows(
+        slot=slot.reshape(-1).astype(np.uint32),
+        position=position.astype(np.uint32),
+        prefix=np.full(len(position), first, np.uint32),
+        ancestors=np.packbits(seen, axis=1, bitorder="little"),
+        token=_tokens(block, hidden),
+        want=(position % _WANTED == 0) & (np.arange(len(position)) % 2 == 0),
+    )
+    return Job(kv, no_commits(), rows, None if block.head else hidden)
+
+
+def _tokens(block: Cuttable, given: torch.Tensor) -> NDArray[np.int32]:
+    return ((given[:, 0].abs() * 1000).long().numpy() % block.vocab_size).astype(np.int32)

@@ -38,8 +38,8 @@ from swarm.model.rows import Commits, Layout, Rows, no_commits
 
 FORMAT = b"wanswarm kernel fingerprint 1\0"
 MOST_BYTES = 2 << 30
-"""Of the weights of a layer. Larger ones are not measured: a node at the brim of its memory has no room for a layer
-more."""
+"""Of the weights of a layer, or of layers that stay together. Larger ones are not measured: a node at the brim of its
+memory has no room for a layer more."""
 MOST_KINDS = 6
 _POOL = 65_521
 """Numbers that are counted out once and laid into every tensor again and again: a prime, so that no row of a matrix
@@ -69,8 +69,9 @@ def fingerprint_of(
 ) -> Fingerprint:
     """Measure how this process computes a model in `dtype` on `device`, its weights held as `load_block` says.
 
-    load: builds the block instead of `load_block`. Loads one layer of each kind, one after the other. Raises ModelError
-    for a model that cannot be cut, whose layers are larger than MOST_BYTES, or for which memory is missing.
+    load: builds the block instead of `load_block`. Loads one layer of each kind, with those that it cannot be cut from,
+    one after the other. Raises ModelError for a model that cannot be cut, whose layers are larger than MOST_BYTES, or
+    for which memory is missing.
     """
     checkpoint = SeededCheckpoint(manifest, config)
 
@@ -78,23 +79,22 @@ def fingerprint_of(
         return load_block(seeded, first, last, device, dtype, weights=weights)
 
     total, invariant = hashlib.sha256(FORMAT), True
-    for layer in kinds_of(checkpoint):
-        size = checkpoint.layer_numbers(layer) * dtype.itemsize
+    for first, last in parts_of(checkpoint):
+        size = sum(checkpoint.layer_numbers(layer) for layer in range(first, last)) * dtype.itemsize
+        named = f"layer {first}" if last == first + 1 else f"layers {first}-{last - 1}, which stay together,"
         if size > MOST_BYTES:
-            raise ModelError(
-                f"layer {layer} of {manifest.model} takes {size >> 20} MiB, too much to be measured beside"
-            )
+            raise ModelError(f"{named} of {manifest.model} takes {size >> 20} MiB, too much to be measured beside")
         try:
-            block = (load or usual)(checkpoint, layer, layer + 1)
+            block = (load or usual)(checkpoint, first, last)
             invariant = invariant and is_row_invariant(block)
-            total.update(f"{block.computes_in} {layer} {invariant}\0".encode())
+            total.update(f"{block.computes_in} {last - 1} {invariant}\0".encode())
             for rows in _outputs(block):
                 total.update(_bytes(rows))
         except SwarmError:
             raise
         except Exception as exc:  # of a class that serves with its own weights, and not with these, in ways of its own
             reason = (str(exc).splitlines() or [type(exc).__name__])[0]
-            raise ModelError(f"layer {layer} of {manifest.model} cannot be measured: {reason}") from exc
+            raise ModelError(f"{named} of {manifest.model} cannot be measured: {reason}") from exc
     return Fingerprint(total.hexdigest(), invariant)
 
 
@@ -107,6 +107,14 @@ def kinds_of(checkpoint: SeededCheckpoint) -> list[int]:
     for layer in [*range(1, last), 0]:
         found.setdefault(checkpoint.signature(layer, named), layer)
     return sorted(found.values())[-MOST_KINDS:]
+
+
+def parts_of(checkpoint: SeededCheckpoint) -> list[tuple[int, int]]:
+    """The ranges that show these kinds: a layer, or with those that it cannot be cut from."""
+    manifest = checkpoint.manifest
+    parts = manifest.ties.parts(0, manifest.n_layers)
+    wanted = kinds_of(checkpoint)
+    return [(first, last) for first, last in parts if any(first <= layer < last for layer in wanted)]
 
 
 class SeededCheckpoint:
@@ -135,8 +143,13 @@ class SeededCheckpoint:
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """Counted numbers of the tensor's shape: of matrices evenly within what keeps rows as large as they were, of
         vectors close to 1."""
-        shape = self._find(name).entry.shape
+        entry = self._find(name).entry
+        shape = entry.shape
         count = int(np.prod(shape))
+        if entry.format.startswith("I"):  # numbers of experts by token: of as many as a token has, each once
+            return (
+                sum(torch.arange(size).view(-1, *[1] * behind) for behind, size in enumerate(shape[::-1])) % shape[-1]
+            )
         start = self._start(name)
         if len(shape) < 2:
             return (1.0 + 0.125 * _laid(self._numbers, start, count)).reshape(shape).to(dtype)

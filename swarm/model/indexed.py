@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from swarm.model.attention import Attending, Plan
+from swarm.model.attention import Attending, JobPlan, Plan
+from swarm.model.inorder import Sight
 from swarm.model.masks import Seen
 
 INDEXED = "indexed_attention"
@@ -46,6 +47,15 @@ class Chosen:
     [heads, n, high - low]; what its rows must not see included."""
 
     masks: Sequence[torch.Tensor]
+    lows: Sequence[int] = ()
+
+    def looking(self, ordered: Sequence[tuple[Sight, int]], head: int = 0) -> list[tuple[Sight, int]]:
+        """What is seen in order, of what is picked (for one key head)."""
+        found = []
+        for (order, start), mask, low in zip(ordered, self.masks, self.lows, strict=True):
+            visible = ((mask if mask.dim() == 2 else mask[head]) > float("-inf")).numpy()
+            found.append((order.chosen(visible, low), start))
+        return found
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,14 @@ class SlotIndex:
             store[self.job.write] = keys[0]
         else:
             store.index_copy_(0, self.job.write, keys[0])
-        return store[None, self.job.low : self.job.high]
+        seen = store[self.job.low : self.job.high]
+        order = self.order
+        return seen[None] if order is None else seen[order][None]
+
+    @property
+    def order(self) -> torch.Tensor | None:
+        """Which slots in sight come in the order of positions; None where they lie so."""
+        return self.job.by_place if isinstance(self.job, JobPlan) else None
 
 
 def take_indices(inner: nn.Module, attending: Attending) -> bool:
@@ -102,11 +119,14 @@ def _forward(own: Callable[..., torch.Tensor], layer: int, attending: Attending)
             seen = job.mask(None, 1)
             if seen is None:
                 seen = hidden_states.new_zeros(job.stop - job.start, job.high - job.low)
-            rows, residual = hidden_states[:, one], q_resid[:, one]
-            picked = own(indexer, rows, residual, angles, seen[None], None, past_key_values=SlotIndex(job))
-            chosen = torch.full_like(seen, float("-inf")).scatter_(1, picked[0].long(), 0.0)
+            rows, residual, keys = hidden_states[:, one], q_resid[:, one], SlotIndex(job)
+            shown = seen if keys.order is None else seen[:, keys.order]
+            with attending.by_position():
+                picked = own(indexer, rows, residual, angles, shown[None], None, past_key_values=keys)[0].long()
+            picked = picked if keys.order is None else keys.order[picked]
+            chosen = torch.full_like(seen, float("-inf")).scatter_(1, picked, 0.0)
             masks.append(chosen + seen)
-        return Chosen(masks)
+        return Chosen(masks, [job.low for job in attending.jobs])
 
     return forward
 
@@ -132,13 +152,17 @@ def _blocks(own: Any, layer: int, attending: Attending) -> Callable[..., Chosen]
         masks = []
         for job in attending.jobs:
             one = slice(job.start, job.stop)
-            keys = SlotIndex(job).update_indexer(key[:, 0, one], layer)[0]
+            keys = SlotIndex(job)
             seen = job.mask(None, 1)
             if seen is None:
                 seen = hidden_states.new_zeros(job.stop - job.start, job.high - job.low)
-            scores = query[0, :, one].float() @ keys.float().T + seen.float()
-            masks.append(seen + _kept(indexer, scores, _positions(job, keys.device), position_ids[0, one], seen.dtype))
-        return Chosen(masks)
+            entries, places = keys.update_indexer(key[:, 0, one], layer)[0], _positions(job, seen.device)
+            shown, places = (x if keys.order is None else x[..., keys.order] for x in (seen, places))
+            with attending.by_position():
+                scores = query[0, :, one].float() @ entries.float().T + shown.float()
+                kept = _kept(indexer, scores, places, position_ids[0, one], seen.dtype)
+            masks.append(seen + (kept if keys.order is None else kept[..., keys.order.argsort()]))
+        return Chosen(masks, [job.low for job in attending.jobs])
 
     return forward
 

@@ -7,9 +7,10 @@ chunks of 64 positions counted from 0. Where a key lies does not matter, nor who
 
 from __future__ import annotations
 
+import copy
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 
 from swarm.model.kvcache import SessionKV
 from swarm.model.masks import AttentionChunk, Span
+from swarm.model.quant.dense import in_panels
 from swarm.model.quant.native import Library
 from swarm.model.rows import Rows
 
 MOST_QUERIES = 256
 """Query heads that may share a key head."""
-_JOB = struct.Struct("=13q")
+_JOB = struct.Struct("=15q")
 _CALL = struct.Struct("=15q2d2f")
 
 
@@ -39,19 +41,28 @@ class Sight:
     slot: NDArray[np.int64] = field(init=False)
     position: NDArray[np.int64] = field(init=False)
     _low: dict[Span, NDArray[np.int64]] = field(init=False, default_factory=dict)
-    _tail: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         rows = self.rows
         self.write = rows.slot.astype(np.int64)
         self.prefix = rows.prefix.astype(np.int64)
         row, slot = np.nonzero(np.unpackbits(rows.ancestors, axis=1, bitorder="little"))
-        place = self.kv.position[slot]
+        self._look(row, slot, self.kv.position[slot])
+
+    def _look(self, row: NDArray[np.int64], slot: NDArray[np.int64], place: NDArray[np.int64]) -> None:
         order = np.lexsort((slot, place, row))
         self.slot, self.position = slot[order].astype(np.int64), place[order].astype(np.int64)
-        self.seen = np.concatenate([[0], np.bincount(row, minlength=len(rows)).cumsum()]).astype(np.int64)
-        arrays = (self.seen, self.slot, self.position)
-        self._tail = tuple(array.ctypes.data for array in arrays)
+        self.seen = np.concatenate([[0], np.bincount(row, minlength=len(self.rows)).cumsum()]).astype(np.int64)
+
+    def chosen(self, visible: NDArray[np.bool_], low: int) -> Sight:
+        """What the rows see of it where they may look at some slots only: row i at slot low + j if visible[i, j]."""
+        one = copy.copy(self)
+        row, column = np.nonzero(visible)
+        slot, scratch = column + low, self.kv.layout.scratch
+        drafted = self.kv.position[np.minimum(slot, scratch - 1)]
+        one.prefix = np.zeros_like(self.prefix)
+        one._look(row, slot, np.where(slot < scratch, drafted, slot - scratch))
+        return one
 
     def low(self, span: Span) -> NDArray[np.int64]:
         """int64 [n]: the first position that each row sees in a layer of this span."""
@@ -66,15 +77,18 @@ class Sight:
             self._low[span] = np.ascontiguousarray(first)
         return self._low[span]
 
-    def words(self, layer: int, span: Span, start: int) -> bytes:
-        """The kernels' struct AttendJob for one layer."""
-        keys, values = self.kv.layer(layer)
-        places = (self.write.ctypes.data, self.prefix.ctypes.data, self.low(span).ctypes.data, *self._tail)
+    def words(self, layer: int, mine: slice, span: Span, start: int) -> bytes:
+        """The kernels' struct AttendJob for these key heads of one layer."""
+        keys, values = (kept[mine] for kept in self.kv.layer(layer))
+        arrays = (self.write, self.prefix, self.low(span), self.seen, self.slot, self.position)
+        places = tuple(array.ctypes.data for array in arrays)
         return _JOB.pack(
             keys.data_ptr(),
             values.data_ptr(),
             keys.stride(0),
             values.stride(0),
+            keys.stride(1),
+            values.stride(1),
             start,
             len(self.rows),
             self.kv.layout.scratch,
@@ -87,6 +101,38 @@ def call_words(scale: float) -> bytes:
     return _CALL.pack(*[0] * 15, scale, 0.0, 0.0, 0.0)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A call of attention: rows [1, heads, T, dim] as `attention.attend` has them. key and value None: nothing is
+    written, the layer's entries are there; value None alone: values are parts of the keys.
+
+    layer: whose entries are read; mine: which of the layer's key heads are those of this attention.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor | None
+    value: torch.Tensor | None
+    layer: int
+    mine: slice
+    scale: float
+    span: Span = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    def of_head(self, head: int, heads: int) -> Asked:
+        """Of `heads` key heads one, with the query heads that look at it."""
+        groups = self.query.shape[1] // heads
+        mine, one = slice(head * groups, (head + 1) * groups), slice(head, head + 1)
+        return replace(
+            self,
+            query=self.query[:, mine],
+            key=None if self.key is None else self.key[:, one],
+            value=None if self.value is None else self.value[:, one],
+            mine=slice(self.mine.start + head, self.mine.start + head + 1),
+            sinks=None if self.sinks is None else self.sinks[mine],
+        )
+
+
 def fits(query: torch.Tensor, key: torch.Tensor) -> bool:
     """Whether the kernels take these heads: [1, heads, T, dim], bfloat16 or float32 on the CPU."""
     groups, odd = divmod(query.shape[1], key.shape[1])
@@ -95,43 +141,83 @@ def fits(query: torch.Tensor, key: torch.Tensor) -> bool:
     return query.device.type == "cpu" and kind and words and not odd and 0 < groups <= MOST_QUERIES
 
 
-def attend_in_order(
-    lib: Library,
-    jobs: Sequence[tuple[Sight, int]],
-    layer: int,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    span: Span,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
+def attend_in_order(lib: Library, jobs: Sequence[tuple[Sight, int]], asked: Asked) -> torch.Tensor:
     """As `attention.attend`, for the jobs and the rows that each begins with; [1, T, heads, value dim]."""
-    query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
+    query = _lined(asked.query)
+    given = [None if x is None else _lined(x) for x in (asked.key, asked.value)]
     heads, rows, dim = query.shape[1:]
-    out = query.new_empty(1, rows, heads, value.shape[3])
-    wide = None if sinks is None else sinks.float().contiguous()
+    width = jobs[0][0].kv.layer(asked.layer)[1].shape[2]
+    out = query.new_empty(1, rows, heads, width)
+    wide = None if asked.sinks is None else asked.sinks.float().contiguous()
     call = _CALL.pack(
-        *(x.data_ptr() for x in (query, key, value)),
-        *(n for x in (query, key, value) for n in (x.stride(2), x.stride(1))),
+        *(0 if x is None else x.data_ptr() for x in (query, *given)),
+        *(n for x in (query, *given) for n in ((0, 0) if x is None else (x.stride(2), x.stride(1)))),
         out.data_ptr(),
         heads,
-        key.shape[1],
+        asked.mine.stop - asked.mine.start,
         dim,
-        value.shape[3],
+        width,
         0 if wide is None else wide.data_ptr(),
-        scale,
-        softcap or 0.0,
+        asked.scale,
+        asked.softcap or 0.0,
         0.0,
         0.0,
     )
     if (covered := sum(len(order.rows) for order, _ in jobs)) != rows:
         raise ValueError(f"jobs of {covered} rows attend in a forward of {rows}")
-    parts = [order.words(layer, span, start) for order, start in jobs]
+    parts = [order.words(asked.layer, asked.mine, asked.span, start) for order, start in jobs]
     if len({id(order.kv) for order, _ in jobs}) == len(jobs):
         lib.attend(call, b"".join(parts), len(parts), query.dtype)
     else:  # parts of one session, whose later rows may write where earlier ones read
         for part in parts:
             lib.attend(call, part, 1, query.dtype)
     return out
+
+
+def attend_latent_in_order(
+    lib: Library, jobs: Sequence[tuple[Sight, int]], asked: Asked, heads: LatentHeads
+) -> torch.Tensor:
+    """The same over latents: asked.query [1, heads, T, nope + rope], asked.key [1, 1, T, rank + rope]; gives [1, T,
+    heads, value]. What heads see is never made of a slot, however many rows there are: the two ways have other bits."""
+    query = asked.query[0]
+    taken = torch.cat((heads.to_latent(lib, query[..., : heads.nope].contiguous()), query[..., heads.nope :]), -1)
+    seen = attend_in_order(lib, jobs, replace(asked, query=taken[None]))
+    return heads.from_latent(lib, seen[0].transpose(0, 1).contiguous()).transpose(0, 1)[None]
+
+
+@dataclass(frozen=True, eq=False)
+class LatentHeads:
+    """What takes each head's rows to a latent and back, in panels: [heads, rank, nope] and [heads, value, rank]."""
+
+    nope: int
+    rank: int
+    value: int
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, lib: Library, up: torch.Tensor, heads: int, nope: int) -> LatentHeads | None:
+        """up: [heads * (nope + value), rank]; None for a dtype or odd widths without a kernel."""
+        each = up.detach().view(heads, -1, up.shape[1])
+        keys, values = each[:, :nope].transpose(1, 2), each[:, nope:]
+        packed = [in_panels(part, lib) for part in (keys, values)]
+        if packed[0] is None or packed[1] is None:
+            return None
+        return cls(nope, up.shape[1], each.shape[1] - nope, packed[0], packed[1])
+
+    def to_latent(self, lib: Library, rows: torch.Tensor) -> torch.Tensor:
+        """[heads, T, nope] -> [heads, T, rank]."""
+        return lib.batched(rows, addresses(self.keys), self.rank, usual=False)
+
+    def from_latent(self, lib: Library, rows: torch.Tensor) -> torch.Tensor:
+        """[heads, T, rank] -> [heads, T, value]."""
+        return lib.batched(rows, addresses(self.values), self.value, usual=False)
+
+
+def addresses(parts: torch.Tensor) -> NDArray[np.int64]:
+    """Where each of the tensors lies of which `parts` is made."""
+    return parts.data_ptr() + np.arange(len(parts)) * parts.stride(0) * parts.itemsize
+
+
+def _lined(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(3) == 1 else x.contiguous()

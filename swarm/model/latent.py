@@ -7,16 +7,21 @@ at use, the cheaper of two ways:
 
     absorbed   the key's product is taken to the query, the value's to the sum: nothing is made of a slot
     expanded   keys and values of the slots in sight are made once, for all rows of the job
+
+Rows that must not depend on each other go the absorbed way whatever their number (`inorder.attend_latent_in_order`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+
+from swarm.model.inorder import LatentHeads
+from swarm.model.quant.native import Library
 
 _MOST_SCORES = 1 << 26
 """Scores that are held at once; rows beyond are taken in turns."""
@@ -46,6 +51,8 @@ class Latent:
     value: int
     up: LatentLinear
     expand: Expand
+    in_order: LatentHeads | None = None
+    """For kernels whose rows do not depend on each other."""
 
     def attend(
         self,
@@ -105,12 +112,15 @@ def mark_latents(model: nn.Module) -> None:
 
 
 @torch.inference_mode()
-def settle_latents(inner: nn.Module) -> None:
+def settle_latents(inner: nn.Module, lib: Library | None = None) -> None:
     """Let attention modules with a latent hand it through, in a model that has its weights. One whose `expand_kv` does
-    something else than what the absorbed way assumes is left as it is: its heads' keys and values are kept."""
+    something else than what the absorbed way assumes is left as it is: its heads' keys and values are kept. lib: what
+    is to attend in the order of positions."""
     for module in inner.modules():
         latent = _latent_of(module)
         if latent is not None and _is_plain(latent):
+            if lib is not None:
+                latent = replace(latent, in_order=LatentHeads.of(lib, latent.up.weight, latent.heads, latent.nope))
             setattr(module, "swarm_latent", latent)  # noqa: B010  (a plain attribute, not a submodule)
             setattr(module, "expand_kv", _hand_through)  # noqa: B010
 

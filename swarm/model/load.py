@@ -122,7 +122,7 @@ def load_layers(
     take_compressors(inner_model(model), attending)
     settle_rope(inner_model(model), kind.__name__)
     settle_scales(inner_model(model))
-    settle_latents(inner_model(model))
+    settle_latents(inner_model(model), lib)
     _, layers = layer_list(model, kind.__name__)
     settle_places(inner_model(model), layers, attending)
     if cached.computes_itself(layers):

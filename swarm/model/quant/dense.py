@@ -37,6 +37,14 @@ def dense_matrix(weight: torch.Tensor, lib: Library) -> PackedMatrix | None:
     return PackedMatrix(form, (stored.shape[0], stored.shape[1]), data, lib, KERNEL)
 
 
+def in_panels(matrices: torch.Tensor, lib: Library) -> torch.Tensor | None:
+    """[n, out, in] on the CPU as n matrices in panels, uint8 [n, bytes]; None for a dtype or an odd shape that has no
+    kernel."""
+    packed = [dense_matrix(matrix, lib) for matrix in matrices]
+    found = [one.data for one in packed if one is not None]
+    return torch.stack(found) if found and len(found) == len(packed) else None
+
+
 def pack_linears(model: nn.Module, lib: Library) -> None:
     """Replace the linear layers below `model`, one by one, so that one matrix is there twice at most. What shares its
     matrix with a large embedding takes the embedding along, where that is a plain one."""

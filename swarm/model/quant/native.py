@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-VERSION = 7
+VERSION = 8
 """Of the interface and the packed layout; a library that says another is not used."""
 ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16")
 """Instruction sets by number. All give the same bits."""
@@ -59,6 +59,7 @@ class Library:
         lib.swarm_layer_whole.argtypes = [
             whole, *[pointer] * 2, wide, *[pointer] * 4, wide, pointer, whole, whole, pointer
         ]  # fmt: skip
+        lib.swarm_batched.argtypes = [whole, pointer, *[wide] * 4, *[whole] * 3, pointer]
         lib.swarm_attend.argtypes = [whole, pointer, pointer, wide, whole, whole, pointer]
         lib.swarm_rule.argtypes = lib.swarm_scan.argtypes = [whole, pointer, pointer, whole, pointer]
         self.version = int(lib.swarm_quant_version())
@@ -133,6 +134,23 @@ class Library:
         even), bias float32: [n, out_features]. The bits that a product with the packed matrix has."""
         kind = _AS_USUAL + (30 if weight.dtype == torch.bfloat16 else 0)
         return self.products([Operand(kind, weight.contiguous(), weight.shape[0], bias)], x)[0]
+
+    def batched(self, x: torch.Tensor, matrices: NDArray[np.int64], outs: int, usual: bool) -> torch.Tensor:
+        """x [n, rows, columns], contiguous, times n matrices [outs, columns] of the same dtype at these addresses, as
+        they lie (`usual`) or in panels: [n, rows, outs], with the bits of `linear`. ValueError where bfloat16 has odd
+        columns."""
+        many, rows, columns = x.shape
+        out = x.new_empty(many, rows, outs)
+        table = np.empty((many, 3), np.int64)
+        table[:, 0] = x.data_ptr() + np.arange(many) * (rows * columns * x.itemsize)
+        table[:, 1] = matrices
+        table[:, 2] = out.data_ptr() + np.arange(many) * (rows * outs * x.itemsize)
+        crew = self._crew(x.dtype)
+        if many and rows:
+            self._check(
+                self._lib.swarm_batched(self.best_isa, table.ctypes.data, many, columns, rows, outs, usual, *crew)
+            )
+        return out
 
     def _products(self, operands: Sequence[Operand], x: torch.Tensor, outs: Sequence[torch.Tensor], isa: int) -> None:
         words: list[int] = []

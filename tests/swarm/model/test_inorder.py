@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from swarm.model.inorder import Sight, attend_in_order
+from swarm.model.inorder import Asked as Call
+from swarm.model.inorder import LatentHeads, Sight, attend_in_order, attend_latent_in_order
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, Rows
 from tests.swarm.model.tiny import certain, drafted
@@ -73,8 +74,8 @@ class Asked:
         """[n, heads, value dim]: all rows at once, or each of `only` alone behind all the others."""
         lib, kv = library(), self.memory()
         assert lib is not None
-        given = self.query, self.key, self.value, self.scale, self.span, self.softcap, self.sinks
-        whole = attend_in_order(lib, [(Sight(self.rows, kv), 0)], 0, *given)[0]  # type: ignore[arg-type]
+        given = self.call(self.query, self.key, self.value)
+        whole = attend_in_order(lib, [(Sight(self.rows, kv), 0)], given)[0]  # type: ignore[arg-type]
         if only is None:
             return whole
         return torch.stack([self.alone(row, kv) for row in only])
@@ -84,9 +85,11 @@ class Asked:
         assert lib is not None
         some = slice(row, row + 1)
         rows = Rows(*(getattr(self.rows, name)[some] for name in self.rows.__dataclass_fields__))
-        parts = (x[:, :, some] for x in (self.query, self.key, self.value))
-        rest = self.scale, self.span, self.softcap, self.sinks
-        return attend_in_order(lib, [(Sight(rows, kv), 0)], 0, *parts, *rest)[0, 0]  # type: ignore[arg-type, misc]
+        one = self.call(*(x[:, :, some] for x in (self.query, self.key, self.value)))
+        return attend_in_order(lib, [(Sight(rows, kv), 0)], one)[0, 0]  # type: ignore[arg-type]
+
+    def call(self, *given: torch.Tensor | None) -> Call:
+        return Call(*given, 0, slice(0, KEY_HEADS), self.scale, self.span, self.softcap, self.sinks)  # type: ignore[arg-type]
 
     def expected(self) -> torch.Tensor:
         """The same in float64, straight from the definition."""
@@ -165,3 +168,73 @@ def test_a_row_alone_has_the_bits_that_it_has_in_company(
     asked = Asked(tree(prefix, n) if drafts else certain([1] * n, prefix, LAYOUT), dtype=dtype, span=span)
     chosen = sorted({0, n // 2, n - 1})
     assert torch.equal(asked.run(chosen), asked.run()[chosen])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_entries_that_are_there_are_read_and_not_written(dtype: torch.dtype) -> None:
+    """A layer that reads another's keys, and one of several attentions of a layer."""
+    asked, lib = Asked(tree(130, 9), dtype=dtype), library()
+    assert lib is not None
+    kv = asked.memory()
+    sight = Sight(asked.rows, kv)  # type: ignore[arg-type]
+    want = attend_in_order(lib, [(sight, 0)], asked.call(asked.query, asked.key, asked.value))
+    before = kv.keys.clone(), kv.values.clone()
+    again = attend_in_order(lib, [(sight, 0)], asked.call(asked.query, None, None))
+    assert torch.equal(again, want)
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, (kv.keys, kv.values), strict=True))
+    parts = [
+        attend_in_order(lib, [(sight, 0)], asked.call(asked.query, asked.key, asked.value).of_head(h, KEY_HEADS))
+        for h in range(KEY_HEADS)
+    ]
+    assert torch.equal(torch.cat(parts, 2), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_is_picked_has_the_bits_of_what_is_seen(dtype: torch.dtype) -> None:
+    """An index that picks all that rows see changes nothing; one that leaves something out is attention without it."""
+    asked, lib = Asked(tree(130, 9), dtype=dtype), library()
+    assert lib is not None
+    kv = asked.memory()
+    sight, call = Sight(asked.rows, kv), asked.call(asked.query, asked.key, asked.value)  # type: ignore[arg-type]
+    want = attend_in_order(lib, [(sight, 0)], call)
+    drafts = np.unpackbits(asked.rows.ancestors, axis=1, bitorder="little").astype(bool)
+    seen = np.concatenate([drafts, np.arange(LAYOUT.context) < asked.rows.prefix[:, None]], 1)
+    assert torch.equal(attend_in_order(lib, [(sight.chosen(seen, 0), 0)], call), want)
+    seen[:, LAYOUT.scratch + 70] = False
+    fewer = attend_in_order(lib, [(sight.chosen(seen, 0), 0)], call)
+    assert not torch.equal(fewer, want)
+    for row in (0, 5, 8):
+        slots = torch.from_numpy(np.nonzero(seen[row])[0])
+        shares = torch.softmax(kv.keys[0, slots].double() @ asked.query[0, 0, row].double() * asked.scale, 0)
+        found = fewer[0, row, 0].double()
+        assert float((found - shares @ kv.values[0, slots].double()).norm() / found.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_latents_give_what_their_heads_would_see(dtype: torch.dtype) -> None:
+    """Multi-head latent attention, against keys and values made of every slot in float64."""
+    nope, rank, rope, width = 8, 16, 4, 12
+    source, lib, rows = torch.Generator().manual_seed(5), library(), tree(130, 9)
+    assert lib is not None
+    up = torch.randn(HEADS * (nope + width), rank, generator=source).to(dtype)
+    entries = torch.randn(1, SLOTS, rank + rope, generator=source).to(dtype)
+    query = torch.randn(1, HEADS, len(rows), nope + rope, generator=source).to(dtype)
+    entry = torch.randn(1, 1, len(rows), rank + rope, generator=source).to(dtype)
+    kv = Memory(entries, entries[..., :rank])
+    kv.position[rows.slot] = rows.position
+    heads = LatentHeads.of(lib, up, HEADS, nope)
+    assert heads is not None
+    call = Call(query, entry, None, 0, slice(0, 1), 0.3)
+    found = attend_latent_in_order(lib, [(Sight(rows, kv), 0)], call, heads)[0]  # type: ignore[arg-type]
+    seen = np.unpackbits(rows.ancestors, axis=1, bitorder="little").astype(bool)
+    seen = np.concatenate([seen, np.arange(LAYOUT.context) < rows.prefix[:, None]], 1)
+    each = up.view(HEADS, nope + width, rank).double()
+    for row in range(len(rows)):
+        slots = torch.from_numpy(np.nonzero(seen[row])[0])
+        kept = entries[0, slots].double()
+        for head in range(HEADS):
+            keys = torch.cat([kept[:, :rank] @ each[head, :nope].T, kept[:, rank:]], 1)
+            shares = torch.softmax(keys @ query[0, head, row].double() * 0.3, 0)
+            want = shares @ (kept[:, :rank] @ each[head, nope:].T)
+            apart = float((found[row, head].double() - want).norm() / want.norm())
+            assert apart < (3e-2 if dtype == torch.bfloat16 else 2e-6), apart

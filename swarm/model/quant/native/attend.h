@@ -243,23 +243,24 @@ TARGET static void fetch_chunk(const AttendCall &call, const AttendJob &job, int
     const E *keys = static_cast<const E *>(job.keys) + head * job.key_head;
     const E *values = static_cast<const E *>(job.values) + head * job.value_head;
     if (next) {
-        const auto *key = reinterpret_cast<const uint8_t *>(keys + (slots[0] + CHUNK) * call.dim);
-        const auto *value = reinterpret_cast<const uint8_t *>(values + (slots[0] + CHUNK) * call.value_dim);
-        for (int64_t at = 0; at < CHUNK * call.dim * int64_t(sizeof(E)); at += 64) fetch(key + at);
-        for (int64_t at = 0; at < CHUNK * call.value_dim * int64_t(sizeof(E)); at += 64) fetch(value + at);
+        const auto *key = reinterpret_cast<const uint8_t *>(keys + (slots[0] + CHUNK) * job.key_slot);
+        const auto *value = reinterpret_cast<const uint8_t *>(values + (slots[0] + CHUNK) * job.value_slot);
+        for (int64_t at = 0; at < CHUNK * job.key_slot * int64_t(sizeof(E)); at += 64) fetch(key + at);
+        if (job.values != job.keys)
+            for (int64_t at = 0; at < CHUNK * job.value_slot * int64_t(sizeof(E)); at += 64) fetch(value + at);
     }
     for (int64_t part = 0; part < KEYS; part++) {
         const uint32_t *from[LANES];
         for (int k = 0; k < LANES; k++) {
             int64_t slot = slots[part * LANES + k];
-            from[k] = slot < 0 ? nullptr : reinterpret_cast<const uint32_t *>(keys + slot * call.dim);
+            from[k] = slot < 0 ? nullptr : reinterpret_cast<const uint32_t *>(keys + slot * job.key_slot);
         }
         turn(from, steps, desk.keys + part * LANES * steps);
     }
     for (int64_t s = 0; s < words; s++) {
         int64_t one = slots[s * STEP<E>], two = slots[s * STEP<E> + STEP<E> - 1];
-        const E *first = one < 0 ? desk_of_zeros<E>() : values + one * call.value_dim;
-        const E *second = two < 0 ? desk_of_zeros<E>() : values + two * call.value_dim;
+        const E *first = one < 0 ? desk_of_zeros<E>() : values + one * job.value_slot;
+        const E *second = two < 0 ? desk_of_zeros<E>() : values + two * job.value_slot;
         for (int64_t at = 0; at < line; at += LANES) {
             int64_t n = call.value_dim - at < LANES ? call.value_dim - at : LANES, from_one = one < 0 ? 0 : at, from_two = two < 0 ? 0 : at;
             uint32_t *to = desk.values + (at * words + s * LANES);

@@ -25,12 +25,13 @@ struct Rounded {
 struct AttendJob {
     void *keys, *values;                         // [kv_heads, slots, dim], [kv_heads, slots, value_dim]
     int64_t key_head, value_head;                // from one head to the next
+    int64_t key_slot, value_slot;                // from one slot to the next: more than value_dim where values are parts of keys
     int64_t start, rows, scratch;                // rows [start, start + rows) of the call
     const int64_t *write, *prefix, *low;         // per row: its slot; committed positions [low, prefix) are seen
     const int64_t *seen, *slot, *position;       // per row from seen[r] to seen[r + 1]: scratch slots on its path, in order
 };
 struct AttendCall {
-    const void *query, *key, *value;             // [rows] by these strides
+    const void *query, *key, *value;             // [rows] by these strides; no key: nothing is written, no value: keys alone
     int64_t query_row, query_head, key_row, key_head, value_row, value_head;
     void *out;                                   // [rows, heads, value_dim]
     int64_t heads, kv_heads, dim, value_dim;
@@ -459,6 +460,39 @@ template <class E> int after(int isa, const Layer &l, const E *x, const E *seen,
     return 0;
 }
 
+// One product of many alike (a head's): x [rows, columns], y [rows, outs].
+struct Batch {
+    const void *x;
+    const uint8_t *matrix;
+    void *y;
+};
+
+// Each of the products by itself. usual: matrices lie as usual, [outs, columns]; else in panels.
+template <class W>
+int batched(int isa, const Batch *items, int64_t many, int64_t columns, int64_t rows, int64_t outs, bool usual, Crew crew) {
+    const int64_t steps = columns * int64_t(sizeof(W)) / 4, panels = (outs + 15) / 16, work = many * panels * steps * 64 * rows;
+    const int64_t block = rows < ROW_BLOCK ? rows : ROW_BLOCK, room = usual ? 16 * 1024 * 16 : 0;
+    if (columns * int64_t(sizeof(W)) % 4) return -1;
+    if (work < SMALL) crew.threads = 1;
+    std::atomic<bool> failed{false};
+    each(many, crew, work >= WAKE, [&](int64_t i) {
+        auto *sums = static_cast<float *>(std::malloc(size_t(block * (panels * 16 + steps) + room) * 4));
+        if (!sums) {
+            failed = true;
+            return;
+        }
+        auto *laid = reinterpret_cast<uint32_t *>(sums + block * panels * 16), *turned = usual ? laid + block * steps : nullptr;
+        for (int64_t r = 0; r < rows; r += block) {
+            const int64_t n = rows - r < block ? rows - r : block;
+            BY_DENSE(isa, lay_out(static_cast<const W *>(items[i].x) + r * columns, columns, n, steps, laid));
+            BY_DENSE(isa, dense_rows(items[i].matrix, panels, steps, laid, n, sums, nullptr, 0, outs,
+                                     static_cast<W *>(items[i].y) + r * outs, turned));
+        }
+        std::free(sums);
+    });
+    return failed ? -2 : 0;
+}
+
 // Rows of a tile of attention: its queries share what is fetched of a chunk.
 int64_t tile_rows(const AttendCall &call) {
     int64_t groups = call.heads / call.kv_heads, rows = 64 / groups;
@@ -472,12 +506,13 @@ template <class E> int attend(int isa, const AttendCall &call, const AttendJob *
     int64_t tasks = 0, work = 0;
     for (int64_t j = 0; j < many; j++) {
         const AttendJob &job = jobs[j];
-        for (int64_t h = 0; h < call.kv_heads; h++)
+        for (int64_t h = 0; call.key && h < call.kv_heads; h++)
             for (int64_t r = 0; r < job.rows; r++) {
                 const E *key = static_cast<const E *>(call.key) + (job.start + r) * call.key_row + h * call.key_head;
+                std::memcpy(static_cast<E *>(job.keys) + h * job.key_head + job.write[r] * job.key_slot, key, size_t(call.dim) * sizeof(E));
+                if (!call.value) continue;
                 const E *value = static_cast<const E *>(call.value) + (job.start + r) * call.value_row + h * call.value_head;
-                std::memcpy(static_cast<E *>(job.keys) + h * job.key_head + job.write[r] * call.dim, key, size_t(call.dim) * sizeof(E));
-                std::memcpy(static_cast<E *>(job.values) + h * job.value_head + job.write[r] * call.value_dim, value, size_t(call.value_dim) * sizeof(E));
+                std::memcpy(static_cast<E *>(job.values) + h * job.value_head + job.write[r] * job.value_slot, value, size_t(call.value_dim) * sizeof(E));
             }
         tasks += (job.rows + rows - 1) / rows * call.kv_heads;
         work += job.rows * (job.prefix[job.rows - 1] + 64) * call.heads * call.dim;
@@ -576,7 +611,7 @@ void in_huge_pages(uint8_t *from, int64_t bytes) {
 
 extern "C" {
 
-int swarm_quant_version() { return 7; }
+int swarm_quant_version() { return 8; }
 
 // The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI, 3 also with bfloat16.
 int swarm_quant_isa() {
@@ -665,6 +700,16 @@ int swarm_quant_grouped(int isa, const void *parts, int64_t many, int64_t column
                         const int64_t *picks, int64_t picked, int narrow, int threads, void *gomp) {
     return compute(isa, static_cast<const Part *>(parts), many, columns, x, rows, picks, picked, narrow != 0,
                    Crew{threads, reinterpret_cast<Gomp>(gomp)});
+}
+
+// `many` products of one shape (struct Batch) with matrices of plain numbers, bfloat16 (`narrow`) or float32: the bits that
+// swarm_quant_products gives of each.
+int swarm_batched(int isa, const void *items, int64_t many, int64_t columns, int64_t rows, int64_t outs, int usual, int narrow,
+                  int threads, void *gomp) {
+    const auto *each_item = static_cast<const Batch *>(items);
+    Crew crew{threads, reinterpret_cast<Gomp>(gomp)};
+    if (narrow) return batched<uint16_t>(isa, each_item, many, columns, rows, outs, usual != 0, crew);
+    return batched<float>(isa, each_item, many, columns, rows, outs, usual != 0, crew);
 }
 
 // The part of a decoder layer before its attention: norm, queries, keys, values, rotation. x [rows, hidden], cos and sin
