@@ -61,5 +61,6 @@ def pack_linears(model: nn.Module) -> int:
 
 def round_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A matrix [rows, columns] as int8 and float32 scales [rows]: value = int8 * scale, the largest of a row is 127."""
-    scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
-    return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+    wide = weight.float()
+    scale = (wide.abs().amax(1) / 127).clamp(min=1e-12)
+    return (wide / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale

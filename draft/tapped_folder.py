@@ -20,7 +20,7 @@ from draft.dflash import BlockDrafter, BlockWeights, Markov, Window
 from draft.eagle3 import Eagle3Drafter, Eagle3Weights
 from draft.tapped_layer import LayerShape, Rotary, TappedLayer
 from swarm.base.errors import ModelError
-from swarm.model.eagle import MOST_CONFIG_BYTES, WEIGHTS, drafter_of
+from swarm.model.eagle_folder import MOST_CONFIG_BYTES, WEIGHTS, drafter_of
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import is_embedding
 from swarm.model.files.weights import make_config

@@ -56,8 +56,8 @@ INNER: dict[str, set[str]] = {
     "swarm.net.traversal": {"swarm.net.channel", "swarm.net"},
     "swarm.model.quant": set(),
     "swarm.model.text": set(),
-    "swarm.model.files": {"swarm.model.quant"},
-    "swarm.model": {"swarm.model.quant", "swarm.model.files"},
+    "swarm.model.files": {"swarm.model.quant", "swarm.model.text"},
+    "swarm.model": {"swarm.model.quant", "swarm.model.files", "swarm.model.text"},
 }
 """Rooms inside a room: which of their own house they may import. From outside they count as the house."""
 

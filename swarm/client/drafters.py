@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from draft.across import AcrossDrafter
 from draft.asset import load_drafter
@@ -23,11 +22,12 @@ from draft.taps import ReadsTaps, at_position
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Notice, Report
 from swarm.model.device import choose_device
-from swarm.model.eagle import BESIDE, read_eagle
+from swarm.model.eagle_folder import BESIDE, read_eagle
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.sampler import Sampling
+from swarm.model.text.tokenizer import Tokenizer
 from swarm.run.api import Draft, RunRequest
 from swarm.run.engine import Drafting
 
@@ -98,7 +98,7 @@ def load_drafters(
     ref: str | None,
     gpu: int | None,
     target: Checkpoint,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     store: ModelStore,
     report: Report,
     ends: AbstractSet[int] = frozenset(),
