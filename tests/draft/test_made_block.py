@@ -18,7 +18,7 @@ from swarm.model.block import load_block
 from swarm.model.files.checkpoint import load_tokenizer, open_model
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
-from swarm.model.files.weights import RowTable
+from swarm.model.files.weights import RowTable, _of_bytes
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Layout, no_commits
@@ -182,3 +182,13 @@ def test_rows_of_a_table_are_those_of_the_whole(made: MadeCheckpoint) -> None:
     assert target.read_rows(EMBEDDING, torch.tensor([3, 1]), torch.float32).equal(  # type: ignore[union-attr]
         target.read(EMBEDDING, torch.float32)[[3, 1]]
     )
+
+
+def test_bytes_are_unpacked_as_the_gguf_library_does(made: MadeCheckpoint) -> None:
+    import gguf
+    import numpy as np
+
+    stored = np.random.default_rng(3).integers(0, 256, (5, 2 * 34), np.uint8)
+    stored[:, [1, 35]] = [[0x00, 0x7B], [0x80, 0x3C], [0x03, 0x83], [0x14, 0xBC], [0x7B, 0x00]]  # finite scales
+    whole = gguf.dequantize(stored, gguf.GGMLQuantizationType.Q8_0)
+    assert _of_bytes(stored, 32).numpy().tobytes() == whole.tobytes()

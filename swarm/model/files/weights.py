@@ -247,10 +247,21 @@ def _unpack(
         part = stored[first:last] if order is None else stored[order[first:last].numpy()]
         if some is not None:
             form.check_scales(part, entry.name)
-        values = gguf.dequantize(part, gguf.GGMLQuantizationType(form.number))
-        numbers = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(last - first, columns)
+        if form.name == "Q8_0":
+            numbers = _of_bytes(part, form.block)
+        else:
+            values = gguf.dequantize(part, gguf.GGMLQuantizationType(form.number))
+            numbers = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(last - first, columns)
         out[first:last] = lies.finish(numbers)
     return out
+
+
+def _of_bytes(part: np.ndarray[Any, np.dtype[np.uint8]], block: int) -> torch.Tensor:
+    """Q8_0 as float32 [rows, columns], to the bit as the gguf library does it, which takes 16 rows at a time in Python:
+    four times as long for the embedding that every requester looks into."""
+    blocks = torch.from_numpy(np.ascontiguousarray(part)).reshape(len(part), -1, block + 2)
+    scales = blocks[..., :2].contiguous().view(torch.float16).float()
+    return (blocks[..., 2:].view(torch.int8).float() * scales).reshape(len(part), -1)
 
 
 class RowTable:
