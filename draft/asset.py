@@ -11,36 +11,38 @@ import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedTokenizerBase
 
 from draft.across import AcrossDrafter, Pair
 from draft.lm import LmDrafter
-from draft.loop import ChainLoop
-from draft.made_model import stored_model
+from draft.made_block import EMBEDDING, SCALE, MadeBlock, MadeShape
 from draft.packed import can_pack, pack_linears
 from draft.tapped_folder import TappedDrafter, load_tapped, read_tapped
 from draft.vocabulary import END_TURN, ByteVocabulary, same_specials
 from draft.window import reading
 from swarm.base.errors import UsageError
 from swarm.base.events import Report, silent
-from swarm.model.block import Block, load_block
 from swarm.model.dtype import choose_dtype, dtype_name
 from swarm.model.files.checkpoint import Checkpoint, load_tokenizer, open_model
 from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.store import ModelStore
-from swarm.model.files.weights import make_config
-from swarm.model.packing import choose_weights
+from swarm.model.files.weights import RowTable, make_config
 from swarm.model.quant.matrix import Matrix
+from swarm.model.text.tokenizer import Tokenizer
+from swarm.model.weights_as import choose_weights
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from swarm.model.block import Block
 
 DATA = Path(__file__).parent / "data"
-SCALE = ".scale"
 HEAD_TOKENS = "head_tokens"
-EMBEDDING = "model.embed_tokens.weight"
 ACROSS_CONTEXT = 2048
 """Own tokens that a drafter across vocabularies reads: its prefill competes with the ring's, and what is farther back
 is copied by `draft.suffix` rather than known."""
@@ -95,9 +97,8 @@ class MadeCheckpoint:
     """
 
     def __init__(self, made: Made, target: Checkpoint) -> None:
-        self.config = make_config(made.config, made.path.name)
         self.bytes_read = 0
-        self._target, self._file = target, made.path / "model.safetensors"
+        self._made, self._target, self._file = made, target, made.path / "model.safetensors"
         for key in ("hidden_size", "vocab_size"):
             if made.config.get(key) != getattr(target.manifest, key):
                 raise UsageError(
@@ -114,6 +115,11 @@ class MadeCheckpoint:
         entries = tuple(TensorEntry(name, shape, "I8", 0, "0" * 64) for name, shape in sorted(shapes.items()))
         self.manifest = Manifest(made.path.name, dict(made.config), entries)
 
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """For drafters that transformers' classes compute. Raises ModelError."""
+        return make_config(self._made.config, self._made.path.name)
+
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         if name == EMBEDDING:
             return self._target.read(EMBEDDING, dtype)
@@ -124,12 +130,26 @@ class MadeCheckpoint:
                 tensor = tensor.float() * file.get_tensor(name + SCALE).float()[:, None]
             return tensor.to(dtype)
 
-    def stored(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """All tensors by name as they lie in the file, scales among them; the embedding in `dtype`."""
+    def stored(self) -> dict[str, torch.Tensor]:
+        """All tensors by name as they lie in the file, scales among them."""
         with safe_open(self._file, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys() if name != HEAD_TOKENS}
         self.bytes_read += sum(tensor.nbytes for tensor in found.values())
-        return {**found, EMBEDDING: self._target.read(EMBEDDING, dtype)}
+        return found
+
+    def block(self) -> MadeBlock | None:
+        """Computed here without transformers, in bfloat16 on a CPU; None for a kind that is not. Raises UsageError,
+        ModelError."""
+        shape = MadeShape.of(self._made.config)
+        if shape is None:
+            return None
+        tokens = self.head_tokens()
+        if tokens is None:
+            tokens = torch.arange(self._target.manifest.vocab_size)
+        return MadeBlock(shape, self.stored(), RowTable(self._target, EMBEDDING, torch.bfloat16), tokens)
+
+    def read_rows(self, name: str, rows: torch.Tensor, dtype: torch.dtype) -> None:
+        return None
 
     def hold(self, name: str, without_kernel: bool) -> Matrix | None:
         return self._target.hold(EMBEDDING, without_kernel) if name == EMBEDDING else None
@@ -149,7 +169,7 @@ class MadeCheckpoint:
 def load_drafter(
     ref: str | None,
     target: Checkpoint,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     store: ModelStore,
     device: torch.device,
     *,
@@ -174,20 +194,14 @@ def load_drafter(
     made = read_made(path)
     if made is not None:
         checkpoint = MadeCheckpoint(made, target)
-        tokens, int8 = checkpoint.head_tokens(), can_pack(device, dtype)
-        ready = stored_model(checkpoint, checkpoint.stored(dtype), SCALE, dtype) if int8 else None
-        last = checkpoint.manifest.n_layers
-        block = load_block(checkpoint, 0, last, device, dtype, report, blocked=not int8, ready=ready)
-        if tokens is not None:
-            block.narrow_head(tokens)
-        if int8:
-            pack_linears(block.loaded.model)
-        return _lm(block, tokens, min(context, checkpoint.manifest.context), report)
+        return _made(checkpoint, device, dtype, min(context, checkpoint.manifest.context), report)
     assert ref is not None
     if ref.startswith((".", "/", "~")) and not path.exists():
         raise UsageError(f"no draft model at {ref}: expected a folder that exists, or a hub id such as org/name")
     if path.is_dir() and (tapped := read_tapped(path, target.manifest.n_layers)) is not None:
         return load_tapped(tapped, target, torch.float32, context)
+    from swarm.model.block import load_block  # transformers' classes: made drafters do without them
+
     own = load_tokenizer(ref, store, report, offline)
     model = open_model(ref, store, None, report, offline)
     # Of a model as it is, 4-bit matrices stay so: a draft step is bound by the bytes that it reads.
@@ -199,9 +213,23 @@ def load_drafter(
     return across(_lm(block, None, context, report, ACROSS_SCRATCH), own, tokenizer, ends)
 
 
-def across(
-    inner: LmDrafter, own: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, ends: AbstractSet[int]
-) -> AcrossDrafter:
+def _made(
+    checkpoint: MadeCheckpoint, device: torch.device, dtype: torch.dtype, context: int, report: Report
+) -> LmDrafter:
+    tokens, int8 = checkpoint.head_tokens(), can_pack(device, dtype)
+    if int8 and (made := checkpoint.block()) is not None:
+        return LmDrafter(made, tokens, context=context)
+    from swarm.model.block import load_block
+
+    block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report, blocked=not int8)
+    if tokens is not None:
+        block.narrow_head(tokens)
+    if int8:
+        pack_linears(block.loaded.model)
+    return _lm(block, tokens, context, report)
+
+
+def across(inner: LmDrafter, own: Tokenizer, target: Tokenizer, ends: AbstractSet[int]) -> AcrossDrafter:
     """`inner`, whose tokenizer is `own`, as drafter for a target with another one."""
     theirs, ours = ByteVocabulary(target), ByteVocabulary(own)
     back = {token: end for token, end in same_specials(ours.special, theirs.special).items() if end in ends}
@@ -213,9 +241,13 @@ def across(
 
 
 def _lm(block: Block, tokens: torch.Tensor | None, context: int, report: Report, scratch: int = 256) -> LmDrafter:
-    graphed = block.gpu is not None and block.gpu.cuda.has_graphs
-    window = reading(_fitting(block, context) if graphed else context)
-    loop = ChainLoop(report=report) if graphed else None
+    if block.gpu is None or not block.gpu.cuda.has_graphs:
+        window = reading(context)
+        return LmDrafter(block, tokens, context=window.context, scratch=scratch, window=window)
+    from draft.loop import ChainLoop
+
+    window = reading(_fitting(block, context))
+    loop = ChainLoop(report=report)
     return LmDrafter(block, tokens, context=window.context, scratch=scratch, window=window, loop=loop)
 
 
@@ -226,6 +258,6 @@ def _fitting(block: Block, context: int) -> int:
     return max(1024, min(context, free // 4 // per_position))
 
 
-def same_vocabulary(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+def same_vocabulary(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether both tokenizers give every token the same id."""
     return bool(one.get_vocab() == other.get_vocab())

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from draft.asset import HEAD_TOKENS, SCALE
+from draft.asset import HEAD_TOKENS
+from draft.made_block import SCALE
 from draft.packed import round_rows
 from draft.train import Score
 

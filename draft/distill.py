@@ -28,7 +28,7 @@ from draft.trainer_state import load_state, save_state
 from swarm.base.clock import SystemTime, TimeSource
 from swarm.base.errors import UsageError
 from swarm.base.events import Notice, Progress, Report, silent
-from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer, open_model
+from swarm.model.files.checkpoint import Checkpoint, end_tokens, open_model, transformers_tokenizer
 from swarm.model.files.store import ModelStore
 
 
@@ -82,7 +82,7 @@ def distill(
     if device.type == "cpu":
         report(Notice("distilling on the CPU: an hour gives a useful drafter, a GPU a better one in minutes"))
     target = open_model(ref, store, None, report, offline)
-    tokenizer = load_tokenizer(ref, store, report, offline)
+    tokenizer = transformers_tokenizer(store.tokenizer_source(ref, report, offline), ref, report)
     special = (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
     ends = end_tokens(target, store, ref) | {i for i in special if isinstance(i, int)}
     layers = settings.layers if isinstance(settings.layers, int) else ",".join(map(str, settings.layers))

@@ -16,15 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from draft.asset import default_drafter, read_made, same_vocabulary
 from swarm.base.errors import ModelError
-from swarm.model.eagle import BESIDE
+from swarm.model.eagle_folder import BESIDE
 from swarm.model.files.checkpoint import load_tokenizer, open_model
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.named import DEFAULT_MODEL, NAMED
 from swarm.model.files.store import ModelStore
+from swarm.model.text.tokenizer import Tokenizer
 
 LARGEST_SHARE = 0.5
 """Of the target's bytes. A drafter of the target's own size would hold up a stage on the same machine."""
@@ -45,7 +44,7 @@ class Found:
 
 def find_drafter(
     target: Manifest,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     store: ModelStore,
     beside: Path | None = None,
     at_tail: bool = False,
@@ -80,7 +79,7 @@ def _beside(path: Path) -> Path | None:
     return folder if read_made(folder) is not None or (folder / "config.json").is_file() else None
 
 
-def _sibling(target: Manifest, tokenizer: PreTrainedTokenizerBase, store: ModelStore, largest: float) -> str | None:
+def _sibling(target: Manifest, tokenizer: Tokenizer, store: ModelStore, largest: float) -> str | None:
     """The smallest model in the store that is here as a whole, at most so large and has the same tokenizer."""
     here = [model for model in store.list() if model.here_bytes == model.total_bytes and model.kind != "peers"]
     for model in sorted(here, key=lambda model: model.total_bytes):

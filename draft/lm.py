@@ -8,22 +8,37 @@ costs nothing. Sampling with temperature adds the noise that the tail will add, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
 from draft.base import Child, DraftStep, Expansion
 from draft.cached_tokens import CachedTokens
 from draft.drafted import Token
-from draft.loop import ChainLoop
 from draft.ranker import Ranker
 from draft.window import TextWindow
-from swarm.model.block import Block, Job
-from swarm.model.kvcache import KVPool
+from swarm.model.job import Job
+from swarm.model.kvcache import HoldsLayers, KVPool
 from swarm.model.rows import Commits, Layout, no_commits
 from swarm.model.sampler import Sampling
 
+if TYPE_CHECKING:
+    from draft.loop import ChainLoop
+    from swarm.model.block import Block
+
 PREFILL_ROWS = 256
 """Prompt rows per forward: enough to use the device well, few enough to keep the attention scores small."""
+
+
+class WholeModel(HoldsLayers, Protocol):
+    """All layers of a small model: a `Block` of transformers' classes, or a `MadeBlock`."""
+
+    head: bool
+    tail: bool
+    vocab_size: int
+
+    def forward(self, jobs: Sequence[Job]) -> list[torch.Tensor]:
+        """Per job float32 logits [rows with want, vocab_size]."""
 
 
 class LmDrafter:
@@ -40,7 +55,7 @@ class LmDrafter:
 
     def __init__(
         self,
-        block: Block,
+        block: WholeModel,
         tokens: torch.Tensor | None = None,
         *,
         context: int = 4096,
@@ -61,7 +76,7 @@ class LmDrafter:
         logits_on = block.device if block.gpu is None or block.gpu.cuda.has_float64 else torch.device("cpu")
         self._ranker = Ranker(block.vocab_size, tokens, logits_on)
         if loop is not None:
-            loop.attach(block, self._kv, self._ranker)
+            loop.attach(cast("Block", block), self._kv, self._ranker)
         self._text = CachedTokens(self.layout, Token(None, 0, 0))
         self._certain: list[int] = []
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from draft.medusa import MedusaDrafter, MedusaHead
 from swarm.base.errors import ModelError
-from swarm.model.eagle import WEIGHTS
+from swarm.model.eagle_folder import WEIGHTS
 from swarm.model.files.manifest import Manifest
 
 MOST_HEADS = 16

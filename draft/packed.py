@@ -15,6 +15,8 @@ FEW_ROWS = 16
 COLUMNS = 64
 """The kernel reads whole vectors and does not look where a matrix ends, so sizes are multiples of this."""
 
+_AT_ONCE = 512
+
 
 class Int8Linear(nn.Module):
     """y = x W^T + b with W as int8 [out, in] and bfloat16 scales [out]; x and y bfloat16 [..., in] and [..., out]."""
@@ -61,5 +63,11 @@ def pack_linears(model: nn.Module) -> int:
 
 def round_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A matrix [rows, columns] as int8 and float32 scales [rows]: value = int8 * scale, the largest of a row is 127."""
-    scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)
-    return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+    rounded = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+    for first in range(0, len(weight), _AT_ONCE):  # what fits a cache: a head has tens of thousands of rows
+        wide = weight[first : first + _AT_ONCE].float()
+        scale = (wide.abs().amax(1) / 127).clamp(min=1e-12)
+        rounded[first : first + _AT_ONCE] = (wide / scale[:, None]).round_().clamp_(-127, 127)
+        scales[first : first + _AT_ONCE] = scale
+    return rounded, scales

@@ -23,7 +23,7 @@ from draft.medusa import MedusaDrafter
 from draft.medusa_folder import has_heads, load_medusa
 from draft.tapped_layer import LayerShape, Rotary, TappedLayer
 from swarm.base.errors import ModelError
-from swarm.model.eagle import MOST_CONFIG_BYTES, WEIGHTS, drafter_of
+from swarm.model.eagle_folder import MOST_CONFIG_BYTES, WEIGHTS, drafter_of
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import is_embedding
 from swarm.model.files.weights import make_config

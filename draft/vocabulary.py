@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from transformers import PreTrainedTokenizerBase
-
 from swarm.model.text.spelling import Spelling
+from swarm.model.text.tokenizer import Tokenizer
 
 _WORD = re.compile(r"\s*\S+|\s+")
 _ANCHOR = "\n"
@@ -22,7 +21,7 @@ _CACHED = 1 << 15
 class ByteVocabulary:
     """A tokenizer's ids, spelled. Specials (see `swarm.model.text.spelling.special_tokens`) have names and no bytes."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._spelling = Spelling(tokenizer)
         self._backend = getattr(tokenizer, "backend_tokenizer", None)

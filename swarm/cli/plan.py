@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         from swarm.discovery.model_shape import model_shape
         from swarm.model.files.store import ModelStore
-        from swarm.model.packing import choose_weights
+        from swarm.model.weights_as import choose_weights
         from swarm.terminal.progress import reporter
 
         with reporter(json_lines=False, out=sys.stderr) as report:

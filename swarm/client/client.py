@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from swarm.base.events import Report, silent
 from swarm.base.swarm_state import SwarmState
@@ -30,6 +29,7 @@ from swarm.mesh.status import mesh_status
 from swarm.model.constraint import Constraint
 from swarm.model.files.manifest import Manifest
 from swarm.model.text.template import PLAIN_CHAT, TemplateOptions
+from swarm.model.text.tokenizer import Tokenizer
 from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.reach import Reach
@@ -167,7 +167,7 @@ class Requester:
         return self._target.ref
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Tokenizer:
         return self._target.tokenizer
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from draft.across import AcrossDrafter
 from draft.asset import load_drafter
@@ -23,11 +23,12 @@ from draft.taps import ReadsTaps, at_position
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Notice, Report
 from swarm.model.device import choose_device
-from swarm.model.eagle import BESIDE, read_eagle
+from swarm.model.eagle_folder import BESIDE, read_eagle
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.sampler import Sampling
+from swarm.model.text.tokenizer import Tokenizer
 from swarm.run.api import Draft, RunRequest
 from swarm.run.engine import Drafting
 
@@ -36,6 +37,7 @@ WARM_UP_PROMPT = (0,)
 LEAVES = (4, 8)
 MOST_IDLE = 8
 """Model drafters that wait for a run, each with the keys and values of a context: after a crowd the others go."""
+MOST_STEPS, ALIKE = 4, 1.1
 WIDE = 1.3
 """Eight leaves are worth this many times the time of four: the second four are far less likely to matter."""
 
@@ -98,7 +100,7 @@ def load_drafters(
     ref: str | None,
     gpu: int | None,
     target: Checkpoint,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     store: ModelStore,
     report: Report,
     ends: AbstractSet[int] = frozenset(),
@@ -169,11 +171,20 @@ def draft_threads() -> int:
 def _measured(lm: ModelDrafter) -> tuple[float, int]:
     """Milliseconds of a draft step for one leaf, and how many leaves a step should have.
 
-    The quickest of a few: what else runs on the machine while it loads makes a step slower, never quicker.
+    The quickest of a few: what else runs on the machine while it loads makes a step slower, never quicker. Two that
+    took the same are enough: whoever waits for a first token waits for these too.
     """
-    took = {count: min(_step_ms(lm, count) for _ in range(4)) for count in (1, *LEAVES)}
+    took = {count: quickest(lambda count=count: _step_ms(lm, count)) for count in (1, *LEAVES)}  # type: ignore[misc]
     few, many = LEAVES
     return max(0.5, took[1]), many if took[many] < WIDE * took[few] else few
+
+
+def quickest(measure: Callable[[], float]) -> float:
+    """The least of at most `MOST_STEPS` measurements, fewer where the two least are within `ALIKE` of each other."""
+    found: list[float] = []
+    while len(found) < MOST_STEPS and (len(found) < 2 or found[1] > ALIKE * found[0]):
+        found = sorted([*found, measure()])
+    return found[0]
 
 
 def _step_ms(lm: ModelDrafter, leaves: int) -> float:

@@ -7,6 +7,8 @@ import contextlib
 import random
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,8 +23,7 @@ from swarm.discovery.planner_view import members_of, rtts_of
 from swarm.mesh.gossip import Gossip
 from swarm.model.constraint import Constraint
 from swarm.model.files.manifest import Manifest
-from swarm.model.own_kernels import KernelsHere
-from swarm.model.packing import PACKED
+from swarm.model.weights_as import PACKED
 from swarm.net.channel.message import Message
 from swarm.net.switchboard import Switchboard
 from swarm.planner.api import Ask, Member, Route, plan_route, usual_speed
@@ -33,6 +34,9 @@ from swarm.ring.connect import DIAL_TIMEOUT_S
 from swarm.ring.opening import StagePlan
 from swarm.ring.witness_service import WITNESS, WITNESS_ANSWER, WITNESS_REQUEST, WitnessRequest
 from swarm.run.api import RunRequest, StageInfo
+
+if TYPE_CHECKING:
+    from swarm.model.own_kernels import KernelsHere
 
 NEWS_WAIT_S = 2.0
 PLANNED_ROWS = 8
@@ -65,7 +69,14 @@ class Routes:
         self._rules, self._draft_ms = rules, draft_ms
         self._shape = model_shape(manifest, torch.bfloat16)
         self._spread = random.randrange(1 << 30)
-        self._own_kernels = KernelsHere(manifest)
+
+    @cached_property
+    def _own_kernels(self) -> KernelsHere:
+        from swarm.model.own_kernels import (
+            KernelsHere,  # computes with a model's own classes: for rules that ask for it
+        )
+
+        return KernelsHere(self._manifest)
 
     def plan(self, excluded: frozenset[bytes], private: int = 0) -> list[StagePlan]:
         """The best route without the nodes named, leaving out that many layers at either end. Raises CoverageError."""
@@ -99,7 +110,7 @@ class Routes:
         if not self._rules.kernels:
             return plan_route(self._shape, members, rtts, ask)
         routes, why = [], ""
-        for digest in self._rules.fingerprints(members, self._own_kernels.all, lost):
+        for digest in self._rules.fingerprints(members, lambda: self._own_kernels.all(), lost):
             others = frozenset(member.node for member in members if member.kernels != digest)
             try:
                 routes.append(plan_route(self._shape, members, rtts, replace(ask, exclude=ask.exclude | others)))

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Report, silent
 from swarm.client.drafters import Drafters, load_drafters
 from swarm.mesh.saved import Saved
-from swarm.model.block import load_block
 from swarm.model.compiling import Compiler
 from swarm.model.device import choose_device
 from swarm.model.dtype import dtype_name
@@ -24,10 +22,11 @@ from swarm.model.files.generation_config import generation_defaults
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
 from swarm.model.held import Vocabulary
-from swarm.model.packing import choose_weights
 from swarm.model.text.decoder import PlainText
 from swarm.model.text.spelling import special_tokens
 from swarm.model.text.template import PLAIN_CHAT, TemplateOptions, TemplateRenderer
+from swarm.model.text.tokenizer import Tokenizer
+from swarm.model.weights_as import choose_weights
 from swarm.run.api import Draft
 from swarm.run.private_layers import PrivateBlocks
 
@@ -43,7 +42,7 @@ class Target:
 
     ref: str
     checkpoint: Checkpoint
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     eos: frozenset[int]
     drafters: Drafters
     models: Path
@@ -114,6 +113,8 @@ class Target:
 
     def private_blocks(self, count: int, dtype: torch.dtype) -> PrivateBlocks:
         """The first and the last `count` layers, loaded. Raises ModelError."""
+        from swarm.model.block import load_block  # transformers' modelling, which only private layers need here
+
         n, device = self.manifest.n_layers, choose_device(None)
         store = ModelStore(self.models)
         weights = choose_weights("auto", dtype_name(dtype), device)

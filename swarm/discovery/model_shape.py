@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from swarm.model.files.keys import key_numbers
+from swarm.model.files.keys import key_numbers, layer_kinds
 from swarm.model.files.manifest import Manifest, TensorEntry, is_embedding, layer_of
 from swarm.model.files.packable import encoded_packs, packs, packs_encoded, stack_bytes
 from swarm.model.files.schemes import Weight, weights_of
 from swarm.model.files.ties import SHARED_BLOCK, end_of
-from swarm.model.linear.sizes import keeps_keys, layer_kinds, layer_states
+from swarm.model.linear.sizes import keeps_keys, layer_states
 from swarm.model.quant.formats import blocks_format, find_format
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout

@@ -13,13 +13,11 @@ import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AttentionInterface
-from transformers.cache_utils import Cache
 
 from swarm.base.errors import ModelError
 from swarm.model.inorder import Asked, Sight, attend_in_order, attend_latent_in_order, fits
@@ -29,6 +27,9 @@ from swarm.model.linear.paths import Paths
 from swarm.model.masks import AttentionChunk, Seen, Span, register_trial, within
 from swarm.model.quant.native import Library
 from swarm.model.rows import Rows
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 NAME = "swarm_slots"
 """What configs call this attention."""
@@ -277,6 +278,8 @@ def settle_scales(inner: torch.nn.Module) -> None:
 
 def register_attention() -> None:
     """Tell transformers of the function; needed before a block is built, harmless when repeated."""
+    from transformers import AttentionInterface  # drafters attend without it
+
     AttentionInterface.register(NAME, attend)
     register_trial(attend)
 
@@ -381,6 +384,17 @@ def _spans(module: torch.nn.Module, mask: torch.Tensor | Seen | None, window: in
     if isinstance(size := getattr(config, "attention_chunk_size", None), int) and size > 0:
         known.append(AttentionChunk(size))
     return [span for span in known if isinstance(mask, Seen) and mask.fits(span)]
+
+
+def attend_rows(
+    jobs: Sequence[Plan], layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`attend` for a layer of the plainest kind, without a module: all that a row's frame shows it is seen."""
+    heads = slice(0, key.shape[1])
+    for job in jobs:
+        _write(job, layer, heads, key, value)
+    parts = [_attend_job(job, layer, heads, query, scale, None, None, None) for job in jobs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _write(job: Plan, layer: int, mine: slice, *given: torch.Tensor) -> None:

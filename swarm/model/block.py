@@ -32,11 +32,12 @@ from swarm.model.indexed import masks_for
 from swarm.model.job import Job as Job
 from swarm.model.kinds import kind_of, listed_kinds, singles
 from swarm.model.load import Loaded, load_layers
-from swarm.model.packing import PACKED, computes_in
+from swarm.model.packing import computes_in
 from swarm.model.prune import cut, inner_model, inner_name, layer_list, layer_path
 from swarm.model.quant.modules import PackedLinear
 from swarm.model.quant.native import library
 from swarm.model.rows import Rows
+from swarm.model.weights_as import PACKED
 
 _FEW_SEEN = 128 * 2048
 """Rows times slots in sight up to which attention of a layer over packed weights is too little to divide."""
@@ -334,7 +335,6 @@ def load_block(
     blocked: bool = True,
     weights: str = "expanded",
     exact: bool = True,
-    ready: nn.Module | None = None,
 ) -> Block:
     """Layers [first, last) of a model, ready to compute. Reads only their tensors; reports "load" in layers.
 
@@ -346,20 +346,15 @@ def load_block(
     exact: on a CPU, with blocked, compute rows in kernels that give the same bits whatever the row's company
     (`Block.why_not_exact` says where that is not so); without it by torch's.
 
-    ready: the whole model with its weights, where its owner has read them: it is not cut, and none of its layers is
-    tried alone. For drafters, whose first token is waited for.
-
     Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
     missing, of another shape than the config says, or not finite (by name).
     """
     lib = library() if exact and blocked and device.type == "cpu" else None
-    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib, ready=ready)
+    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib)
     if blocked and lib is None and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
     block._order = None if lib is None else InOrder(lib, weights_of(loaded.model), loaded.attending)
-    if ready is not None:  # its owner's own class: none of its layers was looked at, so nothing is known to be needless
-        return block
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
     equal = check_cut(block, type(loaded.model).__name__, loaded.positions)
     alone = singles(block.parts(), block.kinds(), block.head, block.tail)

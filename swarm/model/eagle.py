@@ -10,59 +10,23 @@ block drafters look at rows of several layers: a tail has only its own, so the r
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
-from swarm.base.errors import ModelError, SwarmError
+from swarm.base.errors import ModelError
 from swarm.base.events import silent
 from swarm.model.block import Block, load_block
+from swarm.model.eagle_folder import WEIGHTS, EagleFolder, drafter_of
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.weights import make_config
 from swarm.model.mtp import MTPHead, embedding_table
 from swarm.model.prune import inner_model, layer_list
 
-BESIDE = "drafter"
-"""Folder of a drafter in a model's folder."""
-WEIGHTS = "model.safetensors"
-MOST_CONFIG_BYTES = 1 << 20
 _LAYER, _BEFORE = "layers.0.", "model.layers.0.none"
-_TAPS = ("midlayer.", "layers.0.hidden_norm.", "hidden_norm.")
-
-
-@dataclass(frozen=True)
-class EagleFolder:
-    """A head's folder, its config, and the shapes of its tensors by name."""
-
-    path: Path
-    config: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]
-
-
-def read_eagle(path: Path) -> EagleFolder | None:
-    """The EAGLE head in a folder; None where there is none. Raises ModelError for one that cannot be computed here."""
-    file = path / WEIGHTS
-    if not file.is_file() or not (path / "config.json").is_file():
-        return None
-    try:
-        if (path / "config.json").stat().st_size > MOST_CONFIG_BYTES:
-            raise ModelError(f"{path}/config.json has more than {MOST_CONFIG_BYTES} bytes")
-        config = json.loads((path / "config.json").read_bytes())
-        with safe_open(file, framework="pt") as tensors:
-            shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"cannot read the drafter in {path}: {error}") from error
-    if not isinstance(config, dict) or "fc.weight" not in shapes or any(name.startswith(_TAPS) for name in shapes):
-        return None
-    return EagleFolder(path, config, shapes)
 
 
 class EagleCheckpoint:
@@ -111,6 +75,9 @@ class EagleCheckpoint:
                 return tensor.to(dtype)
         return torch.ones(self._filled[name], dtype=dtype)
 
+    def read_rows(self, name: str, rows: torch.Tensor, dtype: torch.dtype) -> None:
+        return None
+
     def hold(self, name: str, without_kernel: bool) -> None:
         return None
 
@@ -119,23 +86,6 @@ class EagleCheckpoint:
 
     def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:
         raise ModelError("a drafter is not served to other nodes")
-
-
-@contextlib.contextmanager
-def drafter_of(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a drafter's modules are made of what its files say is theirs: raises ModelError.
-
-    transformers' classes hold a config's numbers against each other in ways of their own."""
-    try:
-        yield
-    except SwarmError:
-        raise
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise ModelError(
-            f"the config in {path} does not make the drafter whose tensors lie beside it: {type(error).__name__} "
-            f"({reason}); take another drafter, or none"
-        ) from error
 
 
 def load_eagle(folder: EagleFolder, target: Checkpoint, tail: Block, weights: str) -> MTPHead:

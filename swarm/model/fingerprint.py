@@ -147,14 +147,16 @@ class SeededCheckpoint:
         shape = entry.shape
         count = int(np.prod(shape))
         if entry.format.startswith("I"):  # numbers of experts by token: of as many as a token has, each once
-            return (
-                sum(torch.arange(size).view(-1, *[1] * behind) for behind, size in enumerate(shape[::-1])) % shape[-1]
-            )
+            counted = (torch.arange(size).view(-1, *[1] * behind) for behind, size in enumerate(shape[::-1]))
+            return sum(counted, torch.zeros((), dtype=torch.long)) % shape[-1]
         start = self._start(name)
         if len(shape) < 2:
             return (1.0 + 0.125 * _laid(self._numbers, start, count)).reshape(shape).to(dtype)
         pool = (self._numbers * (3.0 / shape[-1]) ** 0.5).to(dtype)
         return _laid(pool, start, count).reshape(shape)
+
+    def read_rows(self, name: str, rows: torch.Tensor, dtype: torch.dtype) -> None:
+        return None
 
     def hold(self, name: str, without_kernel: bool) -> Matrix | None:
         """Counted bytes in the tensor's own format, where a kernel multiplies by it."""

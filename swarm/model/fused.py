@@ -120,7 +120,7 @@ class FusedLayer:
         if not known or sum(len(order.rows) for order, _ in orders) != rows:
             return None  # `attend` says what is wrong
         span = state.spans.get(self._number, self._window)
-        return [order.words(self._number, span, start) for order, start in orders]
+        return [order.words(self._number, slice(None), span, start) for order, start in orders]
 
     def _find_attending(self) -> Attending | None:
         """What this layer's attention asks, where that is the kernels' attention with nothing besides."""

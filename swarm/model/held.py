@@ -12,20 +12,20 @@ the order of a run. Grammars come from anybody: `swarm.model.compiling` bounds w
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import llguidance.hf
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from swarm.base.errors import ModelError, UsageError
 from swarm.model.constraint import Constraint
 from swarm.model.grammars import bounds, grammar_of, refusal_of
+from swarm.model.text.tokenizer import Tokenizer
 
 _SAMPLE = '{"name": "A b", "items": [1, 2.5, true, null]}\n<tag>x</tag> \u00e9\u4e2d'
 
@@ -36,16 +36,16 @@ class Vocabulary:
     Raises ModelError for a tokenizer that the engine cannot read.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, ends: Collection[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: int, ends: Collection[int]) -> None:
         self.size, self.ends = size, tuple(sorted(end for end in ends if 0 <= end < size))
         if not self.ends:
             raise ModelError("this model names no token that ends a text, so no answer of it can be held to a grammar")
         try:
-            self._tokens: LLTokenizer = llguidance.hf.from_tokenizer(
-                tokenizer,
-                n_vocab=size,
-                eos_token=list(self.ends),
-            )
+            # As `llguidance.hf.from_tokenizer` does it, which would import transformers for one `isinstance`.
+            spelt = copy.copy(tokenizer.backend_tokenizer)  # type: ignore[attr-defined]
+            spelt.no_padding()
+            spelt.no_truncation()
+            self._tokens = LLTokenizer(spelt.to_str(), n_vocab=size, eos_token=list(self.ends))
         except Exception as error:  # whatever a library makes of a tokenizer that it does not know
             raise ModelError(f"this model's tokenizer cannot spell grammars: {str(error)[:200]}") from error
         self.digest = self._digest()

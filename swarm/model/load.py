@@ -72,11 +72,10 @@ def load_layers(
     piece_bytes: int = PIECE_BYTES,
     weights: str = "expanded",
     lib: Library | None = None,
-    ready: nn.Module | None = None,
 ) -> Loaded:
-    """What `block.load_block` builds on; see there. ready: the model with its weights, where it has been read. lib:
-    kernels whose rows do not depend on each other, to be used. A large range is loaded in pieces of about `piece_bytes`
-    that go to the device one by one: while experts are joined a piece is in memory twice."""
+    """What `block.load_block` builds on; see there. lib: kernels whose rows do not depend on each other, to be used. A
+    large range is loaded in pieces of about `piece_bytes` that go to the device one by one: while experts are joined a
+    piece is in memory twice."""
     manifest = checkpoint.manifest
     manifest.check_layers()
     manifest.check_cut(first, last)
@@ -85,7 +84,7 @@ def load_layers(
     done = 0
     models: list[nn.Module] = []
     report(Progress("load", manifest.model, 0, last - first, "layers"))
-    for a, b in _pieces(manifest, first, last, piece_bytes) if ready is None else ():
+    for a, b in _pieces(manifest, first, last, piece_bytes):
 
         def tell(layers: int, before: int = done) -> None:
             report(Progress("load", manifest.model, before + layers, last - first, "layers"))
@@ -95,7 +94,7 @@ def load_layers(
             take_to(piece, device)
         models.append(piece)
         done += b - a
-    model = ready if ready is not None else join(models, shape, checkpoint.config)
+    model = join(models, shape, checkpoint.config)
     if looks_back(layer_list(model, kind.__name__)[1]):
         let_go(layer_list(model, kind.__name__)[1], shape.ties, shape.first)
         hang_in(layer_list(model, kind.__name__)[1], shape.ties, shape.first)
@@ -211,19 +210,6 @@ def _load_piece(
         part = _pruned_class(kind, shape, state, dtype)
     with _quiet():
         return _fill(part, config, state.tensors, name, dtype, built_as)
-
-
-def blank_model(checkpoint: Checkpoint) -> nn.Module:
-    """All of a checkpoint's model without weights, on the meta device, for `load_layers(ready=...)` once it has them.
-    Raises ModelError."""
-    manifest = checkpoint.manifest
-    kind = model_class(checkpoint.config, manifest.model)
-    n = manifest.n_layers
-    part = _pruned_class(kind, LayerRange(0, n, n, manifest.row_width, manifest.vocab_size, manifest.ties))
-    with _quiet(), torch.device("meta"):
-        _, built_as = _build(part, checkpoint.config)
-        model: nn.Module = part._from_config(copy.deepcopy(checkpoint.config), attn_implementation=built_as)
-    return model
 
 
 def model_class(config: Any, model: str) -> type[Any]:

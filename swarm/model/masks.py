@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
 
 TRIAL = "swarm_slots_trial"
 """What configs call this attention while a model is tried."""
@@ -93,5 +92,7 @@ def unlike(name: str) -> MaskChanged:
 
 def register_trial(attend: Callable[..., Any]) -> None:
     """Tell transformers of the trial's names; harmless when repeated."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
     AttentionInterface.register(TRIAL, attend)
     AttentionMaskInterface.register(TRIAL, trial_mask)

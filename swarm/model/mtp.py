@@ -59,6 +59,9 @@ class LongerCheckpoint:
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         return self._checkpoint.read(self._names.get(name, name), dtype)
 
+    def read_rows(self, name: str, rows: torch.Tensor, dtype: torch.dtype) -> None:
+        return None
+
     def hold(self, name: str, without_kernel: bool) -> Matrix | None:
         return self._checkpoint.hold(self._names.get(name, name), without_kernel)
 

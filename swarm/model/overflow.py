@@ -16,8 +16,8 @@ from swarm.model.block import Block, Job
 from swarm.model.gpu import Clock, Gpu
 from swarm.model.kvcache import KVPool, KVShape, SessionKV
 from swarm.model.linear.store import Store
-from swarm.model.packing import PACKED
 from swarm.model.rows import Commits, Layout
+from swarm.model.weights_as import PACKED
 
 
 class SplitKV(SessionKV):

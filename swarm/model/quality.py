@@ -15,7 +15,7 @@ from torch.nn import functional
 from swarm.base.errors import ModelError
 from swarm.base.events import Progress, Report, silent
 from swarm.model.block import Block, Job, load_block
-from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer
+from swarm.model.files.checkpoint import Checkpoint, end_tokens, transformers_tokenizer
 from swarm.model.files.files import keep
 from swarm.model.files.manifest import layer_of
 from swarm.model.files.schemes import layer_weights
@@ -60,7 +60,7 @@ def quantize(store: ModelStore, ref: str, to: str, out: Path, compared: bool, re
     before = store.open(ref, report=report)
     tokens: list[int] = []
     try:
-        tokenizer = load_tokenizer(ref, store, report)
+        tokenizer = transformers_tokenizer(store.tokenizer_source(ref, report), ref, report)
         tokens = list(tokenizer(carried_text())["input_ids"])
     except ModelError as exc:
         if compared:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, TypeAlias
-
-from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, ClientWSTimeout, TCPConnector, WSMsgType, web
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from swarm.base.address import Address, format_address
 from swarm.base.errors import PeerError
@@ -20,10 +18,15 @@ from swarm.net.channel.sockets import tune
 HTTPS_PORTS = (443,)
 """Where HTTPS is spoken: a proxy that ends TLS is in front of the node, for networks that let out no HTTP."""
 MAX_FRAME_BYTES = 64 * 1024
+RELAY_PATH = "/swarm/relay/"
+"""Where a relay serves its rooms: behind it a room's token."""
 _QUEUE_BYTES = 64 * 1024
 """Kernel buffer of the socket pair: small, so that urgent records do not queue in it."""
 
-Socket: TypeAlias = ClientWebSocketResponse[bool] | web.WebSocketResponse
+if TYPE_CHECKING:
+    from aiohttp import ClientSession, ClientWebSocketResponse, web
+
+Socket: TypeAlias = "ClientWebSocketResponse[bool] | web.WebSocketResponse"
 
 
 async def open_tunnel(
@@ -34,6 +37,9 @@ async def open_tunnel(
     `tasks` owns the loops that move the bytes; they end with the socket. `proxy`: "http://host:port" of an HTTP proxy
     to go through, with CONNECT where HTTPS is spoken; None: straight there.
     """
+    # A third of what a `swarm status` would take altogether: for those who come this way.
+    from aiohttp import ClientError, ClientSession, ClientWSTimeout, TCPConnector
+
     session = ClientSession(connector=TCPConnector(socket_factory=_tuned, force_close=True))
     try:
         scheme = "https" if address[1] in HTTPS_PORTS else "http"
@@ -101,6 +107,8 @@ async def _outwards(ws: Socket, sock: socket.socket) -> None:
 
 
 async def _inwards(ws: Socket, sock: socket.socket) -> None:
+    from aiohttp import WSMsgType
+
     loop = asyncio.get_running_loop()
     async for message in ws:
         if message.type is not WSMsgType.BINARY:

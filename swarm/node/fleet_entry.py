@@ -13,8 +13,8 @@ from swarm.model.device import choose_device, free_bytes
 from swarm.model.dtype import choose_dtype
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
-from swarm.model.packing import choose_weights
 from swarm.model.probe import ROWS, probe
+from swarm.model.weights_as import choose_weights
 from swarm.planner.coverage_need import MEMORY_SHARE
 from swarm.planner.fleet import ModelShape
 

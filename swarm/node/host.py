@@ -20,7 +20,8 @@ from swarm.model.block import Block, load_block
 from swarm.model.compiling import Compiler
 from swarm.model.constraint import engine
 from swarm.model.device import describe, free_bytes, say_devices, tidy
-from swarm.model.eagle import BESIDE, load_eagle, read_eagle
+from swarm.model.eagle import load_eagle
+from swarm.model.eagle_folder import BESIDE, read_eagle
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, load_tokenizer
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore

@@ -37,7 +37,7 @@ from swarm.model.dtype import common_dtype, dtype_name
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
 from swarm.model.gpu import first_line
-from swarm.model.packing import choose_weights
+from swarm.model.weights_as import choose_weights
 from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.portmap import kept_port

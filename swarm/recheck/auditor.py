@@ -23,10 +23,10 @@ from swarm.base.events import Report, silent
 from swarm.model.compiling import Compiler
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.own_kernels import KernelsHere, OwnKernels
-from swarm.model.packing import PACKED
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, check_untrusted
 from swarm.model.sampler import pick
+from swarm.model.weights_as import PACKED
 from swarm.net.channel.limits import ChannelLimits
 from swarm.net.channel.message import Message, unpack_untrusted
 from swarm.net.channel.wire import decode_tensor_untrusted

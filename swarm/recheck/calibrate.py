@@ -18,8 +18,8 @@ from receipts.format.errors import ReceiptError
 from swarm.base.events import Progress, Report, silent
 from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import Checkpoint
-from swarm.model.packing import PACKED
 from swarm.model.rows import Layout, no_commits
+from swarm.model.weights_as import PACKED
 from swarm.recheck.quantization_grid import compared, grains, is_coarse, on_wire
 from swarm.recheck.recompute import CPU, Step, run_block
 from swarm.ring.certain_rows import certain_rows

@@ -11,7 +11,7 @@ from receipts.check.recompute import ErrorLimits, Limit, default_limit, limits_b
 from receipts.format.errors import ReceiptError
 from swarm.base.errors import UsageError
 from swarm.base.files import write_whole
-from swarm.model.packing import PACKED
+from swarm.model.weights_as import PACKED
 
 LimitOf = Callable[[str, str], Limit]
 

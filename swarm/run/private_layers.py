@@ -12,15 +12,15 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
 import torch
 
 from receipts import OwnLog
 from swarm.base.errors import ModelError, PeerError
-from swarm.model.block import Block, Job
 from swarm.model.held import Matcher
+from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Layout
 from swarm.model.sampler import Sampling
@@ -29,6 +29,9 @@ from swarm.ring.drawing import Drawing
 from swarm.ring.frame import Answer, Frame, answer_of
 from swarm.ring.kept_rows import SentRows, SlotTokens
 from swarm.ring.receipt_log import note_answer
+
+if TYPE_CHECKING:
+    from swarm.model.block import Block
 
 POOL_BYTES = 1 << 40
 Given = TypeVarTuple("Given")

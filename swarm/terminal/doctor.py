@@ -28,9 +28,9 @@ from swarm.model.dtype import choose_dtype, computes_bfloat16
 from swarm.model.files.checkpoint import Checkpoint, open_model
 from swarm.model.files.store import ModelStore
 from swarm.model.fingerprint import fingerprint_of
-from swarm.model.packing import PACKED, choose_weights
 from swarm.model.probe import ROWS, probe
 from swarm.model.quant.native import ISAS, library
+from swarm.model.weights_as import PACKED, choose_weights
 from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard

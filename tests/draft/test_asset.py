@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from draft.asset import DATA, EMBEDDING, HEAD_TOKENS, SCALE, MadeCheckpoint, default_drafter, read_made
+from draft.asset import DATA, HEAD_TOKENS, MadeCheckpoint, default_drafter, read_made
+from draft.made_block import EMBEDDING, SCALE
 from swarm.base.errors import UsageError
 from swarm.model.files.manifest import Manifest
 

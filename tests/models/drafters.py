@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from swarm.base.errors import SwarmError
 from swarm.model.block import Block, load_block
-from swarm.model.eagle import load_eagle, read_eagle
+from swarm.model.eagle import load_eagle
+from swarm.model.eagle_folder import read_eagle
 from swarm.model.files.store import ModelStore
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool

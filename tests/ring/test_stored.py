@@ -16,9 +16,9 @@ from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
-from swarm.model.packing import PACKED
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, no_commits
+from swarm.model.weights_as import PACKED
 from swarm.ring.certain_rows import certain_rows
 from swarm.testbed.cluster import LocalSwarm, local_ring
 

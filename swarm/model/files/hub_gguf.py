@@ -17,7 +17,7 @@ from huggingface_hub.utils import build_hf_headers, get_session
 
 from swarm.base.errors import ModelError
 from swarm.base.events import Report
-from swarm.model.files import gguf_config, gguf_families, gguf_file, gguf_map, local
+from swarm.model.files import gguf_file, local
 from swarm.model.files.files import inside, keep, sha256_file
 from swarm.model.files.gguf_split import join_parts, part_names
 from swarm.model.files.hub import HubModel
@@ -113,6 +113,8 @@ class HubGGUF:
 
     def _check(self, names: list[str], commit: str, files: dict[str, tuple[int, str | None]]) -> None:
         """Refuse what cannot be read, from headers alone. Raises ModelError."""
+        from swarm.model.files import gguf_config, gguf_families, gguf_map  # they bring transformers' modelling along
+
         headers = [self._header(name, commit, files[name][0]) for name in names]
         where = f"{self.hub.repo}/{names[0]}"
         header = join_parts([Path(name) for name in names], headers)

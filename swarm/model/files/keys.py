@@ -1,23 +1,45 @@
-"""How much the keys and values of a token take in each layer, from a model's config: what planning asks before any
-weight is read."""
+"""Of which kind a model's layers are, and how much the keys and values of a token take in each, from its config: what
+planning asks before any weight is read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import CONFIG_MAPPING
-
+from swarm.model.files.config_classes import config_class
 from swarm.model.files.manifest import Manifest
 
 _TWICE = ("diffllama", "longcat_flash")
 """Types whose layers ask for attention twice, each with keys and values of its own."""
 _ONE_KEY_HEAD = ("falcon", "gpt_bigcode")
 """Types that share one key head among all, where their config says `multi_query`."""
+_RENAMED = ("zamba2",)
+"""Types whose files name their layers otherwise than their class does."""
+
+FULL = "full_attention"
+
+
+def layer_kinds(manifest: Manifest) -> Sequence[str]:
+    """The kind of each layer, as transformers names them; attention where the config does not tell."""
+    if manifest.facts is not None:
+        return manifest.facts.kinds
+    config = manifest.config
+    kinds = config.get("layer_types") or config.get("layers_block_type")
+    if kinds is not None and config.get("model_type") in _RENAMED:
+        kinds = None
+    if kinds is None and (kind := config_class(config.get("model_type"))) is not None:
+        try:  # some classes work their layers out from other values
+            kinds = getattr(kind.from_dict(dict(config)), "layer_types", None)
+        except Exception:  # a config that its own class refuses: loading says why
+            kinds = None
+    known = kinds if isinstance(kinds, list) and len(kinds) == manifest.n_layers else [FULL] * manifest.n_layers
+    return [str(kind) for kind in known]
 
 
 def key_numbers(manifest: Manifest) -> tuple[int, ...]:
     """Numbers that a slot of each layer holds, were it to keep keys and values of its own."""
+    if manifest.facts is not None:
+        return manifest.facts.keys
     config = manifest.text_config
     each = _by_layer(config, manifest.n_layers) or (_numbers(config, manifest.hidden_size),) * manifest.n_layers
     return tuple(n + width for n, width in zip(each, _index_widths(manifest), strict=True))
@@ -31,7 +53,8 @@ def _index_widths(manifest: Manifest) -> Sequence[int]:
         return [0 if layer in manifest.ties.selects else width for layer in layers]
     if config.get("model_type") == "minimax_m3_vl_text":
         try:
-            whole: Any = CONFIG_MAPPING["minimax_m3_vl_text"].from_dict(dict(config))
+            whole: Any = config_class("minimax_m3_vl_text")
+            whole = whole.from_dict(dict(config))
             return [int(whole.index_head_dim) * (whole.layer_types[i] == "minimax_m3_sparse") for i in layers]
         except Exception:  # a config that its own class refuses: loading says why
             return [0] * len(layers)
@@ -54,16 +77,18 @@ def _by_layer(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """Of a config whose layers differ in the number and the width of heads; empty for others."""
     if config.get("model_type") == "deepseek_v4":
         try:  # one key head; where entries are pooled its keys are the values
-            whole: Any = CONFIG_MAPPING["deepseek_v4"].from_dict(dict(config))
+            whole: Any = config_class("deepseek_v4")
+            whole = whole.from_dict(dict(config))
             return tuple(int(whole.head_dim) * (1 + (kind == "sliding_attention")) for kind in whole.layer_types)
         except Exception:  # a config that its own class refuses: loading says why
             return ()
     if not config.get("per_layer_config") and not config.get("global_head_dim"):
         return ()
-    if config.get("model_type") not in CONFIG_MAPPING:
+    kind = config_class(config.get("model_type"))
+    if kind is None:
         return ()
     try:
-        each = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).per_layer_config
+        each = kind.from_dict(dict(config)).per_layer_config
         return tuple(2 * each[i].num_key_value_heads * each[i].head_dim for i in range(layers))
     except Exception:  # a config that its own class refuses: loading says why
         return ()

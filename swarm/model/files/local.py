@@ -16,9 +16,10 @@ from typing import Any
 
 from swarm.base.errors import ModelError
 from swarm.base.events import Progress, Report, silent
-from swarm.model.files import gguf_families, gguf_map, gguf_split, safetensors_file
+from swarm.model.files import gguf_split, safetensors_file
 from swarm.model.files.files import inside, keep, read_bounded, sha256_file
-from swarm.model.files.manifest import Manifest, TensorEntry, architecture, canonical_json, parse_manifest
+from swarm.model.files.known import Notes, stamp_of
+from swarm.model.files.manifest import Manifest, TensorEntry, architecture, parse_manifest
 from swarm.model.files.weights import FileCheckpoint, Place
 
 MAX_CONFIG = 16 << 20
@@ -29,6 +30,12 @@ SINGLE = "model.safetensors"
 def open_gguf(path: Path, name: str, kept: Path, report: Report = silent) -> FileCheckpoint:
     """A GGUF file, or the set of files that `path` is a part of, as a checkpoint. The manifest does not depend on how
     the model is split. `kept`: folder for the manifest. Raises ModelError."""
+    notes, parts = Notes(kept), [path.parent / part for part in gguf_split.part_names(path.name)]
+    if (found := _recall_gguf(kept, notes, parts, name)) is not None:
+        return found
+    # Names of GGUF tensors are those of the model that transformers builds: seconds of a processor, so once a file.
+    from swarm.model.files import gguf_families, gguf_map
+
     header = gguf_split.read_set(path)
     config = architecture(gguf_families.transformers_config(header, str(path)))
     places: dict[str, Place] = {}
@@ -41,6 +48,21 @@ def open_gguf(path: Path, name: str, kept: Path, report: Report = silent) -> Fil
     if manifest is None or manifest.config != config or {e.name for e in entries} != set(manifest.entries):
         manifest = Manifest(name, config, tuple(_digested(path, entries, places, report)))
         _keep(kept, files, manifest)
+    lies = {name: [parts.index(place.path), place.offset] for name, place in places.items()}
+    notes.write(f"places-{stamp_of(parts)}", {"manifest": manifest.digest, "files": stamp_of(files), "lies": lies})
+    return FileCheckpoint(manifest, places)
+
+
+def _recall_gguf(kept: Path, notes: Notes, parts: Sequence[Path], name: str) -> FileCheckpoint | None:
+    """What `open_gguf` made of the same files before."""
+    try:
+        note = notes.read(f"places-{stamp_of(parts)}")
+        manifest = _recalled(kept, note["files"], name)
+        if manifest is None or manifest.digest != note["manifest"] or set(note["lies"]) != set(manifest.entries):
+            return None
+        places = {name: Place(parts[int(part)], int(offset)) for name, (part, offset) in note["lies"].items()}
+    except (OSError, KeyError, TypeError, ValueError, IndexError):
+        return None  # nothing was kept, or it is damaged
     return FileCheckpoint(manifest, places)
 
 
@@ -153,15 +175,13 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _stamp(paths: Sequence[Path]) -> str:
-    """Changes whenever one of the files does (path, size, time of change)."""
-    stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-    return hashlib.sha256(canonical_json(stats)).hexdigest()
-
-
 def _recall(kept: Path, paths: Sequence[Path], name: str) -> Manifest | None:
+    return _recalled(kept, stamp_of(paths), name)
+
+
+def _recalled(kept: Path, stamp: str, name: str) -> Manifest | None:
     try:
-        manifest = parse_manifest((kept / f"{_stamp(paths)}.json").read_bytes())
+        manifest = parse_manifest((kept / f"{stamp}.json").read_bytes())
     except (OSError, ModelError):
         return None
     return replace(manifest, model=name)
@@ -169,4 +189,4 @@ def _recall(kept: Path, paths: Sequence[Path], name: str) -> Manifest | None:
 
 def _keep(kept: Path, paths: Sequence[Path], manifest: Manifest) -> None:
     with contextlib.suppress(ModelError):  # then it is made again next time
-        keep(kept / f"{_stamp(paths)}.json", manifest.to_bytes())
+        keep(kept / f"{stamp_of(paths)}.json", manifest.to_bytes())

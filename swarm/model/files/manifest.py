@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.base.errors import ModelError
+from swarm.model.files.facts import Facts
 from swarm.model.files.mtp import MTPTensors, first_head, is_mtp
 from swarm.model.files.ties import SHARED_BLOCK, Ties, end_of, ties_of
 from swarm.model.files.wrappers import is_wrapper, text_name, text_values
@@ -113,6 +114,16 @@ class Manifest:
     tensors: tuple[TensorEntry, ...]
 
     @cached_property
+    def facts(self) -> Facts | None:
+        """What transformers was asked about it before (see `files.known`); None: it is asked when somebody wants to
+        know. A copy with other tensors or another config has none."""
+        return None
+
+    def know(self, facts: Facts) -> None:
+        """Take facts of just this config and these tensors."""
+        self.__dict__["facts"] = facts
+
+    @cached_property
     def digest(self) -> str:
         """Hex SHA-256 over config and tensors, in canonical JSON."""
         body = {"config": dict(self.config), "tensors": [asdict(t) for t in self._sorted]}
@@ -130,7 +141,10 @@ class Manifest:
     @cached_property
     def text_config(self) -> Mapping[str, Any]:
         """The config of what is served: of a model that takes more than text, its text half's."""
-        return text_values(self.config, self.model) if is_wrapper(self.config) else self.config
+        if not is_wrapper(self.config):
+            return self.config
+        known = None if self.facts is None else self.facts.text
+        return text_values(self.config, self.model) if known is None else known
 
     def _int(self, *keys: str) -> int:
         for key in keys:
@@ -168,6 +182,8 @@ class Manifest:
     @cached_property
     def ties(self) -> Ties:
         """What ties its layers together."""
+        if self.facts is not None:
+            return self.facts.ties
         return ties_of(self.text_config, self.model, len(self.tensors))
 
     @property

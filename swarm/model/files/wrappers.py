@@ -11,9 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import CONFIG_MAPPING
-
 from swarm.base.errors import ModelError
+from swarm.model.files.config_classes import config_class
 
 _TEXT: dict[str, str] = {
     "fuyu": "",
@@ -66,7 +65,8 @@ def text_values(values: Mapping[str, Any], model: str) -> dict[str, Any]:
     if any(not name.endswith(("ForConditionalGeneration", "ForCausalLM")) for name in named):
         raise ModelError(f"{model} is a {named[0]}, not a causal language model; use one that is")
     try:
-        whole = CONFIG_MAPPING[kind].from_dict(dict(values))
+        whole: Any = config_class(kind)
+        whole = whole.from_dict(dict(values))
         text = whole.get_text_config().to_dict()
     except Exception as exc:  # config classes validate in ways of their own
         raise ModelError(f"the config of {model} does not fit its type {kind}: {exc}".splitlines()[0]) from exc

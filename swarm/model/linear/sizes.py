@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import CONFIG_MAPPING
-
 from swarm.base.errors import ModelError
+from swarm.model.files.config_classes import config_class
+from swarm.model.files.keys import layer_kinds
 from swarm.model.files.manifest import Manifest, layer_of
 from swarm.model.linear.shapes import (
     PLAIN_KINDS,
@@ -19,25 +19,6 @@ from swarm.model.linear.shapes import (
     ScanShape,
     StateShape,
 )
-
-FULL = "full_attention"
-_RENAMED = ("zamba2",)
-"""Types whose files name their layers otherwise than their class does."""
-
-
-def layer_kinds(manifest: Manifest) -> Sequence[str]:
-    """The kind of each layer, as transformers names them; attention where the config does not tell."""
-    config = manifest.config
-    kinds = config.get("layer_types") or config.get("layers_block_type")
-    if kinds is not None and config.get("model_type") in _RENAMED:
-        kinds = None
-    if kinds is None and config.get("model_type") in CONFIG_MAPPING:
-        try:  # some classes work their layers out from other values
-            kinds = getattr(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)), "layer_types", None)
-        except Exception:  # a config that its own class refuses: loading says why
-            kinds = None
-    known = kinds if isinstance(kinds, list) and len(kinds) == manifest.n_layers else [FULL] * manifest.n_layers
-    return [str(kind) for kind in known]
 
 
 def layer_states(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
@@ -67,7 +48,8 @@ def layer_states(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
 
 def _pooled(manifest: Manifest) -> Sequence[tuple[StateShape, ...]]:
     try:
-        whole: Any = CONFIG_MAPPING["deepseek_v4"].from_dict(dict(manifest.text_config))
+        whole: Any = config_class("deepseek_v4")
+        whole = whole.from_dict(dict(manifest.text_config))
         rates = {kind: int(rate) for kind, rate in whole.compress_rates.items()}
         wide = int(whole.head_dim), int(whole.head_dim) + int(whole.index_head_dim)
         shapes = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from transformers import PreTrainedTokenizerBase
+from swarm.model.text.tokenizer import Tokenizer
 
 
 class TokenDecoder(Protocol):
@@ -18,7 +18,7 @@ class TokenDecoder(Protocol):
 class PlainText:
     """By the tokenizer of a model."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from swarm.model.text.tokenizer import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[int, str]:
+def special_tokens(tokenizer: Tokenizer) -> Mapping[int, str]:
     """Text by id of the tokens that decoding without special tokens leaves out."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {int(token): str(entry.content) for token, entry in added.items() if entry.special}
@@ -26,7 +26,7 @@ class Spelling:
     drops_space   whether decoding drops a space at the beginning of a text (sentencepiece)
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.special = special_tokens(tokenizer)
         parts = _decoder_parts(tokenizer)
@@ -91,7 +91,7 @@ class Spelling:
         return now[len(before) :] if now.startswith(before) else now
 
 
-def _decoder_parts(tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def _decoder_parts(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """The steps of a fast tokenizer's decoder, as plain data; empty when it has none."""
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     if decoder is None:

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.linechild import LineChild
 from swarm.model.text.template_child import CPU_S, OUTPUT_CHARS
+from swarm.model.text.tokenizer import Tokenizer
 
 WALL_S = 10.0
 """For one rendering, on a busy machine."""
@@ -79,7 +78,7 @@ class TemplateRenderer:
 
     def encode(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         messages: Sequence[Mapping[str, Any]],
         options: TemplateOptions = PLAIN_CHAT,
     ) -> tuple[int, ...]:

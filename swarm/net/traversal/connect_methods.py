@@ -16,8 +16,7 @@ from swarm.net.dial import connect_one
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.messages import RelayRoom
-from swarm.net.traversal.relay import PATH
-from swarm.net.tunnel import open_tunnel
+from swarm.net.tunnel import RELAY_PATH, open_tunnel
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 """A punched connection ends with a reset: TIME_WAIT would keep the same two ports from being opened again."""
@@ -69,7 +68,7 @@ async def join_room(board: Switchboard, addresses: Sequence[Address], token: str
     failure = "it gave no address"
     for address in addresses:
         try:
-            return await open_tunnel(address, PATH + token, board, timeout, board.proxy)
+            return await open_tunnel(address, RELAY_PATH + token, board, timeout, board.proxy)
         except PeerError as exc:
             failure = str(exc)
     raise PeerError(f"the relay was not reached: {failure}")

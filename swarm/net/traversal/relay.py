@@ -23,9 +23,8 @@ from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from swarm.net.traversal.messages import ASK, JOIN, RELAY_CALL, RELAY_ROOM, SOUGHT, RelayCall, RelayRoom
 from swarm.net.traversal.rendezvous import require_admitted
-from swarm.net.tunnel import MAX_FRAME_BYTES
+from swarm.net.tunnel import MAX_FRAME_BYTES, RELAY_PATH
 
-PATH = "/swarm/relay/"
 _SLICE_BYTES = 16 * 1024
 
 
@@ -92,7 +91,7 @@ class Relay:
 
     def routes(self) -> list[web.RouteDef]:
         """What the node's HTTP application serves for it."""
-        return [web.get(PATH + "{token}", self._serve)]
+        return [web.get(RELAY_PATH + "{token}", self._serve)]
 
     async def _on_ask(self, asker: Peer, message: Message) -> Message:
         """Make a room for the asker and a peer of this node, and call that peer in."""

@@ -6,7 +6,7 @@ import pytest
 
 from receipts.check.checks import MIXED, MIXED_STORED
 from swarm.client.router import joint_dtype, joint_wire
-from swarm.model.packing import PACKED
+from swarm.model.weights_as import PACKED
 
 
 @pytest.mark.parametrize(

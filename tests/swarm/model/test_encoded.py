@@ -18,10 +18,10 @@ from swarm.model.block import load_block
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.schemes import layer_weights
 from swarm.model.files.store import ModelStore
-from swarm.model.packing import PACKED
 from swarm.model.quant.encoding import EncodedMatrix, MovedColumns
 from swarm.model.quant.matrix import PackedMatrix
 from swarm.model.quant.native import library
+from swarm.model.weights_as import PACKED
 from tests.swarm.model import encoded_files as files
 from tests.swarm.model.files.test_gguf import LAYOUT, TEXT
 from tests.swarm.model.tiny import CPU, certain, logits_of, plain, random_model, tiny_config

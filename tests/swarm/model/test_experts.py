@@ -26,7 +26,6 @@ from swarm.model.files.packable import OWN_EXPERTS
 from swarm.model.files.store import ModelStore
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
-from swarm.model.packing import PACKED
 from swarm.model.quant.encoding import MovedColumns
 from swarm.model.quant.experts import PackedExperts, Stack, route
 from swarm.model.quant.matrix import Matrix, PackedMatrix, dense, hold
@@ -34,6 +33,7 @@ from swarm.model.quant.modules import PackedLinear
 from swarm.model.quant.native import Library, library
 from swarm.model.rows import Layout, no_commits
 from swarm.model.stacks import ExpertNames, ExpertPlace, gather
+from swarm.model.weights_as import PACKED
 from tests.swarm.model import encoded_files as files
 from tests.swarm.model import fenced_experts
 from tests.swarm.model.expert_files import mixture, save_gguf, save_gpt_oss, save_one_by_one

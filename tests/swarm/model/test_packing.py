@@ -17,11 +17,11 @@ from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
-from swarm.model.packing import PACKED, choose_weights
 from swarm.model.quant.matrix import dense
 from swarm.model.quant.modules import PackedEmbedding, PackedLinear
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, no_commits
+from swarm.model.weights_as import PACKED, choose_weights
 from swarm.ring.certain_rows import certain_rows
 from tests.bench.weights import agreement
 
@@ -133,6 +133,6 @@ def test_auto_expands_where_float32_or_a_gpu_was_asked_for(monkeypatch: pytest.M
     assert choose_weights("stored", "auto", torch.device("cuda")) == "stored"
     with pytest.raises(UsageError, match="found packed"):
         choose_weights("packed", "auto", CPU)
-    monkeypatch.setattr("swarm.model.packing.library", lambda: None)
+    monkeypatch.setattr("swarm.model.weights_as.library", lambda: None)
     with pytest.raises(UsageError, match="brought into panels by kernels that were not built here"):
         choose_weights("stored", "auto", torch.device("cuda"))

@@ -19,10 +19,10 @@ from swarm.model.block import Block, Job
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.overflow import SplitBlock
-from swarm.model.packing import PACKED
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, no_commits
 from swarm.model.ways import Ways
+from swarm.model.weights_as import PACKED
 from swarm.node.benchmark_cache import ProbeCache
 from swarm.node.host import Host
 from swarm.planner.api import Speed, choose_block

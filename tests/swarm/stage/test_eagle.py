@@ -15,7 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 from swarm.base.errors import ModelError
 from swarm.model.block import load_block
-from swarm.model.eagle import load_eagle, read_eagle
+from swarm.model.eagle import load_eagle
+from swarm.model.eagle_folder import read_eagle
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool

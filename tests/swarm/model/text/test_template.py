@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from swarm.base.errors import UsageError
-from swarm.model.files.checkpoint import load_tokenizer
+from swarm.model.files.checkpoint import load_tokenizer, transformers_tokenizer
 from swarm.model.files.store import ModelStore
 from swarm.model.text.template import TemplateOptions, TemplateRenderer, Turn
 from tests.swarm.serve.tiny import TEMPLATE, tiny_tokenizer
@@ -38,8 +38,11 @@ def renderer() -> Iterator[TemplateRenderer]:
 def test_prompts_are_those_of_transformers(
     renderer: TemplateRenderer, tmp_path: Path, messages: Any, tools: Any, options: Any, turn: Turn
 ) -> None:
-    for tokenizer in (tiny_tokenizer(), load_tokenizer("smollm2-135m-instruct", ModelStore(tmp_path))):
-        expected = tokenizer.apply_chat_template(
+    store, ref = ModelStore(tmp_path), "smollm2-135m-instruct"
+    whole = transformers_tokenizer(store.tokenizer_source(ref), ref)
+    tiny = tiny_tokenizer()
+    for tokenizer, theirs in ((tiny, tiny), (whole, whole), (load_tokenizer(ref, store), whole)):
+        expected = theirs.apply_chat_template(
             messages,
             tools=tools,
             add_generation_prompt=turn.add_generation_prompt and not turn.continue_final_message,

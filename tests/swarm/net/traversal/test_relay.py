@@ -29,7 +29,8 @@ from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.traversal.connect_methods import join_room
 from swarm.net.traversal.messages import ASK, JOIN
-from swarm.net.traversal.relay import PATH, Bucket, RelayLimits
+from swarm.net.traversal.relay import Bucket, RelayLimits
+from swarm.net.tunnel import RELAY_PATH
 from tests.swarm.net.traversal.test_reach import Three, three
 
 
@@ -73,7 +74,7 @@ async def test_a_relay_bounds_its_rooms_and_each_token_opens_once() -> None:
         room = await home.call(Message(ASK, {"node": nodes.target.id}), 5)
         with pytest.raises(BusyError, match="1 rooms on this relay already"):
             await home.call(Message(ASK, {"node": nodes.target.id}), 5)
-        url = f"http://{nodes.home_address[0]}:{nodes.home_address[1]}{PATH}"
+        url = f"http://{nodes.home_address[0]}:{nodes.home_address[1]}{RELAY_PATH}"
         async with ClientSession() as session:
             with pytest.raises(WSServerHandshakeError, match="404"):
                 await session.ws_connect(url + "x" * 32)
@@ -98,7 +99,7 @@ async def test_an_idle_room_is_closed() -> None:
         home = nodes.asker.get(nodes.home.id)
         assert home is not None
         room = await home.call(Message(ASK, {"node": nodes.target.id}), 5)
-        url = f"http://{nodes.home_address[0]}:{nodes.home_address[1]}{PATH}"
+        url = f"http://{nodes.home_address[0]}:{nodes.home_address[1]}{RELAY_PATH}"
         async with ClientSession() as session:
             left: ClientWebSocketResponse[Any] = await session.ws_connect(url + room.header["token"])
             right: ClientWebSocketResponse[Any] = await session.ws_connect(url + await tokens.get())
@@ -138,7 +139,7 @@ async def room_of_two(nodes: Three) -> tuple[str, str]:
 async def test_a_users_bandwidth_is_bounded_over_all_its_rooms_and_both_directions() -> None:
     limits = RelayLimits(rate_bytes=200_000.0, burst_bytes=50_000.0)
     async with three(relay_limits=limits) as nodes, ClientSession() as session:
-        url = f"http://{nodes.home_address[0]}:{nodes.home_address[1]}{PATH}"
+        url = f"http://{nodes.home_address[0]}:{nodes.home_address[1]}{RELAY_PATH}"
         rooms = [await room_of_two(nodes) for _ in range(2)]
         sides: list[ClientWebSocketResponse[Any]] = [
             await session.ws_connect(url + token) for room in rooms for token in room
@@ -215,7 +216,7 @@ async def test_it_passes_a_proxy_that_speaks_http_alone(
         peer, other = await asyncio.gather(mine, theirs)
         answer = await peer.call(Message("echo", {"n": 1}, bytes(200_000)), timeout=5)
         assert answer.header == {"n": 1} and len(answer.body) == 200_000
-        assert sorted(asked) == sorted(PATH + token for token in tokens)
+        assert sorted(asked) == sorted(RELAY_PATH + token for token in tokens)
         for one in (peer, other):
             with contextlib.suppress(PeerError):
                 await one.close("done")
