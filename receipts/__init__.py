@@ -15,12 +15,13 @@ from receipts.format.statement import Author, ChainHead
 from receipts.record.edge import EdgeLog
 from receipts.record.epoch import Opening, opening_untrusted
 from receipts.record.own import OwnLayers, OwnLog
-from receipts.record.requester import RequesterRecord
+from receipts.record.requester import PUBLIC, RequesterRecord
 from receipts.record.stage import StageRecord
 from receipts.record.tail import TailLog
 from receipts.record.witness import WitnessRecord
 
 __all__ = [
+    "PUBLIC",
     "Author",
     "ChainHead",
     "EdgeLog",

@@ -22,6 +22,25 @@ COLOURS = {
 }
 RED = "#cf222e"
 INK, FAINT, PAPER, BOX_FILL = "#1f2328", "#59636e", "#ffffff", "#f6f8fa"
+DARK = {
+    PAPER: "#131513",
+    BOX_FILL: "#1f2328",
+    INK: "#e8e8e1",
+    FAINT: "#a1a59b",
+    RED: "#ff8d7d",
+    COLOURS[Standing.PROVEN]: "#6fcf8f",
+    COLOURS[Standing.COSIGNED]: "#6cb6ff",
+    COLOURS[Standing.WITNESSED]: "#c297ff",
+    COLOURS[Standing.CLAIMED]: "#e3b457",
+    COLOURS[Standing.NOT_CHECKED]: "#a1a59b",
+    "#ddf4ff": "#16334a",
+}
+"""Each colour of a drawing on a dark page."""
+_DARK = (
+    "@media (prefers-color-scheme: dark){"
+    + "".join(f'[fill="{light}"]{{fill:{dark}}}[stroke="{light}"]{{stroke:{dark}}}' for light, dark in DARK.items())
+    + "}"
+)
 BOX = (178, 66)
 PANEL = 430
 LINE = 17
@@ -40,7 +59,8 @@ def svg_report(verdict: Verdict) -> str:
     panel = _panel(verdict, side + 20)
     height = max(side + 20, len(panel) * LINE + 90, 200)
     width = side + PANEL + 40
-    parts = [*svg_head(width, height), _title(verdict, width)]
+    told = [f"{claim.standing.value}: {claim.subject}, {claim.text}" for claim in verdict.claims]
+    parts = [*svg_head(width, height, verdict.line, told), _title(verdict, width)]
     if run is not None:
         parts += _ring(verdict, run, side / 2, 44 + side / 2 - 20, radius)
     return "\n".join([*parts, *panel, "</svg>"]) + "\n"
@@ -58,13 +78,21 @@ def _title(verdict: Verdict, width: int) -> str:
     return "\n".join(svg_text(20, 26 + 20 * row, text, colour, 15, 600) for row, text in enumerate(lines))
 
 
-def svg_head(width: int, height: int) -> list[str]:
-    """How a drawing of that many pixels begins; `</svg>` ends it."""
-    return [
+def svg_head(width: int, height: int, title: str, told: Sequence[str] = ()) -> list[str]:
+    """How a drawing of that many pixels begins; `</svg>` ends it. `told`: what it shows, for whoever cannot see it.
+
+    Colours are those of a light page; where the reader's is dark, one style gives each its counterpart.
+    """
+    parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="ui-sans-serif, system-ui, sans-serif" font-size="12">',
+        'font-family="ui-sans-serif, system-ui, sans-serif" font-size="12" role="img" aria-labelledby="title" '
+        'aria-describedby="told">',
+        f'<title id="title">{escape(printable(title))}</title>',
+        f'<desc id="told">{escape(printable(". ".join(told)))}</desc>',
+        f"<style>{_DARK}</style>",
         f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
     ]
+    return parts
 
 
 def svg_text(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from receipts.check.checks import short
 from receipts.check.context import drawn_in
@@ -23,6 +22,7 @@ IN_RING, APART, LOST, FIRST = "━", "·", "✗", "▼"
 LEAST_BAR = 12
 BAR, BUSY = "#ddf4ff", "#0969da"
 LANE, LEFT, BARS, RIGHT, TOP = 30, 190, 620, 150, 74
+WIDTH = LEFT + BARS + RIGHT
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,17 @@ def text_timeline(line: Timeline, width: int = 100) -> str:
 
 def svg_timeline(line: Timeline, title: str) -> str:
     """The same as a self-contained SVG (no scripts, no fonts, nothing fetched)."""
+    told = [headline(line), *ring_lines(line)]
+    drawn, height = timeline_shapes(line)
+    head = svg_head(WIDTH, height, title, told)
+    return "\n".join([*head, svg_text(20, 28, title, size=15), *drawn, "</svg>"]) + "\n"
+
+
+def timeline_shapes(line: Timeline) -> tuple[list[str], int]:
+    """What is under the drawing's title, and how high all of it is."""
     notes = [headline(line), *ring_lines(line)]
     bottom = TOP + LANE * len(line.lanes)
-    width, height = LEFT + BARS + RIGHT, bottom + 40 + 18 * len(notes)
-    parts = [
-        *svg_head(width, height),
-        f"<title>{escape(printable(title))}</title>",
-        svg_text(20, 28, title, size=15),
-    ]
+    parts: list[str] = []
     for number, ring in enumerate(line.rings):
         x = _x(line, ring.begin_us)
         parts.append(f'<path d="M{x:.1f} {TOP - 18}V{bottom}" stroke="{RED if number else FAINT}" stroke-width="1"/>')
@@ -164,7 +167,7 @@ def svg_timeline(line: Timeline, title: str) -> str:
     parts.append(svg_text(LEFT, bottom + 14, "0", FAINT))
     parts.append(svg_text(LEFT + BARS, bottom + 14, _seconds(line.elapsed_us), FAINT, anchor="end"))
     parts += [svg_text(20, bottom + 40 + 18 * row, note[:150], FAINT) for row, note in enumerate(notes)]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return parts, bottom + 40 + 18 * len(notes)
 
 
 def _lane(line: Timeline, key: str, parts: Sequence[LanePart], top: float) -> list[str]:

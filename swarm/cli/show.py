@@ -8,14 +8,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from receipts.check.timeline import svg_timeline, text_timeline, timeline
+from receipts.check.timeline import text_timeline, timeline
 from receipts.check.verify import verify
 from receipts.format.errors import printable
 from swarm.base.config import MemberConfig
 from swarm.base.option import build, like, option
 from swarm.cli.common import say, state_dir
 from swarm.cli.parser import Parser
-from swarm.cli.verify import VerifyOptions, last_receipt, read_receipt, write_drawing
+from swarm.cli.verify import STDIN, VerifyOptions, last_receipt, read_receipt, write_drawing
+from swarm.run.trace import read_trace
+from swarm.run.trace_draw import svg_run, told, trace_text
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ def add(parser: Parser) -> None:
     """The options of the command."""
     parser.description = (
         "Draw a run over time: who was in the ring when, how much each node computed, what was lost and when the first "
-        "token came. A receipt that swarm verify refuses is not drawn; its exit code comes instead."
+        "token came. Where the requester's own trace lies beside the receipt (RECEIPT.trace.json), also its passes in "
+        "flight, which drafted rows were right, and each recovery step by step; no receipt holds those. A receipt that "
+        "swarm verify refuses is not drawn; its exit code comes instead."
     )
     parser.declare(ShowOptions)
     parser.declare(MemberConfig, "state")
@@ -48,10 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     if verdict.run is None or verdict.refusal is not None:
         print(f"swarm: not drawn, since it is refused: {printable(verdict.line)}", file=sys.stderr)
         return verdict.exit_code
-    line = timeline(verdict.run)
+    of = told(verdict.run, None if path == STDIN else read_trace(path))
     if options.svg is not None:
-        write_drawing(options.svg, svg_timeline(line, f"{verdict.run.order.model.name}: {verdict.line}"))
+        write_drawing(options.svg, svg_run(of, f"{verdict.run.order.model.name}: {verdict.line}"))
         return 0
     width = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
-    print(text_timeline(line, width), end="")
+    print(text_timeline(timeline(verdict.run), width))
+    print(trace_text(of, width), end="")
     return 0

@@ -22,12 +22,15 @@ from swarm.cli.common import add_member_options, member_config, models_dir, say,
 from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
 from swarm.recheck import files
+from swarm.run.trace import TRACE
 
 if TYPE_CHECKING:
     from receipts.format.log_tiles import LogProof
     from swarm.base.address import Address
 
 BEYOND = "beyond the receipt itself"
+_BESIDE = (files.SECRETS, TRACE)
+"""What ends the names of files that lie beside receipts and are none."""
 STDIN = Path("-")
 MOST_BYTES = 256_000_000
 """Larger than any receipt; a pipe that brings more brings something else."""
@@ -152,7 +155,7 @@ def add(parser: Parser) -> None:
 
 def last_receipt(folder: Path) -> Path:
     """The receipt that was written last in a state folder's `receipts`. Raises UsageError when there is none."""
-    found = [path for path in folder.glob("*.json") if not path.name.endswith(files.SECRETS)]
+    found = [path for path in folder.glob("*.json") if not path.name.endswith(_BESIDE)]
     if not found:
         raise UsageError(f"expected a receipt, found none in {folder}; write swarm verify RECEIPT")
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
@@ -257,7 +260,7 @@ def read_beside(paths: Sequence[Path]) -> tuple[bytes, ...]:
     found = []
     for path in paths:
         inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        found += [read_receipt(file) for file in inside if not file.name.endswith(files.SECRETS)]
+        found += [read_receipt(file) for file in inside if not file.name.endswith(_BESIDE)]
     return tuple(found)
 
 

@@ -34,7 +34,7 @@ from swarm.run.detokenizer import TextStream
 from swarm.run.learned_costs import Drafting, DraftingSource, LearnedCosts, TargetFacts
 from swarm.run.prefix_cache import KeptRun, PrefixCache
 from swarm.run.private_layers import PrivateEnds, PrivateLayers
-from swarm.run.receipt import ReceiptPlan
+from swarm.run.receipt import ReceiptPlan, RunAccount
 from swarm.run.ring_client import RingLink
 from swarm.run.routing import Router, RunRoutes
 from swarm.run.run_loop import RunLoop, RunParts
@@ -218,10 +218,7 @@ class RunEngine:
             await self._close(request, link, loop, collect=reason != "swarm_incomplete")
             result = self._result(request, loop, drafting.name, reason)
             if link.account is not None:
-                path = await link.account.write(
-                    self._as_signed(result), for_receipt(loop.tally, loop.core.counts), where
-                )
-                result = replace(result, receipt=str(path))
+                result = replace(result, receipt=str(await self._write(link.account, loop, result, where)))
             await loop.settle()
             parts.emit(Finished(result))
         except BaseException as error:
@@ -246,11 +243,14 @@ class RunEngine:
             return
         await self._close(request, link, loop, collect=reason == "cancelled")
         with contextlib.suppress(SwarmError, ReceiptError):
-            await link.account.write(
-                self._as_signed(self._result(request, loop, drafter, reason)),
-                for_receipt(loop.tally, loop.core.counts),
-                where,
-            )
+            await self._write(link.account, loop, self._result(request, loop, drafter, reason), where)
+
+    async def _write(self, account: RunAccount, loop: RunLoop, result: RunResult, where: Path | None) -> Path:
+        """The receipt, and the trace beside it."""
+        tally, order = loop.tally, account.record.order.digest
+        trace = loop.tracer.trace(result.run_id, order, result.new_tokens, tally.first_token, tally.ended)
+        rows = for_receipt(tally, loop.core.counts)
+        return await account.write(self._as_signed(result), rows, trace, where)
 
     async def _close(self, request: RunRequest, link: RingLink, loop: RunLoop, collect: bool) -> None:
         """Once: every stage frees the run's memory before its reader hears that it is over."""

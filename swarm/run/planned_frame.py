@@ -29,13 +29,15 @@ class StopRule:
 @dataclass(frozen=True)
 class PlannedFrame:
     """A frame to send now. Frames go to the head in order of `seq`; its answers come in order too. `drafts`: how many
-    tokens ahead the tail is asked to draft. `nodes`: ids of its drafted rows, which are the last ones."""
+    tokens ahead the tail is asked to draft. `nodes`: ids of its drafted rows, which are the last ones, and
+    `parents` of the nodes before them."""
 
     seq: int
     commits: Commits
     rows: Rows
     drafts: int = 0
     nodes: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ class SettledToken:
 
 @dataclass(frozen=True)
 class Settled:
-    """What an answer settled. `finished` is "stop" or "length" when the run is over, else None."""
+    """What an answer settled. `finished` is "stop" or "length" when the run is over, else None; `right` are ids of the
+    drafted rows that turned out right."""
 
     tokens: tuple[SettledToken, ...] = ()
     finished: str | None = None
+    right: tuple[int, ...] = ()
 
 
 @dataclass

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from receipts import Model, OwnLayers, PlannedStage, ReceiptError, RequesterRecord
+from receipts import PUBLIC, Model, OwnLayers, PlannedStage, ReceiptError, RequesterRecord
 from receipts.format.sign import sha256
-from receipts.record.requester import PUBLIC
 from swarm.base.errors import PeerError, SwarmError, UsageError
 from swarm.base.files import write_whole
 from swarm.net.channel.message import Message
@@ -24,6 +23,7 @@ from swarm.ring.signer import ReceiptSigner, unix_us
 from swarm.ring.witness_service import WitnessRequest
 from swarm.run.api import RunRequest, RunResult
 from swarm.run.receipt_pruning import Pruner
+from swarm.run.trace import TRACE, RunTrace
 
 PREVIOUS = "previous"
 WITNESS_TIMEOUT_S = 3.0
@@ -140,7 +140,7 @@ class RunAccount:
             except (SwarmError, ReceiptError, TimeoutError):
                 continue
 
-    async def write(self, result: RunResult, rows: Mapping[str, int], where: Path | None) -> Path:
+    async def write(self, result: RunResult, rows: Mapping[str, int], trace: RunTrace, where: Path | None) -> Path:
         """Sign the close, have it witnessed, and write the file. Raises UsageError when it cannot be written."""
         outcome = OUTCOMES.get(result.finish_reason, "failed")
         signed: list[bytes] = []
@@ -166,7 +166,7 @@ class RunAccount:
         for envelope in signed:
             self.record.witnessed_untrusted(envelope, "close")
         show = frozenset[str]() if self._request.private_text else PUBLIC
-        path = self._save(self.record.receipt(show), where)
+        path = self._save(self.record.receipt(show), trace.to_bytes(), where)
         if self._plan.pruner is not None:
             await self._plan.pruner.prune(time.monotonic(), time.time())
         return path
@@ -183,7 +183,7 @@ class RunAccount:
                 self._witnesses.remove(node)
         return signed
 
-    def _save(self, receipt: bytes, where: Path | None) -> Path:
+    def _save(self, receipt: bytes, trace: bytes, where: Path | None) -> Path:
         folder = self._plan.folder
         path = where or folder / f"{self._run_id}.json"
         try:
@@ -191,6 +191,7 @@ class RunAccount:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, receipt)
             write_whole(path.with_suffix(".secrets.json"), self.record.secrets_file())
+            write_whole(path.with_suffix(TRACE), trace)
             write_whole(folder / PREVIOUS, hashlib.sha256(receipt).hexdigest().encode())
         except OSError as error:
             raise UsageError(f"cannot write the receipt {path}: {error.strerror}; choose another --receipt") from error

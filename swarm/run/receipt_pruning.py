@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EVERY_S = 3600.0
-_OURS = re.compile(r"[0-9a-f]{32}(\.secrets)?\.json")
+_OURS = re.compile(r"[0-9a-f]{32}(\.secrets|\.trace)?\.json")
 
 
 @dataclass
 class Pruner:
-    """Removes receipts of runs, and the secrets beside them, `keep_s` seconds after they were written; None: never.
+    """Removes receipts of runs, and what lies beside them, `keep_s` seconds after they were written; None: never.
 
     Only files named by a run are looked at, so what was put elsewhere or renamed stays.
     """

@@ -29,6 +29,7 @@ from swarm.run.routing import RunRoutes
 from swarm.run.run_stats import Tally
 from swarm.run.speculation import Speculation
 from swarm.run.tap_book import TapBook
+from swarm.run.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class RunLoop:
         self.core = parts.core
         self.link = parts.link
         self.tally = Tally(time.monotonic())
+        self.tracer = Tracer(self.tally.started, len(parts.core.tokens))
         self.ring: tuple[StageInfo, ...] = ()
         self.prompt_tokens = len(parts.core.tokens)
         self.emitted: list[int] = []
@@ -131,6 +133,7 @@ class RunLoop:
                 self._in_flight[planned.seq] = Sent(self._last_sent, np.flatnonzero(planned.rows.want), planned.drafts)
                 self.tally.passes += 1
                 self.tally.rows += len(planned.rows)
+                self.tracer.sent(opening.epoch, planned, self._last_sent)
                 frame = Frame(
                     opening.run, opening.epoch, planned.seq, planned.commits, planned.rows, drafts=planned.drafts
                 )
@@ -213,6 +216,7 @@ class RunLoop:
         stages = [(queued / 1000.0, computed / 1000.0) for queued, computed in answer.timings]
         drawn = [int(t) for t in answer.token]
         settled = self.core.on_answer(answer.seq, drawn, at, stages, answer.drafts, answer.drafts_us)
+        self.tracer.answered(answer.seq, answer.timings, len(settled.tokens), settled.right, at)
         tokens, drafted, logprobs, added = [], [], [], []
         for token in settled.tokens:
             if self.tally.first_token is None:
@@ -269,6 +273,7 @@ class RunLoop:
                 continue
             opening = replace(opening, stages=stages, record=self._signed(stages))
             self.link.turn_to(opening)
+            self.tracer.planned(opening.epoch, stages, opening.keep, now)
             told = asyncio.Event()
             tokens = self.core.tokens[: opening.keep]
             self._opening = self._group.create_task(_refusal(self.link.open(told.set, tokens)))
@@ -313,7 +318,7 @@ class RunLoop:
         if self._opening is not None:
             self._opening.cancel()
             self._opening = None
-        self._last_reason, progress = loss.reason, self._progress
+        self._last_reason, progress, seen = loss.reason, self._progress, time.monotonic()
         lost = frozenset[bytes]()
         if loss.crowded:
             self.core.ease()
@@ -327,6 +332,7 @@ class RunLoop:
         name = ", ".join(short_id(node) for node in lost) or "no stage in particular"
         self.parts.emit(Recovering(name, loss.reason, loss.leaving))
         self.tally.recoveries += not loss.leaving
+        self.tracer.lost(loss.epoch, tuple(lost), loss.reason, loss.leaving, seen)
         if (stuck_s := self._blame.stuck_s(progress)) > self.parts.request.patience_s:
             times = self._blame.times(progress)
             raise RunError(
@@ -351,6 +357,7 @@ class RunLoop:
         for index, (plan, said) in enumerate(zip(stages, self.link.said or ({},) * len(stages), strict=True)):
             infos.append(self.parts.routes.describe(plan, dict(said), self.tally.compute_ms(index, last=64) or 0.0))
         self.ring = tuple(infos)
+        self.tracer.stands(self.link.opening.epoch, self.link.said, time.monotonic())
         if self._announced != self.link.opening.epoch:
             self._announced = self.link.opening.epoch
             self.parts.emit(RingOpened(self.link.opening.run.hex(), self.ring))

@@ -110,6 +110,7 @@ class Speculation:
         self._placed = min(held, len(prompt) - 1)
         self._answered = self._placed
         self._moves: list[tuple[int, int]] = []
+        self._right: list[int] = []
         self._owed: deque[tuple[Node, Node]] = deque()
         """Forced tokens (the node before, its own) that the tail has not drawn yet, in order."""
         self._closed = False
@@ -237,7 +238,8 @@ class Speculation:
             sum(1 for p in certain if p < self._prompt), n, [node.position - root.position for node in nodes]
         )
         drafts = self._proposals.ask_tail(now) if wanted else 0
-        return PlannedFrame(flight.seq, commits, rows, drafts, tuple(node.id for node in nodes))
+        parents = tuple(node.parent.id if node.parent is not None else root.id for node in nodes)
+        return PlannedFrame(flight.seq, commits, rows, drafts, tuple(node.id for node in nodes), parents)
 
     def _undrawn(self, certain: range) -> list[Node]:
         """Of certain rows, those after which the tail has not drawn yet: the last token's, and forced ones' before it.
@@ -319,7 +321,8 @@ class Speculation:
             self._settled = now
         self._proposals.settled()
         self._supply()
-        return Settled(tuple(tokens), self.finished)
+        right, self._right = tuple(self._right), []
+        return Settled(tuple(tokens), self.finished, right)
 
     def _moved(self, old: Node, new: Node) -> None:
         """The root moved on to `new`."""
@@ -332,6 +335,7 @@ class Speculation:
             self._moves.append((new.slot, new.position))
             new.slot = -1
             self.counts.accept(new.depth)
+            self._right.append(new.id)
 
     def _last(self, node: Node) -> str | None:
         """Why the run ends with the token of `node`; None when it goes on."""

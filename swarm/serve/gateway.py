@@ -132,6 +132,7 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
         web.get("/v1/receipts/{id}", receipts.get),
         web.get("/api/verify/{id}", receipts.verify),
         web.get("/api/timeline/{id}", receipts.timeline),
+        web.get("/api/recoveries/{id}", receipts.recoveries),
         web.get("/api/invite", _invite(desks, config)),
         web.get("/openapi.json", _openapi(config)),
     ]

@@ -69,6 +69,14 @@ function update(old, next) {
   if (!old.hasAttribute("data-own")) reconcile(old, [...next.childNodes]);
 }
 
+/** Lay out what has a place of its own. The page's policy forbids style attributes; setting properties is allowed. */
+export function settle(root) {
+  for (const span of root.querySelectorAll("[data-left]")) {
+    span.style.left = span.dataset.left;
+    span.style.width = span.dataset.width;
+  }
+}
+
 export const plural = (n, one, many = one + "s") => `${n} ${n === 1 ? one : many}`;
 
 export function ms(value) {

@@ -6,6 +6,7 @@ import { copyFrom } from "./clipboard.js";
 import { colours } from "./colours.js";
 import { h, morph, plural } from "./dom.js";
 import { animate } from "./ring.js";
+import { replayTo, toggleReplay } from "./replay.js";
 import { download, renderRuns, toggleTimeline, verify } from "./runs.js";
 import { askForInvite } from "./invite.js";
 import { asideContent, renderSwarm } from "./swarm.js";
@@ -63,6 +64,8 @@ const actions = {
   "copy-code": (button) => copyFrom(button, button.closest(".code").querySelector("pre").textContent),
   "copy-turn": (button) => copyFrom(button, textOf(button)),
   verify: (button) => verify(button.dataset.id, draw),
+  replay: (button) => toggleReplay(button.dataset.id, draw),
+  "replay-to": (button) => replayTo(button.dataset.id, button.dataset.move, draw),
   timeline: (button) => toggleTimeline(button.dataset.id, draw),
   download: (button) => download(button.dataset.id, draw),
   "show-run": (link) => requestAnimationFrame(() => {

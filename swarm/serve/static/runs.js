@@ -1,7 +1,8 @@
 // Runs, their receipts, and what verifying a receipt finds.
 
 import { getBlob, getJson } from "./api.js";
-import { ago, h, layers, morph, ms, percent, plural, rate, short } from "./dom.js";
+import { ago, h, layers, morph, ms, percent, plural, rate, settle, short } from "./dom.js";
+import { replayShown, replayView } from "./replay.js";
 
 const verdicts = new Map();
 const pictures = new Map(); // of runs over time: by run, a data URL, "busy" or {error}
@@ -22,6 +23,7 @@ export function renderRuns(root, state, hue) {
   morph(root, h("div", { class: "panel" },
     h("h2", {}, "Runs", state.waiting ? h("span", { class: "aside" }, `${plural(state.waiting, "request")} waiting`) : null),
     h("ol", { class: "runlist" }, state.runs.map((run) => runItem(run, hue)))));
+  settle(root);
 }
 
 function runItem(run, hue) {
@@ -34,7 +36,7 @@ function runItem(run, hue) {
       h("span", { class: "figures" }, figures.filter(Boolean).join(" · ")),
       h("span", { class: "strip", "aria-hidden": "true" }, run.ring.map((stage) => h("i", { class: hue(stage.node) })))),
     h("div", { class: "body" }, facts(run), run.error ? h("p", { class: "bad" }, run.error) : null,
-      run.state === "waiting" ? h("p", { class: "sub" }, run.awaited) : null, stages(run, hue), receipt(run))));
+      run.state === "waiting" ? h("p", { class: "sub" }, run.awaited) : null, stages(run, hue), receipt(run, hue))));
 }
 
 function facts(run) {
@@ -54,7 +56,7 @@ const stages = (run, hue) => run.ring.length ? h("p", { class: "route" }, run.ri
   index ? h("span", { class: "to", "aria-label": "then" }, " → ") : null,
   h("span", { class: "hop" }, h("span", { class: `dot ${hue(stage.node)}` }), `${short(stage.node)} `, h("span", { class: "sub" }, `${layers(stage.layers)}`))])) : null;
 
-function receipt(run) {
+function receipt(run, hue) {
   if (!run.receipt) return run.state === "done" ? h("p", { class: "sub" }, "This run left no receipt.") : null;
   const verdict = verdicts.get(run.run_id);
   return h("div", { class: "receipt" },
@@ -62,9 +64,12 @@ function receipt(run) {
       h("button", { type: "button", class: "main", "data-action": "verify", "data-id": run.run_id, disabled: verdict === "busy" }, verdict === "busy" ? "Verifying…" : verdict ? "Verify again" : "Verify receipt"),
       h("button", { type: "button", class: "quiet", "data-action": "timeline", "data-id": run.run_id, "aria-expanded": String(pictures.has(run.run_id)) },
         pictures.has(run.run_id) ? "Hide timeline" : "Timeline"),
+      run.recoveries ? h("button", { type: "button", class: "quiet", "data-action": "replay", "data-id": run.run_id, "aria-expanded": String(replayShown(run.run_id)) },
+        replayShown(run.run_id) ? "Hide recovery" : "Replay recovery") : null,
       h("button", { type: "button", class: "quiet", "data-action": "download", "data-id": run.run_id }, "Download"),
       h("code", { class: "id" }, run.run_id)),
     pictureView(run),
+    replayView(run, hue),
     verdict && verdict !== "busy" ? verdictView(verdict) : null);
 }
 

@@ -1,6 +1,6 @@
 // The swarm view: the ring, who holds which layers, every node.
 
-import { bytes, h, layers, memory, morph, ms, nodeName, percent, plural, short } from "./dom.js";
+import { bytes, h, layers, memory, morph, ms, nodeName, percent, plural, settle, short } from "./dom.js";
 import { invite } from "./invite.js";
 import { ringPicture, stageTable } from "./ring.js";
 
@@ -128,9 +128,5 @@ export function renderSwarm(root, state, hue) {
       h("div", { class: "panel picture" }, ringPicture(state, hue)),
       h("div", { class: "panel facing" }, advice(state), stageTable(state, hue), modelFacts(state))),
     steps(state), layerChart(state, hue), nodeTable(state, hue), edgeTable(state));
-  // The page's policy forbids style attributes in markup; setting properties from code is allowed.
-  for (const span of root.querySelectorAll("[data-left]")) {
-    span.style.left = span.dataset.left;
-    span.style.width = span.dataset.width;
-  }
+  settle(root);
 }

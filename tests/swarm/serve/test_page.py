@@ -4,6 +4,7 @@ why one waits, and what axe-core finds wrong for people who cannot see it as oth
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from importlib.resources import files
@@ -14,11 +15,13 @@ import pytest
 import pytest_asyncio
 
 from swarm.base.errors import RunError
+from swarm.serve.keys import ApiKey
 from tests.swarm.serve import scenes
 from tests.swarm.serve.browser import browser
 from tests.swarm.serve.conftest import Serve
 from tests.swarm.serve.test_dashboard import PHONE, WIDE, look, needs_chromium, on_one_loop
 from tests.swarm.serve.tiny import TinyBackend
+from tests.swarm.serve.traced import SPARE, write_beside
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
@@ -326,6 +329,60 @@ async def test_a_run_is_shown_over_time(chromium: Browser, serve: Serve, backend
         assert "3 stages" in (await picture.get_attribute("alt") or "")
         await page.get_by_role("button", name="Hide timeline").click()
         await picture.wait_for(state="detached")
+        assert await page.get_by_role("button", name="Replay recovery").count() == 0
+
+
+async def test_a_recovery_is_played_step_by_step(chromium: Browser, serve: Serve, backend: TinyBackend) -> None:
+    backend.recover_after, backend.example = 2, backend.example.with_name("recovered.json")
+    async with serve() as served, look(chromium, served, "chat", PHONE) as page:
+        await say(page, "Well?")
+        await page.locator(".answer.done").wait_for()
+        write_beside(backend.receipts_dir / "run1.json")
+        await page.goto(f"{served.url}/#runs")
+        await page.locator(".run summary").click()
+        await page.get_by_role("button", name="Replay recovery").click()
+        now = page.locator(".steps [aria-current]")
+        await now.wait_for()
+        assert "+0.0 ms" in await now.inner_text() and "the connection was lost" in await now.inner_text()
+        assert await page.locator(".replay .span.lost").count() == 1
+        await page.get_by_role("button", name="Next", exact=True).click()
+        await page.locator(".replay .span.joining", has_text="10–19").wait_for()
+        assert f"{SPARE.hex()[:8]} takes layers 10-19" in await now.inner_text()
+        assert await page.evaluate("document.activeElement.textContent") == "Next"  # it stays under the finger
+        await page.get_by_role("button", name="Play").click()
+        await page.get_by_text("step 5 of 5").wait_for()
+        assert "the next token" in await now.inner_text()
+        assert await page.locator(".replay .span.serving").count() == 3
+        await page.get_by_role("button", name="Timeline").click()
+        await page.locator(".timeline img").wait_for()
+        pytest.importorskip("axe_playwright_python")
+        assert await violations(page) == []
+        async with served.http.get("/api/timeline/run1") as drawn:
+            assert "style-src 'unsafe-inline'" in drawn.headers["Content-Security-Policy"]
+            assert "takes layers 10-19" in await drawn.text()
+        (backend.receipts_dir / "run1.trace.json").write_text("{}")
+        async with served.http.get("/api/recoveries/run1") as asked:
+            told = await asked.json()
+        assert told["recoveries"] == [] and "is not drawn: expected a trace of a run" in told["why"]
+        async with served.http.get("/api/recoveries/none") as asked:
+            assert asked.status == 404
+
+
+async def test_another_users_passes_are_not_shown(serve: Serve, backend: TinyBackend) -> None:
+    backend.example = backend.example.with_name("recovered.json")
+    keys = {name: f"sk-{name}-secret-key" for name in ("ann", "bob")}
+    async with serve(
+        keys["ann"], api_keys=tuple(ApiKey(name, hashlib.sha256(key.encode()).digest()) for name, key in keys.items())
+    ) as served:
+        await served.openai.chat.completions.create(model=served.model, messages=[{"role": "user", "content": "Hi"}])
+        write_beside(backend.receipts_dir / "run1.json")
+        for name, seen in (("ann", True), ("bob", False)):
+            headers = {"Authorization": f"Bearer {keys[name]}"}
+            async with served.http.get("/api/recoveries/run1", headers=headers) as asked:
+                told = await asked.json()
+            assert bool(told["recoveries"]) == seen and ("whoever asked for it" in told["why"]) != seen
+            async with served.http.get("/api/timeline/run1", headers=headers) as drawn:
+                assert ("takes layers 10-19" in await drawn.text()) == seen
 
 
 async def test_copy_copies_a_real_invite(chromium: Browser, serve: Serve, backend: TinyBackend) -> None:

@@ -84,7 +84,7 @@ class TinyBackend:
     `gate`: every token waits for it, so a test decides when an answer goes on. `fail`: error raised after
     `fail_after` tokens. `script`: text said instead of the model's. `flood`:
     so many further characters per token. `open_runs`: runs that hold the ring now. `told`: its invite, and whether that
-    is a secret.
+    is a secret. `example`: the receipt that every run leaves.
     """
 
     receipts_dir: Path
@@ -106,6 +106,7 @@ class TinyBackend:
     cancelled: int = 0
     requests: list[RunRequest] = field(default_factory=list)
     told: tuple[str, bool] | None = None
+    example: Path = EXAMPLE_RECEIPT
 
     def __post_init__(self) -> None:
         self._model = tiny_model(self.manifest.vocab_size)
@@ -246,7 +247,7 @@ class TinyBackend:
         receipt = None
         if request.receipt:
             path = self.receipts_dir / f"{run_id}.json"
-            path.write_bytes(EXAMPLE_RECEIPT.read_bytes())  # of another run, but a receipt
+            path.write_bytes(self.example.read_bytes())  # of another run, but a receipt
             receipt = str(path)
         return RunResult(
             text=text,
