@@ -105,7 +105,7 @@ def test_it_drafts_as_the_usual_way_does(made: MadeCheckpoint, block: MadeBlock)
     for one in (usual, block):
         drafter = LmDrafter(one, tokens, context=256)
         drafter.begin([*range(100, 140)], Sampling())
-        said.append(drafter._guesses.root.ranks or ())
+        said.append(drafter._text.root.ranks or ())
     # Through bfloat16 and back, the usual way's scales are rounded once more.
     assert [child.token for child in said[0]][:2] == [child.token for child in said[1]][:2]
     for ours, theirs in zip(*said, strict=True):
