@@ -130,17 +130,21 @@ def load_drafters(
         more = f"swarm model pull {DEFAULT_MODEL} adds a drafter where the target is large"
         return Drafters(why=f"earlier text alone drafts: no fitting model is here; {more}")
     device, context = choose_device(gpu), target.manifest.context
-    try:
-        lm = load_drafter(found.ref, target, tokenizer, store, device, context=context, report=report, ends=ends)
-    except ModelError as error:
-        if ref is not None or choice == "lm":
-            raise
-        report(Notice(f"drafting from earlier text alone: {error}", "warning"))
-        lm = None
-    if lm is None:
-        return Drafters(why=f"{head} at the tail" if head else "earlier text alone drafts", at_tail=bool(head))
     threads = draft_threads()
+    # Loading too: threads of torch that wait for each other spin, which where processors are taken doubled its cost.
     with ThreadPoolExecutor(1, "draft", torch.set_num_threads, (threads,)) as thread:
+        try:
+            loading = thread.submit(
+                load_drafter, found.ref, target, tokenizer, store, device, context=context, report=report, ends=ends
+            )
+            lm = loading.result()
+        except ModelError as error:
+            if ref is not None or choice == "lm":
+                raise
+            report(Notice(f"drafting from earlier text alone: {error}", "warning"))
+            lm = None
+        if lm is None:
+            return Drafters(why=f"{head} at the tail" if head else "earlier text alone drafts", at_tail=bool(head))
         step_ms, leaves = thread.submit(_measured, lm).result()
     across = ", across vocabularies" if isinstance(lm, AcrossDrafter) else ""
     if isinstance(lm, TappedDrafter):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from swarm.base.swarm_state import SwarmState
 from swarm.model.text.template import PLAIN_CHAT, TemplateOptions
+from swarm.model.text.tokenizer import Tokenizer
 from swarm.run.api import RunEvent, RunRequest
 
 
@@ -39,8 +40,8 @@ class Backend(Protocol):
     def manifest(self) -> ServedModel: ...
 
     @property
-    def tokenizer(self) -> Any:
-        """A transformers tokenizer: `chat_template`, `convert_ids_to_tokens`."""
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
 
     @property
     def receipts_dir(self) -> Path: ...

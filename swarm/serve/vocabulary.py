@@ -91,8 +91,8 @@ class VocabularyViews:
                 "model_alias": manifest.model,
                 "model_path": manifest.model,
                 "chat_template": template if isinstance(template, str) else json.dumps(template),
-                "bos_token": getattr(tokenizer, "bos_token", None) or "",
-                "eos_token": getattr(tokenizer, "eos_token", None) or "",
+                "bos_token": tokenizer.bos_token or "",
+                "eos_token": tokenizer.eos_token or "",
                 "modalities": {"vision": False, "audio": False},
                 "build_info": f"wanswarm {__version__}",
             }

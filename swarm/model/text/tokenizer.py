@@ -32,7 +32,8 @@ _CHECKED = (
 
 _OWN_METHODS = (
     "__call__ _encode_plus encode decode _decode convert_ids_to_tokens _convert_id_to_token get_vocab __len__ "
-    "added_tokens_decoder backend_tokenizer get_chat_template special_tokens_map"
+    "added_tokens_decoder backend_tokenizer get_chat_template special_tokens_map bos_token eos_token eos_token_id "
+    "__getattr__"
 ).split()
 """What a class may not do in a way of its own, if `FastTokenizer` is to stand for it."""
 
@@ -62,12 +63,24 @@ class Tokenizer(Protocol):
         token_ids: Sequence[int],
         *,
         skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
+        clean_up_tokenization_spaces: bool = False,
     ) -> Any:
         """The text of ids."""
 
-    def convert_ids_to_tokens(self, ids: int) -> Any:
-        """The name of an id; None for one that is not there."""
+    @property
+    def bos_token(self) -> str | None:
+        """The name of what begins a text, where the model has one."""
+
+    @property
+    def eos_token(self) -> str | None:
+        """The name of what ends a text, where the model has one."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Its id."""
+
+    def convert_ids_to_tokens(self, ids: int | list[int]) -> Any:
+        """The name of an id, or of each; None for one that is not there."""
 
     def get_vocab(self) -> dict[str, int]:
         """The ids of all names."""
@@ -137,15 +150,28 @@ class FastTokenizer:
         token_ids: Sequence[int],
         *,
         skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
+        clean_up_tokenization_spaces: bool = False,
     ) -> str:
-        if clean_up_tokenization_spaces is not False:
+        if clean_up_tokenization_spaces:
             raise ValueError("expected spaces to stay as they are (clean_up_tokenization_spaces=False)")
         return str(self.backend_tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
-    def convert_ids_to_tokens(self, ids: int) -> str | None:
-        found: str | None = self.backend_tokenizer.id_to_token(ids)
-        return found
+    @property
+    def bos_token(self) -> str | None:
+        return self._roles.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        return self._roles.get("eos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        name = self.eos_token
+        return None if name is None else self.backend_tokenizer.token_to_id(name)
+
+    def convert_ids_to_tokens(self, ids: int | list[int]) -> Any:
+        name = self.backend_tokenizer.id_to_token
+        return name(ids) if isinstance(ids, int) else [name(token) for token in ids]
 
     def get_vocab(self) -> dict[str, int]:
         return dict(self.backend_tokenizer.get_vocab(with_added_tokens=True))

@@ -136,7 +136,7 @@ class LlamaViews:
         return found
 
     def _ends(self) -> Sequence[int]:
-        end = getattr(self._backend.tokenizer, "eos_token_id", None)
+        end = self._backend.tokenizer.eos_token_id
         return () if end is None else (int(end),)
 
     def _spelt(self, ids: Sequence[int]) -> str:

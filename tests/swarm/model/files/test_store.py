@@ -16,7 +16,7 @@ from swarm.base.errors import ModelError
 from swarm.base.events import Event, Progress
 from swarm.model.block import Job, load_block
 from swarm.model.files import wheel
-from swarm.model.files.checkpoint import end_tokens, load_tokenizer, open_model
+from swarm.model.files.checkpoint import end_tokens, open_model, transformers_tokenizer
 from swarm.model.files.named import DEFAULT_MODEL, NAMED
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
@@ -177,7 +177,7 @@ def test_the_default_model_equals_the_class_it_belongs_to(default: tuple[Any, Mo
     missing = model.load_state_dict(weights, strict=False)
     assert missing.unexpected_keys == []
     assert missing.missing_keys == ["lm_head.weight"]  # shared with the embedding
-    tokenizer = load_tokenizer(DEFAULT_MODEL, store)
+    tokenizer = transformers_tokenizer(store.tokenizer_source(DEFAULT_MODEL), DEFAULT_MODEL)
     ids = tokenizer("The capital of France is").input_ids
     kv = KVPool(block, 1 << 30).open(LAYOUT, 0, 30)
     (got,) = block.forward([Job(kv, no_commits(), certain(ids, 0, LAYOUT), None)])
@@ -190,7 +190,7 @@ def test_the_default_model_equals_the_class_it_belongs_to(default: tuple[Any, Mo
 
 def test_the_default_tokenizer_and_chat_format(default: tuple[Any, ModelStore]) -> None:
     checkpoint, store = default
-    tokenizer = load_tokenizer(DEFAULT_MODEL, store)
+    tokenizer = transformers_tokenizer(store.tokenizer_source(DEFAULT_MODEL), DEFAULT_MODEL)
     assert tokenizer("Hello world").input_ids == [19556, 905]
     text = "1234 it's naïve — 你好\n\n\tdef f(x):  return x"
     ids = tokenizer(text).input_ids

@@ -134,6 +134,10 @@ def test_what_else_is_asked_of_them_is_the_same(pairs: dict[str, tuple[FastToken
     ours, theirs = pairs[name]
     assert agree(ours, theirs)
     assert ours.special_tokens_map == theirs.special_tokens_map and special_tokens(ours) == special_tokens(theirs)
+    for role in ("bos_token", "eos_token", "eos_token_id"):
+        assert getattr(ours, role) == getattr(theirs, role)
+    some = [0, 5, len(ours) - 1, len(ours) + 7]
+    assert ours.convert_ids_to_tokens(some) == theirs.convert_ids_to_tokens(some)
     spelled = [[Spelling(one).bytes_of(token) for token in range(len(one) + 3)] for one in (ours, theirs)]
     assert spelled[0] == spelled[1]
     for tools in (None, [{"name": "f"}]):
