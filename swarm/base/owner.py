@@ -53,7 +53,8 @@ class OwnerDesk:
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._open = (question, answer)
         self.on_change()
-        here = "type yes or no here, or elsewhere on this machine: " if self.at_terminal() else "on this machine run: "
+        here = "If so, type the code, else no; or elsewhere on this machine: "
+        here = here if self.at_terminal() else "If so, run on this machine: "
         self._report(Notice(f"{question.text} {here}{self._command} {question.code}", "warning"))
         try:
             return await answer
@@ -64,13 +65,15 @@ class OwnerDesk:
                 self._report(Notice(f"the code {question.code} is of no use any more: its time is over, or they left"))
 
     def answer(self, code: str | None, yes: bool) -> Question:
-        """The owner's word. `code` as it was typed; None: the owner looked at the question that waits.
+        """The owner's word. A yes names its code: the question may have changed since the owner looked at it.
 
         Raises UsageError when nothing waits, or the code is not its code, which then still waits.
         """
         if self._open is None:
             raise UsageError("nobody asks to be let in just now; a question waits two minutes for its answer")
         question, answer = self._open
+        if yes and code is None:
+            raise UsageError(f"expected the code itself for a yes; if both machines show {question.code}, type that")
         if code is not None and code != question.code:
             raise UsageError(
                 f"expected the code that this machine shows, {question.code}, found {code[:20]!r}; if the other "

@@ -38,7 +38,7 @@ def add(parser: Parser) -> None:
     parser.description = (
         "Confirm the code of a machine that asks to be let in, or that this machine's node shows while it asks "
         "elsewhere. Both machines must show the same code: another one means that somebody is between them. Without "
-        "CODE it says what is asked, and takes yes or no from a terminal."
+        "CODE it says what is asked, and on a terminal takes yes or no."
     )
     parser.declare(AdmitOptions)
     parser.declare(MemberConfig, "state")

@@ -21,7 +21,7 @@ first steps:
   swarm join --gpu 0                     serve on GPU 0; prints an invite
   swarm join --swarm INVITE              a second machine takes the rest
   swarm generate --swarm INVITE "Hello"  ask it; leaves a signed receipt
-  swarm verify receipt.json              what that receipt proves
+  swarm verify                           what that receipt proves
 """
 
 

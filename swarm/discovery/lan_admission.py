@@ -182,7 +182,7 @@ async def _both_agree(
     where = "the terminal of swarm join there" if shown.terminal else "its log; confirm there with: swarm admit"
     text = (
         f"the swarm heard at {host} (node {short_id(node.node)}) admits by invite, or by its owner's word. Does that "
-        f"machine show the code {code} ({where})? If so, say yes there and here:"
+        f"machine show the code {code} ({where})? Confirm it there and here."
     )
     here = asyncio.ensure_future(owner.agrees(Question(text, code)))
     there = asyncio.ensure_future(_granted(board, node))

@@ -58,7 +58,8 @@ class AsyncNode:
     """A node of a swarm: `async with AsyncNode(model="...") as node: print(node.invite)`.
 
     Entering waits until it serves, leaving lets open runs end (`grace_s`). `swarm` as for `AsyncClient`: None enters an
-    open swarm of the local network, or founds one. Computing goes on in threads of its own; the number of threads that
+    open swarm of the local network, waits for a code to be confirmed where there is another (`swarm admit` here and
+    there), or founds one. Computing goes on in threads of its own; the number of threads that
     torch uses is one for the whole process, and the last node to load sets it. Raises SwarmError.
     """
 

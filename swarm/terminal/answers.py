@@ -13,7 +13,7 @@ from swarm.base.errors import UsageError
 from swarm.base.events import Notice, Report
 from swarm.base.owner import OwnerDesk
 
-YES, NO = ("yes", "y"), ("no", "n")
+NO = ("no", "n")
 LINE_BYTES = 4096
 
 
@@ -39,12 +39,13 @@ def answers_from(terminal: TextIO | None, desk: OwnerDesk, report: Report) -> It
             return
         word = line.decode(errors="replace").strip().lower()
         try:
-            if word in YES or word in NO:
-                desk.answer(None, word in YES)
+            # A bare yes could meet another question than the one that was looked at: what was compared is typed.
+            if word in NO:
+                desk.answer(None, False)
             elif word.isdecimal():
                 desk.answer(word, True)
             elif word:
-                report(Notice("type yes if both machines show the same code, no if they do not"))
+                report(Notice("type the code if both machines show the same one, no if they do not"))
         except UsageError as error:
             report(Notice(str(error), "warning"))
 

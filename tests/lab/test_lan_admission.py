@@ -81,11 +81,11 @@ def test_a_code_on_both_machines_lets_the_second_in(cable: tuple[str, str], tmp_
             second = subprocess.Popen(words(b, *join), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         asked = until_said(log, r"10\.77\.0\.1 .*show the code \d{6} \(the terminal of swarm join there\)", second)
         code = re.findall(r"code (\d{6})", asked)[0]
-        shown = read_until(ours, b"type yes or no here", 10).decode()
+        shown = read_until(ours, b"type the code, else no", 10).decode()
         assert "10.77.0.2 (node" in shown and re.findall(r"show the code (\d{6})", shown) == [code]
-        os.write(ours, b"what?\n")
-        assert b"type yes if both machines show the same code" in read_until(ours, b"if they do not", 10)
-        os.write(ours, b"yes\n")
+        os.write(ours, b"yes\n")  # to which code?
+        assert b"type the code if both machines show the same one" in read_until(ours, b"if they do not", 10)
+        os.write(ours, code.encode() + b"\n")
         subprocess.run(words(b, "admit", code), check=True, capture_output=True, timeout=60)
         until_said(log, "serving layers", second)
         assert b"is let in; to end that: swarm revoke" in read_until(ours, b"joined", 20)

