@@ -4,21 +4,24 @@ import { getJson } from "./api.js";
 import { h, layers, nodeName, plural, s, short } from "./dom.js";
 
 const AGAIN_MS = 20_000;
+const SOON_MS = 2_500; // what just changed has no length yet that could be drawn
 const RANGES = [["10 min", 600], ["1 hour", 3600], ["1 day", 86_400]];
 const HOW = { held: "serving", taking: "joining", leaving: "draining" };
 const ENDS = { lost: "lost", left: "left", moved: "", unseen: "gone while nobody watched" };
 let told = null; // as /api/layers has it
 let asked = ""; // for which swarm it was asked for
-let at = 0;
+let due = 0;
 let range = null; // seconds; null: the shortest that shows all
 
 /** Ask when somebody looks and something changed, or some time went by; `refresh` redraws. */
 export async function askForLayers(state, refresh) {
   const now = JSON.stringify([state.model, state.nodes.map((node) => [node.id, node.layers, node.state])]);
-  if (now === asked && Date.now() - at < AGAIN_MS) return;
+  const changed = now !== asked;
+  if (!changed && Date.now() < due) return;
   if (told && asked && JSON.parse(asked)[0] !== state.model) told = null;
   asked = now;
-  at = Date.now();
+  due = Date.now() + (changed ? SOON_MS : AGAIN_MS);
+  if (changed) setTimeout(refresh, SOON_MS + 50);
   try {
     told = await getJson(`api/layers?model=${encodeURIComponent(state.model)}`);
   } catch (error) {
