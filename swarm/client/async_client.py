@@ -109,6 +109,10 @@ class AsyncClient:
         self._requester: Requester | None = None
 
     async def __aenter__(self) -> Self:
+        from swarm.mesh.invite import parse_invite_untrusted
+
+        if self._member.invite is not None:
+            parse_invite_untrusted(self._member.invite)  # before what takes seconds to import
         from swarm.client.client import Requester, RequesterConfig
         from swarm.client.route_policy import read_rules
 

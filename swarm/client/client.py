@@ -69,7 +69,8 @@ class Requester:
         self._stack = stack
         self._target, self._board, self.gossip = target, board, gossip
         self._member = config.member
-        self.receipts_dir = config.member.state / "receipts"
+        self.state_dir = config.member.state
+        self.receipts_dir = self.state_dir / "receipts"
         self._routes = Routes(board, gossip, self.manifest, config.rules, target.drafters.step_ms)
         self.desk = RunEngine(
             board,

@@ -73,6 +73,10 @@ class AsyncNode:
         self._ready: Ready | None = None
 
     async def __aenter__(self) -> Self:
+        from swarm.mesh.invite import parse_invite_untrusted
+
+        if self._config.member.invite is not None:
+            parse_invite_untrusted(self._config.member.invite)  # before what takes seconds to import
         from swarm.node.node import serve_block
 
         if self._life is not None:

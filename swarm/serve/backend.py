@@ -33,7 +33,7 @@ class Backend(Protocol):
 
     May have `generation_defaults`: sampling options, by name, where a request names none; `memory_for(holes)`: bytes of
     free memory that whoever takes these layers should have; `invite()`: an invite that lets a node in and whether it is
-    a secret, or None.
+    a secret, or None; `state_dir`: a folder for what the gateway keeps over a restart.
     """
 
     @property

@@ -24,6 +24,7 @@ from swarm.serve.compat.responses import ResponsesViews
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
+from swarm.serve.layer_watch import LayerWatch
 from swarm.serve.metrics import GatewayMetrics
 from swarm.serve.run_registry import RunBook
 from swarm.serve.snapshot import Progress, gateway_state, phase_from
@@ -63,6 +64,7 @@ class Desk:
         self.book = RunBook()
         self.hub = StateBroadcaster(self)
         self.book.watch(self.hub.touch)
+        self.layers = LayerWatch(backend.manifest, self, getattr(backend, "state_dir", None))
         self.under_way = 0
         """Requests that are being answered, from the moment in which they were given to this desk."""
         self._progress = progress

@@ -22,6 +22,7 @@ from swarm.serve.config import GatewayConfig
 from swarm.serve.desks import Desk, Desks
 from swarm.serve.errors import ApiError
 from swarm.serve.lasting import LastingAnswers
+from swarm.serve.layer_watch import LayerWatch
 from swarm.serve.listen import listening
 from swarm.serve.metrics import GatewayMetrics, KeyCollector, StateCollector
 from swarm.serve.models import Models
@@ -68,6 +69,7 @@ def make_app(
     app[DESKS] = desks
     app.on_shutdown.append(_close_hubs)
     app.on_shutdown.append(lasting.close)
+    app.cleanup_ctx.extend(desk.layers.watching for desk in desks.all)
     app.on_cleanup.extend(_closing(each) for each in log)
     app.add_routes(views.routes())
     app.add_routes(_asked(desks, config))
@@ -170,6 +172,9 @@ class _Pages:
 
     def hub(self, request: web.Request) -> StateBroadcaster:
         return self.desks.watched(request).hub
+
+    def layers(self, request: web.Request) -> LayerWatch:
+        return self.desks.watched(request).layers
 
     def own_runs(self, request: web.Request) -> frozenset[int] | None:
         """Those of the key that it came with; without keys nobody can be told apart."""

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from swarm.base.swarm_state import SwarmState
 from swarm.serve.backend import ServedModel
 from swarm.serve.config import GatewayConfig
+from swarm.serve.layer_watch import LayerWatch
 from swarm.serve.listen import Entrance, runner_of
 from swarm.serve.metrics import RequestMetrics, StageCollector, StateCollector
 from swarm.serve.snapshot import state_from
@@ -43,6 +44,7 @@ class NodePage:
     def __init__(self, node: ShownNode, manifest: ServedModel) -> None:
         self._node, self._manifest = node, manifest
         self._hub = StateBroadcaster(self)
+        self.history = LayerWatch(manifest, self)
 
     def state(self) -> DashboardState:
         """As it is now."""
@@ -51,6 +53,10 @@ class NodePage:
     def hub(self, request: web.Request) -> StateBroadcaster:
         """The only one that there is."""
         return self._hub
+
+    def layers(self, request: web.Request) -> LayerWatch:
+        """As this node has seen it since it started."""
+        return self.history
 
     def own_runs(self, request: web.Request) -> None:
         """Nothing is left out."""
@@ -69,6 +75,7 @@ def make_view(node: ShownNode, manifest: ServedModel, more: Sequence[web.RouteDe
     app = web.Application(middlewares=[frame(VIEW_CONFIG, observer(RequestMetrics(registry)))])
     app.on_response_prepare.append(add_headers(VIEW_CONFIG))
     app.on_shutdown.append(page.close)
+    app.cleanup_ctx.append(page.history.watching)
     app.add_routes(views.routes())
     app.add_routes(more)
     return app

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from swarm.serve import metrics
 from swarm.serve.assets import load_assets, respond
 from swarm.serve.config import GatewayConfig
+from swarm.serve.layer_watch import LayerWatch
 from swarm.serve.state_broadcaster import StateBroadcaster
 from swarm.serve.stream import EventStream
 
@@ -20,6 +21,9 @@ class Shows(Protocol):
 
     def hub(self, request: web.Request) -> StateBroadcaster:
         """Whose state a request asks for."""
+
+    def layers(self, request: web.Request) -> LayerWatch:
+        """Who held its layers when."""
 
     def own_runs(self, request: web.Request) -> frozenset[int] | None:
         """Keys of the runs of it that may be shown to whoever asks; None: all."""
@@ -48,6 +52,7 @@ class Views:
             web.get("/metrics", self.metrics),
             web.get("/api/state", self.state),
             web.get("/api/events", self.events),
+            web.get("/api/layers", self.layers),
         ]
 
     async def page(self, request: web.Request) -> web.Response:
@@ -67,6 +72,10 @@ class Views:
         headers = {"Cache-Control": "no-store"}
         text = self._shows.hub(request).compute().shown(self._shows.own_runs(request))
         return web.Response(text=text, content_type="application/json", headers=headers)
+
+    async def layers(self, request: web.Request) -> web.Response:
+        """GET /api/layers: who held which layers when, as far back as this process knows."""
+        return web.json_response(self._shows.layers(request).told(), headers={"Cache-Control": "no-store"})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: `state` with the whole state, each time it changed."""

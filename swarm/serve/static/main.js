@@ -6,6 +6,7 @@ import { copyFrom } from "./clipboard.js";
 import { colours } from "./colours.js";
 import { h, morph, plural } from "./dom.js";
 import { animate } from "./ring.js";
+import { askForLayers, chooseRange } from "./layermap.js";
 import { replayTo, toggleReplay } from "./replay.js";
 import { download, renderRuns, toggleTimeline, verify } from "./runs.js";
 import { askForInvite } from "./invite.js";
@@ -53,7 +54,10 @@ function draw() {
     else tab.removeAttribute("aria-current");
   }
   if (now === "chat") morph(document.getElementById("aside"), asideContent(state, hue));
-  if (now === "swarm") renderSwarm(section("swarm"), state, hue);
+  if (now === "swarm") {
+    renderSwarm(section("swarm"), state, hue);
+    askForLayers(state, draw);
+  }
   if (now === "runs") renderRuns(section("runs"), state, hue);
   document.body.dataset.phase = state.phase;
 }
@@ -64,6 +68,7 @@ const actions = {
   "copy-code": (button) => copyFrom(button, button.closest(".code").querySelector("pre").textContent),
   "copy-turn": (button) => copyFrom(button, textOf(button)),
   verify: (button) => verify(button.dataset.id, draw),
+  range: (button) => chooseRange(button.dataset.seconds, draw),
   replay: (button) => toggleReplay(button.dataset.id, draw),
   "replay-to": (button) => replayTo(button.dataset.id, button.dataset.move, draw),
   timeline: (button) => toggleTimeline(button.dataset.id, draw),
@@ -86,6 +91,7 @@ document.getElementById("model").addEventListener("change", (event) => {
 });
 
 startChat();
+setInterval(draw, 20_000); // what is drawn over time goes on though nothing changes
 animate(() => state);
 follow(
   (fresh) => {

@@ -2,6 +2,7 @@
 
 import { bytes, h, layers, memory, morph, ms, nodeName, percent, plural, settle, short } from "./dom.js";
 import { invite } from "./invite.js";
+import { layerMap } from "./layermap.js";
 import { ringPicture, stageTable } from "./ring.js";
 
 /** What to do next, in words; null when all is well. */
@@ -127,6 +128,6 @@ export function renderSwarm(root, state, hue) {
     h("div", { class: "hero" },
       h("div", { class: "panel picture" }, ringPicture(state, hue)),
       h("div", { class: "panel facing" }, advice(state), stageTable(state, hue), modelFacts(state))),
-    steps(state), layerChart(state, hue), nodeTable(state, hue), edgeTable(state));
+    steps(state), layerChart(state, hue), layerMap(state, hue), nodeTable(state, hue), edgeTable(state));
   settle(root);
 }

@@ -211,6 +211,20 @@ def test_what_cannot_be_meant_is_refused_by_name(client: swarm.Client, tmp_path:
         swarm.Client("x").generate("hello")
 
 
+def test_a_wrong_invite_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import swarm, sys\n"
+        "for make in (swarm.Client, swarm.Node):\n"
+        "    try:\n"
+        f"        make('nonsense', state={str(tmp_path)!r}).__enter__()\n"
+        "    except swarm.SwarmError as error:\n"
+        "        assert 'begins with swarm1' in str(error), error\n"
+        "    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_main_memory_beside_a_gpu_needs_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(swarm.UsageError, match="gpu with overflow_bytes"):
         swarm.Node(state=tmp_path, overflow_bytes=10**9)

@@ -130,6 +130,12 @@ async def test_of_several_models_one_is_chosen(chromium: Browser, tmp_path: Path
                 await page.get_by_text("I am large.").wait_for()
                 widths = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
                 assert widths[0] <= widths[1]
+                # The state is a whole word beside the choice of models, and what one types into is in sight.
+                phase = "document.getElementById('phase')"
+                cut = f"{phase}.scrollWidth > {phase}.clientWidth"
+                assert size is WIDE or not await page.evaluate(cut)
+                sent = await page.locator("#send").bounding_box()
+                assert sent is not None and sent["y"] + sent["height"] <= size["height"]
         assert not small.requests and len(large.requests) == 2
 
 

@@ -368,6 +368,25 @@ async def test_a_recovery_is_played_step_by_step(chromium: Browser, serve: Serve
             assert asked.status == 404
 
 
+async def test_layers_are_drawn_over_time(chromium: Browser, serve: Serve, backend: TinyBackend) -> None:
+    async with serve() as served, look(chromium, served, "swarm", PHONE) as page:
+        lane = page.locator("#layermap .lane")
+        await lane.nth(4).wait_for()
+        assert "every layer held all the time" in await page.inner_text("#layermap h2")
+        backend.state = scenes.LOST
+        await page.locator("#layermap .span.ends").wait_for()
+        backend.state = scenes.FORMING
+        await page.locator("#layermap h2", has_text="layers missing for").wait_for()
+        await page.get_by_role("button", name="1 hour").click()
+        await page.locator("#layermap [aria-pressed=true]", has_text="1 hour").wait_for()
+        await page.get_by_text("As a list").click()
+        assert "oslo is lost (layers 22–29)" in await page.inner_text("#layermap .events")
+        sizes = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert sizes[0] <= sizes[1]
+        pytest.importorskip("axe_playwright_python")
+        assert await violations(page) == []
+
+
 async def test_another_users_passes_are_not_shown(serve: Serve, backend: TinyBackend) -> None:
     backend.example = backend.example.with_name("recovered.json")
     keys = {name: f"sk-{name}-secret-key" for name in ("ann", "bob")}

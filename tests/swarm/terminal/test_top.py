@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from swarm.base.swarm_state import NodeState, RouteState, SwarmState
-from swarm.terminal.top import Watch, render_top, sparkline
+from swarm.terminal.top import Watch, layer_bar, render_top, sparkline
 
 
 def node(key: str, layers: tuple[int, int] | None = None, **more: Any) -> NodeState:
@@ -73,3 +73,35 @@ def test_it_fits_the_terminal(width: int, height: int) -> None:
     lines = drawn(watch, width, height).splitlines()
     assert all(len(line) <= width for line in lines)
     assert len(lines) <= max(height, 9)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("count", [1, 3, 12, 60])
+def test_numbers_are_whole_and_who_is_lost_is_in_sight(width: int, count: int) -> None:
+    """At no usual width is a number, a state or what is missing cut off, without colour too."""
+    watch, layers = Watch(), 60
+    spans = [(i * layers // count, (i + 1) * layers // count) for i in range(count)]
+    names = [f"{i:02d}host" for i in range(count)]
+    nodes = [
+        replace(node("a", span), id=f"{i:02d}" + "c" * 62, name=names[i], rtt_ms=100.0 + i, queue_ms=12.0)
+        for i, span in enumerate(spans)
+    ]
+    seen = replace(snapshot(*nodes), n_layers=layers)
+    watch.take(seen, 1.0)
+    lost = count - 1
+    nodes[lost] = replace(nodes[lost], standing="down")
+    watch.take(replace(seen, nodes=tuple(nodes), route=None), 2.0)
+    text = drawn(watch, width, 24)
+    assert len(text.splitlines()) <= 24 and "Ctrl-C leaves" in text and f"{names[lost]} is down" in text
+    (row,) = [line for line in text.splitlines() if line.startswith(names[lost])]
+    span = spans[lost]
+    assert "down" in row and f"{span[0]}-{span[1] - 1}" in row
+    assert "missing layer" in text
+    assert "…" not in "".join(line for line in text.splitlines() if "host" in line)
+    assert (f"{100 + lost} ms" in row) == (width >= 50) and ("━" in row) == (width >= 120)
+    assert ("and" in text and "more serving" in text) == (count == 60)
+
+
+def test_where_layers_lie() -> None:
+    assert layer_bar((0, 4), 8, 8) == "━━━━····" and layer_bar((7, 8), 8, 4) == "···━"
+    assert layer_bar(None, 8, 4) == "····" and layer_bar((3, 4), 100, 5) == "━····"
