@@ -214,7 +214,7 @@ class JoinConfig:
     weights_as: str = option(
         "auto",
         "stored: hold and multiply weights as the file has them, 4-bit files in 4 bits and a quarter of the "
-        "memory (on GPUs not experts); expanded: as --dtype; auto: stored where there is a fast kernel, unless memory "
+        "memory; expanded: as --dtype; auto: stored where there is a fast kernel, unless memory "
         "allows the other and it was faster when one layer was measured; expanded with --dtype float32 and on GPUs "
         "(default: %(default)s)",
         choices=("auto", "stored", "expanded"),

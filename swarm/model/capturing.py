@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from swarm.model.gpu import Gpu, out_of_memory
+from swarm.model.quant.experts import PackedExperts
 
 FIRST_PAUSE_S = 30.0
 LONGEST_PAUSE_S = 600.0
@@ -51,6 +52,8 @@ def can_capture(model: nn.Module, gpu: Gpu, dtype: torch.dtype) -> bool:
     if not gpu.cuda.has_graphs:
         return False
     for module in model.modules():
+        if isinstance(module, PackedExperts):  # many rows are brought to their experts one by one
+            return False
         if not hasattr(module, "_apply_gate"):  # transformers' mark of a class with stacked experts
             continue
         how = getattr(getattr(module, "config", None), "_experts_implementation", None)

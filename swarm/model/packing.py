@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from swarm.base.errors import ModelError
 from swarm.model.quant.experts import PackedExperts, Stack, kernels_of
 from swarm.model.quant.matrix import KERNEL, Matrix
 from swarm.model.quant.modules import PackedEmbedding, PackedLinear, join_same_rows
@@ -22,14 +21,10 @@ from swarm.model.weights_as import PACKED
 
 
 def plan_packing(model: nn.Module, weights: str, device: torch.device) -> Packing:
-    """What of a model (on the meta device) can stay as stored. On a GPU that is what has a kernel on the CPU: its
-    panels are multiplied there. Raises ModelError for experts on a GPU."""
+    """What of a model (on the meta device) can stay as stored. On a GPU that is what has a kernel on the CPU, experts
+    too: its panels are multiplied there."""
     if weights != "expanded" and device.type != "cpu":
         weights = "auto"
-        if (experts := ExpertNames(model)).shapes:
-            raise ModelError(
-                f"experts ({next(iter(experts.shapes))}) are multiplied as stored on CPUs only; use --weights-as auto"
-            )
     if weights == "expanded":
         return Packing(experts=ExpertNames(model), expanded=True)
     names = {f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Linear}

@@ -1,9 +1,12 @@
 """A whole model in one process, weights as stored against expanded, and llama.cpp with the same file and threads.
 
-python -m tests.bench.weights FILE.gguf [--threads 1 2] [--peer PYTHON]
+python -m tests.bench.weights FILE.gguf [--threads 1 2] [--peer PYTHON] [--turns 9]
 
 PYTHON: an interpreter that has `xllamacpp` (llama.cpp prebuilt). Medians; every line is measured in a process of its
 own, one after the other. Bytes are those of the process beyond what it held before loading, over the stored bytes.
+
+With --turns both are loaded and take turns, the processor's time instead of the clock's, medians of the turns and of
+their ratios: for a machine that others use. One thread, since waiting threads spend it too.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +25,7 @@ from pathlib import Path
 from swarm.model.files.checkpoint import Checkpoint
 
 ROWS = (1, 4, 8, 16, 64)
+TURN_ROWS = (1, 16, 64)
 TEXT = "The capital of France is Paris. The capital of Italy is"
 PROMPT = 512
 
@@ -39,6 +44,34 @@ for turn in range(3):
     said = answer if isinstance(answer, dict) else json.loads(answer)
     found.append((1000 / said["timings"]["predicted_per_second"], said["timings"]["prompt_per_second"]))
 print("FOUND", json.dumps([sorted(column)[1] for column in zip(*found)]))
+"""
+
+
+PEER_TURNS = """
+import json, sys, time
+import xllamacpp as x
+p = x.CommonParams()
+p.model.path, p.n_ctx, p.n_batch, p.n_parallel = sys.argv[1], 1024, 512, 1
+p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
+server, turn = x.Server(p), 0
+
+def took(prompt, tokens):
+    before = time.process_time()
+    server.handle_completions(
+        {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    )
+    return (time.process_time() - before) * 1000
+
+print("FOUND {}", flush=True)
+for line in sys.stdin:
+    turn += 1
+    if line.strip() == "prompt":
+        found = {"prompt": took(list(range(1000 + 600 * turn, 1512 + 600 * turn)), 1)}
+    else:  # 16 tokens more, behind a prompt that both calls read
+        prompt = list(range(1000 + 40 * turn, 1016 + 40 * turn))
+        few, more = took(prompt, 1), took(prompt, 17)
+        found = {"1": (more - few) / 16}
+    print("FOUND", json.dumps(found), flush=True)
 """
 
 
@@ -81,6 +114,96 @@ def ours(path: str, weights: str, threads: int) -> dict[str, object]:
         passes = {rows: sorted(forward(32, rows, want_all=True) for _ in range(9))[4] for rows in ROWS}
         prompt = sorted(forward(0, PROMPT, want_all=False) for _ in range(3))[1]
     return {"ms": passes, "prompt": PROMPT / prompt * 1000.0, "load_s": spent, "held": held, "peak": peak}
+
+
+def our_turns(path: str) -> None:
+    """Answer each line of the input, "pass" or "prompt", with milliseconds of the processor: of passes by rows, or of a
+    prompt."""
+    import dataclasses
+
+    import numpy as np
+    import torch
+
+    from swarm.model.block import load_block
+    from swarm.model.files.store import ModelStore
+    from swarm.model.job import Job
+    from swarm.model.kvcache import KVPool
+    from swarm.model.rows import Layout, no_commits
+    from swarm.ring.certain_rows import certain_rows
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = ModelStore(Path(folder)).open(path, None)
+        n = checkpoint.manifest.n_layers
+        block = load_block(checkpoint, 0, n, torch.device("cpu"), torch.bfloat16, weights="auto")
+    layout = Layout(0, 1024)
+    kv = KVPool(block, 1 << 62).open(layout, 0, n)
+    tokens = [int(t) for t in np.random.default_rng(0).integers(5, 30_000, PROMPT)]
+
+    def forward(at: int, count: int, *, want_all: bool) -> float:
+        rows = certain_rows(layout, at, tokens[at : at + count], True)
+        rows = dataclasses.replace(rows, want=np.ones(count, bool)) if want_all else rows
+        begun = time.process_time()
+        block.forward([Job(kv, no_commits(), rows, None)])
+        return (time.process_time() - begun) * 1000.0
+
+    forward(0, 32, want_all=False)
+    print("FOUND {}", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "prompt":
+            found = {"prompt": forward(0, PROMPT, want_all=False)}
+        else:
+            found = {str(r): statistics.median(forward(32, r, want_all=True) for _ in range(9)) for r in TURN_ROWS[:1]}
+            found |= {str(r): forward(32, r, want_all=True) for r in TURN_ROWS[1:]}
+        print("FOUND", json.dumps(found), flush=True)
+
+
+def in_turns(path: str, peer: str | None, turns: int) -> None:
+    """Print medians of the processor's time of both, and of what llama.cpp takes over ours."""
+    words = {"ours": [sys.executable, "-m", "tests.bench.weights", path, "--one", "turns"]}
+    if peer:
+        words["llama.cpp"] = [peer, "-c", PEER_TURNS, path]
+    pipe = subprocess.PIPE
+    running = {
+        name: subprocess.Popen(given, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        for name, given in words.items()
+    }
+
+    def answer(name: str, asked: str = "") -> dict[str, float]:
+        process = running[name]
+        assert process.stdin is not None and process.stdout is not None
+        if asked:
+            print(asked, file=process.stdin, flush=True)
+        for line in process.stdout:
+            if "FOUND" in line:
+                return json.loads(line.partition("FOUND")[2])  # type: ignore[no-any-return]
+        raise RuntimeError(f"{name} ended")
+
+    taken: dict[tuple[str, str], list[float]] = {}
+    try:
+        for name in running:
+            answer(name)
+        for turn in range(turns):
+            for asked in ("pass", "prompt") if turn % 3 == 2 else ("pass",):
+                for name in running:
+                    for what, ms in answer(name, asked).items():
+                        taken.setdefault((name, what), []).append(ms)
+            ones = [found[-1] for (_, what), found in taken.items() if what == "1"]
+            print(f"turn {turn + 1}: one row {', '.join(f'{ms:.1f}' for ms in ones)} ms", file=sys.stderr, flush=True)
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    for (name, what), found in taken.items():
+        line = f"{name}, {what if what == 'prompt' else what + ' rows'}: {statistics.median(found):.1f} ms"
+        if name != "ours" and ("ours", what) in taken:
+            ratios = [theirs / own for theirs, own in zip(found, taken["ours", what], strict=True)]
+            line += f", {statistics.median(ratios):.2f} times ours ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(line, flush=True)
+    ones = taken["ours", "1"]
+    for rows in map(str, TURN_ROWS[1:]):
+        over = statistics.median(many / one for many, one in zip(taken["ours", rows], ones, strict=True))
+        print(f"{rows} rows over one: {over:.2f}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -152,8 +275,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--peer", metavar="PYTHON")
     parser.add_argument("--greedy", action="store_true", help="only compare 32 greedy tokens, stored and unpacked")
-    parser.add_argument("--one", choices=("auto", "expanded"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=("auto", "expanded", "turns"), help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=int, metavar="N", help="take so many turns instead, by the processor's time")
     arguments = parser.parse_args()
+    if arguments.one == "turns":
+        our_turns(arguments.file)
+        return
+    if arguments.turns:
+        in_turns(arguments.file, arguments.peer, arguments.turns)
+        return
     if arguments.one:
         print(json.dumps(ours(arguments.file, arguments.one, arguments.threads[0])))
         return

@@ -193,7 +193,7 @@ def _keep(
     try:
         encoding.check(parts)
         blocks = encoding.blocks(parts) if kernel else None
-    except (ValueError, IndexError, RuntimeError) as exc:
+    except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as exc:
         raise ModelError(f"{name} cannot be unpacked: {exc}: pull it again") from exc
     if blocks is not None and (form := blocks_format(blocks.format)):
         held = hold(blocks.data.numpy().reshape(-1), form, shape, None, name, library())

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from swarm.model.quant.encoding import Blocks, Encoding, Parts, StoredTensor
+from swarm.model.quant.encoding import Blocks, Encoding, Parts, StoredTensor, check_scales
 
 BNB_ROLES = {
     ".weight.absmax": "scales",
@@ -61,8 +61,7 @@ class Rows8:
         return shape
 
     def check(self, parts: Parts) -> None:
-        if not bool(torch.isfinite(parts["scales"].float()).all()):
-            raise ValueError("its scales are not finite")
+        check_scales(parts["scales"].float(), 2.0)
 
     def rows(self, parts: Parts, first: int, last: int) -> torch.Tensor:
         return parts["codes"][first:last].float() * (parts["scales"][first:last].float() / 127).unsqueeze(1)
@@ -94,8 +93,8 @@ class Table4:
             raise ValueError(f"{parts['scales'].numel()} scales for {count} numbers in blocks of {size}")
         if math.prod(int(n) for n in state["shape"]) != count:
             raise ValueError(f"it says it has shape {state['shape']}, it holds {count} numbers")
-        if not bool(torch.isfinite(_absmax(parts, state)).all() & torch.isfinite(parts["table"]).all()):
-            raise ValueError("its scales are not finite")
+        check_scales(parts["table"].float(), 1.0)
+        check_scales(_absmax(parts, state), float(parts["table"].float().abs().max()))
 
     def final_shape(self, parts: Parts) -> tuple[int, ...]:
         """What `expand` brings the line of numbers to."""

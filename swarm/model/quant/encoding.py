@@ -80,6 +80,15 @@ class Encoding(Protocol):
         ...
 
 
+def check_scales(scales: torch.Tensor, largest: float) -> None:
+    """Raises ValueError for scales that are not finite, or not so any more times the largest code: no weight is so
+    large, and products with the codes as stored would never see the numbers that they make."""
+    if not bool(torch.isfinite(scales).all()):
+        raise ValueError("its scales are not finite")
+    if not bool(torch.isfinite(scales.float() * largest).all()):
+        raise ValueError("its scales are too large for float32")
+
+
 def runs(rows: int, row_numbers: int) -> Iterator[tuple[int, int]]:
     """[first, last) for all rows, as many at a time as the scratch memory holds."""
     step = max(1, SCRATCH_BYTES // max(1, 4 * row_numbers))

@@ -11,9 +11,9 @@ the bits of a row that depend on that row alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,6 +45,26 @@ class Routed:
     @property
     def pairs(self) -> int:
         return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The same pairs where they are on a device, in the order of the rows: rows and experts int64 [pairs]. Nothing of
+    them is read on the host."""
+
+    rows: torch.Tensor
+    experts: torch.Tensor
+    place: torch.Tensor
+
+    @property
+    def pairs(self) -> int:
+        return len(self.rows)
+
+
+def pair(chosen: torch.Tensor) -> Pairs:
+    """chosen: [rows, k], the experts of each row, all of them there."""
+    place = torch.arange(chosen.numel(), device=chosen.device)
+    return Pairs(place // max(1, chosen.shape[1]), chosen.reshape(-1).to(torch.int64), place.view(chosen.shape))
 
 
 def route(chosen: torch.Tensor, experts: int) -> Routed:
@@ -104,12 +124,14 @@ class Stack:
     def kernels(self) -> set[str]:
         return {matrix.kernel for part in self.parts for matrix in part}
 
-    def product(self, x: torch.Tensor, routed: Routed, bias: torch.Tensor | None, paired: bool) -> torch.Tensor:
+    def product(self, x: torch.Tensor, routed: Routed | Pairs, bias: torch.Tensor | None, paired: bool) -> torch.Tensor:
         """[pairs, out_features] of the dtype of x, which is float32 or bfloat16.
 
         x: [rows, in_features], or with `paired` [pairs, in_features], a row for every pair. bias: float32 [experts,
         out_features], those of the first part before those of the second.
         """
+        if isinstance(routed, Pairs):
+            raise TypeError("pairs on a device are for stacks on one")
         out = x.new_empty(routed.pairs, self.out_features)
         if self._table is None or self._lib is None:
             self._one_by_one(x if paired else x[torch.from_numpy(routed.rows)], routed, bias, out)
@@ -140,6 +162,29 @@ class Stack:
             out[rows] = joined if bias is None else (joined.float() + bias[expert]).to(out.dtype)
 
 
+class Projection(Protocol):
+    """One projection of all experts of a layer: a `Stack`, or one on a device (`on_device.DeviceStack`)."""
+
+    @property
+    def experts(self) -> int: ...
+
+    @property
+    def in_features(self) -> int: ...
+
+    @property
+    def alternate(self) -> bool: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def kernels(self) -> set[str]: ...
+
+    def product(self, x: torch.Tensor, routed: Routed | Pairs, bias: torch.Tensor | None, paired: bool) -> torch.Tensor:
+        """See `Stack.product`."""
+        ...
+
+
 def unlike(experts: Any) -> bool:
     """Whether a module is no collection of experts that `PackedExperts` can stand for."""
     known = hasattr(type(experts), "_apply_gate") and hasattr(experts, "has_gate")
@@ -155,8 +200,10 @@ class PackedExperts(nn.Module):
     """Stands for the experts of one layer. stacks: by the name of the weight; a weight that has none stays a parameter
     of the usual name, as biases do."""
 
-    def __init__(self, old: Any, stacks: dict[str, Stack]) -> None:
+    def __init__(self, old: Any, stacks: Mapping[str, Projection]) -> None:
         super().__init__()
+        self.few = 0
+        """Pairs up to which the stacks take them on the device."""
         # What transformers' `_apply_gate` reads: limits, the activation, the config.
         plain = {key: value for key, value in old.__dict__.items() if not key.startswith("_") and key != "training"}
         self.__dict__.update(plain)
@@ -165,7 +212,7 @@ class PackedExperts(nn.Module):
         for name, parameter in old.named_parameters(recurse=False):
             if name not in stacks:
                 self.register_parameter(name, parameter)
-        self.stacks = stacks
+        self.stacks = dict(stacks)
         self._gate: Callable[[Any, torch.Tensor], torch.Tensor] = type(old)._apply_gate
         self.first, self.second = projections(old)
         self.count = next(iter(stacks.values())).experts
@@ -185,7 +232,7 @@ class PackedExperts(nn.Module):
         shares = routing_weights if top_k_weights is None else top_k_weights
         assert chosen is not None and shares is not None
         rows = as_rows(hidden_states, hidden_states.shape[-1])
-        routed = route(chosen, self.count)
+        routed = pair(chosen) if 0 < chosen.numel() <= self.few else route(chosen, self.count)
         inner = self._multiply(self.first, rows, routed, paired=False)
         act: Any = None if self.has_gate else self.act_fn
         inner = self._gate(self, inner) if act is None else act(inner)
@@ -196,10 +243,11 @@ class PackedExperts(nn.Module):
             total = total + weighed[:, k]
         return total.to(hidden_states.dtype).view(hidden_states.shape)
 
-    def _multiply(self, name: str, x: torch.Tensor, routed: Routed, paired: bool) -> torch.Tensor:
+    def _multiply(self, name: str, x: torch.Tensor, routed: Routed | Pairs, paired: bool) -> torch.Tensor:
         stack, bias = self.stacks.get(name), self._wide_bias(name)
         if stack is not None:
             return stack.product(x, routed, bias, paired)
+        assert isinstance(routed, Routed)  # `few` is 0 where a projection is expanded
         weight = getattr(self, name)
         x = x.to(weight.dtype) if paired else x[torch.from_numpy(routed.rows)].to(weight.dtype)
         parts: list[torch.Tensor] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from swarm.model.quant.encoding import Blocks, Parts, StoredTensor
+from swarm.model.quant.encoding import Blocks, Parts, StoredTensor, check_scales
 
 _RUN = 128
 """Columns that share a scale in the kernel's panels."""
@@ -51,7 +51,7 @@ class ScaledFloats:
         return shape
 
     def check(self, parts: Parts) -> None:
-        _finite(numbers(parts["scales"]))
+        check_scales(numbers(parts["scales"]), torch.finfo(parts["codes"].dtype).max)
         codes, bits = parts["codes"].view(torch.uint8), 0x7F if parts["codes"].dtype == torch.float8_e4m3fn else 0x7C
         if bool((codes & bits == bits).any()):  # e4m3fn has one NaN and no infinity, e5m2 both
             raise ValueError("it holds values that are not finite")
@@ -119,10 +119,11 @@ class Float4:
         return (shape[0], shape[1] * 2)
 
     def check(self, parts: Parts) -> None:
-        _finite(numbers(parts["scales"]))
-        whole = self._whole(parts)
+        whole, scales = self._whole(parts), numbers(parts["scales"])
         if not 0 < whole < float("inf"):
             raise ValueError(f"its second scale is {whole}")
+        check_scales(scales, FP4[7])
+        check_scales(scales / whole if self.divided else scales * whole, FP4[7])
 
     def rows(self, parts: Parts, first: int, last: int) -> torch.Tensor:
         codes, scales = parts["codes"][first:last], numbers(parts["scales"][first:last])
@@ -169,8 +170,3 @@ def numbers(scales: torch.Tensor) -> torch.Tensor:
         exponents = scales.view(torch.uint8).int()
         return torch.where(exponents == 255, torch.nan, torch.ldexp(torch.ones(exponents.shape), exponents - 127))
     return scales.float()
-
-
-def _finite(scales: torch.Tensor) -> None:
-    if not bool(torch.isfinite(scales).all()):
-        raise ValueError("its scales are not finite")

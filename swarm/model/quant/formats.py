@@ -25,6 +25,9 @@ _HALVES = {
 }
 """Where a block's binary16 scales and minima lie, in bytes from its start."""
 
+_MOST_POWER = 252
+"""Of MXFP4's scales: 2 ** (252 - 127), which six times fits a float32. 255 is no number."""
+
 _PLAIN = ("F32", "F16", "BF16", "F64")
 
 _SMALL_FLOATS = {"FP8_E4M3": (200, 36), "FP8_E5M2": (201, 36), "NVFP4_ROWS": (202, 22)}
@@ -43,13 +46,18 @@ class Format:
     block_bytes: int
 
     def check_scales(self, stored: NDArray[np.uint8], tensor: str) -> None:
-        """Raises ModelError naming the tensor when a scale is infinite or not a number."""
+        """Raises ModelError naming the tensor when a scale is infinite or not a number, or a code says nothing."""
         blocks = stored.reshape(-1, self.block_bytes)
-        if self.name == "MXFP4" and (blocks[:, 0] == 255).any():  # the exponent that is no number
-            raise ModelError(f"{tensor} holds values that are not finite: pull it again")
+        damaged = self.name == "MXFP4" and bool((blocks[:, 0] > _MOST_POWER).any())
+        damaged |= self.name == "IQ1_M" and bool(((_iq1m_scales(blocks) & 0x7C00) == 0x7C00).any())
         for at in _HALVES.get(self.name, ()):
-            if ((blocks[:, at + 1] & 0x7C) == 0x7C).any():  # all bits of the exponent
-                raise ModelError(f"{tensor} holds values that are not finite: pull it again")
+            damaged |= bool(((blocks[:, at + 1] & 0x7C) == 0x7C).any())  # all bits of the exponent
+        if damaged:
+            raise ModelError(f"{tensor} holds values that are not finite: pull it again")
+        if self.name == "TQ2_0":  # two bits for one of three numbers
+            codes = blocks[:, :64]
+            if (codes & codes >> 1 & 0x55).any():
+                raise ModelError(f"{tensor} holds codes that stand for no number: pull it again")
 
     def settle_scales(self, stored: NDArray[np.uint8]) -> None:
         """Give every block of arbitrary bytes small finite scales, in place."""
@@ -58,6 +66,10 @@ class Format:
             blocks[:, at], blocks[:, at + 1] = 0, 0x14  # binary16: 2 ** -10
         if self.name == "MXFP4":
             blocks[:, 0] = 117  # 2 ** -10
+        if self.name == "IQ1_M":
+            blocks[:, 55] &= 0x0F  # the highest four bits of the scale
+        if self.name == "TQ2_0":
+            blocks[:, :64] &= ~(blocks[:, :64] >> 1 & 0x55)
         if self.name in _SMALL_FLOATS:
             blocks[:, :4] = np.array([2.0**-9], "<f4").view(np.uint8)
         if self.name == "NVFP4_ROWS":
@@ -69,6 +81,13 @@ class Format:
     def exact(self) -> bool:
         """Whether products take rows as they are: FP8. Elsewhere rows are rounded to bytes."""
         return self.name in ("FP8_E4M3", "FP8_E5M2")
+
+
+def _iq1m_scales(blocks: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """The binary16 scale of each block, whose four parts are the highest bits of four words."""
+    words = np.ascontiguousarray(blocks[:, 48:56]).view("<u2")
+    high = words[:, 2] >> 4 & 0x0F00 | words[:, 3] & 0xF000
+    return (words[:, 0] >> 12 | words[:, 1] >> 8 & 0x00F0 | high).astype(np.uint16)
 
 
 def find_format(name: str) -> Format | None:

@@ -22,6 +22,8 @@ SCALE = ".second_scale"
 """Ending of the manifest's name for NVFP4's second scale; the file calls it `blk.N.X.scale`."""
 
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+_MOST_NVFP4 = 448.0 * 6
+"""The largest number of a block: an e4m3 times an e2m1."""
 GGML_ROLES = {f".weight.{name.lower()}": "codes" for name in TYPES}
 
 
@@ -46,7 +48,7 @@ class ScaledBlocks:
         return shape
 
     def check(self, parts: Parts) -> None:
-        if not bool(torch.isfinite(parts["scales"].float()).all()):
+        if not bool(torch.isfinite(parts["scales"].float() * _MOST_NVFP4).all()):
             raise ValueError("its second scale is not finite")
 
     def rows(self, parts: Parts, first: int, last: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from swarm.model.quant.encoding import Blocks, Parts, StoredTensor
+from swarm.model.quant.encoding import Blocks, Parts, StoredTensor, check_scales
 
 BLOCK = 32
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -97,8 +97,7 @@ class Integers:
         return shape
 
     def check(self, parts: Parts) -> None:
-        if not bool(torch.isfinite(parts["scales"].float()).all()):
-            raise ValueError("its scales are not finite")
+        check_scales(parts["scales"].float(), 1 << self.bits)
         shape, n = parts["codes"].shape, 32 // self.bits
         if (stated := parts.get("shape")) is not None and stated.tolist() != [shape[0], shape[1] * n]:
             raise ValueError(f"it says it has shape {stated.tolist()}, its codes make {[shape[0], shape[1] * n]}")

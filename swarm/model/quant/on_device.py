@@ -9,7 +9,7 @@ type, as those of an expanded matrix are.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from swarm.base.errors import ModelError
 from swarm.model.quant.encoding import MovedColumns
+from swarm.model.quant.experts import PackedExperts, Pairs, Routed, Stack
 from swarm.model.quant.formats import Format
-from swarm.model.quant.matrix import PackedMatrix
+from swarm.model.quant.matrix import PackedMatrix, dense
 from swarm.model.quant.modules import PackedEmbedding, PackedLinear
 from swarm.model.quant.panels import LIES, PANEL, TABLES, unpack
 
@@ -86,6 +87,113 @@ def on_device(matrix: PackedMatrix, device: torch.device, triton: bool) -> Devic
     return DeviceMatrix(matrix.form, matrix.shape, matrix.data.to(device), table, triton)
 
 
+@dataclass(frozen=True, eq=False)
+class DeviceStack:
+    """One projection of all experts on a device (see experts.py). parts: as of a `Stack`, each a matrix of any of its
+    experts (for its sizes) and the panels of all, uint8 [experts, bytes]. Few pairs of a row and an expert go by
+    Triton, in one call and with nothing read on the host; many, and all of them without Triton, an expert after
+    the other: only those that rows go to, unpacked as matrices of layers are."""
+
+    parts: tuple[tuple[DeviceMatrix, torch.Tensor], ...]
+    alternate: bool
+
+    @property
+    def experts(self) -> int:
+        return len(self.parts[0][1])
+
+    @property
+    def in_features(self) -> int:
+        return self.parts[0][0].shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return sum(one.shape[0] for one, _ in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(data.nbytes for _, data in self.parts)
+
+    @property
+    def kernels(self) -> set[str]:
+        return {one.kernel for one, _ in self.parts}
+
+    def product(self, x: torch.Tensor, routed: Routed | Pairs, bias: torch.Tensor | None, paired: bool) -> torch.Tensor:
+        """[pairs, out_features] of the dtype of x, as `Stack.product`."""
+        out = self._at_once(x, routed, bias, paired) if isinstance(routed, Pairs) else None
+        if out is None:
+            assert isinstance(routed, Routed)
+            out = self._one_by_one(x, routed, bias, paired)
+        return out.view(len(out), 2, -1).transpose(1, 2).reshape(out.shape) if self.alternate else out
+
+    def _at_once(self, x: torch.Tensor, pairs: Pairs, bias: torch.Tensor | None, paired: bool) -> torch.Tensor:
+        from swarm.model.quant.triton_panels import routed
+
+        rows = torch.arange(pairs.pairs, device=x.device) if paired else pairs.rows
+        found, at = [], 0
+        for one, data in self.parts:
+            outs = one.shape[0]
+            own = None if bias is None else bias[:, at : at + outs].contiguous()
+            lie = LIES[one.form.number]
+            found.append(routed(lie, data, one.table, x.contiguous(), rows, pairs.experts, own, outs))
+            at += outs
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    def _one_by_one(self, x: torch.Tensor, routed: Routed, bias: torch.Tensor | None, paired: bool) -> torch.Tensor:
+        x = x if paired else x[torch.from_numpy(routed.rows).to(x.device)]
+        out = x.new_empty(routed.pairs, self.out_features)
+        for expert, first, count in zip(routed.experts, routed.first, routed.count, strict=True):
+            rows, at = slice(int(first), int(first + count)), 0
+            for one, data in self.parts:
+                mine = replace(one, data=data[int(expert)])
+                own = None if bias is None else bias[int(expert), at : at + one.shape[0]]
+                out[rows, at : at + one.shape[0]] = mine.product(x[rows], own)
+                at += one.shape[0]
+        return out
+
+
+def stack_on_device(stack: Stack, device: torch.device, triton: bool) -> DeviceStack | None:
+    """All experts of a projection on a device, copied one expert after the other; None where they are not all in panels
+    of one kind."""
+    parts = []
+    for matrices in stack.parts:
+        packed = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)]
+        if len(packed) < len(matrices) or len({(matrix.form, matrix.shape) for matrix in packed}) != 1:
+            return None
+        first = packed[0]
+        data = torch.empty(len(packed), first.nbytes, dtype=torch.uint8, device=device)
+        for place, matrix in enumerate(packed):
+            data[place] = matrix.data
+        table = torch.tensor(TABLES[LIES[first.form.number].table], dtype=torch.uint8, device=device)
+        parts.append((DeviceMatrix(first.form, first.shape, data[0], table, triton), data))
+    return DeviceStack(tuple(parts), stack.alternate)
+
+
+def expanded_stack(stack: Stack, dtype: torch.dtype, transposed: bool) -> torch.Tensor:
+    """All experts of a projection as numbers, [experts, out, in], or [experts, in, out]."""
+    each = []
+    for matrices in zip(*stack.parts, strict=True):
+        whole = torch.stack([dense(matrix, dtype) for matrix in matrices], 1 if stack.alternate else 0)
+        each.append(whole.reshape(-1, stack.in_features))
+    found = torch.stack(each)
+    return found.transpose(1, 2).contiguous() if transposed else found
+
+
+def take_experts_to(module: PackedExperts, device: torch.device, dtype: torch.dtype, triton: bool) -> None:
+    """Bring the experts of a layer to a device, and choose how few pairs go by Triton. A projection whose matrices are
+    in no panels of one kind (GPTQ with `desc_act`) is expanded to `dtype`."""
+    for name, stack in list(module.stacks.items()):
+        if not isinstance(stack, Stack):
+            continue
+        if (there := stack_on_device(stack, device, triton)) is not None:
+            module.stacks[name] = there
+            continue
+        del module.stacks[name]
+        weight = expanded_stack(stack, dtype, bool(module.is_transposed))
+        module.register_parameter(name, nn.Parameter(weight.to(device), requires_grad=False))
+    whole = {module.first, module.second} <= set(module.stacks)
+    module.few = FEW_ROWS if triton and whole else 0
+
+
 def has_triton() -> bool:
     """Whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
@@ -95,8 +203,11 @@ def take_to(model: nn.Module, device: torch.device) -> None:
     """Bring the packed matrices of a model to the device where its other tensors are; one that two layers share, once.
     Raises ModelError for a matrix that is in no panels."""
     triton = device.type == "cuda" and has_triton()
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     brought: dict[int, DeviceMatrix | MovedColumns] = {}
     for module in model.modules():
+        if isinstance(module, PackedExperts):
+            take_experts_to(module, device, dtype, triton)
         if isinstance(module, PackedLinear | PackedEmbedding):
             matrix, key = module.matrix, id(module.matrix)
             if key not in brought:

@@ -125,6 +125,35 @@ def _product(  # type: ignore[no-untyped-def]
     tl.store(y_at + m.to(tl.int64)[:, None] * outs + n[None, :], total.to(y_at.dtype.element_ty), mask=kept)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _routed(  # type: ignore[no-untyped-def]
+    x_at, w_at, table_at, bias_at, y_at, row_at, expert_at, outs, columns, panel_bytes, expert_bytes,
+    BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    BITS: tl.constexpr, ZERO: tl.constexpr, SCALE: tl.constexpr, TABLE: tl.constexpr, E5M2: tl.constexpr,
+    SCALE_BYTES: tl.constexpr, HEAD_BYTES: tl.constexpr, LEAD_BYTES: tl.constexpr,
+):  # fmt: skip
+    """As `_product`, of one row by the matrix of one expert: the first of M rows, the others zeros."""
+    pair, m = tl.program_id(1), tl.arange(0, M)
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    there = tl.minimum(n, outs - 1)
+    expert, row = tl.load(expert_at + pair), tl.load(row_at + pair)
+    base = w_at + expert * expert_bytes + (there // 16).to(tl.int64)[:, None] * panel_bytes
+    total = tl.zeros((M, N), tl.float32)
+    for k in range(0, columns, K):
+        column = k + tl.arange(0, K)
+        inside = column < columns
+        x = tl.load(x_at + row * columns + column[None, :] + 0 * m[:, None],
+                    mask=(m < 1)[:, None] & inside[None, :], other=0.0)  # fmt: skip
+        w = _weights(base, (there % 16)[:, None], tl.where(inside, column, 0)[None, :], columns // 32, table_at,
+                     BITS, ZERO, SCALE, TABLE, E5M2, SCALE_BYTES, HEAD_BYTES, LEAD_BYTES)  # fmt: skip
+        total = tl.dot(x, tl.trans(w).to(x.dtype), total, input_precision="ieee")
+    if BIAS:
+        total += tl.load(bias_at + expert * outs + there)[None, :]
+    kept = (m < 1)[:, None] & (n < outs)[None, :]
+    to = y_at + pair.to(tl.int64) * outs + n[None, :] + 0 * m[:, None]
+    tl.store(to, total.to(y_at.dtype.element_ty), mask=kept)
+
+
 def constants(lie: Lie, bias: bool) -> dict[str, int | bool]:
     """What a kernel is compiled for: a format, with a bias or without."""
     return {
@@ -159,5 +188,34 @@ def product(
     kernel: Any = _product
     given = (x, data, table, y if bias is None else bias, y, rows, outs, columns, panel_bytes)
     # Products and sums rounded one by one, as `panels.unpack` does: fused ones would give other weights.
+    kernel[grid](*given, **constants(lie, bias is not None), enable_fp_fusion=False)
+    return y
+
+
+def routed(
+    lie: Lie,
+    data: torch.Tensor,
+    table: torch.Tensor,
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    experts: torch.Tensor,
+    bias: torch.Tensor | None,
+    outs: int,
+) -> torch.Tensor:
+    """Rows of x [n, columns] times the matrices of experts, data uint8 [experts, bytes] in panels: [pairs, outs].
+
+    rows and experts: int64 [pairs] on the device, which row and which expert each pair is of, none out of range
+    (nothing is read on the host, so nobody looks). bias: float32 [experts, outs]. An output has the bits of
+    `product`'s.
+    """
+    pairs, columns = len(rows), x.shape[1]
+    y = x.new_empty(pairs, outs)
+    if not pairs:
+        return y
+    expert_bytes = data.shape[1]
+    panel_bytes = expert_bytes // -(-outs // 16)
+    grid = (-(-outs // OUTPUTS), pairs)
+    kernel: Any = _routed
+    given = (x, data, table, y if bias is None else bias, y, rows, experts, outs, columns, panel_bytes, expert_bytes)
     kernel[grid](*given, **constants(lie, bias is not None), enable_fp_fusion=False)
     return y

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from swarm.base.errors import ModelError
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.manifest import Manifest, TensorEntry
+from swarm.model.files.packable import packs_encoded
 from swarm.model.files.schemes import find_method, weights_of
 from swarm.model.files.store import ModelStore
+from swarm.model.files.weights import FileCheckpoint, _keep
 from swarm.model.load import load_layers
 from swarm.model.quant.bitsandbytes import BNB_ROLES
 from swarm.model.quant.compressed import COMPRESSED_ROLES
-from swarm.model.quant.encoding import Encoding
+from swarm.model.quant.encoding import Encoding, expand
 from swarm.model.quant.ggml import GGML_ROLES, SCALE
 from swarm.model.quant.integers import Integers, unpack
 from tests.swarm.model import encoded_files as files
@@ -143,6 +145,20 @@ def test_what_cannot_fit_is_refused_before_a_weight_is_read(
             put("weight.absmax", torch.zeros(7)),
             "7 scales for 6144 numbers in blocks of 64",
         ),
+        (
+            files.bnb4(True),
+            {"quant_method": "bitsandbytes"},
+            put("weight.nested_quant_map", torch.zeros(3)),
+            "index .* is out of bounds",
+        ),
+        (FP8, BLOCK, poke("weight_scale_inv", 1e37), "scales are too large for float32"),
+        (files.nvfp4(), NVFP4, put("weight_global_scale", torch.full((1,), 1e-37)), "scales are not finite|too large"),
+        (
+            files.int8(),
+            ct("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=True),
+            poke("weight_scale", 3e37),
+            "scales are too large for float32",
+        ),
     ],
 )
 @pytest.mark.parametrize("weights", ["stored", "expanded"])
@@ -155,6 +171,61 @@ def test_damaged_values_are_refused_by_the_tensors_name(
     with pytest.raises(ModelError, match=named) as caught:
         load_layers(checkpoint, 0, 3, CPU, torch.float32, lambda event: None, weights=weights)
     assert UP in str(caught.value)
+
+
+STORED: dict[str, tuple[files.Writer, dict[str, Any]]] = {
+    "gptq": (files.gptq(desc_act=True), gptq(desc_act=True)),
+    "awq": (files.awq(), AWQ),
+    "fp8": (FP8, BLOCK),
+    "packed": (files.packed(), PACK),
+    "int8": (files.int8(), ct("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=True)),
+    "nvfp4": (files.nvfp4(), NVFP4),
+    "mxfp4": (files.mxfp4, ct("mxfp4-pack-quantized", type="float", num_bits=4, strategy="group", group_size=32)),
+    "bnb4": (files.bnb4(), {"quant_method": "bitsandbytes"}),
+    "bnb8": (files.bnb8, {"quant_method": "bitsandbytes"}),
+}
+_opened: dict[str, tuple[FileCheckpoint, dict[str, torch.Tensor]]] = {}
+
+
+@pytest.mark.parametrize("kind", STORED)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_change_of_stored_bytes_is_finite_and_equal_both_ways_or_refused_by_name(
+    kind: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """As stored and unpacked, the same weights are taken and the same ones refused."""
+    if kind not in _opened:
+        folder = tmp_path_factory.mktemp(kind)
+        files.save_encoded(folder / "model", tiny(), *STORED[kind])
+        opened = open_model(str(folder / "model"), ModelStore(folder / "store"))
+        with opened._parts(opened.weights[f"{UP}.weight"]) as found:
+            _opened[kind] = opened, {role: part.clone() for role, part in found.items()}
+    checkpoint, whole = _opened[kind]
+    parts = {role: part.clone() for role, part in whole.items()}
+    changed = parts[data.draw(st.sampled_from(sorted(parts)))].reshape(-1).view(torch.uint8)
+    at = data.draw(st.integers(0, changed.numel() - 1))
+    put = data.draw(st.lists(st.sampled_from((0, 1, 127, 128, 255)) | st.integers(0, 255), min_size=1, max_size=8))
+    changed[at : at + 8][: len(put)] = torch.tensor(put[: changed.numel() - at], dtype=torch.uint8)
+    weight = checkpoint.weights[f"{UP}.weight"]
+    assert weight.encoding is not None
+    name, shape = weight.entry.name, weight.entry.shape
+    numbers = taken(lambda: expand(name, shape, weight.encoding, parts, torch.float32))
+    if numbers is not None:
+        assert torch.isfinite(numbers).all()
+    if len(shape) == 2:
+        kernel = packs_encoded(weight, checkpoint.manifest.config)
+        held = taken(lambda: _keep(weight.encoding, parts, shape, name, kernel, True))
+        assert (held is None) == (numbers is None)
+        assert held is None or torch.equal(held.rows(torch.arange(shape[0])), numbers)
+
+
+def taken(load: Callable[[], Any]) -> Any:
+    """What is loaded; None where it was refused by the tensor's name."""
+    try:
+        return load()
+    except ModelError as error:
+        assert UP in str(error)
+        return None
 
 
 @given(st.sampled_from((2, 4, 8)), st.integers(1, 5), st.integers(1, 5), st.integers(0, 1), st.randoms())

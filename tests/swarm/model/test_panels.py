@@ -15,11 +15,9 @@ import pytest
 import torch
 
 import swarm.model.load
-from swarm.base.errors import ModelError
 from swarm.model.block import load_block
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
-from swarm.model.packing import plan_packing
 from swarm.model.quant.encoding import MovedColumns
 from swarm.model.quant.formats import _HALVES, Format, blocks_format
 from swarm.model.quant.matrix import PackedMatrix, hold
@@ -29,7 +27,6 @@ from swarm.model.quant.on_device import DeviceMatrix, on_device, take_to
 from swarm.model.quant.panels import LIES, unpack
 from tests.swarm.model import encoded_files as files
 from tests.swarm.model.test_encoded import gptq, logits_of, tiny
-from tests.swarm.model.tiny import random_model, tiny_config
 
 FBGEMM = {"quant_method": "fbgemm_fp8"}
 
@@ -144,13 +141,6 @@ def test_a_model_held_packed_on_a_device_is_the_model(
 
 def linears(block: Any) -> list[PackedLinear]:
     return [m for m in block.loaded.model.modules() if isinstance(m, PackedLinear)]
-
-
-def test_experts_are_refused_on_a_gpu_by_name() -> None:
-    model = random_model(tiny_config("qwen3-moe"))
-    with pytest.raises(ModelError, match=r"experts \(.*experts.*\) are multiplied as stored on CPUs only"):
-        plan_packing(model, "stored", torch.device("cuda", 0))
-    assert not plan_packing(model, "expanded", torch.device("cuda", 0)).targets
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install triton")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from swarm.base.errors import ModelError
+from swarm.model.files.gguf_file import READABLE
 from swarm.model.quant.formats import _HALVES, Format, find_format
 from swarm.model.quant.matrix import PackedMatrix, StoredMatrix, dense, hold
 from swarm.model.quant.native import ISAS, Library, library
@@ -43,6 +44,8 @@ def blocks(form: Format, rows: int, columns: int, seed: int = 0) -> NDArray[np.u
         stored[:, at : at + 2] = scale.view(np.uint8).reshape(-1, 2)
     if form.name == "MXFP4":
         stored[:, 0] = rng.integers(116, 126, len(stored))
+    if form.name == "TQ2_0":
+        stored[:, :64] &= ~(stored[:, :64] >> 1 & 0x55)
     return stored.reshape(rows, -1)
 
 
@@ -169,6 +172,61 @@ def test_scales_that_are_not_finite_are_refused_by_name(name: str, lib: Library)
     stored[5, at : at + 2] = np.array([np.inf], np.float16).view(np.uint8)
     with pytest.raises(ModelError, match=r"blk\.7 holds values that are not finite"):
         hold(stored, form, (16, 512), None, "blk.7", lib)
+
+
+FORMATS = sorted(name for name in READABLE if find_format(f"gguf:{name}") is not None)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(seed=st.integers(0, 2**32 - 1), filled=st.integers(0, 6), with_kernel=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_any_bytes_are_finite_numbers_or_refused_by_name(name: str, seed: int, filled: int, with_kernel: bool) -> None:
+    """Of every format that is read. Some bytes are all ones, as scales are that are no numbers; and cut or longer bytes
+    and other shapes never fit."""
+    form, rng = form_of(name), np.random.default_rng(seed)
+    stored = rng.integers(0, 256, (2, form.block_bytes), dtype=np.uint8)
+    stored[:, rng.integers(form.block_bytes, size=filled)] = 0xFF
+    if filled == 6:
+        form.settle_scales(stored)
+    lib = library() if with_kernel else None
+    wrong = [(stored.reshape(-1)[:-1], (2, form.block)), (stored, (2, form.block + 1)), (stored, (1, form.block))]
+    for data, shape in wrong:
+        with pytest.raises(ModelError, match="the-tensor of shape .*does not fit"):
+            hold(data, form, shape, None, "the-tensor", lib)
+    try:
+        matrix = hold(stored, form, (2, form.block), None, "the-tensor", lib)
+    except ModelError as error:
+        assert filled < 6 and "the-tensor holds" in str(error)
+        return
+    numbers = matrix.rows(torch.arange(2))
+    assert torch.isfinite(numbers).all()
+    assert np.array_equal(bits(numbers), bits(torch.from_numpy(unpacked(form, stored))))
+
+
+def test_codes_that_stand_for_nothing_are_refused_by_name() -> None:
+    form = form_of("TQ2_0")
+    stored = blocks(form, 4, 512)
+    stored[2, 7] |= 0x30
+    with pytest.raises(ModelError, match=r"blk\.7 holds codes that stand for no number"):
+        hold(stored, form, (4, 512), None, "blk.7", None)
+
+
+@pytest.mark.parametrize("power", [253, 254, 255])
+def test_powers_beyond_floats_are_refused_by_name(power: int) -> None:
+    form = form_of("MXFP4")
+    stored = blocks(form, 4, 64)
+    stored[2, 0] = power
+    with pytest.raises(ModelError, match=r"blk\.7 holds values that are not finite"):
+        hold(stored, form, (4, 64), None, "blk.7", None)
+
+
+def test_a_scale_in_four_parts_that_is_not_finite_is_refused_by_name() -> None:
+    form = form_of("IQ1_M")
+    stored = np.zeros((1, form.block_bytes), np.uint8)
+    stored[0, [53, 55]] = 0xC0, 0x70  # 0x7c00: infinite
+    assert not np.isfinite(unpacked(form, stored)).all()
+    with pytest.raises(ModelError, match=r"blk\.7 holds values that are not finite"):
+        hold(stored, form, (1, 256), None, "blk.7", None)
 
 
 def test_bytes_that_do_not_fit_the_shape_are_refused_by_name(lib: Library) -> None:
