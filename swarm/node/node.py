@@ -48,8 +48,10 @@ from swarm.node.host import Host, Hosting, settle_block
 from swarm.node.member_log import keep_log
 from swarm.node.node_record import moved, node_record, notary_of, own_addresses, own_invite
 from swarm.node.weights import learn_manifest
+from swarm.ring.recomputing import RECOMPUTE
 from swarm.ring.witness_service import AUDIT, NotaryServer
 from swarm.serve.nodeview import node_view
+from swarm.stage.recomputing import RecomputeServer
 from swarm.stage.server import StageServer
 
 log = logging.getLogger(__name__)
@@ -146,7 +148,7 @@ class _Life:
                 Switchboard(
                     self.identity,
                     proxy=config.member.http_proxy,
-                    open_kinds=(HELLO, AUDIT),  # anybody may hold a receipt and have it opened
+                    open_kinds=(HELLO, AUDIT, RECOMPUTE),  # anybody may hold a receipt and have it opened
                 )
             )
             listening = await board.listen(*config.listen)
@@ -282,7 +284,8 @@ class _Life:
         )
         self.server = server
         board.watch(server)
-        services = (server, NotaryServer(notary, gossip), RateServer(gossip))
+        recomputing = RecomputeServer(server, gossip, self.config.recompute)
+        services = (server, NotaryServer(notary, gossip), RateServer(gossip), recomputing)
         for kind, handler in (pair for service in services for pair in service.handlers().items()):
             board.handle(kind, handler)
         scouting = keep_scouting(gossip, board.id, bytes.fromhex(manifest.digest), manifest.n_layers)

@@ -27,10 +27,13 @@ pytestmark = pytest.mark.skipif(library() is None, reason="no kernels were built
 TEXT = 150
 SHORT = (
     "qwen3_next", "olmo_hybrid", "mamba", "mamba2", "nemotron_h", "lfm2", "minimax", "gpt_oss", "dbrx", "llama4_text",
-    "gemma3_text", "qwen2_moe",
+    "gemma3_text", "qwen2_moe", "deepseek_v3", "gemma3n_text", "diffllama", "glm_moe_dsa", "bloom",
 )  # fmt: skip
 """The gated delta rule with fewer and as many key heads, both kinds of state spaces, a short convolution, lightning
-attention, experts of each form, and widths that are no whole vectors."""
+attention, experts of each form, widths that are no whole vectors; latents, another layer's keys, two attentions a
+layer, what an index picks, and attention in a class's own code."""
+ONCE = ("deepseek_v4", "minimax_m3-sparse", "falcon", "mpt", "longcat_flash", "gemma4_text", "kimi_linear")
+"""More of these kinds, in one type each: entries beside a window, an index of blocks, biases by position."""
 KINDS = ("float32", "bfloat16", "Q8_0", "Q4_1")
 
 
@@ -73,6 +76,12 @@ def test_every_history_gives_the_same_bits(case: str, kind: str, data: st.DataOb
     found = made(case, kind)
     assert not isinstance(found, str), found
     live(data, *found, 8)
+
+
+@pytest.mark.parametrize("case", ONCE)
+def test_other_kinds_of_attention_are_looked_at_too(case: str) -> None:
+    found = made(case, "float32")
+    assert not isinstance(found, str), found
 
 
 @pytest.mark.sweep

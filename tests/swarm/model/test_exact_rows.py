@@ -103,10 +103,19 @@ def test_a_layer_that_looks_at_other_rows_is_seen() -> None:
 
 
 def test_what_multiplies_elsewhere_is_named() -> None:
-    """XGLM writes its attention out, so its sums follow the slots in sight."""
-    config = tiny_config("xglm")
-    block = load_block(MemoryCheckpoint(random_model(config)), 0, config.num_layers, CPU, torch.float32)
-    assert not is_row_invariant(block) and "bmm" in str(why_not(block))
+    block = load_block(MemoryCheckpoint(random_model(config_of("gemma3"))), 0, LAYERS, CPU, torch.float32)
+    block.loaded.model.model.layers[1].mlp.register_forward_hook(  # type: ignore[union-attr]
+        lambda module, given, out: out + torch.einsum("bth,bth->bt", out, out)[..., None]
+    )
+    assert "einsum" in str(stands_against(block, library(), [(0, LAYERS)]))
+
+
+def test_attention_over_slots_as_they_lie_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without their kernels latents are attended to by torch's products, which nobody takes in order."""
+    monkeypatch.setattr("swarm.model.inorder.LatentHeads.of", lambda *about: None)
+    config = tiny_config("deepseek_v3")
+    block = load_block(MemoryCheckpoint(random_model(config)), 0, config.num_hidden_layers, CPU, torch.float32)
+    assert "matmul" in str(why_not(block))
 
 
 def test_rows_that_a_cut_rounds_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
