@@ -53,6 +53,8 @@ class RecomputeRequest:
         """What its fields say against each other, "" for nothing."""
         if len(self.heads) != len(self.bodies) or self.wanted >= len(self.heads):
             return f"a header and a body for each of {self.wanted + 1} frames and more"
+        if self.scratch % 8:
+            return f"a multiple of 8 scratch slots, found {self.scratch}"
         return "" if self.first < self.last else "layers of which the first is below the last"
 
 
