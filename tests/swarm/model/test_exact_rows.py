@@ -139,6 +139,11 @@ def test_a_function_of_single_numbers_does_not_see_where_a_tensor_ends(function:
         assert torch.equal(once, function(rows.T).T) and torch.allclose(once, function(rows.double()).float())
 
 
+def test_a_model_that_writes_nothing_out_is_not_watched() -> None:
+    """Watching costs some microseconds for every call of torch."""
+    assert block_of("llama-large", "float32")._order is None and block_of("llama-large", "bfloat16")._order is None
+
+
 def test_a_view_says_what_its_block_says() -> None:
     block = made("llama", "float32")[0]
     assert is_row_invariant(block.view(1, 2)) and not is_row_invariant(object())
