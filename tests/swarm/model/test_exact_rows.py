@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swarm.model import pairs
 from swarm.model.block import load_block
 from swarm.model.exact import InOrder, first_difference, is_row_invariant, stands_against, why_not
 from swarm.model.job import Job
@@ -142,6 +143,20 @@ def test_a_function_of_single_numbers_does_not_see_where_a_tensor_ends(function:
 def test_a_model_that_writes_nothing_out_is_not_watched() -> None:
     """Watching costs some microseconds for every call of torch."""
     assert block_of("llama-large", "float32")._order is None and block_of("llama-large", "bfloat16")._order is None
+
+
+def test_what_a_row_does_not_see_leaves_no_trace_in_it() -> None:
+    """Products and softmaxes over slots in the order of positions: others between and behind them change no bit."""
+    lib, source = library(), torch.Generator().manual_seed(2)
+    assert lib is not None
+    scores, values = torch.randn(2, 3, 9, generator=source), torch.randn(2, 9, 5, generator=source)
+    want = pairs.product(lib, pairs.softmax(lib, scores), values)
+    places = torch.tensor([0, 2, 3, 5, 6, 7, 10, 11, 13])
+    wide, far = torch.full((2, 3, 17), -torch.inf), torch.randn(2, 17, 5, generator=source)
+    wide[..., places], far[:, places] = scores, values
+    found = pairs.product(lib, pairs.softmax(lib, wide), far)
+    assert want is not None and found is not None and torch.equal(found, want)
+    assert torch.allclose(want, torch.softmax(scores, -1) @ values, atol=1e-5)
 
 
 def test_a_view_says_what_its_block_says() -> None:
