@@ -256,6 +256,12 @@ class JoinConfig:
         choices=("auto", "hub", "peers"),
     )
     disclose: bool = option(False, "show GPU UUIDs and addresses in receipts, not only their salted digests")
+    recompute: bool = option(
+        True,
+        "recompute nothing for those who audit other nodes' runs (swarm verify --via)",
+        name="--no-recompute",
+        off=True,
+    )
     overflow_bytes: int | None = option(
         None,
         "with --gpu: layers that it has no room for, or runs out of memory for, are computed by the CPU, from main "

@@ -132,6 +132,13 @@ class VerifyOptions:
         repeat=True,
         group=BEYOND,
     )
+    via: str | None = option(
+        None,
+        "with --audit: have a third node recompute the opened rows too, with the kernels that the stage signed; it is "
+        "named as a witness, and sees those rows",
+        "NODE[=HOST:PORT]",
+        group=BEYOND,
+    )
     calibrate: bool = option(
         False,
         "measure how far honest stages of --model err on this machine, and keep the limits for later checks",
@@ -202,6 +209,8 @@ def run(arguments: argparse.Namespace) -> int:
         beside=read_beside(options.beside),
         log=read_log(options.log, options.log_proof, data),
     )
+    if options.via is not None and not options.audit:
+        raise UsageError("expected --audit N with --via NODE: it recomputes what was opened")
     if options.replay or options.audit or options.model:
         verdict = _recomputed(options, held_to, data, member_config(arguments))
     else:
@@ -221,7 +230,11 @@ def _recomputed(options: VerifyOptions, held_to: Options, data: bytes, member: M
     from swarm.terminal.progress import reporter
 
     addresses = read_addresses(options.address, data)
-    config = CheckConfig(member.models, held_to, options.model, options.replay, options.audit, addresses, member)
+    via = None
+    if options.via is not None:
+        via, at = read_via(options.via, data)
+        addresses = {**addresses, via: [*addresses.get(via, ()), *at]} if at else addresses
+    config = CheckConfig(member.models, held_to, options.model, options.replay, options.audit, addresses, member, via)
     with reporter(json_lines=False, out=sys.stderr) as report:
         return run_loop(check(data, config, report))
 
@@ -286,6 +299,23 @@ def read_addresses(given: Sequence[str], data: bytes) -> dict[str, list[Address]
             raise UsageError(f"expected --address NODE=HOST:PORT with a node of the receipt ({known}), found {text!r}")
         found.setdefault(fitting[0], []).append(parse_address(address))
     return found
+
+
+def read_via(given: str, data: bytes) -> tuple[str, list[Address]]:
+    """The node (hex) of --via, and where it is said to be. Raises UsageError."""
+    from swarm.base.config import parse_address
+
+    name, equals, address = given.partition("=")
+    name = name.lower()
+    run = verify(data).run
+    known = [node for node in (run.nodes() if run is not None else ()) if len(name) >= 8 and node.startswith(name)]
+    whole = len(name) == 64 and all(digit in "0123456789abcdef" for digit in name)
+    if not whole and len(known) != 1:
+        raise UsageError(
+            f"expected --via NODE with all 64 digits of a node, or 8 and more of one of the receipt, found {given!r}; "
+            "swarm status --json tells them"
+        )
+    return name if whole else known[0], [parse_address(address)] if equals else []
 
 
 def write_drawing(path: Path, text: str) -> None:

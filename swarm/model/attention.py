@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from swarm.base.errors import ModelError
-from swarm.model.inorder import Asked, Sight, attend_in_order, attend_latent_in_order, fits
+from swarm.model.inorder import AttentionCall, Sight, attend_in_order, attend_latent_in_order, fits
 from swarm.model.kvcache import SessionKV
 from swarm.model.latent import Latent, latent_of
 from swarm.model.linear.paths import Paths
@@ -329,7 +329,7 @@ def attend(
         if (orders := state.orders()) and latent.in_order is not None and fits(query, entry):
             lib, ordered = orders
             ordered = ordered if indices is None else indices.looking(ordered)
-            asked = Asked(query, entry, None, layer, heads, scale, span, sinks=s_aux)
+            asked = AttentionCall(query, entry, None, layer, heads, scale, span, sinks=s_aux)
             return attend_latent_in_order(lib, ordered, asked, latent.in_order), None
         masks = [job.mask(span, 1) for job in state.jobs] if indices is None else indices.masks
         with state.by_slot():
@@ -351,7 +351,7 @@ def attend(
     if (orders := state.orders()) and fits(query, key):
         lib, ordered = orders
         new_key, new_value = (key, value) if source == layer else (None, None)
-        asked = Asked(query, new_key, new_value, source, heads, scale, span, softcap, s_aux)
+        asked = AttentionCall(query, new_key, new_value, source, heads, scale, span, softcap, s_aux)
         if block_indices is None:
             return attend_in_order(lib, ordered, asked), None
         parts = [

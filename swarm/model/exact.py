@@ -112,7 +112,7 @@ class InOrder(TorchFunctionMode):
             out = func(args[0].contiguous(), *args[1:], **named)  # the order of a sum follows how numbers lie
         elif name in _TIMES and not named:
             out = self._times(*args)
-        if out is None and slots is not None and name in PRODUCTS:
+        if out is None and slots is not None and name in PRODUCTS and not _of_one(name, args):
             out = PRODUCTS[name](self._lib, args, named)
         if out is not None:
             self.changed = True

@@ -26,7 +26,7 @@ from transformers import PretrainedConfig
 
 from swarm.base.errors import ModelError, SwarmError
 from swarm.model.block import Block, load_block
-from swarm.model.exact import is_row_invariant
+from swarm.model.exact import why_not
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.packable import packs, packs_encoded, stack_bytes, stack_shape, stored_form
 from swarm.model.files.schemes import Weight, weights_of
@@ -53,10 +53,16 @@ LoadLayers = Callable[["SeededCheckpoint", int, int], Block]
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`digest`: 64 hex digits. `row_invariant`: the bits of a row do not depend on its company (`model.exact`)."""
+    """`digest`: 64 hex digits. `why_not`: what stands against rows whose bits do not depend on their company, None for
+    nothing (`model.exact`)."""
 
     digest: str
-    row_invariant: bool
+    why_not: str | None
+
+    @property
+    def row_invariant(self) -> bool:
+        """Do the bits of a row not depend on its company?"""
+        return self.why_not is None
 
 
 def fingerprint_of(
@@ -78,7 +84,8 @@ def fingerprint_of(
     def usual(seeded: SeededCheckpoint, first: int, last: int) -> Block:
         return load_block(seeded, first, last, device, dtype, weights=weights)
 
-    total, invariant = hashlib.sha256(FORMAT), True
+    total = hashlib.sha256(FORMAT)
+    against: str | None = None
     for first, last in parts_of(checkpoint):
         size = sum(checkpoint.layer_numbers(layer) for layer in range(first, last)) * dtype.itemsize
         named = f"layer {first}" if last == first + 1 else f"layers {first}-{last - 1}, which stay together,"
@@ -86,8 +93,8 @@ def fingerprint_of(
             raise ModelError(f"{named} of {manifest.model} takes {size >> 20} MiB, too much to be measured beside")
         try:
             block = (load or usual)(checkpoint, first, last)
-            invariant = invariant and is_row_invariant(block)
-            total.update(f"{block.computes_in} {last - 1} {invariant}\0".encode())
+            against = against or why_not(block)
+            total.update(f"{block.computes_in} {last - 1} {against is None}\0".encode())
             for rows in _outputs(block):
                 total.update(_bytes(rows))
         except SwarmError:
@@ -95,7 +102,7 @@ def fingerprint_of(
         except Exception as exc:  # of a class that serves with its own weights, and not with these, in ways of its own
             reason = (str(exc).splitlines() or [type(exc).__name__])[0]
             raise ModelError(f"{named} of {manifest.model} cannot be measured: {reason}") from exc
-    return Fingerprint(total.hexdigest(), invariant)
+    return Fingerprint(total.hexdigest(), against)
 
 
 def kinds_of(checkpoint: SeededCheckpoint) -> list[int]:
@@ -146,9 +153,9 @@ class SeededCheckpoint:
         entry = self._find(name).entry
         shape = entry.shape
         count = int(np.prod(shape))
-        if entry.format.startswith("I"):  # numbers of experts by token: of as many as a token has, each once
-            counted = (torch.arange(size).view(-1, *[1] * behind) for behind, size in enumerate(shape[::-1]))
-            return sum(counted, torch.zeros((), dtype=torch.long)) % shape[-1]
+        if entry.format.startswith("I"):  # numbers of experts by token: as many of them as a token has, each once
+            places = torch.arange(count)
+            return ((places + places // shape[-1]) % shape[-1]).reshape(shape)
         start = self._start(name)
         if len(shape) < 2:
             return (1.0 + 0.125 * _laid(self._numbers, start, count)).reshape(shape).to(dtype)

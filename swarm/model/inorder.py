@@ -102,7 +102,7 @@ def call_words(scale: float) -> bytes:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AttentionCall:
     """A call of attention: rows [1, heads, T, dim] as `attention.attend` has them. key and value None: nothing is
     written, the layer's entries are there; value None alone: values are parts of the keys.
 
@@ -119,7 +119,7 @@ class Asked:
     softcap: float | None = None
     sinks: torch.Tensor | None = None
 
-    def of_head(self, head: int, heads: int) -> Asked:
+    def of_head(self, head: int, heads: int) -> AttentionCall:
         """Of `heads` key heads one, with the query heads that look at it."""
         groups = self.query.shape[1] // heads
         mine, one = slice(head * groups, (head + 1) * groups), slice(head, head + 1)
@@ -141,7 +141,7 @@ def fits(query: torch.Tensor, key: torch.Tensor) -> bool:
     return query.device.type == "cpu" and kind and words and not odd and 0 < groups <= MOST_QUERIES
 
 
-def attend_in_order(lib: Library, jobs: Sequence[tuple[Sight, int]], asked: Asked) -> torch.Tensor:
+def attend_in_order(lib: Library, jobs: Sequence[tuple[Sight, int]], asked: AttentionCall) -> torch.Tensor:
     """As `attention.attend`, for the jobs and the rows that each begins with; [1, T, heads, value dim]."""
     query = _lined(asked.query)
     given = [None if x is None else _lined(x) for x in (asked.key, asked.value)]
@@ -175,7 +175,7 @@ def attend_in_order(lib: Library, jobs: Sequence[tuple[Sight, int]], asked: Aske
 
 
 def attend_latent_in_order(
-    lib: Library, jobs: Sequence[tuple[Sight, int]], asked: Asked, heads: LatentHeads
+    lib: Library, jobs: Sequence[tuple[Sight, int]], asked: AttentionCall, heads: LatentHeads
 ) -> torch.Tensor:
     """The same over latents: asked.query [1, heads, T, nope + rope], asked.key [1, 1, T, rank + rope]; gives [1, T,
     heads, value]. What heads see is never made of a slot, however many rows there are: the two ways have other bits."""

@@ -53,8 +53,10 @@ from swarm.node.let_in import LetIn
 from swarm.node.member_log import keep_log
 from swarm.node.node_record import moved, near_hosts, node_record, notary_of, own_addresses, own_invite
 from swarm.node.weights import learn_manifest
+from swarm.ring.recomputing import RECOMPUTE
 from swarm.ring.witness_service import AUDIT, NotaryServer
 from swarm.serve.nodeview import node_view
+from swarm.stage.recomputing import RecomputeServer
 from swarm.stage.server import StageServer
 
 log = logging.getLogger(__name__)
@@ -159,7 +161,7 @@ class _Life:
                 Switchboard(
                     self.identity,
                     proxy=config.member.http_proxy,
-                    open_kinds=(HELLO, AUDIT, PAIR),  # anybody may hold a receipt and have it opened
+                    open_kinds=(HELLO, AUDIT, RECOMPUTE, PAIR),  # anybody may hold a receipt and have it opened
                 )
             )
             listening = await board.listen(*config.listen)
@@ -304,7 +306,8 @@ class _Life:
         )
         self.server = server
         board.watch(server)
-        services = (server, NotaryServer(notary, gossip), RateServer(gossip))
+        recomputing = RecomputeServer(server, gossip, self.config.recompute)
+        services = (server, NotaryServer(notary, gossip), RateServer(gossip), recomputing)
         for kind, handler in (pair for service in services for pair in service.handlers().items()):
             board.handle(kind, handler)
         scouting = keep_scouting(gossip, board.id, bytes.fromhex(manifest.digest), manifest.n_layers)

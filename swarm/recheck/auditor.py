@@ -18,7 +18,7 @@ from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.opening import Order, PlannedStage
 from receipts.record.row_opening import CrossedFrame as OpenedFrame
 from receipts.record.row_opening import OpeningRequest
-from swarm.base.errors import ModelError, PeerError
+from swarm.base.errors import ModelError, PeerError, SwarmError
 from swarm.base.events import Report, silent
 from swarm.model.compiling import Compiler
 from swarm.model.files.checkpoint import Checkpoint
@@ -36,10 +36,12 @@ from swarm.recheck.exactly import as_opened, bits_of, exact_outputs, same_answer
 from swarm.recheck.quantization_grid import compared, grains, is_coarse, on_wire
 from swarm.recheck.recompute import Layers, Step
 from swarm.recheck.replayer import held_to_of, sampling_of
+from swarm.recheck.second import Seconds, Via
 from swarm.recheck.tail import at_least_usual, rounding, scores_of
 from swarm.ring.drawing import Drawing, needed_from, needs_tokens
 from swarm.ring.frame import ANSWER, DOWN, Answer, Frame, answer_of, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.kept_rows import SlotTokens
+from swarm.ring.recomputing import with_rows
 
 CONTEXT_SLACK = 64
 """A session's context is rounded up by less than this many positions."""
@@ -59,7 +61,8 @@ class RingAuditor:
     """`receipts.check.audit.Auditor`: `nodes` are asked, the checkpoint recomputes in float32.
 
     fingerprints: by node (hex), of the kernels that it signed to compute with. Where this machine has the same ones,
-    rows are computed by them too and compared bit for bit.
+    rows are computed by them too and compared bit for bit. seconds: a third node to be asked besides, whose word judges
+    nothing.
 
     Every output that the inbound frames give is computed at once and kept for the stage's other samples, so asking for
     the last frame first makes one pass over the layers of each stage. Those of the stage before are kept beside them.
@@ -74,7 +77,9 @@ class RingAuditor:
         compiler: Compiler | None = None,
         fingerprints: Mapping[str, str] | None = None,
         kernels: KernelsHere | None = None,
+        seconds: Seconds | None = None,
     ) -> None:
+        self._seconds = seconds
         self._compiler, self._fingerprints = compiler, fingerprints or {}
         self._kernels = kernels or KernelsHere(checkpoint.manifest, checkpoint.config)
         self._checkpoint, self._nodes = checkpoint, nodes
@@ -101,9 +106,27 @@ class RingAuditor:
         if not done.whole:
             return []
         try:
-            return done.samples(len(before) + len(inbound), outbound)
+            samples = done.samples(len(before) + len(inbound), outbound)
+            self._second(done, stage, len(before) + len(inbound), outbound)
+            return samples
         except PeerError as error:
             raise ReceiptError(Refusal.AUDIT, f"stage {stage.node[:16]} sent what no stage sends: {error}") from error
+
+    def _second(self, done: _Recomputed, stage: PlannedStage, upto: int, opened: OpenedFrame) -> None:
+        """Ask the third node about one outbound frame."""
+        seconds = self._seconds
+        if seconds is None or seconds.refused(stage):
+            return
+        signed = self._fingerprints.get(stage.node)
+        if stage.node == seconds.via.node:
+            return seconds.refuse(stage, "it is the stage itself, which seconds nothing of its own")
+        if signed is None:
+            return seconds.refuse(stage, "the stage signed no fingerprint of its kernels")
+        try:
+            if (same := done.seconded(seconds.via, stage, signed, upto, opened)) is not None:
+                seconds.note(stage, same)
+        except SwarmError as error:
+            seconds.refuse(stage, error)
 
     def follow(
         self,
@@ -156,6 +179,7 @@ class _Recomputed:
         own: OwnKernels | None = None,
     ) -> None:
         self._sampling, self._layers, self._wire, self._own = sampling_of(order), layers, order.wire, own
+        self._order = order
         manifest = layers.checkpoint.manifest
         self._vocab, self._began = manifest.vocab_size, len(before)
         try:
@@ -229,8 +253,7 @@ class _Recomputed:
         plain = message_untrusted(DOWN, opened)
         out = parse_frame_untrusted(plain) if plain.header.get("do") == "frame" else None
         answer = parse_answer_untrusted(message_untrusted(ANSWER, opened)) if out is None else None
-        wanted = (opened.seq, out.replay if out is not None else -1)
-        fitting = [i for i in range(self._began, upto) if (self._frames[i].seq, self._frames[i].replay) == wanted]
+        fitting = self._answered(upto, opened.seq, out)
         if not fitting and out is not None and out.replay >= 0:
             return self._again(out)
         if not fitting:
@@ -241,6 +264,46 @@ class _Recomputed:
         sent = out if out is not None else answer
         assert sent is not None
         return self._rows(index, self._hidden_untrusted(sent, len(self._frames[index].rows)))
+
+    def _answered(self, upto: int, seq: int, out: Frame | None) -> list[int]:
+        """Which of the first `upto` inbound frames an outbound one answers."""
+        wanted = (seq, out.replay if out is not None else -1)
+        return [i for i in range(self._began, upto) if (self._frames[i].seq, self._frames[i].replay) == wanted]
+
+    def seconded(
+        self, via: Via, stage: PlannedStage, fingerprint: str, upto: int, opened: OpenedFrame
+    ) -> list[bool] | None:
+        """By row or answer of an outbound frame, whether a third node recomputes the same bits; None for rows that were
+        sent again. Raises SwarmError where it gives none."""
+        plain = message_untrusted(DOWN, opened)
+        out = parse_frame_untrusted(plain) if plain.header.get("do") == "frame" else None
+        if not (fitting := self._answered(upto, opened.seq, out)):
+            return None
+        index, manifest = fitting[-1], self._layers.checkpoint.manifest
+        given = self._inputs if self._layers.first > 0 else [None] * len(self._frames)
+        frames = [with_rows(frame, rows) for frame, rows in zip(self._frames[: index + 1], given, strict=False)]
+        width = manifest.vocab_size if self._tail else manifest.row_width
+        layout = as_opened(self._order, manifest, self._layout)
+        found = via.rows(manifest.digest, fingerprint, stage, layout, frames, index, width)
+        answer = parse_answer_untrusted(message_untrusted(ANSWER, opened)) if out is None else None
+        if answer is not None and answer.hidden is None:
+            wanted = np.flatnonzero(self._frames[index].rows.want)
+            if len(found) != len(wanted):
+                raise PeerError(f"expected logits of {len(wanted)} rows, found {len(found)}")
+            return same_answers(answer, self._drawn_from(index, found)) if len(wanted) else []
+        sent = out if out is not None else answer
+        assert sent is not None
+        return same_rows(self._hidden_untrusted(sent, len(self._frames[index].rows)), on_wire(found, self._wire))
+
+    def _drawn_from(self, index: int, logits: torch.Tensor) -> Answer:
+        """What the tail says of the frame's wanted rows, by these logits."""
+        rows = self._frames[index].rows
+        wanted = np.flatnonzero(rows.want)
+        seen = self._seen(index) if needs_tokens(self._sampling) else None
+        drawing = Drawing(self._sampling, seen, self._held_to)
+        before = drawing.contexts(rows), drawing.allowed(rows), drawing.answers(rows)
+        positions = [int(position) + 1 for position in rows.position[wanted]]
+        return answer_of(self._frames[index], wanted, pick(logits, positions, self._sampling, *before), ())
 
     def _rows(self, index: int, sent: torch.Tensor) -> list[RowSample | TokenSample]:
         rows = self._frames[index].rows
@@ -398,8 +461,7 @@ class _Recomputed:
         scores = scores_of(logits, self._honest[index], drawn, self._sampling, *before)
         bits = [Bits.NOT_COMPARED] * len(wanted)
         if self._exact and self._own is not None:
-            picked = pick(self._exact[index], positions, self._sampling, *before)
-            bits = bits_of(same_answers(answer, answer_of(self._frames[index], wanted, picked, ())), self._own)
+            bits = bits_of(same_answers(answer, self._drawn_from(index, self._exact[index])), self._own)
         return [TokenSample(*sample) for sample in zip(positions, gaps, scores, bits, tokens, strict=True)]
 
     def _seen(self, index: int) -> SlotTokens:

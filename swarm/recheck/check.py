@@ -27,6 +27,7 @@ from swarm.recheck.dial import opener
 from swarm.recheck.exactly import fingerprints_of, replaying_kernels
 from swarm.recheck.limits import limit_of, load_limits
 from swarm.recheck.replayer import ModelReplayer
+from swarm.recheck.second import Seconds, Via
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class CheckConfig:
     model      reference of the verifier's own copy; None: the default model where the receipt is of it
     audit      frames to have opened, over all stages; 0: none
     addresses  where nodes (hex) can be dialled; the others are looked up in the swarm of `member`
+    via        a third node (hex), to recompute what is audited besides
     """
 
     models: Path
@@ -46,6 +48,7 @@ class CheckConfig:
     audit: int = 0
     addresses: Mapping[str, Sequence[Address]] = field(default_factory=dict)
     member: MemberConfig | None = None
+    via: str | None = None
 
 
 async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Verdict:
@@ -73,13 +76,22 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
         if not config.audit:
             return await asyncio.to_thread(verify, data, options)
         nodes = list(dict.fromkeys(node for epoch in reversed(verdict.run.epochs) for node in epoch.ends))
+        nodes += [config.via] if config.via is not None and config.via not in nodes else []
         async with opener(nodes, config.addresses, config.member, report) as asked:
             signed = fingerprints_of(verdict.run)
+            seconds = Seconds(Via(config.via, asked)) if config.via is not None else None
             auditor = RingAuditor(
-                checkpoint, asked, report=report, compiler=compiler, fingerprints=signed, kernels=kernels
+                checkpoint,
+                asked,
+                report=report,
+                compiler=compiler,
+                fingerprints=signed,
+                kernels=kernels,
+                seconds=seconds,
             )
             options = replace(options, auditor=auditor, audit_rows=config.audit)
-            return await asyncio.to_thread(verify, data, options)
+            found = await asyncio.to_thread(verify, data, options)
+            return replace(found, claims=(*found.claims, *seconds.claims())) if seconds is not None else found
 
 
 def _compiler(run: ReceiptRun, checkpoint: Checkpoint, ref: str, store: ModelStore, report: Report) -> Compiler | None:

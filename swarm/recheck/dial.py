@@ -73,6 +73,17 @@ class DialledNodes:
         asked = _ask(self._board, node, self._addresses.get(node, ()), request, known, self._report)
         return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
 
+    def call(self, node: str, message: Message) -> Message:
+        """What a node answers, which is asked again while it is busy. Raises SwarmError."""
+
+        async def asked() -> Message:
+            if not (addresses := self._addresses.get(node, ())):
+                raise PeerError(f"no address is known of it; give --via {node}=HOST:PORT")
+            peer = await self._board.peer(parse_id_untrusted(node), list(addresses), DIAL_TIMEOUT_S)
+            return await _patiently(peer, message)
+
+        return asyncio.run_coroutine_threadsafe(asked(), self._loop).result()
+
 
 async def _look(
     stack: AsyncExitStack, member: MemberConfig, nodes: Sequence[str], report: Report
@@ -151,7 +162,10 @@ def _passed_over_untrusted(found: bytearray, size: int, known: Sequence[CrossedF
 
 
 async def _piece(peer: Peer, request: bytes, offset: int) -> Message:
-    asked = Message(AUDIT, AUDIT_REQUEST.header(AuditRequest(offset)), request)
+    return await _patiently(peer, Message(AUDIT, AUDIT_REQUEST.header(AuditRequest(offset)), request))
+
+
+async def _patiently(peer: Peer, asked: Message) -> Message:
     for wait_s in (*BUSY_WAITS_S, None):
         try:
             return await peer.call(asked, ANSWER_TIMEOUT_S)

@@ -140,9 +140,9 @@ def look_at_kernels(
         spent = (time.monotonic() - started) * 1e3
     except ModelError as error:
         return Finding("kernels", "warning", f"no fingerprint: {error}", "runs here are audited within limits only")
-    rows = (
-        "rows keep their bits in any company" if found.row_invariant else "rows in company may differ in the last bits"
-    )
+    rows = "rows keep their bits in any company"
+    if found.why_not is not None:
+        rows = f"rows in company may differ in the last bits: {found.why_not}"
     text = f"{found.digest[:16]} for {checkpoint.manifest.model} in {_computing(computing)} ({spent:.0f} ms); {rows}"
     return Finding("kernels", "ok", text)
 

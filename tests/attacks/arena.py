@@ -45,7 +45,12 @@ class Arena:
         raise AssertionError("the run has no end")
 
     async def audit(
-        self, receipt: str | None, frames: int = 60, secrets: tuple[Secret, ...] | None = None, replay: bool = False
+        self,
+        receipt: str | None,
+        frames: int = 60,
+        secrets: tuple[Secret, ...] | None = None,
+        replay: bool = False,
+        via: str | None = None,
     ) -> Verdict:
         """What `swarm verify --audit` finds, with the requester's secrets unless others are given."""
         path = Path(str(receipt))
@@ -56,7 +61,7 @@ class Arena:
         )
         config = CheckConfig(
             models=member.models, options=Options(required=Level.SAMPLED, secrets=secrets), model=str(self.nodes.model),
-            audit=frames, member=member, replay=replay,
+            audit=frames, member=member, replay=replay, via=via,
         )  # fmt: skip
         return await check(path.read_bytes(), config)
 

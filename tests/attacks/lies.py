@@ -159,7 +159,7 @@ def under_a_fingerprint_of_nobody() -> None:
     from swarm.model.fingerprint import Fingerprint
     from swarm.node import host
 
-    host.fingerprint_of = lambda *about, **more: Fingerprint("ab" * 32, False)
+    host.fingerprint_of = lambda *about, **more: Fingerprint("ab" * 32, "a lie")
 
 
 def signs_another_fingerprint_than_it_tells() -> None:

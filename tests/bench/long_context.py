@@ -22,7 +22,7 @@ import torch
 from swarm.model.block import load_block
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
-from swarm.model.inorder import Asked, Sight, attend_in_order
+from swarm.model.inorder import AttentionCall, Sight, attend_in_order
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool, SessionKV
 from swarm.model.quant.native import Library, library
@@ -59,7 +59,7 @@ def attend(
     """The attention of layers [first, last) alone."""
     sight = Sight(rows, kv)
     for layer in range(first, last):
-        attend_in_order(lib, [(sight, 0)], Asked(query, key, value, layer, slice(0, key.shape[1]), 0.125))
+        attend_in_order(lib, [(sight, 0)], AttentionCall(query, key, value, layer, slice(0, key.shape[1]), 0.125))
 
 
 def main() -> None:

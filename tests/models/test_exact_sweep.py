@@ -31,6 +31,13 @@ SHORT = (
 )  # fmt: skip
 """The gated delta rule with fewer and as many key heads, both kinds of state spaces, a short convolution, lightning
 attention, experts of each form, and widths that are no whole vectors."""
+OTHERS = (
+    ("deepseek_v3", "bfloat16"), ("gemma3n_text", "float32"), ("diffllama", "bfloat16"), ("glm_moe_dsa", "float32"),
+    ("bloom", "bfloat16"),
+)  # fmt: skip
+"""Other kinds of attention: latents, another layer's keys, two a layer, what an index picks, and a class's own code."""
+ONCE = ("deepseek_v4", "minimax_m3-sparse", "falcon", "mpt", "longcat_flash")
+"""Looked at only: entries beside a window, an index of blocks, biases by position, two latents a layer."""
 KINDS = ("float32", "bfloat16", "Q8_0", "Q4_1")
 
 
@@ -65,14 +72,21 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", SHORT)
+@pytest.mark.parametrize(
+    ("case", "kind"), [*((case, kind) for case in SHORT for kind in ("float32", "bfloat16")), *OTHERS]
+)
 @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_history_gives_the_same_bits(case: str, kind: str, data: st.DataObject) -> None:
     found = made(case, kind)
     assert not isinstance(found, str), found
     live(data, *found, 8)
+
+
+@pytest.mark.parametrize("case", ONCE)
+def test_other_kinds_of_attention_are_looked_at_too(case: str) -> None:
+    found = made(case, "float32")
+    assert not isinstance(found, str), found
 
 
 @pytest.mark.sweep

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swarm.model import pairs
 from swarm.model.block import load_block
 from swarm.model.exact import InOrder, first_difference, is_row_invariant, stands_against, why_not
 from swarm.model.job import Job
@@ -103,10 +104,19 @@ def test_a_layer_that_looks_at_other_rows_is_seen() -> None:
 
 
 def test_what_multiplies_elsewhere_is_named() -> None:
-    """XGLM writes its attention out, so its sums follow the slots in sight."""
-    config = tiny_config("xglm")
-    block = load_block(MemoryCheckpoint(random_model(config)), 0, config.num_layers, CPU, torch.float32)
-    assert not is_row_invariant(block) and "bmm" in str(why_not(block))
+    block = load_block(MemoryCheckpoint(random_model(config_of("gemma3"))), 0, LAYERS, CPU, torch.float32)
+    block.loaded.model.model.layers[1].mlp.register_forward_hook(  # type: ignore[union-attr]
+        lambda module, given, out: out + torch.einsum("bth,bth->bt", out, out)[..., None]
+    )
+    assert "einsum" in str(stands_against(block, library(), [(0, LAYERS)]))
+
+
+def test_attention_over_slots_as_they_lie_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without their kernels latents are attended to by torch's products, which nobody takes in order."""
+    monkeypatch.setattr("swarm.model.inorder.LatentHeads.of", lambda *about: None)
+    config = tiny_config("deepseek_v3")
+    block = load_block(MemoryCheckpoint(random_model(config)), 0, config.num_hidden_layers, CPU, torch.float32)
+    assert "matmul" in str(why_not(block))
 
 
 def test_rows_that_a_cut_rounds_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +138,25 @@ def test_a_function_of_single_numbers_does_not_see_where_a_tensor_ends(function:
         once = function(rows)
         assert torch.equal(once, torch.cat([function(rows[i : i + 1]) for i in range(len(rows))]))
         assert torch.equal(once, function(rows.T).T) and torch.allclose(once, function(rows.double()).float())
+
+
+def test_a_model_that_writes_nothing_out_is_not_watched() -> None:
+    """Watching costs some microseconds for every call of torch."""
+    assert block_of("llama-large", "float32")._order is None and block_of("llama-large", "bfloat16")._order is None
+
+
+def test_what_a_row_does_not_see_leaves_no_trace_in_it() -> None:
+    """Products and softmaxes over slots in the order of positions: others between and behind them change no bit."""
+    lib, source = library(), torch.Generator().manual_seed(2)
+    assert lib is not None
+    scores, values = torch.randn(2, 3, 9, generator=source), torch.randn(2, 9, 5, generator=source)
+    want = pairs.product(lib, pairs.softmax(lib, scores), values)
+    places = torch.tensor([0, 2, 3, 5, 6, 7, 10, 11, 13])
+    wide, far = torch.full((2, 3, 17), -torch.inf), torch.randn(2, 17, 5, generator=source)
+    wide[..., places], far[:, places] = scores, values
+    found = pairs.product(lib, pairs.softmax(lib, wide), far)
+    assert want is not None and found is not None and torch.equal(found, want)
+    assert torch.allclose(want, torch.softmax(scores, -1) @ values, atol=1e-5)
 
 
 def test_a_view_says_what_its_block_says() -> None:

@@ -13,9 +13,10 @@ from swarm.model import attention, fingerprint
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
-from swarm.model.fingerprint import SeededCheckpoint, fingerprint_of, kinds_of
+from swarm.model.fingerprint import SeededCheckpoint, fingerprint_of, kinds_of, parts_of
 from swarm.model.own_kernels import KernelsHere
 from swarm.model.quant.native import library
+from tests.models.configs import tiny_config as models_config
 from tests.models.sweep import _random_model
 from tests.swarm.model.tiny import CPU, random_model, tiny_config
 
@@ -38,6 +39,16 @@ def test_it_follows_kernels_and_shapes_and_not_the_weights(family: str, tmp_path
     for dtype in (torch.float32, torch.bfloat16):
         assert digest(one, dtype) == digest(one, dtype) == digest(other, dtype)
     assert digest(one) != digest(one, torch.bfloat16)
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "deepseek_v4"])
+def test_layers_that_stay_together_and_experts_by_token_are_measured(family: str, tmp_path: Path) -> None:
+    _random_model(models_config(family)).save_pretrained(tmp_path)
+    checkpoint = open_model(str(tmp_path), ModelStore(tmp_path / "store"))
+    parts = parts_of(SeededCheckpoint(checkpoint.manifest, checkpoint.config))
+    assert all(cut not in checkpoint.manifest.ties.forbidden for part in parts for cut in part)
+    found = fingerprint_of(checkpoint.manifest, checkpoint.config, CPU, torch.bfloat16)
+    assert found.why_not is None and len(found.digest) == 64
 
 
 def test_nobody_needs_a_weight_to_measure(tmp_path: Path) -> None:
@@ -77,7 +88,7 @@ def test_one_bit_of_attention_anywhere_is_another_fingerprint(tmp_path: Path, mo
 def test_what_a_block_promises_of_its_rows_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = saved("llama", tmp_path)
     before = fingerprint_of(checkpoint.manifest, checkpoint.config, CPU, torch.float32)
-    monkeypatch.setattr(fingerprint, "is_row_invariant", lambda block: not before.row_invariant)
+    monkeypatch.setattr(fingerprint, "why_not", lambda block: "a reason" if before.row_invariant else None)
     after = fingerprint_of(checkpoint.manifest, checkpoint.config, CPU, torch.float32)
     assert after.row_invariant != before.row_invariant and after.digest != before.digest
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from swarm.model.inorder import Asked as Call
+from swarm.model.inorder import AttentionCall as Call
 from swarm.model.inorder import LatentHeads, Sight, attend_in_order, attend_latent_in_order
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, Rows

@@ -84,7 +84,7 @@ class MemoryCheckpoint:
         self.config = model.config
         self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
         entries = [TensorEntry(k, tuple(v.shape), "F32", v.nbytes, "0" * 64) for k, v in self.weights.items()]
-        if model.config.tie_word_embeddings:
+        if getattr(model.config, "tie_word_embeddings", False):
             entries = [e for e in entries if e.name != "lm_head.weight"]
         self.manifest = Manifest(name, model.config.to_dict(), tuple(entries))
         self.bytes_read = 0

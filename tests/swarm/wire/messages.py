@@ -72,6 +72,7 @@ from swarm.net.traversal.messages import (
 from swarm.node.bandwidth import RATE, RATE_ANSWER, RateAnswer
 from swarm.ring.frame import Answer, Frame, encode_answer, encode_commits, encode_frame
 from swarm.ring.opening import OpenRun, RingSignal, StagePlan, encode_open, encode_release, encode_word
+from swarm.ring.recomputing import RecomputeRequest, encode_request, encode_rows, with_rows
 from swarm.ring.taps import Taps, encode_taps
 from swarm.ring.witness_service import (
     AUDIT,
@@ -212,6 +213,13 @@ def walking() -> dict[str, Message]:
     }
 
 
+def _recomputed() -> Frame:
+    row = np.array([32], np.uint32)
+    place = np.array([0], np.uint32)
+    rows = Rows(row, place, place + 1, np.zeros((1, 4), np.uint8), np.array([7], np.int32), np.ones(1, bool))
+    return Frame(bytes(16), 0, 3, Commits(place[:0], place[:0]), rows)
+
+
 def asked() -> dict[str, Message]:
     """Calls that are no part of a run."""
     return {
@@ -220,6 +228,12 @@ def asked() -> dict[str, Message]:
         "witness, answered": Message(WITNESS, WITNESS_ANSWER.header(WitnessAnswer(b"{}"))),
         "audit of a piece": Message(AUDIT, AUDIT_REQUEST.header(AuditRequest(2**22)), b"ask"),
         "audit of a piece, answered": Message(AUDIT, AUDIT_ANSWER.header(AuditAnswer(2**23)), b"rows"),
+        "recompute": encode_request(
+            RecomputeRequest("ab" * 32, "cd" * 32, 4, 8, 32, 64, (1,), (1,), 0),
+            [with_rows(_recomputed(), torch.ones(1, 2))],
+            0,
+        ),
+        "recompute, answered": encode_rows(torch.ones(1, 2)),
         "rate, answered": Message(RATE, RATE_ANSWER.header(RateAnswer(250_000))),
     }
 

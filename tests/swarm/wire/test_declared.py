@@ -28,6 +28,7 @@ from swarm.model.shaping import Shaping
 from swarm.net.traversal.messages import _token
 from swarm.ring.frame import _pairs
 from swarm.ring.opening import OpenRun
+from swarm.ring.recomputing import RecomputeRequest
 from swarm.ring.witness_service import AUDIT_ANSWER, AUDIT_REQUEST, WitnessRequest
 from tests.swarm.wire.messages import token
 
@@ -75,9 +76,24 @@ def mended_shaping(said: dict[str, Any]) -> dict[str, Any]:
     return {**said, "bias": tuple(sorted(dict(said["bias"]).items())), "ends": tuple(sorted(set(said["ends"])))}
 
 
+def mended_recompute(said: dict[str, Any]) -> dict[str, Any]:
+    heads = said["heads"] or (1,)
+    last = max(said["last"], 1)
+    return {
+        **said,
+        "heads": heads,
+        "bodies": (0,) * len(heads),
+        "wanted": 0,
+        "first": min(said["first"], last - 1),
+        "scratch": said["scratch"] // 8 * 8,
+        "last": last,
+    }
+
+
 MENDED: dict[type, Callable[[dict[str, Any]], dict[str, Any]]] = {
     NodeRecord: mended_record,
     OpenRun: mended_opening,
+    RecomputeRequest: mended_recompute,
     WitnessRequest: lambda said: {**said, "order": said["order"] if said["close"] and said["about"] else b"{}"},
     Layout: lambda said: {**said, "scratch": said["scratch"] // 8 * 8},
     Shaping: mended_shaping,
