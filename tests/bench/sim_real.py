@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from draft.asset import load_drafter
-from draft.lm import LmDrafter
+from draft.base import Drafter
 from swarm.model.block import Block, Job, load_block
-from swarm.model.files.checkpoint import load_tokenizer, open_model
+from swarm.model.files.checkpoint import end_tokens, load_tokenizer, open_model
 from swarm.model.files.store import DEFAULT_MODEL, ModelStore
 from swarm.model.kvcache import KVPool, SessionKV
 from swarm.run.controller import Setting
@@ -51,7 +51,7 @@ class Bench:
     """The model, its drafter, and what times are simulated."""
 
     block: Block
-    drafter: LmDrafter
+    drafter: Drafter
     prompts: dict[str, list[list[int]]]
     ring: Ring
     draft: Draft
@@ -73,8 +73,10 @@ class Bench:
 
 def load(args: argparse.Namespace) -> Bench:
     store, device = ModelStore(args.store), torch.device("cpu")
-    target, tokenizer = open_model(DEFAULT_MODEL, store), load_tokenizer(DEFAULT_MODEL, store)
-    drafter = load_drafter(args.draft_model, target, tokenizer, store, device, context=1024)
+    target, tokenizer = open_model(args.model, store), load_tokenizer(args.model, store)
+    ends, own = end_tokens(target, store, args.model), args.model == DEFAULT_MODEL
+    ref = args.draft_model or (None if own else DEFAULT_MODEL)
+    drafter = load_drafter(ref, target, tokenizer, store, device, context=1024, ends=ends)
     assert drafter is not None, "a drafter ships with the default model"
     prompts = {
         name: [
@@ -87,7 +89,11 @@ def load(args: argparse.Namespace) -> Bench:
         if name in args.classes
     }
     ring = Ring((args.rtt / 2,) * 4, stage_ms=args.stage_ms, row_ms=args.row_ms, cores=args.cores)
-    block = load_block(target, 0, target.manifest.n_layers, device, torch.float32)
+    layers = target.manifest.n_layers
+    if own:
+        block = load_block(target, 0, layers, device, torch.float32)
+    else:  # in float32 it would not fit beside others; its texts may differ after a near-tie
+        block = load_block(target, 0, layers, device, torch.bfloat16, weights="auto")
     return Bench(block, drafter, prompts, ring, Draft(ms=args.draft_ms, leaf_ms=args.leaf_ms))
 
 
@@ -98,7 +104,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["tree", "stream"], choices=sorted(SCRATCH))
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--no-echo", action="store_true", help="forget what the target says on lost branches")
-    parser.add_argument("--draft-model", help="a drafter's folder (default: the one that ships)")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="the target; times below are the default model's")
+    parser.add_argument("--draft-model", help="a drafter (default: the one that ships, or the default model itself)")
     parser.add_argument("--store", type=Path, help="folder of models (default: the usual one)")
     parser.add_argument("--rtt", type=float, default=50.0, help="ms of every edge")
     parser.add_argument("--stage-ms", type=float, default=9.0, help="a stage's time for one row")

@@ -14,7 +14,7 @@ from draft.base import ROOT, Child, DraftNode, DraftStep, Expansion
 from draft.lm import LmDrafter
 from draft.loop import ChainLoop
 from draft.ranker import Ranker
-from draft.window import AHEAD, TextWindow
+from draft.window import AHEAD, SIZE, TextWindow, reading
 from swarm.base.events import Event, Notice, Report, silent
 from swarm.model.block import Block, load_block
 from swarm.model.gpu import Gpu
@@ -248,6 +248,13 @@ def test_a_window_reads_beginning_and_end(size: int, head: int, spare: int, leng
     assert held[:head] == list(range(min(head, length)))
     assert not window.full(len(held)), "what was read leaves room to go on"
     assert window.full(window.context), "it moves on before the cache is full"
+
+
+@given(context=st.integers(2 * AHEAD, 100_000))
+def test_what_is_read_fits_the_cache_that_a_drafter_may_have(context: int) -> None:
+    window = reading(context)
+    assert window.context <= context and window.size <= SIZE
+    assert window.context - window.size >= min(SIZE, context // 2), "it moves on after about as many tokens as it reads"
 
 
 @pytest.mark.parametrize("warm", [False, True])
