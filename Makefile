@@ -26,7 +26,7 @@ MUTANTS ?=
 BIN      := .venv/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint types check fuzz soak sweep clients llama mutants bench site clean
+.PHONY: demo test lint types check fuzz soak sweep clients clients-node llama mutants bench site clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -56,6 +56,12 @@ sweep: .venv/.test
 
 clients: .venv/.test .venv-clients/.made
 	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/structured.py
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory clients-node; else echo "no npm: Node's clients not tried"; fi
+
+# Beside their packages, where Node looks for them.
+clients-node: .venv/.test .venv-clients/node/.made
+	cp tests/clients/node/clients.mjs .venv-clients/node/
+	$(BIN)/python -m tests.clients.gateway node .venv-clients/node/clients.mjs
 
 llama: .venv/.test .venv-clients/.made
 	$(BIN)/python -m tests.clients.llama .venv-clients/bin/python
@@ -94,6 +100,11 @@ site: .venv-site/.made
 .venv-clients/.made: tests/clients/requirements.txt
 	@$(PYTHON) -m venv .venv-clients
 	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	@touch $@
+
+.venv-clients/node/.made: tests/clients/node/package.json
+	@mkdir -p $(@D) && cp $< $(@D)/
+	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(@D)
 	@touch $@
 
 .venv/.demo:  EXTRAS := demo

@@ -21,6 +21,7 @@ from swarm.model.sampling import OWN, Sampling, recommended, say_settings
 from swarm.run.api import (
     CommittedTokens,
     Finished,
+    PromptRead,
     Recovering,
     RingOpened,
     RunRequest,
@@ -158,7 +159,9 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
     return result
 
 
-def _show(event: WaitingForCoverage | RingOpened | CommittedTokens | Recovering, config: GenerateConfig) -> None:
+def _show(
+    event: WaitingForCoverage | RingOpened | PromptRead | CommittedTokens | Recovering, config: GenerateConfig
+) -> None:
     match event:
         case WaitingForCoverage():
             say(f"waiting for coverage: {event.reason}")

@@ -140,6 +140,22 @@ class RingOpened:
 
 
 @dataclass(frozen=True)
+class PromptRead:
+    """How much of the prompt all stages hold: told when the ring stands, after each piece, and once it is read.
+
+    tokens   so far, those that earlier runs had left included
+    cached   how many these are
+    total    of the prompt
+    seconds  since the run began
+    """
+
+    tokens: int
+    cached: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Special:
     """A token that is for programs, such as the mark of a tool call. `text`: its name, which is not shown."""
 
@@ -221,4 +237,4 @@ class Finished:
     result: RunResult
 
 
-RunEvent = WaitingForCoverage | RingOpened | CommittedTokens | Recovering | Finished
+RunEvent = WaitingForCoverage | RingOpened | PromptRead | CommittedTokens | Recovering | Finished

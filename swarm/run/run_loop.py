@@ -18,7 +18,16 @@ from swarm.base.nodeid import short_id
 from swarm.ring.frame import Answer, Frame
 from swarm.ring.opening import OpenRun, StagePlan
 from swarm.run.answer_check import Sent, check_answer_untrusted, within_pass
-from swarm.run.api import CommittedTokens, FinishReason, Recovering, RingOpened, RunEvent, RunRequest, StageInfo
+from swarm.run.api import (
+    CommittedTokens,
+    FinishReason,
+    PromptRead,
+    Recovering,
+    RingOpened,
+    RunEvent,
+    RunRequest,
+    StageInfo,
+)
 from swarm.run.blame import Blame
 from swarm.run.detokenizer import TextStream
 from swarm.run.draft_steps import DraftSteps
@@ -85,6 +94,7 @@ class RunLoop:
         self._in_flight: dict[int, Sent] = {}
         self._last_reason = ""
         self._announced = -1
+        self._prompt_read = -1
         self._last_sent = time.monotonic()
         self._untapped: set[tuple[int, bytes]] = set()
 
@@ -217,6 +227,8 @@ class RunLoop:
         drawn = [int(t) for t in answer.token]
         settled = self.core.on_answer(answer.seq, drawn, at, stages, answer.drafts, answer.drafts_us)
         self.tracer.answered(answer.seq, answer.timings, len(settled.tokens), settled.right, at)
+        if self.tally.first_token is None:
+            self._tell_prompt(self.prompt_tokens if settled.tokens else self.core.held, at)
         tokens, drafted, logprobs, added = [], [], [], []
         for token in settled.tokens:
             if self.tally.first_token is None:
@@ -233,10 +245,23 @@ class RunLoop:
                 break
         self.emitted += tokens
         if tokens:
-            if self._announced != self.link.opening.epoch:
-                self._announce()  # the answer comes straight home, the news that the ring stands by every stage
+            self._announce_once()
             pieces = self.parts.text.take_pieces()
             self.parts.emit(CommittedTokens(tuple(tokens), "".join(added), tuple(drafted), tuple(logprobs), pieces))
+
+    def _tell_prompt(self, read: int, at: float) -> None:
+        """Tell how much of the prompt is read, where that is news."""
+        if read > self._prompt_read:
+            self._announce_once()
+            self._prompt_read = read
+            self.parts.emit(
+                PromptRead(read, self.parts.opening.keep, self.prompt_tokens, max(0.0, at - self.tally.started))
+            )
+
+    def _announce_once(self) -> None:
+        """The answer comes straight home, the news that the ring stands by every stage: tell that first."""
+        if self._announced != self.link.opening.epoch:
+            self._announce()
 
     def _take_taps(self) -> None:
         """Rows that the drafter reads. One that sends others than were asked is not listened to any more in this ring:
@@ -361,6 +386,8 @@ class RunLoop:
         if self._announced != self.link.opening.epoch:
             self._announced = self.link.opening.epoch
             self.parts.emit(RingOpened(self.link.opening.run.hex(), self.ring))
+            if self._prompt_read < 0:
+                self._tell_prompt(self.parts.opening.keep, self.tally.started)
 
 
 async def _refusal(opening: Awaitable[None]) -> StageRefused | None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swarm.model.text.spelling import Spelling
-from swarm.run.api import CommittedTokens, RunResult, Special
+from swarm.run.api import CommittedTokens, PromptRead, RunResult, Special
 from swarm.serve.logprobs import Entry, LogprobLedger, chat_entry, text_entries
 from swarm.serve.parse import GenerationRequest
 from swarm.serve.tape import Heard
-from swarm.serve.timings import timings
+from swarm.serve.timings import progress, timings
 from swarm.serve.tools import ToolCall, ToolSplitter, short_id
 
 
@@ -150,6 +150,14 @@ class AnswerShape:
         """Chunks before the first token."""
         raise NotImplementedError
 
+    def empty(self, choice: Choice) -> dict[str, Any]:
+        """A chunk that adds nothing."""
+        raise NotImplementedError
+
+    def progress(self, choice: Choice, read: PromptRead) -> dict[str, Any]:
+        """A chunk that tells how much of the prompt is read."""
+        return {**self.empty(choice), "prompt_progress": progress(read)}
+
     def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
         """Chunks that tell of new tokens."""
         raise NotImplementedError
@@ -178,6 +186,9 @@ class ChatShape(AnswerShape):
 
     def opening(self, choice: Choice) -> list[dict[str, Any]]:
         return [self._delta(choice, {"role": "assistant", "content": None})]
+
+    def empty(self, choice: Choice) -> dict[str, Any]:
+        return self._delta(choice, {})
 
     def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
         shown = self.heard(choice, event)
@@ -259,6 +270,9 @@ class TextShape(AnswerShape):
 
     def opening(self, choice: Choice) -> list[dict[str, Any]]:
         return [self._chunk(choice, choice.text, None)] if choice.text else []
+
+    def empty(self, choice: Choice) -> dict[str, Any]:
+        return self._chunk(choice, "", None)
 
     def more(self, choice: Choice, event: CommittedTokens) -> list[dict[str, Any]]:
         text = self.heard(choice, event)

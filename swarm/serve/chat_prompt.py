@@ -1,13 +1,16 @@
 """From the messages of a chat to prompt ids: what single templates want otherwise than clients send it.
 
-A template without tools gets them described in the system message, in the way that most models know (Hermes); ids of
-calls become those that a template takes.
+A template that asks for the date gets it. One without tools gets them described in the system message, in the way that
+most models know (Hermes); ids of calls become those that a template takes.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import date
 from typing import Any
 
 from swarm.base.errors import UsageError
@@ -31,9 +34,22 @@ def takes_tools(template: Any) -> bool:
     return "tools" in str(template)
 
 
-def chat_ids(backend: Backend, messages: Sequence[Message], options: TemplateOptions) -> Sequence[int]:
-    """Prompt ids of a chat. Raises UsageError when the template refuses it."""
+def offered(template: Any, options: TemplateOptions, today: date) -> TemplateOptions:
+    """Variables that some templates ask for by names of their own, where nothing else gave them: today's date (Llama's
+    would say one of 2024 else), and tools as JSON (firefunction's fails without)."""
+    told = [tool["function"] for tool in options.tools] if takes_tools(template) else []
+    tools = json.dumps(told, ensure_ascii=False) if told else ""
+    known = {"date_string": f"{today:%d %b %Y}", "datetime": f"{today:%b %d %Y}", "functions": tools}
+    asked = {name: value for name, value in known.items() if re.search(rf"\b{name}\b", str(template))}
+    return replace(options, variables={**asked, **options.variables}) if asked else options
+
+
+def chat_ids(
+    backend: Backend, messages: Sequence[Message], options: TemplateOptions, today: date | None = None
+) -> Sequence[int]:
+    """Prompt ids of a chat. Raises UsageError when the template refuses it. `today`: None for this machine's."""
     template = getattr(backend.tokenizer, "chat_template", None)
+    options = offered(template, options, today or date.today())
     if Marks.of(template).short_ids:
         messages = [_short_ids(message) for message in messages]
     if takes_tools(template):

@@ -14,7 +14,7 @@ from aiohttp import web
 from swarm import __version__
 from swarm.base.errors import SwarmError
 from swarm.model.text.spelling import Spelling
-from swarm.run.api import CommittedTokens, Finished, RingOpened, RunEvent, RunRequest, RunResult
+from swarm.run.api import CommittedTokens, Finished, PromptRead, RingOpened, RunEvent, RunRequest, RunResult
 from swarm.serve.admission import RequestQueue
 from swarm.serve.allowance import Allowances, Wanted
 from swarm.serve.answer import AnswerShape, ChatShape, Choice, TextShape, receipt_address, run_facts, usage
@@ -33,7 +33,7 @@ from swarm.serve.parse import (
 )
 from swarm.serve.plan import plan_chat, plan_text
 from swarm.serve.run_registry import RunBook
-from swarm.serve.timings import timings
+from swarm.serve.timings import timings, timings_so_far
 from swarm.serve.tools import Marks, ToolSplitter, schemas_of
 from swarm.serve.voice import Event, OpenAIVoice, Voice
 from swarm.serve.web import IGNORED, NOTE, REQUEST_ID, USER, read_json
@@ -238,6 +238,7 @@ class Completions:
         voice: Voice,
     ) -> web.StreamResponse:
         stream = voice.stream(request, self._config)
+        reads: dict[int, tuple[PromptRead, float]] = {}
 
         async def begin(headers: dict[str, str]) -> None:
             if stream.response is None:
@@ -254,8 +255,15 @@ class Completions:
             if isinstance(event, RingOpened):
                 await begin({"x-receipt": receipt_address(event.run_id)} if shape.wanted.receipt else {})
                 chunks = shape.opening(choice)
+            elif isinstance(event, PromptRead):
+                reads[index] = event, time.monotonic()
+                chunks = [shape.progress(choice, event)] if shape.wanted.progress else []
             elif isinstance(event, CommittedTokens):
                 chunks = shape.more(choice, event)
+                if shape.wanted.pace and index in reads:
+                    read, at = reads[index]
+                    pace = timings_so_far(read, choice.prompt, choice.written, time.monotonic() - at)
+                    chunks = [{**chunk, "timings": pace} for chunk in chunks]
             elif isinstance(event, Finished):
                 await begin({})
                 choice.result = complete(event.result)

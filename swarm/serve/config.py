@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from swarm.base.config import GRACE
 from swarm.base.errors import UsageError
 from swarm.base.option import like, option
 from swarm.run.api import Draft, RunRequest, Speculation
+from swarm.serve.body import parse_json_untrusted
+from swarm.serve.errors import ApiError
 from swarm.serve.keys import ApiKey, load_keys
+from swarm.serve.messages import template_options_untrusted
 
 PrefixSharing = Literal["off", "user", "shared"]
 
@@ -22,6 +25,14 @@ def alias(text: str) -> tuple[str, str]:
     if not name or not model or len(name) > 200:
         raise UsageError(f"expected NAME=MODEL, found {text!r}")
     return name, model
+
+
+def template_options(text: str) -> Mapping[str, Any]:
+    """Variables of chat templates, as JSON. Raises UsageError."""
+    try:
+        return template_options_untrusted(parse_json_untrusted(text.encode()), "--chat-template-kwargs")
+    except ApiError as exc:
+        raise UsageError(f"{exc.message}; expected --chat-template-kwargs to be a JSON object of variables") from exc
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class GatewayConfig:
     default_max_tokens    for a chat that names none (and the context allows)
     default_temperature   for API calls that name none; None: the model's own, or else OpenAI's 1.0
     strict                refuse fields that nobody reads instead of naming them in a header
+    template_options      variables of chat templates where a request gives none
     model_sampling        other sampling options where a call names none: the model's own
     prefix_cache          whose earlier runs a run may begin from: nobody's, those of the same user, or everybody's,
                           who then can tell by time and by `cached_tokens` what others asked
@@ -121,6 +133,15 @@ class GatewayConfig:
     strict: bool = option(
         False,
         "refuse requests with fields that are not known, instead of naming them in x-ignored-fields",
+        group="http",
+    )
+    template_options: Mapping[str, Any] = option(
+        {},
+        "variables of chat templates, unless a request gives its own: '{\"enable_thinking\": false}'",
+        "JSON",
+        name="--chat-template-kwargs",
+        read=template_options,
+        factory=dict,
         group="http",
     )
     model_sampling: Mapping[str, float] = field(default_factory=dict)

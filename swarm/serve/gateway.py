@@ -84,7 +84,7 @@ def _asked(desks: Desks, config: GatewayConfig) -> list[web.RouteDef]:
     invite = inviting(config)
     handlers: Mapping[str, Callable[[Desk], Handler]] = {
         "/v1/chat/completions": lambda desk: desk.completions.chat,
-        "/chat/completions": lambda desk: desk.completions.chat,
+        "/chat/completions": lambda desk: desk.llama.chat,
         "/v1/completions": lambda desk: desk.completions.text,
         "/completion": lambda desk: desk.llama.completion,
         "/completions": lambda desk: desk.llama.completion,

@@ -27,23 +27,30 @@ def read_messages(items: Sequence[Message]) -> tuple[Mapping[str, Any], ...]:
     return tuple(_message(item, f"messages[{index}]") for index, item in enumerate(items))
 
 
-def read_template_options(asked: Conversation) -> Mapping[str, Any]:
-    """Variables of the chat template beside the messages: `chat_template_kwargs`, and `reasoning_effort`, of which
-    "none" also switches off thinking in the two ways in which templates spell it."""
-    options = dict(asked.chat_template_kwargs or {})
+def read_template_options(asked: Conversation, usual: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Variables of the chat template beside the messages: `usual` ones, `chat_template_kwargs`, and
+    `reasoning_effort`, of which "none" also switches off thinking in the two ways in which templates spell it."""
+    options = template_options_untrusted(asked.chat_template_kwargs or {}, "chat_template_kwargs")
+    effort = asked.reasoning_effort
+    if effort is None:
+        return {**usual, **options}
+    off = {"enable_thinking": False, "thinking": False} if effort == "none" else {}
+    return {**usual, "reasoning_effort": effort, **off, **options}
+
+
+def template_options_untrusted(options: Any, param: str) -> Mapping[str, Any]:
+    """What may be variables of a chat template. Raises ApiError."""
+    if not isinstance(options, dict):
+        raise wrong(param, "an object", options)
     if len(options) > MAX_OPTIONS:
-        raise bad_field("chat_template_kwargs", f"expected at most {MAX_OPTIONS} names, found {len(options)}")
+        raise bad_field(param, f"expected at most {MAX_OPTIONS} names, found {len(options)}")
     for name, value in options.items():
         shown = name[:80].encode("utf-8", "replace").decode()
-        path = f"chat_template_kwargs.{shown}"
+        path = f"{param}.{shown}"
         if not name.isidentifier() or name.startswith("_") or name in RESERVED:
             raise bad_field(path, f"'{path}' is not a name that a chat template's options may have")
         _check_depth(value, path)
-    effort = asked.reasoning_effort
-    if effort is None:
-        return options
-    off = {"enable_thinking": False, "thinking": False} if effort == "none" else {}
-    return {"reasoning_effort": effort, **off, **options}
+    return dict(options)
 
 
 def _message(item: Message, path: str) -> Mapping[str, Any]:

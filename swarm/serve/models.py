@@ -67,6 +67,7 @@ class Models:
             "root": manifest.model,
             "context_length": manifest.context,
             "max_model_len": manifest.context,
+            "aliases": [each.name for each in self._desks.aliases if each.model == manifest.model and each.name != ANY],
             "manifest_digest": manifest.digest,
             "state": desk.phase,
             "drafter": getattr(desk.backend, "drafts", None),

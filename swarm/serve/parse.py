@@ -24,7 +24,8 @@ class GenerationRequest:
 
     `logprobs`: None for none, else how many alternatives per token; `truncate`: how many of a prompt's last tokens are
     kept; `fit`: more tokens than the context holds are a wish; `ignored`: fields that nobody reads; `usage_so_far`:
-    every chunk tells the tokens until then; `verbose`: the answer tells the prompt as text.
+    every chunk tells the tokens until then; `verbose`: the answer tells the prompt as text; `pace` and `progress`: a
+    stream tells how fast it is, and how much of the prompt is read.
     """
 
     model: str | None = None
@@ -55,6 +56,8 @@ class GenerationRequest:
     ignored: tuple[str, ...] = ()
     structure: Structure | None = None
     verbose: bool = False
+    pace: bool = False
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
     wanted = _of_openai(asked, config, limit, (asked.top_logprobs or 0) if asked.logprobs else None)
     wanted = replace(wanted, ignored=ignored, structure=read_structure(asked, asked.tool_choice, tools))
     wanted = replace(wanted, verbose=config.verbose if asked.verbose is None else asked.verbose)
-    return ChatRequest(wanted, messages, tools, read_template_options(asked), read_turn(asked, messages))
+    return ChatRequest(
+        wanted, messages, tools, read_template_options(asked, config.template_options), read_turn(asked, messages)
+    )
 
 
 def read_turn(asked: Conversation, messages: Sequence[Mapping[str, Any]]) -> Turn:
@@ -163,7 +168,21 @@ def _of_openai(asked: Common, config: GatewayConfig, limit: int | None, logprobs
         include_usage=usage,
         usage_so_far=usage and told is not None and bool(told.continuous_usage_stats),
         logprobs=logprobs,
+        pace=asked.timings_per_token or False,
+        progress=asked.return_progress or False,
     )
+
+
+def prefilled(body: Any) -> Any:
+    """As llama-server, Anthropic and Ollama have it: where the last message is the assistant's, the answer goes on
+    within it, unless the body says how its prompt ends."""
+    messages = body.get("messages") if isinstance(body, dict) else None
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict) or last.get("role") != "assistant" or last.get("tool_calls"):
+        return body
+    if not last.get("content") or "continue_final_message" in body or "add_generation_prompt" in body:
+        return body
+    return {**body, "continue_final_message": True}
 
 
 def _wanted(asked: Sampled, config: GatewayConfig, limit: int | None) -> GenerationRequest:

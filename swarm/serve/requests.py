@@ -137,7 +137,7 @@ class ResponseFormat(Struct, kw_only=True):
     type: Annotated[str, Meta(extra_json_schema={"enum": ["text", "json_object", "json_schema", "grammar"]})]
     json_schema: NamedSchema | None = None
     schema: Schema = None
-    grammar: Annotated[Any, Meta(extra_json_schema={"type": ["string", "null"]})] = None
+    grammar: Grammar | None = None
 
 
 class Structured(Sampled, kw_only=True):
@@ -176,6 +176,12 @@ class Common(Structured, kw_only=True):
     prompt_cache_retention: NotUsed = None
     safety_identifier: NotUsed = None
     verbosity: NotUsed = None
+    timings_per_token: Annotated[bool, Meta(description="chunks tell how fast the answer is (llama-server)")] | None = (
+        None
+    )
+    return_progress: Annotated[
+        bool, Meta(description="chunks tell how much of the prompt is read (llama-server)")
+    ] | None = None  # fmt: skip
     functions: Unsupported = None
     function_call: Unsupported = None
     audio: Unsupported = None
@@ -312,8 +318,6 @@ class ChatBody(Common, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS, description="needs logprobs")] | None = None
     prediction: NotUsed = None
     verbose: Annotated[bool, Meta(description="tell the prompt as text (llama-server)")] | None = None
-    timings_per_token: NotUsed = None
-    return_progress: NotUsed = None
 
 
 class TokenizeChatBody(Struct, kw_only=True, forbid_unknown_fields=True):

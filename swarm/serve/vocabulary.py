@@ -20,7 +20,7 @@ from swarm.serve.chat_prompt import Message, chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import bad_field
 from swarm.serve.messages import read_messages, read_template_options, read_tools
-from swarm.serve.parse import parse_chat_untrusted, read_turn
+from swarm.serve.parse import parse_chat_untrusted, prefilled, read_turn
 from swarm.serve.plan import check_ids, check_model
 from swarm.serve.requests import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from swarm.serve.web import IGNORED, read_json
@@ -58,7 +58,7 @@ class VocabularyViews:
 
     async def count(self, request: web.Request) -> web.Response:
         """How many tokens the prompt of a chat has (llama-server)."""
-        chat = parse_chat_untrusted(await read_json(request, self._config), self._config)
+        chat = parse_chat_untrusted(prefilled(await read_json(request, self._config)), self._config)
         check_model(chat.wanted.model, self._backend)
         ids = await self._chat_ids(chat.messages, TemplateOptions(chat.tools, chat.options, chat.turn))
         return web.json_response({"object": "response.input_tokens", "input_tokens": len(ids)})
@@ -73,8 +73,8 @@ class VocabularyViews:
         return web.json_response({"prompt": text, "content": text})
 
     async def apply_template(self, request: web.Request) -> web.Response:
-        """The prompt that a body of /v1/chat/completions makes, as text (llama-server)."""
-        chat = parse_chat_untrusted(await read_json(request, self._config), self._config)
+        """The prompt that a body of /chat/completions makes, as text (llama-server)."""
+        chat = parse_chat_untrusted(prefilled(await read_json(request, self._config)), self._config)
         request[IGNORED] = chat.wanted.ignored
         check_model(chat.wanted.model, self._backend)
         ids = await self._chat_ids(chat.messages, TemplateOptions(chat.tools, chat.options, chat.turn))
@@ -124,7 +124,7 @@ class VocabularyViews:
 
     async def _chat(self, asked: TokenizeChatBody) -> list[int]:
         messages, tools = read_messages(asked.messages), read_tools(asked)
-        options, turn = read_template_options(asked), read_turn(asked, messages)
+        options, turn = read_template_options(asked, self._config.template_options), read_turn(asked, messages)
         return await self._chat_ids(messages, TemplateOptions(tools, options, turn))
 
     async def _chat_ids(self, messages: Sequence[Message], options: TemplateOptions) -> list[int]:
@@ -138,5 +138,7 @@ class VocabularyViews:
 
 
 def _wants_special(asked: TokenizeTextBody) -> bool:
-    """Whether the tokens that begin a prompt are added: vLLM's name for it, or llama-server's."""
-    return asked.add_special_tokens is not False and asked.add_special is not False
+    """Whether the tokens that begin a prompt are added: by default those of `prompt` (vLLM), not of `content`
+    (llama-server)."""
+    named = asked.add_special if asked.add_special_tokens is None else asked.add_special_tokens
+    return asked.prompt is not None if named is None else named

@@ -1,7 +1,7 @@
 """Anthropic's API: POST /v1/messages and /v1/messages/count_tokens.
 
-Source: the Messages API reference, version 2023-06-01. `thinking` blocks that come back are left out of the prompt:
-chat templates of open models want none.
+Source: the Messages API reference, version 2023-06-01. `thinking` blocks that come back are told to the
+chat template, which knows whether the model wants to see them; a last message of the assistant is gone on with.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from swarm.serve.compat.bodies import (
     MessagesBody,
     TextBlock,
     TextBlocks,
+    ThinkingBlock,
     ToolResultBlock,
     ToolUseBlock,
 )
@@ -33,7 +34,7 @@ from swarm.serve.compat.shapes import anthropic_error, arguments_of, fitted, giv
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
-from swarm.serve.parse import parse_chat_untrusted
+from swarm.serve.parse import parse_chat_untrusted, prefilled
 from swarm.serve.plan import plan_chat
 from swarm.serve.stream import EventStream
 from swarm.serve.voice import Event, Json, delta_of
@@ -51,14 +52,14 @@ class AnthropicViews:
     async def messages(self, request: web.Request) -> web.StreamResponse:
         asked = read(MessagesBody, await read_json(request, self._config))
         chat = {**chat_body(asked), "max_tokens": asked.max_tokens, **given(stream=asked.stream)}
-        parsed = parse_chat_untrusted(chat, self._config)
+        parsed = parse_chat_untrusted(prefilled(chat), self._config)
         stops = tuple(parsed.wanted.stop)
         voice = AnthropicVoice(request[REQUEST_ID], self._backend.manifest.model, stops, self._backend)
         return await self._completions.converse(request, fitted(parsed), voice)
 
     async def count(self, request: web.Request) -> web.Response:
         asked = read(CountBody, await read_json(request, self._config))
-        parsed = parse_chat_untrusted({**chat_body(asked), "max_tokens": 1}, self._config)
+        parsed = parse_chat_untrusted(prefilled({**chat_body(asked), "max_tokens": 1}), self._config)
         runs = await plan_chat(fitted(parsed), self._backend, self._config)
         return web.json_response({"input_tokens": len(runs[0].prompt_ids)})
 
@@ -106,6 +107,7 @@ def _messages(item: AnthropicMessage, path: str) -> list[Json]:
     results: list[Json] = []
     calls: list[Json] = []
     texts: list[str] = []
+    thoughts: list[str] = []
     for index, block in enumerate(item.content or ()):
         where = f"{path}.content[{index}]"
         match block:
@@ -119,9 +121,13 @@ def _messages(item: AnthropicMessage, path: str) -> list[Json]:
                 results.append({"role": "tool", "tool_call_id": block.tool_use_id or "", "content": told})
             case ImageBlock() | DocumentBlock():
                 raise no_pictures(where)
+            case ThinkingBlock():
+                thoughts.append(block.thinking or "")
             case _:
-                pass  # thoughts
+                pass  # thoughts that nobody can read
     said: Json = {"role": item.role, "content": "".join(texts), **given(tool_calls=calls or None)}
+    if thoughts and item.role == "assistant":
+        said["reasoning_content"] = "".join(thoughts)
     return [*results, said] if texts or calls or not results else results
 
 

@@ -58,7 +58,17 @@ class LlamaBody(Struct, kw_only=True):
         Any,
         Meta(
             description="pairs of a token id, or a text for all of its tokens, and what is added; false bans",
-            extra_json_schema={"type": "null"},
+            extra_json_schema={
+                "type": ["object", "array", "null"],
+                "propertyNames": {"maxLength": 64},
+                "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+                "items": {
+                    "type": "array",
+                    "prefixItems": [{"type": ["integer", "string"]}, {"type": ["number", "boolean"]}],
+                },
+                "maxProperties": 8,
+                "maxItems": 8,
+            },
         ),
     ] = None
     seed: Annotated[int, Meta(ge=-1, le=2**63 - 1, description="-1: another one each time")] | None = None
@@ -82,8 +92,8 @@ class LlamaBody(Struct, kw_only=True):
     n_keep: NotUsed = None
     samplers: NotUsed = None
     n_cache_reuse: NotUsed = None
-    timings_per_token: NotUsed = None
-    return_progress: NotUsed = None
+    timings_per_token: bool | None = None
+    return_progress: bool | None = None
 
 
 # Anthropic
@@ -118,7 +128,9 @@ class ToolResultBlock(Struct, tag="tool_result", tag_field="type", kw_only=True)
 
 
 class ThinkingBlock(Struct, tag="thinking", tag_field="type"):
-    """Left out of the prompt."""
+    """Of an earlier answer: told to the chat template, which may leave it out."""
+
+    thinking: str | None = None
 
 
 class RedactedBlock(Struct, tag="redacted_thinking", tag_field="type"):
@@ -197,6 +209,7 @@ class OllamaMessage(Struct, kw_only=True):
     tool_calls: Annotated[list[OllamaCall], Meta(max_length=MAX_TOOLS)] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
+    thinking: Annotated[str, Meta(description="of an earlier answer; told to the chat template")] | None = None
 
 
 class OllamaOptions(Struct, kw_only=True):
@@ -275,8 +288,14 @@ class CallOutputItem(Struct, tag="function_call_output", tag_field="type", kw_on
     output: ItemContent
 
 
-class ReasoningItem(Struct, tag="reasoning", tag_field="type"):
-    """Left out of the prompt."""
+class ReasoningPart(Struct, kw_only=True):
+    text: str | None = None
+
+
+class ReasoningItem(Struct, tag="reasoning", tag_field="type", kw_only=True):
+    """Of an earlier answer: told to the chat template, which may leave it out."""
+
+    content: Annotated[list[ReasoningPart], Meta(max_length=MAX_PARTS)] | None = None
 
 
 Item = MessageItem | CallItem | CallOutputItem | ReasoningItem
@@ -329,6 +348,12 @@ class ResponsesBody(Struct, kw_only=True):
     user: NotUsed = None
     metadata: NotUsed = None
     service_tier: NotUsed = None
+    timings_per_token: Annotated[bool, Meta(description="events tell how fast the answer is (llama-server)")] | None = (
+        None
+    )
+    return_progress: Annotated[
+        bool, Meta(description="events tell how much of the prompt is read (llama-server)")
+    ] | None = None  # fmt: skip
     background: Unsupported = None
     conversation: Unsupported = None
     prompt: Unsupported = None

@@ -1,4 +1,4 @@
-"""llama-server's own API: /completion, and what its clients ask besides. Chats under its addresses are OpenAI's.
+"""llama-server's own API: /completion, chats under its address, and what its clients ask besides.
 
 Source: the server's page in llama.cpp's repository (tools/server/README.md), as vendored by llama-cpp-python 0.3.36.
 """
@@ -24,15 +24,21 @@ from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.logprobs import Entry
-from swarm.serve.parse import TextRequest, parse_completion_untrusted, stops_listed
+from swarm.serve.parse import (
+    TextRequest,
+    parse_chat_untrusted,
+    parse_completion_untrusted,
+    prefilled,
+    stops_listed,
+)
 from swarm.serve.stream import EventStream
 from swarm.serve.timings import timings
-from swarm.serve.voice import Event, Json
+from swarm.serve.voice import Event, Json, OpenAIVoice
 from swarm.serve.web import IGNORED, read_json
 
 _SAME = (
     "model temperature top_k top_p min_p presence_penalty frequency_penalty seed stop stream ignore_eos json_schema "
-    "grammar speculation draft receipt private_text min_tokens stop_token_ids"
+    "grammar speculation draft receipt private_text min_tokens stop_token_ids timings_per_token return_progress"
 ).split()
 
 
@@ -64,6 +70,16 @@ class LlamaViews:
             return LlamaShape(*envelope, parsed.wanted, spelling, len(parsed.prompts), native=native)
 
         return await self._completions.continue_text(request, parsed, shaped, LlamaVoice())
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """POST /chat/completions: as under /v1, but a last message of the assistant is gone on with."""
+        body = prefilled(await read_json(request, self._config))
+        messages = body.get("messages") if isinstance(body, dict) else None
+        last = messages[-2:] if isinstance(messages, list) else []
+        if [isinstance(each, dict) and each.get("role") for each in last] == ["assistant"] * 2:
+            raise bad_field("messages", "expected at most one message of the assistant at the end, found two")
+        parsed = parse_chat_untrusted(body, self._config)
+        return await self._completions.converse(request, parsed, OpenAIVoice(parsed.wanted.include_usage))
 
     async def slots(self, request: web.Request) -> web.Response:
         """GET /slots: how many runs are on the ring, and nothing of what they are about."""
@@ -158,7 +174,7 @@ def _unchanged(parsed: TextRequest) -> bool:
 
 def _not_read(asked: LlamaBody) -> tuple[str, ...]:
     """Fields that say how llama-server is to work inside."""
-    named = ("cache_prompt", "id_slot", "n_keep", "samplers", "n_cache_reuse", "timings_per_token", "return_progress")
+    named = ("cache_prompt", "id_slot", "n_keep", "samplers", "n_cache_reuse")
     return tuple(name for name in named if getattr(asked, name) is not None)
 
 
@@ -210,6 +226,10 @@ class LlamaShape(AnswerShape):
     def opening(self, choice: Choice) -> list[Json]:
         return []
 
+    def empty(self, choice: Choice) -> Json:
+        counts = {"tokens_predicted": choice.written, "tokens_evaluated": choice.prompt}
+        return {"index": choice.index, "content": "", "tokens": [], "stop": False, "id_slot": -1, **counts}
+
     def more(self, choice: Choice, event: CommittedTokens) -> list[Json]:
         text = self.heard(choice, event)
         told = choice.entries(event, text) if self.wanted.logprobs else []
@@ -221,15 +241,13 @@ class LlamaShape(AnswerShape):
         choice.logprobs += entries
         if not self.wanted.stream:
             return []
-        head = {"index": choice.index, "stop": False, "id_slot": -1}
-        counts = {"tokens_predicted": choice.written, "tokens_evaluated": choice.prompt}
+        head = self.empty(choice)
         if not entries:
-            return [{**head, "content": text, "tokens": list(tokens), **counts}] if text or tokens else []
+            return [{**head, "content": text, "tokens": list(tokens)}] if text or tokens else []
         return [  # a token an event; the text that they add together stands in the first
-            {**head, "content": "" if place else text, "tokens": [entry["id"]], **counts,
-             "completion_probabilities": [entry]}
+            {**head, "content": "" if place else text, "tokens": [entry["id"]], "completion_probabilities": [entry]}
             for place, entry in enumerate(entries)
-        ]  # fmt: skip
+        ]
 
     def closing(self, choice: Choice) -> list[Json]:
         rest = self._say(choice, self.unsaid(choice), choice.last_entries(), ())

@@ -29,7 +29,7 @@ from swarm.serve.compat.shapes import arguments_of, fitted, given, no_pictures
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
-from swarm.serve.parse import parse_chat_untrusted, stops_listed
+from swarm.serve.parse import parse_chat_untrusted, prefilled, stops_listed
 from swarm.serve.plan import check_model
 from swarm.serve.stream import EventStream
 from swarm.serve.tools import Marks
@@ -97,7 +97,7 @@ class OllamaViews:
         raise ApiError(501, f"{name} is not offered: this gateway serves text models of swarms", "not_implemented")
 
     async def _converse(self, request: web.Request, asked: Json, voice: OllamaVoice) -> web.StreamResponse:
-        parsed = parse_chat_untrusted(asked, self._config)
+        parsed = parse_chat_untrusted(prefilled(asked), self._config)
         return await self._completions.converse(request, fitted(parsed), voice)
 
     def _loaded(self, answer: Json, asked: OllamaCommon) -> Json:
@@ -150,6 +150,8 @@ def _message(item: OllamaMessage, path: str, index: int) -> Json:
     if item.images:
         raise no_pictures(f"{path}.images")
     message: Json = {"role": item.role, "content": item.content or ""}
+    if item.thinking and item.role == "assistant":
+        message["reasoning_content"] = item.thinking
     if item.tool_calls:
         message["tool_calls"] = [_call(call, f"call_{index}_{number}") for number, call in enumerate(item.tool_calls)]
     if item.role == "tool":

@@ -15,7 +15,15 @@ from msgspec import to_builtins
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.backend import Backend
 from swarm.serve.body import read
-from swarm.serve.compat.bodies import CallItem, CallOutputItem, ItemContent, MessageItem, ResponsesBody, ResponsesTool
+from swarm.serve.compat.bodies import (
+    CallItem,
+    CallOutputItem,
+    ItemContent,
+    MessageItem,
+    ReasoningItem,
+    ResponsesBody,
+    ResponsesTool,
+)
 from swarm.serve.compat.kept import KeptAnswers
 from swarm.serve.compat.shapes import given
 from swarm.serve.completions import Completions
@@ -26,7 +34,8 @@ from swarm.serve.stream import EventStream
 from swarm.serve.voice import Event, Json, delta_of
 from swarm.serve.web import REQUEST_ID, USER, read_json
 
-_SAME = ("model", "temperature", "top_p", "stream", "user", "metadata", "service_tier", "parallel_tool_calls")
+_SAME = ("model", "temperature", "top_p", "stream", "user", "metadata", "service_tier", "parallel_tool_calls",
+         "timings_per_token", "return_progress")  # fmt: skip
 _ECHOED = ("instructions", "temperature", "top_p", "previous_response_id", "max_output_tokens")
 
 
@@ -100,6 +109,7 @@ class ResponsesVoice:
         self._text = ""
         self._open: Literal["", "message", "reasoning", "function_call"] = ""
         self._call: Json = {}
+        self._paced = False
 
     def stream(self, request: web.Request, config: GatewayConfig) -> EventStream:
         return EventStream(request, config.write_timeout_s, config.keepalive_comment_s)
@@ -109,12 +119,20 @@ class ResponsesVoice:
         return self._numbered([{"type": f"response.{name}", "response": begun} for name in ("created", "in_progress")])
 
     def chunk(self, chunk: Json) -> Sequence[Event]:
-        return self._numbered(self._hear(delta_of(chunk)))
+        if "prompt_progress" in chunk:
+            told = {"type": "response.in_progress", "response": self._body("in_progress")}
+            return self._numbered([{**told, "prompt_progress": chunk["prompt_progress"]}])
+        events = self._hear(delta_of(chunk))
+        if "timings" in chunk and not chunk["choices"][0]["finish_reason"]:
+            self._paced = True
+            events = [{**each, "timings": chunk["timings"]} if "delta" in each else each for each in events]
+        return self._numbered(events)
 
     def closing(self, results: Sequence[RunResult], usage: Json, last: Json) -> Sequence[Event]:
         events = self._close()
         body = self._whole(results[0], usage)
-        return self._numbered([*events, {"type": f"response.{body['status']}", "response": body}])
+        pace = {"timings": last["timings"]} if self._paced else {}
+        return self._numbered([*events, {"type": f"response.{body['status']}", "response": body, **pace}])
 
     def failed(self, error: ApiError) -> Sequence[Event]:
         body = {**self._body("failed"), "error": {"code": "server_error", "message": error.message}}
@@ -252,6 +270,8 @@ def _said(output: Sequence[Json]) -> Json:
     """The items of a response as one chat message."""
     texts = [part["text"] for item in output if item["type"] == "message" for part in item["content"]]
     said: Json = {"role": "assistant", "content": "".join(texts)}
+    if thoughts := [part["text"] for item in output if item["type"] == "reasoning" for part in item["content"]]:
+        said["reasoning_content"] = "".join(thoughts)
     calls = [item for item in output if item["type"] == "function_call"]
     if calls:
         said["tool_calls"] = [_tool_call(call["call_id"], call["name"], call["arguments"]) for call in calls]
@@ -298,6 +318,7 @@ def read_input(asked: ResponsesBody) -> list[Json]:
     if isinstance(asked.input, str):
         return [{"role": "user", "content": asked.input}]
     messages: list[Json] = []
+    thought = ""  # belongs to what the assistant said after it
     for item in asked.input:
         match item:
             case MessageItem():
@@ -310,8 +331,12 @@ def read_input(asked: ResponsesBody) -> list[Json]:
                     messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
             case CallOutputItem():
                 messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
-            case _:
-                pass  # thoughts
+            case ReasoningItem():
+                thought += "".join(part.text or "" for part in item.content or ())
+                continue
+        if thought and messages[-1]["role"] == "assistant":
+            messages[-1]["reasoning_content"] = thought
+        thought = ""
     return messages
 
 

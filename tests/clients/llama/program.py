@@ -4,6 +4,7 @@ options, and holds it until it is ended. The standard library alone: it is start
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import sys
 
@@ -11,6 +12,8 @@ import sys
 def main(path: str, options: list[str]) -> int:
     """Exit status 1 with the reason where there is no such gateway."""
     with socket.socket(socket.AF_UNIX) as line:
+        # Like a real server, it is gone only when its port is free: else the next test would ask this one.
+        signal.signal(signal.SIGTERM, lambda *_: line.shutdown(socket.SHUT_WR))
         line.connect(path)
         line.sendall(json.dumps(options).encode() + b"\n")
         answer = line.makefile().readline()

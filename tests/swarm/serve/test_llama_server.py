@@ -4,8 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import date
+from typing import Any
 
+import pytest
+
+from swarm.base.errors import UsageError
+from swarm.model.text.template import TemplateOptions
+from swarm.serve.chat_prompt import offered
+from swarm.serve.config import template_options
 from tests.swarm.serve.conftest import Serve, Served
+
+USER = {"role": "user", "content": "hi"}
+BEGUN = {"role": "assistant", "content": "Well, "}
+WITH_VARIABLES = (
+    "{{ date_string }}{% if enable_thinking %}think{% endif %}{% for message in messages %}|{{ message.role }}:"
+    "{{ message.content }}{{ message.reasoning_content }}{{ message.tool_calls and 'call' }}{% endfor %}"
+    "{% if add_generation_prompt %}|assistant:{% endif %}"
+)
+
+
+async def events_of(served: Served, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    async with served.http.post(path, json={**body, "stream": True}) as answer:
+        assert answer.status == 200 and "x-ignored-fields" not in answer.headers, await answer.text()
+        lines = (await answer.text()).splitlines()
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
+
+def prompt_of(served: Served) -> str:
+    return str(served.backend.tokenizer.decode(served.backend.requests[-1].prompt_ids))
 
 
 async def test_apply_template_is_the_prompt_of_a_run(served: Served) -> None:
@@ -111,3 +138,140 @@ async def test_any_name_means_the_model_where_the_alias_says_so(serve: Serve) ->
         assert told.model == served.model and (told.system_fingerprint or "").startswith("build-")
         assert told.model_extra is not None and "<|im_start|>user\na" in told.model_extra["__verbose"]["prompt"]
         assert [model.id for model in (await served.openai.models.list()).data] == [served.model]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [USER], "max_tokens": 12}),
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 12}),
+        ("/completion", {"prompt": "hi", "n_predict": 12}),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 12}),
+    ],
+)
+async def test_a_stream_tells_how_fast_it_is_and_how_much_is_read(
+    served: Served, path: str, body: dict[str, Any]
+) -> None:
+    asked = {**body, "timings_per_token": True, "return_progress": True, "ignore_eos": True}
+    asked.pop("ignore_eos") if path == "/v1/responses" else None
+    events = await events_of(served, path, asked)
+    read = [event["prompt_progress"] for event in events if "prompt_progress" in event]
+    total = len(served.backend.requests[-1].prompt_ids)
+    assert [each["processed"] for each in read] == sorted({0, total // 2, total})
+    assert all(each["total"] == total and each["cache"] == 0 and each["time_ms"] >= 0 for each in read)
+    paced = [event["timings"] for event in events if "timings" in event]
+    counted = [pace["predicted_n"] for pace in paced]
+    assert counted == sorted(counted) and counted[0] < counted[-1] == 12
+    assert all(pace["prompt_n"] == total for pace in paced)
+    assert not [event for event in await events_of(served, path, body) if "prompt_progress" in event]
+
+
+async def test_a_last_message_of_the_assistant_is_gone_on_with_where_clients_expect_it(served: Served) -> None:
+    chat = {"messages": [USER, BEGUN], "max_tokens": 2}
+    begun, anew = "<|im_start|>assistant\nWell, ", "<|im_start|>assistant\n"
+    for path, body in {
+        "/chat/completions": chat,
+        "/v1/messages": {**chat, "model": served.model},
+        "/api/chat": {"messages": chat["messages"], "model": served.model, "stream": False},
+    }.items():
+        async with served.http.post(path, json=body) as answer:
+            assert answer.status == 200, await answer.text()
+        assert prompt_of(served).endswith(begun.rstrip()) or prompt_of(served).endswith(begun), path
+    async with served.http.post("/apply-template", json=chat) as answer:
+        assert (await answer.json())["prompt"].rstrip().endswith("Well,")
+    for path, body in {
+        "/v1/chat/completions": chat,
+        "/chat/completions": {**chat, "add_generation_prompt": True},
+    }.items():
+        async with served.http.post(path, json=body) as answer:
+            assert answer.status == 200
+        assert prompt_of(served).endswith(anew), path
+    async with served.http.post("/chat/completions", json={"messages": [USER, BEGUN, BEGUN]}) as answer:
+        assert answer.status == 400
+
+
+async def test_content_is_cut_into_its_own_tokens_alone(served: Served) -> None:
+    wanted = {"prompt": True, "content": False}
+    seen = []
+    served.backend.encode = lambda text: seen.append(text) or (1, 2)  # type: ignore[assignment, method-assign, func-returns-value]
+    for name, special in wanted.items():
+        for more, expected in (({}, special), ({"add_special": True}, True), ({"add_special_tokens": False}, False)):
+            async with served.http.post("/tokenize", json={name: "ab", **more}) as answer:
+                assert ((await answer.json())["tokens"] == [1, 2]) is expected, (name, more)
+
+
+async def test_variables_of_the_template_come_from_the_gateway_the_request_and_the_day(serve: Serve) -> None:
+    async with serve(template_options={"enable_thinking": True}) as served:
+        served.backend.tokenizer.chat_template = WITH_VARIABLES
+        today = date.today()
+
+        async def prompt(**more: Any) -> str:
+            async with served.http.post("/apply-template", json={"messages": [USER], **more}) as answer:
+                return str((await answer.json())["prompt"])
+
+        assert await prompt() == f"{today:%d %b %Y}think|user:hi|assistant:"
+        assert (await prompt(reasoning_effort="none")).endswith(f"{today:%Y}|user:hi|assistant:")
+        own = {"enable_thinking": False, "date_string": "now"}
+        assert await prompt(chat_template_kwargs=own) == "now|user:hi|assistant:"
+        async with served.http.post("/tokenize", json={"messages": [USER]}) as answer:
+            ids = (await answer.json())["tokens"]
+        assert "think|user" in served.backend.tokenizer.decode(ids)
+
+
+def test_what_templates_ask_for_by_names_of_their_own() -> None:
+    day, plain = date(2026, 11, 8), TemplateOptions()
+    assert offered("{{ messages }}", plain, day) is plain
+    told = offered("{{ functions }}{{ datetime }}", plain, day).variables
+    assert told == {"functions": "", "datetime": "Nov 08 2026"}
+    offering = TemplateOptions(tools=[{"type": "function", "function": {"name": "f"}}])
+    assert offered("{{ tools }}{{ functions }}", offering, day).variables == {"functions": '[{"name": "f"}]'}
+    for bad in ("[]", "{", '{"tools": 1}', '{"_x": 1}'):
+        with pytest.raises(UsageError, match="chat-template-kwargs"):
+            template_options(bad)
+
+
+async def test_thoughts_that_come_back_reach_the_template(served: Served) -> None:
+    served.backend.tokenizer.chat_template = WITH_VARIABLES + "{# tools #}"
+    call = {"function": {"name": "f", "arguments": {}}}
+    block = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "r"}
+    thought = {"type": "thinking", "thinking": "hm", "signature": ""}
+    item = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "a", "output": "r"}
+    reasoning = {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": "hm"}],
+    }
+    bodies: dict[str, Any] = {
+        "/v1/messages": {
+            "max_tokens": 1,
+            "messages": [
+                USER,
+                {"role": "assistant", "content": [thought, block]},
+                {"role": "user", "content": [result]},
+            ],
+        },
+        "/api/chat": {
+            "stream": False,
+            "messages": [
+                USER,
+                {"role": "assistant", "thinking": "hm", "tool_calls": [call]},
+                {"role": "tool", "tool_name": "a", "content": "r"},
+            ],
+        },
+        "/v1/responses": {"input": [{**USER, "type": "message"}, reasoning, item, output], "max_output_tokens": 1},
+    }
+    for path, body in bodies.items():
+        async with served.http.post(path, json={**body, "model": served.model}) as answer:
+            assert answer.status == 200, await answer.text()
+        assert "|assistant:hmcall|tool:r" in prompt_of(served), path
+
+
+async def test_a_model_tells_its_aliases(serve: Serve) -> None:
+    async with serve(aliases=(("small", "tiny-random"), ("*", "tiny-random"))) as served:
+        async with served.http.get("/v1/models") as answer:
+            listed = (await answer.json())["data"]
+    assert [model["id"] for model in listed] == ["tiny-random", "small"]
+    assert listed[0]["aliases"] == ["small"]

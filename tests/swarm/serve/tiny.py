@@ -23,7 +23,17 @@ from swarm.model.held import Vocabulary
 from swarm.model.sampler import pick
 from swarm.model.text.spelling import special_tokens
 from swarm.model.text.template import PLAIN_CHAT, TemplateOptions, TemplateRenderer
-from swarm.run.api import CommittedTokens, Finished, Recovering, RingOpened, RunEvent, RunRequest, RunResult, StageInfo
+from swarm.run.api import (
+    CommittedTokens,
+    Finished,
+    PromptRead,
+    Recovering,
+    RingOpened,
+    RunEvent,
+    RunRequest,
+    RunResult,
+    StageInfo,
+)
 from swarm.run.detokenizer import TextStream
 
 TEMPLATE = (
@@ -183,6 +193,8 @@ class TinyBackend:
         draw = self._scripted() if self.script is not None else self._drawn(request)
         tokens: list[int] = []
         finish = "length"
+        for read in sorted({0, len(request.prompt_ids) // 2, len(request.prompt_ids)}):
+            yield PromptRead(read, 0, len(request.prompt_ids), time.monotonic() - started)
         while len(tokens) < request.max_tokens:
             if self.fail is not None and len(tokens) == self.fail_after:
                 raise self.fail
