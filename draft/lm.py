@@ -85,10 +85,12 @@ class LmDrafter:
             self._ranker.saw(node.token)
         guesses.apply(step)
         self._ranker.forget_before(guesses.root.position)
+        for wanted in step.expand:
+            guesses[wanted].mask = step.masks.get(wanted)
         served, out = self._make_room(step), list[Expansion]()
         inside = [g for g in served if g.position + 1 < self.layout.context]
         self._compute(inside)
-        levels = {id(g): [g.ranks[: step.width]] for g in inside if g.ranks is not None}
+        levels = {id(g): [_possible(g)[: step.width]] for g in inside if g.ranks is not None}
         if step.depth > 1:
             self._go_on(inside, levels, step)
         for guess in served:
@@ -139,13 +141,14 @@ class LmDrafter:
 
     def _go_on(self, starts: Sequence[Guess], levels: dict[int, list[tuple[Child, ...]]], step: DraftStep) -> None:
         """Levels 2 to `step.depth` below each start: first child after first child."""
-        tips = {id(start): start for start in starts if start.ranks}
+        tips = {id(start): start for start in starts if _possible(start)}
         for level in range(1, step.depth):
             for key, tip in list(tips.items()):
-                if not tip.ranks or tip.position + 2 >= self.layout.context:
+                ranks = _possible(tip)
+                if not ranks or tip.position + 2 >= self.layout.context:
                     del tips[key]
                 else:
-                    tips[key] = tip.child(tip.ranks[0].token)
+                    tips[key] = tip.child(ranks[0].token)
             new = [tip for tip in tips.values() if tip.slot < 0]
             left = min([step.depth - level, *(self.layout.context - 1 - tip.position for tip in tips.values())])
             if not tips or len(new) > self._guesses.free:
@@ -193,6 +196,7 @@ class LmDrafter:
 
     def _rank(self, guesses: Sequence[Guess], logits: torch.Tensor) -> None:
         paths = [self._path_tokens(g) for g in guesses] if self._ranker.needs_paths else None
+        logits = self._ranker.masked(logits, [g.mask for g in guesses])
         ranked = self._ranker.rank(logits, [g.position + 1 for g in guesses], paths)
         for guess, ranks in zip(guesses, ranked, strict=True):
             guess.ranks = ranks
@@ -203,3 +207,13 @@ class LmDrafter:
             tokens.append(walk.token)
             walk = walk.parent
         return tokens
+
+
+def _possible(guess: Guess) -> tuple[Child, ...]:
+    """Its children without those that may not follow; it may have been computed before that was known."""
+    mask, ranks = guess.mask, guess.ranks or ()
+    if mask is None:
+        return ranks
+    return tuple(
+        child for child in ranks if child.token < 8 * len(mask) and mask[child.token >> 3] >> (child.token & 7) & 1
+    )

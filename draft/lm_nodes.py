@@ -17,9 +17,10 @@ from swarm.model.rows import Commits, Layout, Rows
 
 
 class Guess:
-    """One token. `slot` is its scratch slot or -1; `ranks` are its children, best first, once it was computed."""
+    """One token. `slot` is its scratch slot or -1; `ranks` are its children, best first, once it was computed; `mask`
+    says which tokens may be children (`DraftStep.masks`), where that is known."""
 
-    __slots__ = ("children", "id", "parent", "position", "ranks", "slot", "token")
+    __slots__ = ("children", "id", "mask", "parent", "position", "ranks", "slot", "token")
 
     def __init__(self, parent: Guess | None, token: int, position: int, id: int = -1) -> None:
         self.parent = parent
@@ -28,6 +29,7 @@ class Guess:
         self.id = id
         self.slot = -1
         self.ranks: tuple[Child, ...] | None = None
+        self.mask: bytes | None = None
         self.children: dict[int, Guess] = {}
 
     def child(self, token: int) -> Guess:
