@@ -50,7 +50,8 @@ class Ranker:
     @property
     def needs_paths(self) -> bool:
         """Whether scores depend on the tokens before, or on more than `perturb` knows: penalties and biases."""
-        return self.sampling.repetition_penalty != 1 or self.sampling.shaping is not None
+        shaping = self.sampling.shaping
+        return self.sampling.repetition_penalty != 1 or (shaping is not None and shaping.shifts)
 
     @property
     def sampling_key(self) -> tuple[float, ...]:

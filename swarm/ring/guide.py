@@ -89,13 +89,25 @@ class ConstraintGuide(Guide):
         return self.after(tree, node).bits or None
 
 
-class GivenGuide(Guide):
-    """An answer whose first tokens are given; of those after them any may come."""
+class DictatedGuide(Guide):
+    """An answer of which the order gives single tokens: the first ones, or those that close a thought; else any may
+    come."""
 
     def __init__(self, shaping: Shaping, vocab: int) -> None:
         self._shaping = shaping
         self._any = Allowed(-1, b"\xff" * -(-vocab // 8))
+        self._answer: list[int] = []
+        self._known: dict[int, Allowed] = {}
+
+    def advanced(self, token: int) -> None:
+        self._answer.append(token)
+        if len(self._known) > _KNOWN:
+            self._known.clear()
 
     def after(self, tree: TokenTree, node: Node) -> Allowed:
-        given = self._shaping.given_at(node.position + 1)
-        return self._any if given < 0 else Allowed(given)
+        found = self._known.get(node.id)
+        if found is None:
+            path = [below.token for below in tree.path(node)]
+            token = self._shaping.dictated(node.position + 1, [*self._answer, *path])
+            found = self._known[node.id] = self._any if token < 0 else Allowed(token)
+        return found

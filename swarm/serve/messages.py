@@ -31,6 +31,8 @@ def read_template_options(asked: Conversation) -> Mapping[str, Any]:
     """Variables of the chat template beside the messages: `chat_template_kwargs`, and `reasoning_effort`, of which
     "none" also switches off thinking in the two ways in which templates spell it."""
     options = dict(asked.chat_template_kwargs or {})
+    if (think := getattr(asked, "enable_thinking", None)) is not None:
+        options.setdefault("enable_thinking", think)
     if len(options) > MAX_OPTIONS:
         raise bad_field("chat_template_kwargs", f"expected at most {MAX_OPTIONS} names, found {len(options)}")
     for name, value in options.items():
