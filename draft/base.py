@@ -8,8 +8,8 @@ and answered strictly one after another, and nothing else is called in between.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class DraftStep:
     depth      levels wanted below each: 1 is the children of the node; d > 1 goes on from the first child, d - 1
                times. A drafter may return fewer levels.
     width      most children wanted at each level, best first
+    masks      by id of `expand`, the tokens that may follow it, a bit each, the lowest first; absent: any. A drafter
+               need not look at it: what may not follow is left out of its proposals anyhow
     """
 
     committed: tuple[DraftNode, ...] = ()
@@ -63,6 +65,7 @@ class DraftStep:
     expand: tuple[int, ...] = ()
     depth: int = 1
     width: int = 8
+    masks: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

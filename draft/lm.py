@@ -118,10 +118,12 @@ class LmDrafter:
         if self.window is not None and self.window.full(text.place_of(text.root) + 1):
             self._read()
         self._ranker.forget_before(text.root.position)
+        for wanted in step.expand:
+            text.by_id[wanted].mask = step.masks.get(wanted)
         served, out = self._make_room(step), list[Expansion]()
         inside = [t for t in served if text.place_of(t) + 1 < self.layout.context]
         self._compute(inside)
-        levels = {id(t): [t.ranks[: step.width]] for t in inside if t.ranks is not None}
+        levels = {id(t): [_possible(t)[: step.width]] for t in inside if t.ranks is not None}
         if step.depth > 1:
             self._go_on(inside, levels, step)
         for token in served:
@@ -172,13 +174,14 @@ class LmDrafter:
 
     def _go_on(self, starts: Sequence[Token], levels: dict[int, list[tuple[Child, ...]]], step: DraftStep) -> None:
         """Levels 2 to `step.depth` below each start: first child after first child."""
-        tips = {id(start): start for start in starts if start.ranks}
+        tips = {id(start): start for start in starts if _possible(start)}
         for level in range(1, step.depth):
             for key, tip in list(tips.items()):
-                if not tip.ranks or self._text.place_of(tip) + 2 >= self.layout.context:
+                ranks = _possible(tip)
+                if not ranks or self._text.place_of(tip) + 2 >= self.layout.context:
                     del tips[key]
                 else:
-                    tips[key] = tip.child(tip.ranks[0].token)
+                    tips[key] = tip.child(ranks[0].token)
             new = [tip for tip in tips.values() if tip.slot < 0]
             left = min(
                 [step.depth - level, *(self.layout.context - 1 - self._text.place_of(tip) for tip in tips.values())]
@@ -228,6 +231,17 @@ class LmDrafter:
 
     def _rank(self, tokens: Sequence[Token], logits: torch.Tensor) -> None:
         paths = [token.drafted() for token in tokens] if self._ranker.needs_paths else None
+        logits = self._ranker.masked(logits, [token.mask for token in tokens])
         ranked = self._ranker.rank(logits, [token.position + 1 for token in tokens], paths)
         for token, ranks in zip(tokens, ranked, strict=True):
             token.ranks = ranks
+
+
+def _possible(token: Token) -> tuple[Child, ...]:
+    """Its children without those that may not follow; it may have been computed before that was known."""
+    mask, ranks = token.mask, token.ranks or ()
+    if mask is None:
+        return ranks
+    return tuple(
+        child for child in ranks if child.token < 8 * len(mask) and mask[child.token >> 3] >> (child.token & 7) & 1
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,7 +50,8 @@ class Ranker:
     @property
     def needs_paths(self) -> bool:
         """Whether scores depend on the tokens before, or on more than `perturb` knows: penalties and biases."""
-        return self.sampling.repetition_penalty != 1 or self.sampling.shaping is not None
+        shaping = self.sampling.shaping
+        return self.sampling.repetition_penalty != 1 or (shaping is not None and shaping.shifts)
 
     @property
     def sampling_key(self) -> tuple[float, ...]:
@@ -76,6 +78,22 @@ class Ranker:
         # The noise of a longer vocabulary begins with that of a shorter one, so the highest id needed is enough.
         noise = gumbel(self.sampling.seed, position, int(self._chosen[-1]) + 1)
         return np.ascontiguousarray(noise[self._chosen])
+
+    def masked(self, logits: torch.Tensor, masks: Sequence[bytes | None]) -> torch.Tensor:
+        """Logits with -inf for what the row's mask does not let follow (a bit for each token id, the lowest first)."""
+        held = [row for row, mask in enumerate(masks) if mask is not None]
+        if not held:
+            return logits
+        logits = logits.clone()
+        ids = np.arange(self.vocab) if self._chosen is None else self._chosen
+        for row in held:
+            bits = np.frombuffer(masks[row] or b"", np.uint8)
+            inside = ids < 8 * len(bits)
+            kept = np.zeros(len(ids), np.bool_)
+            kept[inside] = bits[ids[inside] >> 3] >> (ids[inside] & 7).astype(np.uint8) & 1
+            if kept.any():  # else the drafter has no word for what may come, and proposes as if free
+                logits[row].masked_fill_(torch.from_numpy(~kept).to(logits.device), -math.inf)
+        return logits
 
     def rank(
         self, logits: torch.Tensor, positions: Sequence[int], paths: Sequence[Sequence[int]] | None

@@ -172,6 +172,8 @@ def _shaped(said: Shaped) -> str:
         parts.append(f"no end before {said.min_tokens} tokens")
     if said.given:
         parts.append(f"the first {len(said.given)} tokens given by the requester, not drawn")
+    if said.thought is not None:
+        parts.append(f"thoughts closed after {said.thought.most} tokens")
     return ", ".join(parts)
 
 

@@ -1,6 +1,7 @@
 """What of an answer the order itself dictates: no model's word, however honestly it was computed.
 
-An order may give the answer's first tokens, bias any token, or hold the answer to a constraint that leaves one text. A
+An order may give the answer's first tokens, bias any token, close a thought after some tokens, or hold the answer to a
+constraint that leaves one text. A
 receipt of such a run is sound at every level, so whoever reads the level has to be told in the same line.
 """
 
@@ -35,6 +36,21 @@ def dictated(run: ReceiptRun, disclosed: Disclosed) -> str:
             parts.append("held it to a constraint, which may have left no choice")
         elif forced:
             parts.append(f"left no choice at {forced} of {run.close.new_tokens} tokens")
+    if order.shaped is not None and order.shaped.thought is not None:
+        parts += filter(None, [_closed(run, disclosed, given)])
     if order.shaped is not None and (biased := len(order.shaped.bias)):
         parts.append(f"biased {biased} token{'s' * (biased != 1)}")
     return f"the order {', '.join(parts)}" if parts else ""
+
+
+def _closed(run: ReceiptRun, disclosed: Disclosed, given: int) -> str:
+    """Whether the order ended a thought, by the margins of its closing mark where these are disclosed."""
+    limit, tokens = run.order.shaped and run.order.shaped.thought, disclosed.tokens
+    assert limit
+    if tokens is None:
+        return f"let it think for {limit.most} tokens at most"
+    drawn = zip(tokens.tokens[given:], tokens.margins_ppm[given:], strict=True)
+    closing = sum(token in limit.closes and margin >= NO_OTHER_PPM for token, margin in drawn)
+    if not closing:
+        return ""
+    return f"closed its thought after {limit.most} tokens"

@@ -57,6 +57,19 @@ class Bias:
 
 
 @dataclass(frozen=True)
+class ThoughtLimit:
+    """What the answer may spend on thoughts. After so many tokens inside them the next ones are the closing mark's."""
+
+    most: Count
+    """Of all the answer's thoughts together, their marks not counted."""
+    closes: Annotated[tuple[Count, ...], Many(1, 8)]
+    opens: Annotated[tuple[Count, ...], Many(0, 8)]
+    """None: the answer opens none itself."""
+    opened: bool
+    """The prompt ends within a thought."""
+
+
+@dataclass(frozen=True)
 class Shaped:
     """What is done to the logits of the answer's tokens before they are drawn, beside the sampler."""
 
@@ -71,6 +84,8 @@ class Shaped:
     ends: Annotated[tuple[Count, ...], Many(0, 1024)]
     given: Annotated[tuple[Count, ...], Many(0, 65_536)]
     """The answer's first tokens, which are the requester's own: the tail says how likely each was."""
+    thought: ThoughtLimit | None = field(default=None, metadata=LATER)
+    """None: as much as it likes."""
 
 
 @dataclass(frozen=True)

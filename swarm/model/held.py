@@ -57,6 +57,10 @@ class Vocabulary:
             parts.update(len(spelt).to_bytes(4, "big") + spelt + bytes([self._tokens.is_special_token(token)]))
         return parts.hexdigest()
 
+    def spell(self, text: bytes) -> list[int]:
+        """The tokenizer's own tokens for a text."""
+        return list(self._tokens.tokenize_bytes(text))
+
     def held(self, constraint: Constraint) -> Matcher:
         """A fresh matcher. Raises UsageError for what cannot be compiled, naming why.
 
@@ -141,6 +145,17 @@ class Matcher:
         if len(some) == 1 and (only := int(found[some[0]])) & (only - 1) == 0:
             return Allowed(8 * int(some[0]) + only.bit_length() - 1)
         return Allowed(-1, bits)
+
+    def spelling(self, tokens: Sequence[int]) -> int:
+        """The token that most likely follows where text is certain to come but not how it goes on: the tokenizer's own
+        spelling of that text, were nothing to follow it. -1 where no text is certain, or the next token is.
+
+        A guess for drafts: the text's last token may be spelt together with what comes after it.
+        """
+        if not self._go_to(list(tokens)) or self._matcher.is_stopped() or self._matcher.compute_ff_tokens():
+            return -1
+        text = self._matcher.compute_ff_bytes()
+        return int(self._vocabulary.spell(text)[0]) if text else -1
 
     def _go_to(self, tokens: list[int]) -> bool:
         """Whether the constraint allows these tokens, end included; the matcher stands after them then."""

@@ -86,7 +86,7 @@ def pick(
         )
     tokens, margins = _best(scores)
     for row, position in enumerate(positions):
-        if (given := sampling.given_at(int(position))) >= 0:
+        if (given := sampling.dictated(int(position), answers[row] if answers is not None else None)) >= 0:
             if given >= logits.shape[-1]:
                 raise ModelError(f"expected given tokens below {logits.shape[-1]}, found {given}")
             tokens[row], margins[row] = given, MAX_MARGIN

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -32,7 +32,7 @@ class Sampling:
     seed                of the noise, 0 <= seed < 2**63
     logprobs            how many of the most probable tokens to report
     constraint          what the answer is held to: other tokens have no probability; None: nothing
-    shaping             penalties by count, biases, a least length, a given beginning; None: nothing of these
+    shaping             penalties by count, biases, a least length, a given beginning, limited thoughts; None: nothing
     """
 
     temperature: Annotated[float, Between(0, 100)] = option(
@@ -88,21 +88,24 @@ class Sampling:
         check(self)
         if not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise UsageError(f"logprobs must be 0 to {MAX_LOGPROBS}, found {self.logprobs}")
-        if self.shaping is not None and self.shaping.given and self.constraint is not None:
-            raise UsageError("an answer that begins with given tokens cannot be held to a constraint")
+        if self.shaping is not None and self.constraint is not None:
+            if self.shaping.given:
+                raise UsageError("an answer that begins with given tokens cannot be held to a constraint")
+            if self.shaping.thought is not None:
+                raise UsageError("an answer that is held to a constraint has no thoughts to be limited")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
     @property
-    def counts(self) -> bool:
-        """Whether it matters which tokens the answer has so far."""
-        return self.shaping is not None and self.shaping.counts
+    def looks_back(self) -> bool:
+        """Whether the shaping looks at the answer so far."""
+        return self.shaping is not None and self.shaping.looks_back
 
-    def given_at(self, position: int) -> int:
-        """The token that the order gives at this position of the sequence; -1: it is drawn."""
-        return self.shaping.given_at(position) if self.shaping is not None else -1
+    def dictated(self, position: int, answer: Sequence[int] | None = None) -> int:
+        """The token that the order gives at this position of the sequence, as `Shaping.dictated`; -1: it is drawn."""
+        return self.shaping.dictated(position, answer) if self.shaping is not None else -1
 
 
 def recommended(sampling: Sampling, defaults: Mapping[str, float]) -> Sampling:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
-from swarm.base.bounds import AtMost, Between, by_name
+from swarm.base.bounds import AtMost, Between, MayLack, by_name
 from swarm.base.errors import UsageError
+from swarm.model.thought import ThoughtLimit
 
 MAX_BIASES = 1024
 MAX_ENDS = 1024
@@ -32,6 +33,7 @@ class Shaping:
     ends       the tokens that end an answer, rising; set where `least` is
     given      the answer's first tokens, which are not drawn: the tail says how likely they were
     after      how many tokens come before the answer: the prompt's
+    thought    what the answer may spend on thoughts; None: as much as it likes
     """
 
     presence: Penalty = 0.0
@@ -41,6 +43,7 @@ class Shaping:
     ends: Annotated[tuple[Whole, ...], AtMost(MAX_ENDS)] = ()
     given: Annotated[tuple[Whole, ...], AtMost(MAX_GIVEN)] = ()
     after: Whole = 0
+    thought: Annotated[ThoughtLimit | None, MayLack(unsaid=True)] = None
 
     def __post_init__(self) -> None:
         for name in ("presence", "frequency"):
@@ -58,13 +61,32 @@ class Shaping:
 
     @property
     def counts(self) -> bool:
-        """Whether it matters which tokens the answer has so far."""
+        """Whether logits depend on how often the answer has a token so far."""
         return self.presence != 0 or self.frequency != 0
 
-    def given_at(self, position: int) -> int:
-        """The token that the order gives at this position of the sequence; -1: it is drawn."""
+    @property
+    def shifts(self) -> bool:
+        """Whether any logit is changed; what is dictated is not drawn, and needs no such thing."""
+        return self.counts or bool(self.bias) or self.least > 0
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether it matters which tokens the answer has so far."""
+        return self.counts or self.thought is not None
+
+    def dictated(self, position: int, answer: Sequence[int] | None = None) -> int:
+        """The token that the order gives at this position of the sequence; -1: it is drawn.
+
+        `answer`: the answer's tokens before it, needed where the shaping looks back.
+        """
         place = position - self.after
-        return self.given[place] if 0 <= place < len(self.given) else -1
+        if 0 <= place < len(self.given):
+            return self.given[place]
+        if self.thought is None:
+            return -1
+        if answer is None:
+            raise ValueError("a thought's limit needs the answer before each row")
+        return self.thought.due(answer)
 
     def holds_open(self, position: int) -> bool:
         """Whether the token at this position may not end the answer yet."""

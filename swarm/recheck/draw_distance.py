@@ -29,14 +29,15 @@ def token_gaps(
     best = [picked.token for picked in pick(logits, positions, sampling, contexts, allowed, answers)]
     logits = shaped(logits, positions, sampling, contexts, allowed, answers)
     gaps = [
-        0.0 if token == drawn else _gap(row, int(position), token, sampling)
-        for row, position, token, drawn in zip(logits, positions, tokens, best, strict=True)
+        0.0 if token == drawn else _gap(row, int(position), token, sampling, answers[index] if answers else None)
+        for index, (row, position, token, drawn) in enumerate(zip(logits, positions, tokens, best, strict=True))
     ]
     return best, gaps
 
 
-def _gap(logits: torch.Tensor, position: int, token: int, sampling: Sampling) -> float:
-    if not 0 <= token < len(logits) or not math.isfinite(float(logits[token])) or sampling.given_at(position) >= 0:
+def _gap(logits: torch.Tensor, position: int, token: int, sampling: Sampling, answer: Sequence[int] | None) -> float:
+    dictated = sampling.dictated(position, answer) >= 0
+    if not 0 <= token < len(logits) or not math.isfinite(float(logits[token])) or dictated:
         return math.inf  # no such token, one that the constraint does not allow, or not the one that the order gives
     if sampling.greedy:
         return float(logits.max() - logits[token])

@@ -21,6 +21,7 @@ from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
 from swarm.model.shaping import Shaping
 from swarm.model.text.decoder import TokenDecoder
+from swarm.model.thought import ThoughtLimit
 from swarm.recheck.draw_distance import token_gaps
 from swarm.recheck.exactly import as_opened, exact_outputs
 from swarm.recheck.quantization_grid import on_wire
@@ -76,7 +77,7 @@ class ModelReplayer:
                 allowed = None
                 if held_to is not None:
                     allowed = [held_to.after(forced[len(prompt) : position]) for position in drawn]
-                answers = [forced[len(prompt) : position] for position in drawn] if sampling.counts else None
+                answers = [forced[len(prompt) : position] for position in drawn] if sampling.looks_back else None
                 given = [forced[position] for position in drawn]
                 found = token_gaps(logits, drawn, given, sampling, contexts, allowed, answers)
                 best += found[0]
@@ -141,6 +142,7 @@ def _shaping_of(order: Order) -> Shaping | None:
     said = order.shaped
     if said is None:
         return None
+    limit = said.thought
     return Shaping(
         said.presence_ppm / 1e6,
         said.frequency_ppm / 1e6,
@@ -149,4 +151,5 @@ def _shaping_of(order: Order) -> Shaping | None:
         said.ends,
         said.given,
         order.prompt_tokens,
+        None if limit is None else ThoughtLimit(limit.most, limit.closes, limit.opens, limit.opened),
     )

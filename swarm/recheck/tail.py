@@ -49,7 +49,9 @@ def scores_of(
     """
     logits = shaped(logits, [position for position, *_ in drawn], sampling, contexts, allowed, answers)
     found = []
-    for row, deviation, (position, token, margin, logprob) in zip(logits, disturbed, drawn, strict=True):
+    for index, row in enumerate(logits):
+        position, token, margin, logprob = drawn[index]
+        deviation, answer = disturbed[index], answers[index] if answers is not None else None
         unit = max(float(deviation), LEAST_ERROR)
         probability = row.softmax(-1)
         own = float(probability[token])
@@ -57,7 +59,7 @@ def scores_of(
         spread = ((1 - own) ** 2 + max(0.0, float((probability**2).sum()) - own * own)) ** 0.5
         scores = [(logprob - float(row[token] - row.logsumexp(-1))) / (unit * max(spread, LEAST_ERROR))]
         unfiltered = sampling.greedy or (sampling.top_p == 1 and sampling.top_k == 0 and sampling.min_p == 0)
-        if unfiltered and sampling.given_at(position) < 0:
+        if unfiltered and sampling.dictated(position, answer) < 0:
             scores.append((margin - _margin(row, position, token, sampling)) * _scale(sampling) / (unit * 2**0.5))
         found.append(tuple(scores))
     return found

@@ -29,7 +29,7 @@ def needed_from(sampling: Sampling) -> int | None:
     if sampling.repetition_penalty != 1.0:
         return 0
     begins = [sampling.constraint.after] if sampling.constraint is not None else []
-    if sampling.shaping is not None and sampling.shaping.counts:
+    if sampling.shaping is not None and sampling.shaping.looks_back:
         begins.append(sampling.shaping.after)
     return min(begins, default=None)
 
@@ -54,8 +54,8 @@ class Drawing:
         return self.tokens.contexts(rows)
 
     def answers(self, rows: Rows) -> list[list[int]] | None:
-        """The answer's tokens before each wanted row's next one; None where they do not count."""
-        if self.sampling.shaping is None or not self.sampling.shaping.counts:
+        """The answer's tokens before each wanted row's next one; None where nothing looks at them."""
+        if self.sampling.shaping is None or not self.sampling.shaping.looks_back:
             return None
         assert self.tokens is not None
         return self.tokens.answers(rows, self.sampling.shaping.after)

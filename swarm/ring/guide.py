@@ -39,11 +39,24 @@ class Guide(ABC):
         left = mass + max(0.0, 1.0 - sum(child.confidence for child in children))
         return tuple(Child(child.token, child.confidence / max(left, mass, _LEAST)) for child in legal)
 
-    def extend(self, tree: TokenTree, node: Node, floor: float) -> None:
-        """Make what is forced below a node that is likely enough to be sent: a chain of certain children."""
+    def likely(self, tree: TokenTree, node: Node) -> int:
+        """The token that most likely follows a live node by the order alone, where it is not forced; -1: none."""
+        return -1
+
+    def mask(self, tree: TokenTree, node: Node) -> bytes | None:
+        """What may follow a live node, a bit each, the lowest first; None: no drafter need look at it."""
+        return None
+
+    def extend(self, tree: TokenTree, node: Node, floor: float) -> Node | None:
+        """Make what is forced below a node that is likely enough to be sent: a chain of certain children. The last of
+        them, where more may follow."""
         walk: Node | None = node
-        while walk is not None and tree.chance(walk) >= floor and (token := self.after(tree, walk).forced) >= 0:
+        while walk is not None and tree.chance(walk) >= floor:
+            token = self.after(tree, walk).forced
+            if token < 0:
+                return walk
             walk = tree.force(walk, token)
+        return None
 
 
 class ConstraintGuide(Guide):
@@ -67,14 +80,34 @@ class ConstraintGuide(Guide):
             found = self._known[node.id] = self._held_to.after([*self._answer, *path])
         return found
 
+    def likely(self, tree: TokenTree, node: Node) -> int:
+        if self.after(tree, node).forced >= 0:
+            return -1
+        return self._held_to.spelling([*self._answer, *(below.token for below in tree.path(node))])
 
-class GivenGuide(Guide):
-    """An answer whose first tokens are given; of those after them any may come."""
+    def mask(self, tree: TokenTree, node: Node) -> bytes | None:
+        return self.after(tree, node).bits or None
+
+
+class DictatedGuide(Guide):
+    """An answer of which the order gives single tokens: the first ones, or those that close a thought; else any may
+    come."""
 
     def __init__(self, shaping: Shaping, vocab: int) -> None:
         self._shaping = shaping
         self._any = Allowed(-1, b"\xff" * -(-vocab // 8))
+        self._answer: list[int] = []
+        self._known: dict[int, Allowed] = {}
+
+    def advanced(self, token: int) -> None:
+        self._answer.append(token)
+        if len(self._known) > _KNOWN:
+            self._known.clear()
 
     def after(self, tree: TokenTree, node: Node) -> Allowed:
-        given = self._shaping.given_at(node.position + 1)
-        return self._any if given < 0 else Allowed(given)
+        found = self._known.get(node.id)
+        if found is None:
+            path = [below.token for below in tree.path(node)]
+            token = self._shaping.dictated(node.position + 1, [*self._answer, *path])
+            found = self._known[node.id] = self._any if token < 0 else Allowed(token)
+        return found

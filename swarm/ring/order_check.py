@@ -13,7 +13,7 @@ from pathlib import Path
 
 from receipts import PlannedStage, Sampler
 from receipts.check.checks import MIXED, MIXED_STORED
-from receipts.format.opening import Bias, HeldTo, Shaped
+from receipts.format.opening import Bias, HeldTo, Shaped, ThoughtLimit
 from receipts.record.epoch import Opening
 from swarm.base.errors import BusyError, PeerError
 from swarm.base.files import write_whole
@@ -60,6 +60,7 @@ def shaped_of(sampling: Sampling) -> Shaped | None:
     said = sampling.shaping
     if said is None:
         return None
+    limit = said.thought
     return Shaped(
         round(said.presence * 1e6),
         round(said.frequency * 1e6),
@@ -67,6 +68,7 @@ def shaped_of(sampling: Sampling) -> Shaped | None:
         said.least,
         said.ends,
         said.given,
+        None if limit is None else ThoughtLimit(limit.most, limit.closes, limit.opens, limit.opened),
     )
 
 

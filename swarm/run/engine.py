@@ -23,7 +23,7 @@ from swarm.net.peer import Handler, Peer
 from swarm.net.switchboard import Switchboard
 from swarm.ring.connect import PlainConnector, StageConnector
 from swarm.ring.frame import ANSWER, parse_answer_untrusted
-from swarm.ring.guide import ConstraintGuide, GivenGuide, Guide
+from swarm.ring.guide import ConstraintGuide, DictatedGuide, Guide
 from swarm.ring.opening import TAIL, UP, OpenRun, StagePlan, parse_word_untrusted
 from swarm.ring.order_check import CONTEXT_STEP, exact
 from swarm.ring.taps import TAPS, parse_taps_untrusted
@@ -45,6 +45,8 @@ from swarm.run.wait_for_coverage import patiently
 
 _TAP_DTYPE = torch.bfloat16
 """What the drafter's rows are kept in: what such drafters were trained on."""
+_VOCAB = 1 << 20
+"""More tokens than any model has: where a target does not tell how many it has."""
 SCRATCH: Mapping[str, int] = {"plain": 0, "chain": 64, "tree": 128, "stream": 192}
 
 
@@ -359,8 +361,8 @@ class RunEngine:
 
     def _guide(self, request: RunRequest, held_to: Matcher | None) -> Guide | None:
         shaping = request.sampling.shaping
-        if shaping is not None and shaping.given:
-            return GivenGuide(shaping, self.target.vocab_size or max(shaping.given) + 1)
+        if shaping is not None and (shaping.given or shaping.thought is not None):
+            return DictatedGuide(shaping, self.target.vocab_size or _VOCAB)
         return ConstraintGuide(held_to) if held_to is not None else None
 
     def _result(self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason) -> RunResult:

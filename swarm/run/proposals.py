@@ -9,6 +9,7 @@ the same tree through a calibration of their own. What lost branches teach is be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from draft.base import Child, Drafter, DraftNode, DraftStep, Expansion
 from draft.calibrate import Calibration
@@ -17,19 +18,22 @@ from swarm.ring.frame import Drafts
 from swarm.ring.guide import Guide
 from swarm.run.controller import Controller
 
-INLINE, DEFERRED, ECHO, TAIL = 0, 1, 2, 3
+INLINE, DEFERRED, ECHO, TAIL, SPELT = 0, 1, 2, 3, 4
 _INLINE_ROUNDS = 8
 _INLINE_LEAVES = 32
 _INLINE_WIDTH = 2
 _LEAST_CHANCE = 1e-4
 
-Calibrations = tuple[Calibration, Calibration, Calibration, Calibration]
-"""Of the inline drafter, of the deferred one, of echoes and of the tail's drafts: by their numbers."""
+_SURE = 0.95
+"""Belief in the tokenizer's own spelling of text that is certain to come, before anything was observed."""
+
+Calibrations = tuple[Calibration, Calibration, Calibration, Calibration, Calibration]
+"""Of the inline drafter, of the deferred one, of echoes, of the tail's drafts and of spelt text: by their numbers."""
 
 
 def fresh_calibrations() -> Calibrations:
     """Before anything was observed."""
-    return Calibration(trust=0.9), Calibration(), Calibration(trust=1.0), Calibration()
+    return Calibration(trust=0.9), Calibration(), Calibration(trust=1.0), Calibration(), Calibration(trust=1.0)
 
 
 class Proposals:
@@ -145,7 +149,11 @@ class Proposals:
         self._out = (now, tuple(leaves))
         self._roots_unasked = 0
         self.steps += 1
-        return self._feeds[DEFERRED].step(self._tree, leaves, self._setting.depth, self._setting.width)
+        step = self._feeds[DEFERRED].step(self._tree, leaves, self._setting.depth, self._setting.width)
+        if self._guide is None:
+            return step
+        masks = {leaf.id: self._guide.mask(self._tree, leaf) for leaf in leaves}
+        return replace(step, masks={id: mask for id, mask in masks.items() if mask is not None})
 
     def drafted(self, expansions: Sequence[Expansion], now: float) -> None:
         """The result of the step that is out."""
@@ -206,9 +214,32 @@ class Proposals:
     def _extend(self, node: Node) -> None:
         """Below new nodes, what cannot but follow them."""
         if self._guide is not None:
-            for child in tuple(node.children.values()):
-                if not child.children:
-                    self._guide.extend(self._tree, child, max(_LEAST_CHANCE, self._control.row_floor))
+            self._spell([child for child in node.children.values() if not child.children])
+
+    def spell_root(self) -> None:
+        """What the order alone says of the text after the last known token."""
+        if self._setting.mode != "plain" and not self._tree.root.children:
+            self._spell([self._tree.root])
+
+    def _spell(self, nodes: list[Node]) -> None:
+        """Below these nodes what is forced; where text is certain and not how it is spelt, the tokenizer's own spelling
+        as a guess, and what is forced behind it."""
+        if self._guide is None:
+            return
+        floor = max(_LEAST_CHANCE, self._control.row_floor)
+        for node in nodes:
+            walk: Node | None = node
+            while walk is not None and (tip := self._guide.extend(self._tree, walk, floor)) is not None:
+                walk = self._propose_spelling(tip)
+
+    def _propose_spelling(self, node: Node) -> Node | None:
+        """The guess for what follows, where there is one that is new."""
+        token = -1 if self._guide is None or SPELT in node.proposals else self._guide.likely(self._tree, node)
+        if token < 0:
+            return None
+        raw = (Child(token, _SURE),)
+        self._tree.propose(node, SPELT, raw, self._calibrations[SPELT].shares(raw), 0.25 * self._control.row_floor)
+        return node.children.get(token)
 
 
 class _Feed:

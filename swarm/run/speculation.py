@@ -387,6 +387,7 @@ class Speculation:
     def _supply(self) -> None:
         self._worth = None
         if self.finished is None and not self._closed:
+            self._proposals.spell_root()
             self._echoing.propose()
             self._proposals.ask_inline()
 

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from swarm import __version__
 from swarm.base.errors import SwarmError
+from swarm.model.shaping import Shaping
 from swarm.model.text.spelling import Spelling
 from swarm.run.api import CommittedTokens, Finished, PromptRead, RingOpened, RunEvent, RunRequest, RunResult
 from swarm.serve.admission import RequestQueue
@@ -33,6 +34,7 @@ from swarm.serve.parse import (
 )
 from swarm.serve.plan import plan_chat, plan_text
 from swarm.serve.run_registry import RunBook
+from swarm.serve.thoughts import ThoughtWish, limit_of
 from swarm.serve.timings import timings, timings_so_far
 from swarm.serve.tools import Marks, ToolSplitter, schemas_of
 from swarm.serve.voice import Event, OpenAIVoice, Voice
@@ -77,6 +79,8 @@ class Completions:
         tools, spelling = schemas_of(parsed.tools), self._spelling()
         held = parsed.wanted.structure is not None  # then nothing is thought before the answer
         thinking = not held and await asyncio.to_thread(self._thinks, runs[0])
+        if parsed.wanted.thought is not None and not held:
+            runs = self._limited(runs, parsed.wanted.thought, thinking)
         show, none = parsed.wanted.show_special, parsed.wanted.max_tokens == 0
         choices = [
             Choice(
@@ -91,6 +95,19 @@ class Completions:
         mark = self._fingerprint()
         shape = ChatShape(*self._envelope(request, "chatcmpl-"), parsed.wanted, spelling, fingerprint=mark)
         return await self._respond(request, shape, runs, choices, voice)
+
+    def _limited(self, runs: Sequence[RunRequest], wish: ThoughtWish, thinking: bool) -> list[RunRequest]:
+        """The runs with a limit of their thoughts, where the model has any."""
+        limit = limit_of(wish, self._known_marks(), self._backend.tokenizer, thinking)
+        if limit is None:
+            return list(runs)
+        return [
+            replace(
+                run,
+                sampling=replace(run.sampling, shaping=replace(run.sampling.shaping or Shaping(), thought=limit)),
+            )
+            for run in runs
+        ]
 
     async def text(self, request: web.Request) -> web.StreamResponse:
         parsed = parse_completion_untrusted(await read_json(request, self._config), self._config)

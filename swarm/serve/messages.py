@@ -31,6 +31,8 @@ def read_template_options(asked: Conversation, usual: Mapping[str, Any]) -> Mapp
     """Variables of the chat template beside the messages: `usual` ones, `chat_template_kwargs`, and
     `reasoning_effort`, of which "none" also switches off thinking in the two ways in which templates spell it."""
     options = template_options_untrusted(asked.chat_template_kwargs or {}, "chat_template_kwargs")
+    if (think := getattr(asked, "enable_thinking", None)) is not None:
+        options = {"enable_thinking": think, **options}
     effort = asked.reasoning_effort
     if effort is None:
         return {**usual, **options}

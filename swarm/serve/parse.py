@@ -16,6 +16,7 @@ from swarm.serve.messages import read_messages, read_template_options, read_tool
 from swarm.serve.requests import ChatBody, Common, CompletionBody, Conversation, GenerateBody, Sampled
 from swarm.serve.shaping import SHAPING, read_shaping
 from swarm.serve.structured import Structure, read_structure
+from swarm.serve.thoughts import ThoughtWish, read_thought
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class GenerationRequest:
     `logprobs`: None for none, else how many alternatives per token; `truncate`: how many of a prompt's last tokens are
     kept; `fit`: more tokens than the context holds are a wish; `ignored`: fields that nobody reads; `usage_so_far`:
     every chunk tells the tokens until then; `verbose`: the answer tells the prompt as text; `pace` and `progress`: a
-    stream tells how fast it is, and how much of the prompt is read.
+    stream tells how fast it is, and how much of the prompt is read; `thought`: how long it may think.
     """
 
     model: str | None = None
@@ -58,6 +59,7 @@ class GenerationRequest:
     verbose: bool = False
     pace: bool = False
     progress: bool = False
+    thought: ThoughtWish | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
     wanted = _of_openai(asked, config, limit, (asked.top_logprobs or 0) if asked.logprobs else None)
     wanted = replace(wanted, ignored=ignored, structure=read_structure(asked, asked.tool_choice, tools))
     wanted = replace(wanted, verbose=config.verbose if asked.verbose is None else asked.verbose)
-    return ChatRequest(
-        wanted, messages, tools, read_template_options(asked, config.template_options), read_turn(asked, messages)
-    )
+    options = read_template_options(asked, config.template_options)
+    wanted = replace(wanted, thought=read_thought(asked, options))
+    return ChatRequest(wanted, messages, tools, options, read_turn(asked, messages))
 
 
 def read_turn(asked: Conversation, messages: Sequence[Mapping[str, Any]]) -> Turn:

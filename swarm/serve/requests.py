@@ -34,7 +34,18 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[list[Stop], Meta(max_length=MAX_STOPS)]
-Effort = Annotated[str, Meta(min_length=1, max_length=64, description="told to the chat template; none: no thinking")]
+Effort = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        description="told to the chat template, or a limit of thoughts where it does not read it; none: no thinking",
+    ),
+]
+Budget = Annotated[
+    int,
+    Meta(ge=-1, le=2**31 - 1, description="tokens of thought, after which the closing mark is forced; -1: any number"),
+]
 Model = Annotated[str, Meta(description="as in /v1/models; may be left out")]
 Schema = Annotated[
     Any,
@@ -310,6 +321,10 @@ class ChatBody(Common, kw_only=True):
     tools: Tools | None = None
     tool_choice: ToolChoice = None
     reasoning_effort: Effort | None = None
+    thinking_budget: Budget | None = None
+    thinking_token_budget: Budget | None = None
+    thinking_budget_tokens: Budget | None = None
+    enable_thinking: Annotated[bool, Meta(description="told to the chat template")] | None = None
     chat_template_kwargs: Options | None = None
     add_generation_prompt: BeginAnswer | None = None
     continue_final_message: GoOn | None = None

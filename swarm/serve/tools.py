@@ -29,6 +29,7 @@ THOUGHTS = (
 """Marks around what a model thinks before it answers: Qwen, DeepSeek, GLM, Kimi and others; Magistral; Seed; Kimi-VL;
 Command A; others."""
 _CHANNEL, _MESSAGE, _START = "<|channel|>", "<|message|>", "<|start|>"
+CHANNEL_OF_THOUGHTS, END_OF_CHANNEL = f"{_CHANNEL}analysis{_MESSAGE}", "<|end|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _INSIDE = (
     "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "<|tool_call_begin|>", "<|tool_call_end|>",

@@ -157,10 +157,11 @@ def theirs(tokenizer: Any, texts: Sequence[Sequence[int]]) -> None:
     print(f"  row of a usual answer {spread(rows)}")
 
 
-async def passes(models: Path, modes: Sequence[Speculation]) -> None:
+async def passes(models: Path, modes: Sequence[Speculation], rtt_ms: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         words_ = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(models))
-        async with local_ring(LocalSwarm(Path(folder), arguments=words_), split_layers(30, 3)) as ring:
+        swarm = LocalSwarm(Path(folder), arguments=words_, rtt_ms=rtt_ms)
+        async with local_ring(swarm, split_layers(30, 3)) as ring:
             member = MemberConfig(Path(folder) / "asker", models, ring.invite, lan=False)
             async with await Requester.connect(RequesterConfig(member)) as requester:
                 for mode in modes:
@@ -208,11 +209,12 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["masks", "passes"])
     parser.add_argument("--models", type=Path, default=Path.home() / ".cache" / "wanswarm-bench-models")
     parser.add_argument("--modes", nargs="+", default=["plain", "chain", "stream"])
+    parser.add_argument("--rtt", type=float, default=0.0, help="emulated between nodes, in ms (default: %(default)g)")
     arguments = parser.parse_args()
     if "masks" in arguments.what:
         masks(arguments.models)
     if "passes" in arguments.what:
-        asyncio.run(passes(arguments.models, arguments.modes))
+        asyncio.run(passes(arguments.models, arguments.modes, arguments.rtt))
 
 
 if __name__ == "__main__":

@@ -212,6 +212,29 @@ def test_its_first_choice_is_what_a_tail_with_the_same_weights_draws(tiny: tuple
         assert first.token == drawn.token
 
 
+def test_it_proposes_only_what_a_mask_lets_follow(tmp_path: Path) -> None:
+    """Weighed among what may follow; also where it was computed before the mask was known, and with a short head."""
+    save_tiny(tmp_path)
+    for tokens in (None, torch.arange(3, VOCAB, 2)):
+        block = tiny_block(tmp_path)
+        if tokens is not None:
+            block.narrow_head(tokens)
+        drafter = LmDrafter(block, tokens, context=64)
+        for known in (False, True):
+            drafter.begin([5, 6, 7], Sampling(temperature=0.8, seed=1))
+            node = DraftNode(1, ROOT, 9, 3)
+            drafter.step(DraftStep(nodes=(node,), expand=(1,) if known else ()))
+            mask = bytearray(-(-VOCAB // 8))
+            for token in (3, 8, 9, 21):
+                mask[token >> 3] |= 1 << (token & 7)
+            (expansion,) = drafter.step(DraftStep(expand=(1,), width=8, masks={1: bytes(mask)}))
+            found = {child.token for level in expansion.levels for child in level}
+            assert found <= {3, 8, 9, 21}
+            if not known:
+                assert found == ({3, 8, 9, 21} if tokens is None else {3, 9, 21})
+                assert sum(child.confidence for child in expansion.levels[0]) == pytest.approx(1.0, abs=1e-4)
+
+
 def test_a_short_head_scores_its_tokens_only(tmp_path: Path) -> None:
     model = save_tiny(tmp_path)
     tokens = torch.arange(3, VOCAB, 2)

@@ -80,8 +80,13 @@ def chat_body(asked: CountBody) -> Json:
 
 
 def _thinking(asked: CountBody) -> Json:
-    kind = asked.thinking.type if asked.thinking is not None else None
-    return {"chat_template_kwargs": {"enable_thinking": kind == "enabled"}} if kind else {}
+    if asked.thinking is None or not asked.thinking.type:
+        return {}
+    kind, budget = asked.thinking.type, asked.thinking.budget_tokens
+    return {
+        "chat_template_kwargs": {"enable_thinking": kind != "disabled"},
+        **given(thinking_budget=budget if kind == "enabled" else None),
+    }
 
 
 def _choice(asked: CountBody) -> Any:

@@ -158,10 +158,12 @@ class AnthropicChoice(Struct, kw_only=True):
 
 
 class Thinking(Struct, kw_only=True):
-    """`enabled` tells the chat template to think."""
+    """`enabled` and `adaptive` tell the chat template to think."""
 
     type: str | None = None
-    budget_tokens: NotUsed = None
+    budget_tokens: Annotated[
+        int, Meta(ge=0, le=2**31 - 1, description="tokens of thought; its closing mark is forced then")
+    ] | None = None  # fmt: skip
 
 
 class CountBody(Struct, kw_only=True):

@@ -11,7 +11,7 @@ from receipts.check.dictated import NO_OTHER_PPM, dictated
 from receipts.check.run import ReceiptRun
 from receipts.check.verdict import Disclosed
 from receipts.check.verify import verify
-from receipts.format.opening import Bias, HeldTo, Shaped
+from receipts.format.opening import Bias, HeldTo, Shaped, ThoughtLimit
 from receipts.record.tail import Drawn
 
 EXAMPLE = Path(__file__).parents[3] / "docs/receipts/three-cpu-stages.json"
@@ -26,6 +26,10 @@ def run_with(shaped: Shaped | None, held_to: HeldTo | None, tokens: int = 6) -> 
     )
 
 
+def limited(most: int, closes: int) -> Shaped:
+    return Shaped(0, 0, (), 0, (), (), ThoughtLimit(most, (closes,), (), True))
+
+
 FORCED = Disclosed(tokens=Drawn(0, (1,) * 6, (NO_OTHER_PPM, NO_OTHER_PPM, 5, NO_OTHER_PPM, 7, 9)))
 
 
@@ -37,6 +41,9 @@ FORCED = Disclosed(tokens=Drawn(0, (1,) * 6, (NO_OTHER_PPM, NO_OTHER_PPM, 5, NO_
         (Shaped(0, 0, (), 0, (), (4, 5)), None, FORCED, "the order gave 2 of 6 tokens itself"),
         (Shaped(0, 0, (), 0, (), (4,) * 9), None, FORCED, "the order gave 6 of 6 tokens itself"),
         (Shaped(0, 0, (Bias(1, 9), Bias(2, 9)), 0, (), ()), None, FORCED, "the order biased 2 tokens"),
+        (limited(9, 1), None, FORCED, "the order closed its thought after 9 tokens"),
+        (limited(9, 8), None, FORCED, ""),
+        (limited(9, 1), None, Disclosed(), "the order let it think for 9 tokens at most"),
         (None, HELD, FORCED, "the order left no choice at 3 of 6 tokens"),
         (None, HELD, Disclosed(), "the order held it to a constraint, which may have left no choice"),
         (None, HELD, Disclosed(tokens=Drawn(0, (1,) * 6, (5,) * 6)), ""),

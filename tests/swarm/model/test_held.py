@@ -192,6 +192,26 @@ def test_a_guide_leaves_only_legal_drafts_and_makes_what_is_forced() -> None:
     assert moved.after(other, other.root) == vocabulary().held(from_choices(["name: a", "name: b"])).after(chain)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(CONSTRAINTS), numbers)
+def test_a_guess_of_the_spelling_is_allowed_and_changes_nothing(constraint: Constraint, way: list[int]) -> None:
+    """It is only made where the next token is open, and asking for it leaves the matcher as it was."""
+    held = vocabulary().held(constraint)
+    text = walk(held, way)
+    for end in range(len(text) + 1):
+        allowed, guess = held.after(text[:end]), held.spelling(text[:end])
+        assert guess < 0 or (allowed.forced < 0 and allowed.allows(guess))
+        assert held.after(text[:end]) == allowed
+
+
+def test_a_text_that_may_go_on_in_one_token_is_guessed() -> None:
+    held = vocabulary().held(from_choices(["name: a", "name: b"]))
+    tokens: list[int] = []
+    while (token := max(held.after(tokens).forced, held.spelling(tokens))) >= 0:
+        tokens.append(token)
+    assert tokenizer().decode(tokens) == "name: "
+
+
 def test_what_takes_too_long_is_ended_and_the_next_is_read(compiler: Compiler) -> None:
     endless = from_schema({"allOf": [{"type": "string", "pattern": f".*{i}.*"} for i in range(60)]})
     with pytest.raises(UsageError, match="more than 0.8 s"):

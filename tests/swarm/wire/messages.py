@@ -45,6 +45,7 @@ from swarm.model.constraint import Constraint
 from swarm.model.rows import Commits, Layout, Rows
 from swarm.model.sampler import Sampling
 from swarm.model.shaping import Shaping
+from swarm.model.thought import ThoughtLimit
 from swarm.net.channel.message import Envelope, Message, Mode, pack_header
 from swarm.net.identity import Identity
 from swarm.net.traversal.messages import (
@@ -159,6 +160,10 @@ def opening(**changes: object) -> OpenRun:
         RUN, 2, b"q" * 32, "ab" * 32, "bfloat16", Layout(64, 512), Sampling(0.5, 0.9, 40, 0.05, 1.1, 7, 3), stages
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def thinking() -> Sampling:
+    return Sampling(shaping=Shaping(after=11, thought=ThoughtLimit(2048, (151668,), (151667,), True)))
 
 
 def full_opening() -> OpenRun:
@@ -306,6 +311,7 @@ MESSAGES: dict[str, Callable[[], bytes]] = {
     "opening": lambda: flat(encode_open(opening())),
     "opening with taps": lambda: flat(encode_open(opening(taps=(2, 15, 28), taps_wire="bfloat16"))),
     "full opening": lambda: flat(encode_open(full_opening())),
+    "opening with a limit of thoughts": lambda: flat(encode_open(opening(sampling=thinking()))),
     "release": lambda: flat(encode_release(opening())),
     "frame": lambda: flat(frame(hidden=False)),
     "hidden frame": lambda: flat(frame(hidden=True)),

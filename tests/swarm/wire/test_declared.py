@@ -25,6 +25,7 @@ from swarm.mesh.record import NodeRecord, _edges
 from swarm.model.rows import Layout
 from swarm.model.sampler import Sampling
 from swarm.model.shaping import Shaping
+from swarm.model.thought import ThoughtLimit
 from swarm.net.traversal.messages import _token
 from swarm.ring.frame import _pairs
 from swarm.ring.opening import OpenRun
@@ -97,6 +98,7 @@ MENDED: dict[type, Callable[[dict[str, Any]], dict[str, Any]]] = {
     WitnessRequest: lambda said: {**said, "order": said["order"] if said["close"] and said["about"] else b"{}"},
     Layout: lambda said: {**said, "scratch": said["scratch"] // 8 * 8},
     Shaping: mended_shaping,
+    ThoughtLimit: lambda said: {**said, "opened": said["opened"] or not said["opens"]},
     Sampling: lambda said: {
         **said,
         "top_p": said["top_p"] or 1.0,
