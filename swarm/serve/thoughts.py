@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from swarm.model.text.tokenizer import Tokenizer
 from swarm.model.thought import ThoughtLimit
 from swarm.serve.body import wrong
 from swarm.serve.errors import bad_field
@@ -49,7 +50,7 @@ def read_thought(asked: ChatBody, options: Mapping[str, Any]) -> ThoughtWish | N
     return None if most < 0 else ThoughtWish(most)
 
 
-def limit_of(wish: ThoughtWish, marks: Marks, tokenizer: Any, opened: bool) -> ThoughtLimit | None:
+def limit_of(wish: ThoughtWish, marks: Marks, tokenizer: Tokenizer, opened: bool) -> ThoughtLimit | None:
     """The limit in the model's own tokens; None for a model that has no marks of thoughts, or a hint that cannot be
     kept to, or is the template's own business. `opened`: the prompt ends within a thought. Raises ApiError 400 where a
     mark has several spellings.
