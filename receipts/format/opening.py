@@ -57,7 +57,7 @@ class Bias:
 
 
 @dataclass(frozen=True)
-class ThoughtLimit:
+class LimitedThought:
     """What the answer may spend on thoughts. After so many tokens inside them the next ones are the closing mark's."""
 
     most: Count
@@ -84,7 +84,7 @@ class Shaped:
     ends: Annotated[tuple[Count, ...], Many(0, 1024)]
     given: Annotated[tuple[Count, ...], Many(0, 65_536)]
     """The answer's first tokens, which are the requester's own: the tail says how likely each was."""
-    thought: ThoughtLimit | None = field(default=None, metadata=LATER)
+    thought: LimitedThought | None = field(default=None, metadata=LATER)
     """None: as much as it likes."""
 
 

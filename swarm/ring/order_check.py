@@ -13,7 +13,7 @@ from pathlib import Path
 
 from receipts import PlannedStage, Sampler
 from receipts.check.checks import MIXED, MIXED_STORED
-from receipts.format.opening import Bias, HeldTo, Shaped, ThoughtLimit
+from receipts.format.opening import Bias, HeldTo, LimitedThought, Shaped
 from receipts.record.epoch import Opening
 from swarm.base.errors import BusyError, PeerError
 from swarm.base.files import write_whole
@@ -68,7 +68,7 @@ def shaped_of(sampling: Sampling) -> Shaped | None:
         said.least,
         said.ends,
         said.given,
-        None if limit is None else ThoughtLimit(limit.most, limit.closes, limit.opens, limit.opened),
+        None if limit is None else LimitedThought(limit.most, limit.closes, limit.opens, limit.opened),
     )
 
 

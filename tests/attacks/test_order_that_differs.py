@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from receipts.format.opening import Bias, HeldTo, Shaped, ThoughtLimit
+from receipts.format.opening import Bias, HeldTo, LimitedThought, Shaped
 from receipts.record.requester import RequesterRecord
 from swarm.base.errors import RunError
 from swarm.model.sampler import Sampling
@@ -41,7 +41,7 @@ ORDERS: dict[str, Edit] = {
     "shaping-frequency": shaped(frequency_ppm=-500_000),
     "shaping-min_tokens": shaped(min_tokens=40, ends=(9,)),
     "shaping-given": shaped(given=OTHER[:3]),
-    "shaping-thought": shaped(thought=ThoughtLimit(3, (7,), (), True)),
+    "shaping-thought": shaped(thought=LimitedThought(3, (7,), (), True)),
     "constraint": lambda said: said | {"held_to": HeldTo("regex", "[ab]*", "llguidance 1.0", "ab" * 32)},
     "dtype": lambda said: said | {"dtype": "bfloat16"},
     "wire format": lambda said: said | {"wire": "int8"},

@@ -11,7 +11,7 @@ from receipts.check.dictated import NO_OTHER_PPM, dictated
 from receipts.check.run import ReceiptRun
 from receipts.check.verdict import Disclosed
 from receipts.check.verify import verify
-from receipts.format.opening import Bias, HeldTo, Shaped, ThoughtLimit
+from receipts.format.opening import Bias, HeldTo, LimitedThought, Shaped
 from receipts.record.tail import Drawn
 
 EXAMPLE = Path(__file__).parents[3] / "docs/receipts/three-cpu-stages.json"
@@ -27,7 +27,7 @@ def run_with(shaped: Shaped | None, held_to: HeldTo | None, tokens: int = 6) -> 
 
 
 def limited(most: int, closes: int) -> Shaped:
-    return Shaped(0, 0, (), 0, (), (), ThoughtLimit(most, (closes,), (), True))
+    return Shaped(0, 0, (), 0, (), (), LimitedThought(most, (closes,), (), True))
 
 
 FORCED = Disclosed(tokens=Drawn(0, (1,) * 6, (NO_OTHER_PPM, NO_OTHER_PPM, 5, NO_OTHER_PPM, 7, 9)))
