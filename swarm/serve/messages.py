@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from swarm.model.text.template import RESERVED
@@ -75,7 +75,13 @@ def _message(item: Message, path: str) -> Mapping[str, Any]:
 def _content(value: str | Parts | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in value)
+    return joined_parts(part.text if isinstance(part, TextPart) else part.refusal for part in value)
+
+
+def joined_parts(texts: Iterable[str]) -> str:
+    """The parts of one message as one text, an empty line between them, as llama-server has it: programs send a
+    paragraph or a document a part, and without a line between, the last word of one runs into the first of the next."""
+    return "\n\n".join(texts)
 
 
 def _call(call: ToolCallPart, where: str) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ from swarm.serve.compat.shapes import anthropic_error, arguments_of, fitted, giv
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.messages import joined_parts
 from swarm.serve.parse import parse_chat_untrusted, prefilled
 from swarm.serve.plan import plan_chat
 from swarm.serve.stream import EventStream
@@ -130,7 +131,7 @@ def _messages(item: AnthropicMessage, path: str) -> list[Json]:
                 thoughts.append(block.thinking or "")
             case _:
                 pass  # thoughts that nobody can read
-    said: Json = {"role": item.role, "content": "".join(texts), **given(tool_calls=calls or None)}
+    said: Json = {"role": item.role, "content": joined_parts(texts), **given(tool_calls=calls or None)}
     if thoughts and item.role == "assistant":
         said["reasoning_content"] = "".join(thoughts)
     return [*results, said] if texts or calls or not results else results
@@ -143,7 +144,7 @@ def _text_of(value: str | TextBlocks | None, path: str) -> str:
     for index, block in enumerate(value):
         if not isinstance(block, TextBlock):
             raise no_pictures(f"{path}[{index}]")
-    return "".join(block.text or "" for block in value if isinstance(block, TextBlock))
+    return joined_parts(block.text or "" for block in value if isinstance(block, TextBlock))
 
 
 class AnthropicVoice:

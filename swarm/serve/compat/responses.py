@@ -29,6 +29,7 @@ from swarm.serve.compat.shapes import given
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.messages import joined_parts
 from swarm.serve.parse import parse_chat_untrusted
 from swarm.serve.stream import EventStream
 from swarm.serve.voice import Event, Json, delta_of
@@ -341,7 +342,7 @@ def read_input(asked: ResponsesBody) -> list[Json]:
 
 
 def _content(value: ItemContent) -> str:
-    return value if isinstance(value, str) else "".join(part.text for part in value)
+    return value if isinstance(value, str) else joined_parts(part.text for part in value)
 
 
 def _tool(tool: ResponsesTool, path: str) -> Json:

@@ -122,8 +122,9 @@ async def test_anthropic_says_what_openai_says(served: Served, by_anthropic: ant
     assert text == wanted and final.usage.output_tokens == 20 and final.stop_reason == "max_tokens"
     counted = await by_anthropic.messages.count_tokens(**asked)
     assert counted.input_tokens == whole.usage.input_tokens == len(served.backend.encode_chat(HELLO))
-    system = [{"role": "system", "content": "Be brief."}, *HELLO]
-    counted = await by_anthropic.messages.count_tokens(**asked, system=[{"type": "text", "text": "Be brief."}])
+    system = [{"role": "system", "content": "Be brief.\n\nBe kind."}, *HELLO]
+    blocks: list[Any] = [{"type": "text", "text": text} for text in ("Be brief.", "Be kind.")]
+    counted = await by_anthropic.messages.count_tokens(**asked, system=blocks)
     assert counted.input_tokens == len(served.backend.encode_chat(system))
     stop = wanted[8:10]
     cut = await by_anthropic.messages.create(max_tokens=20, stop_sequences=[stop], **asked)

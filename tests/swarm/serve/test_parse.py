@@ -78,10 +78,10 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
     assert caught.value.status == 400 and caught.value.param == param and param in caught.value.message
 
 
-def test_content_parts_and_roles_are_made_plain() -> None:
+def test_content_parts_and_roles_are_made_plain_with_a_line_between() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = parse_chat_untrusted({"messages": [{"role": "developer", "content": parts}]}, CONFIG).messages
-    assert messages == ({"role": "system", "content": "ab"},)
+    assert messages == ({"role": "system", "content": "a\n\nb"},)
 
 
 def test_tool_arguments_become_values_for_the_template() -> None:
