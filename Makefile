@@ -91,9 +91,15 @@ site: .venv-site/.made
 	@rm -rf .venv && $(PYTHON) -m venv .venv
 
 # One stamp per set of extras; a change of what is to be installed makes it stale.
-.venv/.demo .venv/.test .venv/.fuzz .venv/.bench .venv/.mutants: .venv/.%: .venv/bin/python pyproject.toml constraints.txt
+.venv/.demo .venv/.test .venv/.bench: .venv/.%: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing wanswarm ($*); the first time takes a few minutes"
 	@$(INSTALL) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+# What is added to the tests' packages: without building ours, whose kernels take a minute, once more.
+.venv/.fuzz .venv/.mutants: .venv/.%: .venv/.test
+	@$(INSTALL) $$($(BIN)/python -c "import tomllib; \
+	print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['$*'])")
 	@touch $@
 
 # Clients bring versions of their own: in an environment of their own.
@@ -109,9 +115,7 @@ site: .venv-site/.made
 
 .venv/.demo:  EXTRAS := demo
 .venv/.test:  EXTRAS := demo,test,plots
-.venv/.fuzz:  EXTRAS := demo,test,fuzz
 .venv/.bench: EXTRAS := demo,plots
-.venv/.mutants: EXTRAS := demo,test,mutants
 
 clean:
 	rm -rf .venv .venv-clients .venv-site mutants build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/lab/delaylink
