@@ -131,12 +131,18 @@ class RequesterRecord:
         return tuple(accept for _, accept in taken)
 
     def witnessed_untrusted(self, data: bytes, phase: str) -> str:
-        """Take a witness's envelope for phase "order" (any time before `close`) or "close". Returns its key."""
+        """Take a witness's envelope for phase "order" (any time before `close`) or "close". Returns its key.
+
+        Raises ReceiptError, also where it was a stage of the run in any epoch: a party cannot witness.
+        """
         envelope, statement = self.opening.checked_untrusted(data)
         if not isinstance(statement.body, Witness) or statement.body.phase != phase:
             raise ReceiptError(Refusal.WITNESS, f"expected a witness of the {phase}")
         if phase == "close" and (self._close is None or statement.about.get("close") != self._close.digest):
             raise ReceiptError(Refusal.WITNESS, "the witness saw another close")
+        if any(stage.node == statement.signer for epoch in self._epochs for stage in epoch.plan):
+            # Its word may come late: it was asked before a recovery gave it a part.
+            raise ReceiptError(Refusal.WITNESS, f"{statement.signer[:16]} has become a stage of the run")
         self._envelopes.append(envelope)
         return statement.signer
 

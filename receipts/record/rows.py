@@ -37,11 +37,12 @@ EXPIRE_AT_ONCE = 64
 LOAD_TIMEOUT_S = 60.0
 CACHED_ANSWERS = 4
 _PARTS = ("in", "out")
+DIGEST_BYTES, EPOCH_BYTES = 32, 2
 _NAME = re.compile(r"(\d{12})-([0-9a-f]{64})-(\d{1,3})")
 _VERSION = b"\x02"
 
-Key = tuple[str, int]
-"""Order digest and epoch."""
+Key = bytes
+"""The order's digest, then the epoch: short, for the index has up to `MAX_KEPT_RUNS` of them."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,11 @@ class Before:
     kept: int
 
 
-@dataclass
+@dataclass(slots=True)
 class _Run:
-    """One entry of the index; guarded by the store's lock."""
+    """One entry of the index; guarded by the store's lock. Where its folder is follows from it and its key."""
 
     time_s: int
-    folder: Path
     spent: int
     open: bool
 
@@ -161,7 +161,7 @@ class RowStore:
 
         Touches no disk: where frames cannot be kept, for a full disk say, they are lost from the first on.
         """
-        return RunRows(self, (order, epoch), salt_leaves[0] + salt_leaves[1], now_s)
+        return RunRows(self, _key(order, epoch), salt_leaves[0] + salt_leaves[1], now_s)
 
     # For RunRows, in the thread that hashes.
 
@@ -171,14 +171,15 @@ class RowStore:
             self.expire(now_s, EXPIRE_AT_ONCE)
         except ReceiptError as exc:
             raise OSError(exc.claim) from exc
-        folder = self._folder / f"{now_s:012d}-{key[0]}-{key[1]}"
+        run = _Run(now_s, 2 * self._block + 4 * FILE_BYTES, True)
+        folder = self._place(key, run)
         with self._lock:
             if key in self._index:
                 raise OSError("frames of this run and epoch are kept already")
-            if not self._make_room(2 * self._block + 4 * FILE_BYTES, runs=1):
+            if not self._make_room(run.spent, runs=1):
                 raise OSError("no space for kept rows")
-            self._index[key] = _Run(now_s, folder, 2 * self._block + 4 * FILE_BYTES, True)
-            self._bytes += self._index[key].spent
+            self._index[key] = run
+            self._bytes += run.spent
         try:
             folder.mkdir()
             (folder / "salts").write_bytes(salts + _VERSION)
@@ -203,7 +204,7 @@ class RowStore:
         text = "\n".join(lines)
         if not self.grow(key, 0, len(text)):
             raise OSError("no space for kept rows")
-        (self._index[key].folder / "before").write_text(text, "ascii")
+        (self._place(key, self._index[key]) / "before").write_text(text, "ascii")
 
     def lose(self, key: Key) -> None:
         """Frames of an open run are missing; where not even that can be noted, nothing of it is kept."""
@@ -211,7 +212,7 @@ class RowStore:
         if run is None:
             return
         try:
-            (run.folder / "lost").touch()
+            (self._place(key, run) / "lost").touch()
         except OSError:
             self._remove(key)
 
@@ -253,14 +254,12 @@ class RowStore:
 
     def _answer(self, request: bytes) -> OpeningAnswer:
         asked = request_untrusted(request)
-        run = self._kept((asked.order, asked.epoch))
+        folder = self._kept(asked.order, asked.epoch)
         try:
             if asked.history:
-                return self._history(run, asked.history)
-            files = {part: _frames(run.folder, part) for part in _PARTS}
-            return answer_of(
-                run.folder / "in", files["in"], run.folder / "out", files["out"], _salts(run.folder), asked.leaves
-            )
+                return self._history(folder, asked.history)
+            files = {part: _frames(folder, part) for part in _PARTS}
+            return answer_of(folder / "in", files["in"], folder / "out", files["out"], _salts(folder), asked.leaves)
         except OSError as exc:
             raise ReceiptError(Refusal.OPENING, f"kept frames cannot be read: {exc.strerror}") from exc
 
@@ -276,39 +275,45 @@ class RowStore:
         try:
             found = []
             for part in before:
-                there = self._kept((part.order, part.epoch)).folder
+                there = self._kept(part.order, part.epoch)
                 leaves = [frame.leaf for frame in _frames(there, "in", part.frames)]
                 if len(leaves) < part.frames:
                     return ()
                 found.append(History(part.kept, part.frames, history_root(leaves, _salts(there)[0])))
-            self._note((order, epoch), [f"{part.order} {part.epoch} {part.frames}" for part in before])
+            self._note(_key(order, epoch), [f"{part.order} {part.epoch} {part.frames}" for part in before])
         except (OSError, ReceiptError):
             return ()
         return tuple(found)
 
-    def _history(self, run: _Run, entry: int) -> OpeningAnswer:
-        noted = run.folder / "before"
+    def _history(self, folder: Path, entry: int) -> OpeningAnswer:
+        noted = folder / "before"
         lines = noted.read_text("ascii").splitlines() if noted.is_file() else []
         if entry > len(lines):
             raise ReceiptError(Refusal.OPENING, f"{len(lines)} earlier parts are known, number {entry} is not")
         order, epoch, count = lines[entry - 1].split()
-        there = self._kept((order, int(epoch))).folder
+        there = self._kept(order, int(epoch))
         salt = _salts(there)[0]
         return answer_of(there / "in", _frames(there, "in", int(count)), there / "out", (), (salt, salt), ())
 
-    def _kept(self, key: Key) -> _Run:
-        """A closed run whose frames are all there. Raises ReceiptError(OPENING)."""
+    def _place(self, key: Key, run: _Run) -> Path:
+        """The folder of a run."""
+        return self._folder / f"{run.time_s:012d}-{key[:DIGEST_BYTES].hex()}-{int.from_bytes(key[DIGEST_BYTES:])}"
+
+    def _kept(self, order: str, epoch: int) -> Path:
+        """The folder of a closed run whose frames are all there. Raises ReceiptError(OPENING)."""
         self._wait()
+        key = _key(order, epoch)
         with self._lock:
             run = self._index.get(key)
-        name = f"run {key[0][:16]} epoch {key[1]}"
+        name = f"run {order[:16]} epoch {epoch}"
         if run is None:
             raise ReceiptError(Refusal.OPENING, f"{name} is not kept here")
         if run.open:
             raise ReceiptError(Refusal.OPENING, f"{name} is still open here")
-        if (run.folder / "lost").exists():
+        folder = self._place(key, run)
+        if (folder / "lost").exists():
             raise ReceiptError(Refusal.OPENING, f"frames of {name} were lost")
-        return run
+        return folder
 
     def _make_room(self, size: int, runs: int = 0) -> bool:
         """Whether that much more fits, once the oldest closed runs are gone."""
@@ -334,7 +339,7 @@ class RowStore:
             if run is None:
                 return
             self._bytes -= run.spent
-        shutil.rmtree(run.folder, ignore_errors=True)
+        shutil.rmtree(self._place(key, run), ignore_errors=True)
 
     def _wait(self) -> None:
         """Until names were read. Raises ReceiptError(OPENING) when that does not end."""
@@ -361,16 +366,16 @@ class RowStore:
             names = sorted(entry.name for entry in entries)
         for name in names:
             if (match := _NAME.fullmatch(name)) is not None:
-                time_s, key = int(match[1]), (match[2], int(match[3]))
-                if self._index.setdefault(key, run := _Run(time_s, self._folder / name, 0, False)) is run:
+                time_s, key = int(match[1]), _key(match[2], int(match[3]))
+                if self._index.setdefault(key, run := _Run(time_s, 0, False)) is run:
                     self._oldest.append((time_s, key))
                 else:
-                    shutil.rmtree(run.folder, ignore_errors=True)  # the first account of a run stands
+                    shutil.rmtree(self._folder / name, ignore_errors=True)  # the first account of a run stands
         heapq.heapify(self._oldest)
         return list(self._index.items())
 
     def _measure(self, key: Key, run: _Run) -> None:
-        files = _sizes(run.folder)
+        files = _sizes(self._place(key, run))
         with self._lock:
             if self._index.get(key) is not run:
                 return
@@ -379,6 +384,10 @@ class RowStore:
                 return
             run.spent = (1 + sum(-(-size // self._block) for size in files.values())) * self._block + 4 * FILE_BYTES
             self._bytes += run.spent
+
+
+def _key(order: str, epoch: int) -> Key:
+    return bytes.fromhex(order) + epoch.to_bytes(EPOCH_BYTES)
 
 
 def _block_bytes(folder: Path) -> int:

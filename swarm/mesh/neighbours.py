@@ -196,6 +196,8 @@ class Neighbours:
     def _welcome(self, peer: Peer) -> None:
         """`peer` and this node may talk."""
         if self.leaving or peer.closed_reason is not None:
+            if peer.id not in self._seen:
+                self._shown.pop(peer.id, None)  # nobody watches it, who would forget what it showed
             return
         if self._seen.get(peer.id) is not peer:
             self._seen[peer.id] = peer

@@ -85,10 +85,8 @@ def admit(
         if opening.keep and _same_work(old, opening):
             _carry_over(old, opening, owner, peer)
             return old, False
-        old.closed = True
-        if old.idle.is_set():
-            old.release()
         sessions.pop(opening.run)
+        old.end()
     session = _new(sessions, hosted, limits, opening, owner, peer, draining)
     base = sessions.get(opening.base)
     begun = (
@@ -226,5 +224,5 @@ def _let_one_go(sessions: dict[bytes, StageSession], opening: OpenRun) -> bool:
         return False
     oldest = min(kept, key=lambda s: s.kept_until)
     sessions.pop(oldest.run)
-    oldest.release()
+    oldest.end()
     return True

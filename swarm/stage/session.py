@@ -182,6 +182,14 @@ class StageSession:
             task.cancel()
         self.tasks.clear()
 
+    def end(self) -> None:
+        """It is over: its tasks end now, and its memory is freed as soon as the compute thread lets go."""
+        self.closed = True
+        self.queue.clear()
+        self.stop_tasks()
+        if self.idle.is_set():
+            self.release()
+
     def release(self) -> None:
         """Free the memory of the session."""
         self.closed = True

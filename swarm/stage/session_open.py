@@ -82,7 +82,7 @@ class SessionOpen:
             word = RingSignal("opened", opening.run, opening.epoch, (), following.me.node, False, -1, str(error))
             await post(session.upstream, encode_word(word))
             return
-        if session.opening is opening:
+        if session.opening is opening and not session.closed:  # else nobody would end what begins here
             session.downstream = peer
             session.warmth.enter_context(peer.warm())
             if session.account is not None:

@@ -32,11 +32,7 @@ class Register(dict[bytes, StageSession]):
         if self.get(session.run) is session:
             del self[session.run]
             log.info("run %s is over: %d positions", session.run.hex()[:8], session.held)
-        session.closed = True
-        session.queue.clear()
-        session.stop_tasks()
-        if session.idle.is_set():
-            session.release()
+        session.end()
         if session.account is not None:
             session.account.finish()
         if not self:

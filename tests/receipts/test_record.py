@@ -136,6 +136,14 @@ def test_witnesses_only_sign_what_they_saw(ring: Any, rings: Any) -> None:
     refused(Refusal.PAYLOAD_TYPE, lambda: WitnessRecord(stranger, close, 1))
 
 
+def test_a_witness_that_has_become_a_stage_is_not_taken(make_ring: Any) -> None:
+    """It was asked before the recovery that gave it a part, and its word comes after."""
+    ring = make_ring(fail_at=2)
+    late = WitnessRecord(ring.parties["spare node"].author, ring.record.order.to_bytes(), 5)
+    refused(Refusal.WITNESS, lambda: ring.record.witnessed_untrusted(late.sign_order(), "order"))
+    assert verify(ring.record.receipt()).refusal is None
+
+
 def test_a_witness_that_does_not_answer_is_left_out(make_ring: Any) -> None:
     ring = make_ring(witnesses=2)
     record = ring.record

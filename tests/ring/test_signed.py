@@ -24,10 +24,12 @@ from swarm.model.sampler import Sampling
 from swarm.recheck.auditor import RingAuditor
 from swarm.recheck.recompute import groups
 from swarm.recheck.replayer import ModelReplayer
+from swarm.ring.witness_service import WitnessRequest
+from swarm.run import receipt
 from swarm.run.api import CommittedTokens, RunRequest
 from tests.ring.routes import Decodes
 
-from .signed import LIES, SignedRing, signed_ring
+from .signed import LIES, SignedRing, Watching, signed_ring
 
 SPANS = [(0, 3), (3, 6), (6, 8)]
 PROMPT = tuple(range(7, 40))
@@ -262,6 +264,36 @@ async def test_a_witness_that_fails_does_not_cost_the_others(wide: Checkpoint, t
         assert closed == {ring.witnesses[index].identity.id.hex() for index in (0, 2)}
         trust = frozenset({verdict.run.requester, *verdict.run.nodes(), *closed})
         assert verify(path.read_bytes(), Options(trust=trust)).level is Level.WITNESSED
+
+
+async def test_a_witness_whose_word_comes_after_it_became_a_stage_is_left_out(
+    wide: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recovered, ask = asyncio.Event(), Watching.ask_witness
+
+    async def late(self: Watching, node: bytes, asked: WitnessRequest) -> bytes:
+        await recovered.wait()
+        return await ask(self, node, asked)
+
+    monkeypatch.setattr(Watching, "ask_witness", late)
+    monkeypatch.setattr(receipt, "WITNESS_TIMEOUT_S", 30.0)
+    async with signed_ring(wide, [*SPANS, SPANS[1]], tmp_path) as ring:
+        spare = ring.nodes[-1]
+        ring.witnesses.append(spare)
+        path, begun = tmp_path / "run.json", False
+        async with aclosing(ring.desk.run(RunRequest(PROMPT, max_tokens=24, speculation="plain"), path)) as events:
+            async for event in events:
+                if isinstance(event, CommittedTokens) and not begun:
+                    begun = True
+                    await ring.nodes[1].kill()
+                elif isinstance(event, CommittedTokens) and ring.desk.links:
+                    (link,) = ring.desk.links.values()
+                    if spare.identity.id in {stage.node for stage in link.opening.stages}:
+                        recovered.set()
+        assert recovered.is_set()
+        verdict = verify(path.read_bytes())
+        assert verdict.exit_code == 0 and verdict.run is not None, verdict.line
+        assert spare.identity.id.hex() in verdict.run.nodes() and not verdict.run.witnesses
 
 
 async def test_operators_disclose_for_themselves(wide: Checkpoint, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,25 @@ def test_runs_are_counted_too(tmp_path: Path) -> None:
     with pytest.raises(ReceiptError, match="not kept"):
         ask(store, "0e")
     assert RowStore(tmp_path, max_runs=3).runs == 3
+
+
+def test_the_index_of_many_runs_is_small(tmp_path: Path) -> None:
+    """It may hold 100,000: with a path and a digest in hex it took 930 bytes a run, 93 MB in all."""
+    store, count = RowStore(tmp_path), 500
+    fill(store, "aa", 1, NOW)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(count):
+            rows = store.begin(f"{number:064x}", 0, LEAVES, NOW + number)
+            rows.inbound(0, b"head", b"body")
+            rows.close()
+        del rows
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert store.runs == count + 1
+    assert after - before < 450 * count
 
 
 def test_beginning_a_run_touches_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from swarm.mesh.saved import Saved
 from swarm.mesh.table import Held, Table
 from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
+from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
 from tests.swarm.mesh.field import MODEL, REF, Ahead, Field, invite_of, kill, kill_tasks, until
 
@@ -222,6 +223,24 @@ async def saved_for(field: Field, text: str, board: Switchboard) -> Saved:
     invite = parse_invite_untrusted(text)
     welcome, _ = await enter(board, invited(invite, "node"), invite.members)
     return Saved(welcome.membership, MODEL, REF, invite.members)
+
+
+async def test_who_is_gone_before_it_is_welcomed_leaves_nothing(field_: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A valid hello on a connection that ends with it, under key after key: an invite makes as many as it likes."""
+    a = await field_.first()
+    admit = Peer.admit
+
+    def admitted(peer: Peer) -> None:
+        admit(peer)
+        if not peer.dialled:
+            peer.drop("gone")
+
+    monkeypatch.setattr(Peer, "admit", admitted)
+    async with Switchboard(Identity.generate()) as board:
+        with pytest.raises(PeerError):
+            await saved_for(field_, invite_of(a), board)
+    await until(lambda: not a.board.peers(), a)
+    assert not a.gossip._neighbours._shown
 
 
 async def test_round_trips_are_measured_and_told(field_: Field) -> None:
