@@ -57,6 +57,7 @@ def own_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+@pytest.mark.soak  # in one process, with somebody in the middle: tests/swarm/discovery/test_lan_admission.py
 def test_a_code_on_both_machines_lets_the_second_in(cable: tuple[str, str], tmp_path: Path) -> None:
     model = tmp_path / "tiny"
     random_model(tiny_config("llama")).save_pretrained(model)

@@ -4,6 +4,7 @@ against it. A selection in the normal run; all of the sweep's cases, and stored 
 from __future__ import annotations
 
 import functools
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -73,7 +74,7 @@ def threads_as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("case", "kind"), [*((case, kind) for case in SHORT for kind in ("float32", "bfloat16")), *OTHERS]
+    ("case", "kind"), [*zip(SHORT, itertools.cycle(("bfloat16", "float32")), strict=False), *OTHERS]
 )
 @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
@@ -83,6 +84,7 @@ def test_every_history_gives_the_same_bits(case: str, kind: str, data: st.DataOb
     live(data, *found, 8)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("case", ONCE)
 def test_other_kinds_of_attention_are_looked_at_too(case: str) -> None:
     found = made(case, "float32")

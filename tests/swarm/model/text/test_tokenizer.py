@@ -112,7 +112,7 @@ NAMES = [*KINDS, "default"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(text=st.text(max_size=80) | st.sampled_from(WORDS), around=st.booleans(), skip=st.booleans())
 def test_texts_and_ids_are_the_same(
     pairs: dict[str, tuple[FastTokenizer, Any]], name: str, text: str, around: bool, skip: bool
