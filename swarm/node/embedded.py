@@ -50,6 +50,7 @@ class NodeOptions(MemberOptions, total=False):
     disclose: bool
     overflow_bytes: int
     probe: bool
+    recompute: bool
     log: Path
     report: Report
 

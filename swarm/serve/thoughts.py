@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from swarm.model.text.tokenizer import Tokenizer
 from swarm.model.thought import ThoughtLimit
 from swarm.serve.body import wrong
 from swarm.serve.errors import bad_field
 from swarm.serve.requests import ChatBody
 from swarm.serve.tools import CHANNEL_OF_THOUGHTS, END_OF_CHANNEL, Marks
+
+if TYPE_CHECKING:
+    from swarm.model.text.tokenizer import Tokenizer
 
 EFFORTS = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high": 24_576}
 """Tokens of thought for an effort that the chat template does not read. As Google's API has them for OpenAI's words,

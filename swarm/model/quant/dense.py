@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from swarm.model.quant.formats import Format
 from swarm.model.quant.matrix import PackedMatrix
@@ -48,6 +47,8 @@ def in_panels(matrices: torch.Tensor, lib: Library) -> torch.Tensor | None:
 def pack_linears(model: nn.Module, lib: Library) -> None:
     """Replace the linear layers below `model`, one by one, so that one matrix is there twice at most. What shares its
     matrix with a large embedding takes the embedding along, where that is a plain one."""
+    from transformers.pytorch_utils import Conv1D  # only models of its classes come here: a requester has none
+
     tables = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Embedding)}
     again: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
     for parent in list(model.modules()):

@@ -110,6 +110,7 @@ def watch_a_node(state: Path, invite: str) -> None:
         assert b"covered" in shown and b"serving" in shown and b"\x1b[?1049h" in shown
     finally:
         top.send_signal(signal.SIGINT)
+        read_until(ours, b"\x1b[?1049l", 30)  # a terminal goes on reading: what is drawn meanwhile would fill it
         assert top.wait(30) == 130
         os.close(ours)
 

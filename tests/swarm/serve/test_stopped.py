@@ -79,7 +79,7 @@ async def test_answers_under_way_end_and_new_ones_are_refused(tmp_path: Path) ->
             if process.returncode is None:
                 process.kill()
             await process.wait()
-    receipts = [p for p in (tmp_path / "asker" / "receipts").glob("*.json") if not p.stem.endswith(".secrets")]
+    receipts = [p for p in (tmp_path / "asker" / "receipts").glob("*.json") if "." not in p.stem]
     assert len(receipts) == STREAMS + 1
     first = min(receipts, key=lambda path: path.stat().st_mtime)
     receipts.remove(first)  # of the other swarm, whose nodes keep no log

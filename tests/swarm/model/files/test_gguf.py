@@ -335,6 +335,9 @@ def test_a_model_of_every_type_is_the_model_of_its_numbers(kind: str, tmp_path: 
             stored[:, at : at + 2] = scale.view(np.uint8).reshape(-1, 2)
         if kind in ("MXFP4", "NVFP4"):
             stored[:, : 1 if kind == "MXFP4" else 4] = rng.integers(*((118, 122) if kind == "MXFP4" else (1, 20)))
+        if kind == "TQ2_0":  # of its four codes one stands for no number
+            parts = rng.integers(0, 3, (4, len(stored), 64), dtype=np.uint8)
+            stored[:, :64] = parts[0] | parts[1] << 2 | parts[2] << 4 | parts[3] << 6
         if kind == "IQ1_M":  # its scale is the high nibbles of four words
             stored[:, 49:56:2] = (stored[:, 49:56:2] & 15) | np.array([0, 0, 8, 1], np.uint8) * 16
         stored = stored.reshape(tensor.shape[0], -1)
