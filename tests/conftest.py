@@ -60,3 +60,10 @@ def one_compute_thread() -> Iterator[None]:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What failed once and passed when it was run again, with its error: it is a fault to look into."""
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.section(f"failed once: {report.nodeid}")
+        terminalreporter.write_line(str(report.longrepr))
