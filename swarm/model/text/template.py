@@ -6,12 +6,14 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.linechild import LineChild
 from swarm.model.text.template_child import CPU_S, OUTPUT_CHARS
-from swarm.model.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from swarm.model.text.tokenizer import Tokenizer
 
 WALL_S = 10.0
 """For one rendering, on a busy machine."""
