@@ -85,6 +85,7 @@ async def test_a_host_that_can_only_speak_http_joins_and_generates(folder: Path,
         assert "http" in kinds and kinds <= {"http", "direct", "reverse"}  # not HTTP: within that host
 
 
+@pytest.mark.soak  # the same tunnel without a proxy stands above, the proxy's words in tests/swarm/net
 async def test_a_host_whose_only_way_out_is_a_proxy_generates(folder: Path, tmp_path: Path) -> None:
     async with behind(folder, tmp_path, [(0, 2), (2, 4), (4, 6)]) as (net, ring):
         await wall(net, "3128", "proxy")

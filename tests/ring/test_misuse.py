@@ -21,7 +21,6 @@ async def join(ring: LocalRing, name: str, *words: str) -> None:
     await ring.run("join", *common, *words, timeout=60.0)
 
 
-@pytest.mark.alone
 async def test_who_may_not_come_in_is_told_why_in_one_line(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     other = tmp_path / "other"
