@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def read_until(end: int, mark: bytes, seconds: float) -> bytes:
             except OSError:  # the other end is closed
                 break
     return shown
+
+
+@pytest.fixture(autouse=True)
+def foreground() -> Iterator[None]:
+    """Commands begin as a shell begins them in the foreground. In the background it has them ignore Ctrl-C, which they
+    would inherit from a run of the tests that was started there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
