@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from swarm.model.held import Allowed
     from swarm.model.sampler import Sampling
 
 ROOT = 0
@@ -55,8 +56,8 @@ class DraftStep:
     depth      levels wanted below each: 1 is the children of the node; d > 1 goes on from the first child, d - 1
                times. A drafter may return fewer levels.
     width      most children wanted at each level, best first
-    masks      by id of `expand`, the tokens that may follow it, a bit each, the lowest first; absent: any. A drafter
-               need not look at it: what may not follow is left out of its proposals anyhow
+    allowed    by id of `expand`, what may follow it; absent: any token. A drafter need not look at it: what may not
+               follow is left out of its proposals anyhow
     """
 
     committed: tuple[DraftNode, ...] = ()
@@ -65,7 +66,7 @@ class DraftStep:
     expand: tuple[int, ...] = ()
     depth: int = 1
     width: int = 8
-    masks: Mapping[int, bytes] = field(default_factory=dict)
+    allowed: Mapping[int, Allowed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from draft.base import ROOT, Child, DraftNode, DraftStep
+
+if TYPE_CHECKING:
+    from swarm.model.held import Allowed
 
 
 class Token:
@@ -22,17 +26,17 @@ class Token:
     slot     where its drafter keeps what it computed for it; -1: nowhere
     out      what the drafter's layers made of it, for drafters that read that
     ranks    its children, best first, once it was computed
-    mask     which tokens may be children (`DraftStep.masks`), where that is known
+    allowed  which tokens may be children (`DraftStep.allowed`), where that is known
     """
 
-    __slots__ = ("children", "id", "mask", "out", "parent", "position", "ranks", "slot", "token")
+    __slots__ = ("allowed", "children", "id", "out", "parent", "position", "ranks", "slot", "token")
 
     def __init__(self, parent: Token | None, token: int, position: int, id: int = -1) -> None:
         self.parent, self.token, self.position, self.id = parent, token, position, id
         self.slot = -1
         self.out: torch.Tensor | None = None
         self.ranks: tuple[Child, ...] | None = None
-        self.mask: bytes | None = None
+        self.allowed: Allowed | None = None
         self.children: dict[int, Token] = {}
 
     def child(self, token: int, id: int = -1) -> Token:

@@ -119,7 +119,7 @@ class LmDrafter:
             self._read()
         self._ranker.forget_before(text.root.position)
         for wanted in step.expand:
-            text.by_id[wanted].mask = step.masks.get(wanted)
+            text.by_id[wanted].allowed = step.allowed.get(wanted)
         served, out = self._make_room(step), list[Expansion]()
         inside = [t for t in served if text.place_of(t) + 1 < self.layout.context]
         self._compute(inside)
@@ -231,7 +231,7 @@ class LmDrafter:
 
     def _rank(self, tokens: Sequence[Token], logits: torch.Tensor) -> None:
         paths = [token.drafted() for token in tokens] if self._ranker.needs_paths else None
-        logits = self._ranker.masked(logits, [token.mask for token in tokens])
+        logits = self._ranker.masked(logits, [token.allowed for token in tokens])
         ranked = self._ranker.rank(logits, [token.position + 1 for token in tokens], paths)
         for token, ranks in zip(tokens, ranked, strict=True):
             token.ranks = ranks
@@ -239,9 +239,5 @@ class LmDrafter:
 
 def _possible(token: Token) -> tuple[Child, ...]:
     """Its children without those that may not follow; it may have been computed before that was known."""
-    mask, ranks = token.mask, token.ranks or ()
-    if mask is None:
-        return ranks
-    return tuple(
-        child for child in ranks if child.token < 8 * len(mask) and mask[child.token >> 3] >> (child.token & 7) & 1
-    )
+    allowed, ranks = token.allowed, token.ranks or ()
+    return ranks if allowed is None else tuple(child for child in ranks if allowed.allows(child.token))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from draft.base import Child
 from swarm.model.sampler import Sampling, divided, filtered, gumbel
 from swarm.model.shaped_logits import held_open, shifted
+
+if TYPE_CHECKING:
+    from swarm.model.held import Allowed
 
 WIDTH = 16
 """Children kept for each computed token."""
@@ -79,18 +83,14 @@ class Ranker:
         noise = gumbel(self.sampling.seed, position, int(self._chosen[-1]) + 1)
         return np.ascontiguousarray(noise[self._chosen])
 
-    def masked(self, logits: torch.Tensor, masks: Sequence[bytes | None]) -> torch.Tensor:
-        """Logits with -inf for what the row's mask does not let follow (a bit for each token id, the lowest first)."""
-        held = [row for row, mask in enumerate(masks) if mask is not None]
+    def masked(self, logits: torch.Tensor, allowed: Sequence[Allowed | None]) -> torch.Tensor:
+        """Logits with -inf for what may not follow the row."""
+        held = [(row, choice) for row, choice in enumerate(allowed) if choice is not None]
         if not held:
             return logits
         logits = logits.clone()
-        ids = np.arange(self.vocab) if self._chosen is None else self._chosen
-        for row in held:
-            bits = np.frombuffer(masks[row] or b"", np.uint8)
-            inside = ids < 8 * len(bits)
-            kept = np.zeros(len(ids), np.bool_)
-            kept[inside] = bits[ids[inside] >> 3] >> (ids[inside] & 7).astype(np.uint8) & 1
+        for row, choice in held:
+            kept = choice.mask(self.vocab) if self._chosen is None else choice.mask(self._chosen[-1] + 1)[self._chosen]
             if kept.any():  # else the drafter has no word for what may come, and proposes as if free
                 logits[row].masked_fill_(torch.from_numpy(~kept).to(logits.device), -math.inf)
         return logits

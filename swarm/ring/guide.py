@@ -43,8 +43,8 @@ class Guide(ABC):
         """The token that most likely follows a live node by the order alone, where it is not forced; -1: none."""
         return -1
 
-    def mask(self, tree: TokenTree, node: Node) -> bytes | None:
-        """What may follow a live node, a bit each, the lowest first; None: no drafter need look at it."""
+    def choice(self, tree: TokenTree, node: Node) -> Allowed | None:
+        """What may follow a live node, where several tokens may; None: no drafter need look at it."""
         return None
 
     def extend(self, tree: TokenTree, node: Node, floor: float) -> Node | None:
@@ -85,8 +85,9 @@ class ConstraintGuide(Guide):
             return -1
         return self._held_to.spelling([*self._answer, *(below.token for below in tree.path(node))])
 
-    def mask(self, tree: TokenTree, node: Node) -> bytes | None:
-        return self.after(tree, node).bits or None
+    def choice(self, tree: TokenTree, node: Node) -> Allowed | None:
+        found = self.after(tree, node)
+        return found if found.bits else None
 
 
 class DictatedGuide(Guide):

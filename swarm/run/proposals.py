@@ -152,8 +152,8 @@ class Proposals:
         step = self._feeds[DEFERRED].step(self._tree, leaves, self._setting.depth, self._setting.width)
         if self._guide is None:
             return step
-        masks = {leaf.id: self._guide.mask(self._tree, leaf) for leaf in leaves}
-        return replace(step, masks={id: mask for id, mask in masks.items() if mask is not None})
+        choices = {leaf.id: self._guide.choice(self._tree, leaf) for leaf in leaves}
+        return replace(step, allowed={id: choice for id, choice in choices.items() if choice is not None})
 
     def drafted(self, expansions: Sequence[Expansion], now: float) -> None:
         """The result of the step that is out."""

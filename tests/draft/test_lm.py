@@ -18,6 +18,7 @@ from draft.window import AHEAD, SIZE, TextWindow, reading
 from swarm.base.events import Event, Notice, Report, silent
 from swarm.model.block import Block, load_block
 from swarm.model.gpu import Gpu
+from swarm.model.held import Allowed
 from swarm.model.sampler import Sampling, pick
 from swarm.model.shaping import Shaping
 from tests.draft.tiny import VOCAB, save_tiny, tiny_block
@@ -227,7 +228,7 @@ def test_it_proposes_only_what_a_mask_lets_follow(tmp_path: Path) -> None:
             mask = bytearray(-(-VOCAB // 8))
             for token in (3, 8, 9, 21):
                 mask[token >> 3] |= 1 << (token & 7)
-            (expansion,) = drafter.step(DraftStep(expand=(1,), width=8, masks={1: bytes(mask)}))
+            (expansion,) = drafter.step(DraftStep(expand=(1,), width=8, allowed={1: Allowed(-1, bytes(mask))}))
             found = {child.token for level in expansion.levels for child in level}
             assert found <= {3, 8, 9, 21}
             if not known:
