@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from receipts import PlannedStage
 from swarm.ring.opening import StagePlan
@@ -38,37 +38,13 @@ class _Pass:
         )  # fmt: skip
 
 
-@dataclass
-class _Ring:
-    ring: int
-    planned_us: int
-    kept: int
-    stages: tuple[PlannedStage, ...]
-    stands_us: int | None = None
-    fresh: tuple[int, ...] = ()
-
-
-@dataclass
-class _Loss:
-    ring: int
-    seen_us: int
-    heard_us: int
-    nodes: tuple[str, ...]
-    reason: str
-    leaving: bool
-    passes: int
-    rows: int
-    again: int = 0
-    next_token_us: int | None = None
-
-
 class Tracer:
     """Times are monotonic seconds; `started` is when the run began, with a prompt of so many tokens."""
 
     def __init__(self, started: float, prompt_tokens: int) -> None:
         self._started, self._prompt = started, prompt_tokens
-        self._rings: list[_Ring] = []
-        self._losses: list[_Loss] = []
+        self._rings: list[TracedRing] = []
+        self._losses: list[TracedLoss] = []
         self._begin: list[_Pass] = []
         self._end: deque[_Pass] = deque(maxlen=MOST_ENDS)
         self._flying: dict[int, _Pass] = {}
@@ -87,15 +63,15 @@ class Tracer:
         listed = tuple(PlannedStage(stage.node.hex(), stage.first, stage.last) for stage in stages)
         self._flying.clear()
         if len(self._rings) < MOST_RINGS:
-            self._rings.append(_Ring(ring, self._us(at), kept, listed))
+            self._rings.append(TracedRing(ring, self._us(at), None, kept, listed, ()))
 
     def stands(self, ring: int, said: Sequence[Mapping[str, object]], at: float) -> None:
         """Every stage of it said yes, and what else they `said`."""
         last = self._rings[-1] if self._rings else None
         if last is not None and last.ring == ring:
-            last.stands_us = self._us(at) if last.stands_us is None else last.stands_us
-            if last.kept:
-                last.fresh = tuple(number for number, stage in enumerate(said) if stage.get("fresh"))
+            stands_us = self._us(at) if last.stands_us is None else last.stands_us
+            fresh = tuple(number for number, stage in enumerate(said) if stage.get("fresh")) if last.kept else ()
+            self._rings[-1] = replace(last, stands_us=stands_us, fresh=fresh)
 
     def sent(self, ring: int, planned: PlannedFrame, at: float) -> None:
         """A frame goes out."""
@@ -110,7 +86,8 @@ class Tracer:
         self._drafted += len(planned.nodes)
         if self._losses:
             again = max(0, min(first + certain, self._reached) - first) if certain else 0
-            self._losses[-1].again += again + sum(node in self._before for node in planned.nodes)
+            again += self._losses[-1].again + sum(node in self._before for node in planned.nodes)
+            self._losses[-1] = replace(self._losses[-1], again=again)
         self._placed = max(self._placed, first + certain)
         for node in planned.nodes:
             self._awaited.pop(node, None)
@@ -139,27 +116,26 @@ class Tracer:
                 holder.right.append(node)
                 self._placed = max(self._placed, holder.positions[holder.rows.index(node)] + 1)
         if tokens:
-            for loss in self._losses:
+            for place, loss in enumerate(self._losses):
                 if loss.next_token_us is None:
-                    loss.next_token_us = now
+                    self._losses[place] = replace(loss, next_token_us=now)
 
     def lost(self, ring: int, nodes: Sequence[bytes], reason: str, leaving: bool, at: float) -> None:
         """Stages of the ring are lost, or leave, and with them what is under way."""
         flying = [*self._flying.values()]
         rows = sum(one.certain + len(one.rows) for one in flying)
         names = tuple(sorted(node.hex() for node in nodes))
-        self._losses.append(_Loss(ring, self._us(at), self._heard_us, names, reason[:1000], leaving, len(flying), rows))
+        self._losses.append(
+            TracedLoss(
+                ring, self._us(at), self._heard_us, names, reason[:1000], leaving, len(flying), rows,
+                again=0, next_token_us=None,
+            )
+        )  # fmt: skip
         self._reached = max(self._reached, self._placed)
         self._before = frozenset(self._awaited)
 
     def trace(self, run: str, order: str, new_tokens: int, first_token: float | None, ended: float) -> RunTrace:
         """What was noted, at the end of the run."""
-        rings = [TracedRing(r.ring, r.planned_us, r.stands_us, r.kept, r.stages, r.fresh) for r in self._rings]
-        losses = [
-            TracedLoss(o.ring, o.seen_us, o.heard_us, o.nodes, o.reason, o.leaving, o.passes, o.rows, o.again,
-                       o.next_token_us)
-            for o in self._losses
-        ]  # fmt: skip
         kept = {one.ring for one in self._rings}
         return RunTrace(
             format=FORMAT,
@@ -174,7 +150,7 @@ class Tracer:
             rows_sent=self._rows,
             drafted=self._drafted,
             accepted=self._accepted,
-            rings=tuple(rings),
-            losses=tuple(losses),
+            rings=tuple(self._rings),
+            losses=tuple(self._losses),
             passes=tuple(one.noted() for one in (*self._begin, *self._end) if one.ring in kept),
         )
