@@ -24,7 +24,6 @@ from swarm.model.compiling import Compiler
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.own_kernels import KernelsHere, OwnKernels
 from swarm.model.quant.native import library
-from swarm.model.rows import Layout, check_untrusted
 from swarm.model.sampler import pick
 from swarm.model.weights_as import PACKED
 from swarm.net.channel.limits import ChannelLimits
@@ -33,6 +32,7 @@ from swarm.net.channel.wire import decode_tensor_untrusted
 from swarm.recheck.context import Trace, said_of_rows
 from swarm.recheck.draw_distance import token_gaps
 from swarm.recheck.exactly import as_opened, bits_of, exact_outputs, same_answers, same_rows
+from swarm.recheck.one_session import in_one_layout_untrusted, see_only_written
 from swarm.recheck.quantization_grid import compared, grains, is_coarse, on_wire
 from swarm.recheck.recompute import Layers, Step
 from swarm.recheck.replayer import held_to_of, sampling_of
@@ -42,9 +42,6 @@ from swarm.ring.drawing import Drawing, needed_from, needs_tokens
 from swarm.ring.frame import ANSWER, DOWN, Answer, Frame, answer_of, parse_answer_untrusted, parse_frame_untrusted
 from swarm.ring.kept_rows import SlotTokens
 from swarm.ring.recomputing import with_rows
-
-CONTEXT_SLACK = 64
-"""A session's context is rounded up by less than this many positions."""
 
 
 class Nodes(Protocol):
@@ -190,7 +187,7 @@ class _Recomputed:
         except PeerError as error:
             raise ReceiptError(Refusal.OPENING, f"an opened frame is none: {error}") from error
         self._held_to = held_to_of(self._sampling, compiler) if self._tail else None
-        self.whole = _whole(self._frames, self._layout)
+        self.whole = see_only_written(self._frames, self._layout)
         if not self.whole:
             return
         self._inputs = self._inputs_of(steps)
@@ -494,47 +491,3 @@ def message_untrusted(kind: str, opened: OpenedFrame) -> Message:
     """The message whose header and body were hashed. Raises PeerError."""
     packed = b"\x94" + b"".join(bytes(msgpack.packb(part)) for part in (kind, 0, 0)) + opened.head
     return unpack_untrusted(packed, opened.body, ChannelLimits()).message
-
-
-def _whole(frames: Sequence[Frame], layout: Layout) -> bool:
-    """Whether every committed position that a row sees came in, or was committed, before it."""
-    written = np.zeros(layout.context + 1, bool)
-    for frame in frames:
-        rows = frame.rows
-        written[frame.commits.position] = True
-        written[rows.position[rows.slot >= layout.scratch]] = True
-        if not written[: int(rows.prefix.max())].all():
-            return False
-    return True
-
-
-def in_one_layout_untrusted(order: Order, most: int, frames: Sequence[Frame], began: int) -> tuple[Layout, list[Frame]]:
-    """Frames of one stage as if all were of one session; the first `began` are of earlier ones, `most` positions long.
-
-    Sessions differ in how many scratch slots they have, and those come first: slots move up by the difference.
-    Raises PeerError for frames that fit no session, or reach beyond what the order allows.
-    """
-    if len({frame.rows.ancestors.shape[1] for frame in frames[began:]}) != 1:
-        raise PeerError("frames of one session differ in their scratch slots")
-    allowed = min(most, order.prompt_tokens + order.max_tokens + CONTEXT_SLACK)
-    if (reach := _reach(frames[began:])) > allowed:
-        raise PeerError(f"a position beyond the order's {allowed}")
-    context = max(reach, _reach(frames[:began]))
-    if context > most:
-        raise PeerError(f"a position beyond the model's {most}")
-    scratch = 8 * max(frame.rows.ancestors.shape[1] for frame in frames)
-    moved = []
-    for frame in frames:
-        rows, own = frame.rows, 8 * frame.rows.ancestors.shape[1]
-        check_untrusted(rows, frame.commits, Layout(own, context))
-        wide = np.zeros((len(rows), scratch // 8), np.uint8)
-        wide[:, : own // 8] = rows.ancestors
-        slot = np.where(rows.slot < own, rows.slot, rows.slot + np.uint32(scratch - own)).astype(rows.slot.dtype)
-        moved.append(replace(frame, rows=replace(rows, slot=slot, ancestors=wide)))
-    return Layout(scratch, context), moved
-
-
-def _reach(frames: Sequence[Frame]) -> int:
-    """How many positions frames use."""
-    arrays = [a for frame in frames for a in (frame.rows.position, frame.rows.prefix, frame.commits.position)]
-    return 1 + max((int(array.max()) for array in arrays if len(array)), default=0)
