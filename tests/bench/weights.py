@@ -19,10 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from swarm.model.files.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from swarm.model.block import Block
 
 ROWS = (1, 4, 8, 16, 64)
 TURN_ROWS = (1, 16, 64)
@@ -75,20 +80,45 @@ for line in sys.stdin:
 """
 
 
-def ours(path: str, weights: str, threads: int) -> dict[str, object]:
-    """Milliseconds of a pass by rows, prompt tokens per second, seconds to load, bytes over stored bytes."""
+class Pass(Protocol):
+    """Milliseconds of a pass of `count` rows of the prompt from position `at` on."""
+
+    def __call__(self, at: int, count: int, *, want_all: bool) -> float: ...
+
+
+def passes_of(block: Block, n: int, clock: Callable[[], float]) -> Pass:
+    """Passes of one session over all `n` layers, timed by `clock`."""
     import dataclasses
 
     import numpy as np
+
+    from swarm.model.job import Job
+    from swarm.model.kvcache import KVPool
+    from swarm.model.rows import Layout, no_commits
+    from swarm.ring.certain_rows import certain_rows
+
+    layout = Layout(0, 1024)
+    kv = KVPool(block, 1 << 62).open(layout, 0, n)
+    tokens = [int(t) for t in np.random.default_rng(0).integers(5, 30_000, PROMPT)]
+
+    def forward(at: int, count: int, *, want_all: bool) -> float:
+        rows = certain_rows(layout, at, tokens[at : at + count], True)
+        rows = dataclasses.replace(rows, want=np.ones(count, bool)) if want_all else rows
+        begun = clock()
+        block.forward([Job(kv, no_commits(), rows, None)])
+        return (clock() - begun) * 1000.0
+
+    return forward
+
+
+def ours(path: str, weights: str, threads: int) -> dict[str, object]:
+    """Milliseconds of a pass by rows, prompt tokens per second, seconds to load, bytes over stored bytes."""
+
     import psutil
     import torch
 
     from swarm.model.block import load_block
     from swarm.model.files.store import ModelStore
-    from swarm.model.job import Job
-    from swarm.model.kvcache import KVPool
-    from swarm.model.rows import Layout, no_commits
-    from swarm.ring.certain_rows import certain_rows
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,17 +129,7 @@ def ours(path: str, weights: str, threads: int) -> dict[str, object]:
         spent = time.perf_counter() - start
         held = (psutil.Process().memory_info().rss - before) / stored
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / stored
-        layout = Layout(0, 1024)
-        kv = KVPool(block, 1 << 62).open(layout, 0, n)
-        tokens = [int(t) for t in np.random.default_rng(0).integers(5, 30_000, PROMPT)]
-
-        def forward(at: int, count: int, *, want_all: bool) -> float:
-            rows = certain_rows(layout, at, tokens[at : at + count], True)
-            rows = dataclasses.replace(rows, want=np.ones(count, bool)) if want_all else rows
-            begun = time.perf_counter()
-            block.forward([Job(kv, no_commits(), rows, None)])
-            return (time.perf_counter() - begun) * 1000.0
-
+        forward = passes_of(block, n, time.perf_counter)
         forward(0, 32, want_all=False)
         passes = {rows: sorted(forward(32, rows, want_all=True) for _ in range(9))[4] for rows in ROWS}
         prompt = sorted(forward(0, PROMPT, want_all=False) for _ in range(3))[1]
@@ -119,34 +139,18 @@ def ours(path: str, weights: str, threads: int) -> dict[str, object]:
 def our_turns(path: str) -> None:
     """Answer each line of the input, "pass" or "prompt", with milliseconds of the processor: of passes by rows, or of a
     prompt."""
-    import dataclasses
 
-    import numpy as np
     import torch
 
     from swarm.model.block import load_block
     from swarm.model.files.store import ModelStore
-    from swarm.model.job import Job
-    from swarm.model.kvcache import KVPool
-    from swarm.model.rows import Layout, no_commits
-    from swarm.ring.certain_rows import certain_rows
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = ModelStore(Path(folder)).open(path, None)
         n = checkpoint.manifest.n_layers
         block = load_block(checkpoint, 0, n, torch.device("cpu"), torch.bfloat16, weights="auto")
-    layout = Layout(0, 1024)
-    kv = KVPool(block, 1 << 62).open(layout, 0, n)
-    tokens = [int(t) for t in np.random.default_rng(0).integers(5, 30_000, PROMPT)]
-
-    def forward(at: int, count: int, *, want_all: bool) -> float:
-        rows = certain_rows(layout, at, tokens[at : at + count], True)
-        rows = dataclasses.replace(rows, want=np.ones(count, bool)) if want_all else rows
-        begun = time.process_time()
-        block.forward([Job(kv, no_commits(), rows, None)])
-        return (time.process_time() - begun) * 1000.0
-
+    forward = passes_of(block, n, time.process_time)
     forward(0, 32, want_all=False)
     print("FOUND {}", flush=True)
     for line in sys.stdin:
