@@ -205,7 +205,7 @@ def test_what_was_said_of_a_tokenizer_is_said_again(
 
     monkeypatch.setattr(gguf_tokenizer, "gguf_tokenizer", guessing)
     path = tmp_path / "m.gguf"
-    path.write_bytes(store.path(DEFAULT_MODEL).read_bytes())
+    path.write_bytes(store.tokenizer_source(DEFAULT_MODEL).read_bytes())
     for _ in range(2):
         said: list[Event] = []
         load_tokenizer(str(path), ModelStore(tmp_path / "kept"), said.append)
