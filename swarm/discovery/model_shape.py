@@ -16,6 +16,7 @@ from swarm.model.files.ties import SHARED_BLOCK, end_of
 from swarm.model.linear.sizes import keeps_keys, layer_states
 from swarm.model.quant.formats import blocks_format, find_format
 from swarm.model.quant.native import library
+from swarm.model.quant.panels import PANEL
 from swarm.model.rows import Layout
 from swarm.planner.api import ModelShape
 
@@ -31,6 +32,7 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
     size, ties = dtype.itemsize, manifest.ties
     sources = frozenset(ties.shares.values())
     held: dict[int | None, int] = {}
+    whole: dict[int, int] = {}
     table = shared = first = drafting = blocks = 0
     heads = {entry.name for entry in manifest.mtp_tensors}
     kept = manifest.mtp.held if manifest.mtp is not None else frozenset[str]()
@@ -51,6 +53,8 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
             blocks += count
         else:
             held[layer] = held.get(layer, 0) + count
+            if layer is not None and not _is_cut(weight, manifest.config, weights):
+                whole[layer] = whole.get(layer, 0) + count
         if is_embedding(tensor.name) and len(tensor.shape) == 2 and tensor.shape[0] == manifest.vocab_size:
             table = count
     ends, table = held.get(None, 0), table or manifest.hidden_size * manifest.vocab_size * size
@@ -76,7 +80,19 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
         key_bytes=() if len(set(widths)) == 1 else tuple(width * size for width in widths),
         every_bytes=table + blocks if ties.embeds else 0,  # of shared blocks all: a few layers use each
         forbidden=ties.forbidden,
+        whole_bytes=tuple(whole.get(layer, 0) + parts for layer in range(manifest.n_layers)),
     )
+
+
+def _is_cut(weight: Weight, config: Mapping[str, Any], weights: str) -> bool:
+    """Whether a layer's tensor is cut where its layer is too large for a device (`quant.sliced`): the matrices of
+    linear layers, and experts that stay as stored."""
+    shape = weight.entry.shape
+    if weights == "expanded" and ".experts." in weight.entry.name:
+        return False
+    if len(shape) == 2:
+        return shape[0] >= 2 * PANEL and weight.entry.name.endswith(".weight")
+    return stack_bytes(weight, config, weights == "stored") is not None
 
 
 def _state_bytes(manifest: Manifest, size: int) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ from swarm.model.packing import computes_in
 from swarm.model.prune import cut, inner_model, inner_name, layer_list, layer_path
 from swarm.model.quant.modules import PackedLinear
 from swarm.model.quant.native import library
+from swarm.model.quant.sliced import Places
 from swarm.model.rows import Rows
 from swarm.model.weights_as import PACKED
 
@@ -335,6 +336,7 @@ def load_block(
     blocked: bool = True,
     weights: str = "expanded",
     exact: bool = True,
+    places: Places | None = None,
 ) -> Block:
     """Layers [first, last) of a model, ready to compute. Reads only their tensors; reports "load" in layers.
 
@@ -346,11 +348,13 @@ def load_block(
     exact: on a CPU, with blocked, compute rows in kernels that give the same bits whatever the row's company
     (`Block.why_not_exact` says where that is not so); without it by torch's.
 
+    places: devices, `device` first, and the share that each takes of every matrix of a layer (quant/sliced.py).
+
     Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
     missing, of another shape than the config says, or not finite (by name).
     """
     lib = library() if exact and blocked and device.type == "cpu" else None
-    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib)
+    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib, places=places)
     if blocked and lib is None and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)

@@ -39,6 +39,7 @@ from swarm.model.prune import LayerRange, PassedBy, check_config, cut, inner_mod
 from swarm.model.quant.dense import pack_linears
 from swarm.model.quant.native import Library
 from swarm.model.quant.on_device import take_to
+from swarm.model.quant.sliced import Places, slice_layers
 from swarm.model.rope import settle_rope
 from swarm.model.shared import hang_in, let_go, looks_back, untie
 from swarm.model.state import ModelState, read_state, unconsumed
@@ -72,6 +73,7 @@ def load_layers(
     piece_bytes: int = PIECE_BYTES,
     weights: str = "expanded",
     lib: Library | None = None,
+    places: Places | None = None,
 ) -> Loaded:
     """What `block.load_block` builds on; see there. lib: kernels whose rows do not depend on each other, to be used. A
     large range is loaded in pieces of about `piece_bytes` that go to the device one by one: while experts are joined a
@@ -89,7 +91,10 @@ def load_layers(
         def tell(layers: int, before: int = done) -> None:
             report(Progress("load", manifest.model, before + layers, last - first, "layers"))
 
-        piece = _load_piece(checkpoint, kind, shape.within(a, b), dtype, tell, weights, device).to(device)
+        piece = _load_piece(checkpoint, kind, shape.within(a, b), dtype, tell, weights, device)
+        if places is not None:
+            _cut_over(piece, places, kind.__name__, lib)
+        piece = piece.to(device)
         if device.type != "cpu":
             take_to(piece, device)
         models.append(piece)
@@ -133,6 +138,13 @@ def load_layers(
     edges.given = masks_for(model.config) if attending.indexed else {}
     tried = _try_once(model, shape, attending, edges, device, dtype)
     return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
+
+
+def _cut_over(piece: nn.Module, places: Places, name: str, lib: Library | None) -> None:
+    """Cut the matrices of a piece's layers over devices, those of plain numbers in panels where kernels use these."""
+    if lib is not None:
+        pack_linears(piece, lib)
+    slice_layers(layer_list(piece, name)[1], places, name)
 
 
 def _round_rows(layers: nn.ModuleList, dtype: torch.dtype) -> None:

@@ -37,8 +37,9 @@ from swarm.model.probe import ROWS, probe
 from swarm.model.ways import measure_ways
 from swarm.node.benchmark_cache import ProbeCache
 from swarm.planner.api import ModelShape, Room, Speed, choose_block
-from swarm.planner.block_choice import fit, lay
+from swarm.planner.block_choice import fit, lay, sliced
 from swarm.planner.coverage_need import MEMORY_SHARE, PLANNED_CONTEXT
+from swarm.planner.slicing import Slicing
 from swarm.stage.admission import HostedModel, StageLimits
 from swarm.stage.mtp_session import MTPHost
 
@@ -167,6 +168,8 @@ class Host:
         Where memory runs out though it was thought to be there, and layers may go elsewhere, they are laid again with
         fewer on that device, until they are loaded or do not fit. Raises ModelError then.
         """
+        if (slicing := self._slicing(checkpoint.manifest, layers)) is not None:
+            return self._load_sliced(checkpoint, layers, slicing)
         most: dict[torch.device, int] = {}
         elsewhere = bool(self.more) or self.spare is not None
         while True:
@@ -192,6 +195,36 @@ class Host:
                 return laid, name, parts
             parts.clear()  # what was loaded makes room for what is laid otherwise
             tidy(*(device for device, _ in laid))
+
+    def _slicing(self, manifest: Manifest, layers: tuple[int, int]) -> Slicing | None:
+        """How these layers lie in slices over all devices; None where one holds a layer whole, or they do not fit."""
+        room = replace(self.room(manifest), max_layers=layers[1] - layers[0])
+        found = sliced(self.shape(manifest), room, layers[0])
+        return found if found is not None and found.layers == layers[1] - layers[0] else None
+
+    def _load_sliced(
+        self, checkpoint: FileCheckpoint, layers: tuple[int, int], slicing: Slicing
+    ) -> tuple[list[tuple[torch.device, int]], str, list[_Part]]:
+        """Layers cut over all devices, measured as they lie: that tells nothing of one device, and is not kept."""
+        every = self.devices(checkpoint.manifest) + ([] if self.spare is None else [self.spare])
+        places = list(zip(every, slicing.shares, strict=False))
+        names = ["main memory" if device is self.spare else describe(device).name for device, _ in places]
+        told = ", ".join(f"{share:.0%} on {name}" for (_, share), name in zip(places, names, strict=True))
+        self.report(Notice(f"no device has room for one layer: each is cut over {len(places)} ({told})"))
+        home, (first, last) = every[0], layers
+        weights = "auto" if home.type == "cpu" and self.weights == "auto" else self.weights
+        try:
+            block = load_block(checkpoint, first, last, home, self.dtype, self.report, weights=weights, places=places)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise self._no_room(checkpoint.manifest, first, last, home) from error
+        budget = self.config.kv_bytes or min(MOST_KV, int(self.free(home) * KV_SHARE))
+        measured = probe(block, report=self.report)
+        pool = KVPool(block, budget)
+        pool.hold()
+        part = _Part(block, pool, Speed(*(measured.ms_per_layer[rows] for rows in ROWS)), "")
+        return [(home, last - first)], say_devices(names), [part]
 
     def _try_part(
         self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device, whole: tuple[int, int]

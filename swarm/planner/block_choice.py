@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from swarm.base.errors import UsageError
 from swarm.planner.fleet import Member, ModelShape, Rtts, Speed, gaps, say_layers, usual_speed
+from swarm.planner.slicing import Slicing, slice_layers
 
 MOVE_GAIN = 1.2
 MOVE_EVERY_S = 300.0
@@ -61,9 +62,19 @@ class BlockChoice:
 
 
 def fit(model: ModelShape, room: Room, first: int) -> tuple[int, int]:
-    """(layers, of which overflow) that fit from layer `first` on: `lay`, summed up."""
+    """(layers, of which overflow) that fit from layer `first` on: `lay`, summed up; where not one layer fits a device,
+    as many as all devices hold in slices."""
+    if (cut := sliced(model, room, first)) is not None:
+        return cut.layers, 0
     laid = lay(model, room, first)
     return sum(laid), laid[-1]
+
+
+def sliced(model: ModelShape, room: Room, first: int) -> Slicing | None:
+    """The layers from `first` on cut over the node's devices (the first, more of them, spare RAM), where none of them
+    holds one whole."""
+    every = (room.memory_bytes, *room.more_bytes, *((room.overflow_bytes,) if room.overflow_bytes else ()))
+    return slice_layers(model, every, room.context_tokens, first, room.max_layers)
 
 
 def lay(model: ModelShape, room: Room, first: int) -> tuple[int, ...]:
@@ -103,7 +114,8 @@ def choose_block(model: ModelShape, room: Room, members: Sequence[Member], rtts:
         least = "one layer" if min(b - a for a, b in parts) == 1 else "the smallest part"
         raise UsageError(
             f"{least} of {model.name} with KV for {room.context_tokens} tokens needs {need / 1e9:.2f} GB, found "
-            f"{max((room.memory_bytes, *room.more_bytes)) / 1e9:.2f} GB free; free memory, ask for fewer contexts or "
+            f"{max((room.memory_bytes, *room.more_bytes)) / 1e9:.2f} GB free"
+            f"{_together(room)}; free memory, ask for fewer contexts or "
             "use another device (cause: memory)"
         )
     capacity = throughput(seen, model.n_layers, usual)
@@ -210,6 +222,12 @@ def throughput(members: Sequence[Member], n_layers: int, usual: Speed) -> NDArra
             count[member.last] -= 1
     # Counted apart, so that rounding never makes a hole look held.
     return np.where(np.cumsum(count[:-1]) > 0, np.maximum(np.cumsum(steps[:-1]), 1e-12), 0.0)
+
+
+def _together(room: Room) -> str:
+    """What several devices have free, in words."""
+    every = (room.memory_bytes, *room.more_bytes, room.overflow_bytes)
+    return f" on one device, {sum(every) / 1e9:.2f} GB on all" if any(every[1:]) else ""
 
 
 def _block_ms(room: Room, layers: int, overflow: int, usual: Speed) -> float:

@@ -53,6 +53,7 @@ class ModelShape:
     `kv_bytes`: key and value of one token in one layer that keeps them. `wire_bytes`: one row of hidden state on the
     wire. `keyless`: layers that keep no keys and values. `key_bytes` [layers], or empty: `kv_bytes` where
     layers differ. `state_bytes` [layers], or empty: what recurrent layers keep for one session, however long its text.
+    `whole_bytes` [layers], or empty: what of a layer stays in one piece where its matrices are cut over devices.
     `every_bytes`: what each block holds besides, wherever it lies. `forbidden`: layers that no stage and no block may
     begin with, since they or later ones read what an earlier one keeps.
     """
@@ -70,6 +71,7 @@ class ModelShape:
     key_bytes: tuple[int, ...] = ()
     every_bytes: int = 0
     forbidden: frozenset[int] = frozenset()
+    whole_bytes: tuple[int, ...] = ()
 
     def session_bytes(self, first: int, last: int, context: int) -> int:
         """What one session of `context` tokens takes in layers [first, last)."""

@@ -190,7 +190,8 @@ def take_experts_to(module: PackedExperts, device: torch.device, dtype: torch.dt
         del module.stacks[name]
         weight = expanded_stack(stack, dtype, bool(module.is_transposed))
         module.register_parameter(name, nn.Parameter(weight.to(device), requires_grad=False))
-    whole = {module.first, module.second} <= set(module.stacks)
+    there_whole = {name for name, stack in module.stacks.items() if isinstance(stack, DeviceStack)}
+    whole = {module.first, module.second} <= there_whole
     module.few = FEW_ROWS if triton and whole else 0
 
 
@@ -201,7 +202,7 @@ def has_triton() -> bool:
 
 def take_to(model: nn.Module, device: torch.device) -> None:
     """Bring the packed matrices of a model to the device where its other tensors are; one that two layers share, once.
-    Raises ModelError for a matrix that is in no panels."""
+    What is cut over several devices stays. Raises ModelError for a matrix that is in no panels."""
     triton = device.type == "cuda" and has_triton()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     brought: dict[int, DeviceMatrix | MovedColumns] = {}

@@ -20,6 +20,7 @@ from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.model.overflow import SplitBlock
 from swarm.model.quant.native import library
+from swarm.model.quant.sliced import SlicedMatrix
 from swarm.model.rows import Layout, no_commits
 from swarm.model.ways import Ways
 from swarm.model.weights_as import PACKED
@@ -286,6 +287,33 @@ def test_two_devices_without_a_spare_say_what_does_not_fit(tiny_folder: Path, tm
         host.load(str(tiny_folder), (0, 6))
     manifest = host.store.open(str(tiny_folder), (0, 6), silent).manifest
     assert not host.fits(manifest, (0, 6)) and host.fits(manifest, (0, 4))
+
+
+def test_a_layer_too_large_for_any_device_is_cut_over_all(tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    one = host_of(tmp_path, 1 << 30)
+    layer = (bytes_of(one, tiny_folder, 2) - bytes_of(one, tiny_folder, 1)) * 0.99
+    host = several(tmp_path, {FAST: layer, SECOND: layer, BESIDE: layer}, spare=True)
+    told: list[str] = []
+    host = replace(host, report=lambda event: told.append(event.text) if isinstance(event, Notice) else None)
+    manifest = host.store.open(str(tiny_folder), (0, 6), silent).manifest
+    block = choose_block(model_shape(manifest, host.dtype), host.room(manifest), [])
+    assert block.layers == 1 and block.overflow == 0 and host.fits(manifest, (block.first, block.last))
+    hosting = host.load(str(tiny_folder), (3, 4))
+    found, expected = hosting.hosted, one.load(str(tiny_folder), (3, 4)).hosted
+    cut = [m.matrix for m in found.block.loaded.model.modules() if isinstance(getattr(m, "matrix", None), SlicedMatrix)]  # type: ignore[union-attr]
+    assert cut and {s.device for matrix in cut for s in matrix.slices} == {FAST, SECOND, BESIDE}
+    assert "no device has room for one layer" in told[-1] and hosting.overflow == 0 and min(hosting.speed_us) > 0
+    assert found.fingerprint == ""  # nobody else computes with these devices
+
+    layout = Layout(scratch=64, context=128)
+    rows, hidden = certain(list(range(5, 17)), 0, layout), torch.randn(12, found.block.hidden_size)
+    outs = [
+        hosted.block.forward([Job(hosted.pool.open(layout, 3, 4), no_commits(), rows, hidden)])[0]
+        for hosted in (found, expected)
+    ]
+    assert torch.equal(*outs)
+    with pytest.raises(ModelError, match="layers 0-5 need"):
+        host.load(str(tiny_folder), (0, 6))
 
 
 def test_the_faster_device_takes_layers_first(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from swarm.base.errors import CoverageError, UsageError
 from swarm.planner.api import Ask, KnownRtts, Member, ModelShape, Room, Speed, choose_block, plan_route
-from swarm.planner.block_choice import fit
+from swarm.planner.block_choice import fit, sliced
 from swarm.planner.dry_run import dry_run
 from swarm.planner.fleet_file import Fleet, parse_fleet
 
@@ -33,7 +33,9 @@ def test_what_fits_ends_where_the_model_may_be_cut(
     model = replace(SHAPE, forbidden=forbidden)
     taken, overflow = fit(model, Room("n", memory, 0, most, SPEED, spare), first)
     assert 0 <= overflow <= taken <= 12 - first and taken <= (most or 12)
-    if taken:
+    if sliced(model, Room("n", memory, 0, most, SPEED, spare), first) is not None:
+        assert forbidden.isdisjoint({first, first + taken} - {0, 12}) and 100 * taken <= memory + spare
+    elif taken:
         assert forbidden.isdisjoint({first, first + taken, first + taken - overflow} - {0, 12})
         kept = taken - overflow
         assert 100 * kept + (30 * (first == 0) if kept else 0) <= memory
