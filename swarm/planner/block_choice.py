@@ -46,6 +46,11 @@ class Room:
     overflow_speed: Speed | None = None
     more_bytes: tuple[int, ...] = ()
 
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Bytes of each device that there is: the first, more of them, spare RAM."""
+        return (self.memory_bytes, *self.more_bytes, *((self.overflow_bytes,) if self.overflow_bytes else ()))
+
 
 @dataclass(frozen=True)
 class BlockChoice:
@@ -73,8 +78,7 @@ def fit(model: ModelShape, room: Room, first: int) -> tuple[int, int]:
 def sliced(model: ModelShape, room: Room, first: int) -> Slicing | None:
     """The layers from `first` on cut over the node's devices (the first, more of them, spare RAM), where none of them
     holds one whole."""
-    every = (room.memory_bytes, *room.more_bytes, *((room.overflow_bytes,) if room.overflow_bytes else ()))
-    return slice_layers(model, every, room.context_tokens, first, room.max_layers)
+    return slice_layers(model, room.devices, room.context_tokens, first, room.max_layers)
 
 
 def lay(model: ModelShape, room: Room, first: int) -> tuple[int, ...]:
@@ -142,7 +146,10 @@ def choose_block(model: ModelShape, room: Room, members: Sequence[Member], rtts:
         return (-closed, left, -_step(narrowest), -_step(weak), distance if not holes else 0.0, -count, first)
 
     first, count, overflow = min(options, key=rank)
-    return BlockChoice(first, first + count, overflow, _why(first, first + count, hole, capacity, seen))
+    why = _why(first, first + count, hole, capacity, seen)
+    if sliced(model, room, first) is not None:
+        why += "; no device has room for a layer, so each is cut over all of them"
+    return BlockChoice(first, first + count, overflow, why)
 
 
 def reconsider(
@@ -226,8 +233,7 @@ def throughput(members: Sequence[Member], n_layers: int, usual: Speed) -> NDArra
 
 def _together(room: Room) -> str:
     """What several devices have free, in words."""
-    every = (room.memory_bytes, *room.more_bytes, room.overflow_bytes)
-    return f" on one device, {sum(every) / 1e9:.2f} GB on all" if any(every[1:]) else ""
+    return f" on one device, {sum(room.devices) / 1e9:.2f} GB on all" if len(room.devices) > 1 else ""
 
 
 def _block_ms(room: Room, layers: int, overflow: int, usual: Speed) -> float:

@@ -140,7 +140,7 @@ def _member(taken: BlockTaken, shape: ModelShape) -> Member:
 
 def _lacking(shape: ModelShape, taken: Sequence[BlockTaken]) -> str:
     weights = sum(shape.layer_bytes) + shape.end_bytes(0, shape.n_layers)
-    room = sum(t.node.room.memory_bytes + t.node.room.overflow_bytes for t in taken)
+    room = sum(sum(t.node.room.devices) for t in taken)
     return f"the model needs {weights / 1e9:.0f} GB and KV besides, the nodes have {room / 1e9:.0f} GB"
 
 

@@ -4,7 +4,8 @@
                together ([[first, last], ...]: layers that must stay in one stage)
     [request]  from (a node or a region), rows, context, sessions, accept, min_owners
     [[node]]   name, memory_gb, ms = [one layer at 1, 8, 64 rows]; further: count, region or regions, owner, up_mbps,
-               down_mbps, overflow_gb, overflow_ms, layers = [first, last], last_mile_ms, slowdown
+               down_mbps, more_gb = [of each further GPU], overflow_gb, overflow_ms, layers = [first, last],
+               last_mile_ms, slowdown
     [rtt]      default_ms, local_ms, regions = [[region, region, ms], ...], nodes = [[node, node, ms], ...]
 
 Memory is what is free for weights and KV. With `count` a description stands for that many nodes, and
@@ -171,7 +172,19 @@ _REQUEST = {"from", "rows", "context", "sessions", "accept", "min_owners"}
 _MODEL = {"name", "layers", "layer_gb", "hidden", "kv_bytes", "head_gb", "tail_gb", "together"}
 _RTT = {"default_ms", "local_ms", "regions", "nodes"}
 _NODE = {
-    *("name", "memory_gb", "ms", "count", "region", "regions", "owner", "up_mbps", "down_mbps", "overflow_gb"),
+    *(
+        "name",
+        "memory_gb",
+        "ms",
+        "count",
+        "region",
+        "regions",
+        "owner",
+        "up_mbps",
+        "down_mbps",
+        "overflow_gb",
+        "more_gb",
+    ),
     *("overflow_ms", "layers", "last_mile_ms", "slowdown"),
 }
 
@@ -205,10 +218,11 @@ class _Table:
             raise UsageError(f"{self.where}: expected a whole number over 0 as {name}, found {value!r}")
         return value
 
-    def numbers(self, name: str, count: int) -> list[float]:
+    def numbers(self, name: str, count: int | None) -> list[float]:
+        """`count` numbers; None: some."""
         value = self._data.get(name)
-        if not isinstance(value, list) or len(value) != count:
-            raise UsageError(f"{self.where}: expected {count} numbers as {name}, found {value!r}")
+        if not isinstance(value, list) or len(value) != (len(value) if count is None else count):
+            raise UsageError(f"{self.where}: expected {count or 'a list of'} numbers as {name}, found {value!r}")
         return [self._number(v, name, 0.0, 1e9) for v in value]
 
     def spread(self, name: str, count: int, default: float) -> list[float]:
@@ -276,6 +290,7 @@ def _nodes(table: _Table, tokens: int) -> list[FleetNode]:
     if table.raw("layers", None) is not None:
         first, last = (int(v) for v in table.numbers("layers", 2))
         layers = first, last
+    more = tuple(round(gb * GB) for gb in table.numbers("more_gb", None)) if table.raw("more_gb", None) else ()
     spare = round(table.number("overflow_gb", 0.0) * GB)
     return [
         FleetNode(
@@ -286,6 +301,7 @@ def _nodes(table: _Table, tokens: int) -> list[FleetNode]:
                 speed=Speed(*(v * slowdown[i] for v in ms)),
                 overflow_bytes=spare,
                 overflow_speed=Speed(*overflow_ms) if spare else None,
+                more_bytes=more,
             ),
             str(regions[i % len(regions)]),
             str(table.raw("owner", "") or ""),

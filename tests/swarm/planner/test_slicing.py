@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from swarm.base.errors import UsageError
 from swarm.planner.api import ModelShape, Room, choose_block
 from swarm.planner.block_choice import fit, lay, sliced
+from swarm.planner.dry_run import dry_run
+from swarm.planner.fleet_file import parse_fleet
 from swarm.planner.slicing import slice_layers
 
 SHAPE = ModelShape("m", (1000,) * 4, 8, 1, head_bytes=100, tail_bytes=300, whole_bytes=(50,) * 4)
@@ -65,3 +68,25 @@ def test_what_is_planned_fits_every_device(
     held[0] += kept
     assert all(bytes_ <= room for bytes_, room in zip(held, rooms, strict=True))
     assert sum(found.shares) == pytest.approx(1)
+
+
+def test_a_plan_says_that_layers_are_cut() -> None:
+    text = """
+        [model]
+        name = "wide"
+        layers = 2
+        layer_gb = 40
+        hidden = 8192
+        kv_bytes = 4096
+        [request]
+        from = "home-1"
+        [[node]]
+        name = "home"
+        memory_gb = 17
+        more_gb = [17, 17, 17]
+        ms = [9, 10, 20]
+        count = 2
+        """
+    run = dry_run(parse_fleet(tomllib.loads(text)))
+    assert [t.block.layers for t in run.taken if t.block] == [1, 1] and run.route is not None
+    assert all("no device has room for a layer, so each is cut over all of them" in t.why for t in run.taken)
