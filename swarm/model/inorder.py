@@ -59,9 +59,10 @@ class Sight:
         one = copy.copy(self)
         row, column = np.nonzero(visible)
         slot, scratch = column + low, self.kv.layout.scratch
-        drafted = self.kv.position[np.minimum(slot, scratch - 1)]
+        place, drafted = slot - scratch, slot < scratch  # a session may have no scratch slots at all
+        place[drafted] = self.kv.position[slot[drafted]]
         one.prefix = np.zeros_like(self.prefix)
-        one._look(row, slot, np.where(slot < scratch, drafted, slot - scratch))
+        one._look(row, slot, place)
         return one
 
     def low(self, span: Span) -> NDArray[np.int64]:

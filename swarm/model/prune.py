@@ -195,7 +195,7 @@ def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
         if shape.first > 0:
             for child in before:
                 if child not in kept and shape.ties.by_token and holder._modules[child] is table:
-                    weight = holder.get_submodule(child).get_parameter("weight")
+                    weight: Any = holder.get_submodule(child).weight  # of a table as stored, its sizes alone
                     holder._modules[child] = BlankRows(weight.shape[1], weight.dtype)
                 elif child not in kept:
                     _neutralise(holder, child, table, name)

@@ -4,7 +4,7 @@ in turns, in one process.
 python -m tests.bench.exact [--layers 6] [--dtype bfloat16] [--threads 2] [--prompt 2000] [--rounds 7]
     [--family qwen3_next]
 
-With --family two recurrent layers of a random model of that kind instead of those of SmolLM2.
+With --family two layers of a random model of that kind instead of those of SmolLM2.
 
 Medians of ratios, exact over not: milliseconds of passes of 1, 8 and 16 rows of one session behind 256 positions, of
 eight sessions with one row each, and of a prompt in parts of 512.
@@ -49,6 +49,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "vocab_size": 1000,
     },
     "mamba": {"hidden_size": 1024, "num_hidden_layers": 4, "state_size": 16, "vocab_size": 1000},
+    "deepseek_v3": {
+        "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "q_lora_rank": 384, "kv_lora_rank": 256, "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32, "v_head_dim": 64,
+        "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+        "moe_intermediate_size": 512, "first_k_dense_replace": 2, "vocab_size": 1000,
+    },
+    "glm_moe_dsa": {
+        "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "q_lora_rank": 384, "kv_lora_rank": 256, "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32, "v_head_dim": 64,
+        "index_n_heads": 8, "index_head_dim": 64, "index_topk": 128, "n_routed_experts": 8,
+        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 512,
+        "first_k_dense_replace": 2, "vocab_size": 1000,
+    },
+    "diffllama": {
+        "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 16,
+        "num_key_value_heads": 4, "vocab_size": 1000,
+    },
+    "bloom": {"hidden_size": 1024, "n_layer": 4, "n_head": 16, "vocab_size": 1000},
 }  # fmt: skip
 """Widths of real models of some 0.5 to 1 billion weights."""
 
@@ -98,7 +118,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint: Any
         if asked.family:
-            config = CONFIG_MAPPING[asked.family](**FAMILIES[asked.family])
+            config: Any = CONFIG_MAPPING[asked.family](**FAMILIES[asked.family])
             checkpoint, asked.layers = MemoryCheckpoint(random_model(config)), 2
         else:
             checkpoint = ModelStore(Path(folder)).open(DEFAULT_MODEL, None)

@@ -17,11 +17,15 @@ from hypothesis import strategies as st
 
 from swarm.base.errors import SwarmError
 from swarm.model.exact import why_not
+from swarm.model.job import Job
+from swarm.model.kvcache import KVPool
 from swarm.model.quant.native import library
+from swarm.model.rows import Layout, no_commits
 from tests.models.configs import VARIANTS, all_types, tiny_config
 from tests.models.sweep import MOST_WEIGHTS, _quiet, _random_model
 from tests.swarm.model.exact_rows import loaded, random_text, reference
 from tests.swarm.model.histories import live
+from tests.swarm.model.tiny import certain
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no kernels were built: install with a C++ compiler")
 
@@ -37,8 +41,12 @@ OTHERS = (
     ("bloom", "bfloat16"),
 )  # fmt: skip
 """Other kinds of attention: latents, another layer's keys, two a layer, what an index picks, and a class's own code."""
-ONCE = ("deepseek_v4", "minimax_m3-sparse", "falcon", "mpt", "longcat_flash")
-"""Looked at only: entries beside a window, an index of blocks, biases by position, two latents a layer."""
+ONCE = (
+    ("deepseek_v4", "float32"), ("deepseek_v4", "Q8_0"), ("minimax_m3-sparse", "float32"), ("falcon", "float32"),
+    ("mpt", "float32"), ("longcat_flash", "float32"),
+)  # fmt: skip
+"""Looked at only: entries beside a window (also with its table as stored), an index of blocks, biases by position, two
+latents a layer."""
 KINDS = ("float32", "bfloat16", "Q8_0", "Q4_1")
 
 
@@ -85,10 +93,21 @@ def test_every_history_gives_the_same_bits(case: str, kind: str, data: st.DataOb
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("case", ONCE)
-def test_other_kinds_of_attention_are_looked_at_too(case: str) -> None:
-    found = made(case, "float32")
+@pytest.mark.parametrize(("case", "kind"), ONCE)
+def test_other_kinds_of_attention_are_looked_at_too(case: str, kind: str) -> None:
+    found = made(case, kind)
     assert not isinstance(found, str), found
+
+
+@pytest.mark.parametrize("case", ["glm_moe_dsa", "bloom"])
+def test_a_session_may_have_no_slots_for_drafts(case: str) -> None:
+    block, text, want = made(case, "float32")
+    layout = Layout(scratch=0, context=32)
+    kv = KVPool(block, 1 << 24).open(layout, 0, block.last)
+    parts = [
+        block.forward([Job(kv, no_commits(), certain(text[a:b], a, layout), None)])[0] for a, b in ((0, 20), (20, 23))
+    ]
+    assert torch.equal(torch.cat(parts), want[block.last][:23])
 
 
 @pytest.mark.sweep
