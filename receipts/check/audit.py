@@ -1,6 +1,6 @@
-"""Recomputation by the verifier: replay of the whole run, or an audit of rows that the nodes open.
+"""An audit by the verifier: rows that the nodes open, recomputed.
 
-What needs a model or a network is behind two protocols; what decides is here. The verifier chooses rows after the run,
+What needs a model or a network is behind a protocol; what decides is here. The verifier chooses rows after the run,
 with its own randomness: a choice derived from the run itself could be ground until it is harmless.
 """
 
@@ -14,12 +14,12 @@ from typing import Protocol
 
 from receipts.check.checks import short
 from receipts.check.context import Followed, check_context, drawn_in, published
-from receipts.check.dictated import given_tokens
+from receipts.check.outcome import Outcome
+from receipts.check.parts import Chooser, Part, choose_rows, part_name, parts_of
 from receipts.check.recompute import MILLION, Limit
-from receipts.check.run import Epoch, ReceiptRun
+from receipts.check.run import ReceiptRun
 from receipts.check.samples import CALIBRATED, EXACT, Bits, Measured, RowSample, TokenSample
 from receipts.check.verdict import Claim, Disclosed, Standing
-from receipts.format.closing import End
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.opening import Order, PlannedStage
 from receipts.record.row_opening import (
@@ -31,35 +31,6 @@ from receipts.record.row_opening import (
     history_untrusted,
     opened_untrusted,
 )
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """Teacher-forced recomputation of a run: entry i is about the receipt's token i.
-
-    `best` is the token that the recomputation draws there, `gaps` the least error of the logits for which the
-    receipt's token would be drawn (0 where equal; in logits, so that one limit serves every temperature). `text` is
-    the decoded text, None when not decoded. `exact`: computed by kernels of the stages' own fingerprint, whose rows
-    keep their bits in any company, so that no token may differ.
-    """
-
-    best: Sequence[int]
-    gaps: Sequence[float]
-    text: str | None = None
-    exact: bool = False
-
-
-class Chooser(Protocol):
-    """Chance that the nodes cannot foresee: `secrets.SystemRandom()`."""
-
-    def randrange(self, n: int, /) -> int:
-        """An integer in [0, n)."""
-
-
-class Replayer(Protocol):
-    """Recomputes with the model. `replay` may raise ReceiptError; its own failures are the caller's to translate."""
-
-    def replay(self, order: Order, prompt: Sequence[int], tokens: Sequence[int]) -> Replayed: ...
 
 
 class Auditor(Protocol):
@@ -119,104 +90,6 @@ class Taken:
     inbound: tuple[CrossedFrame, ...]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What recomputation showed. `conclusive` is False when it could not decide; then `why` says what was missing.
-
-    `tied`: the tokens were decoded, and give the disclosed text. `exact`: every row or token that was recomputed is
-    equal bit for bit, by the kernels that computed it.
-    """
-
-    claims: tuple[Claim, ...]
-    conclusive: bool
-    why: str = ""
-    tied: bool = False
-    exact: bool = False
-
-
-def check_replay(run: ReceiptRun, disclosed: Disclosed, replayer: Replayer, limit: Limit) -> Outcome:
-    """Recompute the run and compare every token. Raises ReceiptError(REPLAY or TEXT) when the receipt is wrong."""
-    if disclosed.prompt is None or disclosed.tokens is None:
-        return Outcome((), False, "replay needs the prompt and the tokens disclosed (or the requester's secrets file)")
-    tokens = disclosed.tokens.tokens
-    if not tokens:
-        return Outcome((), False, "the run has no token to recompute")
-    replayed = replayer.replay(run.order, disclosed.prompt, tokens)
-    if len(replayed.best) != len(tokens) or len(replayed.gaps) != len(tokens):
-        raise ReceiptError(Refusal.REPLAY, f"the recomputation covers {len(replayed.best)} of {len(tokens)} tokens")
-    ties = 0
-    for index, (token, best, gap) in enumerate(zip(tokens, replayed.best, replayed.gaps, strict=True)):
-        if token == best:
-            continue
-        if replayed.exact or not gap * MILLION <= limit.tie_ppm:
-            position = disclosed.tokens.first + index
-            raise ReceiptError(Refusal.REPLAY, f"token {token} at position {position}: recomputing gives {best}")
-        ties += 1
-    tied = replayed.text is not None and disclosed.text is not None
-    if tied and not _decodes_to(run, replayed.text or "", disclosed.text or ""):
-        raise ReceiptError(Refusal.TEXT, "the tokens do not decode to the text")
-    equal = len(tokens) - ties
-    text = f"{equal}/{len(tokens)} tokens equal" + (f", {ties} at near-ties" if ties else "")
-    text += f", the first {given} given by the order and not drawn" if (given := given_tokens(run)) else ""
-    text = f"{EXACT}: {text}, by the stages' own kernels" if replayed.exact else text
-    if ties > 1 + len(tokens) // 20:
-        claim = Claim(Standing.NOT_CHECKED, "replay", f"{text}: too many near-ties to decide")
-        return Outcome((claim,), False, "more near-ties than an honest run of another precision has")
-    return Outcome((Claim(Standing.PROVEN, "replay", text),), True, tied=tied, exact=replayed.exact)
-
-
-def _decodes_to(run: ReceiptRun, decoded: str, text: str) -> bool:
-    """Whether text is what its tokens say; a run that ended itself may have been cut before a stop string."""
-    return decoded == text or (run.close.finish_reason == "stop" and decoded.startswith(text))
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one stage did in one epoch, by its own END."""
-
-    epoch: Epoch
-    index: int
-    end: End
-
-    @property
-    def stage(self) -> PlannedStage:
-        return self.epoch.plan[self.index]
-
-
-def parts_of(run: ReceiptRun) -> list[Part]:
-    """Every part that a node accounts for, those of the last epoch first."""
-    epochs = sorted(run.epochs, key=lambda epoch: -epoch.number)
-    return [
-        Part(epoch, index, epoch.ends[stage.node])
-        for epoch in epochs
-        for index, stage in enumerate(epoch.plan)
-        if stage.node in epoch.ends
-    ]
-
-
-def choose_rows(run: ReceiptRun, count: int, chooser: Chooser) -> list[tuple[Part, tuple[int, ...]]]:
-    """`count` outbound leaves over all parts, as even as can be, in rising order; none of a part that sent nothing.
-
-    A tail opens all: an answer is a hundred bytes, says less of the computation than a row does, and every kept token
-    has to be among them. Every part opens its last frame besides, so that all that came in to it is shown: then no
-    frame of it saw another text, and the tree holds as many frames as were signed.
-    """
-    parts = parts_of(run)
-    chosen = []
-    for number, part in enumerate(parts):
-        frames = part.end.sent
-        share = min(max(1, count // len(parts) + (number < count % len(parts))), frames, MAX_LEAVES - 1)
-        leaves: set[int] = set()
-        if part.stage.last == run.order.model.layers:
-            leaves = set(range(1, frames + 1))
-        while len(leaves) < share:
-            leaves.add(1 + chooser.randrange(frames))
-        if frames:
-            leaves.add(frames)
-        chosen.append((part, tuple(sorted(leaves))))
-    return chosen
-
-
 def check_audit(
     run: ReceiptRun,
     disclosed: Disclosed,
@@ -235,7 +108,7 @@ def check_audit(
     if not run.close.new_tokens:
         return Outcome((), False, "the run kept no token, so an audit of it shows nothing")
     if most := [part for part in parts_of(run) if max(part.end.sent, part.end.came) > MAX_FRAMES]:
-        return Outcome((), False, f"{_name(run, most[0])} signed more frames than the {MAX_FRAMES} an audit opens")
+        return Outcome((), False, f"{part_name(run, most[0])} signed more frames than the {MAX_FRAMES} an audit opens")
     audit = _Audit(run, auditor, replace(limit, tie_ppm=tie_ppm), published(disclosed))
     for part, leaves in choose_rows(run, count, chooser):
         audit.check(part, leaves)
@@ -267,7 +140,7 @@ class _Audit:
 
     def check(self, part: Part, leaves: tuple[int, ...]) -> None:
         """Have one part opened, and judge it."""
-        run, key, name = self._run, (part.epoch.number, part.index), _name(self._run, part)
+        run, key, name = self._run, (part.epoch.number, part.index), part_name(self._run, part)
         if not leaves:
             text = f"says that it sent nothing in epoch {part.epoch.number}: there is nothing to open"
             self.claims.append(Claim(Standing.NOT_CHECKED, "audit", text, part.stage.node))
@@ -302,7 +175,7 @@ class _Audit:
         """Hold what a part began its epoch from against the layers before it, and say so."""
         kept = max((entry.kept for entry in part.end.history), default=0)
         giving = self._taken.get((part.epoch.number, part.index - 1))
-        name = _name(self._run, part)
+        name = part_name(self._run, part)
         if part.index and giving is not None:
             samples = self._auditor.handed(self._run.order, giving, taken)
             if samples is None:
@@ -322,10 +195,6 @@ class _Audit:
         if not part.epoch.closed:
             return "; what came in is its own word, the epoch was interrupted"
         return f"; positions 0-{kept - 1} were there before, recomputed too" if kept else ""
-
-
-def _name(run: ReceiptRun, part: Part) -> str:
-    return short(part.stage.node) + ("" if part.epoch is run.last else f" in epoch {part.epoch.number}")
 
 
 def _size_text(part: Part, opened: OpenedRows) -> str:
@@ -420,7 +289,7 @@ def _judge(
 ) -> tuple[Claim, bool]:
     """The claim that one part's opened rows support, and whether they are equal bit for bit. Raises ReceiptError."""
     stage, found = part.stage, Measured()
-    where = f"{_name(run, part)} layers [{stage.first}, {stage.last})"
+    where = f"{part_name(run, part)} layers [{stage.first}, {stage.last})"
     wrong_at: tuple[int, int] | None = None
     # The last first: it needs every inbound frame that the others need, so an auditor computes them once.
     for leaf, frame in reversed(opened.outbound):

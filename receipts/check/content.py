@@ -177,14 +177,14 @@ def _shaped(said: Shaped) -> str:
     return ", ".join(parts)
 
 
-def output_claim(disclosed: Disclosed, tied: bool = False) -> Claim:
-    """What is known of the text. `tied`: its tokens were decoded to it here.
+def output_claim(disclosed: Disclosed, decoded: bool = False) -> Claim:
+    """What is known of the text. `decoded`: its tokens were decoded here, to this text.
 
     No digest of the text is said: one without a salt would let anybody confirm a guess at a short answer.
     """
     if disclosed.text is None:
         return Claim(Standing.NOT_CHECKED, "output", "text not disclosed")
-    if tied:
+    if decoded:
         return Claim(Standing.PROVEN, "output", "the tokens decode to the text")
     return Claim(Standing.CLAIMED, "output", "the text is the requester's word: only --replay decodes the tokens to it")
 

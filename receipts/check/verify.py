@@ -14,7 +14,10 @@ from typing import Protocol
 from receipts.check import audit, checks, content
 from receipts.check.dictated import dictated
 from receipts.check.logged import check_logged
+from receipts.check.outcome import Outcome
+from receipts.check.parts import Chooser
 from receipts.check.recompute import Limit, default_limit
+from receipts.check.replay import Replayer, check_replay
 from receipts.check.run import ReceiptRun, assemble
 from receipts.check.sequence_check import check_beside, other_untrusted
 from receipts.check.token_stats import Scored
@@ -68,14 +71,14 @@ class Options:
     requirements: frozenset[Requirement] = frozenset()
     trust: frozenset[str] | None = None
     model: ModelFacts | None = None
-    replayer: audit.Replayer | None = None
+    replayer: Replayer | None = None
     auditor: audit.Auditor | None = None
     audit_rows: int = 32
     secrets: tuple[Secret, ...] = ()
     beside: tuple[bytes, ...] = ()
     limit: Callable[[str, str], Limit] = default_limit
     log: LogProof | None = None
-    chooser: audit.Chooser = field(default_factory=SystemRandom)
+    chooser: Chooser = field(default_factory=SystemRandom)
 
 
 @dataclass
@@ -266,7 +269,7 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
     if options.replayer is not None:
         scored = Scored(options.replayer, limit)
         try:
-            outcome = audit.check_replay(run, disclosed, scored, limit)
+            outcome = check_replay(run, disclosed, scored, limit)
         finally:
             progress.claims += scored.claims
         _take(outcome, Level.REPLAYED, progress)
@@ -274,9 +277,9 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
             progress.met.add("replay")
             # A replay within limits takes nothing from opened rows that are equal to the last bit.
             exact = exact if "audit" in progress.met else outcome.exact
-        if outcome.tied:
+        if outcome.decoded:
             claim = content.output_claim(disclosed)
-            progress.claims[progress.claims.index(claim)] = content.output_claim(disclosed, tied=True)
+            progress.claims[progress.claims.index(claim)] = content.output_claim(disclosed, decoded=True)
     elif run.order.own_layers:
         own = f"{checks.own_spans(run.order)} are the requester's own: no node opens them, only a replay covers them"
         progress.claims.append(Claim(Standing.NOT_CHECKED, "audit", own))
@@ -285,7 +288,7 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
         progress.met.add("exact")
 
 
-def _take(outcome: audit.Outcome, level: Level, progress: _Progress) -> None:
+def _take(outcome: Outcome, level: Level, progress: _Progress) -> None:
     progress.claims += outcome.claims
     if outcome.conclusive:
         progress.level = max(level, progress.level or level)

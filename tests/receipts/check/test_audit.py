@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from receipts.check.audit import Part, Replayed, _fetched, check_audit, choose_rows
+from receipts.check.audit import _fetched, check_audit
 from receipts.check.content import check_tokens
 from receipts.check.context import Drew, Followed
+from receipts.check.parts import Part, choose_rows
 from receipts.check.recompute import Limit
+from receipts.check.replay import Replayed
 from receipts.check.samples import RowSample, TokenSample
 from receipts.check.verdict import Disclosed, Level, Standing
 from receipts.check.verify import Options, verify
