@@ -193,7 +193,9 @@ class _Audit:
         elif part.index and kept:
             self.missing.append(f"{name} began from rows of which nobody else opened anything")
         if not part.epoch.closed:
-            return "; what came in is its own word, the epoch was interrupted"
+            before = part.epoch.ends.get(part.epoch.plan[part.index - 1].node) if part.index else None
+            whose = "its own word and that of the stage before" if before is not None else "its own word"
+            return f"; what came in is {whose}, the epoch was interrupted"
         return f"; positions 0-{kept - 1} were there before, recomputed too" if kept else ""
 
 
@@ -273,7 +275,11 @@ def _naming(part: Part) -> Iterator[None]:
 
 
 def _check_neighbours(run: ReceiptRun, seen: Mapping[tuple[int, int], OpenedRows]) -> None:
-    """What one stage opens as sent, the next opens as taken in; co-signed roots show it where an epoch was closed."""
+    """Every frame that one stage opens as sent is the one that the next opens as taken in.
+
+    One root of both shows it of frames that are not opened; where roots differ, the first opens all that it sent. What
+    the next took in beyond that, `_unsaid` tells.
+    """
     for (number, index), opened in seen.items():
         following = seen.get((number, index + 1))
         for leaf, frame in opened.outbound if following is not None else ():

@@ -26,6 +26,7 @@ from receipts.record.edge import frame_leaf
 from receipts.record.row_opening import MAGIC, CrossedFrame, OpeningRequest, opened_untrusted, with_known_untrusted
 from receipts.record.rows import RowStore
 from receipts.record.tail import Drawn
+from tests.receipts.conftest import PROMPT
 
 WIDTH = 48
 LIMIT = Limit(median_ppm=18_000, row_ppm=26_000, tie_ppm=1_000, samples=1)
@@ -248,6 +249,34 @@ def test_neighbours_who_open_different_bytes_of_an_interrupted_epoch(make_ring: 
     verdict = audit(ring, nodes, rows=40)
     assert verdict.refusal is Refusal.AUDIT and "different bytes for frame" in verdict.line
     assert all(ring.stages[index].author.id[:8] in verdict.line for index in (2, 3))
+
+
+TWENTY = tuple(range(100, 120))
+
+
+def test_an_interrupted_epoch_whose_nodes_all_account_for_it(make_ring: Any, tmp_path: Path) -> None:
+    ring = make_ring(body_of=bodies(), tokens=TWENTY, fail_at=16, whim=True)
+    verdict = audit(ring, Nodes(ring, tmp_path), rows=1)
+    assert (verdict.level, verdict.exit_code) == (Level.SAMPLED, 0), verdict.line
+    assert any("its own word and that of the stage before" in claim.text for claim in verdict.claims)
+
+
+@pytest.mark.parametrize("edge", [1, 2])
+@pytest.mark.parametrize("changed", [len(PROMPT), len(PROMPT) + 6, len(PROMPT) + 13])
+def test_one_frame_of_an_interrupted_epoch_that_neighbours_tell_otherwise(
+    make_ring: Any, tmp_path: Path, edge: int, changed: int
+) -> None:
+    """A requester interrupts its run at will, and a tail then computes on what nobody sent it: no sample misses it."""
+    other = bodies()(changed, edge)
+
+    def hear(epoch: int, at: int, body: bytes) -> bytes:
+        return bytes(len(body)) if (epoch, at) == (0, edge) and body == other else body
+
+    ring = make_ring(body_of=bodies(), tokens=TWENTY, fail_at=16, whim=True, hear=hear)
+    nodes = Nodes(ring, tmp_path)
+    nodes.recompute = lambda *args: [TokenSample(0, 0.0)]  # type: ignore[method-assign]
+    verdict = audit(ring, nodes, rows=1)
+    assert verdict.refusal is Refusal.AUDIT and "different bytes for frame" in verdict.line, verdict.line
 
 
 @pytest.mark.parametrize("position", [0, 20, 30, 200, -1])
