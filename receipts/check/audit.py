@@ -115,13 +115,13 @@ def check_audit(
     _check_neighbours(run, audit.opened)
     claims, missing = [*audit.claims, *_silent(run)], [*audit.missing, *_unsaid(run)]
     if run.order.own_layers:
-        return Outcome(tuple(claims), not missing, "; ".join(missing), exact=not audit.inexact)
+        return Outcome(tuple(claims), not missing, "; ".join(missing), exact=audit.exact)
     if audit.text is None:
         missing.append("prompt and tokens are not disclosed, so nothing shows on which text the rows were computed")
     else:
         found, open_ = check_context(run, audit.text, audit.followed, audit.proven)
         claims, missing = [*claims, *found], [*missing, *open_]
-    return Outcome(tuple(claims), not missing, "; ".join(missing), exact=not audit.inexact)
+    return Outcome(tuple(claims), not missing, "; ".join(missing), exact=audit.exact)
 
 
 class _Audit:
@@ -135,8 +135,13 @@ class _Audit:
         self.opened: dict[tuple[int, int], OpenedRows] = {}
         self.followed: dict[tuple[int, int], Followed] = {}
         self.proven: set[tuple[int, int]] = set()
-        self.inexact = False
+        self._inexact = False
         self._taken: dict[tuple[int, int], Taken] = {}
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether all that was opened is equal to the last bit; None where nothing was."""
+        return not self._inexact if self.opened else None
 
     def check(self, part: Part, leaves: tuple[int, ...]) -> None:
         """Have one part opened, and judge it."""
@@ -156,7 +161,7 @@ class _Audit:
         self.opened[key] = opened
         taken = self._taken[key] = Taken(part.stage, before, opened.inbound)
         claim, exact = _judge(run, part, before, opened, self._auditor, self._limit)
-        self.inexact = self.inexact or not exact
+        self._inexact = self._inexact or not exact
         if claim.standing is Standing.PROVEN:
             began = self._began(part, taken)
             claim = replace(claim, text=claim.text + began + _size_text(part, opened))
@@ -183,7 +188,7 @@ class _Audit:
             elif samples:
                 measured = Measured()
                 measured.add(samples)
-                self.inexact = self.inexact or not measured.exact
+                self._inexact = self._inexact or not measured.exact
                 judgement = measured.judge(self._limit)
                 if not judgement.passed or measured.wrong:
                     layers = f"[{giving.stage.first}, {giving.stage.last})"
@@ -324,13 +329,15 @@ def _judge(
     count, equal = len(found.bits), sum(bits is Bits.EQUAL for bits in found.bits)
     if found.exact:
         # What a threshold would say is of no matter any more: this very computation was made.
-        text = f"{EXACT}: {count} rows recomputed, equal bit for bit (kernels {_kernels(part)})"
+        text = f"{EXACT}: {count} rows recomputed, equal bit for bit to what kernels {_kernels(part)} give"
     else:
         if not even:
             raise ReceiptError(Refusal.AUDIT, f"{where}: {scored}")
         if errors and not judgement.passed:
             raise ReceiptError(Refusal.AUDIT, f"{where}: {judgement.why}")
         text = f"{CALIBRATED}: {count} rows recomputed" + (f", {figures}" if figures else "")
+        if near := sum(gap > 0 for gap in gaps):
+            text += f", {near} of {len(gaps)} tokens not the best but within the limit for near-ties"
         text += f"; {_why_not_exact(part, found.bits, equal)}"
     if part.epoch is not run.last:
         text = f"epoch {part.epoch.number}: {text}"
@@ -351,5 +358,5 @@ def _why_not_exact(part: Part, bits: Sequence[Bits], equal: int) -> str:
     if _fingerprint(part) is None:
         return "it signed no kernel fingerprint"
     if all(one is Bits.NOT_COMPARED for one in bits):
-        return f"its kernels {_kernels(part)} are not this machine's"
+        return f"the kernels that it signed, {_kernels(part)}, are not this machine's"
     return f"{equal} of {len(bits)} equal bit for bit, as far as rows of kernels {_kernels(part)} keep in other company"

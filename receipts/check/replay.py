@@ -56,19 +56,31 @@ def check_replay(run: ReceiptRun, disclosed: Disclosed, replayer: Replayer, limi
             position = disclosed.tokens.first + index
             raise ReceiptError(Refusal.REPLAY, f"token {token} at position {position}: recomputing gives {best}")
         ties += 1
-    decoded = replayed.text is not None and disclosed.text is not None
-    if decoded and not _decodes_to(run, replayed.text or "", disclosed.text or ""):
-        raise ReceiptError(Refusal.TEXT, "the tokens do not decode to the text")
+    decoded = _decoded(run, replayed.text, disclosed.text)
     equal = len(tokens) - ties
-    text = f"{equal}/{len(tokens)} tokens equal" + (f", {ties} at near-ties" if ties else "")
+    text = f"{equal}/{len(tokens)} tokens equal" + (f", {ties} within the limit for near-ties" if ties else "")
     text += f", the first {given} given by the order and not drawn" if (given := given_tokens(run)) else ""
-    text = f"{EXACT}: {text}, by the stages' own kernels" if replayed.exact else text
+    text = (
+        f"{EXACT}: {text}, as kernels of the fingerprint that all stages signed draw them" if replayed.exact else text
+    )
     if ties > 1 + len(tokens) // 20:
         claim = Claim(Standing.NOT_CHECKED, "replay", f"{text}: too many near-ties to decide")
         return Outcome((claim,), False, "more near-ties than an honest run of another precision has")
-    return Outcome((Claim(Standing.PROVEN, "replay", text),), True, decoded=decoded, exact=replayed.exact)
+    claims = (Claim(Standing.PROVEN, "replay", text),)
+    if decoded is False:
+        return Outcome(claims, False, "the text shown ends before its tokens do, and no order states where to end it")
+    return Outcome(claims, True, decoded=bool(decoded), exact=replayed.exact)
 
 
-def _decodes_to(run: ReceiptRun, decoded: str, text: str) -> bool:
-    """Whether text is what its tokens say; a run that ended itself may have been cut before a stop string."""
-    return decoded == text or (run.close.finish_reason == "stop" and decoded.startswith(text))
+def _decoded(run: ReceiptRun, decoded: str | None, text: str | None) -> bool | None:
+    """Whether the text shown is what its tokens decode to, all of it; None where either is not there.
+
+    False is for a text that is only its beginning, of a run that is said to have ended itself: programs once cut it
+    before the string that ended the run, and orders never named that, so such a cut may as well be of the requester's
+    choosing. Raises ReceiptError(TEXT) for any other text.
+    """
+    if decoded is None or text is None or decoded == text:
+        return None if decoded is None or text is None else True
+    if run.close.finish_reason == "stop" and decoded.startswith(text):
+        return False
+    raise ReceiptError(Refusal.TEXT, "the tokens do not decode to the text")

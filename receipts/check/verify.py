@@ -258,14 +258,14 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
     except ReceiptError as exc:
         progress.not_conclusive.append(exc.claim)
         return
-    exact = True
+    audited = replayed = None
     if options.auditor is not None:
         count, chooser = options.audit_rows, options.chooser
         outcome = audit.check_audit(run, disclosed, options.auditor, limit, own_ties, count, chooser)
         _take(outcome, Level.SAMPLED if not run.order.own_layers else Level.SIGNED, progress)
         if outcome.conclusive and not run.order.own_layers:
             progress.met.add("audit")
-            exact = exact and outcome.exact
+        audited = outcome.exact
     if options.replayer is not None:
         scored = Scored(options.replayer, limit)
         try:
@@ -275,8 +275,7 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
         _take(outcome, Level.REPLAYED, progress)
         if outcome.conclusive:
             progress.met.add("replay")
-            # A replay within limits takes nothing from opened rows that are equal to the last bit.
-            exact = exact if "audit" in progress.met else outcome.exact
+            replayed = outcome.exact
         if outcome.decoded:
             claim = content.output_claim(disclosed)
             progress.claims[progress.claims.index(claim)] = content.output_claim(disclosed, decoded=True)
@@ -284,7 +283,9 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
         own = f"{checks.own_spans(run.order)} are the requester's own: no node opens them, only a replay covers them"
         progress.claims.append(Claim(Standing.NOT_CHECKED, "audit", own))
         progress.not_conclusive.append(own)
-    if exact and progress.met & {"audit", "replay"}:
+    # A replay within limits takes nothing from opened rows that are equal to the last bit, nor does an exact one make
+    # up for opened rows that are not.
+    if audited is not False and (replayed or (audited and "audit" in progress.met)):
         progress.met.add("exact")
 
 

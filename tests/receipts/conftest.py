@@ -93,6 +93,7 @@ def run_ring(
     fail_at: int | None = None,
     all_lost: bool = False,
     whim: bool = False,
+    finish: str = "length",
     show: Sequence[str] = ("tokens", "text"),
     tail_span_us: int = 80_000,
     names: str = "",
@@ -167,7 +168,7 @@ def run_ring(
     close = record.close(
         tokens=tokens,
         text=text,
-        finish_reason="error" if all_lost else "length",
+        finish_reason="error" if all_lost else finish,
         outcome="failed" if all_lost else "complete",
         time_us=NOW + 500_000,
         first_token_us=60_000,

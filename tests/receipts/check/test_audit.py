@@ -356,6 +356,25 @@ def test_replay(rings: Any, replayer: Replay, level: Level, code: int, wanted: R
     assert (verdict.level, verdict.exit_code, verdict.refusal) == (level, code, wanted)
 
 
+WHOLE = "Hello there, Wörld 🌍."
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+@pytest.mark.parametrize("shown", ["", "Hello", WHOLE[:-1], WHOLE, WHOLE + "!", "hello"])
+def test_a_text_is_all_that_its_tokens_say(make_ring: Any, finish: str, shown: str) -> None:
+    """Where a run was stopped the requester alone says where its text ends, and no order holds it to that."""
+    ring = make_ring(text=shown, finish=finish, show=("prompt", "tokens", "text"))
+    verdict = verify(ring.receipt, Options(replayer=Replay(text=WHOLE), limit=lambda dtype, wire: LIMIT))
+    decoded = [claim.standing for claim in verdict.claims if claim.subject == "output"]
+    if shown == WHOLE:
+        assert (verdict.level, verdict.exit_code, decoded) == (Level.REPLAYED, 0, [Standing.PROVEN])
+    elif finish == "stop" and WHOLE.startswith(shown):  # as older programs left it, or anybody who cuts a text
+        assert (verdict.level, verdict.exit_code, verdict.met) == (Level.SIGNED, 4, frozenset())
+        assert "text shown ends before its tokens do" in verdict.line and decoded == [Standing.CLAIMED]
+    else:
+        assert verdict.refusal is Refusal.TEXT
+
+
 def test_replay_without_the_prompt_is_not_conclusive(rings: Any) -> None:
     ring = rings("private")
     verdict = verify(ring.receipt, Options(replayer=Replay()))
