@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from secrets import SystemRandom
 from typing import Protocol
 
-from receipts.check import audit, checks, content
+from receipts.check import audit, checks, content, times
 from receipts.check.dictated import dictated
 from receipts.check.logged import check_logged
 from receipts.check.outcome import Outcome
@@ -181,7 +181,7 @@ def _steps(data: bytes, options: Options, progress: _Progress) -> None:
     progress.claims.append(content.output_claim(disclosed))
     progress.claims += content.constraint_claims(run)
     progress.claims += content.check_tokens(run, disclosed, _token_salt(run, document, options))
-    progress.claims += content.check_times(run)
+    progress.claims += times.check_times(run)
     progress.claims.append(content.outcome_claim(run))
     progress.claims.append(content.draft_claim(run))
 
@@ -195,10 +195,10 @@ def _steps(data: bytes, options: Options, progress: _Progress) -> None:
     _check_trust(run, options.trust)
     progress.level = Level.SIGNED
 
-    # 13. Witnesses; only a known one says more than the parties themselves.
+    # 13. Witnesses; only a known one that saw all of the run says more than the parties themselves.
     trusted = options.trust or frozenset()
-    progress.claims += content.witness_claims(run, trusted)
-    if any(witness.key in trusted and witness.closed is not None for witness in run.witnesses):
+    progress.claims += times.witness_claims(run, trusted)
+    if any(witness.key in trusted and times.seen_by(run, witness) == "run" for witness in run.witnesses):
         progress.level = Level.WITNESSED
         progress.met.add("witness")
 
