@@ -273,11 +273,14 @@ def _close(record: RequesterRecord, stages: list[StageRecord], until: int) -> No
     record.collected_untrusted(header)
 
 
-def resigned(ring: Ring, change: Callable[[list[dict[str, Any]]], None]) -> bytes:
+def resigned(
+    ring: Ring, change: Callable[[list[dict[str, Any]]], None], disclosed: Sequence[Secret] | None = None
+) -> bytes:
     """The receipt with its statements changed and everything signed anew, as parties who hold the keys could.
 
     `change` edits a list of {"kind", "signer", "about", "chain", "body"}; the close's list, "order" and "plan"
-    references and hash chains are made consistent again, so that only what was changed is wrong.
+    references and hash chains are made consistent again, so that only what was changed is wrong. `disclosed`: what is
+    shown instead of what the receipt shows.
     """
     document = document_untrusted(ring.receipt)
     keys = {party.id: party for party in ring.parties.values()}
@@ -302,7 +305,7 @@ def resigned(ring: Ring, change: Callable[[list[dict[str, Any]]], None]) -> byte
         envelope = SignedEnvelope(kind, payload, bytes(key.verify_key), key.sign(message).signature)
         envelopes.append(envelope)
         renamed[item["digest"]] = previous[item["signer"]] = envelope.digest
-    return document_bytes(envelopes, document.disclosed)
+    return document_bytes(envelopes, document.disclosed if disclosed is None else disclosed)
 
 
 def _payload(about: dict[str, str], chain: dict[str, Any], kind: str, body: dict[str, Any]) -> bytes:
