@@ -1,6 +1,6 @@
-"""Recomputation by the verifier: replay of the whole run, or an audit of rows that the nodes open.
+"""An audit by the verifier: rows that the nodes open, recomputed.
 
-What needs a model or a network is behind two protocols; what decides is here. The verifier chooses rows after the run,
+What needs a model or a network is behind a protocol; what decides is here. The verifier chooses rows after the run,
 with its own randomness: a choice derived from the run itself could be ground until it is harmless.
 """
 
@@ -14,12 +14,12 @@ from typing import Protocol
 
 from receipts.check.checks import short
 from receipts.check.context import Followed, check_context, drawn_in, published
-from receipts.check.dictated import given_tokens
+from receipts.check.outcome import Outcome
+from receipts.check.parts import Chooser, Part, choose_rows, part_name, parts_of
 from receipts.check.recompute import MILLION, Limit
-from receipts.check.run import Epoch, ReceiptRun
+from receipts.check.run import ReceiptRun
 from receipts.check.samples import CALIBRATED, EXACT, Bits, Measured, RowSample, TokenSample
 from receipts.check.verdict import Claim, Disclosed, Standing
-from receipts.format.closing import End
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.opening import Order, PlannedStage
 from receipts.record.row_opening import (
@@ -31,35 +31,6 @@ from receipts.record.row_opening import (
     history_untrusted,
     opened_untrusted,
 )
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """Teacher-forced recomputation of a run: entry i is about the receipt's token i.
-
-    `best` is the token that the recomputation draws there, `gaps` the least error of the logits for which the
-    receipt's token would be drawn (0 where equal; in logits, so that one limit serves every temperature). `text` is
-    the decoded text, None when not decoded. `exact`: computed by kernels of the stages' own fingerprint, whose rows
-    keep their bits in any company, so that no token may differ.
-    """
-
-    best: Sequence[int]
-    gaps: Sequence[float]
-    text: str | None = None
-    exact: bool = False
-
-
-class Chooser(Protocol):
-    """Chance that the nodes cannot foresee: `secrets.SystemRandom()`."""
-
-    def randrange(self, n: int, /) -> int:
-        """An integer in [0, n)."""
-
-
-class Replayer(Protocol):
-    """Recomputes with the model. `replay` may raise ReceiptError; its own failures are the caller's to translate."""
-
-    def replay(self, order: Order, prompt: Sequence[int], tokens: Sequence[int]) -> Replayed: ...
 
 
 class Auditor(Protocol):
@@ -119,104 +90,6 @@ class Taken:
     inbound: tuple[CrossedFrame, ...]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What recomputation showed. `conclusive` is False when it could not decide; then `why` says what was missing.
-
-    `tied`: the tokens were decoded, and give the disclosed text. `exact`: every row or token that was recomputed is
-    equal bit for bit, by the kernels that computed it.
-    """
-
-    claims: tuple[Claim, ...]
-    conclusive: bool
-    why: str = ""
-    tied: bool = False
-    exact: bool = False
-
-
-def check_replay(run: ReceiptRun, disclosed: Disclosed, replayer: Replayer, limit: Limit) -> Outcome:
-    """Recompute the run and compare every token. Raises ReceiptError(REPLAY or TEXT) when the receipt is wrong."""
-    if disclosed.prompt is None or disclosed.tokens is None:
-        return Outcome((), False, "replay needs the prompt and the tokens disclosed (or the requester's secrets file)")
-    tokens = disclosed.tokens.tokens
-    if not tokens:
-        return Outcome((), False, "the run has no token to recompute")
-    replayed = replayer.replay(run.order, disclosed.prompt, tokens)
-    if len(replayed.best) != len(tokens) or len(replayed.gaps) != len(tokens):
-        raise ReceiptError(Refusal.REPLAY, f"the recomputation covers {len(replayed.best)} of {len(tokens)} tokens")
-    ties = 0
-    for index, (token, best, gap) in enumerate(zip(tokens, replayed.best, replayed.gaps, strict=True)):
-        if token == best:
-            continue
-        if replayed.exact or not gap * MILLION <= limit.tie_ppm:
-            position = disclosed.tokens.first + index
-            raise ReceiptError(Refusal.REPLAY, f"token {token} at position {position}: recomputing gives {best}")
-        ties += 1
-    tied = replayed.text is not None and disclosed.text is not None
-    if tied and not _decodes_to(run, replayed.text or "", disclosed.text or ""):
-        raise ReceiptError(Refusal.TEXT, "the tokens do not decode to the text")
-    equal = len(tokens) - ties
-    text = f"{equal}/{len(tokens)} tokens equal" + (f", {ties} at near-ties" if ties else "")
-    text += f", the first {given} given by the order and not drawn" if (given := given_tokens(run)) else ""
-    text = f"{EXACT}: {text}, by the stages' own kernels" if replayed.exact else text
-    if ties > 1 + len(tokens) // 20:
-        claim = Claim(Standing.NOT_CHECKED, "replay", f"{text}: too many near-ties to decide")
-        return Outcome((claim,), False, "more near-ties than an honest run of another precision has")
-    return Outcome((Claim(Standing.PROVEN, "replay", text),), True, tied=tied, exact=replayed.exact)
-
-
-def _decodes_to(run: ReceiptRun, decoded: str, text: str) -> bool:
-    """Whether text is what its tokens say; a run that ended itself may have been cut before a stop string."""
-    return decoded == text or (run.close.finish_reason == "stop" and decoded.startswith(text))
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one stage did in one epoch, by its own END."""
-
-    epoch: Epoch
-    index: int
-    end: End
-
-    @property
-    def stage(self) -> PlannedStage:
-        return self.epoch.plan[self.index]
-
-
-def parts_of(run: ReceiptRun) -> list[Part]:
-    """Every part that a node accounts for, those of the last epoch first."""
-    epochs = sorted(run.epochs, key=lambda epoch: -epoch.number)
-    return [
-        Part(epoch, index, epoch.ends[stage.node])
-        for epoch in epochs
-        for index, stage in enumerate(epoch.plan)
-        if stage.node in epoch.ends
-    ]
-
-
-def choose_rows(run: ReceiptRun, count: int, chooser: Chooser) -> list[tuple[Part, tuple[int, ...]]]:
-    """`count` outbound leaves over all parts, as even as can be, in rising order; none of a part that sent nothing.
-
-    A tail opens all: an answer is a hundred bytes, says less of the computation than a row does, and every kept token
-    has to be among them. Every part opens its last frame besides, so that all that came in to it is shown: then no
-    frame of it saw another text, and the tree holds as many frames as were signed.
-    """
-    parts = parts_of(run)
-    chosen = []
-    for number, part in enumerate(parts):
-        frames = part.end.sent
-        share = min(max(1, count // len(parts) + (number < count % len(parts))), frames, MAX_LEAVES - 1)
-        leaves: set[int] = set()
-        if part.stage.last == run.order.model.layers:
-            leaves = set(range(1, frames + 1))
-        while len(leaves) < share:
-            leaves.add(1 + chooser.randrange(frames))
-        if frames:
-            leaves.add(frames)
-        chosen.append((part, tuple(sorted(leaves))))
-    return chosen
-
-
 def check_audit(
     run: ReceiptRun,
     disclosed: Disclosed,
@@ -235,20 +108,20 @@ def check_audit(
     if not run.close.new_tokens:
         return Outcome((), False, "the run kept no token, so an audit of it shows nothing")
     if most := [part for part in parts_of(run) if max(part.end.sent, part.end.came) > MAX_FRAMES]:
-        return Outcome((), False, f"{_name(run, most[0])} signed more frames than the {MAX_FRAMES} an audit opens")
+        return Outcome((), False, f"{part_name(run, most[0])} signed more frames than the {MAX_FRAMES} an audit opens")
     audit = _Audit(run, auditor, replace(limit, tie_ppm=tie_ppm), published(disclosed))
     for part, leaves in choose_rows(run, count, chooser):
         audit.check(part, leaves)
     _check_neighbours(run, audit.opened)
     claims, missing = [*audit.claims, *_silent(run)], [*audit.missing, *_unsaid(run)]
     if run.order.own_layers:
-        return Outcome(tuple(claims), not missing, "; ".join(missing), exact=not audit.inexact)
+        return Outcome(tuple(claims), not missing, "; ".join(missing), exact=audit.exact)
     if audit.text is None:
         missing.append("prompt and tokens are not disclosed, so nothing shows on which text the rows were computed")
     else:
         found, open_ = check_context(run, audit.text, audit.followed, audit.proven)
         claims, missing = [*claims, *found], [*missing, *open_]
-    return Outcome(tuple(claims), not missing, "; ".join(missing), exact=not audit.inexact)
+    return Outcome(tuple(claims), not missing, "; ".join(missing), exact=audit.exact)
 
 
 class _Audit:
@@ -262,12 +135,17 @@ class _Audit:
         self.opened: dict[tuple[int, int], OpenedRows] = {}
         self.followed: dict[tuple[int, int], Followed] = {}
         self.proven: set[tuple[int, int]] = set()
-        self.inexact = False
+        self._inexact = False
         self._taken: dict[tuple[int, int], Taken] = {}
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether all that was opened is equal to the last bit; None where nothing was."""
+        return not self._inexact if self.opened else None
 
     def check(self, part: Part, leaves: tuple[int, ...]) -> None:
         """Have one part opened, and judge it."""
-        run, key, name = self._run, (part.epoch.number, part.index), _name(self._run, part)
+        run, key, name = self._run, (part.epoch.number, part.index), part_name(self._run, part)
         if not leaves:
             text = f"says that it sent nothing in epoch {part.epoch.number}: there is nothing to open"
             self.claims.append(Claim(Standing.NOT_CHECKED, "audit", text, part.stage.node))
@@ -283,7 +161,7 @@ class _Audit:
         self.opened[key] = opened
         taken = self._taken[key] = Taken(part.stage, before, opened.inbound)
         claim, exact = _judge(run, part, before, opened, self._auditor, self._limit)
-        self.inexact = self.inexact or not exact
+        self._inexact = self._inexact or not exact
         if claim.standing is Standing.PROVEN:
             began = self._began(part, taken)
             claim = replace(claim, text=claim.text + began + _size_text(part, opened))
@@ -302,7 +180,7 @@ class _Audit:
         """Hold what a part began its epoch from against the layers before it, and say so."""
         kept = max((entry.kept for entry in part.end.history), default=0)
         giving = self._taken.get((part.epoch.number, part.index - 1))
-        name = _name(self._run, part)
+        name = part_name(self._run, part)
         if part.index and giving is not None:
             samples = self._auditor.handed(self._run.order, giving, taken)
             if samples is None:
@@ -310,7 +188,7 @@ class _Audit:
             elif samples:
                 measured = Measured()
                 measured.add(samples)
-                self.inexact = self.inexact or not measured.exact
+                self._inexact = self._inexact or not measured.exact
                 judgement = measured.judge(self._limit)
                 if not judgement.passed or measured.wrong:
                     layers = f"[{giving.stage.first}, {giving.stage.last})"
@@ -320,12 +198,10 @@ class _Audit:
         elif part.index and kept:
             self.missing.append(f"{name} began from rows of which nobody else opened anything")
         if not part.epoch.closed:
-            return "; what came in is its own word, the epoch was interrupted"
+            before = part.epoch.ends.get(part.epoch.plan[part.index - 1].node) if part.index else None
+            whose = "its own word and that of the stage before" if before is not None else "its own word"
+            return f"; what came in is {whose}, the epoch was interrupted"
         return f"; positions 0-{kept - 1} were there before, recomputed too" if kept else ""
-
-
-def _name(run: ReceiptRun, part: Part) -> str:
-    return short(part.stage.node) + ("" if part.epoch is run.last else f" in epoch {part.epoch.number}")
 
 
 def _size_text(part: Part, opened: OpenedRows) -> str:
@@ -404,7 +280,11 @@ def _naming(part: Part) -> Iterator[None]:
 
 
 def _check_neighbours(run: ReceiptRun, seen: Mapping[tuple[int, int], OpenedRows]) -> None:
-    """What one stage opens as sent, the next opens as taken in; co-signed roots show it where an epoch was closed."""
+    """Every frame that one stage opens as sent is the one that the next opens as taken in.
+
+    One root of both shows it of frames that are not opened; where roots differ, the first opens all that it sent. What
+    the next took in beyond that, `_unsaid` tells.
+    """
     for (number, index), opened in seen.items():
         following = seen.get((number, index + 1))
         for leaf, frame in opened.outbound if following is not None else ():
@@ -420,7 +300,7 @@ def _judge(
 ) -> tuple[Claim, bool]:
     """The claim that one part's opened rows support, and whether they are equal bit for bit. Raises ReceiptError."""
     stage, found = part.stage, Measured()
-    where = f"{_name(run, part)} layers [{stage.first}, {stage.last})"
+    where = f"{part_name(run, part)} layers [{stage.first}, {stage.last})"
     wrong_at: tuple[int, int] | None = None
     # The last first: it needs every inbound frame that the others need, so an auditor computes them once.
     for leaf, frame in reversed(opened.outbound):
@@ -449,13 +329,15 @@ def _judge(
     count, equal = len(found.bits), sum(bits is Bits.EQUAL for bits in found.bits)
     if found.exact:
         # What a threshold would say is of no matter any more: this very computation was made.
-        text = f"{EXACT}: {count} rows recomputed, equal bit for bit (kernels {_kernels(part)})"
+        text = f"{EXACT}: {count} rows recomputed, equal bit for bit to what kernels {_kernels(part)} give"
     else:
         if not even:
             raise ReceiptError(Refusal.AUDIT, f"{where}: {scored}")
         if errors and not judgement.passed:
             raise ReceiptError(Refusal.AUDIT, f"{where}: {judgement.why}")
         text = f"{CALIBRATED}: {count} rows recomputed" + (f", {figures}" if figures else "")
+        if near := sum(gap > 0 for gap in gaps):
+            text += f", {near} of {len(gaps)} tokens not the best but within the limit for near-ties"
         text += f"; {_why_not_exact(part, found.bits, equal)}"
     if part.epoch is not run.last:
         text = f"epoch {part.epoch.number}: {text}"
@@ -476,5 +358,5 @@ def _why_not_exact(part: Part, bits: Sequence[Bits], equal: int) -> str:
     if _fingerprint(part) is None:
         return "it signed no kernel fingerprint"
     if all(one is Bits.NOT_COMPARED for one in bits):
-        return f"its kernels {_kernels(part)} are not this machine's"
+        return f"the kernels that it signed, {_kernels(part)}, are not this machine's"
     return f"{equal} of {len(bits)} equal bit for bit, as far as rows of kernels {_kernels(part)} keep in other company"

@@ -1,8 +1,8 @@
-"""What a run said and what it said it on: disclosed values, tokens, times, hardware, witnesses, as claims."""
+"""What a run said and what it said it on: disclosed values, tokens, hardware, as claims."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from receipts.check.checks import ms
@@ -17,9 +17,6 @@ from receipts.record.tail import Drawn
 _WRONG = {"prompt": Refusal.PROMPT, "tokens": Refusal.TOKENS, "text": Refusal.TEXT}
 MAX_TOKEN = 2**31
 MAX_POSITION = 2**32
-# Tail and requester measure the same span on their own clocks; a slow link shifts it by its jitter, not by this.
-SPAN_SLACK_US = 250_000
-SPAN_BROKEN_US = 5_000_000
 
 
 def check_disclosed(run: ReceiptRun, secrets: Sequence[Secret]) -> Disclosed:
@@ -127,27 +124,6 @@ def _token_claim(count: int, covered: int, checked: int, disclosed: Disclosed, g
     return Claim(Standing.CLAIMED, "tokens", text)
 
 
-def check_times(run: ReceiptRun) -> list[Claim]:
-    """Times of the requester are in order, and its speed is one that the tail's own clock allows."""
-    close = run.close
-    if not close.first_token_us <= close.last_token_us <= close.elapsed_us:
-        raise ReceiptError(Refusal.TIMES, "first token, last token and end are not in this order")
-    span = close.last_token_us - close.first_token_us
-    count = close.new_tokens
-    seconds = max(close.elapsed_us, 1) / 1e6
-    text = f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s"
-    tail = run.last.tail
-    if count < 2 or tail is None or tail.count != count:
-        return [Claim(Standing.CLAIMED, "speed", text)]
-    if 2 * span + SPAN_BROKEN_US < tail.span_us:
-        raise ReceiptError(
-            Refusal.TIMES, f"requester says {ms(span)} ms from first token to last, the tail {ms(tail.span_us)} ms"
-        )
-    agree = abs(span - tail.span_us) <= SPAN_SLACK_US + max(span, tail.span_us) // 10
-    text += f" (first to last: requester {ms(span)} ms, tail {ms(tail.span_us)} ms)"
-    return [Claim(Standing.COSIGNED if agree else Standing.CLAIMED, "speed", text)]
-
-
 def constraint_claims(run: ReceiptRun) -> list[Claim]:
     """What the answer was to be held to, and what logits were to be changed by; nothing where neither was asked for."""
     held_to, found = run.order.held_to, []
@@ -177,14 +153,14 @@ def _shaped(said: Shaped) -> str:
     return ", ".join(parts)
 
 
-def output_claim(disclosed: Disclosed, tied: bool = False) -> Claim:
-    """What is known of the text. `tied`: its tokens were decoded to it here.
+def output_claim(disclosed: Disclosed, decoded: bool = False) -> Claim:
+    """What is known of the text. `decoded`: its tokens were decoded here, to this text.
 
     No digest of the text is said: one without a salt would let anybody confirm a guess at a short answer.
     """
     if disclosed.text is None:
         return Claim(Standing.NOT_CHECKED, "output", "text not disclosed")
-    if tied:
+    if decoded:
         return Claim(Standing.PROVEN, "output", "the tokens decode to the text")
     return Claim(Standing.CLAIMED, "output", "the text is the requester's word: only --replay decodes the tokens to it")
 
@@ -216,17 +192,3 @@ def outcome_claim(run: ReceiptRun) -> Claim:
 def draft_claim(run: ReceiptRun) -> Claim:
     counts = ", ".join(f"{name} {count}" for name, count in sorted(run.close.draft.items()))
     return Claim(Standing.CLAIMED, "draft", f"{run.close.speculation}, {run.close.drafter}: {counts}")
-
-
-def witness_claims(run: ReceiptRun, trusted: Collection[str]) -> list[Claim]:
-    """A witness says when it saw order and close. Who it is, only a trust file tells."""
-    claims = []
-    for witness in run.witnesses:
-        if witness.closed is None:
-            text = "saw the order, not the close"
-        else:
-            apart = witness.closed.close_seen_us - witness.closed.order_seen_us
-            text = f"saw order and close {apart / 1e6:.2f} s apart"
-        known = "a trusted key" if witness.key in trusted else "a key that is not in a trust file"
-        claims.append(Claim(Standing.WITNESSED, "witness", f"{text} ({known})", witness.key))
-    return claims

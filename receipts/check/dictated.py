@@ -24,9 +24,10 @@ def given_tokens(run: ReceiptRun) -> int:
 def dictated(run: ReceiptRun, disclosed: Disclosed) -> str:
     """What the order dictates, in words that follow a result; "" where the model alone chose.
 
-    Where a constraint left no choice is read off the margins that the tail gave, where these are disclosed.
+    Where a constraint left no choice is read off the margins where these are disclosed. They are the tail's word, or
+    the requester's where no tail accounts for a token: they can hide it, never that there was a constraint.
     """
-    order, parts = run.order, []
+    order, parts, by_margins = run.order, [], False
     if given := given_tokens(run):
         parts.append(f"gave {given} of {run.close.new_tokens} tokens itself")
     if order.held_to is not None:
@@ -34,13 +35,16 @@ def dictated(run: ReceiptRun, disclosed: Disclosed) -> str:
         forced = sum(margin >= NO_OTHER_PPM for margin in tokens.margins_ppm[given:]) if tokens is not None else None
         if forced is None:
             parts.append("held it to a constraint, which may have left no choice")
-        elif forced:
-            parts.append(f"left no choice at {forced} of {run.close.new_tokens} tokens")
+        else:
+            parts.append(f"held it to a constraint that left no choice at {forced} of {run.close.new_tokens} tokens")
+            by_margins = True
     if order.shaped is not None and order.shaped.thought is not None:
-        parts += filter(None, [_closed(run, disclosed, given)])
+        parts.append(_closed(run, disclosed, given))
+        by_margins = by_margins or disclosed.tokens is not None
     if order.shaped is not None and (biased := len(order.shaped.bias)):
         parts.append(f"biased {biased} token{'s' * (biased != 1)}")
-    return f"the order {', '.join(parts)}" if parts else ""
+    said = ", by the margins shown" if by_margins else ""
+    return f"the order {', '.join(parts)}{said}" if parts else ""
 
 
 def _closed(run: ReceiptRun, disclosed: Disclosed, given: int) -> str:
@@ -48,9 +52,9 @@ def _closed(run: ReceiptRun, disclosed: Disclosed, given: int) -> str:
     limit, tokens = run.order.shaped and run.order.shaped.thought, disclosed.tokens
     assert limit
     if tokens is None:
-        return f"let it think for {limit.most} tokens at most"
+        return f"let it think for {limit.most} tokens at most, which may have closed its thought"
     drawn = zip(tokens.tokens[given:], tokens.margins_ppm[given:], strict=True)
     closing = sum(token in limit.closes and margin >= NO_OTHER_PPM for token, margin in drawn)
     if not closing:
-        return ""
+        return f"let it think for {limit.most} tokens at most and did not close its thought"
     return f"closed its thought after {limit.most} tokens"

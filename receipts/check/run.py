@@ -244,6 +244,8 @@ def _witnesses(statements: Sequence[Statement], close: Statement, ring: set[str]
             raise ReceiptError(Refusal.WITNESS, f"{label} is a party of the run")
         if body.phase == "close" and statement.about["close"] != close.digest:
             raise ReceiptError(Refusal.WITNESS, f"{label} signed another close")
+        if body.phase == "order" and body.close_seen_us:
+            raise ReceiptError(Refusal.WITNESS, f"{label} saw a close when it signed the order")
         _put(by_phase[body.phase], statement.signer, body, f"{label}, phase {body.phase}")
     promised = _body(close, Close).witnesses
     for key in promised:
@@ -251,6 +253,10 @@ def _witnesses(statements: Sequence[Statement], close: Statement, ring: set[str]
             raise ReceiptError(Refusal.MISSING, f"witness {key[:16]} was to countersign the close")
     if set(by_phase["close"]) - set(promised):
         raise ReceiptError(Refusal.WITNESS, "a witness of the close that the requester did not name")
+    for key, closed in by_phase["close"].items():
+        order = by_phase["order"].get(key, closed)
+        if order.order_seen_us != closed.order_seen_us:
+            raise ReceiptError(Refusal.WITNESS, f"witness {key[:16]} says two times at which it saw the order")
     keys = dict.fromkeys([*by_phase["order"], *promised])
     return tuple(
         Witnessed(key, by_phase["order"].get(key) or by_phase["close"][key], by_phase["close"].get(key)) for key in keys

@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from receipts.check.audit import Replayed, Replayer
 from receipts.check.recompute import MILLION, Limit
+from receipts.check.replay import Replayed, Replayer
 from receipts.check.verdict import Claim, Standing
 from receipts.format.opening import Order
 

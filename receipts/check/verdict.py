@@ -38,8 +38,8 @@ class Level(IntEnum):
 
 Requirement = Literal["witness", "audit", "replay", "exact"]
 """What a verifier may ask for, each for itself: a trusted witness of order and close, rows opened and recomputed by
-every stage with every kept token drawn from the published text, the whole run recomputed, and that whatever was
-recomputed is equal to the last bit."""
+every stage with every kept token drawn from the published text, the whole run recomputed, and equality to the last bit:
+of every part that an audit opened, or, where none was opened, of the whole run."""
 REQUIREMENTS: tuple[Requirement, ...] = ("witness", "audit", "replay", "exact")
 
 LEVEL_NAMES: Mapping[Level, str] = {

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from secrets import SystemRandom
 from typing import Protocol
 
-from receipts.check import audit, checks, content
+from receipts.check import audit, checks, content, times
 from receipts.check.dictated import dictated
 from receipts.check.logged import check_logged
+from receipts.check.outcome import Outcome
+from receipts.check.parts import Chooser
 from receipts.check.recompute import Limit, default_limit
+from receipts.check.replay import Replayer, check_replay
 from receipts.check.run import ReceiptRun, assemble
 from receipts.check.sequence_check import check_beside, other_untrusted
 from receipts.check.token_stats import Scored
@@ -68,14 +71,14 @@ class Options:
     requirements: frozenset[Requirement] = frozenset()
     trust: frozenset[str] | None = None
     model: ModelFacts | None = None
-    replayer: audit.Replayer | None = None
+    replayer: Replayer | None = None
     auditor: audit.Auditor | None = None
     audit_rows: int = 32
     secrets: tuple[Secret, ...] = ()
     beside: tuple[bytes, ...] = ()
     limit: Callable[[str, str], Limit] = default_limit
     log: LogProof | None = None
-    chooser: audit.Chooser = field(default_factory=SystemRandom)
+    chooser: Chooser = field(default_factory=SystemRandom)
 
 
 @dataclass
@@ -178,7 +181,7 @@ def _steps(data: bytes, options: Options, progress: _Progress) -> None:
     progress.claims.append(content.output_claim(disclosed))
     progress.claims += content.constraint_claims(run)
     progress.claims += content.check_tokens(run, disclosed, _token_salt(run, document, options))
-    progress.claims += content.check_times(run)
+    progress.claims += times.check_times(run)
     progress.claims.append(content.outcome_claim(run))
     progress.claims.append(content.draft_claim(run))
 
@@ -192,10 +195,10 @@ def _steps(data: bytes, options: Options, progress: _Progress) -> None:
     _check_trust(run, options.trust)
     progress.level = Level.SIGNED
 
-    # 13. Witnesses; only a known one says more than the parties themselves.
+    # 13. Witnesses; only a known one that saw all of the run says more than the parties themselves.
     trusted = options.trust or frozenset()
-    progress.claims += content.witness_claims(run, trusted)
-    if any(witness.key in trusted and witness.closed is not None for witness in run.witnesses):
+    progress.claims += times.witness_claims(run, trusted)
+    if any(witness.key in trusted and times.seen_by(run, witness) == "run" for witness in run.witnesses):
         progress.level = Level.WITNESSED
         progress.met.add("witness")
 
@@ -255,37 +258,38 @@ def _recompute(run: ReceiptRun, disclosed: Disclosed, options: Options, progress
     except ReceiptError as exc:
         progress.not_conclusive.append(exc.claim)
         return
-    exact = True
+    audited = replayed = None
     if options.auditor is not None:
         count, chooser = options.audit_rows, options.chooser
         outcome = audit.check_audit(run, disclosed, options.auditor, limit, own_ties, count, chooser)
         _take(outcome, Level.SAMPLED if not run.order.own_layers else Level.SIGNED, progress)
         if outcome.conclusive and not run.order.own_layers:
             progress.met.add("audit")
-            exact = exact and outcome.exact
+        audited = outcome.exact
     if options.replayer is not None:
         scored = Scored(options.replayer, limit)
         try:
-            outcome = audit.check_replay(run, disclosed, scored, limit)
+            outcome = check_replay(run, disclosed, scored, limit)
         finally:
             progress.claims += scored.claims
         _take(outcome, Level.REPLAYED, progress)
         if outcome.conclusive:
             progress.met.add("replay")
-            # A replay within limits takes nothing from opened rows that are equal to the last bit.
-            exact = exact if "audit" in progress.met else outcome.exact
-        if outcome.tied:
+            replayed = outcome.exact
+        if outcome.decoded:
             claim = content.output_claim(disclosed)
-            progress.claims[progress.claims.index(claim)] = content.output_claim(disclosed, tied=True)
+            progress.claims[progress.claims.index(claim)] = content.output_claim(disclosed, decoded=True)
     elif run.order.own_layers:
         own = f"{checks.own_spans(run.order)} are the requester's own: no node opens them, only a replay covers them"
         progress.claims.append(Claim(Standing.NOT_CHECKED, "audit", own))
         progress.not_conclusive.append(own)
-    if exact and progress.met & {"audit", "replay"}:
+    # A replay within limits takes nothing from opened rows that are equal to the last bit, nor does an exact one make
+    # up for opened rows that are not.
+    if audited is not False and (replayed or (audited and "audit" in progress.met)):
         progress.met.add("exact")
 
 
-def _take(outcome: audit.Outcome, level: Level, progress: _Progress) -> None:
+def _take(outcome: Outcome, level: Level, progress: _Progress) -> None:
     progress.claims += outcome.claims
     if outcome.conclusive:
         progress.level = max(level, progress.level or level)

@@ -135,7 +135,7 @@ class VerifyOptions:
     via: str | None = option(
         None,
         "with --audit: have a third node recompute the opened rows too, with the kernels that the stage signed; it is "
-        "named as a witness, and sees those rows",
+        "named as a witness unless it took part in the run, and sees those rows",
         "NODE[=HOST:PORT]",
         group=BEYOND,
     )

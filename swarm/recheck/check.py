@@ -79,7 +79,8 @@ async def check(data: bytes, config: CheckConfig, report: Report = silent) -> Ve
         nodes += [config.via] if config.via is not None and config.via not in nodes else []
         async with opener(nodes, config.addresses, config.member, report) as asked:
             signed = fingerprints_of(verdict.run)
-            seconds = Seconds(Via(config.via, asked)) if config.via is not None else None
+            parties = {verdict.run.requester, *verdict.run.nodes()}
+            seconds = Seconds(Via(config.via, asked), parties) if config.via is not None else None
             auditor = RingAuditor(
                 checkpoint,
                 asked,

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from receipts.check.audit import Replayed
+from receipts.check.replay import Replayed
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.opening import Order
 from swarm.base.errors import ModelError, UsageError
@@ -32,7 +32,7 @@ CHUNK_ROWS = 64
 
 
 class ModelReplayer:
-    """`receipts.check.audit.Replayer` over a checkpoint, in float32 on this machine.
+    """`receipts.check.replay.Replayer` over a checkpoint, in float32 on this machine.
 
     decoder      gives the text of the tokens, to compare with the receipt's; None leaves that out
     group_bytes  as in `walk.Layers`

@@ -1,12 +1,13 @@
 """A third node's word on opened rows: what `swarm verify --via NODE` asks for, and how it is told.
 
-The node is a witness. That its rows are those of the stage says that two nodes agree, not that either is right: they
-may be one owner's. That they differ convicts nobody. So nothing here changes what a verdict rests on.
+The node is a witness where it had no part in the run. That its rows are those of the stage says that two nodes agree,
+not that either is right: they may be one owner's. That they differ convicts nobody. So nothing here changes what a
+verdict rests on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,10 +57,13 @@ class Via:
 
 
 class Seconds:
-    """What one node said of the stages of a run."""
+    """What one node said of the stages of a run. `parties`: keys (hex) of those who took part: no witnesses."""
 
-    def __init__(self, via: Via) -> None:
+    def __init__(self, via: Via, parties: Collection[str] = ()) -> None:
         self.via = via
+        self._standing, self._role = Standing.WITNESSED, "a witness,"
+        if via.node in parties:
+            self._standing, self._role = Standing.CLAIMED, "which took part in this run and is no witness,"
         self._same: dict[str, list[bool]] = {}
         self._refused: dict[str, str] = {}
         self._layers: dict[str, tuple[int, int]] = {}
@@ -78,15 +82,15 @@ class Seconds:
         return stage.node in self._refused
 
     def claims(self) -> tuple[Claim, ...]:
-        """For the report: witnessed where the node said something, not checked where it did not."""
+        """For the report: witnessed where the node said something (claimed by a party), not checked where none."""
         found = []
         for stage, (first, last) in self._layers.items():
             same, layers = self._same.get(stage, []), f"layers {first}-{last - 1}"
             name, figures = self.via.node[:16], {"rows": float(len(same)), "equal": float(sum(same))}
             if same:
                 equal = "all equal to the last bit" if all(same) else f"{len(same) - sum(same)} DIFFER"
-                text = f"node {name}, a witness, recomputed {len(same)} opened rows of {layers}: {equal}"
-                found.append(Claim(Standing.WITNESSED, SUBJECT, text, stage, figures))
+                text = f"node {name}, {self._role} recomputed {len(same)} opened rows of {layers}: {equal}"
+                found.append(Claim(self._standing, SUBJECT, text, stage, figures))
             if (why := self._refused.get(stage)) is not None:
                 text = f"node {name} did not recompute {layers}: {why}"
                 found.append(Claim(Standing.NOT_CHECKED, SUBJECT, text, stage))

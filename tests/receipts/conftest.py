@@ -92,6 +92,8 @@ def run_ring(
     salt: str = "run",
     fail_at: int | None = None,
     all_lost: bool = False,
+    whim: bool = False,
+    finish: str = "length",
     show: Sequence[str] = ("tokens", "text"),
     tail_span_us: int = 80_000,
     names: str = "",
@@ -105,6 +107,7 @@ def run_ring(
     wire: str = "float32",
 ) -> Ring:
     """One run over the real recorders. `fail_at`: after so many tokens the middle node dies and another takes over.
+    `whim`: nobody dies, and the same nodes go on under a new plan, one frame being still on its way to the second.
 
     `body_of(position, edge)` are the bytes of the frame's tensor on that edge, and `hear(epoch, edge, body)` what its
     receiver makes of them. `own`: layers at either end that the requester computes itself.
@@ -146,10 +149,13 @@ def run_ring(
     stop = until if fail_at is None else position + fail_at
     _passes(result, records, range(position, stop), tokens, tail_span_us)
     if fail_at is not None:
-        lost = ring[1]
-        ring[1] = party("spare node")
-        plan[1] = PlannedStage(ring[1].id, plan[1].first, plan[1].last)
-        header = record.replan(plan, stop, [lost.id], "missed heartbeat", NOW + 200_000)
+        lost = [] if whim else [ring[1].id]
+        if whim:
+            _under_way(result, records, stop)
+        else:
+            ring[1] = party("spare node")
+            plan[1] = PlannedStage(ring[1].id, plan[1].first, plan[1].last)
+        header = record.replan(plan, stop, lost, "a whim" if whim else "missed heartbeat", NOW + 200_000)
         assert header["replan"] is not None
         earlier = {stage.author.id: stage for stage in records}
         records = _open(record, ring, earlier, random, addresses)
@@ -162,7 +168,7 @@ def run_ring(
     close = record.close(
         tokens=tokens,
         text=text,
-        finish_reason="error" if all_lost else "length",
+        finish_reason="error" if all_lost else finish,
         outcome="failed" if all_lost else "complete",
         time_us=NOW + 500_000,
         first_token_us=60_000,
@@ -242,6 +248,18 @@ def _passes(ring: Ring, stages: list[StageRecord], positions: range, tokens: Seq
         tail.committed(3, position - 1)
 
 
+def _under_way(ring: Ring, stages: list[StageRecord], position: int) -> None:
+    """One more frame, which the head computes and which never comes to the stage behind it."""
+    for index, (upstream, downstream) in enumerate(_edges(ring.record, stages)[:2]):
+        frame = CrossedFrame(position, b"head %d %d" % (position, index), ring.body_of(position, index))
+        upstream.frame(frame.seq, frame.head, frame.body)
+        ring.traffic[ring.record.opening.epoch, index].append(frame)
+        if index == 0:
+            downstream.frame(frame.seq, frame.head, frame.body)
+            ring.heard[ring.record.opening.epoch, index].append(frame)
+    stages[0].computed(2, position - 1, position, 12_000)
+
+
 def _close(record: RequesterRecord, stages: list[StageRecord], until: int) -> None:
     header = record.close_header(until)
     answer_to = record.closed_untrusted
@@ -255,11 +273,14 @@ def _close(record: RequesterRecord, stages: list[StageRecord], until: int) -> No
     record.collected_untrusted(header)
 
 
-def resigned(ring: Ring, change: Callable[[list[dict[str, Any]]], None]) -> bytes:
+def resigned(
+    ring: Ring, change: Callable[[list[dict[str, Any]]], None], disclosed: Sequence[Secret] | None = None
+) -> bytes:
     """The receipt with its statements changed and everything signed anew, as parties who hold the keys could.
 
     `change` edits a list of {"kind", "signer", "about", "chain", "body"}; the close's list, "order" and "plan"
-    references and hash chains are made consistent again, so that only what was changed is wrong.
+    references and hash chains are made consistent again, so that only what was changed is wrong. `disclosed`: what is
+    shown instead of what the receipt shows.
     """
     document = document_untrusted(ring.receipt)
     keys = {party.id: party for party in ring.parties.values()}
@@ -284,7 +305,7 @@ def resigned(ring: Ring, change: Callable[[list[dict[str, Any]]], None]) -> byte
         envelope = SignedEnvelope(kind, payload, bytes(key.verify_key), key.sign(message).signature)
         envelopes.append(envelope)
         renamed[item["digest"]] = previous[item["signer"]] = envelope.digest
-    return document_bytes(envelopes, document.disclosed)
+    return document_bytes(envelopes, document.disclosed if disclosed is None else disclosed)
 
 
 def _payload(about: dict[str, str], chain: dict[str, Any], kind: str, body: dict[str, Any]) -> bytes:

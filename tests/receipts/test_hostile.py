@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from receipts.check.audit import Replayed
+from receipts.check.replay import Replayed
 from receipts.check.verdict import Level
 from receipts.check.verify import Options, trust_untrusted, verify
 from receipts.format.canonical import emit

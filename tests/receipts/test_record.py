@@ -22,6 +22,7 @@ from receipts.format.merkle import leaf_hash, tree_root
 from receipts.record.edge import EdgeLog, frame_leaf, rtt_series
 from receipts.record.headers import HalfPart, half_fields, part_untrusted
 from receipts.record.tail import Drawn, TailLog, margin_ppm
+from tests.receipts.conftest import NOW
 
 SALT = b"\x05" * 32
 
@@ -154,7 +155,7 @@ def test_a_witness_that_does_not_answer_is_left_out(make_ring: Any) -> None:
         "speculation": "plain",
     }  # fmt: skip
     close = record.close(**arguments, witnesses=[kept])
-    record.witnessed_untrusted(ring.witnesses[1].sign_close(close.to_bytes(), 10), "close")
+    record.witnessed_untrusted(ring.witnesses[1].sign_close(close.to_bytes(), NOW + 100_000), "close")
     verdict = verify(record.receipt())
     assert (verdict.refusal, verdict.exit_code) == (None, 0)
     assert verdict.standing_of("witness", kept) is Standing.WITNESSED

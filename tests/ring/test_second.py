@@ -69,3 +69,11 @@ def test_a_row_that_differs_is_told_and_proves_nothing() -> None:
     assert (one.standing, other.standing) == (Standing.WITNESSED, Standing.NOT_CHECKED)
     assert "1 DIFFER" in one.text and one.figures == {"rows": 2.0, "equal": 1.0}
     assert "busy: enough" in other.text and seconds.refused(stage)
+
+
+def test_a_node_of_the_run_is_no_witness_of_it() -> None:
+    stage, other = PlannedStage("cd" * 32, 4, 8), "ab" * 32
+    seconds = Seconds(Via(other, Nobody()), {stage.node, other})  # type: ignore[arg-type]
+    seconds.note(stage, [True, True])
+    (claim,) = seconds.claims()
+    assert claim.standing is Standing.CLAIMED and "took part in this run and is no witness" in claim.text

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from receipts.check.audit import Part, Replayed, _fetched, check_audit, choose_rows
+from receipts.check.audit import _fetched, check_audit
 from receipts.check.content import check_tokens
 from receipts.check.context import Drew, Followed
+from receipts.check.parts import Part, choose_rows
 from receipts.check.recompute import Limit
+from receipts.check.replay import Replayed
 from receipts.check.samples import RowSample, TokenSample
 from receipts.check.verdict import Disclosed, Level, Standing
 from receipts.check.verify import Options, verify
@@ -24,6 +26,7 @@ from receipts.record.edge import frame_leaf
 from receipts.record.row_opening import MAGIC, CrossedFrame, OpeningRequest, opened_untrusted, with_known_untrusted
 from receipts.record.rows import RowStore
 from receipts.record.tail import Drawn
+from tests.receipts.conftest import PROMPT
 
 WIDTH = 48
 LIMIT = Limit(median_ppm=18_000, row_ppm=26_000, tie_ppm=1_000, samples=1)
@@ -248,6 +251,34 @@ def test_neighbours_who_open_different_bytes_of_an_interrupted_epoch(make_ring: 
     assert all(ring.stages[index].author.id[:8] in verdict.line for index in (2, 3))
 
 
+TWENTY = tuple(range(100, 120))
+
+
+def test_an_interrupted_epoch_whose_nodes_all_account_for_it(make_ring: Any, tmp_path: Path) -> None:
+    ring = make_ring(body_of=bodies(), tokens=TWENTY, fail_at=16, whim=True)
+    verdict = audit(ring, Nodes(ring, tmp_path), rows=1)
+    assert (verdict.level, verdict.exit_code) == (Level.SAMPLED, 0), verdict.line
+    assert any("its own word and that of the stage before" in claim.text for claim in verdict.claims)
+
+
+@pytest.mark.parametrize("edge", [1, 2])
+@pytest.mark.parametrize("changed", [len(PROMPT), len(PROMPT) + 6, len(PROMPT) + 13])
+def test_one_frame_of_an_interrupted_epoch_that_neighbours_tell_otherwise(
+    make_ring: Any, tmp_path: Path, edge: int, changed: int
+) -> None:
+    """A requester interrupts its run at will, and a tail then computes on what nobody sent it: no sample misses it."""
+    other = bodies()(changed, edge)
+
+    def hear(epoch: int, at: int, body: bytes) -> bytes:
+        return bytes(len(body)) if (epoch, at) == (0, edge) and body == other else body
+
+    ring = make_ring(body_of=bodies(), tokens=TWENTY, fail_at=16, whim=True, hear=hear)
+    nodes = Nodes(ring, tmp_path)
+    nodes.recompute = lambda *args: [TokenSample(0, 0.0)]  # type: ignore[method-assign]
+    verdict = audit(ring, nodes, rows=1)
+    assert verdict.refusal is Refusal.AUDIT and "different bytes for frame" in verdict.line, verdict.line
+
+
 @pytest.mark.parametrize("position", [0, 20, 30, 200, -1])
 def test_answers_with_one_byte_changed(make_ring: Any, tmp_path: Path, position: int) -> None:
     ring = make_ring(body_of=bodies())
@@ -323,6 +354,25 @@ class Replay:
 def test_replay(rings: Any, replayer: Replay, level: Level, code: int, wanted: Refusal | None) -> None:
     verdict = verify(rings("open").receipt, Options(replayer=replayer, limit=lambda dtype, wire: LIMIT))
     assert (verdict.level, verdict.exit_code, verdict.refusal) == (level, code, wanted)
+
+
+WHOLE = "Hello there, Wörld 🌍."
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+@pytest.mark.parametrize("shown", ["", "Hello", WHOLE[:-1], WHOLE, WHOLE + "!", "hello"])
+def test_a_text_is_all_that_its_tokens_say(make_ring: Any, finish: str, shown: str) -> None:
+    """Where a run was stopped the requester alone says where its text ends, and no order holds it to that."""
+    ring = make_ring(text=shown, finish=finish, show=("prompt", "tokens", "text"))
+    verdict = verify(ring.receipt, Options(replayer=Replay(text=WHOLE), limit=lambda dtype, wire: LIMIT))
+    decoded = [claim.standing for claim in verdict.claims if claim.subject == "output"]
+    if shown == WHOLE:
+        assert (verdict.level, verdict.exit_code, decoded) == (Level.REPLAYED, 0, [Standing.PROVEN])
+    elif finish == "stop" and WHOLE.startswith(shown):  # as older programs left it, or anybody who cuts a text
+        assert (verdict.level, verdict.exit_code, verdict.met) == (Level.SIGNED, 4, frozenset())
+        assert "text shown ends before its tokens do" in verdict.line and decoded == [Standing.CLAIMED]
+    else:
+        assert verdict.refusal is Refusal.TEXT
 
 
 def test_replay_without_the_prompt_is_not_conclusive(rings: Any) -> None:

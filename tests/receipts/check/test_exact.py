@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from receipts.check.audit import Replayed
+from receipts.check.replay import Replayed
 from receipts.check.samples import Bits, RowSample, TokenSample
 from receipts.check.verdict import Level
 from receipts.check.verify import Options, verify
@@ -113,6 +113,24 @@ def test_an_exact_replay_lets_no_near_tie_pass(make_ring: Any) -> None:
     assert replayed(_Replays(False, wrong=2)).met == {"replay"}
     assert replayed(_Replays(True)).met == {"replay", "exact"}
     assert replayed(_Replays(True, wrong=2)).refusal is Refusal.REPLAY
+
+
+@pytest.mark.parametrize("bits", [Bits.EQUAL, Bits.OTHER, Bits.NOT_COMPARED])
+@pytest.mark.parametrize("whole", [True, False], ids=["all opened", "one part kept shut"])
+def test_no_exact_replay_makes_up_for_an_opened_part_that_is_not(
+    make_ring: Any, tmp_path: Path, bits: Bits, whole: bool
+) -> None:
+    ring = make_ring(body_of=bodies())
+    nodes = compared(ring, tmp_path, lambda place, frame: bits if place == 1 else Bits.EQUAL)
+    if not whole:
+        shut, fetch = ring.stages[0].author.id, nodes.fetch
+        nodes.fetch = lambda node, *rest: None if node == shut else fetch(node, *rest)  # type: ignore[method-assign]
+    options = Options(
+        auditor=nodes, audit_rows=9, limit=lambda dtype, wire: LIMIT, replayer=_Replays(True),
+        secrets=tuple(ring.record.secrets),
+    )  # fmt: skip
+    verdict = verify(ring.receipt, options)
+    assert verdict.met == {"replay", *(["audit"] * whole), *(["exact"] * (bits is Bits.EQUAL))}, verdict.line
 
 
 def test_an_accept_without_a_fingerprint_is_signed_as_it_always_was() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from receipts.check.verdict import Standing, Verdict
 from receipts.check.verify import Options, verify
+from receipts.format.document import document_bytes, document_untrusted
 from receipts.format.errors import Refusal
 from tests.receipts.conftest import Party
 
@@ -74,13 +76,46 @@ def test_two_accounts_of_one_order(make_ring: Any) -> None:
     assert verdict.refusal is Refusal.DUPLICATED
 
 
+@pytest.mark.parametrize("kept", [(), ("tokens",), ("tokens", "text", "address")])
+def test_a_copy_that_shows_other_values_is_no_second_account(rings: Any, kept: tuple[str, ...]) -> None:
+    ring = rings("open")
+    document = document_untrusted(ring.receipt)
+    copy = document_bytes(document.envelopes, [secret for secret in document.disclosed if secret.name in kept])
+    for one, other in ((ring.receipt, copy), (copy, ring.receipt)):
+        verdict = beside(one, other)
+        assert (verdict.refusal, verdict.exit_code) == (None, 0), verdict.line
+        (claim,) = [claim for claim in verdict.claims if claim.subject == "copy"]
+        assert claim.standing is Standing.NOT_CHECKED and "what it leaves out is not compared" in claim.text
+        assert ("it shows no value" in claim.text) == (not kept and other is copy)
+        assert verdict.standing_of("counters") is None, "one receipt is not two"
+    assert all(claim.subject != "copy" for claim in beside(copy, copy).claims)
+
+
+def test_a_copy_that_shows_a_value_that_was_not_signed(rings: Any) -> None:
+    ring = rings("open")
+    document = document_untrusted(ring.receipt)
+    shown = [replace(secret, value="else") if secret.name == "text" else secret for secret in document.disclosed]
+    verdict = beside(ring.receipt, document_bytes(document.envelopes, shown))
+    assert verdict.refusal is Refusal.TEXT and "beside" in verdict.line
+
+
+def test_a_copy_of_the_receipt_before_is_not_taken_for_it(make_ring: Any) -> None:
+    parties = same_parties()
+    first = make_ring(author_of=parties, salt="a").receipt
+    second = make_ring(author_of=parties, salt="b", previous_receipt=hashlib.sha256(first).hexdigest()).receipt
+    copy = document_bytes(document_untrusted(first).envelopes, [])
+    verdict = beside(second, copy)
+    assert verdict.exit_code == 0 and verdict.standing_of("previous receipt") is Standing.NOT_CHECKED
+    assert beside(second, copy, first).standing_of("previous receipt") is Standing.PROVEN
+
+
 def test_the_receipt_before(make_ring: Any) -> None:
     parties = same_parties()
     first = make_ring(author_of=parties, salt="a").receipt
     digest = hashlib.sha256(first).hexdigest()
     second = make_ring(author_of=parties, salt="b", previous_receipt=digest).receipt
     assert beside(second, first).standing_of("previous receipt") is Standing.PROVEN
-    assert beside(first, second).standing_of("previous receipt") is None
+    assert beside(first, second).standing_of("previous receipt") is Standing.NOT_CHECKED
     stranger = make_ring(names="stranger ", salt="c", previous_receipt=digest).receipt
     assert beside(stranger, first).refusal is Refusal.COUNTER
 

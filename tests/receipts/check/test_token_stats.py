@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receipts.check.audit import Replayed
 from receipts.check.recompute import Limit, default_limit
+from receipts.check.replay import Replayed
 from receipts.check.report import text_report
 from receipts.check.token_stats import CLIP, FEW, HONEST, OTHER, token_stats
 from receipts.check.verify import Options, verify
