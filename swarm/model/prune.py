@@ -22,6 +22,7 @@ from swarm.model.linear.shapes import PLAIN_KINDS, POOLED_KINDS, RECURRENT_KINDS
 from swarm.model.nearest import nearest
 from swarm.model.per_layer import AROUND, KEPT, blank, cut_tables, join_tables
 from swarm.model.quant.modules import PackedEmbedding
+from swarm.model.unread import unread
 
 _LISTS = ("layers", "h", "blocks", "block", "layer")
 _AFTER = ("OPTDecoder.final_layer_norm", "OPTDecoder.project_out", "BigBirdPegasusDecoder.layernorm_embedding")
@@ -160,12 +161,26 @@ def check_config(config: object, name: str) -> None:
         raise unfit(name, "it takes pictures or sound as well as text")
     if getattr(config, "hidden_size_per_layer_input", 0) and not hasattr(type(config), "kv_sharing_modes"):
         raise unfit(name, "its layers look up the token ids themselves, in a way that is not known here")
+    if getattr(config, "hidden_size_per_layer_input", 0):
+        _check_table(config, name)
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
         raise unfit(name, "it has an encoder")
     if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):  # of pictures alone
         raise unfit(name, "its attention is not causal")
     if getattr(config, "reorder_and_upcast_attn", False):
         raise unfit(name, "it computes attention in an order of its own")
+    if (ignored := unread(config)) is not None:
+        raise unfit(name, ignored)
+
+
+def _check_table(config: Any, name: str) -> None:
+    """Refuse a table of all layers' inputs that lacks token ids; Gemma 3n looks the first one up for those."""
+    rows = getattr(config, "vocab_size_per_layer_input", config.vocab_size)
+    if rows < config.vocab_size and config.model_type != "gemma3n_text":
+        vocab = config.vocab_size
+        raise unfit(
+            name, f"its layers look up {rows} token ids (vocab_size_per_layer_input), its vocabulary has {vocab}"
+        )
 
 
 def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:

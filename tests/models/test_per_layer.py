@@ -36,6 +36,19 @@ def test_exact_in_every_allowed_cut(kind: str, tmp_path: Path) -> None:
     assert max(_apart(tmp_path, cuts, expected, torch.float32) for cuts in CUTS) < 2e-4
 
 
+def test_token_ids_that_the_layers_table_lacks(tmp_path: Path) -> None:
+    """Gemma 3n takes the first row of the table for them; Gemma 4 has no row for them, and fails when one comes."""
+    config = tiny_config("gemma3n_text")
+    config.vocab_size_per_layer_input = 40
+    model = _random_model(config)
+    model.save_pretrained(tmp_path / "model")
+    assert _apart(tmp_path, CUTS[3], Reference(model, torch.float32), torch.float32) < 2e-4
+    config = tiny_config("gemma4_text")
+    config.vocab_size_per_layer_input = 40
+    with pytest.raises(ModelError, match=r"40 token ids \(vocab_size_per_layer_input\), its vocabulary has 97"):
+        load_block(MemoryCheckpoint(_random_model(config)), 0, 2, CPU, torch.float32)
+
+
 @pytest.mark.parametrize("span", [(0, 3), (3, 6), (2, 5), (4, 6)])
 def test_a_forbidden_cut_is_refused_by_name(span: tuple[int, int]) -> None:
     checkpoint = MemoryCheckpoint(_random_model(tiny_config("gemma4_text")))

@@ -81,6 +81,11 @@ def _gpt_oss(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
     gating(keys, SOFTMAX_OF_CHOSEN)
 
 
+_GROUPS = {(True, 256): (8, 4), (False, 160): (8, 3)}
+"""Whether shares are by a sigmoid, and how many experts -> groups, and how many of them are taken: DeepSeek V3 and R1;
+V2 and V2.5 (V2-Lite's 64 experts are in none)."""
+
+
 def _grouped(keys: Keys, config: dict[str, Any], sigmoid: bool) -> None:
     """Routed experts of DeepSeek and those that follow it."""
     config["n_routed_experts"] = keys.number("expert_count")
@@ -89,10 +94,10 @@ def _grouped(keys: Keys, config: dict[str, Any], sigmoid: bool) -> None:
     config["first_k_dense_replace"] = keys.number("leading_dense_block_count", 0)
     config["routed_scaling_factor"] = keys.real("expert_weights_scale", 0.0) or 1.0
     config["norm_topk_prob"] = keys.flag("expert_weights_norm", False)
-    # DeepSeek V3 and R1 files from before the keys: their 256 experts are in eight groups, of which four are taken.
-    groups, taken = (8, 4) if sigmoid and config["n_routed_experts"] == 256 and keys.family == "deepseek2" else (1, 1)
-    config["n_group"] = keys.number("expert_group_count", groups) or 1
-    config["topk_group"] = keys.number("expert_group_used_count", taken) or 1
+    # Files from before the keys: the released configs of those with so many experts say their groups.
+    released = _GROUPS.get((sigmoid, config["n_routed_experts"]), (1, 1)) if keys.family == "deepseek2" else (1, 1)
+    config["n_group"] = keys.number("expert_group_count", released[0]) or 1
+    config["topk_group"] = keys.number("expert_group_used_count", released[1]) or 1
 
 
 def _deepseek(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
@@ -115,6 +120,8 @@ def _deepseek(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
     config["moe_intermediate_size"] = expert_width(keys, header)
     _grouped(keys, config, sigmoid)
     if not sigmoid:
+        if config["norm_topk_prob"]:
+            raise ValueError(f"{keys.family}.expert_weights_norm is True where shares are by a softmax, expected False")
         config["topk_method"] = "group_limited_greedy" if config["n_group"] > 1 else "greedy"
 
 

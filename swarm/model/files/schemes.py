@@ -20,7 +20,7 @@ from swarm.model.quant.bitsandbytes import BNB_ROLES, bitsandbytes
 from swarm.model.quant.compressed import COMPRESSED_ROLES, compressed_tensors
 from swarm.model.quant.encoding import Encoding
 from swarm.model.quant.floats import Float4, ScaledFloats
-from swarm.model.quant.ggml import GGML_ROLES, SCALE, PlainBlocks, ScaledBlocks, ggml_blocks
+from swarm.model.quant.ggml import GGML_ROLES, SCALE, ScaledBlocks, ggml_blocks
 from swarm.model.quant.integers import Integers
 from swarm.model.quant.joined import PART, joined
 
@@ -158,8 +158,9 @@ def _join(module: str, parts: dict[str, TensorEntry], method: Method, model: str
             if len(parts) > 1:
                 raise ValueError("it stands beside plain numbers")
             return _plain(first, model)
-        if "scales" not in parts and not isinstance(encoding, PlainBlocks):
-            raise ValueError("it has no scales")
+        if lacking := sorted(encoding.needs - set(parts)):
+            ending = next(e for e, role in method.roles.items() if role == lacking[0])
+            raise ValueError(f"it lacks {module}{ending}")
         shape = encoding.shape(parts)
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, re.error) as exc:
         raise ModelError(f"{first.name} of {model} cannot be read: {exc}; pull it again") from exc
@@ -193,7 +194,8 @@ def _gptq(stated: Mapping[str, Any]) -> Method:
     own = stated.get("dynamic") or {}
     if any(not str(rule).startswith("-") for rule in own):
         raise ValueError("dynamic gives some layers other bits")
-    base = Integers(form, bits, max(0, group), bool(stated.get("sym", True)))
+    ordered = bool(stated.get("desc_act")) and group > 0
+    base = Integers(form, bits, max(0, group), bool(stated.get("sym", True)), ordered=ordered)
     return Method(_WORDS, lambda name, parts: _integers(name, parts, base))
 
 
@@ -266,8 +268,6 @@ def _modelopt(stated: Mapping[str, Any]) -> Method:
         if parts["codes"].format != "U8":
             return None
         _typed(parts, scales=("F8_E4M3",), whole=("F32",))
-        if "whole" not in parts:
-            raise ValueError("it has no weight_scale_2")
         return Float4("modelopt", 16, divided=False)
 
     return Method(roles, choose)

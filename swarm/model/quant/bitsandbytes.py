@@ -34,12 +34,14 @@ def bitsandbytes(stated: Mapping[str, Any]) -> Callable[[str, Mapping[str, Store
 
     def choose(module: str, parts: Mapping[str, StoredTensor]) -> Encoding | None:
         if parts["codes"].format == "I8":
+            if "scales" not in parts:
+                raise ValueError(f"it lacks {module}.SCB")
             return Rows8()
         if parts["codes"].format != "U8":
             return None
-        if not {"table", "state"} <= set(parts) or ("nested" in parts) != ("nested_table" in parts):
-            raise ValueError("it has no quant_map, no quant_state or half of what its scales need")
-        return Table4()
+        # Scales in bytes are codes themselves; others came without, whatever the config says of the rest.
+        scales = parts.get("scales")
+        return Table4(nested=scales is not None and scales.format == "U8" or "nested" in parts)
 
     return choose
 
@@ -53,6 +55,10 @@ class Rows8:
     @property
     def kernel_format(self) -> str | None:
         return None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"scales"})
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape = parts["codes"].shape
@@ -73,13 +79,19 @@ class Rows8:
 @dataclass(frozen=True)
 class Table4:
     """Four-bit codes into the table that is stored with them. Its shape is stated in its data alone, so the tensor is
-    a line of numbers to the planner, and takes its shape when it is read (`final_shape`)."""
+    a line of numbers to the planner, and takes its shape when it is read (`final_shape`). nested: whether its scales
+    are codes into a table of their own."""
 
+    nested: bool = False
     name: str = "bitsandbytes-4bit"
 
     @property
     def kernel_format(self) -> str | None:
         return None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"scales", "table", "state", *(("nested", "nested_table") if self.nested else ())})
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         if parts["table"].shape != (16,):

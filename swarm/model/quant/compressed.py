@@ -78,8 +78,6 @@ def _encoding(weights: Mapping[str, Any], parts: Mapping[str, StoredTensor]) -> 
     bits, kind = int(weights.get("num_bits", 8)), str(weights.get("type", "int"))
     strategy, group = str(weights.get("strategy") or ""), int(weights.get("group_size") or 0)
     codes, scales = parts["codes"], parts.get("scales")
-    if scales is None:
-        raise ValueError("it has no scales")
     if kind == "float" and codes.format in ("F8_E4M3", "F8_E5M2"):
         tile = {"tensor": (0, 0), "channel": (1, 0), "group": (1, group)}.get(strategy)
         if strategy == "block":
@@ -90,8 +88,9 @@ def _encoding(weights: Mapping[str, Any], parts: Mapping[str, StoredTensor]) -> 
         return ScaledFloats("compressed-tensors", tile)
     if kind == "float" and codes.format == "U8" and bits == 4 and "zeros" not in parts:
         scale = {16: ("F8_E4M3",), 32: ("U8", "F8_E8M0")}.get(group, ())
-        if scales.format not in scale or (group == 16) != ("whole" in parts):
-            raise ValueError(f"4-bit floats in groups of {group} with scales of {scales.format}")
+        if not scale or (scales is not None and scales.format not in scale) or (group == 32 and "whole" in parts):
+            found = "none" if scales is None else scales.format
+            raise ValueError(f"4-bit floats in groups of {group} with scales of {found}")
         return Float4("compressed-tensors", group)
     if kind != "int" or strategy not in ("tensor", "channel", "group"):
         raise ValueError(f"{bits}-bit {kind} codes of {codes.format} with a scale per {strategy or 'nothing stated'}")
@@ -101,7 +100,10 @@ def _encoding(weights: Mapping[str, Any], parts: Mapping[str, StoredTensor]) -> 
         form = "packed"
     else:
         raise ValueError(f"{bits}-bit codes as {codes.format}")
-    if scales.format not in ("F16", "BF16", "F32"):
+    if scales is not None and scales.format not in ("F16", "BF16", "F32"):
         raise ValueError(f"scales of {scales.format}")
-    fine = scales.format in ("F16", "BF16")
-    return Integers(form, bits, group if strategy == "group" else 0, bool(weights.get("symmetric", True)), fine)
+    fine = scales is not None and scales.format in ("F16", "BF16")
+    ordered = str(weights.get("actorder") or "").lower() in ("group", "dynamic", "true")
+    return Integers(
+        form, bits, group if strategy == "group" else 0, bool(weights.get("symmetric", True)), fine, ordered
+    )

@@ -63,6 +63,11 @@ class Encoding(Protocol):
         """ggml's name of the blocks that `blocks` will give, as far as the config tells; None for none."""
         ...
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Roles without which the codes make other numbers, or none: those that a file has, by its config."""
+        ...
+
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         """The shape of the model's tensor. Raises ValueError for parts that do not fit each other."""
         ...

@@ -40,6 +40,10 @@ class ScaledFloats:
         have a kernel."""
         return "FP8_E4M3" if self.tile[1] % _RUN == 0 else None
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"scales"})
+
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape, found = parts["codes"].shape, parts["scales"].shape
         if len(shape) != 2:
@@ -103,6 +107,10 @@ class Float4:
     @property
     def kernel_format(self) -> str | None:
         return "MXFP4" if self.group == 32 else "NVFP4_ROWS" if not self.stacked else None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"scales", "whole"} if self.group == 16 else {"scales"})
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape, found = parts["codes"].shape, parts["scales"].shape

@@ -39,6 +39,10 @@ class ScaledBlocks:
     def kernel_format(self) -> str | None:
         return None
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"scales"})
+
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         shape = parts["codes"].shape
         if len(shape) != 2 or parts["codes"].nbytes != shape[0] * (shape[1] // 64) * 36 or shape[1] % 64:
@@ -72,6 +76,10 @@ class PlainBlocks:
     @property
     def kernel_format(self) -> str | None:
         return self.kind
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         codes, (block, size) = parts["codes"], gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.kind]]

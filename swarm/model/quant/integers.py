@@ -39,7 +39,8 @@ class Integers:
 
     kind: "gptq", "gptq_v2", "awq", "packed" or "int" (plain int8); bits: of a code; group: columns that share a scale,
     0 for all of a row (or of the matrix); symmetric: what the config says of zero points; fine: whether the scales'
-    type has few enough bits for binary16 (`blocks` looks at the values).
+    type has few enough bits for binary16 (`blocks` looks at the values); ordered: whether the config says that columns
+    were put into groups in another order than they lie in.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Integers:
     group: int
     symmetric: bool
     fine: bool = True
+    ordered: bool = False
 
     @property
     def name(self) -> str:
@@ -60,6 +62,12 @@ class Integers:
         if self.bits == 8:
             return "Q8_0" if self.symmetric else None
         return "Q4_0" if self.symmetric else "Q5_0"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Every file of GPTQ has zero points, symmetric ones too."""
+        zeros = {"zeros"} if self.kind.startswith("gptq") or not self.symmetric else set()
+        return frozenset({"scales"} | zeros | ({"order"} if self.ordered else set()))
 
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         n = 32 // self.bits

@@ -48,6 +48,10 @@ class Joined:
     def kernel_format(self) -> str | None:
         return self.kinds[0] if self.roles in (ROWS, DELTA) and len(set(self.kinds)) == 1 else None
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset(self.roles)
+
     def shape(self, parts: Mapping[str, StoredTensor]) -> tuple[int, ...]:
         one, two = self.shapes
         if self.roles in (ROWS, DELTA) and one[1:] == two[1:] and len(self.order) in (0, one[0] + two[0]):

@@ -89,12 +89,13 @@ def nan8(tensors: files.Stored) -> None:
 FP8 = files.fp8(32, 48, "weight_scale_inv")
 PACK = ct("pack-quantized", **INT, symmetric=True)
 NVFP4 = ct("nvfp4-pack-quantized", **NV)
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 
 
 @pytest.mark.parametrize(
     ("write", "stated", "change", "named"),
     [
-        (files.gptq(), gptq(), drop("scales"), "has no scales"),
+        (files.gptq(), gptq(), drop("scales"), "it lacks model.layers.1.*scale"),
         (files.gptq(), gptq(), drop("qweight"), "it belongs to no weight"),
         (files.gptq(), gptq(4, 40), drop("g_idx"), "columns do not divide into groups of 40"),
         (files.gptq(), gptq(4, 16), drop("g_idx"), r"scales have shape \[3, 64\], expected \[6, 64\]"),
@@ -104,12 +105,12 @@ NVFP4 = ct("nvfp4-pack-quantized", **NV)
         (files.gptq(), gptq(8), lambda t: None, "cannot be read"),
         (files.awq(), {**AWQ, "group_size": 128}, lambda t: None, "do not divide into groups of 128"),
         (FP8, {**BLOCK, "weight_block_size": [128, 128]}, lambda t: None, r"scales have shape \[.*\], expected"),
-        (FP8, BLOCK, drop("weight_scale_inv"), "has no scales"),
+        (FP8, BLOCK, drop("weight_scale_inv"), "it lacks model.layers.1.*scale"),
         (FP8, {}, lambda t: None, "F8_E4M3 without the scales"),
         (FP8, BLOCK, put("weight", torch.zeros(96, 64)), "it stands beside plain numbers"),
-        (files.packed(), PACK, drop("weight_scale"), "has no scales"),
+        (files.packed(), PACK, drop("weight_scale"), "it lacks model.layers.1.*scale"),
         (files.packed(), PACK, put("weight", torch.zeros(96, 64)), "beside"),
-        (files.nvfp4(), NVFP4, drop("weight_global_scale"), "4-bit floats in groups of 16"),
+        (files.nvfp4(), NVFP4, drop("weight_global_scale"), "it lacks .*weight_global_scale"),
     ],
 )
 def test_what_cannot_fit_is_refused_before_a_weight_is_read(
@@ -120,6 +121,72 @@ def test_what_cannot_fit_is_refused_before_a_weight_is_read(
         with pytest.raises(ModelError, match=named) as caught:
             ask(str(tmp_path / "model"))
         assert "model.layers." in str(caught.value)
+
+
+LOP = ct("pack-quantized", **INT, symmetric=False)
+BNB = {"quant_method": "bitsandbytes"}
+
+
+def undouble(tensors: files.Stored) -> None:
+    """Its scales stay bytes, and what makes numbers of them goes."""
+    drop("weight.nested_absmax")(tensors)
+    drop("weight.nested_quant_map")(tensors)
+
+
+@pytest.mark.parametrize(
+    ("write", "stated", "change", "named"),
+    [
+        (files.gptq(sym=False), gptq(sym=False), drop("qzeros"), r"it lacks model\..*\.qzeros"),
+        (files.gptq(sym=True), gptq(sym=True), drop("qzeros"), r"it lacks model\..*\.qzeros"),
+        (files.gptq(desc_act=True), gptq(desc_act=True), drop("g_idx"), r"it lacks model\..*\.g_idx"),
+        (files.awq(), AWQ, drop("qzeros"), r"it lacks model\..*\.qzeros"),
+        (files.awq(), AWQ, drop("scales"), r"it lacks model\..*\.scales"),
+        (files.packed(sym=False), LOP, drop("weight_zero_point"), r"it lacks model\..*\.weight_zero_point"),
+        (
+            files.packed(),
+            ct("pack-quantized", **INT, actorder="group"),
+            lambda t: None,
+            r"it lacks model\..*\.weight_g_idx",
+        ),
+        (
+            files.int8(sym=False),
+            ct("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=False),
+            drop("weight_zero_point"),
+            r"it lacks model\..*\.weight_zero_point",
+        ),
+        (files.bnb4(), BNB, undouble, r"it lacks model\..*\.weight.nested_absmax"),
+        (files.bnb4(), BNB, drop("weight.nested_absmax"), r"it lacks model\..*\.weight.nested_absmax"),
+        (files.bnb4(), BNB, drop("weight.nested_quant_map"), r"it lacks model\..*\.nested_quant_map"),
+        (files.bnb4(False), BNB, drop("weight.absmax"), r"it lacks model\..*\.weight.absmax"),
+        (files.bnb4(False), BNB, drop("weight.quant_map"), r"it lacks model\..*\.weight.quant_map"),
+        (
+            files.bnb4(False),
+            BNB,
+            drop("weight.quant_state.bitsandbytes__nf4"),
+            r"it lacks model\..*\.weight.quant_state.bitsandbytes__",
+        ),
+        (files.bnb8, BNB, drop("SCB"), r"it lacks model\..*\.SCB"),
+        (files.nvfp4(True), MODELOPT, drop("weight_scale_2"), r"it lacks model\..*\.weight_scale_2"),
+        (files.nvfp4(), NVFP4, drop("weight_global_scale"), r"it lacks model\..*\.weight_global_scale"),
+        (FP8, BLOCK, drop("weight_scale_inv"), r"it lacks model\..*\.weight_scale_inv"),
+    ],
+)
+def test_a_companion_that_the_config_calls_for_is_missed_by_name(
+    write: files.Writer, stated: dict[str, Any], change: Change, named: str, tmp_path: Path, store: ModelStore
+) -> None:
+    """Without it the codes make other numbers."""
+    files.save_encoded(tmp_path / "model", tiny(), write, stated, change)
+    for ask in (store.show, lambda ref: open_model(ref, store)):
+        with pytest.raises(ModelError, match=named):
+            ask(str(tmp_path / "model"))
+
+
+def test_what_a_config_says_is_not_there_is_not_missed(tmp_path: Path, store: ModelStore) -> None:
+    """Codes about their middle, columns in order."""
+    files.save_encoded(tmp_path / "awq", tiny(), files.awq(), {**AWQ, "zero_point": False}, drop("qzeros"))
+    files.save_encoded(tmp_path / "gptq", tiny(), files.gptq(), gptq(desc_act=False), drop("g_idx"))
+    for name in ("awq", "gptq"):
+        assert open_model(str(tmp_path / name), store).weights[f"{UP}.weight"].encoding is not None
 
 
 @pytest.mark.parametrize(

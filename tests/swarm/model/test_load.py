@@ -355,6 +355,10 @@ LIES = {
     "mixtral-fewer-experts": ("mixtral", {"num_local_experts": 3}),
     "mixtral-more-experts": ("mixtral", {"num_local_experts": 5}),
     "deepseek-groups": ("deepseek_v3", {"n_group": 3}),
+    "deepseek-shares": ("deepseek_v2", {"norm_topk_prob": True}),
+    "deepseek-scores": ("deepseek_v2", {"scoring_func": "sigmoid"}),
+    "deepseek-dense": ("deepseek_v3", {"moe_layer_freq": 2}),
+    "deepseek-4-shares": ("deepseek_v4", {"norm_topk_prob": False}),
     "mamba-states": ("mamba", {"state_size": 16}),
     "bloom-heads": ("bloom", {"n_head": 3}),
 }

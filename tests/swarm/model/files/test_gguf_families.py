@@ -162,6 +162,19 @@ def test_gate_and_up_may_be_one_stack_and_a_latent_may_be_whole(tmp_path: Path, 
     check(write_gguf(tmp_path / "a.gguf", model, arch, older, join), model, store, halves=True)
 
 
+@pytest.mark.parametrize(("case", "experts", "groups"), [("deepseek2", 160, (8, 3)), ("deepseek2-lite", 64, (1, 1))])
+def test_groups_of_files_that_do_not_state_them_are_those_of_the_released_models(
+    case: str, experts: int, groups: tuple[int, int], tmp_path: Path, store: ModelStore
+) -> None:
+    arch, config, keys = CASES["deepseek2-lite"]
+    method = {"n_group": groups[0], "topk_group": groups[1], "topk_method": "group_limited_greedy"}
+    changed = {**config().to_dict(), "n_routed_experts": experts, "num_hidden_layers": 4, "num_experts_per_tok": 6}
+    model = random_model(t.DeepseekV2Config(**{**changed, **(method if groups[0] > 1 else {})}))
+    older = {**keys, "expert_group_count": None, "expert_group_used_count": None}
+    older |= {"expert_count": experts, "expert_used_count": 6, "block_count": 4}
+    check(write_gguf(tmp_path / "a.gguf", model, arch, older), model, store)
+
+
 def drop(name: str) -> Callable[[Tensors], None]:
     def change(tensors: Tensors) -> None:
         if name:
@@ -174,6 +187,7 @@ def drop(name: str) -> Callable[[Tensors], None]:
     ("case", "keys", "lost", "named"),
     [
         ("deepseek3", {"expert_gating_func": 1}, "", r"expert_gating_func is 1, expected 2"),
+        ("deepseek2-lite", {"expert_weights_norm": True}, "", r"expert_weights_norm is True where .* softmax"),
         ("deepseek3", {"attention.kv_lora_rank": None}, "", r"lacks metadata .*attention\.kv_lora_rank"),
         ("deepseek3", {"rope.dimension_count": 24}, "", r"rope\.dimension_count is 24 where keys have 24"),
         (
