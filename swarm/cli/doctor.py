@@ -52,9 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
     from swarm.base.errors import SwarmError
     from swarm.terminal.doctor import Finding, look_at_kept, look_at_machine, look_at_speed, look_at_swarm
     from swarm.terminal.progress import reporter
+    from swarm.terminal.surroundings import look_at_surroundings
 
     kept = look_at_kept(config, time.time())
-    findings = [*look_at_machine(config, options.gpu), *kept]
+    findings = [*look_at_machine(config, options.gpu), *look_at_surroundings(config), *kept]
     with reporter(json_lines=options.json, out=sys.stderr) as report:
         if options.probe or not (kept or options.no_speed or options.wan):
             try:
