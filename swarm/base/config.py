@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm.base.errors import UsageError
+from swarm.base.address import parse_address_untrusted
+from swarm.base.errors import PeerError, UsageError
 from swarm.base.option import Number, option, or_none
+from swarm.base.paths import folder_to_write, read_folder
 
 GPU = Number(int, 0, 64, "a GPU number")
 THREADS = Number(int, 1, 1024, "a number of threads")
@@ -31,37 +33,71 @@ SWARM = "the swarm"
 FOUND_BY_ITSELF = "(default: the swarm on the LAN, then the one used last)"
 
 
+INVITE_MARK = "swarm1"
+"""What every invite begins with."""
+LAN = "lan"
+"""In the place of an invite, for `swarm serve`: what the local network offers."""
+
+
+def check_invite(text: str | None) -> None:
+    """Raises UsageError for what cannot be an invite. A damaged one is found out when it is used."""
+    if text is not None and not text.startswith(INVITE_MARK):
+        raise UsageError(
+            f"expected an invite that begins with {INVITE_MARK}, or a file that holds one, found {text[:60]!r}; copy "
+            "the whole line that swarm invite prints"
+        )
+
+
 def read_invite(text: str) -> str:
     """An invite is given as text or as the name of a file that holds it. Raises UsageError."""
     if len(text) < 256 and "/" in text or text.endswith((".invite", ".txt")):
         try:
             return Path(text).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"expected an invite or a file that holds one, found {text!r}: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else "its bytes are no text in UTF-8"
+            raise UsageError(f"expected an invite or a file that holds one, found {text!r}: {reason}") from error
     return text.strip()
 
 
 def parse_address(text: str) -> tuple[str, int]:
     """HOST:PORT or [V6]:PORT. Raises UsageError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise UsageError(f"expected HOST:PORT with a port from 0 to 65535, found {text!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return _address(text, 0)
+
+
+def parse_dialled(text: str) -> tuple[str, int]:
+    """The same for an address that others dial: neither port 0 nor what stands for all. Raises UsageError."""
+    host, port = _address(text, 1)
+    if host.strip("0.:") == "":
+        raise UsageError(f"expected an address that others can dial, found {text!r}, which stands for all; name one")
+    return host, port
+
+
+def _address(text: str, lowest_port: int) -> tuple[str, int]:
+    try:
+        return parse_address_untrusted(text, lowest_port)
+    except PeerError:
+        raise UsageError(
+            f"expected HOST:PORT or [IPV6]:PORT with a port from {lowest_port} to 65535, found {text!r}"
+        ) from None
 
 
 def parse_proxy(text: str) -> str:
     """http://HOST:PORT, with or without user:password@ before the host. Raises UsageError."""
-    scheme, slashes, rest = text.partition("://")
-    port = parse_address(rest.rpartition("@")[2].removesuffix("/"))[1] if slashes else 0
-    if scheme != "http" or not port:
-        raise UsageError(f"expected a proxy as http://HOST:PORT, found {text!r}")
+    scheme, _, rest = text.partition("://")
+    try:
+        if scheme != "http":
+            raise PeerError(f"another scheme: {scheme}")
+        parse_address_untrusted(rest.rpartition("@")[2].removesuffix("/"))
+    except PeerError:
+        raise UsageError(f"expected a proxy as http://HOST:PORT, found {text!r}") from None
     return text
 
 
 def parse_layers(text: str) -> tuple[int, int]:
     """A:B, the layers from A up to and without B. Raises UsageError."""
     first, colon, last = text.partition(":")
-    if not colon or not first.isdigit() or not last.isdigit() or int(first) >= int(last):
+    digits = all(len(end) < 6 and end.isascii() and end.isdigit() for end in (first, last))
+    if not colon or not digits or int(first) >= int(last):
         raise UsageError(f"expected --layers A:B with A < B (layers A up to and without B), found {text!r}")
     return int(first), int(last)
 
@@ -100,7 +136,7 @@ class MemberConfig:
         "identity, peers, receipts (default: the user's state folder)",
         "DIR",
         factory=user_state,
-        read=Path,
+        read=read_folder,
         group="folders",
     )
     models: Path = option(
@@ -108,7 +144,7 @@ class MemberConfig:
         "model files, shared by all nodes of this machine (default: the user's cache folder)",
         "DIR",
         factory=user_models,
-        read=Path,
+        read=read_folder,
         group="folders",
     )
     invite: str | None = option(
@@ -202,7 +238,7 @@ class JoinConfig:
         None,
         "address that others dial (port forwarding, containers, proxies)",
         "HOST:PORT",
-        read=or_none(parse_address),
+        read=or_none(parse_dialled),
         everyday=True,
     )
     dtype: str = option(
@@ -246,7 +282,7 @@ class JoinConfig:
         "where else the relay is reached, and this node by those who can only speak HTTP: a proxy on its address; "
         "HTTPS is spoken to port 443",
         "HOST:PORT",
-        read=or_none(parse_address),
+        read=or_none(parse_dialled),
     )
     map_port: bool = option(False, "ask the router for a port (UPnP, NAT-PMP)")
     weights: str = option(
@@ -272,7 +308,9 @@ class JoinConfig:
         alone=int(MOST_OVERFLOW_GB * 10**9),
     )
     probe: bool = option(False, "measure this machine's speed though it was measured before")
-    log: Path | None = option(None, log_help("what this node signs at the end of each run"), "DIR", read=Path)
+    log: Path | None = option(
+        None, log_help("what this node signs at the end of each run"), "DIR", read=folder_to_write
+    )
 
     def __post_init__(self) -> None:
         if self.overflow_bytes is not None and self.gpu is None:
@@ -282,3 +320,5 @@ class JoinConfig:
             )
         if self.relay_at is not None and not self.offer_relay:
             raise UsageError("expected --relay with --relay-at, found no relay to put a proxy in front of")
+        if self.found and self.member.invite is not None:
+            raise UsageError("expected either --found or --swarm, found both: one starts a swarm, the other enters one")

@@ -13,7 +13,9 @@ from swarm.base.config import MemberConfig
 from swarm.base.errors import RunError, UsageError
 from swarm.base.events import Report
 from swarm.base.option import build, option
+from swarm.base.paths import file_to_write, read_path
 from swarm.cli.common import say
+from swarm.cli.early import check_draft
 from swarm.client.config import RequesterConfig
 from swarm.client.route_policy import RouteRules
 from swarm.model.constraint import Constraint
@@ -40,11 +42,11 @@ class ConstraintOptions:
     """What the answer is held to: one of these, or nothing."""
 
     json_schema: Path | None = option(
-        None, "hold the answer to JSON that fits the schema in this file", "FILE", read=Path, group="text"
+        None, "hold the answer to JSON that fits the schema in this file", "FILE", read=read_path, group="text"
     )
     regex: str | None = option(None, "hold the answer to a regular expression (Rust's syntax)", "R", group="text")
     grammar: Path | None = option(
-        None, "hold the answer to a grammar: llama.cpp's GBNF, or Lark", "FILE", read=Path, group="text"
+        None, "hold the answer to a grammar: llama.cpp's GBNF, or Lark", "FILE", read=read_path, group="text"
     )
 
     @property
@@ -66,7 +68,8 @@ class ConstraintOptions:
         except OSError as error:
             raise UsageError(f"expected a readable file, found {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"expected JSON in UTF-8 in {path}, found other bytes: {error}") from error
+            what = "a grammar" if self.grammar is not None else "JSON"
+            raise UsageError(f"expected {what} in UTF-8 in {path}, found something else: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,12 @@ class GenerateConfig:
         False, "give the prompt to the model as it is, without the chat template", group="text", everyday=True
     )
     receipt: Path | None = option(
-        None, "where to write it (default: the state folder)", "PATH", read=Path, group="receipt", everyday=True
+        None,
+        "where to write it (default: the state folder)",
+        "PATH",
+        read=file_to_write,
+        group="receipt",
+        everyday=True,
     )
     json: bool = option(
         False, "print one JSON object at the end instead of streaming text", group="output", everyday=True
@@ -113,8 +121,7 @@ class GenerateConfig:
     ) -> GenerateConfig:
         """Built once, from the parsed command line. Raises UsageError."""
         given = vars(arguments)
-        if arguments.draft_model is not None and arguments.draft in ("none", "suffix"):
-            raise UsageError(f"expected --draft lm or auto with --draft-model, found --draft {arguments.draft}")
+        check_draft(arguments.draft, arguments.draft_model, arguments.draft_gpu)
         if arguments.receipt is not None and arguments.no_receipt:
             raise UsageError("expected --receipt PATH or --no-receipt, found both")
         sampling = build(Sampling, given, constraint=build(ConstraintOptions, given).constraint)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from swarm.base.config import DEFAULT_MODEL, GPU, THREADS, MemberConfig
 from swarm.base.option import Number, build, option
+from swarm.base.paths import folder_to_write
 from swarm.cli.common import models_dir, say, state_dir
+from swarm.cli.early import check_draft, check_gpu
 from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
 from swarm.client.config import RequesterConfig
@@ -22,7 +24,7 @@ class BenchOptions:
     """Of what ring, and where results go."""
 
     out: Path = option(
-        Path("bench-speculation"), "where results go (default: %(default)s)", "DIR", read=Path, everyday=True
+        Path("bench-speculation"), "where results go (default: %(default)s)", "DIR", read=folder_to_write, everyday=True
     )
     nodes: int = option(
         3, "stages of the ring (default: %(default)s)", "N", read=Number(int, 1, 64, "a number of nodes"), everyday=True
@@ -63,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     given, options = vars(arguments), build(BenchOptions, vars(arguments))
     plan = build(BenchPlan, given)
+    check_gpu(options.gpu, "--gpu")
+    check_draft("auto", arguments.draft_model, arguments.draft_gpu)
     models = models_dir(arguments)
     device = ("--gpu", str(options.gpu)) if options.gpu is not None else ("--cpu",)
     with reporter(json_lines=False, out=sys.stderr) as report:

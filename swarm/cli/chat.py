@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from swarm.base.option import build, like, option
 from swarm.cli.ask import GenerateConfig
 from swarm.cli.common import add_member_options, member_config, route_rules, state_dir
+from swarm.cli.early import check_draft
 from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
 from swarm.client.config import RequesterConfig
@@ -45,6 +46,7 @@ def add(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Talk until the end of input."""
+    check_draft(arguments.draft, arguments.draft_model, arguments.draft_gpu)
     return run_loop(_chat(arguments))
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.base.config import SWARM, MemberConfig, user_models, user_state
+from swarm.base.config import LAN, SWARM, MemberConfig, check_invite, user_models, user_state
 from swarm.base.option import build
 from swarm.cli.parser import Parser
 
@@ -25,11 +25,16 @@ def add_member_options(parser: Parser, without: Sequence[str] = ()) -> None:
 
 def member_config(arguments: argparse.Namespace) -> MemberConfig:
     """Configuration of a swarm member from its options."""
-    return build(MemberConfig, vars(arguments))
+    member = build(MemberConfig, vars(arguments))
+    check_invite(member.invite)
+    return member
 
 
 def member_configs(arguments: argparse.Namespace, swarms: Sequence[str | None]) -> tuple[MemberConfig, ...]:
     """The same for each of several swarms."""
+    for swarm in swarms:
+        if swarm != LAN:
+            check_invite(swarm)
     member = build(MemberConfig, vars(arguments), invite=None)
     return tuple(replace(member, invite=swarm) for swarm in swarms)
 

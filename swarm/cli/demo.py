@@ -14,6 +14,7 @@ from swarm.base.option import Number, build, option
 from swarm.cli.ask import GenerateConfig, ask
 from swarm.cli.common import models_dir, say, state_dir
 from swarm.cli.draw import draw_ring
+from swarm.cli.early import check_http_port
 from swarm.cli.generate import add_run_options
 from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
@@ -62,6 +63,10 @@ def add(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start, ask, draw, verify, stop."""
+    options, member = build(DemoOptions, vars(arguments)), MemberConfig(state_dir(arguments), models_dir(arguments))
+    GenerateConfig.from_arguments(arguments, member, options.prompt, RouteRules())  # told of before nodes are started
+    if options.dashboard is not None:
+        check_http_port("127.0.0.1", options.dashboard)
     from swarm.terminal.progress import reporter
 
     with reporter(json_lines=False, out=sys.stderr) as report:

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from swarm.base.config import DEFAULT_MODEL, GPU
+from swarm.base.errors import UsageError
 from swarm.base.option import Number, build, option
 from swarm.cli.common import add_member_options, member_config
 from swarm.cli.loop import run_loop
@@ -46,12 +47,15 @@ def add(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Look, print, advise."""
     config, options = member_config(arguments), build(DoctorOptions, vars(arguments))
+    if options.no_speed and options.probe:
+        raise UsageError("expected either --probe or --no-speed, found both: one measures, the other does not")
     from swarm.base.errors import SwarmError
     from swarm.terminal.doctor import Finding, look_at_kept, look_at_machine, look_at_speed, look_at_swarm
     from swarm.terminal.progress import reporter
+    from swarm.terminal.surroundings import look_at_surroundings
 
     kept = look_at_kept(config, time.time())
-    findings = [*look_at_machine(config, options.gpu), *kept]
+    findings = [*look_at_machine(config, options.gpu), *look_at_surroundings(config), *kept]
     with reporter(json_lines=options.json, out=sys.stderr) as report:
         if options.probe or not (kept or options.no_speed or options.wan):
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -11,16 +12,18 @@ from pathlib import Path
 from swarm.base.config import DEFAULT_MODEL, GPU, MemberConfig
 from swarm.base.errors import UsageError
 from swarm.base.option import Number, build, option
+from swarm.base.paths import folder_to_write
 from swarm.cli.common import models_dir, say
 from swarm.cli.parser import Parser
 
 
 def parse_kept(text: str) -> int | tuple[int, ...]:
     """A number of layers, or which layers. Raises UsageError."""
-    parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
+    parts = [part.strip() for part in text.split(",")]
+    numbers = [int(part) for part in parts if re.fullmatch("[0-9]{1,5}", part)]
+    if len(numbers) < len(parts) or len(set(numbers)) < len(parts) or numbers == [0]:
         raise UsageError(f"expected a number of layers, or a list such as 0,1,28,29, found {text!r}")
-    return int(text) if len(parts) == 1 else tuple(int(part) for part in parts)
+    return numbers[0] if len(parts) == 1 else tuple(numbers)
 
 
 def parse_device(text: str) -> int | None:
@@ -38,7 +41,7 @@ class DistillOptions:
     """What to distil from what, and how long it may take."""
 
     target: str = option(DEFAULT_MODEL, "the target (default: %(default)s)", "REF")
-    out: Path = option(Path(), "where the drafter is written", "DIR", read=Path, required=True)
+    out: Path = option(Path(), "where the drafter is written", "DIR", read=folder_to_write, required=True)
     layers: int | tuple[int, ...] = option(
         11, "how many layers, or which: 0,1,2,8,27,28,29 (default: %(default)s)", "N", read=parse_kept, shown="11"
     )
@@ -67,6 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Distil and print the scores."""
     options = build(DistillOptions, vars(arguments))
     gpu = parse_device(options.device) if options.device else options.gpu
+    if options.device and options.gpu is not None and gpu != options.gpu:
+        raise UsageError(f"expected one device, found --gpu {options.gpu} and --device {options.device}")
     from draft.distill import DistillSettings, distill
     from swarm.model.device import choose_device
     from swarm.model.files.store import ModelStore

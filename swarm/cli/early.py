@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from swarm.base.errors import UsageError
+
 
 def check_state(folder: Path) -> None:
     """Raises StateInUse when another process holds the state folder, UsageError when it cannot be written."""
@@ -11,6 +13,30 @@ def check_state(folder: Path) -> None:
 
     with locked(folder):
         pass
+
+
+def check_gpu(number: int | None, option: str) -> None:
+    """Raises UsageError when this machine has no such GPU. Loads torch, and only where one is asked for."""
+    if number is None:
+        return
+    from swarm.model.device import choose_device
+
+    try:
+        choose_device(number)
+    except UsageError as error:
+        _, _, why = str(error).partition(": ")
+        raise UsageError(f"{option} {number}: {why.removesuffix('; use --cpu')}; leave {option} away") from error
+
+
+def check_draft(draft: str, model: str | None, gpu: int | None) -> None:
+    """Raises UsageError for a drafter that cannot be where or what it is asked to be."""
+    if draft in ("none", "suffix"):
+        for option, value in (("--draft-model", model), ("--draft-gpu", gpu)):
+            if value is not None:
+                raise UsageError(f"expected --draft lm or auto with {option}, found --draft {draft}")
+    if model is not None and not model:
+        raise UsageError("expected a model after --draft-model, found an empty text; leave it away for a fitting one")
+    check_gpu(gpu, "--draft-gpu")
 
 
 def check_node_port(listen: tuple[str, int]) -> None:

@@ -48,7 +48,7 @@ def read_prompt(value: str) -> str:
     if sys.stdin.isatty():
         raise UsageError('expected a prompt, found none; write swarm generate "your prompt", or pipe one in')
     try:
-        return sys.stdin.read()
+        return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"expected a prompt in UTF-8 on stdin, found other bytes: {error}") from error
 

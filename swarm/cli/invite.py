@@ -8,7 +8,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from swarm.base.config import MemberConfig, parse_address
+from swarm.base.config import MemberConfig, parse_dialled
 from swarm.base.errors import UsageError
 from swarm.base.option import build, option, or_none
 from swarm.cli.common import state_dir
@@ -37,7 +37,7 @@ class InviteOptions:
         False, "lets its holder use the swarm until it expires, and neither serve layers nor let in others"
     )
     address: tuple[str, int] | None = option(
-        None, "address to put into it (default: the node's own)", "HOST:PORT", read=or_none(parse_address)
+        None, "address to put into it (default: the node's own)", "HOST:PORT", read=or_none(parse_dialled)
     )
     qr: bool = option(False, "also draw it as a QR code")
     json: bool = option(False, "print JSON")

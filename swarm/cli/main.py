@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import atexit
 import gc
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from swarm import __version__
-from swarm.base.errors import SwarmError
-from swarm.base.files import DISK_ERRNOS
+from swarm.cli.fault import ending_of, keep_story
 from swarm.cli.loop import INTERRUPTED, leave_now
 from swarm.cli.parser import Parser
+from swarm.cli.streams import end_output, prepare
 
 EXAMPLES = """\
 first steps:
@@ -70,48 +69,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 failed, 2 misuse; `swarm verify` has more."""
     # Collecting what goes with the process anyway takes a second where torch is loaded.
     atexit.register(gc.freeze)
+    own_process = argv is None  # not a program that calls us
+    if own_process:
+        prepare()
     words = sys.argv[1:] if argv is None else argv
-    arguments = build_parser(next((word for word in words if not word.startswith("-")), "")).parse_args(words)
     try:
-        code = int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output left (as `| head` does): nothing more to say, and nothing to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except SwarmError as error:
-        return _told(error)
-    except OSError as error:
-        if error.errno not in DISK_ERRNOS:
+        code = _run(words)
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
             raise
-        return _told(error)
-    except BaseExceptionGroup as group:
-        first = _first_of_ours(group)
-        if first is None:
-            raise
-        return _told(first)
-    if code == INTERRUPTED and argv is None:  # a process of our own, not a program that calls us
+        code = _told(error)
+    if code == INTERRUPTED and own_process:
         leave_now(code)
     return code
 
 
-def _told(error: SwarmError | OSError) -> int:
+def _run(words: Sequence[str]) -> int:
+    try:
+        parser = build_parser(next((word for word in words if not word.startswith("-")), ""))
+        arguments = parser.parse_args(words)
+        code = int(arguments.run(arguments))
+    finally:
+        end_output()
+    return code
+
+
+def _told(error: BaseException) -> int:
     """Say what went wrong in one line. Returns the exit code."""
-    if isinstance(error, SwarmError):
-        print(f"swarm: {error}", file=sys.stderr)
-        return error.exit_code
-    where = error.filename or "a file"
-    print(f"swarm: cannot write {where}: {error.strerror}; free space, or choose another folder", file=sys.stderr)
-    return 1
-
-
-def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> SwarmError | OSError | None:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            inner = _first_of_ours(error)
-            if inner is not None:
-                return inner
-        elif isinstance(error, SwarmError) or (isinstance(error, OSError) and error.errno in DISK_ERRNOS):
-            return error
-    return None
+    ending = ending_of(error)
+    line = ending.line
+    if ending.fault:
+        kept = keep_story(error)
+        line = f"{line}; please report it, with {kept}" if kept else f"{line}; please report it"
+    if line is not None:
+        print(f"swarm: {line}", file=sys.stderr)
+    return ending.code

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from swarm.base.config import MemberConfig, parse_layers
 from swarm.base.option import build, like, option, or_none
+from swarm.base.paths import folder_to_write
 from swarm.cli.common import models_dir
 from swarm.cli.parser import Parser
 
@@ -47,7 +48,7 @@ class QuantizeOptions(ModelOptions):
         choices=("q4_k", "q8_0", "int8", "fp8"),
         required=True,
     )
-    out: Path = option(Path(), "folder to make", "DIR", read=Path, required=True)
+    out: Path = option(Path(), "folder to make", "DIR", read=folder_to_write, required=True)
     no_report: bool = option(False, "do not compare the two models")
 
 

@@ -114,10 +114,21 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but what a command does not know is an error of that command, with its usage."""
+        words = sys.argv[1:] if args is None else args
+        if self._subparsers is not None and words and words[0].startswith("-") and not self._is_option(words[0]):
+            self.error(f"unrecognized arguments: {words[0]}")  # which argparse says only where nothing else is missing
         found, unknown = super().parse_known_args(args, namespace)
         if unknown and self._subparsers is None:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
+
+    def _is_option(self, word: str) -> bool:
+        return any(name.startswith(word.partition("=")[0]) for name in self._option_string_actions)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As argparse does, but what cannot be written is an error: help that was not seen is no success."""
+        if message:
+            (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
         """Usage, the error, and a near miss if there is one; exit code 2."""
@@ -132,7 +143,7 @@ class Parser(argparse.ArgumentParser):
         else:
             return ""
         known = list(self._words(options=message.startswith("unrecognized")))
-        near = [close[0] for word in words if (close := difflib.get_close_matches(word, known, 1, 0.75))]
+        near = [meant for word in words if (meant := _nearest(word, known)) is not None]
         return f"; did you mean {' '.join(near)}?" if near else ""
 
     def _words(self, options: bool) -> Iterator[str]:
@@ -145,6 +156,14 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 for child in dict.fromkeys(action.choices.values()):
                     yield from child._words(options) if options else ()
+
+
+def _nearest(word: str, known: Sequence[str]) -> str | None:
+    """What was meant: something spelled nearly so, or the only thing that begins so."""
+    if close := difflib.get_close_matches(word, known, 1, 0.75):
+        return close[0]
+    begun = {name for name in known if len(word.strip("-")) > 1 and name.startswith(word)}
+    return begun.pop() if len(begun) == 1 else None
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -204,8 +223,7 @@ def _keywords(option: Option, default: object) -> dict[str, Any]:
     words: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "default": default}
     if option.shown is not None or default == ():
         words["default"] = option.shown
-    if option.read is not None:
-        words["type"] = _worded(option.read)
+    words["type"] = _worded(option.read or _text)
     if option.choices is not None:
         words["choices"] = option.choices
     if option.repeat:
@@ -219,6 +237,15 @@ def _keywords(option: Option, default: object) -> dict[str, Any]:
     if not option.name.startswith("-") and not option.optional:
         words["default"] = None
     return words
+
+
+def _text(text: str) -> str:
+    """The text itself. Raises UsageError for bytes that are no text: they could be sent to nobody."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"expected text in UTF-8, found other bytes: {ascii(text)}") from None
+    return text
 
 
 def _worded(read: Callable[[str], object]) -> Callable[[str], object]:

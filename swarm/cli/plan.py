@@ -11,6 +11,7 @@ from pathlib import Path
 
 from swarm.base.config import JoinConfig, MemberConfig
 from swarm.base.option import Number, build, option
+from swarm.base.paths import read_path
 from swarm.cli.common import models_dir
 from swarm.cli.parser import Parser
 
@@ -20,7 +21,7 @@ class PlanOptions:
     """Which fleet, which model, and how to print."""
 
     nodes: tuple[Path, ...] = option(
-        (), "the fleet, TOML or JSON; several files are one fleet", "FILE", read=Path, many=True, required=True
+        (), "the fleet, TOML or JSON; several files are one fleet", "FILE", read=read_path, many=True, required=True
     )
     model: str | None = option(None, "the model (default: the one that the file describes)", "REF")
     rtt: float | None = option(

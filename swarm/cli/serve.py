@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swarm.base.config import FOUND_BY_ITSELF, PORT, SWARM, MemberConfig, read_invite
+from swarm.base.config import FOUND_BY_ITSELF, LAN, PORT, SWARM, MemberConfig, read_invite
 from swarm.base.errors import UsageError
 from swarm.base.option import Number, build, option
 from swarm.cli.common import add_member_options, member_configs, route_rules, say
-from swarm.cli.early import check_http_port
+from swarm.cli.early import check_draft, check_http_port
 from swarm.cli.logs import LogConfig, logging_to
 from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
@@ -25,8 +25,6 @@ from swarm.serve.config import GatewayConfig
 if TYPE_CHECKING:
     from swarm.base.events import Report
 
-LAN = "lan"
-"""In the place of an invite: what the local network offers."""
 KEEP_S = 300.0
 """How long the stages are asked to hold a closed run, for the next turn of a conversation."""
 RUNS = Number(int, 1, 1024, "a number of runs, or MODEL=N")
@@ -34,7 +32,9 @@ RUNS = Number(int, 1, 1024, "a number of runs, or MODEL=N")
 
 def runs_at_once(text: str) -> tuple[str, int]:
     """N, or MODEL=N; the model is "" where none is named. Raises UsageError."""
-    model, _, count = text.rpartition("=")
+    model, equals, count = text.rpartition("=")
+    if equals and not model:
+        raise UsageError(f"expected N or MODEL=N, found {text!r}, which names no model")
     return model, int(RUNS(count))
 
 
@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     options, config, rules = build(ServeOptions, given), gateway_config(arguments), route_rules(arguments)
     host = options.host.removeprefix("[").removesuffix("]")
     check_http_port(host, options.port)
+    check_draft(config.draft, arguments.draft_model, arguments.draft_gpu)
     keep_s = 0.0 if config.prefix_cache == "off" else KEEP_S
     common = build(
         RequesterConfig, given, member=members[0], draft=config.draft, await_news=False, keep_s=keep_s, rules=rules

@@ -13,6 +13,7 @@ from receipts.check.verify import verify
 from receipts.format.errors import printable
 from swarm.base.config import MemberConfig
 from swarm.base.option import build, like, option
+from swarm.base.paths import stream_to_write
 from swarm.cli.common import say, state_dir
 from swarm.cli.parser import Parser
 from swarm.cli.verify import STDIN, VerifyOptions, last_receipt, read_receipt, write_drawing
@@ -25,7 +26,7 @@ class ShowOptions:
     """Which run, and where the drawing goes."""
 
     receipt: Path | None = like(VerifyOptions, "receipt")
-    svg: Path | None = option(None, "write the drawing to FILE instead", "FILE", read=Path)
+    svg: Path | None = option(None, "write the drawing to FILE instead", "FILE", read=stream_to_write)
 
 
 def add(parser: Parser) -> None:

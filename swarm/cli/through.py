@@ -12,6 +12,7 @@ from typing import Any
 from swarm.base.errors import UsageError
 from swarm.base.files import write_whole
 from swarm.base.option import option
+from swarm.base.paths import read_path
 from swarm.cli.common import say, state_dir
 from swarm.cli.parser import Parser
 from swarm.client.through_gateway import Gateway, GatewayAnswer, fetch_receipt, stream
@@ -35,7 +36,7 @@ class ThroughOptions:
         group="through a running gateway",
     )
     gateway_key: Path | None = option(
-        None, "file with the API key of that gateway", "FILE", read=Path, group="through a running gateway"
+        None, "file with the API key of that gateway", "FILE", read=read_path, group="through a running gateway"
     )
 
 
@@ -114,7 +115,8 @@ def _key(path: Path | None) -> str | None:
     try:
         words = path.read_text("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"expected a file with an API key, found {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else "its bytes are no text in UTF-8"
+        raise UsageError(f"expected a file with an API key, found {path}: {reason}") from error
     if not words or not words[0].isascii():
         raise UsageError(f"expected an API key as the first word of {path}, found none")
     return words[0]

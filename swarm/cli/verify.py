@@ -18,6 +18,7 @@ from receipts.format.salt import Secret
 from swarm.base.config import DEFAULT_MODEL, MemberConfig
 from swarm.base.errors import UsageError
 from swarm.base.option import Number, build, option
+from swarm.base.paths import file_to_write, read_path, stream_to_write
 from swarm.cli.common import add_member_options, member_config, models_dir, say, state_dir
 from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
@@ -50,7 +51,8 @@ def read_trust(path: str) -> frozenset[str]:
     try:
         return trust_untrusted(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, ReceiptError) as error:
-        raise UsageError(f"cannot use the trust file {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"cannot use the trust file {path}: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class VerifyOptions:
         "the receipt file, or - for stdin (default: the last one that a run of this machine left)",
         "RECEIPT",
         name="receipt",
-        read=Path,
+        read=read_path,
         optional=True,
     )
     replay: bool = option(
@@ -104,7 +106,7 @@ class VerifyOptions:
         (),
         "another receipt, or a folder of them: refuse a key whose counters go back between them (repeatable)",
         "PATH",
-        read=Path,
+        read=read_path,
         repeat=True,
         group=BEYOND,
     )
@@ -112,17 +114,17 @@ class VerifyOptions:
         None,
         "refuse a receipt that is not in this transparency log: a copy of its folder, or a .tlog-proof file",
         "PATH",
-        read=Path,
+        read=read_path,
         group=BEYOND,
     )
     log_proof: Path | None = option(
-        None, "keep the proof found in the folder of --log as a file", "FILE", read=Path, group=BEYOND
+        None, "keep the proof found in the folder of --log as a file", "FILE", read=file_to_write, group=BEYOND
     )
     secrets: Path | None = option(
         None,
         "the requester's values behind salted digests (default: RECEIPT with .secrets.json, where it exists)",
         "FILE",
-        read=Path,
+        read=read_path,
         group=BEYOND,
     )
     address: tuple[str, ...] = option(
@@ -145,7 +147,9 @@ class VerifyOptions:
         group=BEYOND,
     )
     json: bool = option(False, "print the verdict as JSON", group="output", everyday=True)
-    svg: Path | None = option(None, "draw the run, with the standing of each claim", "FILE", read=Path, group="output")
+    svg: Path | None = option(
+        None, "draw the run, with the standing of each claim", "FILE", read=stream_to_write, group="output"
+    )
 
 
 def add(parser: Parser) -> None:
@@ -286,7 +290,7 @@ def read_secrets(given: Path | None, receipt: Path, data: bytes) -> tuple[Secret
 
 def read_addresses(given: Sequence[str], data: bytes) -> dict[str, list[Address]]:
     """--address NODE=HOST:PORT for nodes of this receipt. Raises UsageError."""
-    from swarm.base.config import parse_address
+    from swarm.base.config import parse_dialled
 
     run = verify(data).run
     nodes = run.nodes() if run is not None else ()
@@ -297,13 +301,13 @@ def read_addresses(given: Sequence[str], data: bytes) -> dict[str, list[Address]
         if not equals or len(fitting) != 1:
             known = ", ".join(node[:8] for node in nodes) or "none"
             raise UsageError(f"expected --address NODE=HOST:PORT with a node of the receipt ({known}), found {text!r}")
-        found.setdefault(fitting[0], []).append(parse_address(address))
+        found.setdefault(fitting[0], []).append(parse_dialled(address))
     return found
 
 
 def read_via(given: str, data: bytes) -> tuple[str, list[Address]]:
     """The node (hex) of --via, and where it is said to be. Raises UsageError."""
-    from swarm.base.config import parse_address
+    from swarm.base.config import parse_dialled
 
     name, equals, address = given.partition("=")
     name = name.lower()
@@ -315,7 +319,7 @@ def read_via(given: str, data: bytes) -> tuple[str, list[Address]]:
             f"expected --via NODE with all 64 digits of a node, or 8 and more of one of the receipt, found {given!r}; "
             "swarm status --json tells them"
         )
-    return name if whole else known[0], [parse_address(address)] if equals else []
+    return name if whole else known[0], [parse_dialled(address)] if equals else []
 
 
 def write_drawing(path: Path, text: str) -> None:
@@ -328,14 +332,14 @@ def write_drawing(path: Path, text: str) -> None:
 
 def _calibrate(options: VerifyOptions, models: Path) -> int:
     """Measure and keep the limits of a model."""
+    if options.receipt is not None:
+        raise UsageError("expected --calibrate without a receipt: limits are of a model; name it with --model REF")
     from swarm.model.files.checkpoint import load_tokenizer, open_model
     from swarm.model.files.store import ModelStore
     from swarm.recheck.calibrate import TEXTS, measure_limits
     from swarm.recheck.limits import save_limits
     from swarm.terminal.progress import reporter
 
-    if options.receipt is not None:
-        raise UsageError("expected --calibrate without a receipt: limits are of a model; name it with --model REF")
     ref = options.model or DEFAULT_MODEL
     with reporter(json_lines=False, out=sys.stderr) as report:
         store = ModelStore(models)

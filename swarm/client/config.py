@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from swarm.base.config import GPU, MemberConfig, log_help
 from swarm.base.events import Report, silent
 from swarm.base.option import Number, like, option
+from swarm.base.paths import folder_to_write
 from swarm.client.route_policy import RouteRules
 from swarm.run.api import Draft, RunRequest
 
@@ -53,7 +54,7 @@ class RequesterConfig:
         None,
         log_help("each receipt's close", "; with several --swarm in folders 1, 2, ... below it"),
         "DIR",
-        read=Path,
+        read=folder_to_write,
         group="receipt",
     )
 

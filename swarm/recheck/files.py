@@ -25,7 +25,8 @@ def read_secrets(path: Path) -> tuple[Secret, ...]:
     try:
         return secrets_untrusted(path.read_bytes())
     except (OSError, ReceiptError) as error:
-        raise UsageError(f"cannot use the secrets file {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"cannot use the secrets file {path}: {reason}") from error
 
 
 def secrets_beside(receipt: Path, data: bytes) -> tuple[Secret, ...]:

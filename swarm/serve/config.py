@@ -10,6 +10,7 @@ from typing import Any, Literal
 from swarm.base.config import GRACE
 from swarm.base.errors import UsageError
 from swarm.base.option import like, option
+from swarm.base.paths import stream_to_write
 from swarm.run.api import Draft, RunRequest, Speculation
 from swarm.serve.body import parse_json_untrusted
 from swarm.serve.errors import ApiError
@@ -83,7 +84,7 @@ class GatewayConfig:
         everyday=True,
     )
     access_log: Path | None = option(
-        None, "a JSON line for every request: key, path, status, receipt", "FILE", read=Path, group="http"
+        None, "a JSON line for every request: key, path, status, receipt", "FILE", read=stream_to_write, group="http"
     )
     allow_origins: tuple[str, ...] = option(
         (), "web origin that may call", "ORIGIN", name="--allow-origin", repeat=True, group="http"

@@ -53,8 +53,12 @@ def load_keys(path: Path) -> tuple[ApiKey, ...]:
         raise UsageError(f"cannot read the API keys in {path}: {exc.strerror}; give a readable file") from exc
     if len(data) > MAX_FILE_BYTES:
         raise UsageError(f"expected at most {MAX_FILE_BYTES} bytes of API keys, found more in {path}")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"expected API keys as text in UTF-8 in {path}, found other bytes: {exc}") from exc
     keys: dict[str, ApiKey] = {}
-    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         key, *limits = line.split("#", 1)[0].split() or [""]
         if not key:
             continue

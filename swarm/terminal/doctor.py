@@ -69,7 +69,7 @@ def look_at_machine(config: MemberConfig, gpu: int | None) -> list[Finding]:
     """Device, memory, disk and folders; nothing is loaded."""
     device = choose_device(gpu)
     hardware, free = describe(device), free_bytes(device)
-    disk = shutil.disk_usage(_existing(config.models)).free
+    disk = shutil.disk_usage(existing(config.models)).free
     load = psutil.cpu_percent(interval=0.3) / 100.0
     return [
         Finding("software", "ok", f"Python {sys.version.split()[0]}, torch {torch.__version__}"),
@@ -90,7 +90,7 @@ def look_at_machine(config: MemberConfig, gpu: int | None) -> list[Finding]:
         judge(
             "disk for models",
             disk > LITTLE_DISK,
-            f"{disk / 1e9:.1f} GB free",
+            f"{disk / 1e9:.1f} GB free" if disk > 1e8 else f"{disk / 1e6:.1f} MB free",
             f"free some, or give --models; {config.models}",
         ),
         judge("cpu load", load < BUSY_CPU, f"{load:.0%}", "other programs compete with this node; frames will wait"),
@@ -258,5 +258,6 @@ async def _reachable(board: Switchboard, views: Sequence[MemberView], port: int)
     return Finding("port", "warning", "nobody could be asked", "try again when a member is up")
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
     return next((p for p in (path, *path.parents) if p.exists()), Path("/"))

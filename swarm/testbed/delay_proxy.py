@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 
-from swarm.base.address import Address, format_address, parse_address_untrusted
-from swarm.base.errors import PeerError, UsageError
+from swarm.base.address import Address, format_address
+from swarm.base.config import parse_address
+from swarm.base.errors import UsageError
 from swarm.base.signals import on_signals
 from swarm.testbed.impairment import Link, Wire
 
@@ -210,14 +211,6 @@ class Proxy:
         near.other, far.other = far, near
         near.arm()
         far.arm()
-
-
-def parse_address(text: str) -> Address:
-    """`HOST:PORT`, IPv6 in brackets, port 0 for a free one; raises `UsageError`."""
-    try:
-        return parse_address_untrusted(text, lowest_port=0)
-    except PeerError as exc:
-        raise UsageError(str(exc)) from exc
 
 
 def obey(proxy: Proxy, line: str) -> None:

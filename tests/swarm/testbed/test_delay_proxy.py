@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swarm.base.config import parse_address
 from swarm.base.errors import UsageError
-from swarm.testbed.delay_proxy import parse_address
 from swarm.testbed.impairment import Link, Wire
 
 
@@ -53,7 +53,7 @@ def test_a_link_refuses_impossible_delays(bad: float) -> None:
 
 @pytest.mark.parametrize("bad", ["", "7700", ":7700", "host:", "host:70000", "host:-1"])
 def test_addresses_are_checked(bad: str) -> None:
-    with pytest.raises(UsageError, match="expected a"):
+    with pytest.raises(UsageError, match="expected HOST:PORT"):
         parse_address(bad)
 
 
