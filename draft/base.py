@@ -8,9 +8,12 @@ and answered strictly one after another, and nothing else is called in between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from swarm.base.errors import ModelError
 
 if TYPE_CHECKING:
     from swarm.model.held import Allowed
@@ -39,6 +42,13 @@ class Child(NamedTuple):
 
     token: int
     confidence: float
+
+
+def children(tokens: Sequence[int], beliefs: Sequence[float]) -> tuple[Child, ...]:
+    """Those that may follow at all, in the order given. Raises ModelError for NaN: what computed it is damaged."""
+    if any(math.isnan(belief) for belief in beliefs):
+        raise ModelError("expected numbers for what a drafter proposes, found NaN: its weights are damaged")
+    return tuple(Child(token, belief) for token, belief in zip(tokens, beliefs, strict=True) if belief > 0)
 
 
 @dataclass(frozen=True)

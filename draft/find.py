@@ -13,10 +13,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from draft.asset import default_drafter, read_made, same_vocabulary
+from draft.asset import default_drafter, same_vocabulary
 from swarm.base.errors import ModelError
 from swarm.model.eagle_folder import BESIDE
 from swarm.model.files.checkpoint import load_tokenizer, open_model
@@ -48,21 +49,23 @@ def find_drafter(
     store: ModelStore,
     beside: Path | None = None,
     at_tail: bool = False,
+    without: AbstractSet[str] = frozenset(),
 ) -> Found | None:
-    """The drafter for a target, None when there is none. `at_tail`: the target's own head drafts there.
+    """The drafter for a target, None when there is none. `at_tail`: the target's own head drafts there. `without`:
+    references of those that were tried and are of no use.
 
-    Fetches nothing. Raises UsageError for a damaged one.
+    Fetches nothing. Raises UsageError where what ships is damaged.
     """
-    if beside is not None and (lies := _beside(beside)) is not None:
+    if beside is not None and (lies := _beside(beside)) is not None and str(lies) not in without:
         return Found(str(lies), "it lies beside the model")
-    if (shipped := default_drafter(target)) is not None:
+    if (shipped := default_drafter(target)) is not None and str(shipped) not in without:
         return Found(str(shipped), "it was made for this model")
     if at_tail:
         return None
     largest = LARGEST_SHARE * _nbytes(target)
-    if (sibling := _sibling(target, tokenizer, store, largest)) is not None:
+    if (sibling := _sibling(target, tokenizer, store, largest, without)) is not None:
         return Found(sibling, "the smallest model here with the same tokenizer")
-    if NAMED[DEFAULT_MODEL].nbytes <= largest and _is_here(DEFAULT_MODEL, store):
+    if DEFAULT_MODEL not in without and NAMED[DEFAULT_MODEL].nbytes <= largest and _is_here(DEFAULT_MODEL, store):
         return Found(DEFAULT_MODEL, "no smaller model here has the target's tokenizer")
     return None
 
@@ -75,16 +78,21 @@ def _is_here(ref: str, store: ModelStore) -> bool:
 
 
 def _beside(path: Path) -> Path | None:
+    """Where a drafter lies beside the target, whole or not."""
     folder = path / BESIDE if path.is_dir() else path.with_suffix(".drafter")
-    return folder if read_made(folder) is not None or (folder / "config.json").is_file() else None
+    return folder if (folder / "config.json").is_file() else None
 
 
-def _sibling(target: Manifest, tokenizer: Tokenizer, store: ModelStore, largest: float) -> str | None:
+def _sibling(
+    target: Manifest, tokenizer: Tokenizer, store: ModelStore, largest: float, without: AbstractSet[str]
+) -> str | None:
     """The smallest model in the store that is here as a whole, at most so large and has the same tokenizer."""
     here = [model for model in store.list() if model.here_bytes == model.total_bytes and model.kind != "peers"]
     for model in sorted(here, key=lambda model: model.total_bytes):
         if model.total_bytes > largest:
             break
+        if model.ref in without:
+            continue
         try:
             if open_model(model.ref, store, None, offline=True).manifest.vocab_size == target.vocab_size and (
                 same_vocabulary(load_tokenizer(model.ref, store, offline=True), tokenizer)

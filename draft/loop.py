@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from draft.base import Child
+from draft.base import Child, children
 from draft.ranker import WIDTH, Ranker
 from swarm.base.events import Notice, Report, silent
 from swarm.model.attention import note_positions
@@ -151,10 +151,7 @@ class ChainLoop:
             if not self._computed(program):
                 return None
             ids, confidence = program.ids[:, :count].tolist(), program.confidence[:, :count].tolist()
-        return [
-            [tuple(Child(t, c) for t, c in zip(*row, strict=True) if c > 0) for row in zip(*step, strict=True)]
-            for step in zip(ids, confidence, strict=True)
-        ]
+        return [[children(*row) for row in zip(*step, strict=True)] for step in zip(ids, confidence, strict=True)]
 
     def _program(self, size: int, steps: int, prefix: int) -> Program:
         layout, bucket = self._kv.layout, FIRST_BUCKET

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from draft.base import Child
+from draft.base import Child, children
 from swarm.model.sampler import Sampling, divided, filtered, gumbel
 from swarm.model.shaped_logits import held_open, shifted
 
@@ -107,7 +107,7 @@ class Ranker:
         noise = None if self.sampling.greedy else torch.stack([self.noise(p) for p in positions])
         values, ids = self.best(self.perturb(logits, noise))
         rows = zip(ids.tolist(), values.tolist(), strict=True)
-        return [tuple(Child(t, c) for t, c in zip(*row, strict=True) if c > 0) for row in rows]
+        return [children(*row) for row in rows]
 
     def perturb(self, logits: torch.Tensor, noise: torch.Tensor | None, static: bool | None = None) -> torch.Tensor:
         """What the tail takes the argmax of: logits over the temperature, filtered, plus noise; all [n, vocab].

@@ -78,6 +78,7 @@ class Option:
     optional  of a word without dashes: it may be left away
     excludes  options of the same `excludes` exclude each other
     shown     the default as it would be typed, where the field's own is something else
+    short     the same in a letter: "-v"
     """
 
     name: str
@@ -97,6 +98,7 @@ class Option:
     optional: bool = False
     excludes: str = ""
     shown: str | None = None
+    short: str = ""
 
     @property
     def dest(self) -> str:

@@ -7,7 +7,7 @@ import json
 import sys
 
 from swarm.base.errors import UsageError
-from swarm.cli import through
+from swarm.cli import locally, through
 from swarm.cli.ask import ConstraintOptions, GenerateConfig, ask
 from swarm.cli.common import add_member_options, member_config, route_rules, say
 from swarm.cli.loop import run_loop
@@ -58,10 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     if not prompt.strip():
         raise UsageError("expected a prompt, found an empty one; give some text")
-    if arguments.gateway is not None:
+    if arguments.gateway not in (through.AUTO, through.NONE):
         return through.generate(arguments, prompt)
     if arguments.gateway_key is not None:
         raise UsageError("expected --gateway URL with --gateway-key, found the key alone")
+    if arguments.gateway == through.AUTO and (code := locally.generate(arguments, prompt)) is not None:
+        return code
     from swarm.terminal.progress import reporter
 
     config = GenerateConfig.from_arguments(arguments, member_config(arguments), prompt, route_rules(arguments))

@@ -43,10 +43,11 @@ class Parser(argparse.ArgumentParser):
     def declare(self, kind: type, *names: str, without: Sequence[str] = (), absent: Sequence[str] = ()) -> None:
         """The options of a dataclass: all but `without`, or those of these fields. `absent`: fields whose options are
         not among the parsed arguments where they were not given, so that one can tell."""
-        for name, option, default in declared(kind):
-            if name in names or (not names and name not in without):
-                words = _keywords(option, default) | ({"default": argparse.SUPPRESS} if name in absent else {})
-                self._place(option).add_argument(option.name, **words)
+        for field, option, default in declared(kind):
+            if field in names or (not names and field not in without):
+                words = _keywords(option, default) | ({"default": argparse.SUPPRESS} if field in absent else {})
+                spelt = [option.name, option.short] if option.short else [option.name]
+                self._place(option).add_argument(*spelt, **words)
                 if option.everyday:
                     self._everyday.add(option.dest)
 

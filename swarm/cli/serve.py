@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from swarm.base.config import FOUND_BY_ITSELF, LAN, PORT, SWARM, MemberConfig, read_invite
 from swarm.base.errors import UsageError
 from swarm.base.option import Number, build, option
+from swarm.cli.announce import told_of, with_owners_key
 from swarm.cli.common import add_member_options, member_configs, route_rules, say
 from swarm.cli.early import check_draft, check_http_port
 from swarm.cli.logs import LogConfig, logging_to
@@ -163,6 +164,7 @@ async def serve_until_stopped(
     from swarm.terminal.progress import EventLog, tee
 
     log = EventLog()
+    config, key = with_owners_key(config)
     stop, hurry = asyncio.Event(), asyncio.Event()
     with on_signals(lambda: (hurry if stop.is_set() else stop).set()):
         async with AsyncExitStack() as stack:
@@ -175,5 +177,6 @@ async def serve_until_stopped(
             host, port = await stack.enter_async_context(serving)
             models = ", ".join(dict.fromkeys(requester.manifest.model for requester in ready))
             say(f"serving {models} at {url_of(host, port)} (dashboard: /, API: /v1)")
+            stack.enter_context(told_of(asked, ready, config, url_of(host, port), key))
             await stop.wait()
             say(f"stopping: answers under way may finish within {config.grace_s:g} s; Ctrl-C again ends them now")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swarm.base.errors import UsageError
+from swarm.base.errors import PeerError, UsageError
 from swarm.base.files import write_whole
 from swarm.base.option import option
 from swarm.base.paths import read_path
@@ -18,26 +19,32 @@ from swarm.cli.parser import Parser
 from swarm.client.through_gateway import Gateway, GatewayAnswer, fetch_receipt, stream
 from swarm.model.sampling import OWN, Sampling
 
+AUTO, NONE = "auto", "none"
 _NOT_THERE = (
-    "swarm http_proxy exclude only owners require_fingerprint draft_model draft_gpu wire private witness".split()
-)
+    "swarm http_proxy no_relay no_punch exclude only owners require_fingerprint draft_model draft_gpu wire private "
+    "witness patience keep_receipts"
+).split()
 """Options that a gateway decides for all who ask it."""
+_GROUP = "through a running gateway"
 
 
 @dataclass(frozen=True)
 class ThroughOptions:
     """Which gateway is asked, and with which key."""
 
-    gateway: str | None = option(
-        None,
+    gateway: str = option(
+        AUTO,
         "ask a `swarm serve` (such as http://127.0.0.1:8080) instead of entering the swarm: nothing is loaded here, so "
-        "the first token comes at once; the gateway sees prompt and answer, and signs the receipt",
-        "URL",
-        group="through a running gateway",
+        "the first token comes at once; the gateway sees prompt and answer, and signs the receipt. auto: one of yours "
+        "that runs on this machine with the same --state and serves the swarm that would be asked, where it can be "
+        "told every option that is given; none: never (default: %(default)s)",
+        "auto|URL|none",
+        group=_GROUP,
     )
     gateway_key: Path | None = option(
-        None, "file with the API key of that gateway", "FILE", read=read_path, group="through a running gateway"
+        None, "file with the API key of the gateway at that URL", "FILE", read=read_path, group=_GROUP
     )
+    verbose: bool = option(False, "say why no gateway is asked", short="-v", group=_GROUP)
 
 
 def add(parser: Parser) -> None:
@@ -46,39 +53,88 @@ def add(parser: Parser) -> None:
     parser.set_defaults(left_to_gateway={name: parser.get_default(name) for name in _NOT_THERE})
 
 
+def not_there(arguments: argparse.Namespace) -> str | None:
+    """An option that was given and that no request can say, as it is typed; None: there is none."""
+    usual = arguments.left_to_gateway
+    given = (name for name in usual if getattr(arguments, name) != usual[name])
+    return next(("--" + name.replace("_", "-") for name in given), None)
+
+
 def generate(arguments: argparse.Namespace, prompt: str) -> int:
-    """One answer. Returns the exit code. Raises SwarmError."""
-    for name, usual in arguments.left_to_gateway.items():
-        if getattr(arguments, name) != usual:
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"expected no {option} with --gateway: the gateway's own `swarm serve` decides that")
+    """One answer of the gateway that was named. Returns the exit code. Raises SwarmError."""
+    if (option := not_there(arguments)) is not None:
+        raise UsageError(f"expected no {option} with --gateway: the gateway's own `swarm serve` decides that")
     if arguments.receipt is not None and arguments.no_receipt:
         raise UsageError("expected --receipt PATH or --no-receipt, found both")
     gateway = Gateway.at(arguments.gateway, _key(arguments.gateway_key))
-    answer, pieces = GatewayAnswer(), []
-    for text in stream(gateway, not arguments.raw, body(arguments, prompt), answer):
+    answer, pieces = GatewayAnswer(), list[str]()
+    show(arguments, gateway, not arguments.raw, body(arguments, prompt), answer, pieces)
+    return end(arguments, gateway, answer, "".join(pieces), _receipt(arguments, gateway, answer))
+
+
+def show(
+    arguments: argparse.Namespace,
+    gateway: Gateway,
+    chat: bool,
+    asked: dict[str, Any],
+    answer: GatewayAnswer,
+    pieces: MutableSequence[str],
+) -> None:
+    """Ask, and print the text as it comes; `pieces` is what came so far, whatever is raised. Raises SwarmError."""
+    for text in stream(gateway, chat, asked, answer):
         pieces.append(text)
         if not arguments.json:
             sys.stdout.write(text)
             sys.stdout.flush()
-    kept = None
-    if (address := answer.receipt) is not None:
-        kept = arguments.receipt or state_dir(arguments) / "receipts" / f"{answer.run}.json"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, fetch_receipt(gateway, address))
+
+
+def end(arguments: argparse.Namespace, gateway: Gateway, answer: GatewayAnswer, text: str, receipt: Path | None) -> int:
+    """Say how it went. Returns the exit code."""
     code = 1 if answer.finish_reason == "swarm_incomplete" else 0
     if arguments.json:
-        told = {"text": "".join(pieces), "finish_reason": answer.finish_reason, "receipt": kept and str(kept)}
+        told = {"text": text, "finish_reason": answer.finish_reason, "receipt": receipt and str(receipt)}
         print(json.dumps({**answer.facts, **told}, ensure_ascii=False))
         return code
     print(flush=True)
     said = [f"through {gateway.url}"]
     if isinstance(speed := answer.facts.get("tokens_per_second"), float):
         said.append(f"{speed:.1f} tokens/s")
-    say(", ".join(said) + (f"\nreceipt: {kept}   (check it: swarm verify {kept})" if kept else ""))
+    say(", ".join(said) + (f"\nreceipt: {receipt}   (check it: swarm verify {receipt})" if receipt else ""))
     if code:
         say("swarm: the run ended early: a stage was lost and no replacement came; what was committed is above")
     return code
+
+
+def usual_receipt(arguments: argparse.Namespace, answer: GatewayAnswer) -> Path:
+    """Where the receipt of a run goes when nobody says where."""
+    return state_dir(arguments) / "receipts" / f"{answer.run}.json"
+
+
+def _receipt(arguments: argparse.Namespace, gateway: Gateway, answer: GatewayAnswer) -> Path | None:
+    """The receipt, fetched and kept. A gateway with this state folder keeps it whole there already, and what it hands
+    out may lack the texts. Raises SwarmError."""
+    if (address := answer.receipt) is None:
+        return None
+    data = fetch_receipt(gateway, address)
+    kept: Path = arguments.receipt or usual_receipt(arguments, answer)
+    if arguments.receipt is None and kept.exists():
+        if not _same_run(kept.read_bytes(), data):
+            raise PeerError(f"expected the receipt of a new run from the gateway, found one named as {kept} is")
+        return kept
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(kept, data)
+    return kept
+
+
+def _same_run(kept: bytes, found: bytes) -> bool:
+    """Whether one receipt is the other, or the other without its texts."""
+    from receipts import ReceiptError
+    from receipts.format.document import redact
+
+    try:
+        return found == kept or found == redact(kept, frozenset({"prompt", "tokens", "text"}))
+    except ReceiptError:
+        return False
 
 
 def body(arguments: argparse.Namespace, prompt: str) -> dict[str, Any]:

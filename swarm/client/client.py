@@ -177,6 +177,11 @@ class Requester:
         return self._target.generation_defaults
 
     @property
+    def swarm_id(self) -> bytes:
+        """Of the swarm that it entered."""
+        return self.gossip.saved().membership.swarm
+
+    @property
     def node_id(self) -> bytes:
         return self._board.id
 

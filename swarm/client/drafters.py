@@ -20,10 +20,10 @@ from draft.lm import LmDrafter
 from draft.suffix import SuffixDrafter
 from draft.tapped_folder import TappedDrafter
 from draft.taps import ReadsTaps, at_position
-from swarm.base.errors import ModelError, UsageError
+from swarm.base.errors import ModelError, SwarmError, UsageError
 from swarm.base.events import Notice, Report
 from swarm.model.device import choose_device
-from swarm.model.eagle_folder import BESIDE, read_eagle
+from swarm.model.eagle_folder import BESIDE, drafter_of, read_eagle
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
@@ -114,54 +114,111 @@ def load_drafters(
         return Drafters(why="nothing drafts, as asked")
     if choice == "suffix":
         return Drafters(why="earlier text drafts, as asked")
-    head = _at_tail(target, beside, report) if choice == "auto" else ""
-    if ref is not None:
-        found: Found | None = Found(ref, "as asked")
-    else:
-        found = find_drafter(target.manifest, tokenizer, store, None if head == EAGLE else beside, bool(head))
-    if found is None and head:
-        return Drafters(why=f"{head} at the tail", at_tail=True)
-    if found is None:
-        if choice == "lm":
-            raise UsageError(
-                f"expected a drafter for {target.manifest.model}, none was found; give --draft-model REF, or make "
-                "one: swarm draft distill"
-            )
-        more = f"swarm model pull {DEFAULT_MODEL} adds a drafter where the target is large"
-        return Drafters(why=f"earlier text alone drafts: no fitting model is here; {more}")
-    device, context = choose_device(gpu), target.manifest.context
+    head, beside = _at_tail(target, beside, report) if choice == "auto" else ("", beside)
     threads = draft_threads()
     # Loading too: threads of torch that wait for each other spin, which where processors are taken doubled its cost.
     with ThreadPoolExecutor(1, "draft", torch.set_num_threads, (threads,)) as thread:
-        try:
-            loading = thread.submit(
-                load_drafter, found.ref, target, tokenizer, store, device, context=context, report=report, ends=ends
-            )
-            lm = loading.result()
-        except ModelError as error:
-            if ref is not None or choice == "lm":
-                raise
-            report(Notice(f"drafting from earlier text alone: {error}", "warning"))
-            lm = None
-        if lm is None:
-            return Drafters(why=f"{head} at the tail" if head else "earlier text alone drafts", at_tail=bool(head))
-        step_ms, leaves = thread.submit(_measured, lm).result()
+        source = _Source(target, tokenizer, store, choose_device(gpu), report, ends, thread)
+        if ref is not None:
+            loaded: _Loaded | None = source.load(Found(ref, "as asked"))
+        else:
+            loaded = source.first_whole(beside, bool(head), choice)
+    if loaded is None:
+        return _without(choice, head, target)
+    lm, found = loaded.lm, loaded.found
     across = ", across vocabularies" if isinstance(lm, AcrossDrafter) else ""
     if isinstance(lm, TappedDrafter):
         across = f" ({lm.name}), from rows of layers {', '.join(map(str, lm.layers))}"
     why = f"{found.name} drafts{across}: {found.why}" + (f"; beside it {head} at the tail" if head else "")
-    return Drafters(lm, step_ms, leaves, threads, why, bool(head), [lm])
+    return Drafters(lm, loaded.step_ms, loaded.leaves, threads, why, bool(head), [lm])
 
 
-def _at_tail(target: Checkpoint, beside: Path | None, report: Report) -> str:
-    """Which head of the target drafts at the tail, in words; "": none."""
+def _without(choice: Draft, head: str, target: Checkpoint) -> Drafters:
+    """No model drafts. Raises UsageError where one was asked for."""
+    if head:
+        return Drafters(why=f"{head} at the tail", at_tail=True)
+    if choice == "lm":
+        raise UsageError(
+            f"expected a drafter for {target.manifest.model}, none was found; give --draft-model REF, or make "
+            "one: swarm draft distill"
+        )
+    more = f"swarm model pull {DEFAULT_MODEL} adds a drafter where the target is large"
+    return Drafters(why=f"earlier text alone drafts: no fitting model is here; {more}")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A drafter that has made its first steps: ms of one for one leaf, and how many leaves one should have."""
+
+    found: Found
+    lm: ModelDrafter
+    step_ms: float
+    leaves: int
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where drafters of a target are loaded from, in `thread`. ends: the target's tokens that end a text."""
+
+    target: Checkpoint
+    tokenizer: Tokenizer
+    store: ModelStore
+    device: torch.device
+    report: Report
+    ends: AbstractSet[int]
+    thread: ThreadPoolExecutor
+
+    def first_whole(self, beside: Path | None, at_tail: bool, choice: Draft) -> _Loaded | None:
+        """The first drafter for the target that can be loaded; None: there is none. One that cannot is named and passed
+        over: it would only have proposed. Raises SwarmError for it where a model's drafts were asked for."""
+        passed: set[str] = set()
+        while True:
+            found = None
+            try:
+                found = find_drafter(self.target.manifest, self.tokenizer, self.store, beside, at_tail, passed)
+                if found is None or found.ref in passed:
+                    return None
+                return self.load(found)
+            except SwarmError as error:
+                if choice == "lm":
+                    raise
+                where = "the drafter that ships with this package" if found is None else found.ref
+                self.report(Notice(f"not drafting with {where}: {error}", "warning"))
+                if found is None:
+                    return None
+                passed.add(found.ref)
+
+    def load(self, found: Found) -> _Loaded:
+        """Raises SwarmError, whatever is wrong with it."""
+        return self.thread.submit(self._load, found).result()
+
+    def _load(self, found: Found) -> _Loaded:
+        with drafter_of(Path(found.ref)):
+            lm = load_drafter(
+                found.ref,
+                self.target,
+                self.tokenizer,
+                self.store,
+                self.device,
+                context=self.target.manifest.context,
+                report=self.report,
+                ends=self.ends,
+            )
+            assert lm is not None, "a reference was given"
+            return _Loaded(found, lm, *_measured(lm))
+
+
+def _at_tail(target: Checkpoint, beside: Path | None, report: Report) -> tuple[str, Path | None]:
+    """Which head of the target drafts at the tail, in words, "": none; and where else a drafter may lie beside it."""
     if target.manifest.mtp is not None:
-        return OWN_HEAD
+        return OWN_HEAD, beside
     try:
-        return EAGLE if beside is not None and read_eagle(beside / BESIDE) is not None else ""
+        if beside is not None and read_eagle(beside / BESIDE) is not None:
+            return EAGLE, None
     except ModelError as error:
         report(Notice(f"not drafting with the head beside the model: {error}", "warning"))
-        return ""
+        return "", None
+    return "", beside
 
 
 def draft_threads() -> int:

@@ -4,7 +4,7 @@ python -m tests.bench.first_token [--nodes 1] [--rounds 5] [--gateway] [WORDS fo
 
 A swarm of the default model on this machine, its nodes warm; then the command, cold, again and again. Processor time is
 that of the process when its first byte of text is there (/proc, so Linux only).
---gateway: through a `swarm serve` on this machine. WORDS: for example `--draft none`.
+--gateway: with a `swarm serve` on this machine, which the command finds by itself. WORDS: for example `--draft none`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
+from swarm.client.local_gateway import FOLDER
 from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
 
 PROMPT = "Tell me about the sea."
@@ -49,8 +50,8 @@ async def once(words: list[str]) -> tuple[float, float]:
 
 
 @asynccontextmanager
-async def serving(where: list[str]) -> AsyncIterator[str]:
-    """The address of a `swarm serve` that is ready."""
+async def serving(where: list[str]) -> AsyncIterator[None]:
+    """While a `swarm serve` runs that is ready."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = await asyncio.create_subprocess_exec(
@@ -65,7 +66,7 @@ async def serving(where: list[str]) -> AsyncIterator[str]:
                     break
                 except OSError:
                     await asyncio.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        yield
     finally:
         process.terminate()
         await process.wait()
@@ -75,15 +76,16 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--gateway", action="store_true", help="through a `swarm serve` on this machine")
+    parser.add_argument("--gateway", action="store_true", help="with a `swarm serve` on this machine")
     asked, words = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as state:
         async with local_ring(LocalSwarm(Path(state)), split_layers(30, asked.nodes)) as ring:
             state_words = ["--swarm", ring.invite, "--state", str(ring.requester_state)]
-            async with serving(state_words) if asked.gateway else nullcontext() as url:
-                where = ["--gateway", url, "--state", state] if url else state_words
-                await once([*where, *words])
-                found = [await once([*where, *words]) for _ in range(asked.rounds)]
+            async with serving(state_words) if asked.gateway else nullcontext():
+                await once([*state_words, *words])
+                if asked.gateway and not list((ring.requester_state / FOLDER).glob("*.json")):
+                    raise SystemExit("the gateway does not tell of itself")
+                found = [await once([*state_words, *words]) for _ in range(asked.rounds)]
     wall, spent = (statistics.median(column) for column in zip(*found, strict=True))
     print(f"first token after {wall:.2f} s, {spent:.2f} s of processor time (least {min(s for _, s in found):.2f})")
 
