@@ -51,7 +51,8 @@ class Choice:
             return None
         if self.silent:
             return "length"
-        return "tool_calls" if self.calls and not self.splitter.cut else self.result.finish_reason
+        cut = self.splitter.cut and self.result.finish_reason == "length"
+        return "tool_calls" if self.calls and not cut else self.result.finish_reason
 
     def heard(self, event: CommittedTokens) -> str:
         """The text that an event adds, special tokens left out."""

@@ -14,23 +14,33 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swarm.serve.tape import NotACallError, Reader, Tape, ahead, blank, collect, expect, json_value
+from swarm.serve.tape import NotACallError, Reader, Tape, ahead, blank, expect, json_value, until, within
 
 Schemas = Mapping[str, Mapping[str, Any]]
 """Of the tools on offer, by name: the JSON Schema of their arguments."""
 _NAMES = ("name", "tool_name")
 _ARGUMENTS = ("arguments", "parameters")
 _IDS = ("id", "tool_call_id")
+MAX_HEAD = 400
+"""Characters of what names a call or one of its arguments; no name on offer is longer."""
+_HEAD = re.compile(r"""\s*name\s*=\s*["']?([^"'<>\s]+)["']?(?:\s+string\s*=\s*["']?\w+["']?)?\s*""")
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
 @dataclass(frozen=True)
 class CallFormat:
-    """What begins calls, what reads them, and what may end them."""
+    """What begins calls, what reads them, what may end them, and what begins and ends each of several."""
 
     opens: str
     read: Callable[[Tape, Schemas], Reader]
     closes: tuple[str, ...] = ()
+    begins: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Marks that no arguments go on behind."""
+        return tuple(mark for mark in (self.opens, *self.closes, *self.begins, *self.ends) if mark)
 
 
 def name_on_offer(name: str, tools: Schemas) -> str:
@@ -43,7 +53,7 @@ def name_on_offer(name: str, tools: Schemas) -> str:
 def json_call(tape: Tape, tools: Schemas) -> Reader:
     """{"name": ..., "arguments": ...}, in any order, or such an object as the "function" of another."""
     yield from expect(tape, "{")
-    name, own, begun, held = "", "", False, ""
+    name, own, begun, held, others = "", "", False, "", False
     while True:
         yield from blank(tape)
         if (yield from expect(tape, "}", ",", '"')) == "}":
@@ -70,31 +80,42 @@ def json_call(tape: Tape, tools: Schemas) -> Reader:
             parts: list[str] = []
             yield from json_value(tape, parts.append)
             held = "".join(parts) if key in _ARGUMENTS else held
+            others = others or key not in (*_NAMES, *_IDS, *_ARGUMENTS, "type", "index")
     if not begun:
-        if not name:
-            raise NotACallError("no name")
+        if not name or (others and not held):
+            raise NotACallError("no name, or no arguments but something else")
         tape.say("call", name, own)
-        tape.say("arguments", _plain(held) or "{}")
+        tape.say("arguments", _plain(held))
+    tape.settle()
 
 
 def _arguments(tape: Tape) -> Reader:
     """Letter for letter; arguments within a string are what it says."""
     if (yield from ahead(tape, "{", "[")):
-        if not (yield from json_value(tape, lambda text: tape.say("arguments", text))):
+        whole = yield from json_value(tape, lambda text: tape.say("arguments", text))
+        tape.settle(unfinished=not whole and not tape.rest)
+        if tape.unfinished:
             raise NotACallError("cut short")
         return
     parts: list[str] = []
-    yield from json_value(tape, parts.append)
+    whole = yield from json_value(tape, parts.append)
     tape.say("arguments", _plain("".join(parts)))
+    tape.settle(unfinished=not whole and tape.ended)
 
 
 def _plain(written: str) -> str:
     if not written.startswith('"'):
-        return "{}" if written == "null" else written
+        return "{}" if written in ("", "null") else written
     try:
-        return str(json.loads(written))
+        return _sound(str(json.loads(written)))
     except ValueError:
         return written
+
+
+def _sound(text: str) -> str:
+    """Text that can be sent. JSON and Python can spell half of a surrogate pair: ValueError."""
+    text.encode()
+    return text
 
 
 def _string(tape: Tape) -> Any:
@@ -106,7 +127,7 @@ def _string(tape: Tape) -> Any:
         value = None
     if not isinstance(value, str):
         raise NotACallError("expected a string")
-    return value
+    return value.encode("utf-8", "replace").decode()
 
 
 def json_calls(tape: Tape, tools: Schemas) -> Reader:
@@ -145,7 +166,7 @@ def tool_call(tape: Tape, tools: Schemas) -> Reader:
 
 def function_element(tape: Tape, tools: Schemas) -> Reader:
     """name>, <parameter=key>value</parameter> and so on, </function>."""
-    name = name_on_offer((yield from collect(tape, ">"))[0].strip(" \"'"), tools)
+    name = name_on_offer((yield from within(tape, MAX_HEAD, ">"))[0].strip(" \"'"), tools)
     yield from _elements(tape, tools, name, "<parameter=", ">", "</parameter>", "</function>")
 
 
@@ -161,7 +182,8 @@ def invocations(prefix: str) -> Callable[[Tape, Schemas], Reader]:
                     raise NotACallError("no invocation")
                 return
             count += 1
-            name = name_on_offer(_attribute((yield from collect(tape, ">"))[0]), tools)
+            tape.pass_over(f"<{prefix}invoke")
+            name = name_on_offer(_attribute((yield from within(tape, MAX_HEAD, ">"))[0]), tools)
             yield from _elements(
                 tape, tools, name, f"<{prefix}parameter", ">", f"</{prefix}parameter>", f"</{prefix}invoke>"
             )
@@ -170,46 +192,114 @@ def invocations(prefix: str) -> Callable[[Tape, Schemas], Reader]:
 
 
 def _attribute(head: str) -> str:
-    found = re.search(r"name\s*=\s*\"?'?([^\"'>\s]+)", head)
-    return found.group(1) if found else ""
+    """What an element has for its name; "" where the head says anything else."""
+    found = _HEAD.fullmatch(head)
+    return found[1] if found is not None else ""
 
 
 def _elements(tape: Tape, tools: Schemas, name: str, opens: str, then: str, closes: str, ends: str) -> Reader:
     """Parameters as elements, told as the members of a JSON object."""
-    tape.say("call", name)
-    tape.say("arguments", "{")
-    comma = ""
-    while True:
-        yield from blank(tape)
+
+    def one(tell: _Tell) -> Generator[None, None, bool]:
         if (yield from expect(tape, opens, ends)) == ends:
-            break
-        head = (yield from collect(tape, then))[0].strip()
-        key = _attribute(head) if "name" in head and "=" in head else head.strip("\"'")
-        value = (yield from collect(tape, closes))[0].removeprefix("\n").removesuffix("\n")
-        typed = json.dumps(value) if 'string="true"' in head else as_json(value, tools[name], key)
-        tape.say("arguments", f"{comma}{json.dumps(key, ensure_ascii=False)}: {typed}")
+            return False
+        head = (yield from within(tape, MAX_HEAD, then))[0].strip()
+        key = head.strip("\"'") if opens.endswith("=") else _attribute(head)
+        if not key or "<" in key or "\n" in key:
+            raise NotACallError("expected the name of a parameter")
+        value, whole = yield from _value(tape, closes, opens, ends)
+        value = value.removeprefix("\n").removesuffix("\n")
+        tell(key, json.dumps(value) if 'string="true"' in head else as_json(value, tools[name], key), whole)
+        return True
+
+    tape.say("call", name)
+    yield from _members(tape, one)
+
+
+def _value(tape: Tape, closes: str, opens: str, ends: str) -> Generator[None, None, tuple[str, bool]]:
+    """What an element says, and whether it was closed. Models forget the closing mark: then the next element ends it on
+    a line of its own, or the end of the call with what may come after one."""
+    said = ""
+    lines = tuple(mark if mark in tape.special else f"\n{mark}" for mark in (opens, ends))
+    while True:
+        more: list[str] = []
+        mark = yield from until(tape, (closes, *lines), more.append)
+        said += "".join(more)
+        if mark is None:
+            return said, False
+        if mark == closes:
+            tape.pass_over(mark)
+            return said, True
+        if mark == lines[0] or (yield from _over(tape, mark)):
+            return said, True
+        said += tape.take_over(mark)
+
+
+def _over(tape: Tape, mark: str) -> Generator[None, None, bool]:
+    """Whether nothing but the end of calls, or another call, comes behind a mark that comes next."""
+    begin = tape.at
+    tape.pass_over(mark)
+    yield from blank(tape)
+    over = not tape.rest or (yield from ahead(tape, *tape.stops)) is not None
+    tape.at = begin
+    return over
+
+
+_Tell = Callable[[str, str, bool], None]
+"""Tells a member: its name, its value as JSON, and whether that is all of it."""
+
+
+def _members(tape: Tape, one: Callable[[_Tell], Generator[None, None, bool]]) -> Reader:
+    """The members of a JSON object, until `one` finds no more or something else comes, which is left. The object is
+    then closed, unless the answer ends within a member: what is cut short should not look whole."""
+    comma, closed = "", True
+
+    def tell(key: str, value: str, whole: bool) -> None:
+        nonlocal comma, closed
+        closed = whole
+        value = value if whole else value.removesuffix('"')
+        tape.say("arguments", f"{comma}{json.dumps(key, ensure_ascii=False)}: {value}")
         comma = ", "
+        tape.settle(unfinished=True)
+
+    tape.say("arguments", "{")
+    tape.settle(unfinished=True)
+    try:
+        while True:
+            yield from blank(tape)
+            if not (yield from one(tell)):
+                break
+            if not closed:
+                raise NotACallError("cut short")
+    except NotACallError:
+        tape.unfinished = tape.ended
+        if closed:
+            tape.say("arguments", "}")
+        raise
     tape.say("arguments", "}")
+    tape.settle()
 
 
 def argument_pairs(tape: Tape, tools: Schemas) -> Reader:
     """name, then <arg_key>key</arg_key><arg_value>value</arg_value> pairs (GLM 4.5 and later)."""
-    head, mark = yield from collect(tape, "<arg_key>", "</tool_call>")
+    head, mark = yield from within(tape, MAX_HEAD, "<arg_key>", "</tool_call>")
     name = name_on_offer(head.strip(), tools)
-    tape.say("call", name)
-    tape.say("arguments", "{")
-    comma = ""
-    while mark == "<arg_key>":
-        key = (yield from collect(tape, "</arg_key>"))[0].strip()
+
+    def one(tell: _Tell) -> Generator[None, None, bool]:
+        if (yield from expect(tape, "<arg_key>", "</tool_call>")) != "<arg_key>":
+            return False
+        key = (yield from within(tape, MAX_HEAD, "</arg_key>"))[0].strip()
         yield from blank(tape)
         yield from expect(tape, "<arg_value>")
-        value = (yield from collect(tape, "</arg_value>"))[0]
-        tape.say("arguments", f"{comma}{json.dumps(key, ensure_ascii=False)}: {as_json(value, tools[name], key)}")
-        comma = ", "
-        yield from blank(tape)
-        mark = yield from expect(tape, "<arg_key>", "</tool_call>")
+        value, whole = yield from _value(tape, "</arg_value>", "<arg_key>", "</tool_call>")
+        tell(key, as_json(value, tools[name], key), whole)
+        return True
+
+    tape.at -= len(tape.written(mark))
+    tape.say("call", name)
+    yield from _members(tape, one)
     tape.at -= len(tape.written("</tool_call>"))
-    tape.say("arguments", "}")
+    tape.settle()
 
 
 def as_json(value: str, schema: Mapping[str, Any], key: str) -> str:
@@ -220,11 +310,15 @@ def as_json(value: str, schema: Mapping[str, Any], key: str) -> str:
     written = _PYTHON.get(written, written)
     if not _takes_text(wanted):
         try:
-            json.loads(written)
+            json.loads(written, parse_constant=_no_number)
             return written
         except (ValueError, RecursionError):
             pass
     return json.dumps(value, ensure_ascii=False)
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
 
 
 def _takes_text(schema: Any) -> bool:
@@ -245,10 +339,10 @@ def mistral(tape: Tape, tools: Schemas) -> Reader:
         yield from json_calls(tape, tools)
         return
     own = ""
-    name, mark = yield from collect(tape, "[CALL_ID]", "[ARGS]", "{")
+    name, mark = yield from within(tape, MAX_HEAD, "[CALL_ID]", "[ARGS]", "{")
     name_on_offer(name.strip(), tools)
     if mark == "[CALL_ID]":
-        own, mark = yield from collect(tape, "[ARGS]", "{")
+        own, mark = yield from within(tape, MAX_HEAD, "[ARGS]", "{")
     tape.at -= mark == "{"
     tape.say("call", name.strip(), own.strip())
     yield from blank(tape)
@@ -264,6 +358,16 @@ def _opened(tape: Tape, mark: str, first: bool) -> Generator[None, None, bool]:
     return True
 
 
+def _after(tape: Tape, *marks: str) -> Reader:
+    """Pass over those of these marks that come, in this order. Behind a call there may be white space between."""
+    for mark in marks:
+        yield from blank(tape)
+        if (yield from ahead(tape, mark)) is not None:
+            tape.pass_over(mark)
+            tape.settle()
+    tape.at = tape.settled
+
+
 def deepseek(tape: Tape, tools: Schemas) -> Reader:
     """Calls in marks of their own: name, separator, JSON (V3.1); or a type, separator, name, a block of JSON (V3)."""
     first = True
@@ -271,10 +375,10 @@ def deepseek(tape: Tape, tools: Schemas) -> Reader:
         if not (yield from _opened(tape, "<｜tool▁call▁begin｜>", first)):
             return
         first = False
-        head, _ = yield from collect(tape, "<｜tool▁sep｜>")
+        head, _ = yield from within(tape, MAX_HEAD, "<｜tool▁sep｜>")
         fenced = head.strip() == "function" and "function" not in tools
         if fenced:
-            head, _ = yield from collect(tape, "```json", "\n")
+            head, _ = yield from within(tape, MAX_HEAD, "```json", "\n")
             yield from blank(tape)
             if (yield from ahead(tape, "```json")):
                 tape.at += len("```json")
@@ -282,7 +386,7 @@ def deepseek(tape: Tape, tools: Schemas) -> Reader:
         tape.say("call", name_on_offer(head.strip(), tools))
         yield from blank(tape)
         yield from _arguments(tape)
-        yield from collect(tape, "<｜tool▁call▁end｜>")
+        yield from _after(tape, *(["```"] if fenced else []), "<｜tool▁call▁end｜>")
 
 
 def kimi(tape: Tape, tools: Schemas) -> Reader:
@@ -292,13 +396,13 @@ def kimi(tape: Tape, tools: Schemas) -> Reader:
         if not (yield from _opened(tape, "<|tool_call_begin|>", first)):
             return
         first = False
-        own, _ = yield from collect(tape, "<|tool_call_argument_begin|>")
+        own, _ = yield from within(tape, MAX_HEAD, "<|tool_call_argument_begin|>")
         own = own.strip()
         name = name_on_offer(own.removeprefix("functions.").rpartition(":")[0] or own, tools)
         tape.say("call", name, own)
         yield from blank(tape)
         yield from _arguments(tape)
-        yield from collect(tape, "<|tool_call_end|>")
+        yield from _after(tape, "<|tool_call_end|>")
 
 
 def pythonic(tape: Tape, tools: Schemas) -> Reader:
@@ -307,12 +411,14 @@ def pythonic(tape: Tape, tools: Schemas) -> Reader:
     yield from expect(tape, "[")
     while True:
         yield from blank(tape)
-        name = name_on_offer((yield from collect(tape, "("))[0].strip(), tools)
+        name = name_on_offer((yield from within(tape, MAX_HEAD, "("))[0].strip(), tools)
         parts: list[str] = []
         tape.at -= 1
         yield from _parenthesis(tape, parts.append)
+        arguments = _keywords("".join(parts))
         tape.say("call", name)
-        tape.say("arguments", _keywords("".join(parts)))
+        tape.say("arguments", arguments)
+        tape.settle()
         yield from blank(tape)
         if (yield from expect(tape, ",", "]")) == "]":
             return
@@ -351,23 +457,37 @@ def _keywords(written: str) -> str:
         if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
             raise ValueError
         told = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
-        return json.dumps(told, ensure_ascii=False)
+        return _sound(json.dumps(told, ensure_ascii=False, allow_nan=False))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise NotACallError("expected keyword arguments of literals") from error
 
 
 ALWAYS = (
-    CallFormat("<tool_call>", tool_call, ("</tool_call>",)),
+    CallFormat("<tool_call>", tool_call, ("</tool_call>",), ("<function=",)),
     CallFormat("[TOOL_CALLS]", mistral),
     CallFormat("<|python_tag|>", json_calls),
 )
 """Known whatever the template says: models were taught these by other templates too."""
 BY_TEMPLATE = (
     CallFormat("<function=", function_element, ("</tool_call>",)),
-    CallFormat("<minimax:tool_call>", invocations(""), ("</minimax:tool_call>",)),
-    CallFormat("<｜DSML｜function_calls>", invocations("｜DSML｜"), ("</｜DSML｜function_calls>",)),
-    CallFormat("<｜tool▁calls▁begin｜>", deepseek, ("<｜tool▁calls▁end｜>",)),
-    CallFormat("<|tool_calls_section_begin|>", kimi, ("<|tool_calls_section_end|>",)),
+    CallFormat("<minimax:tool_call>", invocations(""), ("</minimax:tool_call>",), ("<invoke",)),
+    CallFormat(
+        "<｜DSML｜function_calls>", invocations("｜DSML｜"), ("</｜DSML｜function_calls>",), ("<｜DSML｜invoke",)
+    ),
+    CallFormat(
+        "<｜tool▁calls▁begin｜>",
+        deepseek,
+        ("<｜tool▁calls▁end｜>",),
+        ("<｜tool▁call▁begin｜>",),
+        ("<｜tool▁call▁end｜>",),
+    ),
+    CallFormat(
+        "<|tool_calls_section_begin|>",
+        kimi,
+        ("<|tool_calls_section_end|>",),
+        ("<|tool_call_begin|>",),
+        ("<|tool_call_end|>",),
+    ),
     CallFormat("<|python_start|>", pythonic, ("<|python_end|>",)),
     CallFormat("<|tool_call_start|>", pythonic, ("<|tool_call_end|>",)),
     CallFormat("<|tool_call|>", json_calls, ("<|/tool_call|>",)),

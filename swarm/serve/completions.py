@@ -82,10 +82,11 @@ class Completions:
         if parsed.wanted.thought is not None and not held:
             runs = self._limited(runs, parsed.wanted.thought, thinking)
         show, none = parsed.wanted.show_special, parsed.wanted.max_tokens == 0
+        marks = self._known_marks().bare() if held else self._known_marks()
         choices = [
             Choice(
                 index,
-                ToolSplitter(tools, self._known_marks(), thinking),
+                ToolSplitter(tools, marks, thinking),
                 LogprobLedger(spelling, run.prompt_ids, show_special=show),
                 prompt=len(run.prompt_ids),
                 silent=none,

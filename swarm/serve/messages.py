@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from swarm.model.text.template import RESERVED
-from swarm.serve.body import clean_text, describe, outside, wrong
+from swarm.serve.arguments import MAX_DEPTH, for_template
+from swarm.serve.body import clean_text, outside, wrong
 from swarm.serve.errors import bad_field
 from swarm.serve.requests import (
     MAX_OPTIONS,
@@ -62,7 +62,7 @@ def _message(item: Message, path: str) -> Mapping[str, Any]:
         raise wrong(f"{path}.content", "a string", None)
     message: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": _content(item.content)}
     if calls:
-        message["tool_calls"] = [_call(call, f"{path}.tool_calls[{index}]") for index, call in enumerate(calls)]
+        message["tool_calls"] = [_call(call) for call in calls]
     if isinstance(item, ToolMessage):
         message["tool_call_id"] = item.tool_call_id
     if isinstance(item, AssistantMessage) and item.reasoning_content:
@@ -84,16 +84,9 @@ def joined_parts(texts: Iterable[str]) -> str:
     return "\n\n".join(texts)
 
 
-def _call(call: ToolCallPart, where: str) -> Mapping[str, Any]:
-    text, path = call.function.arguments, f"{where}.function.arguments"
-    try:
-        # Templates print arguments themselves, so they want the value, not its text.
-        arguments = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError) as exc:
-        raise bad_field(path, f"expected '{path}' to hold JSON, found: {exc}") from exc
-    if not isinstance(arguments, dict):
-        raise bad_field(path, f"expected '{path}' to hold a JSON object, found {describe(arguments)}")
-    _check_depth(arguments, path)
+def _call(call: ToolCallPart) -> Mapping[str, Any]:
+    # Templates print arguments themselves, so they want the value, not its text.
+    arguments = for_template(call.function.arguments)
     return {"id": call.id or "", "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
@@ -121,8 +114,8 @@ def _tool(item: Tool, path: str) -> Mapping[str, Any]:
 
 def _check_depth(value: Any, path: str, depth: int = 0) -> None:
     """Templates print tools by recursion, and every string in them reaches the tokenizer."""
-    if depth > 32:
-        raise bad_field(path, f"'{path}' is nested more than 32 deep")
+    if depth > MAX_DEPTH:
+        raise bad_field(path, f"'{path}' is nested more than {MAX_DEPTH} deep")
     if isinstance(value, str):
         clean_text(value, path)
     elif isinstance(value, dict):

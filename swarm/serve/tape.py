@@ -7,6 +7,7 @@ seen what it decides by.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Generator, Sequence
 from collections.abc import Set as AbstractSet
@@ -18,7 +19,6 @@ from swarm.base.errors import SwarmError
 Kind = Literal["text", "thought", "call", "arguments"]
 Reader = Generator[None, None, Any]
 _BLANK = re.compile(r"\s*")
-_SCALAR_END = re.compile(r"[\s,\]}:]")
 
 
 class NotACallError(SwarmError):
@@ -38,28 +38,41 @@ class Heard:
 # Marks that are special tokens stand on the tape as their names between two lone surrogates, which no model can write:
 # the same letters in ordinary tokens are not taken for them.
 _BEGIN, _END = "\ud800", "\ud801"
-_STAND_IN = re.compile(f"{_BEGIN}[^{_END}]*{_END}")
+STAND_IN = re.compile(f"{_BEGIN}[^{_END}]*{_END}")
+_SCALAR_END = re.compile(f"[\\s,\\[\\]}}:<{_BEGIN}]")
 
 
 class Tape:
     """The text so far, and how far it was read. `special`: marks that are special tokens of the model."""
 
     def __init__(self, special: AbstractSet[str] = frozenset()) -> None:
-        self._special = special
+        self.special = special
         self._text = ""
         self.at = 0
         self.ended = False
+        self.stops: tuple[str, ...] = ()
+        """Marks that end the call that is being read, or begin another one."""
         self.calls = 0
         """How many were told."""
+        self.settled = 0
+        """Until where all that was read is told, or is marks; of use once a call was told."""
+        self.unfinished = False
+        """The arguments of the last call are not all told yet."""
         self._heard: list[Heard] = []
 
     def written(self, mark: str) -> str:
         """How a mark stands on the tape."""
-        return f"{_BEGIN}{mark}{_END}" if mark in self._special else mark
+        return f"{_BEGIN}{mark}{_END}" if mark in self.special else mark
 
     def pass_over(self, mark: str) -> None:
         """Take a mark that comes next."""
         self.at += len(self.written(mark))
+
+    def take_over(self, mark: str) -> str:
+        """Take a mark that comes next, for a part of what is said."""
+        begin = self.at
+        self.pass_over(mark)
+        return self._text[begin : self.at]
 
     @property
     def rest(self) -> str:
@@ -71,7 +84,7 @@ class Tape:
 
     def add_special(self, name: str) -> None:
         """A special token; one that is no mark is not shown."""
-        if name in self._special:
+        if name in self.special:
             self._text += self.written(name)
 
     def before(self) -> str:
@@ -85,18 +98,24 @@ class Tape:
 
     def forget(self) -> None:
         """What was read will not be read again."""
-        self._text, self.at = self.rest, 0
+        self._text, self.at, self.settled = self.rest, 0, 0
 
     def say(self, kind: Kind, text: str, name: str = "") -> None:
         """Tell of a part; `name`: a call's own id."""
-        self.calls += kind == "call"
         self._heard.append(Heard(kind, text, name))
+        if kind == "call":
+            self.calls += 1
+            self.settle(unfinished=True)
+
+    def settle(self, unfinished: bool = False) -> None:
+        """All that was read is told; `unfinished`: more of the call's arguments may come."""
+        self.settled, self.unfinished = self.at, unfinished
 
     def take(self) -> list[Heard]:
         """What was told since the last time, neighbours of one kind joined, without marks and empty parts."""
         joined: list[Heard] = []
         for part in self._heard:
-            text = _STAND_IN.sub("", part.text)
+            text = STAND_IN.sub("", part.text)
             if joined and part.kind == joined[-1].kind != "call":
                 joined[-1] = Heard(part.kind, joined[-1].text + text)
             elif text or part.kind == "call":
@@ -178,16 +197,41 @@ def partial(text: str, marks: Sequence[str]) -> int:
     return longest
 
 
-def json_value(tape: Tape, tell: Callable[[str], None]) -> Generator[None, None, bool]:
-    """Tell a JSON value as it comes, letter for letter; whether it came to its end. Syntax within is not looked at."""
-    yield from _some(tape)
-    first = tape.rest[:1]
-    if first not in ("{", "[", '"'):
-        return (yield from _scalar(tape, tell))
-    depth, quoted, escaped = 0, False, False
+def within(tape: Tape, most: int, *marks: str) -> Generator[None, None, tuple[str, str]]:
+    """As `collect`, of so many characters at most: what is longer is no name, and text need not wait for its end."""
+    written = tuple(tape.written(mark) for mark in marks)
     while True:
         rest = tape.rest
-        for place, char in enumerate(rest):
+        if any(mark in rest[: most + len(mark)] for mark in written):
+            return (yield from collect(tape, *marks))
+        if tape.ended or len(rest) - partial(rest, written) > most:
+            raise NotACallError(f"expected {' or '.join(marks)} after {most} characters at most")
+        yield
+
+
+def json_value(tape: Tape, tell: Callable[[str], None]) -> Generator[None, None, bool]:
+    """Tell a JSON value as it comes, letter for letter; whether it came to its end. Syntax within is not looked at.
+
+    A mark of the tape's `stops` ends the value too. Within a string it does so only if the value does not become JSON
+    with it: where a model forgot to escape a quote, what it says after the call would else count as a string. Nothing
+    is told from there on until that is known.
+    """
+    yield from _some(tape)
+    if tape.rest[:1] not in ("{", "[", '"'):
+        return (yield from _scalar(tape, tell))
+    stops = tuple(tape.written(mark) for mark in tape.stops)
+    before: list[str] = []
+    depth, quoted, escaped, seen = 0, False, False, 0
+    stop: int | None = None
+    while True:
+        rest = tape.rest
+        known = len(rest) if tape.ended else len(rest) - partial(rest, stops)
+        for place in range(seen, known):
+            if stop is None and rest.startswith(stops, place):
+                stop = place
+                if not quoted:
+                    return _told(tape, tell, place, False)
+            char = rest[place]
             if quoted:
                 quoted, escaped = escaped or char != '"', not escaped and char == "\\"
             elif char == '"':
@@ -197,14 +241,31 @@ def json_value(tape: Tape, tell: Callable[[str], None]) -> Generator[None, None,
             elif char in "}]":
                 depth -= 1
             if depth <= 0 and not quoted:
-                tell(rest[: place + 1])
-                tape.at += place + 1
-                return True
-        tell(rest)
-        tape.at += len(rest)
+                if stop is not None and not _is_json("".join(before) + rest[: place + 1]):
+                    return _told(tape, tell, stop, False)
+                return _told(tape, tell, place + 1, True)
+        seen = known
+        if stop is None:
+            before.append(rest[:known])
+            _told(tape, tell, known, False)
+            seen = 0
         if tape.ended:
-            return False
+            return _told(tape, tell, stop or 0, False)
         yield
+
+
+def _told(tape: Tape, tell: Callable[[str], None], size: int, whole: bool) -> bool:
+    tell(tape.rest[:size])
+    tape.at += size
+    return whole
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _scalar(tape: Tape, tell: Callable[[str], None]) -> Generator[None, None, bool]:

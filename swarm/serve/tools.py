@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from swarm.run.api import Piece, Special
 from swarm.serve.call_formats import ALWAYS, BARE_PYTHON, BY_TEMPLATE, CallFormat, Schemas, json_calls, pythonic
-from swarm.serve.tape import Heard, NotACallError, Reader, Tape, ahead, blank, until
+from swarm.serve.tape import STAND_IN, Heard, NotACallError, Reader, Tape, ahead, blank, until
 
 THOUGHTS = (
     ("<think>", "</think>"),
@@ -31,6 +31,10 @@ Command A; others."""
 _CHANNEL, _MESSAGE, _START = "<|channel|>", "<|message|>", "<|start|>"
 CHANNEL_OF_THOUGHTS, END_OF_CHANNEL = f"{_CHANNEL}analysis{_MESSAGE}", "<|end|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
+_HEADER = re.compile(
+    r"<\|(?:start|channel|constrain)\|>|\bassistant\b|\b(?:analysis|commentary|final)\b|\bto=\S+|\b(?:json|code)\b"
+)
+"""What headers say; anything else in one is text."""
 _INSIDE = (
     "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "<|tool_call_begin|>", "<|tool_call_end|>",
     "<|tool_call_argument_begin|>", "[CALL_ID]", "[ARGS]", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
@@ -78,6 +82,10 @@ class Marks:
             short_ids="length != 9" in text or "length == 9" in text,
         )
 
+    def bare(self) -> Marks:
+        """For answers that are held to a form: any mark in them is a part of it."""
+        return Marks(formats=(), special=self.special, short_ids=self.short_ids)
+
 
 @dataclass
 class ToolCall:
@@ -107,7 +115,7 @@ class ToolSplitter:
         self._tape = Tape(self.marks.special)
         self._formats = {form.opens: form for form in self.marks.formats} if self.tools else {}
         self._thoughts = dict(self.marks.thoughts)
-        self._plain = not self._formats and not self._thoughts and not self.marks.harmony
+        self._plain = not self.tools and not self._thoughts and not self.marks.harmony
         self._reader = self._channels() if self.marks.harmony else self._answer()
         self._gap = ""
         """White space that is text only if text follows it."""
@@ -188,25 +196,36 @@ class ToolSplitter:
             tape.at = begin
 
     def _call(self, form: CallFormat) -> Generator[None, None, bool]:
-        """Whether there was a call after its mark; if not, nothing is taken."""
+        """Whether there was a call after its mark; if not, nothing is taken. What is odd behind a call is text."""
         tape, begin, calls = self._tape, self._tape.at, self._tape.calls
+        tape.stops = form.stops
         try:
             yield from form.read(tape, self.tools)
-            end = tape.at
-            yield from blank(tape)
-            found = (yield from ahead(tape, *form.closes)) if form.closes else None
-            tape.at = end
-            if found is not None:
-                tape.skip_blank()
-                tape.pass_over(found)
         except NotACallError:
             if tape.calls == calls:
                 tape.at = begin
                 return False
-            self.cut = tape.ended and not tape.rest
+            self.cut = tape.unfinished and tape.ended
+            tape.at = tape.settled
+        yield from self._closed(form)
         self._gap, self._behind = "", "call"
         tape.forget()
         return True
+
+    def _closed(self, form: CallFormat) -> Reader:
+        """Pass over a mark that closes calls, and over brackets too many before it."""
+        tape, end = self._tape, self._tape.at
+        yield from blank(tape)
+        while form.closes and (yield from ahead(tape, "}", "]")) is not None:
+            tape.at += 1
+            yield from blank(tape)
+        while form.closes and (found := (yield from ahead(tape, *form.closes, *form.ends))) is not None:
+            tape.pass_over(found)
+            end = tape.at
+            if found in form.closes:
+                break
+            yield from blank(tape)
+        tape.at = end
 
     def _channels(self) -> Reader:
         """Harmony: a header, <|message|>, and what is said in the channel or to the tool that the header names.
@@ -214,32 +233,45 @@ class ToolSplitter:
         Source: OpenAI's harmony response format.
         """
         tape = self._tape
-        header: list[str] = []
-        if (yield from ahead(tape, _CHANNEL, _START, " to=")) is None:
-            mark = yield from until(tape, (_CHANNEL, _START), self._say)
-        else:
-            mark = _CHANNEL
-        while mark is not None:
-            header.clear()
-            mark = yield from until(tape, (_MESSAGE,), header.append)
-            if mark is None:
-                return
+        if (yield from ahead(tape, " to=")) is not None:
+            yield from self._channel()
+        while (yield from until(tape, (_CHANNEL, _START), self._say)) is not None:
+            yield from self._channel()
+
+    def _channel(self) -> Reader:
+        """One message, from its header on. What else is in the header is text, and all of it without a message."""
+        tape = self._tape
+        parts: list[str] = []
+        mark = yield from until(tape, (_MESSAGE, *_ENDS), parts.append)
+        written = "".join(parts)
+        if (odd := _HEADER.sub(" ", STAND_IN.sub(" ", written))).strip():
+            self._say(written if mark != _MESSAGE else odd)
+        if mark is not None:
             tape.pass_over(mark)
-            written = "".join(header)
-            to = re.search(r"to=(?:functions\.)?([\w.-]+)", written)
-            name = to.group(1) if to is not None else ""
-            if name in self.tools:
-                tape.say("call", name)
-                tell: Callable[[str], None] = partial(tape.say, "arguments")
-            elif "analysis" in written:
-                tell = partial(tape.say, "thought")
-            else:
-                tell = self._say
-            mark = yield from until(tape, (*_ENDS, _START), tell)
-            self.cut = mark is None and name in self.tools
-            if mark is not None and mark != _START:
-                tape.pass_over(mark)
-            tape.forget()
+        if mark != _MESSAGE:
+            return
+        to = re.search(r"to=(?:functions\.)?([\w.-]+)", written)
+        name = to.group(1) if to is not None else ""
+        arguments = False
+
+        def argue(text: str) -> None:
+            nonlocal arguments
+            arguments = arguments or bool(text.strip())
+            if arguments:
+                tape.say("arguments", text)
+
+        tell: Callable[[str], None] = partial(tape.say, "thought") if "analysis" in written else self._say
+        if name in self.tools:
+            tape.say("call", name)
+            tell = argue
+        mark = yield from until(tape, (*_ENDS, _START), tell)
+        if name in self.tools:
+            self.cut = mark is None
+            if not arguments:
+                tape.say("arguments", "{}")
+        if mark is not None and mark != _START:
+            tape.pass_over(mark)
+        tape.forget()
 
 
 def schemas_of(tools: Sequence[Mapping[str, Any]]) -> Schemas:

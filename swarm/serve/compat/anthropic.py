@@ -6,7 +6,6 @@ chat template, which knows whether the model wants to see them; a last message o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from aiohttp import web
 
 from swarm.model.text.decoder import TokenDecoder
 from swarm.run.api import RunRequest, RunResult
+from swarm.serve.arguments import ObjectStream, for_client, text_of
 from swarm.serve.backend import Backend
 from swarm.serve.body import outside, read
 from swarm.serve.compat.bodies import (
@@ -30,7 +30,7 @@ from swarm.serve.compat.bodies import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from swarm.serve.compat.shapes import anthropic_error, arguments_of, fitted, given, no_pictures
+from swarm.serve.compat.shapes import anthropic_error, fitted, given, no_pictures
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
@@ -120,7 +120,7 @@ def _messages(item: AnthropicMessage, path: str) -> list[Json]:
             case TextBlock():
                 texts.append(block.text or "")
             case ToolUseBlock():
-                function = {"name": block.name, "arguments": json.dumps(block.input or {})}
+                function = {"name": block.name, "arguments": text_of(block.input)}
                 calls.append({"id": block.id or "", "type": "function", "function": function})
             case ToolResultBlock():
                 told = _text_of(block.content, f"{where}.content")
@@ -158,6 +158,7 @@ class AnthropicVoice:
         self._in = ""
         self._finish: str | None = None
         self._called = False
+        self._input = ObjectStream()
 
     def stream(self, request: web.Request, config: GatewayConfig) -> EventStream:
         return EventStream(request, config.write_timeout_s, config.keepalive_comment_s)
@@ -184,9 +185,8 @@ class AnthropicVoice:
             function = call["function"]
             if "id" in call:
                 events += self._begin({"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}})
-                self._in, self._called = "tool_use", True
-            if function["arguments"]:
-                events.append(self._more({"type": "input_json_delta", "partial_json": function["arguments"]}))
+                self._in, self._called, self._input = "tool_use", True, ObjectStream()
+            events += self._argued(self._input.feed(function["arguments"]))
         return events
 
     def closing(self, results: Sequence[RunResult], usage: Json, last: Json) -> Sequence[Event]:
@@ -214,7 +214,7 @@ class AnthropicVoice:
                 "type": "tool_use",
                 "id": call["id"],
                 "name": call["function"]["name"],
-                "input": arguments_of(call["function"]),
+                "input": for_client(call["function"]["arguments"]),
             }
             for call in calls
         ]
@@ -233,10 +233,14 @@ class AnthropicVoice:
     def _more(self, delta: Json) -> Event:
         return _event("content_block_delta", index=self._block, delta=delta)
 
+    def _argued(self, written: str) -> list[Event]:
+        return [self._more({"type": "input_json_delta", "partial_json": written})] if written else []
+
     def _end_block(self) -> list[Event]:
         if self._block < 0:
             return []
         signed = [self._more({"type": "signature_delta", "signature": ""})] if self._in == "thinking" else []
+        signed += self._argued(self._input.finish()) if self._in == "tool_use" else []
         self._in = ""
         return [*signed, _event("content_block_stop", index=self._block)]
 

@@ -15,6 +15,7 @@ from aiohttp import web
 from msgspec import to_builtins
 
 from swarm.run.api import RunRequest, RunResult
+from swarm.serve.arguments import for_client, text_of
 from swarm.serve.backend import Backend
 from swarm.serve.body import read
 from swarm.serve.compat.bodies import (
@@ -25,7 +26,7 @@ from swarm.serve.compat.bodies import (
     OllamaMessage,
     OllamaShowBody,
 )
-from swarm.serve.compat.shapes import arguments_of, fitted, given, no_pictures
+from swarm.serve.compat.shapes import fitted, given, no_pictures
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
@@ -160,7 +161,7 @@ def _message(item: OllamaMessage, path: str, index: int) -> Json:
 
 
 def _call(call: OllamaCall, name: str) -> Json:
-    told = {"name": call.function.name, "arguments": json.dumps(call.function.arguments or {})}
+    told = {"name": call.function.name, "arguments": text_of(call.function.arguments)}
     return {"id": name, "type": "function", "function": told}
 
 
@@ -253,7 +254,7 @@ class OllamaVoice:
 
 
 def _call_told(function: Mapping[str, Any]) -> Json:
-    return {"function": {"name": function["name"], "arguments": arguments_of(function)}}
+    return {"function": {"name": function["name"], "arguments": for_client(function["arguments"])}}
 
 
 def _ended(result: RunResult) -> Json:

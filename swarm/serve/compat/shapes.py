@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -96,14 +94,6 @@ def no_pictures(path: str) -> ApiError:
 def fitted(parsed: ChatRequest) -> ChatRequest:
     """A wish for more tokens than the context holds gets what fits, as these APIs have it."""
     return replace(parsed, wanted=replace(parsed.wanted, fit=True))
-
-
-def arguments_of(function: Mapping[str, Any]) -> Any:
-    """The arguments of a call as a value; what the model wrote may be no JSON, then there are none."""
-    try:
-        return json.loads(function["arguments"])
-    except ValueError:
-        return {}
 
 
 def given(**values: Any) -> Json:
