@@ -7,6 +7,7 @@
 #   make site    the pages as a site in build/site
 #   make clients others' clients that ask for structure and tools, against a gateway of a real ring
 #   make llama   llama.cpp's own tests of its server, downloaded, against gateways of a real ring (minutes)
+#   make schemas JSON Schema's own tests, downloaded, over what a request's schema is compiled to (seconds)
 #   make mutants small changes put into frames, rows, sampler, sessions and receipts, and what tests see of them (hours);
 #                make MUTANTS='swarm.ring.frame*' mutants for a part of it
 #   make bench   the benchmarks (long);   make clean: remove what make made
@@ -26,7 +27,7 @@ MUTANTS ?=
 BIN      := .venv/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint types check fuzz soak sweep clients clients-node llama mutants bench site clean
+.PHONY: demo test lint types check fuzz soak sweep clients clients-node llama schemas mutants bench site clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -65,6 +66,9 @@ clients-node: .venv/.test .venv-clients/node/.made
 
 llama: .venv/.test .venv-clients/.made
 	$(BIN)/python -m tests.clients.llama .venv-clients/bin/python
+
+schemas: .venv/.test
+	$(BIN)/python -m tests.clients.schemas
 
 mutants: .venv/.mutants
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)

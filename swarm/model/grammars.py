@@ -10,6 +10,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from swarm.base.errors import UsageError
 from swarm.model.constraint import MAX_CHARS, Constraint, Kind
+from swarm.model.schemas import exact
 
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write a value: the spaces that models write by themselves, and no choice, so that all but the values of an
@@ -31,9 +32,17 @@ def grammar_of(constraint: Constraint) -> str:
 
 
 def from_schema(schema: object) -> Constraint:
-    """An answer that is JSON and fits this JSON Schema. Raises UsageError for what is too large, or nested too deep."""
+    """An answer that is JSON and fits this JSON Schema, or the schema whose text this is.
+
+    Raises UsageError for what is too large, nested too deep, or not to be held to, naming the keyword.
+    """
     try:
-        return Constraint("json_schema", json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
+        if isinstance(schema, str):
+            if len(schema) > MAX_CHARS:
+                raise UsageError(f"expected a JSON Schema of at most {MAX_CHARS} bytes, found {len(schema)}")
+            schema = json.loads(schema)
+        text = json.dumps(exact(schema), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return Constraint("json_schema", text)
     except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"expected a JSON Schema, found what is no JSON: {str(error)[:200]}") from None
 
@@ -72,4 +81,6 @@ def bounds() -> LLParserLimits:
 def refusal_of(kind: Kind, error: str) -> str:
     """The engine's own refusal in one line."""
     said = " ".join(error.replace("<non-verbose/>", "").split())[:400] or "no reason given"
+    if kind == "json_schema" and said.startswith("Resource "):
+        said = f"'$ref' or '$schema': {said}"
     return f"the {kind.replace('lark', 'grammar')} cannot be compiled: {said}"

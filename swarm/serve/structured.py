@@ -10,6 +10,7 @@ from typing import Any
 from swarm.base.errors import UsageError
 from swarm.model.constraint import Constraint
 from swarm.model.grammars import from_choices, from_grammar, from_schema
+from swarm.model.schemas import rebuilt
 from swarm.serve.backend import Backend
 from swarm.serve.body import describe, read, wrong
 from swarm.serve.errors import bad_field
@@ -124,9 +125,7 @@ def _made(param: str, kind: str, value: Any) -> Structure:
 
 def _schema(param: str, value: Any) -> Constraint:
     """A schema as an object, or as its text (llama-server, vLLM)."""
-    if isinstance(value, str):
-        return Constraint("json_schema", value)
-    if not isinstance(value, dict | bool):
+    if not isinstance(value, dict | bool | str):
         raise bad_field(param, f"expected '{param}' to be a JSON Schema, found {describe(value)}", "invalid_type")
     return from_schema(value)
 
@@ -179,16 +178,11 @@ def _either(calls: Mapping[str, Any], answer: Any) -> Any:
 
 
 def _moved(schema: Any, to: str) -> Any:
-    """A schema that stands at `to` instead of at the root: what it says of its own parts still finds them."""
-    if isinstance(schema, list):
-        return [_moved(item, to) for item in schema]
-    if not isinstance(schema, dict):
+    """A schema that stands at `to` instead of at the root: what it says of its own parts still finds them. Below an
+    `$id` it says so of what has that name, wherever it stands."""
+    if not isinstance(schema, dict) or isinstance(schema.get("$id"), str):
         return schema
-    return {
-        key: to + value[1:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else value
-        if key in ("const", "enum", "default", "examples")
-        else _moved(value, to)
-        for key, value in schema.items()
-    }
+    made = rebuilt(schema, lambda below: _moved(below, to))
+    if isinstance(name := made.get("$ref"), str) and (name == "#" or name.startswith("#/")):
+        made["$ref"] = to + name[1:]
+    return made

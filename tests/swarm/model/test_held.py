@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +21,7 @@ from draft.tree import TokenTree
 from swarm.base.errors import ModelError, UsageError
 from swarm.model.compiling import Compiler
 from swarm.model.constraint import MAX_CHARS, Constraint, engine
-from swarm.model.grammars import from_choices, from_grammar, from_schema
+from swarm.model.grammars import from_choices, from_grammar, from_schema, grammar_of
 from swarm.model.held import Allowed, Matcher, Vocabulary
 from swarm.model.sampler import LEAST_LOGPROB, MAX_MARGIN, Sampling, masked, pick
 from swarm.ring.guide import ConstraintGuide
@@ -171,6 +172,71 @@ def test_forced_text_is_the_tokenizers_own_spelling() -> None:
         tokens.append(forced)
     assert tokenizer().decode(tokens) in ('{"name": "', '{"name":', '{"name": ')
     assert tokens == tokenizer().encode('{"name": "x')[: len(tokens)] and len(tokens) < len('{"name":')
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(CONSTRAINTS), numbers)
+def test_forced_is_every_token_that_the_mask_leaves_alone(constraint: Constraint, way: list[int]) -> None:
+    """And no other; where the engine leaves several spellings of one text, the tokenizer's own is among them."""
+    held = vocabulary().held(constraint)
+    text = walk(held, way)
+    for end in range(len(text) + 1):
+        allowed = held.after(text[:end])
+        left = np.flatnonzero(allowed.mask(SIZE))
+        assert len(left) >= 1 and (len(left) == 1) == (allowed.forced >= 0)
+        if allowed.forced >= 0:
+            assert left[0] == allowed.forced and allowed.few(1) == [allowed.forced]
+            engine_allows = np.unpackbits(np.frombuffer(raw(constraint, text[:end]), np.uint8), bitorder="little")
+            assert engine_allows[allowed.forced] or END in text[:end]
+
+
+def raw(constraint: Constraint, text: list[int]) -> bytes:
+    """The engine's own mask after a text."""
+    engines = LLMatcher(vocabulary()._tokens, grammar_of(constraint), log_level=0)
+    assert all(engines.consume_token(token) for token in text[: text.index(END) + 1 if END in text else None])
+    return bytes(engines.compute_bitmask())
+
+
+moves = st.lists(st.tuples(st.sampled_from(["force", "propose", "advance", "lose", "recover"]), st.integers(0, 999)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(CONSTRAINTS), moves)
+def test_a_guide_of_any_tree_says_what_a_fresh_matcher_says(
+    constraint: Constraint, done: list[tuple[str, int]]
+) -> None:
+    """Over drafts that are made and dropped, the root's moves, lost rows, and a recovery that starts with a prefix."""
+    answer, guide, tree = list[int](), ConstraintGuide(vocabulary().held(constraint)), TokenTree(7, 3, 32, ends={END})
+    for move, choice in done:
+        node = sorted(tree.live.values(), key=lambda node: node.id)[choice % len(tree.live)]
+        after = [*answer, *(below.token for below in tree.path(node))]
+        allowed = vocabulary().held(constraint).after(after)
+        assert guide.after(tree, node) == allowed
+        match move:
+            case "force":
+                guide.extend(tree, node, 1e-9)
+            case "propose":
+                wanted = [Child((choice * 7 + step * 13) % SIZE, 0.2) for step in range(4)]
+                children = guide.legal(tree, node, [*wanted, *(Child(token, 0.1) for token in allowed.few(2))])
+                assert all(allowed.allows(child.token) for child in children)
+                tree.propose(node, 0, children, [child.confidence for child in children])
+            case "advance":
+                legal = np.flatnonzero(guide.after(tree, tree.root).mask(SIZE))
+                tree.root.answer = int(legal[choice % len(legal)])
+                for _, new in tree.advance():
+                    guide.advanced(new.token)
+                    answer.append(new.token)
+            case "lose":
+                tree.take(choice % 8, 1e-9)
+                tree.forget_sent()
+            case "recover":  # somebody else goes on from the committed tokens
+                guide = ConstraintGuide(vocabulary().held(constraint))
+                tree = TokenTree(answer[-1] if answer else 7, 3 + len(answer), 32, ends={END})
+                for token in answer:
+                    guide.advanced(token)
+    for node in tree.live.values():
+        after = [*answer, *(below.token for below in tree.path(node))]
+        assert guide.after(tree, node) == vocabulary().held(constraint).after(after)
 
 
 def test_a_guide_leaves_only_legal_drafts_and_makes_what_is_forced() -> None:

@@ -21,6 +21,7 @@ from swarm.serve.messages import read_tools
 from swarm.serve.parse import parse_chat_untrusted, parse_completion_untrusted
 from swarm.serve.requests import ChatBody
 from swarm.serve.structured import Structure, read_structure
+from tests.swarm.model.lettered import allows, lettered
 from tests.swarm.serve.conftest import Serve
 from tests.swarm.serve.tiny import TinyManifest
 
@@ -128,6 +129,24 @@ def test_a_call_and_an_answer_both_find_their_definitions() -> None:
     for wrong in ([2], {"name": "look", "arguments": {"where": "left"}}, {"name": "go", "arguments": {}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
+
+
+def test_tools_keep_what_they_refer_to() -> None:
+    """By pointers, anchors and names of their own, also in members that are called like a keyword."""
+    properties = {
+        "const": {"$ref": "#/$defs/one"},
+        "default": {"$ref": "#two"},
+        "items": {"$ref": "#/properties/const"},
+        "inner": {"$id": "http://inner.example/", "$ref": "#/$defs/three", "$defs": {"three": {"const": 3}}},
+    }
+    defs = {"one": {"const": 1}, "two": {"$anchor": "two", "const": 2}}
+    parameters = {"type": "object", "properties": properties, "required": list(properties), "$defs": defs}
+    tools = [{"type": "function", "function": {"name": "look", "parameters": parameters}}]
+    found = structure(tools=tools, tool_choice="required")
+    assert found is not None
+    held = lettered().held(found.constraint)
+    assert allows(held, '{"name": "look", "arguments": {"const": 1, "default": 2, "items": 1, "inner": 3}}')
+    assert not allows(held, '{"name": "look", "arguments": {"const": 2, "default": 2, "items": 1, "inner": 3}}')
 
 
 class Person(BaseModel, extra="forbid"):

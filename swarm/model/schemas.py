@@ -1,0 +1,214 @@
+"""JSON Schemas as the engine is given them: what it would not read as the standard (draft 2020-12) says is written in
+other words, or refused by name.
+
+The engine refuses most of what it cannot hold. What is done here is the rest: keywords that say nothing are left out,
+some that it does not know are said by others, dates are made exact, and what it would get wrong in silence is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swarm.base.errors import UsageError
+
+_ONE = "additionalProperties additionalItems contains not if then else propertyNames contentSchema items".split() + [
+    "unevaluatedItems",
+    "unevaluatedProperties",
+]
+_DATA = frozenset("const enum default example examples required x-guidance".split())
+"""Keywords whose values are no schemas."""
+_NAMED = frozenset("properties patternProperties $defs definitions dependentSchemas dependencies".split())
+"""Keywords whose values have schemas under names that are no keywords."""
+_COUNTS = "minLength maxLength minItems maxItems minProperties maxProperties minContains maxContains".split()
+_BOUNDS = "minimum maximum exclusiveMinimum exclusiveMaximum".split()
+_TYPES = ["null", "boolean", "number", "string", "array", "object"]
+_STANDARD = frozenset(
+    "date-time date time duration email idn-email hostname idn-hostname ipv4 ipv6 uri uri-reference iri iri-reference "
+    "uuid uri-template json-pointer relative-json-pointer regex".split()
+)
+"""Formats that the standard defines. Any other is a note to people, as it says."""
+_EXACT = 2**53
+"""Bounds of numbers up to here are read as they are written."""
+
+_LEAP = "(?:..(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
+_DAY = f"(?:.{{5}}(?:0[13-9]|1.)-..|.{{5}}02-(?:[01].|2[0-8])|{_LEAP}-02-29)"
+_SECOND = "(?:.{6}[0-5]|23:59:60[.0-9]*(?:[zZ]|.00:00)$)"
+_DATES = {"date": f"^{_DAY}$", "time": f"^{_SECOND}", "date-time": f"^{_DAY}.{_SECOND}"}
+"""What the engine's own patterns leave open: 29 February of common years, and leap seconds at other times than 23:59
+UTC. Those are taken where they are written in UTC."""
+
+_ESCAPES = 'nrbtf\\"'
+"""How characters are escaped: each in one way. As `\\u0061` a name would pass for another one than `a`."""
+
+
+def exact(schema: Any) -> dict[str, Any]:
+    """The schema as the engine is to read it. Raises UsageError naming the keyword."""
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, Mapping):
+        found = "false, which nothing fits" if schema is False else type(schema).__name__
+        raise UsageError(f"expected a JSON Schema that is an object, found {found}")
+    made = dict(_exact(schema))
+    options = made.get("x-guidance", {})
+    if not isinstance(options, dict):
+        raise UsageError(f"expected 'x-guidance' to be an object, found {type(options).__name__}")
+    if not _has_controls(schema):
+        made["x-guidance"] = {"json_allowed_escapes": _ESCAPES, **options}
+    elif _open_names(schema):
+        raise UsageError("control characters in a schema go only with objects whose names are all given")
+    return made
+
+
+def rebuilt(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """A copy of the schema with each schema that it has directly below it changed.
+
+    Keywords that nobody knows may hold schemas that a `$ref` names, so what is below them counts as such.
+    """
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _DATA:
+            made[key] = value
+        elif key in _NAMED and isinstance(value, dict):
+            made[key] = {name: change(below) for name, below in value.items()}
+        elif isinstance(value, list):
+            made[key] = [change(below) for below in value]
+        else:
+            made[key] = change(value) if isinstance(value, dict) or key in _ONE else value
+    return made
+
+
+def _exact(schema: Any) -> Any:
+    """The same for a schema anywhere in it, and for what is no schema."""
+    if not isinstance(schema, Mapping):
+        return schema
+    made = {key: value for key, value in rebuilt(schema, _exact).items() if not _says_nothing(key, value, schema)}
+    for key in _COUNTS:
+        if isinstance(value := made.get(key), float) and value.is_integer():
+            made[key] = int(value)
+    for key in _BOUNDS:
+        _check_bound(key, made.get(key))
+    _check_least(made)
+    _dated(made)
+    _names(made)
+    _dependent(made)
+    if "type" not in made and any(isinstance(part, dict) and "$ref" in part for part in _list(made, "oneOf")):
+        made["type"] = _TYPES  # so that references are followed before it is seen whether the parts exclude each other
+    return made
+
+
+def _says_nothing(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
+    match key:
+        case "uniqueItems" | "not":
+            return value is False
+        case "unevaluatedItems" | "unevaluatedProperties" | "propertyNames":
+            return value is True or value == {}
+        case "dependentRequired" | "dependentSchemas":
+            return value == {}
+        case "minContains" | "maxContains":
+            return "contains" not in schema
+        case "then" | "else":
+            return "if" not in schema
+        case "if":
+            return "then" not in schema and "else" not in schema
+        case "format":
+            return isinstance(value, str) and value not in _STANDARD
+        case _:
+            return False
+
+
+def _check_bound(key: str, value: Any) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > _EXACT:
+        raise UsageError(
+            f"'{key}': expected a number of at most 2^53 (9007199254740992) in size, found {str(value):.40}"
+        )
+
+
+def _check_least(schema: Mapping[str, Any]) -> None:
+    """Names of members beyond those that are listed are not held to be different ones, so they cannot be counted."""
+    least = schema.get("minProperties")
+    if not isinstance(least, int) or least < 2:
+        return
+    listed = {*_names_in(schema.get("properties")), *_names_in(schema.get("required"))}
+    if least - len(listed) >= 2:
+        raise UsageError(
+            f"'minProperties': at most one member beyond those in 'properties' and 'required' can be asked for, found "
+            f"{least} of which {len(listed)} are listed"
+        )
+
+
+def _dated(schema: dict[str, Any]) -> None:
+    form = schema.get("format")
+    pattern = _DATES.get(form) if isinstance(form, str) else None
+    if pattern is None:
+        return
+    if "pattern" in schema:
+        schema["allOf"] = [*_list(schema, "allOf"), {"pattern": pattern}]
+    else:
+        schema["pattern"] = pattern
+
+
+def _names(schema: dict[str, Any]) -> None:
+    """`propertyNames` of an object that names no members itself, by the names or the pattern that it gives."""
+    rule = schema.get("propertyNames")
+    if not isinstance(rule, dict) or "properties" in schema or "patternProperties" in schema:
+        return
+    said = {key: value for key, value in rule.items() if key not in ("type", "title", "description")}
+    if rule.get("type", "string") != "string" or len(said) != 1:
+        return
+    (how, value), members = next(iter(said.items())), schema.get("additionalProperties", True)
+    if how == "pattern" and isinstance(value, str):
+        put = {"patternProperties": {value: members}, "additionalProperties": False}
+    elif how in ("enum", "const") and all(isinstance(name, str) for name in (value if how == "enum" else [value])):
+        put = {"properties": dict.fromkeys(value if how == "enum" else [value], members), "additionalProperties": False}
+    else:
+        return
+    del schema["propertyNames"]
+    schema.update(put)
+
+
+def _dependent(schema: dict[str, Any]) -> None:
+    """`dependentRequired`: without the one member, or with the others."""
+    needs = schema.get("dependentRequired")
+    if not isinstance(needs, dict) or not all(isinstance(others, list) for others in needs.values()):
+        return
+    del schema["dependentRequired"]
+    either = [
+        {"anyOf": [{"properties": {name: False}}, {"required": [name, *others]}]}
+        for name, others in needs.items()
+        if others
+    ]
+    if either:
+        schema["allOf"] = [*_list(schema, "allOf"), *either]
+
+
+def _has_controls(schema: Any) -> bool:
+    """Whether it holds characters that can only be written as `\\u` and four digits."""
+    text = json.dumps(schema, ensure_ascii=False)
+    return "\\u00" in text or "\x7f" in text
+
+
+def _open_names(schema: Any) -> bool:
+    """Whether an object of it may have members beside those that it names."""
+    found = False
+
+    def look(below: Any) -> Any:
+        nonlocal found
+        if isinstance(below, Mapping):
+            named = any(key in below for key in ("properties", "patternProperties", "required"))
+            found = found or (named and below.get("additionalProperties") is not False)
+            rebuilt(below, look)
+        return below
+
+    look(schema)
+    return found
+
+
+def _list(schema: Mapping[str, Any], key: str) -> list[Any]:
+    found = schema.get(key)
+    return found if isinstance(found, list) else []
+
+
+def _names_in(value: Any) -> set[str]:
+    return {name for name in value if isinstance(name, str)} if isinstance(value, dict | list) else set()

@@ -1,0 +1,128 @@
+"""Schemas that the engine would read otherwise than the standard says: made exact, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from swarm.base.errors import UsageError
+from swarm.model.constraint import MAX_CHARS
+from swarm.model.grammars import from_schema
+from swarm.model.schemas import exact, rebuilt
+from tests.swarm.model.lettered import allows, lettered
+
+PETS = {
+    name: {
+        "type": "object",
+        "properties": {"kind": {"const": name}},
+        "required": ["kind"],
+        "additionalProperties": False,
+    }
+    for name in ("cat", "dog")
+}
+EITHER = [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}]
+A = {"a": {"type": "integer"}}
+
+EXACT: list[tuple[Any, list[str], list[str]]] = [
+    (True, ["1", '{"a": []}'], ["x"]),
+    ({"properties": A}, ['{"a": 1}', '{"b": "x"}', '"a"'], ['{"a": "x"}', r'{"\u0061": "x"}', '{"a": 1, "a": 2}']),
+    ({"patternProperties": {"^a": {"type": "integer"}}}, ['{"ab": 1}', '{"b": ""}'], [r'{"\u0061": "x"}']),
+    ({"const": "nul \0"}, [r'"nul \u0000"'], ['"nul "']),
+    ({"maxLength": 2.0, "minLength": 1.0}, ['"ab"'], ['""', '"abc"']),
+    ({"uniqueItems": False, "type": "array"}, ["[1, 1]"], ["1"]),
+    ({"not": False, "if": {}, "maxContains": 2, "unevaluatedItems": True}, ["[1]"], ["x"]),
+    ({"then": False, "else": False, "type": "array"}, ["[1]"], ["x"]),
+    ({"type": "string", "format": "password"}, ['"x"'], ["1"]),
+    ({"format": "file-path"}, ['"x"', "1"], []),
+    ({"format": "date"}, ['"2024-02-29"', '"2000-02-29"', '"2023-02-28"', "7"], ['"2023-02-29"', '"1900-02-29"']),
+    ({"format": "date", "pattern": "^2"}, ['"2024-02-29"'], ['"2023-02-29"', '"1999-12-31"']),
+    (
+        {"format": "time"},
+        ['"23:59:60Z"', '"01:02:03+05:30"', '"23:59:60.5+00:00"'],
+        ['"22:59:60Z"', '"23:59:60+01:00"'],
+    ),
+    (
+        {"format": "date-time"},
+        ['"2024-02-29T23:59:60Z"', '"1999-12-31t01:02:03.25-08:00"'],
+        ['"2023-02-29T01:00:00Z"', '"2024-01-01T23:58:60Z"', '"2024-01-01"'],
+    ),
+    (
+        {"dependentRequired": {"a": ["b"], "c": []}, "properties": {"a": {}, "b": {}}},
+        ["{}", '{"b": 1}', '{"a": 1, "b": 1}', "3", '{"c": 1}'],
+        ['{"a": 1}', '{"a": 1, "c": 1}'],
+    ),
+    (
+        {"type": "object", "propertyNames": {"enum": ["x", "y"]}, "additionalProperties": {"type": "integer"}},
+        ["{}", '{"y": 1}', '{"x": 1, "y": 2}'],
+        ['{"z": 1}', '{"x": ""}'],
+    ),
+    ({"propertyNames": {"type": "string", "pattern": "^a+$"}}, ['{"aa": []}', "1"], ['{"ab": []}']),
+    ({"propertyNames": {"const": "a"}, "required": ["a"]}, ['{"a": 1}'], ["{}", '{"a": 1, "b": 1}']),
+    ({"oneOf": EITHER, "$defs": PETS}, ['{"kind": "cat"}', '{"kind": "dog"}'], ['{"kind": "cow"}', "1"]),
+    ({"$ref": "#/x/y", "x": {"y": {"format": "date"}}}, ['"2024-02-29"'], ['"2023-02-29"']),
+    ({"properties": {"format": {"type": "null"}, "not": A["a"]}}, ['{"format": null, "not": 1}'], ['{"format": "x"}']),
+    ({"enum": [{"format": "x", "uniqueItems": False}]}, ['{"format": "x", "uniqueItems": false}'], ["{}"]),
+    ({"required": ["b"], "minProperties": 2}, ['{"b": 1, "c": 1}'], ['{"b": 1}', '{"b": 1, "b": 1}']),
+]
+
+
+@pytest.mark.parametrize(("schema", "right", "wrong"), EXACT)
+def test_schemas_are_read_as_the_standard_says(schema: Any, right: list[str], wrong: list[str]) -> None:
+    held = lettered().held(from_schema(schema))
+    assert [text for text in right if not allows(held, text)] == []
+    assert [text for text in wrong if allows(held, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (False, "false"),
+        ({"type": "integer", "maximum": 2**53 + 1}, "'maximum'"),
+        ({"items": {"minimum": -1e19}}, "'minimum'"),
+        ({"type": "object", "minProperties": 2}, "'minProperties'"),
+        ({"allOf": [{"minProperties": 3, "required": ["a"]}]}, "'minProperties'"),
+        ({"const": "\x01", "properties": A}, "control characters"),
+        ({"x-guidance": 1}, "x-guidance"),
+        ([], "list"),
+        ("{", "JSON"),
+        ('{"a": NaN}', "JSON"),
+        ('{"maximum": ' + "9" * 5000 + "}", "JSON"),
+        (" " * (MAX_CHARS + 1), "at most"),
+    ],
+)
+def test_what_would_be_read_wrong_is_refused_by_name(schema: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        from_schema(schema)
+
+
+def test_options_of_a_schema_stay() -> None:
+    assert exact({"x-guidance": {"item_separator": ","}})["x-guidance"]["item_separator"] == ","
+    assert exact({"x-guidance": {"json_allowed_escapes": "n"}})["x-guidance"] == {"json_allowed_escapes": "n"}
+
+
+def test_a_schema_and_its_text_are_one_constraint() -> None:
+    schema = {"properties": {"day": {"format": "date"}}, "additionalProperties": False}
+    assert from_schema(schema) == from_schema(json.dumps(schema))
+
+
+def test_only_schemas_are_rebuilt() -> None:
+    """Names of members and values that are data are not taken for keywords."""
+    seen: list[Any] = []
+
+    def look(below: Any) -> Any:
+        seen.append(below)
+        return below
+
+    schema = {
+        "const": {"type": 1},
+        "default": {"type": 2},
+        "properties": {"const": {"type": "null"}},
+        "items": True,
+        "anyOf": [{"title": "x"}],
+        "required": ["const"],
+        "minimum": 3,
+    }
+    assert rebuilt(schema, look) == schema
+    assert seen == [{"type": "null"}, True, {"title": "x"}]
