@@ -27,6 +27,7 @@ from swarm.model.linear.paths import Paths
 from swarm.model.masks import AttentionChunk, Seen, Span, register_trial, within
 from swarm.model.quant.native import Library
 from swarm.model.rows import Rows
+from swarm.model.warmth import Warmth
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -174,6 +175,15 @@ class Beside:
     seen: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Early:
+    """What a layer gives (`rows`), computed before it was asked with these rows and angles."""
+
+    given: torch.Tensor
+    angles: tuple[torch.Tensor, torch.Tensor]
+    rows: torch.Tensor
+
+
 class Attending:
     """What the attention modules of one block share: the jobs of the forward under way (one thread computes),
     their positions (int64 [T], on the device), how far back the rows of each layer see, and which layers read the
@@ -207,10 +217,20 @@ class Attending:
         """Above 0: it goes through slots as they lie, by torch's functions."""
         self.beside: dict[int, Sequence[Beside]] = {}
         """By layer, for the attention that asks next: what a compressor found for each job (see compressed.py)."""
+        self.ahead = range(0)
+        self.early: dict[int, Early] = {}
 
-    def begin(self) -> None:
-        """Before a forward."""
+    def begin(self, ahead: range = range(0)) -> None:
+        """Before a forward. ahead: layers that its rows go through one after the other, so that whoever computes one of
+        them may compute what follows it (`early`)."""
         self.turns.clear()
+        self.early.clear()
+        self.ahead = ahead
+
+    def end(self) -> None:
+        """Behind a forward, whatever became of it."""
+        self.begin()
+        self.jobs, self.position = [], None
 
     def turn(self, layer: int) -> int:
         """Which attention of a layer asks now: 0, then 1, ... in a forward."""
@@ -220,11 +240,14 @@ class Attending:
         self.turns[layer] = turn + 1
         return turn
 
-    def alone_in(self, layer: int) -> list[tuple[Sight, int]] | None:
-        """What `orders` has, where attention of a layer is no more than that: one call over its own keys and values,
-        with nothing beside them, outside a trial, and no two jobs of one session."""
-        usual = self.trial is None and self.reads.get(layer, layer) == layer and self.asked.get(layer, 1) == 1
-        if not usual or layer in self.beside or (orders := self.orders()) is None:
+    def alone_in(self, layers: range) -> list[tuple[Sight, int]] | None:
+        """What `orders` has, where attention of these layers is no more than that: one call over its own keys and
+        values, with nothing beside them, outside a trial, and no two jobs of one session."""
+        usual = self.trial is None and all(
+            self.reads.get(layer, layer) == layer and self.asked.get(layer, 1) == 1 and layer not in self.beside
+            for layer in layers
+        )
+        if not usual or (orders := self.orders()) is None:
             return None
         apart = len(orders[1]) == 1 or len({id(order.kv) for order, _ in orders[1]}) == len(orders[1])
         return orders[1] if apart else None
@@ -251,29 +274,6 @@ class Attending:
         """The kernels that attend in order, and what they want of each job; None where one of them is not for them."""
         found = [(job.order, job.start) for job in self.jobs if isinstance(job, JobPlan) and job.order is not None]
         return (self.lib, found) if self.lib is not None and len(found) == len(self.jobs) else None
-
-
-@dataclass(frozen=True)
-class Warmth:
-    """Llama 4 scales the queries of its layers without rotation by their position
-    (https://huggingface.co/papers/2501.19399)."""
-
-    floor: float
-    scale: float
-
-    def scales(self, position: torch.Tensor) -> torch.Tensor:
-        """float32 [T]."""
-        return torch.log1p(torch.floor((position.float() + 1.0) / self.floor)) * self.scale + 1.0
-
-
-def settle_scales(inner: torch.nn.Module) -> None:
-    """Take over from modules that scale a query by the place of its row in the forward: sessions share forwards."""
-    for module in inner.modules():
-        if getattr(module, "attn_temperature_tuning", False) and hasattr(module, "floor_scale"):
-            setattr(module, "attn_temperature_tuning", False)  # noqa: B010
-            if not module.use_rope:
-                warmth = Warmth(float(module.floor_scale), float(module.attn_scale))  # type: ignore[arg-type]
-                setattr(module, "swarm_warmth", warmth)  # noqa: B010
 
 
 def register_attention() -> None:

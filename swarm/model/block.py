@@ -184,7 +184,7 @@ class Block:
             position = np.concatenate([r.position for r in rows]).astype(np.int64)
             places = torch.from_numpy(position).to(self.device)
             self._attending.position = places
-            self._attending.begin()
+            self._attending.begin(range(self.first, self.last))
             inputs = {
                 "position_ids": places[None],
                 "use_cache": False,
@@ -196,7 +196,7 @@ class Block:
                 return [hidden[plan.start : plan.stop] for plan in plans]
             return self._logits(rows, inputs)
         finally:
-            self._attending.jobs, self._attending.position = [], None
+            self._attending.end()
 
     def _divided(self, plans: Sequence[JobPlan]) -> contextlib.AbstractContextManager[None]:
         """Who has the CPU's threads: the kernels of packed weights alone, where little else is worth dividing, and
@@ -223,7 +223,7 @@ class Block:
         """
         with self._attending.lock:
             self._attending.jobs, self._attending.position = plans, positions
-            self._attending.begin()
+            self._attending.begin(range(self.first, self.last))
             try:
                 # Called within a capture too: whoever calls has entered the device.
                 named = "input_ids" if self.head else "inputs_embeds"
@@ -232,7 +232,7 @@ class Block:
                     return self._edges.through(self._model, given).logits[0].float()  # type: ignore[no-any-return]
                 return self._edges.rows_through(inner_model(self._model), given)
             finally:
-                self._attending.jobs, self._attending.position = [], None
+                self._attending.end()
 
     def forward_static(self, plan: Plan, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """`compute` of a whole model for the rows of one plan: logits float32 [n, vocab_size]."""

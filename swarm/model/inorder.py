@@ -24,7 +24,8 @@ from swarm.model.rows import Rows
 
 MOST_QUERIES = 256
 """Query heads that may share a key head."""
-_JOB = struct.Struct("=15q")
+JOB_WORDS = 15
+"""Of the kernels' struct AttendJob."""
 _CALL = struct.Struct("=15q2d2f")
 
 
@@ -80,25 +81,26 @@ class Sight:
 
     def words(self, layer: int, mine: slice, span: Span, start: int) -> bytes:
         """The kernels' struct AttendJob for these key heads of one layer."""
-        keys, values = (kept[mine] for kept in self.kv.layer(layer))
-        arrays = (self.write, self.prefix, self.low(span), self.seen, self.slot, self.position)
-        places = tuple(array.ctypes.data for array in arrays)
-        return _JOB.pack(
-            keys.data_ptr(),
-            values.data_ptr(),
-            keys.stride(0),
-            values.stride(0),
-            keys.stride(1),
-            values.stride(1),
-            start,
-            len(self.rows),
-            self.kv.layout.scratch,
-            *places,
-        )
+        words = self.of_layers(range(layer, layer + 1), [span], start)[0]
+        keys, values = self.kv.layer(layer)
+        words[0] += mine.start * keys.stride(0) * keys.itemsize
+        words[1] += mine.start * values.stride(0) * values.itemsize
+        return bytes(words)
+
+    def of_layers(self, layers: range, spans: Sequence[Span], start: int) -> NDArray[np.int64]:
+        """int64 [len(layers), 15]: the struct AttendJob for all key heads of each of these layers of these spans."""
+        words = np.empty((len(layers), JOB_WORDS), np.int64)
+        words[:, :6] = self.kv.addresses(layers)
+        words[:, 6:9] = start, len(self.rows), self.kv.layout.scratch
+        arrays = (self.write, self.prefix, self.write, self.seen, self.slot, self.position)
+        words[:, 9:] = [array.ctypes.data for array in arrays]
+        low = {span: self.low(span).ctypes.data for span in set(spans)}
+        words[:, 11] = [low[span] for span in spans]
+        return words
 
 
 def call_words(scale: float) -> bytes:
-    """The kernels' struct AttendCall for a call that knows the rest itself (`Library.layer_whole`)."""
+    """The kernels' struct AttendCall for a call that knows the rest itself (`Library.layers_whole`)."""
     return _CALL.pack(*[0] * 15, scale, 0.0, 0.0, 0.0)
 
 

@@ -8,6 +8,7 @@ short.
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import threading
@@ -110,6 +111,11 @@ class Seat:
         self.stores.append(store)
         return [store[i, 0, 0] for i in range(count)]
 
+    @functools.cached_property
+    def addresses(self) -> NDArray[np.int64]:
+        """`addresses_of` the layers, which are never moved."""
+        return addresses_of(self.layers)
+
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
@@ -122,6 +128,14 @@ class Seat:
 
     def give_up(self) -> None:
         self.gone, self.stores, self.layers, self.indices = True, [], [], []
+        self.__dict__.pop("addresses", None)
+
+
+def addresses_of(layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> NDArray[np.int64]:
+    """int64 [layers, 6]: where each layer's keys lie and where its values; numbers from one head of keys to the next,
+    of values; from one slot of keys to the next, of values."""
+    found = [(k.data_ptr(), v.data_ptr(), *(x.stride(axis) for axis in (0, 1) for x in (k, v))) for k, v in layers]
+    return np.array(found, np.int64).reshape(-1, 6)
 
 
 class KVPool:
@@ -309,6 +323,10 @@ class SessionKV:
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(keys, values) of a layer of the model; written in place."""
         return self.seat.layers[layer - self.first]
+
+    def addresses(self, layers: range) -> NDArray[np.int64]:
+        """`Seat.addresses` of some of the session's layers."""
+        return self.seat.addresses[layers.start - self.first : layers.stop - self.first]
 
     @property
     def recurrent(self) -> bool:

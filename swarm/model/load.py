@@ -18,7 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from swarm.base.errors import ModelError, SwarmError
 from swarm.base.events import Progress, Report
 from swarm.model import attention, cached
-from swarm.model.attention import Attending, Call, settle_scales
+from swarm.model.attention import Attending, Call
 from swarm.model.blocked import give_back
 from swarm.model.compressed import take_compressors
 from swarm.model.edges import Edges, open_edges
@@ -43,6 +43,7 @@ from swarm.model.quant.sliced import Places, slice_layers
 from swarm.model.rope import settle_rope
 from swarm.model.shared import hang_in, let_go, looks_back, untie
 from swarm.model.state import ModelState, read_state, unconsumed
+from swarm.model.warmth import settle_warmth
 
 PIECE_BYTES = 2 << 30
 
@@ -125,7 +126,7 @@ def load_layers(
     take_over(inner_model(model), attending)
     take_compressors(inner_model(model), attending)
     settle_rope(inner_model(model), kind.__name__)
-    settle_scales(inner_model(model))
+    settle_warmth(inner_model(model))
     settle_latents(inner_model(model), lib)
     _, layers = layer_list(model, kind.__name__)
     settle_places(inner_model(model), layers, attending)

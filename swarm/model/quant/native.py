@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-VERSION = 8
+VERSION = 9
 """Of the interface and the packed layout; a library that says another is not used."""
 ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16")
 """Instruction sets by number. All give the same bits."""
@@ -56,8 +56,8 @@ class Library:
         ]  # fmt: skip
         lib.swarm_layer_before.argtypes = [whole, *[pointer] * 2, wide, *[pointer] * 5, whole, whole, pointer]
         lib.swarm_layer_after.argtypes = [whole, *[pointer] * 3, wide, pointer, whole, whole, pointer]
-        lib.swarm_layer_whole.argtypes = [
-            whole, *[pointer] * 2, wide, *[pointer] * 4, wide, pointer, whole, whole, pointer
+        lib.swarm_layers_whole.argtypes = [
+            whole, pointer, wide, pointer, wide, *[pointer] * 4, wide, pointer, whole, whole, pointer
         ]  # fmt: skip
         lib.swarm_batched.argtypes = [whole, pointer, *[wide] * 4, *[whole] * 3, pointer]
         lib.swarm_attend.argtypes = [whole, pointer, pointer, wide, whole, whole, pointer]
@@ -213,24 +213,30 @@ class Library:
         places = (x.data_ptr(), seen.data_ptr(), rows, out.data_ptr())
         self._check(self._lib.swarm_layer_after(isa, layer, *places, *self._crew(x.dtype)))
 
-    def layer_whole(
+    def layers_whole(
         self,
-        layer: bytes,
+        layers: bytes,
         x: torch.Tensor,
         rows: int,
         cos: torch.Tensor,
         sin: torch.Tensor,
-        call: bytes,
-        jobs: bytes,
-        many: int,
-        out: torch.Tensor,
+        calls: bytes,
+        jobs: NDArray[np.int64],
+        outs: Sequence[torch.Tensor],
     ) -> None:
-        """A whole layer: `layer_before`, `attend` and `layer_after`, the same bits. call: the struct AttendCall, of
-        which scale, cap and sinks count; jobs: of `many` sessions, none of them twice, whose rows are all the rows.
-        Raises ValueError for heads that it cannot divide."""
+        """Layers that follow each other, whole: of each `layer_before`, `attend` and `layer_after`, the same bits.
+
+        layers: of each the struct Layer; calls: of each the struct AttendCall, of which scale, cap and sinks count.
+        jobs: int64 [layers, sessions, 15], contiguous, the struct AttendJob of each; no session is there twice, and
+        their rows are all the rows. Fills outs, what each layer gives: [rows, hidden]. Raises ValueError for heads that
+        it cannot divide.
+        """
         places = (x.data_ptr(), rows, cos.data_ptr(), sin.data_ptr())
-        given = (call, jobs, many, out.data_ptr())
-        self._check(self._lib.swarm_layer_whole(self.best_isa, layer, *places, *given, *self._crew(x.dtype)))
+        given = (calls, jobs.ctypes.data, jobs.shape[1])
+        to = (ctypes.c_int64 * len(outs))(*[out.data_ptr() for out in outs])
+        self._check(
+            self._lib.swarm_layers_whole(self.best_isa, layers, len(outs), *places, *given, to, *self._crew(x.dtype))
+        )
 
     def attend(self, call: bytes, jobs: bytes, many: int, dtype: torch.dtype) -> None:
         """Attention over slots (native/attend.h) of `many` sessions. call: its struct AttendCall; jobs: their struct

@@ -1,4 +1,4 @@
-"""Decoder layers in two calls: what their classes compute, the same bits in any company and on any instruction set."""
+"""Decoder layers in few calls: what their classes compute, the same bits in any company and on any instruction set."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 
-from swarm.model.fused import FusedLayer, fuse, fused_of, settle
+from swarm.model import fused as fused_module
+from swarm.model.block import Block
+from swarm.model.fused import MOST_AHEAD, FusedLayer, LayerRun, fuse, fused_of, settle
 from swarm.model.job import Job
+from swarm.model.kvcache import KVPool
 from swarm.model.packing import put_in
+from swarm.model.prune import layer_list
 from swarm.model.quant.formats import find_format
 from swarm.model.quant.matrix import hold
 from swarm.model.quant.native import ISAS, Library, library
-from swarm.model.rows import no_commits
+from swarm.model.rows import Rows, no_commits
 from tests.swarm.model.exact_rows import LAYERS, LAYOUT, Session, block_of, forward, random_text
 from tests.swarm.model.tiny import certain, drafted
 
@@ -174,13 +180,7 @@ def test_large_gates_and_numbers_that_are_not_finite_come_through() -> None:
 def test_a_layer_in_one_call_has_the_bits_of_a_layer_in_two(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions that share a forward, drafts on paths of their own, windows; and one session twice, which takes two."""
     block, text = block_of(family, "Q8_0"), random_text(2, 90)
-    whole, calls = Library.layer_whole, []
-
-    def counted(*given: Any) -> None:
-        calls.append(given)
-        whole(*given)
-
-    monkeypatch.setattr(Library, "layer_whole", counted)
+    calls = counted(monkeypatch)
     frames = [
         ([certain(text[:80], 0, LAYOUT), certain(text[5:40], 0, LAYOUT)], [no_commits(), no_commits()]),
         ([drafted(text[80:84], [-1, 0, 0, 1], [30, 3, 17, 9], 80, LAYOUT), certain(text[40:41], 35, LAYOUT)],
@@ -190,15 +190,123 @@ def test_a_layer_in_one_call_has_the_bits_of_a_layer_in_two(family: str, monkeyp
     for _ in range(2):
         sessions = [Session.open(block, []) for _ in range(2)]
         found.append([rows for frame in frames for one in forward(sessions, *frame) for rows in one])
-        monkeypatch.setattr(FusedLayer, "_jobs", lambda *given: None)
-    assert len(calls) == 2 * LAYERS
+        monkeypatch.setattr(LayerRun, "compute", lambda *given: None)
+    assert calls == [1] * LAYERS + [LAYERS]
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
     monkeypatch.undo()
-    monkeypatch.setattr(Library, "layer_whole", counted)
-    calls.clear()
+    calls = counted(monkeypatch)
     (kv,) = Session.open(block, []).kvs
     parts = [Job(kv, no_commits(), certain(text[a:b], a, LAYOUT), None) for a, b in ((0, 30), (30, 80))]
     for job in parts:
         job.rows.want[:] = True
     logits = block.forward(parts)
     assert not calls and torch.equal(torch.cat(logits)[-1], found[0][0][-1])
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each call of the kernels that computes layers whole how many these are, as they come."""
+    whole, calls = Library.layers_whole, []
+
+    def count(*given: Any) -> None:
+        calls.append(len(given[-1]))
+        whole(*given)
+
+    monkeypatch.setattr(Library, "layers_whole", count)
+    return calls
+
+
+_blocks: dict[str, Block] = {}
+
+
+def block(family: str) -> Block:
+    if family not in _blocks:
+        _blocks[family] = block_of(family, "Q8_0")
+    return _blocks[family]
+
+
+@settings(max_examples=40)
+@given(data=st.data(), family=st.sampled_from(["llama", "qwen2"]), cuts=st.sets(st.integers(1, LAYERS - 1)))
+def test_layers_that_go_together_have_the_bits_of_layer_by_layer(
+    data: st.DataObject, family: str, cuts: set[int]
+) -> None:
+    """Any cut, any number of rows, any company; every part of the model is one call where rows are few."""
+    whole, text, frames = block(family), random_text(3, 130), []
+    starts = data.draw(st.lists(st.integers(1, 90), min_size=1, max_size=3), "texts")
+    frames.append([certain(text[:n], 0, LAYOUT) for n in starts])
+    for count in data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=2), "rows"):
+        drafts = data.draw(st.lists(st.booleans(), min_size=len(starts), max_size=len(starts)), "drafts")
+        parents = [data.draw(st.integers(-1, i - 1)) for i in range(count)]
+        slots = data.draw(st.permutations(range(32)))[:count]
+        frames.append(
+            [
+                drafted(text[n : n + count], parents, slots, n, LAYOUT)
+                if draft
+                else certain(text[n : n + count], n, LAYOUT)
+                for n, draft in zip(starts, drafts, strict=True)
+            ]
+        )
+    found = []
+    for most in (MOST_AHEAD, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fused_module, "MOST_AHEAD", most)
+            calls = counted(patch)
+            sessions = [Session.open(whole, sorted(cuts)) for _ in starts]
+            nothing = [no_commits() for _ in starts]
+            found.append([forward(sessions, frame, nothing) for frame in frames])
+        parts = [part.last - part.first for part in sessions[0].parts]
+        few = [sum(map(len, frame)) <= most for frame in frames]
+        assert calls == [n for one in few for n in (parts if one else [1] * LAYERS)]
+    for one, two in zip(*found, strict=True):
+        pairs = [pair for a, b in zip(one, two, strict=True) for pair in zip(a, b, strict=True)]
+        assert pairs and all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_look_between_layers_sees_what_each_gives() -> None:
+    one, rows = block("qwen2").view(0, LAYERS - 1), certain(random_text(1, 4), 0, LAYOUT)
+    watched = one.forward_watched([job_of(one, rows)], (1, 2), to_head=False)
+    assert one._attending.early == {}  # nothing waits for a later forward
+    for tap in (1, 2):
+        part = block("qwen2").view(0, tap)
+        (want,) = part.forward([job_of(part, rows)])
+        assert torch.equal(watched.tapped[0][tap], want)
+
+
+def test_what_changes_rows_between_layers_is_computed_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is computed ahead in vain again."""
+    one, rows = block_of("llama", "Q8_0"), certain(random_text(1, 4), 0, LAYOUT)
+    layers = layer_list(one._model, type(one._model).__name__)[1]
+    hook = layers[1].register_forward_hook(lambda module, given, out: out * 2)
+    monkeypatch.setattr(fused_module, "MOST_AHEAD", 0)
+    (want,) = one.forward([job_of(one, rows)])
+    monkeypatch.undo()
+    calls = counted(monkeypatch)
+    (got,) = one.forward([job_of(one, rows)])
+    assert torch.equal(got, want) and calls == [LAYERS, 1]
+    calls.clear()
+    (got,) = one.forward([job_of(one, rows)])
+    assert torch.equal(got, want) and calls == [1] * LAYERS
+    hook.remove()
+    (plain,) = one.forward([job_of(one, rows)])
+    assert not torch.equal(plain, want)
+
+
+def test_a_forward_that_fails_leaves_nothing_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, text = block("llama"), random_text(1, 8)
+    kept = job_of(one, certain(text[:4], 0, LAYOUT))
+    (want,) = one.forward([kept])
+    layers = layer_list(one._model, type(one._model).__name__)[1]
+
+    def fail(*given: Any) -> None:
+        raise InterruptedError
+
+    hook = layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(InterruptedError):
+        one.forward([job_of(one, certain(text[4:], 0, LAYOUT))])
+    hook.remove()
+    assert one._attending.early == {} and len(one._attending.ahead) == 0
+    assert torch.equal(one.forward([kept])[0], want)
+
+
+def job_of(block: Block, rows: Rows) -> Job:
+    """A session of its own."""
+    return Job(KVPool(block, 1 << 40).open(LAYOUT, block.first, block.last), no_commits(), rows, None)

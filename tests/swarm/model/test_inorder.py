@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from swarm.model.inorder import AttentionCall as Call
 from swarm.model.inorder import LatentHeads, Sight, attend_in_order, attend_latent_in_order
+from swarm.model.kvcache import addresses_of
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, Rows
 from tests.swarm.model.tiny import certain, drafted
@@ -35,6 +36,9 @@ class Memory:
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.keys, self.values
+
+    def addresses(self, layers: range) -> NDArray[np.int64]:
+        return addresses_of([self.layer(layer) for layer in layers])
 
 
 @dataclass

@@ -538,20 +538,21 @@ template <class E> int attend(int isa, const AttendCall &call, const AttendJob *
 
 // A whole layer. attention: what stays the same from call to call; its rows and strides are filled in here.
 template <class E>
-int whole(int isa, const Layer &l, const E *x, int64_t rows, const E *cos, const E *sin, AttendCall attention,
-          const AttendJob *jobs, int64_t many, E *y, Crew crew) {
+int whole(int isa, const Layer &l, const void *given, int64_t rows, const void *cos, const void *sin, AttendCall attention,
+          const AttendJob *jobs, int64_t many, void *y, Crew crew) {
+    const E *x = static_cast<const E *>(given);
     const int64_t width = l.heads * l.dim, narrower = l.kv_heads * l.dim;
     Scratch scratch;
     E *q = scratch.take<E>(rows * width), *k = scratch.take<E>(rows * narrower), *v = scratch.take<E>(rows * narrower);
     E *seen = scratch.take<E>(rows * width);
     if (!q || !k || !v || !seen) return -2;
-    if (int code = before(isa, l, x, rows, cos, sin, q, k, v, crew)) return code;
+    if (int code = before(isa, l, x, rows, static_cast<const E *>(cos), static_cast<const E *>(sin), q, k, v, crew)) return code;
     attention.query = q, attention.key = k, attention.value = v, attention.out = seen;
     attention.query_row = width, attention.key_row = attention.value_row = narrower;
     attention.query_head = attention.key_head = attention.value_head = l.dim;
     attention.heads = l.heads, attention.kv_heads = l.kv_heads, attention.dim = attention.value_dim = l.dim;
     if (int code = attend<E>(isa, attention, jobs, many, crew)) return code;
-    return after(isa, l, x, seen, rows, y, crew);
+    return after(isa, l, x, seen, rows, static_cast<E *>(y), crew);
 }
 
 // Columns of a state that one task takes: half of a core's first cache for 128 rows of keys.
@@ -611,7 +612,7 @@ void in_huge_pages(uint8_t *from, int64_t bytes) {
 
 extern "C" {
 
-int swarm_quant_version() { return 8; }
+int swarm_quant_version() { return 9; }
 
 // The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI, 3 also with bfloat16.
 int swarm_quant_isa() {
@@ -750,21 +751,25 @@ int swarm_attend(int isa, const void *call, const void *jobs, int64_t many, int 
     return narrow ? attend<uint16_t>(isa, c, each_job, many, crew) : attend<float>(isa, c, each_job, many, crew);
 }
 
-// Before, attention and behind it in one call: `layer`, rows, angles and y as above; call and jobs as in `swarm_attend`, of
-// which `call` needs to say scale, cap and sinks alone. Rows of every job are among the `rows`, and all of them are of one.
-int swarm_layer_whole(int isa, const void *layer, const void *x, int64_t rows, const void *cos, const void *sin,
-                      const void *call, const void *jobs, int64_t many, void *y, int narrow, int threads, void *gomp) {
-    const Layer &l = *static_cast<const Layer *>(layer);
-    AttendCall c = *static_cast<const AttendCall *>(call);
-    c.scale = float(c.scale_), c.cap = float(c.cap_);
+// Layers that follow each other, `count` of them (struct Layer each), whole: before, attention and behind it. x [rows, hidden]
+// goes to the first one and its rows to the next; outs[i] [rows, hidden]: what layer i gives. Angles as above, of all layers.
+// calls and jobs as in `swarm_attend`: of each layer one call, which needs to say scale, cap and sinks alone, and `many`
+// jobs, whose rows are among the `rows`; all of these are of one.
+int swarm_layers_whole(int isa, const void *layers, int64_t count, const void *x, int64_t rows, const void *cos, const void *sin,
+                       const void *calls, const void *jobs, int64_t many, void *const *outs, int narrow, int threads,
+                       void *gomp) {
     Crew crew{threads, reinterpret_cast<Gomp>(gomp)};
-    const auto *each_job = static_cast<const AttendJob *>(jobs);
-    if (!narrow)
-        return whole(isa, l, static_cast<const float *>(x), rows, static_cast<const float *>(cos),
-                     static_cast<const float *>(sin), c, each_job, many, static_cast<float *>(y), crew);
-    typedef uint16_t E;
-    return whole(isa, l, static_cast<const E *>(x), rows, static_cast<const E *>(cos), static_cast<const E *>(sin), c,
-                 each_job, many, static_cast<E *>(y), crew);
+    for (int64_t i = 0; i < count; i++) {
+        const Layer &l = static_cast<const Layer *>(layers)[i];
+        AttendCall c = static_cast<const AttendCall *>(calls)[i];
+        c.scale = float(c.scale_), c.cap = float(c.cap_);
+        const AttendJob *each_job = static_cast<const AttendJob *>(jobs) + i * many;
+        const void *given = i ? outs[i - 1] : x;
+        int code = narrow ? whole<uint16_t>(isa, l, given, rows, cos, sin, c, each_job, many, outs[i], crew)
+                          : whole<float>(isa, l, given, rows, cos, sin, c, each_job, many, outs[i], crew);
+        if (code) return code;
+    }
+    return 0;
 }
 
 // Rows of a session through a recurrent operator (states.h): their entries are written to their slots.
