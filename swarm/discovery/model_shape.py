@@ -10,13 +10,12 @@ import torch
 
 from swarm.model.files.keys import key_numbers, layer_kinds
 from swarm.model.files.manifest import Manifest, TensorEntry, is_embedding, layer_of
-from swarm.model.files.packable import encoded_packs, packs, packs_encoded, stack_bytes
+from swarm.model.files.packable import encoded_packs, is_cut, packs, packs_encoded, stack_bytes
 from swarm.model.files.schemes import Weight, weights_of
 from swarm.model.files.ties import SHARED_BLOCK, end_of
 from swarm.model.linear.sizes import keeps_keys, layer_states
 from swarm.model.quant.formats import blocks_format, find_format
 from swarm.model.quant.native import library
-from swarm.model.quant.panels import PANEL
 from swarm.model.rows import Layout
 from swarm.planner.api import ModelShape
 
@@ -53,7 +52,7 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
             blocks += count
         else:
             held[layer] = held.get(layer, 0) + count
-            if layer is not None and not _is_cut(weight, manifest.config, weights):
+            if layer is not None and not is_cut(weight, manifest.config, weights):
                 whole[layer] = whole.get(layer, 0) + count
         if is_embedding(tensor.name) and len(tensor.shape) == 2 and tensor.shape[0] == manifest.vocab_size:
             table = count
@@ -82,17 +81,6 @@ def model_shape(manifest: Manifest, dtype: torch.dtype, weights: str = "expanded
         forbidden=ties.forbidden,
         whole_bytes=tuple(whole.get(layer, 0) + parts for layer in range(manifest.n_layers)),
     )
-
-
-def _is_cut(weight: Weight, config: Mapping[str, Any], weights: str) -> bool:
-    """Whether a layer's tensor is cut where its layer is too large for a device (`quant.sliced`): the matrices of
-    linear layers, and experts that stay as stored."""
-    shape = weight.entry.shape
-    if weights == "expanded" and ".experts." in weight.entry.name:
-        return False
-    if len(shape) == 2:
-        return shape[0] >= 2 * PANEL and weight.entry.name.endswith(".weight")
-    return stack_bytes(weight, config, weights == "stored") is not None
 
 
 def _state_bytes(manifest: Manifest, size: int) -> tuple[int, ...]:

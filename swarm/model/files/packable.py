@@ -11,6 +11,7 @@ from swarm.model.files.schemes import Weight
 from swarm.model.quant.floats import Float4
 from swarm.model.quant.formats import Format, blocks_format, find_format, has_kernel
 from swarm.model.quant.native import library
+from swarm.model.quant.panels import PANEL
 
 OWN_EXPERTS = ("dbrx", "jetmoe", "llama4", "llama4_text", "longcat_flash")
 """Types whose experts transformers computes by code of their own: theirs are expanded."""
@@ -75,3 +76,14 @@ def _packs_by_name(name: str, config: Mapping[str, Any]) -> bool:
 
 def _experts_pack(name: str, config: Mapping[str, Any]) -> bool:
     return ".experts." not in name or config.get("model_type") not in OWN_EXPERTS
+
+
+def is_cut(weight: Weight, config: Mapping[str, Any], weights: str) -> bool:
+    """Whether a layer's tensor is cut where its layer is too large for a device (`quant.sliced`): the matrices of
+    linear layers, and experts that stay as stored. weights: of `load_block`."""
+    shape = weight.entry.shape
+    if weights == "expanded" and ".experts." in weight.entry.name:
+        return False
+    if len(shape) == 2:
+        return shape[0] >= 2 * PANEL and weight.entry.name.endswith(".weight")
+    return stack_bytes(weight, config, weights == "stored") is not None
