@@ -113,13 +113,14 @@ def _ring(verdict: Verdict, run: ReceiptRun, x: float, y: float, radius: int) ->
     for index, angle in enumerate(angles):
         parts += _edge(verdict, run, index, x, y, radius, angle, angle + 2 * math.pi / count)
     said = own_spans(run.order) if run.order.own_layers else f"{run.close.new_tokens} tokens, {run.close.outcome}"
-    boxes = [(run.requester, "requester", said, Standing.PROVEN if not run.order.own_layers else Standing.CLAIMED)]
+    drawn = verdict.standing_of("replay") or verdict.standing_of("tokens") or Standing.CLAIMED
+    boxes = [(run.requester, "requester", said, drawn)]
     for stage in epoch.plan:
         accept = epoch.accepts.get(stage.node)
         device = accept.hardware.device if accept is not None else "did not accept"
+        # A replay shows what the tokens should be, and nothing of who computed them.
         audited = verdict.standing_of("audit", stage.node) is Standing.PROVEN
-        recomputed = audited or verdict.standing_of("replay") is Standing.PROVEN
-        standing = Standing.PROVEN if recomputed else Standing.CLAIMED
+        standing = Standing.PROVEN if audited else Standing.CLAIMED
         boxes.append((stage.node, f"layers {stage.first}-{stage.last - 1}", device, standing))
     for angle, (key, role, device, standing) in zip(angles, boxes, strict=True):
         parts += _box(x + radius * math.cos(angle), y + radius * math.sin(angle), key, role, device, standing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,7 +57,10 @@ def signed_alike(part: Part) -> bool:
 
 
 def choose_rows(run: ReceiptRun, count: int, chooser: Chooser) -> list[tuple[Part, tuple[int, ...]]]:
-    """`count` outbound leaves over all parts, as even as can be, in rising order; none of a part that sent nothing.
+    """`count` outbound leaves over all parts by how much each sent, at least one of each, in rising order.
+
+    None of a part that sent nothing. Not by parts alone: whoever interrupts a run makes as many as it likes, and long
+    ones would be left with a frame each.
 
     A tail opens all: an answer is a hundred bytes, says less of the computation than a row does, and every kept token
     has to be among them. So does a part whose frames another one signed otherwise (`signed_alike`): a sample would
@@ -64,10 +68,11 @@ def choose_rows(run: ReceiptRun, count: int, chooser: Chooser) -> list[tuple[Par
     no frame of it saw another text, and the tree holds as many frames as were signed.
     """
     parts = parts_of(run)
+    shares = _shares([part.end.sent for part in parts], count)
     chosen = []
-    for number, part in enumerate(parts):
+    for part, wanted in zip(parts, shares, strict=True):
         frames = part.end.sent
-        share = min(max(1, count // len(parts) + (number < count % len(parts))), frames, MAX_LEAVES - 1)
+        share = min(max(1, wanted), frames, MAX_LEAVES - 1)
         leaves: set[int] = set()
         if part.stage.last == run.order.model.layers or not signed_alike(part):
             leaves = set(range(1, frames + 1))
@@ -77,6 +82,16 @@ def choose_rows(run: ReceiptRun, count: int, chooser: Chooser) -> list[tuple[Par
             leaves.add(frames)
         chosen.append((part, tuple(sorted(leaves))))
     return chosen
+
+
+def _shares(frames: Sequence[int], count: int) -> list[int]:
+    """`count` in the proportion of `frames`; what is left goes to the largest remainders, the first of equals."""
+    total = sum(frames) or 1
+    shares = [count * sent // total for sent in frames]
+    behind = sorted(range(len(frames)), key=lambda index: -(count * frames[index] % total))
+    for index in behind[: count - sum(shares) if sum(frames) else 0]:
+        shares[index] += 1
+    return shares
 
 
 def part_name(run: ReceiptRun, part: Part) -> str:

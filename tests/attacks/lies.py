@@ -172,3 +172,21 @@ def signs_another_fingerprint_than_it_tells() -> None:
         return accept(self, header, **{**about, "fingerprint": "ab" * 32})
 
     StageRecord.accept = signed  # type: ignore[method-assign]
+
+
+def hears_one_frame_otherwise() -> None:
+    """Frame 6 is taken, kept and computed as if another row had come in: that which came, with two parts swapped."""
+    from dataclasses import replace
+
+    from swarm.stage.server import StageServer
+
+    take, seen = StageServer._take_frame, [0]
+
+    def taken(self: Any, peer: Any, message: Any) -> None:
+        seen[0] += 1
+        if seen[0] == 6:
+            body = bytes(message.body)
+            message = replace(message, body=body[:-64] + body[-32:] + body[-64:-32])  # rows stand last
+        take(self, peer, message)
+
+    StageServer._take_frame = taken  # type: ignore[method-assign]

@@ -327,6 +327,24 @@ def test_rows_are_chosen_by_the_verifier(ring: Any) -> None:
     assert [len(leaves) for _, leaves in choose_rows(run, 10_000, Chooser())] == [5, 5, 5]
 
 
+def test_a_run_cut_into_many_epochs_leaves_no_long_one_with_a_frame(rings: Any) -> None:
+    """A requester interrupts its run at will, so that a stage beside it may lie in the one epoch that is long."""
+    run = verify(rings("plain").receipt).run
+    assert run is not None
+    short_ends = {node: replace(end, sent=2) for node, end in run.last.ends.items()}
+    long_ends = {node: replace(end, sent=400) for node, end in run.last.ends.items()}
+    many = [replace(run.last, number=number, ends=short_ends) for number in range(30)]
+    cut = replace(run, epochs=(replace(run.last, ends=long_ends), *many))
+    alone = replace(run, epochs=(replace(run.last, ends=long_ends),))
+    for count in (32, 90):
+        (first, *_), (of_cut, *_) = (
+            [len(leaves) for part, leaves in choose_rows(one, count, random.Random(1)) if part.end.sent == 400]
+            for one in (alone, cut)
+        )
+        assert first >= of_cut >= 0.8 * first, (first, of_cut)
+    assert all(leaves for _, leaves in choose_rows(cut, 1, random.Random(1)))
+
+
 class Replay:
     """Recomputation with the true tokens 100 to 104, and a given gap where the receipt differs."""
 

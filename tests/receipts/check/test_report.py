@@ -103,6 +103,16 @@ def test_boxes_of_the_drawing_do_not_overlap_and_stay_inside(make_ring: Any, sta
             assert x >= x2 + wide2 or x2 >= x + wide or y >= y2 + high2 or y2 >= y + high
 
 
+def test_no_box_is_drawn_as_proven_that_is_not(ring: Any) -> None:
+    """Of a receipt alone nothing of what the boxes say is shown: who computed, and what the requester says came out."""
+    frames = [
+        element.attrib["stroke"]
+        for element in ET.fromstring(svg_report(verify(ring.receipt))).iter(SVG + "rect")
+        if "stroke" in element.attrib
+    ]
+    assert len(frames) == 4 and COLOURS[Standing.PROVEN] not in frames
+
+
 def test_names_of_strangers_cannot_drive_the_terminal_or_the_drawing(ring: Any, resign: Any) -> None:
     evil = '\x1b[2J\x07\u202eCPU<script>alert("1")</script>&'
 
