@@ -20,6 +20,7 @@ import transformers
 
 from swarm.base.errors import SwarmError
 from swarm.model.block import Block, load_block
+from swarm.model.earliest import TakeEarliest
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
 from swarm.model.linear.shapes import ConvShape, PoolShape, RuleShape, ScanShape
@@ -143,7 +144,8 @@ class Reference:
         self.prompts = [source.integers(3, VOCAB, n).tolist() for n in PROMPTS]
         self.after = [source.integers(3, VOCAB, 2).tolist() for _ in PROMPTS]
         self.trees = [source.integers(3, VOCAB, len(TREE)).tolist() for _ in PROMPTS]
-        self.logits = [self._all(s) for s in range(len(PROMPTS))]
+        with TakeEarliest():  # transformers takes any of the positions that an index scores the same
+            self.logits = [self._all(s) for s in range(len(PROMPTS))]
 
     def _all(self, s: int) -> torch.Tensor:
         """Rows: the prompt's last, the token after it, the tree's, the token behind the committed path."""
