@@ -52,6 +52,12 @@ class QuantizeOptions(ModelOptions):
     no_report: bool = option(False, "do not compare the two models")
 
 
+_SHOW = (
+    "Layers, sizes and content digest of a model; what its weights take on this machine's CPU, and whether its rows "
+    "are computed there with the same bits in any company."
+)
+
+
 def add(parser: Parser) -> None:
     """The options of the commands."""
     parser.description = "The models on this machine."
@@ -65,7 +71,7 @@ def add(parser: Parser) -> None:
 
     action("pull", "make a model present", "Fetch a model, or some of its layers.", PullOptions, run_pull)
     action("list", "what is here", "The models that were pulled.", ListOptions, run_list)
-    action("show", "a model's numbers", "Layers, sizes and content digest of a model.", ModelOptions, run_show)
+    action("show", "a model's numbers", _SHOW, ModelOptions, run_show)
     action(
         "quantize",
         "make a smaller model",
@@ -129,14 +135,19 @@ def run_quantize(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """A model's numbers."""
+    """A model's numbers, and how this machine would hold and compute it."""
+    from swarm.discovery.held_here import held_here, rows_here
     from swarm.model.files.store import ModelStore
     from swarm.terminal.progress import reporter
 
+    store = ModelStore(models_dir(arguments))
     with reporter(json_lines=arguments.json, out=sys.stderr) as report:
-        summary = ModelStore(models_dir(arguments)).show(arguments.ref, report)
+        manifest = store.manifest(arguments.ref, report)
+        summary = store.show(arguments.ref, manifest=manifest)
+    held = held_here(manifest)
     if arguments.json:
-        print(json.dumps({**asdict(summary), "path": str(summary.path)}))
+        here = {**asdict(held), "rows": rows_here(store, arguments.ref, manifest)}
+        print(json.dumps({**asdict(summary), "path": str(summary.path), "here": here}))
         return 0
     layer_mb = max(summary.layer_bytes, default=0) / 1e6
     for name, value in (
@@ -150,6 +161,9 @@ def run_show(arguments: argparse.Namespace) -> int:
         ("stored", f"{summary.total_bytes / 1e6:.0f} MB as {', '.join(summary.formats)}"),
         ("expanded", f"{summary.expanded_bytes / 1e6:.0f} MB as bfloat16"),
         ("path", summary.path),
+        ("held here", held.told),
+        ("a layer here", held.layers_told),
     ):
         print(f"{name:13} {value}")
+    print(f"{'rows here':13} {rows_here(store, arguments.ref, manifest)}")  # takes loading a part of it
     return 0

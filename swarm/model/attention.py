@@ -113,11 +113,11 @@ class JobPlan:
     @functools.cached_property
     def by_place(self) -> torch.Tensor | None:
         """int64 [high - low]: which of the slots in sight come in the order of their positions, counted from `low`;
-        None where they lie so, or nobody asks for order."""
+        None where they lie so."""
         scratch = self.kv.layout.scratch
-        if not self.in_order or self.low >= scratch:
+        if self.low >= scratch:
             return None
-        return torch.from_numpy(np.argsort(self.places(), kind="stable"))
+        return torch.from_numpy(np.argsort(self.places(), kind="stable")).to(self.device)
 
     def places(self) -> NDArray[np.int64]:
         """[high - low]: the positions of the slots in sight; of those that hold nothing any."""
@@ -443,7 +443,7 @@ def _attend_beside(
     asked = query[0, :, job.start : job.stop]
     near, hidden = job.mask(span, 1), ~found.seen
     near = asked.new_zeros(asked.shape[1], len(kept)) if near is None else near
-    if isinstance(job, JobPlan) and (order := job.by_place) is not None:
+    if isinstance(job, JobPlan) and job.in_order and (order := job.by_place) is not None:
         kept, near = kept[order], near[:, order]
     far = torch.zeros(hidden.shape, dtype=near.dtype, device=near.device).masked_fill_(hidden, float("-inf"))
     entries = torch.cat([kept, found.entries])

@@ -107,7 +107,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers has no types
 def _in_columns(job: Plan, slots: torch.Tensor, dim: int) -> torch.Tensor:
     """What a job has for its slots in sight, in the order of the mask's columns: that of positions, where rows must not
     depend on where their keys lie."""
-    order = job.by_place if isinstance(job, JobPlan) else None
+    order = job.by_place if isinstance(job, JobPlan) and job.in_order else None
     return slots if order is None else slots.index_select(dim, order)
 
 

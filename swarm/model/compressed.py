@@ -18,6 +18,7 @@ from torch import nn
 
 from swarm.base.errors import ModelError
 from swarm.model.attention import Attending, Beside, JobPlan
+from swarm.model.earliest import earliest
 from swarm.model.linear.mixers import StateCall
 from swarm.model.linear.pooled import Pool, Pooled, run_pool
 from swarm.model.linear.shapes import PoolShape
@@ -121,11 +122,11 @@ def _picked(
     query = indexer.q_b_proj(residual).view(1, hidden.shape[1], -1, indexer.head_dim).transpose(1, 2)
     query = rotate(query, cos, sin).transpose(1, 2)
     scores = indexer.scorer(query, pooled.entries[None, :, module.head_dim :], hidden)[0]
-    # In the order of the text: which of several that score the same are taken is left to `topk`, as in the class.
+    # In the order of the text: of several that score the same the earliest are taken.
     windows, count = pooled.windows.expand_as(scores), int(pooled.windows.max()) + 1
     scores = scores.masked_fill(~pooled.seen, float("-inf"))
     line = torch.full((len(scores), count), float("-inf"), device=scores.device)
     line.scatter_reduce_(1, windows, scores.float(), "amax")
-    best = line.topk(min(int(indexer.index_topk), count), -1).indices
+    best = earliest(line, min(int(indexer.index_topk), count))[1]
     kept = torch.zeros_like(line, dtype=torch.bool).scatter_(1, best, True)
     return kept.gather(1, windows) & pooled.seen

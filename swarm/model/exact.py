@@ -143,6 +143,9 @@ class InOrder(TorchFunctionMode):
         return hasattr(matrix, "swarm_weight") or matrix.untyped_storage().data_ptr() in self._weights
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
+        if weight.dim() == 2 and not weight.numel():  # sums of nothing: experts that every row goes to, of width 0
+            nothing = x.new_zeros(*x.shape[:-1], weight.shape[0])
+            return nothing if bias is None else nothing + bias
         kinds = {x.dtype, weight.dtype}
         fit = kinds in ({torch.float32}, {torch.bfloat16}) and weight.dim() == 2 and weight.device.type == "cpu"
         if not fit or weight.dtype == torch.bfloat16 and weight.shape[1] % 2:

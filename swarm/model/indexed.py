@@ -8,8 +8,8 @@ the attention function, over layers too that take an earlier one's choice.
 MiniMax M3's index picks blocks of positions, for each key head its own. Slots lie in another order than positions, so
 its choice is made here, block by block of the position that a slot's row has.
 
-Where several positions score the same at the edge of the choice, which of them is taken is left to `topk`, here as in
-transformers.
+Where several positions score the same at the edge of the choice, the earliest are taken (`earliest.py`). In
+transformers `topk` takes any.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from swarm.model.attention import Attending, JobPlan, Plan
+from swarm.model.earliest import TakeEarliest, earliest
 from swarm.model.inorder import Sight
 from swarm.model.masks import Seen
 
@@ -121,7 +122,7 @@ def _forward(own: Callable[..., torch.Tensor], layer: int, attending: Attending)
                 seen = hidden_states.new_zeros(job.stop - job.start, job.high - job.low)
             rows, residual, keys = hidden_states[:, one], q_resid[:, one], SlotIndex(job)
             shown = seen if keys.order is None else seen[:, keys.order]
-            with attending.by_position():
+            with attending.by_position(), TakeEarliest():
                 picked = own(indexer, rows, residual, angles, shown[None], None, past_key_values=keys)[0].long()
             picked = picked if keys.order is None else keys.order[picked]
             chosen = torch.full_like(seen, float("-inf")).scatter_(1, picked, 0.0)
@@ -187,6 +188,6 @@ def _kept(
     if indexer.local_blocks > 0:
         near = (here[:, None] - torch.arange(indexer.local_blocks, device=here.device)).clamp(min=0)
         best.scatter_(2, near.expand(len(scores), -1, -1), float("inf"))
-    value, picked = best.topk(min(indexer.topk_blocks, count), -1)
+    value, picked = earliest(best, min(indexer.topk_blocks, count))
     kept = torch.full_like(best, float("-inf")).scatter_(2, picked, torch.where(value > float("-inf"), 0.0, value))
     return kept.gather(2, block.expand_as(scores)).to(dtype)

@@ -314,6 +314,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "deepseek_v32-ties": ("deepseek_v32", {"index_n_heads": 1}),
+    "hy_v4-ties": ("hy_v4", {"index_n_heads": 1}),
     "zamba2-own": ("zamba2", {"tie_word_embeddings": False, "num_mem_blocks": 1}),
     "zamba2-one": ("zamba2", {"num_mem_blocks": 1, "use_shared_attention_adapter": False, "use_mem_rope": False}),
     "qwen2_moe-plain": ("qwen2_moe", {"use_sliding_window": False}),

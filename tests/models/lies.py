@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from swarm.base.errors import SwarmError
 from swarm.discovery.model_shape import model_shape
 from swarm.model.block import load_block
+from swarm.model.earliest import TakeEarliest
 from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import no_commits
@@ -149,7 +150,8 @@ def _reference(folder: Path) -> torch.Tensor | None:
     )
     if info["missing_keys"] or info["mismatched_keys"]:
         return None
-    return model.eval()(torch.tensor([TOKENS]), use_cache=False).logits[0].float()  # type: ignore[no-any-return]
+    with TakeEarliest():
+        return model.eval()(torch.tensor([TOKENS]), use_cache=False).logits[0].float()  # type: ignore[no-any-return]
 
 
 def _leaves(value: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

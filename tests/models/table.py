@@ -25,7 +25,10 @@ within 15% of its size, since sums in another order round otherwise at each of s
 norm, not a small error; the float32 run is for those).
 
 - **exact**: since that day it says what transformers says, however it is cut. A text of a `longrope` model ends where
-  its frequencies change.
+  its frequencies change. Of positions that an index scores the same at the edge of what it takes, the earliest are
+  taken; transformers takes any, others with a cache than without (`findings/index-attention-ties.sh`), so it is told
+  the same. Scores are cut off at zero, so ties are at zero: of the choices of a tiny DeepSeek V3.2 whose index has one
+  head (`-ties`) 42 in 100 have one, with eight heads none (`tests/models/test_index_ties.py`); released models have 64.
 - **refused**: loading ends with this reason; it never runs and says something else.
 - **not built**: the rule that makes tiny configs does not fit this class, so nothing is known; loading still tries
   every cut and refuses what differs.

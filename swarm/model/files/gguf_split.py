@@ -53,6 +53,12 @@ def join_parts(files: Sequence[Path], headers: Sequence[GGUFHeader]) -> GGUFHead
     for number, (file, header) in enumerate(zip(files, headers, strict=True)):
         if len(files) > 1 and header.metadata.get("split.no", number) != number:
             raise ModelError(f"{file} says it is another part of its model; fetch it again")
+        for key in ("split.count", "split.tensors.count", "general.architecture"):
+            own, first = header.metadata.get(key), headers[0].metadata.get(key)
+            if own is not None and own != first:
+                raise ModelError(
+                    f"{file} is of another model: its {key} is {own}, that of {path} {first}; fetch it again"
+                )
         twice = tensors.keys() & header.tensors.keys()
         if twice:
             raise ModelError(f"{file} repeats tensor {min(twice)} of an earlier part; fetch it again")

@@ -169,12 +169,16 @@ class ModelStore:
                 found.append(StoredModel(f"sha256:{note.parent.name}", note.parent, "peers", here, total))
         return found
 
-    def show(self, ref: str, report: Report = silent) -> ModelSummary:
-        """A model's numbers, without fetching weights that are not here. Raises ModelError."""
+    def manifest(self, ref: str, report: Report = silent) -> Manifest:
+        """What a model is made of, without fetching weights that are not here. Raises ModelError."""
         if (packed := self._hub_gguf(ref)) is not None:
             packed.refuse_unreadable()
         hub = self._hub(ref)
-        manifest = self.open(ref, report=report, offline=True).manifest if hub is None else hub.describe(report, False)
+        return self.open(ref, report=report, offline=True).manifest if hub is None else hub.describe(report, False)
+
+    def show(self, ref: str, report: Report = silent, manifest: Manifest | None = None) -> ModelSummary:
+        """A model's numbers, from its manifest, which is found where it is not given. Raises ModelError."""
+        manifest = manifest or self.manifest(ref, report)
         weights = weights_of(manifest)
         return ModelSummary(
             ref=ref,

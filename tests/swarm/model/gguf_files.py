@@ -177,11 +177,12 @@ def write_gguf(
     change: Callable[[Tensors], None] = lambda tensors: None,
     kind: str = "F32",
     split: int = 0,
+    kinds: Callable[[str], str] | None = None,
 ) -> Path:
     """Write the file (or the parts, of `split` tensors each) and return the path of the (first) one.
 
     keys: metadata beside `gguf_keys`, the architecture's without prefix, "tokenizer." and "general." with it; None
-    removes one. kind: what matrices are stored as.
+    removes one. kind: what matrices are stored as; kinds: of each by its name, in the place of that.
     """
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     for key, value in ({**gguf_keys(model), **(keys or {})}).items():
@@ -189,8 +190,9 @@ def write_gguf(
             add_key(writer, key if key.startswith(("tokenizer.", "general.", "split.")) else f"{arch}.{key}", value)
     tensors = gguf_tensors(model, arch)
     change(tensors)
-    number = gguf.GGMLQuantizationType[kind]
     for name, data in tensors.items():
+        kind = kinds(name) if kinds is not None else kind
+        number = gguf.GGMLQuantizationType[kind]
         if kind == "F32" or plain_numbers(name, data):
             writer.add_tensor(name, np.ascontiguousarray(data, np.float32))
         elif data.shape[-1] % gguf.GGML_QUANT_SIZES[number][0]:  # as converters do

@@ -240,6 +240,38 @@ def test_a_set_of_files_is_the_model_of_one_file(tmp_path: Path, store: ModelSto
         open_model(str(first), store)
 
 
+def test_a_set_of_mixed_types_in_another_order_is_the_same_model(tmp_path: Path, store: ModelStore) -> None:
+    """Parts hold tensors as they come, each stored in a way of its own."""
+
+    def turned(tensors: Tensors) -> None:
+        for name in [*tensors][::-1]:
+            tensors[name] = tensors.pop(name)
+
+    def kinds(name: str) -> str:
+        return ("Q8_0", "Q4_0", "F16", "F32")[len(name) % 4]
+
+    model = llama(hidden_size=64, intermediate_size=96)
+    whole = open_model(str(write_gguf(tmp_path / "whole.gguf", model, "llama", kinds=kinds)), store)
+    first = write_gguf(tmp_path / "parts.gguf", model, "llama", change=turned, split=11, kinds=kinds)
+    parts = open_model(str(first), store)
+    assert len({entry.format for entry in whole.manifest.tensors}) >= 3
+    assert parts.manifest.digest == whole.manifest.digest
+    assert all(
+        torch.equal(whole.read(t.name, torch.float32), parts.read(t.name, torch.float32))
+        for t in whole.manifest.tensors
+    )
+
+
+def test_a_part_of_another_set_is_refused(tmp_path: Path, store: ModelStore) -> None:
+    first = write_gguf(tmp_path / "parts.gguf", llama(), "llama", split=20)
+    (tmp_path / "other").mkdir()
+    write_gguf(tmp_path / "other" / "parts.gguf", llama(), "llama", split=10)
+    other, own = (sorted(folder.glob("parts-00002-*.gguf"))[0] for folder in (tmp_path / "other", tmp_path))
+    own.write_bytes(other.read_bytes())
+    with pytest.raises(ModelError, match=rf"{own.name} is of another model: its split.count is \d+"):
+        open_model(str(first), store)
+
+
 def test_experts_come_apart_and_compute(tmp_path: Path, store: ModelStore) -> None:
     model = moe(transformers.Qwen3MoeConfig, head_dim=16, norm_topk_prob=True)
     checkpoint = check(write_gguf(tmp_path / "a.gguf", model, "qwen3moe", EXPERTS), model, store)
