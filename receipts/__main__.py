@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -35,15 +38,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         trust = None if arguments.trust is None else trust_untrusted(arguments.trust.read_text("utf-8"))
         options = Options(required=Level(arguments.require_level), trust=trust)
         for name in arguments.receipts:
-            data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-            verdict = verify(data, options)
+            verdict = verify(_read(name), options)
             width = shutil.get_terminal_size((100, 24)).columns
-            print(json.dumps(verdict.as_json()) if arguments.json else text_report(verdict, width))
+            _print(json.dumps(verdict.as_json()) if arguments.json else text_report(verdict, width))
             worst = max(worst, verdict.exit_code)
     except (OSError, UnicodeDecodeError, ReceiptError) as error:
-        print(f"wanswarm-verify: {error}", file=sys.stderr)
+        why = error.strerror if isinstance(error, OSError) and error.filename is None else error
+        print(f"wanswarm-verify: {why}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("wanswarm-verify: interrupted", file=sys.stderr)
+        return 130
     return worst
+
+
+def _read(name: str) -> bytes:
+    """The bytes of a file, or of stdin; none where stdin was closed."""
+    if name != "-":
+        return Path(name).read_bytes()
+    return b"" if sys.stdin is None else sys.stdin.buffer.read()
+
+
+def _print(text: str) -> None:
+    """A report that nobody gets is no success. Raises OSError, after which nothing is tried again at the end."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "cannot write the report: the output is closed")
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, f"cannot write the report: {error.strerror}") from error
 
 
 if __name__ == "__main__":
