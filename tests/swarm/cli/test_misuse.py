@@ -21,6 +21,7 @@ from swarm.cli.fault import Ending, ending_of
 from swarm.cli.loop import run_loop
 from swarm.cli.main import COMMANDS, main
 from swarm.cli.streams import Patient
+from swarm.cli.verify import write_drawing
 
 main_module = sys.modules["swarm.cli.main"]
 BAD_ADDRESSES = (
@@ -211,6 +212,20 @@ def test_misuse_is_one_line_and_exit_code_2(
 def test_every_command_is_misused() -> None:
     begun = {words.partition(" ")[0] for words, _ in cases()}
     assert set(COMMANDS) - begun == {"revoke"}  # its only word is an invite, as --swarm is
+
+
+def test_a_drawing_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_drawing(tmp_path / "a.svg", "<svg/>")
+    assert (tmp_path / "a.svg").read_text() == "<svg/>"
+
+    def full(handle: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    for name in ("a.svg", "b.svg"):
+        with pytest.raises(UsageError, match="cannot write the drawing .*: No space left on device"):
+            write_drawing(tmp_path / name, "<svg></svg>")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.svg", "<svg/>")]
 
 
 def test_paths_are_tried_and_left_as_they_were(tmp_path: Path) -> None:
