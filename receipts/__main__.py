@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -37,12 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in arguments.receipts:
             verdict = verify(_read(name), options)
             width = shutil.get_terminal_size((100, 24)).columns
-            print(json.dumps(verdict.as_json()) if arguments.json else text_report(verdict, width))
+            _print(json.dumps(verdict.as_json()) if arguments.json else text_report(verdict, width))
             worst = max(worst, verdict.exit_code)
     except UnicodeDecodeError:
         return _misused(f"expected keys in hex in {arguments.trust}, found no text in UTF-8")
-    except (_Unread, ReceiptError) as error:
+    except (_Unread, _Unwritten, ReceiptError) as error:
         return _misused(str(error))
+    except KeyboardInterrupt:
+        print("wanswarm-verify: interrupted", file=sys.stderr)
+        return 130
     return worst
 
 
@@ -50,8 +56,14 @@ class _Unread(Exception):
     """A file cannot be read."""
 
 
+class _Unwritten(Exception):
+    """The report cannot be written."""
+
+
 def _read(name: str) -> bytes:
-    """The bytes of a file, or of stdin for "-". Raises _Unread in words."""
+    """The bytes of a file, or of stdin for "-"; none where stdin was closed. Raises _Unread in words."""
+    if name == "-" and sys.stdin is None:
+        return b""
     try:
         return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
@@ -61,6 +73,18 @@ def _read(name: str) -> bytes:
 def _misused(why: str) -> int:
     print(f"wanswarm-verify: {why}", file=sys.stderr)
     return 2
+
+
+def _print(text: str) -> None:
+    """A report that nobody gets is no success. Raises _Unwritten, after which nothing is tried again at the end."""
+    if sys.stdout is None:
+        raise _Unwritten("cannot write the report: the output is closed")
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _Unwritten(f"cannot write the report: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from swarm.base.option import build, like, option
 from swarm.cli.ask import GenerateConfig
 from swarm.cli.common import add_member_options, member_config, route_rules, state_dir
 from swarm.cli.early import check_draft
-from swarm.cli.loop import run_loop
+from swarm.cli.loop import load, run_loop
 from swarm.cli.parser import Parser
 from swarm.client.config import RequesterConfig
 from swarm.client.route_policy import RouteRules
@@ -47,6 +47,7 @@ def add(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Talk until the end of input."""
     check_draft(arguments.draft, arguments.draft_model, arguments.draft_gpu)
+    load("swarm.client.client")
     return run_loop(_chat(arguments))
 
 

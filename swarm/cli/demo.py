@@ -16,7 +16,7 @@ from swarm.cli.common import models_dir, say, state_dir
 from swarm.cli.draw import draw_ring
 from swarm.cli.early import check_http_port
 from swarm.cli.generate import add_run_options
-from swarm.cli.loop import run_loop
+from swarm.cli.loop import load, run_loop
 from swarm.cli.parser import Parser
 from swarm.client.route_policy import RouteRules
 
@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_http_port("127.0.0.1", options.dashboard)
     from swarm.terminal.progress import reporter
 
+    load("swarm.client.client")
+    load("swarm.model.files.checkpoint")
     with reporter(json_lines=False, out=sys.stderr) as report:
         return run_loop(_demo(arguments, report))
 

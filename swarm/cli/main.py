@@ -10,7 +10,7 @@ from importlib import import_module
 
 from swarm import __version__
 from swarm.cli.fault import ending_of, keep_story
-from swarm.cli.loop import INTERRUPTED, leave_now
+from swarm.cli.loop import INTERRUPTED, Interrupts, leave_now
 from swarm.cli.parser import Parser
 from swarm.cli.streams import end_output, prepare
 
@@ -69,16 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 failed, 2 misuse; `swarm verify` has more."""
     # Collecting what goes with the process anyway takes a second where torch is loaded.
     atexit.register(gc.freeze)
-    own_process = argv is None  # not a program that calls us
+    own_process, interrupts = argv is None, Interrupts()  # not a program that calls us
     if own_process:
         prepare()
+        interrupts.listen()
     words = sys.argv[1:] if argv is None else argv
     try:
         code = _run(words)
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):
             raise
-        code = _told(error)
+        code = _told(KeyboardInterrupt() if interrupts.came else error)
     if code == INTERRUPTED and own_process:
         leave_now(code)
     return code
@@ -89,6 +90,8 @@ def _run(words: Sequence[str]) -> int:
         parser = build_parser(next((word for word in words if not word.startswith("-")), ""))
         arguments = parser.parse_args(words)
         code = int(arguments.run(arguments))
+        if code == INTERRUPTED:  # heard by the command itself
+            raise KeyboardInterrupt
     finally:
         end_output()
     return code

@@ -17,7 +17,7 @@ from swarm.cli.announce import told_of, with_owners_key
 from swarm.cli.common import add_member_options, member_configs, route_rules, say
 from swarm.cli.early import check_draft, check_http_port
 from swarm.cli.logs import LogConfig, logging_to
-from swarm.cli.loop import run_loop
+from swarm.cli.loop import load, run_loop
 from swarm.cli.parser import Parser
 from swarm.client.config import RequesterConfig
 from swarm.client.route_policy import RouteRules
@@ -103,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"whoever reaches {host} port {options.port} may use the swarm; --api-key FILE asks for a key")
     from swarm.terminal.progress import reporter
 
+    load("swarm.client.client")
+    load("swarm.serve.gateway")
     with reporter(json_lines=False, out=sys.stderr) as report, logging_to(report, build(LogConfig, given)):
         run_loop(serve_until_stopped(asked, config, host, options.port, report))
     return 0

@@ -17,6 +17,7 @@ from receipts.format.errors import ReceiptError
 from receipts.format.salt import Secret
 from swarm.base.config import DEFAULT_MODEL, MemberConfig
 from swarm.base.errors import UsageError
+from swarm.base.files import write_whole
 from swarm.base.option import Number, build, option
 from swarm.base.paths import file_to_write, read_path, stream_to_write
 from swarm.cli.common import add_member_options, member_config, models_dir, say, state_dir
@@ -264,7 +265,7 @@ def read_log(log: Path | None, keep: Path | None, data: bytes) -> LogProof | Non
             return None  # refused for what it is, whatever the log says
         proof = find_proof(lambda path: read_file(log, path), list(entries_of(run)))
         if keep is not None:
-            keep.write_bytes(proof.to_bytes())
+            write_whole(keep, proof.to_bytes(), 0o644)
         return proof
     except OSError as error:
         raise UsageError(f"cannot read the log {log}: {error.strerror}") from error
@@ -323,9 +324,12 @@ def read_via(given: str, data: bytes) -> tuple[str, list[Address]]:
 
 
 def write_drawing(path: Path, text: str) -> None:
-    """A drawing goes into a file. Raises UsageError where it cannot."""
+    """A drawing goes into a file, whole or not at all, or to a device. Raises UsageError where it cannot."""
     try:
-        path.write_text(text, encoding="utf-8")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_whole(path, text.encode(), 0o644)
     except OSError as error:
         raise UsageError(f"cannot write the drawing {path}: {error.strerror}") from error
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from receipts.__main__ import main
+
 ROOT = Path(__file__).parents[2]
 PUBLISHED = sorted((ROOT / "docs/receipts").glob("*.json"))
 
@@ -88,6 +90,27 @@ def test_a_bad_receipt_and_a_missing_file_end_with_their_codes(alone: Path, tmp_
         assert (said.returncode, said.stderr.count("Errno")) == (2, 0)
         assert f"cannot read {unread}: {why}" in said.stderr
     assert check(alone, "--require-level", "4", str(PUBLISHED[0])).returncode == 3
+
+
+def test_streams_that_are_closed_or_full_are_neither_a_traceback_nor_a_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["-"]) == 2 and "unreadable" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main([str(PUBLISHED[0])]) == 2
+    assert capsys.readouterr().err == "wanswarm-verify: cannot write the report: the output is closed\n"
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([str(PUBLISHED[0])]) == 2
+        assert "No space left" in capsys.readouterr().err
+
+
+def test_both_distributions_bring_the_same_command() -> None:
+    whole, part = (
+        tomllib.loads((ROOT / name).read_text())["project"] for name in ("pyproject.toml", "receipts/pyproject.toml")
+    )
+    assert whole["scripts"]["wanswarm-verify"] == part["scripts"]["wanswarm-verify"] == f"{main.__module__}:main"
 
 
 def test_the_package_that_is_published_alone_has_the_version_and_needs_of_the_whole() -> None:

@@ -3,9 +3,13 @@ anybody or loaded."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import os
+import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +18,12 @@ import pytest
 from swarm.base.errors import RunError, UsageError
 from swarm.base.paths import file_to_write, folder_to_write, read_folder, read_path, stream_to_write
 from swarm.cli.fault import Ending, ending_of
+from swarm.cli.loop import run_loop
 from swarm.cli.main import COMMANDS, main
 from swarm.cli.streams import Patient
+from swarm.cli.verify import write_drawing
 
+main_module = sys.modules["swarm.cli.main"]
 BAD_ADDRESSES = (
     "host", "host:", "host:x", ":80", "[::1]", "[::1]:1:2", "::1:80", "[zz]:80", "http://h:80", "h:70000", "h:-1",
     "my host:80", "h: 80", "h:\u0663", " ",
@@ -207,6 +214,20 @@ def test_every_command_is_misused() -> None:
     assert set(COMMANDS) - begun == {"revoke"}  # its only word is an invite, as --swarm is
 
 
+def test_a_drawing_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_drawing(tmp_path / "a.svg", "<svg/>")
+    assert (tmp_path / "a.svg").read_text() == "<svg/>"
+
+    def full(handle: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    for name in ("a.svg", "b.svg"):
+        with pytest.raises(UsageError, match="cannot write the drawing .*: No space left on device"):
+            write_drawing(tmp_path / name, "<svg></svg>")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.svg", "<svg/>")]
+
+
 def test_paths_are_tried_and_left_as_they_were(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("kept")
     assert file_to_write(str(tmp_path / "kept")).read_text() == "kept"
@@ -263,3 +284,27 @@ def test_what_cannot_be_said_to_people_ends_nothing() -> None:
     for _ in range(3000):
         assert stream.write("a line\n") == 7
     stream.flush()
+
+
+def test_ctrl_c_is_known_though_an_import_swallows_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def importing(words: object) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            pass
+        raise ImportError("what a library in C makes of it")
+
+    left: list[int] = []
+    monkeypatch.setattr(main_module, "_run", importing)
+    monkeypatch.setattr(main_module, "prepare", lambda: None)
+    monkeypatch.setattr(main_module, "leave_now", left.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main() == 130 and left == [130] and capsys.readouterr().err == "swarm: interrupted\n"
+        seen = run_loop(asyncio.sleep(0, "done"))
+        assert seen == "done" and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

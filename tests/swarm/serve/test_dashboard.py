@@ -89,6 +89,27 @@ async def test_each_state_says_what_is_the_matter(
                 assert len(await page.screenshot(full_page=True)) > 10_000
 
 
+CUT = """element => {
+    const box = element.getBoundingClientRect(), all = [...element.querySelectorAll(".lamp, .words")];
+    const inside = part => part.left >= box.left - 1 && part.right <= box.right + 1 && part.bottom <= box.bottom + 1;
+    return all.length < 2 || !all.every(each => inside(each.getBoundingClientRect()))
+        || element.scrollWidth > element.clientWidth || box.left < 0 || box.right > innerWidth;
+}"""
+"""Whether the line of state shows its lamp and all of its words."""
+
+
+@needs_chromium
+@on_one_loop
+async def test_the_line_of_state_is_never_cut(chromium: Browser, serve: Serve, backend: TinyBackend) -> None:
+    async with serve() as served, look(chromium, served, "swarm") as page:
+        for scene, phase, _ in SCENES:
+            backend.state = getattr(scenes, scene)
+            await page.locator("#phase").get_by_text(phase, exact=True).wait_for()
+            for width in (320, 360, 768, 1280):
+                await page.set_viewport_size({"width": width, "height": 740})
+                assert not await page.locator("#phase").evaluate(CUT), f"{scene} at {width}"
+
+
 @needs_chromium
 @on_one_loop
 async def test_states_look_different(chromium: Browser, serve: Serve, backend: TinyBackend) -> None:
