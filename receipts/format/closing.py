@@ -19,8 +19,8 @@ EDGE_KINDS = ("direct", "reverse", "punched", "http", "relay", "local")
 class RttSeries:
     """Round-trip times that one end measured, in microseconds, each ping under a fresh nonce.
 
-    `count` pings were made; `min_us` and `median_us` are over all of them; `samples_us` are at most 64 of them in
-    the order they were made.
+    `count` pings were made; `min_us` and `median_us` are over all of them, the median of more than 4,096 over evenly
+    spaced ones; `samples_us` are at most 64 of them in the order they were made.
     """
 
     count: Count

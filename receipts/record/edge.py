@@ -2,7 +2,7 @@
 
 Hashing is off the critical path: a thread does it, in order. Large frames go there at once, beside the compute; small
 ones wait for each other, since waking a thread for each of them costs a pass more than the hashing itself does. The
-lists never grow with the run: the tree keeps O(log n) hashes.
+lists never grow with the run: the tree keeps O(log n) hashes, and of round-trip times so many are held at most.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 
 from receipts.format.closing import MAX_SAMPLES, RttSeries
 from receipts.format.errors import ReceiptError, Refusal
@@ -27,6 +28,8 @@ LARGE_BYTES = 32 << 10
 BATCH_FRAMES = 64
 """Small frames that wait before the thread is woken; with fewer bytes each than a large one, so 2 MiB at most."""
 HASHING_TIMEOUT_S = 30.0
+MOST_RTT = 4096
+"""Round-trip times that are held of one end: of a run of hours, at one every two seconds."""
 
 
 def frame_leaf(seq: int, head: Buffer, body: Buffer) -> bytes:
@@ -46,6 +49,37 @@ def rtt_series(samples_us: Sequence[int]) -> RttSeries:
         if least not in kept:
             kept[-1] = least
     return RttSeries(count, least, int(statistics.median(samples_us)), tuple(kept))
+
+
+class RttSamples:
+    """The round-trip times of one end, in bounded memory: `count` and the least are of all.
+
+    The series of up to MOST_RTT times is that of all of them. Of more every second one is kept, then every fourth, and
+    so on: the median and the series are of those.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._least = 0
+        self._step = 1
+        self._kept: list[int] = []
+
+    def add(self, rtt_us: int) -> None:
+        """One more, in microseconds."""
+        self._least = min(self._least, rtt_us) if self.count else rtt_us
+        if self.count % self._step == 0:
+            self._kept.append(rtt_us)
+            if len(self._kept) > MOST_RTT:
+                del self._kept[1::2]
+                self._step *= 2
+        self.count += 1
+
+    def series(self) -> RttSeries:
+        """What is signed of them."""
+        series = rtt_series(self._kept)
+        if series.min_us == self._least or not self.count:
+            return replace(series, count=self.count)
+        return RttSeries(self.count, self._least, series.median_us, (*series.samples_us[:-1], self._least))
 
 
 class EdgeLog:
@@ -76,7 +110,7 @@ class EdgeLog:
         self.observed: Secret | None = None
         self.other_rtt: RttSeries | None = None
         self._own_rtt: RttSeries | None = None
-        self._samples: list[int] = []
+        self._samples = RttSamples()
         self._executor = executor
         self._keep = keep
         self._tree = Accumulator()
@@ -110,7 +144,7 @@ class EdgeLog:
 
     def ping(self, rtt_us: int) -> None:
         """One round trip that this end measured (its own nonce came back), in microseconds."""
-        self._samples.append(rtt_us)
+        self._samples.add(rtt_us)
 
     def see(self, address: str, salt: bytes) -> None:
         """The other end's address as this end sees it, "host:port"; only its salted digest is signed."""
@@ -133,7 +167,7 @@ class EdgeLog:
     def own_rtt(self) -> RttSeries:
         """This end's series; fixed by the first call, since the other end signs the same numbers."""
         if self._own_rtt is None:
-            self._own_rtt = rtt_series(self._samples)
+            self._own_rtt = self._samples.series()
         return self._own_rtt
 
     def settle(self, half: RttSeries) -> None:

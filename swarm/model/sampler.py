@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from swarm.base.errors import ModelError
 from swarm.model.sampling import Sampling as Sampling
 from swarm.model.shaped_logits import held_open, shifted
+from swarm.model.token_counts import Answered
 
 if TYPE_CHECKING:
     from swarm.model.held import Allowed
@@ -68,15 +69,15 @@ def pick(
     sampling: Sampling,
     contexts: Sequence[Iterable[int]] | None = None,
     allowed: Sequence[Allowed] | None = None,
-    answers: Sequence[Sequence[int]] | None = None,
+    answers: Sequence[Answered] | None = None,
 ) -> list[Picked]:
     """Draw one token per row.
 
     logits float32 [n, vocab]; positions[i] is the position of the token being drawn (the row's own plus one);
-    contexts[i] are the token ids before it, needed when the repetition penalty is not 1; allowed[i] is what the
-    sampling's constraint allows after row i, needed when there is one; answers[i] are the answer's tokens before it,
-    needed when they count. Nothing is mutated. A token that the order gives is not drawn, only found as likely as it
-    is; raises ModelError for one that the model lacks.
+    contexts[i] are the token ids before it, in any order, needed when the repetition penalty is not 1; allowed[i] is
+    what the sampling's constraint allows after row i, needed when there is one; answers[i] are the answer's tokens
+    before it, or how often each comes, needed when they count. Nothing is mutated. A token that the order gives is not
+    drawn, only found as likely as it is; raises ModelError for one that the model lacks.
     """
     logits = shaped(logits, positions, sampling, contexts, allowed, answers)
     with _undivided(logits.device):
@@ -102,7 +103,7 @@ def shaped(
     sampling: Sampling,
     contexts: Sequence[Iterable[int]] | None = None,
     allowed: Sequence[Allowed] | None = None,
-    answers: Sequence[Sequence[int]] | None = None,
+    answers: Sequence[Answered] | None = None,
 ) -> torch.Tensor:
     """The logits that tokens are drawn from, and whose log-probabilities are told; arguments as for `pick`.
 
@@ -270,7 +271,8 @@ def penalised(logits: torch.Tensor, contexts: Sequence[Iterable[int]], penalty: 
     """Logits [n, vocab] with those of each row's context made less likely (Keskar et al., CTRL, 2019); a copy."""
     changed = logits.to("cpu", copy=True)  # by numpy: torch takes ten times as long for a few entries of a row
     for row, context in zip(changed.numpy(), contexts, strict=True):
-        seen = np.unique(np.fromiter(context, np.int64))
+        # An array may have a token twice: both times it gets the same value.
+        seen = context if isinstance(context, np.ndarray) else np.unique(np.fromiter(context, np.int64))
         values = row[seen]
         row[seen] = np.where(values > 0, values / np.float32(penalty), values * np.float32(penalty))
     return changed.to(logits.device)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from swarm.base.bounds import Between, MayLack, by_name
 from swarm.base.errors import UsageError
 from swarm.base.option import Number, check, option
 from swarm.model.constraint import Constraint
 from swarm.model.shaping import Shaping
+
+if TYPE_CHECKING:
+    from swarm.model.token_counts import Answered
 
 MAX_LOGPROBS = 20
 SAMPLING = "sampling"
@@ -103,7 +106,7 @@ class Sampling:
         """Whether the shaping looks at the answer so far."""
         return self.shaping is not None and self.shaping.looks_back
 
-    def dictated(self, position: int, answer: Sequence[int] | None = None) -> int:
+    def dictated(self, position: int, answer: Answered | None = None) -> int:
         """The token that the order gives at this position of the sequence, as `Shaping.dictated`; -1: it is drawn."""
         return self.shaping.dictated(position, answer) if self.shaping is not None else -1
 

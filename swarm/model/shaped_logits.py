@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from swarm.model.shaping import Shaping
+from swarm.model.token_counts import Answered, TokenCounts
 
 Tokens = torch.Tensor | None
 
 
 def shifted(
-    logits: torch.Tensor, answers: Sequence[Sequence[int]] | None, shaping: Shaping, tokens: Tokens = None
+    logits: torch.Tensor, answers: Sequence[Answered] | None, shaping: Shaping, tokens: Tokens = None
 ) -> torch.Tensor:
     """Logits [n, vocab] with penalties and biases; a copy.
 
@@ -34,9 +35,9 @@ def shifted(
         if answers is None:
             raise ValueError("a penalty by count needs the answer before each row")
         for row, answer in zip(table, answers, strict=True):
-            seen, count = np.unique(np.asarray([token for token in answer if token >= 0], np.int64), return_counts=True)
-            take = shaping.presence + shaping.frequency * count.astype(np.float32)
-            _add(row, seen, -take.astype(np.float32), tokens)
+            seen = answer if isinstance(answer, TokenCounts) else TokenCounts.of(np.asarray(answer, np.int64))
+            take = shaping.presence + shaping.frequency * seen.counts.astype(np.float32)
+            _add(row, seen.ids, -take.astype(np.float32), tokens)
     if shaping.bias:
         ids = np.array([token for token, _ in shaping.bias], np.int64)
         added = np.array([value for _, value in shaping.bias], np.float32)

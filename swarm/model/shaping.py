@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from swarm.base.bounds import AtMost, Between, MayLack, by_name
 from swarm.base.errors import UsageError
 from swarm.model.thought import ThoughtLimit
+
+if TYPE_CHECKING:
+    from swarm.model.token_counts import Answered
 
 MAX_BIASES = 1024
 MAX_ENDS = 1024
@@ -74,7 +77,7 @@ class Shaping:
         """Whether it matters which tokens the answer has so far."""
         return self.counts or self.thought is not None
 
-    def dictated(self, position: int, answer: Sequence[int] | None = None) -> int:
+    def dictated(self, position: int, answer: Answered | None = None) -> int:
         """The token that the order gives at this position of the sequence; -1: it is drawn.
 
         `answer`: the answer's tokens before it, needed where the shaping looks back.
@@ -84,8 +87,8 @@ class Shaping:
             return self.given[place]
         if self.thought is None:
             return -1
-        if answer is None:
-            raise ValueError("a thought's limit needs the answer before each row")
+        if not isinstance(answer, Sequence):
+            raise ValueError("a thought's limit needs the answer before each row, in order")
         return self.thought.due(answer)
 
     def holds_open(self, position: int) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from swarm.model.held import Allowed
 from swarm.model.sampler import Sampling, filtered, gumbel, pick, shaped
+from swarm.model.token_counts import Answered
 
 
 def token_gaps(
@@ -18,7 +19,7 @@ def token_gaps(
     sampling: Sampling,
     contexts: Sequence[Iterable[int]] | None = None,
     allowed: Sequence[Allowed] | None = None,
-    answers: Sequence[Sequence[int]] | None = None,
+    answers: Sequence[Answered] | None = None,
 ) -> tuple[list[int], list[float]]:
     """(token drawn from these logits, gap of the token given), one of each per row.
 
@@ -35,7 +36,7 @@ def token_gaps(
     return best, gaps
 
 
-def _gap(logits: torch.Tensor, position: int, token: int, sampling: Sampling, answer: Sequence[int] | None) -> float:
+def _gap(logits: torch.Tensor, position: int, token: int, sampling: Sampling, answer: Answered | None) -> float:
     dictated = sampling.dictated(position, answer) >= 0
     if not 0 <= token < len(logits) or not math.isfinite(float(logits[token])) or dictated:
         return math.inf  # no such token, one that the constraint does not allow, or not the one that the order gives

@@ -8,6 +8,7 @@ import torch
 
 from swarm.model.held import Allowed
 from swarm.model.sampler import MAX_MARGIN, Sampling, gumbel, shaped
+from swarm.model.token_counts import Answered
 
 LIKELY = 64
 LEAST_ERROR = 1e-3
@@ -39,7 +40,7 @@ def scores_of(
     sampling: Sampling,
     contexts: Sequence[Iterable[int]] | None = None,
     allowed: Sequence[Allowed] | None = None,
-    answers: Sequence[Sequence[int]] | None = None,
+    answers: Sequence[Answered] | None = None,
 ) -> list[tuple[float, ...]]:
     """Per row the errors of logprob and margin, over the standard deviation that errors of the logits give them.
 

@@ -6,12 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from swarm.base.errors import ModelError
 from swarm.model.held import Allowed, Matcher
 from swarm.model.rows import Rows
 from swarm.model.sampler import Picked, Sampling, pick
+from swarm.model.token_counts import Answered
 from swarm.ring.kept_rows import SlotTokens
 
 MASKING_S = 2.0
@@ -46,19 +49,23 @@ class Drawing:
         """The token after each wanted row; `positions` are those of the tokens drawn. Raises ModelError."""
         return pick(logits, positions, self.sampling, self.contexts(rows), self.allowed(rows), self.answers(rows))
 
-    def contexts(self, rows: Rows) -> list[list[int]] | None:
+    def contexts(self, rows: Rows) -> list[NDArray[np.int64]] | None:
         """All tokens before each wanted row's next one; None where no penalty looks at them."""
         if self.sampling.repetition_penalty == 1.0:
             return None
         assert self.tokens is not None
         return self.tokens.contexts(rows)
 
-    def answers(self, rows: Rows) -> list[list[int]] | None:
-        """The answer's tokens before each wanted row's next one; None where nothing looks at them."""
-        if self.sampling.shaping is None or not self.sampling.shaping.looks_back:
+    def answers(self, rows: Rows) -> Sequence[Answered] | None:
+        """The answer's tokens before each wanted row's next one, counted where that is all that is asked of them; None
+        where nothing looks at them."""
+        shaping = self.sampling.shaping
+        if shaping is None or not shaping.looks_back:
             return None
         assert self.tokens is not None
-        return self.tokens.answers(rows, self.sampling.shaping.after)
+        if shaping.thought is None:
+            return self.tokens.counts(rows, shaping.after)
+        return self.tokens.answers(rows, shaping.after)
 
     def allowed(self, rows: Rows) -> list[Allowed] | None:
         """What the constraint allows after each wanted row; None without one. Raises ModelError."""

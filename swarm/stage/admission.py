@@ -19,6 +19,7 @@ from swarm.ring.opening import OpenRun
 from swarm.stage.mtp_session import MTPHost, MTPSession
 from swarm.stage.session import StageSession
 from swarm.stage.session_owner import Owner, owner_untrusted
+from swarm.stage.sessions import Register
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class HostedModel:
 
 
 def admit(
-    sessions: dict[bytes, StageSession],
+    sessions: Register,
     hosted: HostedModel,
     limits: StageLimits,
     opening: OpenRun,
@@ -85,8 +86,7 @@ def admit(
         if opening.keep and _same_work(old, opening):
             _carry_over(old, opening, owner, peer)
             return old, False
-        sessions.pop(opening.run)
-        old.end()
+        sessions.free(old)
     session = _new(sessions, hosted, limits, opening, owner, peer, draining)
     base = sessions.get(opening.base)
     begun = (
@@ -169,7 +169,7 @@ def _carry_over(session: StageSession, opening: OpenRun, owner: Owner, peer: Pee
 
 
 def _new(
-    sessions: dict[bytes, StageSession],
+    sessions: Register,
     hosted: HostedModel,
     limits: StageLimits,
     opening: OpenRun,
@@ -217,12 +217,10 @@ def _new(
     return session
 
 
-def _let_one_go(sessions: dict[bytes, StageSession], opening: OpenRun) -> bool:
+def _let_one_go(sessions: Register, opening: OpenRun) -> bool:
     """Free the session that is kept only for its beginning and runs out first; never the one now wanted."""
     kept = [s for s in sessions.values() if s.kept_until and s.account is None and s.run != opening.base]
     if not kept:
         return False
-    oldest = min(kept, key=lambda s: s.kept_until)
-    sessions.pop(oldest.run)
-    oldest.end()
+    sessions.free(min(kept, key=lambda s: s.kept_until))
     return True

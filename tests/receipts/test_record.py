@@ -19,7 +19,7 @@ from receipts.format.closing import MAX_SAMPLES
 from receipts.format.document import disclose, document_untrusted, redact, secrets_bytes, secrets_untrusted
 from receipts.format.errors import ReceiptError, Refusal
 from receipts.format.merkle import leaf_hash, tree_root
-from receipts.record.edge import EdgeLog, frame_leaf, rtt_series
+from receipts.record.edge import MOST_RTT, EdgeLog, RttSamples, frame_leaf, rtt_series
 from receipts.record.headers import HalfPart, half_fields, part_untrusted
 from receipts.record.tail import Drawn, TailLog, margin_ppm
 from tests.receipts.conftest import NOW
@@ -223,6 +223,31 @@ def test_round_trip_series_keep_the_least(samples: list[int]) -> None:
     assert series.count == len(samples) and len(series.samples_us) <= MAX_SAMPLES
     if samples:
         assert series.min_us == min(samples) == min(series.samples_us) <= series.median_us <= max(samples)
+
+
+@given(st.lists(st.integers(1, 10**7), max_size=300))
+def test_times_of_a_usual_run_are_all_in_what_is_signed(samples: list[int]) -> None:
+    held = RttSamples()
+    for sample in samples:
+        held.add(sample)
+    assert held.series() == rtt_series(samples)
+
+
+@pytest.mark.parametrize("count", [MOST_RTT, MOST_RTT + 1, 10 * MOST_RTT + 7])
+@pytest.mark.parametrize("least_at", [0, 1, -1])
+def test_times_of_a_run_of_days_are_held_in_bounded_memory(count: int, least_at: int) -> None:
+    samples = [50_000 + 1000 * (number % 101) for number in range(count)]
+    samples[least_at] = 7
+    held = RttSamples()
+    for sample in samples:
+        held.add(sample)
+        assert len(held._kept) <= MOST_RTT
+    series = held.series()
+    assert (series.count, series.min_us, min(series.samples_us)) == (count, 7, 7)
+    assert len(series.samples_us) == MAX_SAMPLES and abs(series.median_us - 100_000) <= 2000
+    assert set(series.samples_us) <= set(samples)
+    if count <= MOST_RTT:
+        assert series == rtt_series(samples)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**40), st.binary(max_size=50), st.binary(max_size=50)), max_size=30))

@@ -101,6 +101,26 @@ async def test_an_order_binds_the_session_to_its_signer(tiny_folder: Path, tmp_p
                 admitted(replace(opening, epoch=1, record=None))
 
 
+async def test_a_session_that_makes_room_for_one_that_is_refused_is_over(tiny_folder: Path, tmp_path: Path) -> None:
+    """What it kept can be opened, and nobody who waits for the last session waits for it."""
+    checkpoint = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
+    async with signed_ring(checkpoint, BLOCKS, tmp_path) as ring:
+        async with aclosing(ring.desk.run(RunRequest((1, 2, 3), max_tokens=200, speculation="plain"))) as events:
+            async for event in events:
+                if isinstance(event, RingOpened):
+                    break
+            server = ring.nodes[1].server
+            assert server is not None and server.hosted is not None
+            (session,) = server.sessions.values()
+            assert session.account is not None and session.account.rows is not None
+            assert not await server.sessions.empty_within(0.0)
+            opening, peer = replace(session.opening, epoch=1, keep=0), SimpleNamespace(id=ring.nodes[0].identity.id)
+            with pytest.raises(BusyError, match="this node is leaving"):
+                admit(server.sessions, server.hosted, StageLimits(), opening, peer, True)  # type: ignore[arg-type]
+            assert session.closed and session.account.rows is None
+            assert await server.sessions.empty_within(1.0)
+
+
 async def test_output_that_is_not_finite_is_not_passed_on(
     make_ring: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
