@@ -5,7 +5,7 @@
 #   make fuzz    a coverage-guided minute for every parser;   make soak: the long tests
 #   make sweep   every model class of transformers against itself, cut; remakes docs/models.md (long)
 #   make site    the pages as a site in build/site
-#   make clients others' clients that ask for structure and tools, against a gateway of a real ring
+#   make clients others' clients: chat, structure, tools, an agent of 20 turns, against a gateway of a real ring
 #   make llama   llama.cpp's own tests of its server, downloaded, against gateways of a real ring (minutes)
 #   make schemas JSON Schema's own tests, downloaded, over what a request's schema is compiled to (seconds)
 #   make mutants small changes put into frames, rows, sampler, sessions and receipts, and what tests see of them (hours);
@@ -57,6 +57,8 @@ sweep: .venv/.test
 
 clients: .venv/.test .venv-clients/.made
 	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/structured.py
+	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/plain.py
+	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/agent.py
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory clients-node; else echo "no npm: Node's clients not tried"; fi
 
 # Beside their packages, where Node looks for them.

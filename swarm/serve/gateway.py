@@ -122,6 +122,7 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
         web.get("/v1/models", models.list),
         web.get("/models", models.list),
         web.get("/props", _props(desks)),
+        web.get("/tokenizer_info", _tokenizer_info(desks)),
         web.get("/slots", _slots(desks)),
         web.get("/v1/models/{id:.+}", models.get),
         web.get("/v1/responses/{id}", first.responses.get),
@@ -143,6 +144,13 @@ def _shown(desks: Desks, config: GatewayConfig, receipts: Receipts) -> list[web.
 def _props(desks: Desks) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         return await desks.watched(request).vocabulary.props(request)
+
+    return handler
+
+
+def _tokenizer_info(desks: Desks) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await desks.watched(request).vocabulary.tokenizer_info(request)
 
     return handler
 

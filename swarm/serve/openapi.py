@@ -142,6 +142,10 @@ def _looked_up() -> Json:
             "Facts of the server, as llama-server tells them",
             _json(_object("default_generation_settings", "total_slots", "chat_template"), "the facts"),
         ),
+        "/tokenizer_info": _get(
+            "Special tokens and chat template, as vLLM tells them",
+            _json(_object("bos_token", "eos_token", "chat_template"), "the facts"),
+        ),
         "/v1/usage": _get("What your key has used", _json(_object(), "the account"), "404"),
         "/v1/receipts/{id}": _get("Receipt of a run", _json(_ANY, "the file"), "404", parameter="id"),
         "/api/verify/{id}": _get(

@@ -46,6 +46,8 @@ Budget = Annotated[
     int,
     Meta(ge=-1, le=2**31 - 1, description="tokens of thought, after which the closing mark is forced; -1: any number"),
 ]
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+"""Of a tool. Anthropic's bound; those of programs that name tools after their servers are longer than OpenAI's 64."""
 Model = Annotated[str, Meta(description="as in /v1/models; may be left out")]
 Schema = Annotated[
     Any,
@@ -274,7 +276,7 @@ Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | To
 class ToolFunction(Struct, kw_only=True):
     """`parameters` is a JSON Schema."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    name: Name
     description: str | None = None
     parameters: JsonObject | None = None
 

@@ -1,4 +1,4 @@
-"""POST /tokenize, /detokenize and /apply-template, and GET /props, in the shapes of vLLM and llama-server."""
+"""POST /tokenize, /detokenize, /apply-template, GET /props, /tokenizer_info, as vLLM and llama-server have them."""
 
 from __future__ import annotations
 
@@ -79,6 +79,14 @@ class VocabularyViews:
         check_model(chat.wanted.model, self._backend)
         ids = await self._chat_ids(chat.messages, TemplateOptions(chat.tools, chat.options, chat.turn))
         return web.json_response({"prompt": await self._spelt(ids)})
+
+    async def tokenizer_info(self, request: web.Request) -> web.Response:
+        """What evaluation harnesses ask of a tokenizer that they do not have themselves (vLLM)."""
+        tokenizer = self._backend.tokenizer
+        told = {name: getattr(tokenizer, name, None) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        template = getattr(tokenizer, "chat_template", None)
+        length = {"model_max_length": self._backend.manifest.context}
+        return web.json_response({**told, **length, "chat_template": template})
 
     async def props(self, request: web.Request) -> web.Response:
         """What llama-server's clients ask of a server before they use it."""

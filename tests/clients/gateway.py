@@ -13,13 +13,14 @@ from pathlib import Path
 
 from receipts.check.verify import verify
 from swarm.base.config import MemberConfig
+from swarm.cli.serve import KEEP_S
 from swarm.client.client import Requester, RequesterConfig
 from swarm.serve.config import GatewayConfig
 from swarm.serve.gateway import gateway
 from swarm.testbed.cluster import LocalSwarm, local_ring
 from tests.swarm.serve.tiny import tiny_model, tiny_tokenizer
 
-CONTEXT = 8192
+CONTEXT = 16_384
 TEMPLATE = (
     "{%- if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{%- for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -42,7 +43,7 @@ async def against(program: list[str]) -> int:
         async with local_ring(swarm, [(0, 1), (1, 2)]) as ring:
             member = MemberConfig(state, state / "models", ring.invite, lan=False)
             async with (
-                await Requester.connect(RequesterConfig(member, draft="suffix")) as requester,
+                await Requester.connect(RequesterConfig(member, draft="suffix", keep_s=KEEP_S)) as requester,
                 gateway(requester, GatewayConfig(), lambda data: verify(data).as_json(), "127.0.0.1", 0) as (
                     host,
                     port,

@@ -6,6 +6,7 @@ chat template, which knows whether the model wants to see them; a last message o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from swarm.model.text.decoder import TokenDecoder
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.arguments import ObjectStream, for_client, text_of
 from swarm.serve.backend import Backend
-from swarm.serve.body import outside, read
+from swarm.serve.body import beyond, outside, read
 from swarm.serve.compat.bodies import (
     AnthropicChoice,
     AnthropicMessage,
@@ -24,22 +25,24 @@ from swarm.serve.compat.bodies import (
     DocumentBlock,
     ImageBlock,
     MessagesBody,
+    OutputConfig,
     TextBlock,
     TextBlocks,
     ThinkingBlock,
     ToolResultBlock,
     ToolUseBlock,
 )
+from swarm.serve.compat.left_out import LeftOut, naming
 from swarm.serve.compat.shapes import anthropic_error, fitted, given, no_pictures
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
-from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.errors import ApiError
 from swarm.serve.messages import joined_parts
 from swarm.serve.parse import parse_chat_untrusted, prefilled
 from swarm.serve.plan import plan_chat
 from swarm.serve.stream import EventStream
 from swarm.serve.voice import Event, Json, delta_of
-from swarm.serve.web import REQUEST_ID, read_json
+from swarm.serve.web import IGNORED, REQUEST_ID, read_json
 
 _SAME = ("model", "temperature", "top_p", "top_k")
 
@@ -51,18 +54,44 @@ class AnthropicViews:
         self._backend, self._config, self._completions = backend, config, completions
 
     async def messages(self, request: web.Request) -> web.StreamResponse:
-        asked = read(MessagesBody, await read_json(request, self._config))
+        body, left_out = known_parts(await read_json(request, self._config))
+        asked = read(MessagesBody, body)
         chat = {**chat_body(asked), "max_tokens": asked.max_tokens, **given(stream=asked.stream)}
-        parsed = parse_chat_untrusted(prefilled(chat), self._config)
+        beside = beyond(MessagesBody, body, self._config.strict)
+        parsed = naming(parse_chat_untrusted(prefilled(chat), self._config), beside, left_out)
         stops = tuple(parsed.wanted.stop)
         voice = AnthropicVoice(request[REQUEST_ID], self._backend.manifest.model, stops, self._backend)
         return await self._completions.converse(request, fitted(parsed), voice)
 
     async def count(self, request: web.Request) -> web.Response:
-        asked = read(CountBody, await read_json(request, self._config))
+        body, left_out = known_parts(await read_json(request, self._config))
+        asked = read(CountBody, body)
         parsed = parse_chat_untrusted(prefilled({**chat_body(asked), "max_tokens": 1}), self._config)
+        request[IGNORED] = (*beyond(MessagesBody, body, self._config.strict), *left_out)
         runs = await plan_chat(fitted(parsed), self._backend, self._config)
         return web.json_response({"input_tokens": len(runs[0].prompt_ids)})
+
+
+_TOOLS = re.compile(r"[a-z_]{1,64}_20\d{6}")
+"""Types of Anthropic's own tools, by the day of their version."""
+_BLOCKS = re.compile(r"server_tool_use|mcp_tool_use|[a-z_]{1,64}_tool_result")
+"""Blocks that tell what those did."""
+
+
+def known_parts(body: Any) -> tuple[Any, list[str]]:
+    """A body without what only Anthropic's servers understand, and what that was: their tools, and what these did."""
+    left_out = LeftOut()
+    if not isinstance(body, dict):
+        return body, []
+    known = {**body, "tools": left_out.of(body.get("tools"), _TOOLS, "tools")}
+    if isinstance(messages := body.get("messages"), list):
+        known["messages"] = [
+            {**item, "content": left_out.of(item.get("content"), _BLOCKS, f"messages[{index}].content")}
+            if isinstance(item, dict)
+            else item
+            for index, item in enumerate(messages)
+        ]
+    return {name: value for name, value in known.items() if name in body}, left_out.names
 
 
 def chat_body(asked: CountBody) -> Json:
@@ -77,7 +106,18 @@ def chat_body(asked: CountBody) -> Json:
         "messages": messages,
         **given(tools=tools or None, stop=asked.stop_sequences or None, tool_choice=_choice(asked) if tools else None),
         **_thinking(asked),
+        **_form(asked),
     }
+
+
+def _form(asked: CountBody) -> Json:
+    """The form of the answer, and how much it is thought about. Raises ApiError 400."""
+    config = asked.output_config or OutputConfig()
+    form, path = config.format or asked.output_format, "output_config" if config.format else "output_format"
+    if form is not None and form.type != "json_schema":
+        raise outside(f"{path}.type", "json_schema", form.type)
+    held = {"type": "json_schema", "json_schema": {"schema": form.schema}} if form is not None else None
+    return given(reasoning_effort=config.effort, response_format=held)
 
 
 def _thinking(asked: CountBody) -> Json:
@@ -101,7 +141,7 @@ def _choice(asked: CountBody) -> Any:
 
 def _tool(tool: AnthropicTool, path: str) -> Json:
     if tool.type not in (None, "custom"):
-        raise bad_field(f"{path}.type", f"'{path}' is a tool of Anthropic's own servers, which a swarm has not")
+        raise outside(f"{path}.type", "custom", tool.type)
     function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
     return {"type": "function", "function": function}
 

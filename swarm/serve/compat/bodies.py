@@ -16,6 +16,7 @@ from swarm.serve.requests import (
     JsonObject,
     MinP,
     Model,
+    Name,
     NotUsed,
     Penalty,
     RepetitionPenalty,
@@ -29,7 +30,6 @@ from swarm.serve.requests import (
     Unsupported,
 )
 
-Name = Annotated[str, Meta(min_length=1, max_length=64)]
 Input = dict[str, Any]
 
 
@@ -146,8 +146,10 @@ class AnthropicMessage(Struct, kw_only=True):
 
 
 class AnthropicTool(Struct, kw_only=True):
+    """Tools of Anthropic's own servers, and those whose schemas only its models know, are left out."""
+
     name: Name
-    type: Annotated[str, Meta(description="custom: tools of Anthropic's own servers are refused")] | None = None
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["custom"]})] | None = None
     description: str | None = None
     input_schema: JsonObject | None = None
 
@@ -166,6 +168,20 @@ class Thinking(Struct, kw_only=True):
     ] | None = None  # fmt: skip
 
 
+class AnthropicFormat(Struct, kw_only=True):
+    """The form of an answer."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["json_schema"]})]
+    schema: Any = None
+
+
+class OutputConfig(Struct, kw_only=True):
+    """How much an answer is thought about, and its form."""
+
+    effort: Effort | None = None
+    format: AnthropicFormat | None = None
+
+
 class CountBody(Struct, kw_only=True):
     """POST /v1/messages/count_tokens"""
 
@@ -179,6 +195,13 @@ class CountBody(Struct, kw_only=True):
     tools: Annotated[list[AnthropicTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: AnthropicChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: (
+        Annotated[AnthropicFormat, Meta(description="older clients' place for output_config.format")] | None
+    ) = None
+    metadata: NotUsed = None
+    cache_control: NotUsed = None
+    service_tier: NotUsed = None
 
 
 class MessagesBody(CountBody, kw_only=True):
@@ -186,7 +209,6 @@ class MessagesBody(CountBody, kw_only=True):
 
     max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     stream: bool | None = None
-    metadata: NotUsed = None
 
 
 # Ollama
@@ -290,6 +312,32 @@ class CallOutputItem(Struct, tag="function_call_output", tag_field="type", kw_on
     output: ItemContent
 
 
+class CustomCallItem(Struct, tag="custom_tool_call", tag_field="type", kw_only=True):
+    """A call whose argument is a text."""
+
+    call_id: str
+    name: str
+    input: str
+
+
+class CustomCallOutputItem(CallOutputItem, tag="custom_tool_call_output", tag_field="type", kw_only=True):
+    """Like that of any call."""
+
+
+class ShellCallItem(Struct, tag="local_shell_call", tag_field="type", kw_only=True):
+    """A call of the shell that some models of OpenAI's know without being told."""
+
+    action: Input
+    call_id: str | None = None
+    id: str | None = None
+
+
+class ShellCallOutputItem(Struct, tag="local_shell_call_output", tag_field="type", kw_only=True):
+    output: ItemContent
+    call_id: str | None = None
+    id: str | None = None
+
+
 class ReasoningPart(Struct, kw_only=True):
     text: str | None = None
 
@@ -300,10 +348,21 @@ class ReasoningItem(Struct, tag="reasoning", tag_field="type", kw_only=True):
     content: Annotated[list[ReasoningPart], Meta(max_length=MAX_PARTS)] | None = None
 
 
-Item = MessageItem | CallItem | CallOutputItem | ReasoningItem
+Item = (
+    MessageItem
+    | CallItem
+    | CallOutputItem
+    | CustomCallItem
+    | CustomCallOutputItem
+    | ShellCallItem
+    | ShellCallOutputItem
+    | ReasoningItem
+)
 
 
 class ResponsesTool(Struct, kw_only=True):
+    """Tools of other types, which OpenAI's servers or models bring along, are left out."""
+
     type: Annotated[str, Meta(extra_json_schema={"const": "function"})]
     name: Any = None
     description: str | None = None
@@ -356,6 +415,13 @@ class ResponsesBody(Struct, kw_only=True):
     return_progress: Annotated[
         bool, Meta(description="events tell how much of the prompt is read (llama-server)")
     ] | None = None  # fmt: skip
+    prompt_cache_key: NotUsed = None
+    prompt_cache_retention: NotUsed = None
+    safety_identifier: NotUsed = None
+    stream_options: NotUsed = None
+    client_metadata: NotUsed = None
+    include: Annotated[list[str], Meta(max_length=64, description="left out: nothing of it is to be had")] | None = None
+    truncation: Annotated[str, Meta(description="auto is left out: a prompt that is too long is refused")] | None = None
     background: Unsupported = None
     conversation: Unsupported = None
     prompt: Unsupported = None

@@ -5,6 +5,8 @@ Source: OpenAI's API reference of responses and their stream events, held by the
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -14,17 +16,21 @@ from msgspec import to_builtins
 
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.backend import Backend
-from swarm.serve.body import read
+from swarm.serve.body import beyond, read
 from swarm.serve.compat.bodies import (
     CallItem,
     CallOutputItem,
+    CustomCallItem,
     ItemContent,
     MessageItem,
     ReasoningItem,
     ResponsesBody,
     ResponsesTool,
+    ShellCallItem,
+    ShellCallOutputItem,
 )
 from swarm.serve.compat.kept import KeptAnswers
+from swarm.serve.compat.left_out import LeftOut, naming
 from swarm.serve.compat.shapes import given
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
@@ -60,7 +66,8 @@ class ResponsesViews:
         return web.json_response({"id": name, "object": "response", "deleted": True})
 
     async def create(self, request: web.Request) -> web.StreamResponse:
-        asked = read(ResponsesBody, _items_named(await read_json(request, self._config)))
+        body, left_out = known_parts(await read_json(request, self._config))
+        asked = read(ResponsesBody, body)
         before: Sequence[Json] = ()
         previous = asked.previous_response_id
         if previous is not None:
@@ -69,7 +76,8 @@ class ResponsesViews:
                 raise _unknown(previous, "previous_response_id")
             before = found.messages
         messages = [*before, *read_input(asked)]
-        parsed = parse_chat_untrusted(chat_body(asked, messages), self._config)
+        beside = (*beyond(ResponsesBody, body, self._config.strict), *_unheeded(asked))
+        parsed = naming(parse_chat_untrusted(chat_body(asked, messages), self._config), beside, left_out)
         user, keeps = request[USER], asked.store is not False
 
         def keep(body: Json) -> None:
@@ -285,9 +293,7 @@ def chat_body(asked: ResponsesBody, messages: Sequence[Json]) -> Json:
         if getattr(asked, name):
             raise bad_field(name, f"'{name}' is not supported here", "unsupported_parameter")
     first = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
-    choice = asked.tool_choice
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        choice = {"type": "function", "function": {"name": choice.get("name")}}
+    choice, tools = _choice(asked)
     form = asked.text.format if asked.text is not None else None
     wanted: Json | None = None if form is None else {"type": form.type}
     if form is not None and form.type == "json_schema":
@@ -296,22 +302,59 @@ def chat_body(asked: ResponsesBody, messages: Sequence[Json]) -> Json:
         messages=[*first, *messages],
         **{name: getattr(asked, name) for name in _SAME},
         max_tokens=asked.max_output_tokens,
-        tools=[_tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ())] or None,
+        tools=tools or None,
         tool_choice=choice,
         reasoning_effort=asked.reasoning.effort if asked.reasoning is not None else None,
         response_format=wanted,
     )
 
 
-def _items_named(body: Any) -> Any:
-    """An item without a type is a message."""
-    items = body.get("input") if isinstance(body, dict) else None
-    if not isinstance(items, list):
-        return body
-    named = [
-        {**item, "type": "message"} if isinstance(item, dict) and item.get("type") is None else item for item in items
-    ]
-    return {**body, "input": named}
+def _choice(asked: ResponsesBody) -> tuple[Any, list[Json]]:
+    """Which tool is to be called, if any, and those on offer: of `allowed_tools` no others."""
+    choice = asked.tool_choice
+    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ())]
+    if not isinstance(choice, dict):
+        return choice, tools
+    if choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}, tools
+    if choice.get("type") == "allowed_tools" and isinstance(allowed := choice.get("tools"), list):
+        names = [each.get("name") for each in allowed if isinstance(each, dict)]
+        return choice.get("mode", "auto"), [tool for tool in tools if tool["function"]["name"] in names]
+    return choice, tools
+
+
+_TOOLS = re.compile(
+    "(?:web_search|file_search|computer)[a-z0-9_]{0,40}|code_interpreter|image_generation|mcp|custom|namespace|"
+    "tool_search|local_shell|shell|apply_patch"
+)
+"""Types of tools that OpenAI's servers or models bring along."""
+_ITEMS = re.compile(
+    "(?:web_search|file_search|computer|code_interpreter|image_generation|mcp|tool_search|shell|apply_patch)_call"
+    "(?:_output)?|tool_search_output|mcp_list_tools|mcp_approval_(?:request|response)|ghost_snapshot"
+)
+"""Items that tell what those did, and Codex's own notes."""
+
+
+def known_parts(body: Any) -> tuple[Any, list[str]]:
+    """A body without what only OpenAI's servers understand, and what that was: their tools, and what these did. An item
+    without a type is a message; one that stands for another, which is not here, is refused."""
+    if not isinstance(body, dict):
+        return body, []
+    left_out = LeftOut()
+    known = {**body, "tools": left_out.of(body.get("tools"), _TOOLS, "tools")}
+    if isinstance(items := body.get("input"), list):
+        for index, item in enumerate(items):
+            if isinstance(item, dict) and item.get("type") == "item_reference":
+                text = "an item of an earlier answer is not kept by itself; send it, or 'previous_response_id'"
+                raise bad_field(f"input[{index}]", text, "unsupported_parameter")
+        named = [{**i, "type": "message"} if isinstance(i, dict) and i.get("type") is None else i for i in items]
+        known["input"] = left_out.of(named, _ITEMS, "input") or items
+    return {name: value for name, value in known.items() if name in body}, left_out.names
+
+
+def _unheeded(asked: ResponsesBody) -> tuple[str, ...]:
+    """Fields that ask for what is not to be had, without which an answer is good all the same."""
+    return (*(["include"] if asked.include else []), *(["truncation"] if asked.truncation == "auto" else []))
 
 
 def read_input(asked: ResponsesBody) -> list[Json]:
@@ -325,20 +368,28 @@ def read_input(asked: ResponsesBody) -> list[Json]:
             case MessageItem():
                 messages.append({"role": item.role, "content": _content(item.content)})
             case CallItem():
-                call = _tool_call(item.call_id, item.name, item.arguments)
-                if messages and messages[-1]["role"] == "assistant":
-                    messages[-1].setdefault("tool_calls", []).append(call)
-                else:
-                    messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
-            case CallOutputItem():
-                messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
+                _call(messages, item.call_id, item.name, item.arguments)
+            case CustomCallItem():
+                _call(messages, item.call_id, item.name, json.dumps({"input": item.input}))
+            case ShellCallItem():
+                _call(messages, item.call_id or item.id or "", "local_shell", json.dumps(item.action))
+            case CallOutputItem() | ShellCallOutputItem():
+                name = item.call_id or getattr(item, "id", None) or ""
+                messages.append({"role": "tool", "tool_call_id": name, "content": _content(item.output)})
             case ReasoningItem():
                 thought += "".join(part.text or "" for part in item.content or ())
                 continue
         if thought and messages[-1]["role"] == "assistant":
-            messages[-1]["reasoning_content"] = thought
+            messages[-1]["reasoning_content"] = messages[-1].get("reasoning_content", "") + thought
         thought = ""
     return messages
+
+
+def _call(messages: list[Json], name: str, function: str, arguments: str) -> None:
+    """A call belongs to what the assistant said right before it."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": ""})
+    messages[-1].setdefault("tool_calls", []).append(_tool_call(name, function, arguments))
 
 
 def _content(value: ItemContent) -> str:

@@ -81,3 +81,25 @@ def test_limits_are_written_down() -> None:
     ):
         assert told in text, told
     assert config.max_running == 8 and "Eight runs" in text
+
+
+ROOT = Path(__file__).parents[3]
+_ROW = re.compile(r"^\| ([@\w/.-]+)[^|]*\| ([\d., ]+) \|", re.MULTILINE)
+PLUMBING = {"filelock", "numpy", "pytest", "requests", "wget", "zod"}
+"""What llama.cpp's tests and clients need beside, and is no client."""
+
+
+def test_versions_in_the_table_of_clients_are_those_that_run() -> None:
+    page = (ROOT / "docs/integrations.md").read_text()
+    told = {(name.lower(), version.split(",")[0].strip()) for name, version in _ROW.findall(page)}
+    pinned = [line.partition("==") for line in (ROOT / "tests/clients/requirements.txt").read_text().split()]
+    wanted = {(name.partition("[")[0], version) for name, _, version in pinned}
+    wanted |= set(json.loads((ROOT / "tests/clients/node/package.json").read_text())["dependencies"].items())
+    wanted = {one for one in wanted if one[0] not in PLUMBING and one[0] != "@ai-sdk/openai-compatible"}
+    assert wanted <= told
+    names = {name for name, _ in told}
+    ours = [line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    known = wanted | {(name.lower(), version.strip()) for name, _, version in ours if name.lower() in names}
+    assert told == known
+    compatible = json.loads((ROOT / "tests/clients/node/package.json").read_text())["dependencies"]
+    assert f", {compatible['@ai-sdk/openai-compatible']} |" in page

@@ -62,6 +62,16 @@ async def test_props_tell_what_llama_server_tells(served: Served) -> None:
         assert answer.status == 501 and "fill-ins" in (await answer.json())["error"]["message"]
 
 
+async def test_tokenizer_info_tells_what_harnesses_ask(served: Served) -> None:
+    async with served.http.get("/tokenizer_info") as answer:
+        told = await answer.json()
+    tokenizer = served.backend.tokenizer
+    assert told["chat_template"] == tokenizer.chat_template and told["bos_token"] is None
+    assert told["eos_token"] == tokenizer.eos_token and told["model_max_length"] == served.backend.manifest.context
+    async with served.http.get("/tokenizer_info", params={"model": "other"}) as answer:
+        assert answer.status == 404
+
+
 async def test_completion_in_llama_servers_words(served: Served) -> None:
     asked = {"prompt": "Once", "n_predict": 6, "temperature": 0, "cache_prompt": True, "return_tokens": True}
     async with served.http.post("/completion", json=asked) as answer:
