@@ -30,7 +30,7 @@ from swarm.serve.compat.bodies import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from swarm.serve.compat.shapes import anthropic_error, arguments_of, fitted, given, no_pictures
+from swarm.serve.compat.shapes import anthropic_error, arguments_of, asked_by, fitted, given, no_pictures, said_of
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
@@ -53,7 +53,9 @@ class AnthropicViews:
     async def messages(self, request: web.Request) -> web.StreamResponse:
         asked = read(MessagesBody, await read_json(request, self._config))
         chat = {**chat_body(asked), "max_tokens": asked.max_tokens, **given(stream=asked.stream)}
-        parsed = parse_chat_untrusted(prefilled(chat), self._config)
+        with said_of(_form(asked)[0]):
+            parsed = parse_chat_untrusted(prefilled(chat), self._config)
+        parsed = asked_by(parsed, _form(asked)[0])
         stops = tuple(parsed.wanted.stop)
         voice = AnthropicVoice(request[REQUEST_ID], self._backend.manifest.model, stops, self._backend)
         return await self._completions.converse(request, fitted(parsed), voice)
@@ -76,15 +78,34 @@ def chat_body(asked: CountBody) -> Json:
         **given(**{name: getattr(asked, name) for name in _SAME}),
         "messages": messages,
         **given(tools=tools or None, stop=asked.stop_sequences or None, tool_choice=_choice(asked) if tools else None),
+        **given(response_format=_form(asked)[1]),
         **_thinking(asked),
     }
 
 
+def _form(asked: CountBody) -> tuple[str, Json | None]:
+    """The field that asks for a form, and the form in OpenAI's words. Raises ApiError."""
+    config, older = asked.output_config, asked.output_format
+    form = config.format if config is not None else None
+    if form is not None and older is not None:
+        raise bad_field("output_format", "expected 'output_config.format' or 'output_format', found both")
+    field = "output_config.format" if older is None else "output_format"
+    if (form := form or older) is None:
+        return field, None
+    if form.type != "json_schema":
+        raise outside(f"{field}.type", "json_schema", form.type)
+    if form.schema is None:
+        raise bad_field(f"{field}.schema", f"expected '{field}.schema' to be a JSON Schema, found none")
+    return field, {"type": "json_schema", "json_schema": {"name": "answer", "schema": form.schema}}
+
+
 def _thinking(asked: CountBody) -> Json:
+    effort = given(reasoning_effort=asked.output_config.effort if asked.output_config is not None else None)
     if asked.thinking is None or not asked.thinking.type:
-        return {}
+        return effort
     kind, budget = asked.thinking.type, asked.thinking.budget_tokens
     return {
+        **effort,
         "chat_template_kwargs": {"enable_thinking": kind != "disabled"},
         **given(thinking_budget=budget if kind == "enabled" else None),
     }

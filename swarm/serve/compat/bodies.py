@@ -166,6 +166,18 @@ class Thinking(Struct, kw_only=True):
     ] | None = None  # fmt: skip
 
 
+class OutputFormat(Struct, kw_only=True):
+    """The form of an answer, in Anthropic's words."""
+
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["json_schema"]})]
+    schema: Any = None
+
+
+class OutputConfig(Struct, kw_only=True):
+    effort: Effort | None = None
+    format: OutputFormat | None = None
+
+
 class CountBody(Struct, kw_only=True):
     """POST /v1/messages/count_tokens"""
 
@@ -179,6 +191,10 @@ class CountBody(Struct, kw_only=True):
     tools: Annotated[list[AnthropicTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: AnthropicChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: Annotated[OutputFormat, Meta(description="older clients' word for output_config.format")] | None = (
+        None
+    )
 
 
 class MessagesBody(CountBody, kw_only=True):

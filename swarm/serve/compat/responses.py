@@ -25,7 +25,7 @@ from swarm.serve.compat.bodies import (
     ResponsesTool,
 )
 from swarm.serve.compat.kept import KeptAnswers
-from swarm.serve.compat.shapes import given
+from swarm.serve.compat.shapes import asked_by, given, said_of
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
@@ -69,7 +69,8 @@ class ResponsesViews:
                 raise _unknown(previous, "previous_response_id")
             before = found.messages
         messages = [*before, *read_input(asked)]
-        parsed = parse_chat_untrusted(chat_body(asked, messages), self._config)
+        with said_of("text.format"):
+            parsed = asked_by(parse_chat_untrusted(chat_body(asked, messages), self._config), "text.format")
         user, keeps = request[USER], asked.store is not False
 
         def keep(body: Json) -> None:
