@@ -137,6 +137,10 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
 
     from swarm.client.client import Requester
 
+    if (held_to := config.request.sampling.constraint) is not None:
+        from swarm.model.compiling import require_readable
+
+        await asyncio.to_thread(require_readable, held_to)  # before anybody is asked for anything
     async with await Requester.connect(config.asked, report) as requester:
         if not config.json and config.request.speculation != "plain":
             say(requester.drafts)

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
-from swarm.base.errors import UsageError
+from swarm.base.errors import ModelError, UsageError
 from swarm.base.linechild import LineChild
 from swarm.model.constraint import Constraint, engine
 from swarm.model.grammars import grammar_of, refusal_of
@@ -17,6 +17,8 @@ WALL_S = 0.8
 """For one constraint. Honest ones take milliseconds; a large one of 3,000 properties 0.6 s."""
 KEPT = 32
 """Compiled constraints: a client asks for the same few again and again."""
+BEGUN = 16
+"""Tokens of an answer that are tried when a constraint is new."""
 _CHILD = "swarm.model.compiling_child", "compiles grammars"
 
 
@@ -29,11 +31,12 @@ class Compiler:
 
     def __init__(self, make: Callable[[], Vocabulary], wall_s: float = WALL_S) -> None:
         """`make` is called once, when the vocabulary is first wanted."""
-        self._make, self._wall_s = make, wall_s
+        self._make = make
         self._vocabulary: Vocabulary | None = None
         self._kept: OrderedDict[tuple[str, str], Matcher] = OrderedDict()
-        self._child: LineChild | None = None
+        self._trial = CompileTrial(wall_s)
         self._lock = threading.RLock()
+        """Held for moments only: what was compiled is there for others while the next is compiled."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -46,16 +49,37 @@ class Compiler:
     def held(self, constraint: Constraint) -> Matcher:
         """A matcher at the beginning. Raises UsageError for what cannot be compiled here, saying why."""
         self.check(constraint)
-        key = (constraint.kind, constraint.text)
-        with self._lock:
-            found = self._kept.get(key)
-            if found is None:
-                self._try(constraint)
-                found = self._kept[key] = self.vocabulary.held(constraint)
+        if (found := self._known(constraint)) is not None:
+            return found
+        with self._trial.alone:
+            if (found := self._known(constraint)) is not None:
+                return found
+            self._trial.read(constraint)
+            made = self.vocabulary.held(constraint)
+            self._begin(constraint, made)
+            with self._lock:
+                self._kept[constraint.kind, constraint.text] = made
                 while len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
+                return made.fresh(constraint.after)
+
+    def _known(self, constraint: Constraint) -> Matcher | None:
+        with self._lock:
+            key = (constraint.kind, constraint.text)
+            found = self._kept.get(key)
+            if found is None:
+                return None
             self._kept.move_to_end(key)
             return found.fresh(constraint.after)
+
+    def _begin(self, constraint: Constraint, matcher: Matcher) -> None:
+        """The first tokens of an answer: much of what is too much to follow shows there, before anything is spent."""
+        tokens: list[int] = []
+        try:
+            while len(tokens) < BEGUN and (not tokens or tokens[-1] not in self.vocabulary.ends):
+                tokens.append(matcher.after(tokens).first)
+        except ModelError as error:
+            raise UsageError(refusal_of(constraint.kind, str(error))) from None
 
     def check(self, constraint: Constraint) -> None:
         """Whether constraints mean the same here as to whoever made this one. Raises UsageError."""
@@ -73,33 +97,58 @@ class Compiler:
 
     def warm(self) -> None:
         """Start the process, so that the first constraint need not wait for it."""
-        with self._lock:
-            self._started()
+        self._trial.warm()
 
     def close(self) -> None:
         """End the process."""
-        with self._lock:
-            if self._child is not None:
-                self._child.end()
-            self._child = None
+        self._trial.close()
+
+
+class CompileTrial:
+    """Reads constraints in a process of its own, which is ended when one takes more than `wall_s`; one at a time."""
+
+    def __init__(self, wall_s: float = WALL_S) -> None:
+        self._wall_s = wall_s
+        self._child: LineChild | None = None
+        self.alone = threading.RLock()
+
+    def read(self, constraint: Constraint) -> None:
+        """Raises UsageError for what cannot be read, or not within the limits."""
+        line = json.dumps({"grammar": grammar_of(constraint)}).encode() + b"\n"
+        with self.alone:
+            child = self._started()
+            try:
+                answer = child.ask(line, self._wall_s, 1 << 16)
+            except BaseException:
+                child.end()
+                raise
+            if answer is None:
+                child.end()
+                taken = f"it takes more than {self._wall_s:g} s, or more memory than it may; make it simpler"
+                raise UsageError(refusal_of(constraint.kind, taken))
+        if "refused" in answer:
+            raise UsageError(refusal_of(constraint.kind, str(answer["refused"])))
+
+    def warm(self) -> None:
+        """Start the process."""
+        with self.alone:
+            self._started()
+
+    def close(self) -> None:
+        """End the process, also while it reads: what it reads is refused then."""
+        if (child := self._child) is not None:
+            child.end()
 
     def _started(self) -> LineChild:
         if self._child is None or not self._child.alive:
             self._child = LineChild(*_CHILD)
         return self._child
 
-    def _try(self, constraint: Constraint) -> None:
-        """Compile it where that can be ended. Raises UsageError."""
-        line = json.dumps({"grammar": grammar_of(constraint)}).encode() + b"\n"
-        child = self._started()
-        try:
-            answer = child.ask(line, self._wall_s, 1 << 16)
-        except BaseException:
-            child.end()
-            raise
-        if answer is None:
-            child.end()
-            taken = f"it takes more than {self._wall_s:g} s, or more memory than it may; make it simpler"
-            raise UsageError(refusal_of(constraint.kind, taken))
-        if "refused" in answer:
-            raise UsageError(refusal_of(constraint.kind, str(answer["refused"])))
+
+def require_readable(constraint: Constraint) -> None:
+    """Raises UsageError for what cannot be compiled over any vocabulary. Takes a second."""
+    trial = CompileTrial()
+    try:
+        trial.read(constraint)
+    finally:
+        trial.close()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 from llguidance import LLMatcher, LLParserLimits
-from llguidance.gbnf_to_lark import any_to_lark
 
 from swarm.base.errors import UsageError
 from swarm.model.constraint import MAX_CHARS, Constraint, Kind
+from swarm.model.gbnf import lark_of
+from swarm.model.schema_ends import require_end
 from swarm.model.schemas import exact
 
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write a value: the spaces that models write by themselves, and no choice, so that all but the values of an
 answer is forced. A schema may say otherwise for itself (`x-guidance`)."""
+_LARK = re.compile(r"(?m)^[^\S\n]*(?:%llguidance\b|start\s*:(?!:=))")
+"""How a grammar begins a line that is Lark's."""
 
 
 def grammar_of(constraint: Constraint) -> str:
@@ -37,26 +41,27 @@ def from_schema(schema: object) -> Constraint:
     Raises UsageError for what is too large, nested too deep, or not to be held to, naming the keyword.
     """
     try:
-        if isinstance(schema, str):
-            if len(schema) > MAX_CHARS:
-                raise UsageError(f"expected a JSON Schema of at most {MAX_CHARS} bytes, found {len(schema)}")
-            schema = json.loads(schema)
-        text = json.dumps(exact(schema), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return Constraint("json_schema", text)
-    except (ValueError, TypeError, RecursionError) as error:
+        text = schema if isinstance(schema, str) else _json(schema)
+        if (size := len(text.encode("utf-8", "replace"))) > MAX_CHARS:
+            raise UsageError(f"expected a JSON Schema of at most {MAX_CHARS} bytes, found {size}")
+        made = exact(json.loads(text))
+        require_end(made)
+        return Constraint("json_schema", _json(made))
+    except (ValueError, TypeError) as error:
         raise UsageError(f"expected a JSON Schema, found what is no JSON: {str(error)[:200]}") from None
+    except RecursionError:
+        raise UsageError("expected a JSON Schema, found one that is nested too deep") from None
+
+
+def _json(schema: object) -> str:
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def from_grammar(text: str) -> Constraint:
     """An answer in a grammar, written in llama.cpp's GBNF or in llguidance's Lark. Raises UsageError."""
     if len(text) > MAX_CHARS:
         raise UsageError(f"expected a grammar of at most {MAX_CHARS} characters, found {len(text)}")
-    try:
-        return Constraint("lark", any_to_lark(text))
-    except (
-        Exception
-    ) as error:  # what the reader finds wrong as a whole it raises as nothing more: no root, an empty text
-        raise UsageError(f"the grammar cannot be read: {str(error)[:300] or 'it is nested too deep'}") from None
+    return Constraint("lark", text if _LARK.search(text) else lark_of(text))
 
 
 def from_choices(choices: Sequence[str]) -> Constraint:
@@ -83,4 +88,6 @@ def refusal_of(kind: Kind, error: str) -> str:
     said = " ".join(error.replace("<non-verbose/>", "").split())[:400] or "no reason given"
     if kind == "json_schema" and said.startswith("Resource "):
         said = f"'$ref' or '$schema': {said}"
+    if "Current row has" in said:
+        said = f"too many members or alternatives may come at one place; require some of them ({said})"
     return f"the {kind.replace('lark', 'grammar')} cannot be compiled: {said}"

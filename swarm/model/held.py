@@ -64,7 +64,7 @@ class Vocabulary:
     def held(self, constraint: Constraint) -> Matcher:
         """A fresh matcher. Raises UsageError for what cannot be compiled, naming why.
 
-        Takes whatever time the grammar takes: first `swarm.model.compiling.check`.
+        Takes whatever time the grammar takes: first `swarm.model.compiling.CompileTrial`.
         """
         matcher = LLMatcher(self._tokens, grammar_of(constraint), log_level=0, limits=bounds())
         if matcher.is_error():
@@ -86,6 +86,13 @@ class Allowed:
             found[self.forced] = True
             return found
         return np.unpackbits(np.frombuffer(self.bits, np.uint8), count=size, bitorder="little").astype(np.bool_)
+
+    @property
+    def first(self) -> int:
+        """The lowest token that may come."""
+        if self.forced >= 0:
+            return self.forced
+        return int(np.unpackbits(np.frombuffer(self.bits, np.uint8), bitorder="little").argmax())
 
     def few(self, most: int) -> list[int]:
         """All that may come, where that is at most so many tokens; else none."""
@@ -141,7 +148,7 @@ class Matcher:
         found = np.frombuffer(bits, np.uint8)
         some = np.flatnonzero(found)
         if len(some) == 0:
-            return self._dead_end
+            raise ModelError("nothing that goes on from here fits this answer's constraint")
         if len(some) == 1 and (only := int(found[some[0]])) & (only - 1) == 0:
             return Allowed(8 * int(some[0]) + only.bit_length() - 1)
         return Allowed(-1, bits)
@@ -178,7 +185,10 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ModelError(f"this answer's constraint takes too much to follow: {self._matcher.get_error()[:200]}")
+            said = " ".join(self._matcher.get_error().replace("<non-verbose/>", "").split())[:200]
+            if "NoExtension" in said:
+                raise ModelError("nothing fits it: what it refers to comes back to itself without an end")
+            raise ModelError(f"this answer's constraint takes too much to follow: {said}")
 
 
 def _shared(one: list[int], other: list[int]) -> int:

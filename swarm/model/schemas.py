@@ -103,9 +103,9 @@ def _says_nothing(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
         case "uniqueItems" | "not":
             return value is False
         case "unevaluatedItems" | "unevaluatedProperties" | "propertyNames":
-            return value is True or value == {}
+            return value is True or bool(value == {})
         case "dependentRequired" | "dependentSchemas":
-            return value == {}
+            return bool(value == {})
         case "minContains" | "maxContains":
             return "contains" not in schema
         case "then" | "else":

@@ -192,11 +192,12 @@ class RunEngine:
             stop_tokens=frozenset(request.stop_token_ids),
             least=request.sampling.shaping.least if request.sampling.shaping is not None else 0,
         )
-        core = self._core(request, opening, drafting, self._held_to(request))
+        core = self._core(request, opening, drafting, await asyncio.to_thread(self._held_to, request))
         link = RingLink(self._connector, opening)
         if request.private and self._private is not None:
             blocks = await self._private.get(request.private)
-            link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire, self._held_to(request))
+            held_to = await asyncio.to_thread(self._held_to, request)
+            link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire, held_to)
         self.links[opening.run] = link
         thread = ThreadPoolExecutor(1, "draft", torch.set_num_threads, (drafting.threads,))
         parts = RunParts(

@@ -25,7 +25,6 @@ from swarm.serve.compat.bodies import (
     DocumentBlock,
     ImageBlock,
     MessagesBody,
-    OutputConfig,
     TextBlock,
     TextBlocks,
     ThinkingBlock,
@@ -33,10 +32,10 @@ from swarm.serve.compat.bodies import (
     ToolUseBlock,
 )
 from swarm.serve.compat.left_out import LeftOut, naming
-from swarm.serve.compat.shapes import anthropic_error, fitted, given, no_pictures
+from swarm.serve.compat.shapes import anthropic_error, asked_by, fitted, given, no_pictures, said_of
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
-from swarm.serve.errors import ApiError
+from swarm.serve.errors import ApiError, bad_field
 from swarm.serve.messages import joined_parts
 from swarm.serve.parse import parse_chat_untrusted, prefilled
 from swarm.serve.plan import plan_chat
@@ -58,7 +57,10 @@ class AnthropicViews:
         asked = read(MessagesBody, body)
         chat = {**chat_body(asked), "max_tokens": asked.max_tokens, **given(stream=asked.stream)}
         beside = beyond(MessagesBody, body, self._config.strict)
-        parsed = naming(parse_chat_untrusted(prefilled(chat), self._config), beside, left_out)
+        field = _form(asked)[0]
+        with said_of(field):
+            parsed = asked_by(parse_chat_untrusted(prefilled(chat), self._config), field)
+        parsed = naming(parsed, beside, left_out)
         stops = tuple(parsed.wanted.stop)
         voice = AnthropicVoice(request[REQUEST_ID], self._backend.manifest.model, stops, self._backend)
         return await self._completions.converse(request, fitted(parsed), voice)
@@ -105,26 +107,34 @@ def chat_body(asked: CountBody) -> Json:
         **given(**{name: getattr(asked, name) for name in _SAME}),
         "messages": messages,
         **given(tools=tools or None, stop=asked.stop_sequences or None, tool_choice=_choice(asked) if tools else None),
+        **given(response_format=_form(asked)[1]),
         **_thinking(asked),
-        **_form(asked),
     }
 
 
-def _form(asked: CountBody) -> Json:
-    """The form of the answer, and how much it is thought about. Raises ApiError 400."""
-    config = asked.output_config or OutputConfig()
-    form, path = config.format or asked.output_format, "output_config" if config.format else "output_format"
-    if form is not None and form.type != "json_schema":
-        raise outside(f"{path}.type", "json_schema", form.type)
-    held = {"type": "json_schema", "json_schema": {"schema": form.schema}} if form is not None else None
-    return given(reasoning_effort=config.effort, response_format=held)
+def _form(asked: CountBody) -> tuple[str, Json | None]:
+    """The field that asks for a form, and the form in OpenAI's words. Raises ApiError."""
+    config, older = asked.output_config, asked.output_format
+    form = config.format if config is not None else None
+    if form is not None and older is not None:
+        raise bad_field("output_format", "expected 'output_config.format' or 'output_format', found both")
+    field = "output_config.format" if older is None else "output_format"
+    if (form := form or older) is None:
+        return field, None
+    if form.type != "json_schema":
+        raise outside(f"{field}.type", "json_schema", form.type)
+    if form.schema is None:
+        raise bad_field(f"{field}.schema", f"expected '{field}.schema' to be a JSON Schema, found none")
+    return field, {"type": "json_schema", "json_schema": {"name": "answer", "schema": form.schema}}
 
 
 def _thinking(asked: CountBody) -> Json:
+    effort = given(reasoning_effort=asked.output_config.effort if asked.output_config is not None else None)
     if asked.thinking is None or not asked.thinking.type:
-        return {}
+        return effort
     kind, budget = asked.thinking.type, asked.thinking.budget_tokens
     return {
+        **effort,
         "chat_template_kwargs": {"enable_thinking": kind != "disabled"},
         **given(thinking_budget=budget if kind == "enabled" else None),
     }

@@ -168,8 +168,8 @@ class Thinking(Struct, kw_only=True):
     ] | None = None  # fmt: skip
 
 
-class AnthropicFormat(Struct, kw_only=True):
-    """The form of an answer."""
+class OutputFormat(Struct, kw_only=True):
+    """The form of an answer, in Anthropic's words."""
 
     type: Annotated[str, Meta(extra_json_schema={"enum": ["json_schema"]})]
     schema: Any = None
@@ -179,7 +179,7 @@ class OutputConfig(Struct, kw_only=True):
     """How much an answer is thought about, and its form."""
 
     effort: Effort | None = None
-    format: AnthropicFormat | None = None
+    format: OutputFormat | None = None
 
 
 class CountBody(Struct, kw_only=True):
@@ -196,9 +196,9 @@ class CountBody(Struct, kw_only=True):
     tool_choice: AnthropicChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    output_format: (
-        Annotated[AnthropicFormat, Meta(description="older clients' place for output_config.format")] | None
-    ) = None
+    output_format: Annotated[OutputFormat, Meta(description="older clients' place for output_config.format")] | None = (
+        None
+    )
     metadata: NotUsed = None
     cache_control: NotUsed = None
     service_tier: NotUsed = None

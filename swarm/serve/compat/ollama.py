@@ -17,7 +17,7 @@ from msgspec import to_builtins
 from swarm.run.api import RunRequest, RunResult
 from swarm.serve.arguments import for_client, text_of
 from swarm.serve.backend import Backend
-from swarm.serve.body import read
+from swarm.serve.body import outside, read
 from swarm.serve.compat.bodies import (
     OllamaCall,
     OllamaChatBody,
@@ -26,7 +26,7 @@ from swarm.serve.compat.bodies import (
     OllamaMessage,
     OllamaShowBody,
 )
-from swarm.serve.compat.shapes import fitted, given, no_pictures
+from swarm.serve.compat.shapes import asked_by, fitted, given, no_pictures, said_of
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
@@ -98,7 +98,8 @@ class OllamaViews:
         raise ApiError(501, f"{name} is not offered: this gateway serves text models of swarms", "not_implemented")
 
     async def _converse(self, request: web.Request, asked: Json, voice: OllamaVoice) -> web.StreamResponse:
-        parsed = parse_chat_untrusted(prefilled(asked), self._config)
+        with said_of("format"):
+            parsed = asked_by(parse_chat_untrusted(prefilled(asked), self._config), "format")
         return await self._completions.converse(request, fitted(parsed), voice)
 
     def _loaded(self, answer: Json, asked: OllamaCommon) -> Json:
@@ -182,6 +183,8 @@ def _options(asked: OllamaCommon) -> Json:
         wanted["response_format"] = {"type": "json_object"}
     elif isinstance(asked.format, dict):
         wanted["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": asked.format}}
+    elif asked.format not in (None, ""):
+        raise outside("format", "json, or a JSON Schema", asked.format)
     if isinstance(asked.think, bool):
         wanted["chat_template_kwargs"] = {"enable_thinking": asked.think}
     elif isinstance(asked.think, str):

@@ -31,7 +31,7 @@ from swarm.serve.compat.bodies import (
 )
 from swarm.serve.compat.kept import KeptAnswers
 from swarm.serve.compat.left_out import LeftOut, naming
-from swarm.serve.compat.shapes import given
+from swarm.serve.compat.shapes import asked_by, given, said_of
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
@@ -77,7 +77,9 @@ class ResponsesViews:
             before = found.messages
         messages = [*before, *read_input(asked)]
         beside = (*beyond(ResponsesBody, body, self._config.strict), *_unheeded(asked))
-        parsed = naming(parse_chat_untrusted(chat_body(asked, messages), self._config), beside, left_out)
+        with said_of("text.format"):
+            parsed = asked_by(parse_chat_untrusted(chat_body(asked, messages), self._config), "text.format")
+        parsed = naming(parsed, beside, left_out)
         user, keeps = request[USER], asked.store is not False
 
         def keep(body: Json) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +36,7 @@ MISSING = {
     "/v1/moderations": "moderations",
 }
 """What OpenAI's clients know an address for and this gateway has not."""
+_FORM = "response_format"
 _ANTHROPIC_KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -94,6 +97,26 @@ def no_pictures(path: str) -> ApiError:
 def fitted(parsed: ChatRequest) -> ChatRequest:
     """A wish for more tokens than the context holds gets what fits, as these APIs have it."""
     return replace(parsed, wanted=replace(parsed.wanted, fit=True))
+
+
+@contextmanager
+def said_of(field: str) -> Iterator[None]:
+    """What is found wrong with a form that was translated is said of the client's own field."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param is None or not error.param.startswith(_FORM):
+            raise
+        named = field + ".type" if error.param == _FORM + ".type" else field
+        raise ApiError(error.status, error.message.replace(error.param, named), error.code, named) from error
+
+
+def asked_by(parsed: ChatRequest, field: str) -> ChatRequest:
+    """The same of what is found wrong later."""
+    structure = parsed.wanted.structure
+    if structure is None or not structure.param.startswith(_FORM):
+        return parsed
+    return replace(parsed, wanted=replace(parsed.wanted, structure=replace(structure, param=field)))
 
 
 def given(**values: Any) -> Json:

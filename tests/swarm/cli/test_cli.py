@@ -38,6 +38,8 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (["generate", "hi", "--speculation", "wild"], "invalid choice"),
         (["generate", "hi", "--draft", "none", "--draft-model", "x"], "--draft lm or auto with --draft-model"),
         (["generate", "hi", "--receipt", "a.json", "--no-receipt"], "found both"),
+        (["generate", "hi", "--no-lan", "--regex", "("], "the regex cannot be compiled"),
+        (["generate", "hi", "--no-lan", "--regex", ""], "expected a constraint of 1 to"),
         (["generate", "hi", "--swarm", "nonsense"], "expected an invite that begins with swarm1"),
         (["generate", "hi", "--swarm", INVITE], "damaged on the way"),
         (["generate", "hi", "--swarm", "/nowhere/my.invite"], "a file that holds one"),

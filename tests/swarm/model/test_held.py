@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from functools import cache
+from threading import Thread
 
 import jsonschema
 import numpy as np
@@ -25,6 +26,7 @@ from swarm.model.grammars import from_choices, from_grammar, from_schema, gramma
 from swarm.model.held import Allowed, Matcher, Vocabulary
 from swarm.model.sampler import LEAST_LOGPROB, MAX_MARGIN, Sampling, masked, pick
 from swarm.ring.guide import ConstraintGuide
+from tests.swarm.model.lettered import lettered
 
 WORDS = ['{"', '":', ' "', '", "', "name", "age", "city", "Paris", '"}', "tr", "ue"]
 
@@ -58,6 +60,13 @@ def vocabulary() -> Vocabulary:
 @pytest.fixture(scope="module")
 def compiler() -> Iterator[Compiler]:
     made = Compiler(vocabulary)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def by_letters() -> Iterator[Compiler]:
+    made = Compiler(lettered)
     yield made
     made.close()
 
@@ -279,10 +288,53 @@ def test_a_text_that_may_go_on_in_one_token_is_guessed() -> None:
 
 
 def test_what_takes_too_long_is_ended_and_the_next_is_read(compiler: Compiler) -> None:
-    endless = from_schema({"allOf": [{"type": "string", "pattern": f".*{i}.*"} for i in range(60)]})
     with pytest.raises(UsageError, match="more than 0.8 s"):
-        compiler.held(compiler.ready(endless, 0))
+        compiler.held(compiler.ready(ENDLESS, 0))
     assert compiler.held(compiler.ready(from_choices(["a"]), 0)).after([]).mask(SIZE).sum() == 1
+
+
+ENDLESS = from_schema({"allOf": [{"type": "string", "pattern": f".*{i}.*"} for i in range(60)]})
+
+
+def test_others_go_on_while_one_is_compiled() -> None:
+    """What was compiled is handed out meanwhile; and a compiler that is closed lets nobody wait."""
+    compiler = Compiler(vocabulary, wall_s=60.0)
+    known = compiler.ready(from_choices(["a"]), 0)
+    compiler.held(known)
+    said: list[str] = []
+    slow = Thread(target=lambda: said.append(refusal(compiler, compiler.ready(ENDLESS, 0))))
+    slow.start()
+    while compiler._trial.alone.acquire(blocking=False):  # until it is being compiled
+        compiler._trial.alone.release()
+    assert compiler.held(known).after([]).forced >= 0 and compiler.vocabulary.size == SIZE
+    assert slow.is_alive()
+    while slow.is_alive():
+        compiler.close()
+        slow.join(0.05)
+    assert "more than 60 s" in said[0]
+
+
+def refusal(compiler: Compiler, constraint: Constraint) -> str:
+    with pytest.raises(UsageError) as caught:
+        compiler.held(constraint)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "said"),
+    [
+        (Constraint("regex", "a{1000000}"), "too much to follow"),
+        (Constraint("json_schema", '{"$ref":"#"}'), "without an end"),
+        (from_schema({"type": "object", "properties": {f"p{i}": {} for i in range(1000)}}), "at one place"),
+        (from_grammar("root ::= root"), "without an end"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_before_it_is_begun(
+    by_letters: Compiler, constraint: Constraint, said: str
+) -> None:
+    lettered().held(constraint)  # it compiles
+    with pytest.raises(UsageError, match=said):
+        by_letters.held(by_letters.ready(constraint, 0))
 
 
 @pytest.mark.parametrize(

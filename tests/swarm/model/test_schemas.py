@@ -10,6 +10,7 @@ import pytest
 from swarm.base.errors import UsageError
 from swarm.model.constraint import MAX_CHARS
 from swarm.model.grammars import from_schema
+from swarm.model.schema_ends import require_end
 from swarm.model.schemas import exact, rebuilt
 from tests.swarm.model.lettered import allows, lettered
 
@@ -86,6 +87,8 @@ def test_schemas_are_read_as_the_standard_says(schema: Any, right: list[str], wr
         ({"const": "\x01", "properties": A}, "control characters"),
         ({"x-guidance": 1}, "x-guidance"),
         ([], "list"),
+        ({"enum": ["x" * 40_000]}, "at most"),
+        (json.loads('{"items":' * 900 + "{}" + "}" * 900), "too deep"),
         ("{", "JSON"),
         ('{"a": NaN}', "JSON"),
         ('{"maximum": ' + "9" * 5000 + "}", "JSON"),
@@ -95,6 +98,50 @@ def test_schemas_are_read_as_the_standard_says(schema: Any, right: list[str], wr
 def test_what_would_be_read_wrong_is_refused_by_name(schema: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         from_schema(schema)
+
+
+NEXT: dict[str, Any] = {"type": "object", "properties": {"v": {"type": "null"}, "next": {"$ref": "#"}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"allOf": [{"$ref": "#/$defs/a"}]}}},
+        {**NEXT, "required": ["v", "next"]},
+        {"type": "array", "items": {"anyOf": [{"$ref": "#"}, {"$ref": "#/items"}]}, "minItems": 1},
+        {"type": "object", "required": ["x"], "additionalProperties": {"$ref": "#"}},
+    ],
+)
+def test_a_schema_that_needs_itself_is_refused(schema: Any) -> None:
+    with pytest.raises(UsageError, match=r"'\$ref'.* needs itself"):
+        from_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        (NEXT, '{"v": null, "next": {"v": null}}'),
+        (
+            {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/c"}, "c": {"const": 1}}},
+            "1",
+        ),
+        ({"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}, "minItems": 1}]}, "[[null], null]"),
+        ({"type": "array", "items": {"$ref": "#"}}, "[[], [[]]]"),
+        ({"type": "array", "prefixItems": [{"const": 1}], "items": {"$ref": "#"}, "minItems": 1}, "[1, [1]]"),
+        ({"$ref": "#/$defs/a~1b/anyOf/0", "$defs": {"a/b": {"anyOf": [{"const": 1}]}}}, "1"),
+    ],
+)
+def test_one_that_may_have_itself_within_is_taken(schema: Any, text: str) -> None:
+    assert allows(lettered().held(from_schema(schema)), text)
+
+
+def test_what_takes_long_to_follow_is_left_to_the_end_of_the_answer() -> None:
+    names = [f"n{number}" for number in range(900)]
+    defs = {name: {"$ref": f"#/$defs/{after}"} for name, after in zip(names, [*names[1:], names[0]], strict=True)}
+    with pytest.raises(UsageError, match="needs itself"):
+        require_end({"$ref": "#/$defs/n0", "$defs": dict(list(defs.items())[:40] + [("n40", {"$ref": "#/$defs/n0"})])})
+    require_end({"$ref": "#/$defs/n0", "$defs": {**defs, "x": {"allOf": [{"$ref": f"#/$defs/{n}"} for n in names]}}})
 
 
 def test_options_of_a_schema_stay() -> None:
