@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -118,10 +118,11 @@ class FileCheckpoint:
             return None
         form = find_format(entry.format)
         assert form is not None
-        with _Mapped(place, 0, entry.nbytes, name) as data:
+        mapped = _Mapped(place, 0, entry.nbytes, name)
+        with mapped as data:
             self.bytes_read += entry.nbytes
             lies = layout(name, entry.shape, self.manifest.config)
-            held = hold(data, form, entry.shape, lies.rows, name, library())
+            held = hold(data, form, entry.shape, lies.rows, name, library(), mapped.let_go)
             return held if lies.columns is None else MovedColumns(held, lies.columns)
 
     def hold_stack(self, name: str, without_kernel: bool) -> tuple[Matrix, ...] | None:
@@ -139,11 +140,17 @@ class FileCheckpoint:
         entry, place = self._find(name)
         form = find_format(entry.format)
         assert form is not None
-        with _Mapped(place, 0, entry.nbytes, name) as data:
+        mapped = _Mapped(place, 0, entry.nbytes, name)
+        with mapped as data:
             self.bytes_read += entry.nbytes
             if shape[1] % form.block or entry.nbytes != math.prod(stack) // form.block * form.block_bytes:
                 raise ModelError(f"{name} of shape {list(stack)} does not fit {entry.nbytes} bytes of {form.name}")
-            return tuple(hold(part, form, shape, None, name, library()) for part in data.reshape(count, -1))
+            held_before, kept_each = 0, []
+            for part in data.reshape(count, -1):
+                done = partial(mapped.let_go, before=held_before)
+                kept_each.append(hold(part, form, shape, None, name, library(), done))
+                held_before += part.nbytes
+            return tuple(kept_each)
 
     def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:
         entry, place = self._find(name)
@@ -297,6 +304,7 @@ class _Mapped:
         self.start, self.length = place.offset + offset, length
         self.path, self.name = place.path, name
         self.map: mmap.mmap | None = None
+        self._gone = 0
 
     def __enter__(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
         lead = self.start % mmap.ALLOCATIONGRANULARITY
@@ -313,6 +321,17 @@ class _Mapped:
         except OSError as exc:
             raise ModelError(f"cannot read {self.name} from {self.path}: {exc.strerror}") from exc
         return np.frombuffer(self.map, np.uint8)[lead : lead + self.length]
+
+    def let_go(self, length: int, before: int = 0) -> None:
+        """Give back the memory of the first `before + length` bytes, as far as those are whole pages. They stay where
+        they are and are read from the file again if asked for."""
+        if self.map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        lead = self.start % mmap.ALLOCATIONGRANULARITY
+        stop = (lead + before + length) // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > self._gone:
+            self.map.madvise(mmap.MADV_DONTNEED, self._gone, stop - self._gone)
+            self._gone = stop
 
     def __exit__(self, *exc: object) -> None:
         # Dropping the reference unmaps as soon as no array points into it; closing would fail while one does.

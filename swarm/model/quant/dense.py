@@ -32,7 +32,7 @@ def dense_matrix(weight: torch.Tensor, lib: Library) -> PackedMatrix | None:
         return None
     stored = weight.detach().contiguous()
     data = torch.empty(size, dtype=torch.uint8)
-    lib.pack(form.number, stored.data_ptr(), None, stored.shape[0], stored.shape[1], data)
+    lib.pack(form.number, stored.data_ptr(), None, (stored.shape[0], stored.shape[1]), data)
     return PackedMatrix(form, (stored.shape[0], stored.shape[1]), data, lib, KERNEL)
 
 

@@ -12,6 +12,7 @@ Its bits depend on its own row of x and its own row of the matrix alone: not on 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +32,12 @@ bits of a product with the unpacked float32 matrix by the kernels of `dense.py`.
 
 KERNEL = "int8-block32-v1"
 """Name of the arithmetic above: what a stage that computes with packed weights says it computes with."""
+
+PANEL = 16
+"""Rows of a panel."""
+
+PART_BYTES = 8 << 20
+"""Stored bytes that are read at a time while a matrix is brought into panels: those before are let go meanwhile."""
 
 SCRATCH_BYTES = 16 << 20
 """Unpacked numbers that a matrix without a kernel may hold at a time."""
@@ -127,8 +134,10 @@ def hold(
     order: torch.Tensor | None,
     name: str,
     lib: Library | None,
+    done: Callable[[int], None] | None = None,
 ) -> PackedMatrix | StoredMatrix:
-    """A matrix of stored bytes, which are copied. order: int64 [rows], the stored row of each row.
+    """A matrix of stored bytes, which are copied, some rows at a time. order: int64 [rows], the stored row of each row.
+    done: told between two parts how many of the bytes, from the first on, are not read again.
 
     Raises ModelError, naming the tensor, when bytes and shape do not fit or a scale is not finite.
     """
@@ -138,17 +147,27 @@ def hold(
         or stored.nbytes != shape[0] * (shape[1] // form.block) * form.block_bytes
     ):
         raise ModelError(f"{name} of shape {list(shape)} does not fit {stored.nbytes} bytes of {form.name}")
-    form.check_scales(stored, name)
-    out_features, in_features = shape
-    size = 0 if lib is None else lib.packed_bytes(form.number, out_features, in_features)
+    size = 0 if lib is None else lib.packed_bytes(form.number, *shape)
+    source = np.ascontiguousarray(stored).reshape(shape[0], -1)
+    places = None if order is None else order.to(torch.int32).contiguous()
+    data = torch.empty(size, dtype=torch.uint8) if size else torch.empty(source.shape, dtype=torch.uint8)
+    for rows in _parts(shape[0], source.shape[1], order):
+        form.check_scales(source[rows.start : rows.stop], name)
+        if lib is not None and size:
+            lib.pack(form.number, source.ctypes.data, places, (shape[0], shape[1]), data, rows)
+        else:
+            data.numpy()[rows.start : rows.stop] = source[rows.start : rows.stop]
+        if done is not None:
+            done(rows.stop * source.shape[1])
     if lib is None or not size:
-        data = torch.from_numpy(stored.reshape(out_features, -1).copy())
-        return StoredMatrix(form, (out_features, in_features), data, order)
-    data = torch.empty(size, dtype=torch.uint8)
-    whole = None if order is None else order.to(torch.int32).contiguous()
-    source = np.ascontiguousarray(stored)
-    lib.pack(form.number, source.ctypes.data, whole, out_features, in_features, data)
-    return PackedMatrix(form, (out_features, in_features), data, lib, FLOATS if form.exact else KERNEL)
+        return StoredMatrix(form, (shape[0], shape[1]), data, order)
+    return PackedMatrix(form, (shape[0], shape[1]), data, lib, FLOATS if form.exact else KERNEL)
+
+
+def _parts(rows: int, row_bytes: int, order: torch.Tensor | None) -> list[range]:
+    """Rows that are held at a time, in whole panels. In another order than the stored one any row may be any part's."""
+    step = rows if order is not None else max(PANEL, PART_BYTES // max(row_bytes, 1) // PANEL * PANEL)
+    return [range(first, min(first + step, rows)) for first in range(0, rows, max(step, 1))]
 
 
 def _within(wanted: torch.Tensor, count: int) -> torch.Tensor:

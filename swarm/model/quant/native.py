@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-VERSION = 9
+VERSION = 10
 """Of the interface and the packed layout; a library that says another is not used."""
 ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16")
 """Instruction sets by number. All give the same bits."""
@@ -48,7 +48,7 @@ class Library:
         pointer, whole, wide = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
         lib.swarm_quant_bytes.restype = wide
         lib.swarm_quant_bytes.argtypes = [whole, wide, wide]
-        lib.swarm_quant_pack.argtypes = [whole, pointer, pointer, wide, wide, pointer, whole]
+        lib.swarm_quant_pack.argtypes = [whole, pointer, pointer, wide, wide, pointer, wide, wide, whole]
         lib.swarm_quant_numbers.argtypes = [whole, pointer, wide, pointer, wide, pointer, whole]
         lib.swarm_quant_products.argtypes = [whole, pointer, wide, wide, pointer, wide, whole, whole, pointer]
         lib.swarm_quant_grouped.argtypes = [
@@ -95,11 +95,20 @@ class Library:
         return int(self._lib.swarm_quant_bytes(kind, rows, columns))
 
     def pack(
-        self, kind: int, stored: int, order: torch.Tensor | None, rows: int, columns: int, packed: torch.Tensor
+        self,
+        kind: int,
+        stored: int,
+        order: torch.Tensor | None,
+        shape: tuple[int, int],
+        packed: torch.Tensor,
+        some: range | None = None,
     ) -> None:
-        """Bring stored blocks (at the address `stored`) into panels. order: int32 [rows], the stored row of each."""
+        """Bring stored blocks (at the address `stored`) of a matrix into panels. order: int32 [rows], the stored row of
+        each. some: these rows alone, from a multiple of 16 to another or the last; the first ones first."""
         where = 0 if order is None else order.data_ptr()
-        self._check(self._lib.swarm_quant_pack(kind, stored, where, rows, columns, packed.data_ptr(), self.threads))
+        some = range(shape[0]) if some is None else some
+        places = (stored, where, *shape, packed.data_ptr(), some.start, some.stop)
+        self._check(self._lib.swarm_quant_pack(kind, *places, self.threads))
 
     def numbers(self, kind: int, packed: torch.Tensor, columns: int, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Rows (int64 [n], within the matrix) as float32 into `out` [n, columns]: what `gguf.dequantize` gives."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +17,13 @@ from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
+from swarm.model.files.weights import FileCheckpoint
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
-from swarm.model.quant.matrix import dense
+from swarm.model.quant import matrix as matrix_module
+from swarm.model.quant.matrix import PackedMatrix, dense
 from swarm.model.quant.modules import PackedEmbedding, PackedLinear
-from swarm.model.quant.native import library
+from swarm.model.quant.native import Library, library
 from swarm.model.rows import Layout, no_commits
 from swarm.model.weights_as import PACKED, choose_weights
 from swarm.ring.certain_rows import certain_rows
@@ -39,6 +43,40 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def packed(checkpoint: Checkpoint) -> Iterator[Block]:
     yield load_block(checkpoint, 0, checkpoint.manifest.n_layers, CPU, torch.float32, weights="auto")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says what of a file is in memory")
+def test_what_was_read_of_a_large_matrix_does_not_stay_in_memory(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.embed_tokens.weight"
+    assert isinstance(checkpoint, FileCheckpoint)
+    entry, path = checkpoint.manifest.entries[name], str(checkpoint.places[name].path)
+    pack, seen = Library.pack, []
+
+    def watched(*given: Any) -> None:
+        pack(*given)
+        seen.append(resident(path))
+
+    whole = checkpoint.hold(name, without_kernel=False)
+    monkeypatch.setattr(Library, "pack", watched)
+    monkeypatch.setattr(matrix_module, "PART_BYTES", 1 << 20)
+    in_parts = checkpoint.hold(name, without_kernel=False)
+    assert isinstance(whole, PackedMatrix) and isinstance(in_parts, PackedMatrix)
+    assert torch.equal(whole.data, in_parts.data)
+    assert len(seen) >= entry.nbytes >> 20 > 8
+    assert 0 < max(seen) <= entry.nbytes // 3  # a part, and what the system keeps around it: up to 2 MiB on either side
+
+
+def resident(path: str) -> int:
+    """Bytes of a file that this process has mapped and in memory."""
+    found, mine = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line[0].isdigit() or line[0] in "abcdef":
+            mine = line.endswith(path)
+        elif mine and line.startswith("Rss:"):
+            found += int(line.split()[1]) << 10
+    return found
 
 
 def through(blocks: list[Block], sizes: list[int]) -> torch.Tensor:

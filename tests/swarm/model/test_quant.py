@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from swarm.base.errors import ModelError
 from swarm.model.files.gguf_file import READABLE
+from swarm.model.quant import matrix as matrix_module
 from swarm.model.quant.formats import _HALVES, Format, find_format
 from swarm.model.quant.matrix import PackedMatrix, StoredMatrix, dense, hold
 from swarm.model.quant.native import ISAS, Library, library
@@ -68,6 +69,33 @@ def test_rows_are_those_of_gguf_to_the_bit(name: str, lib: Library) -> None:
     want = torch.from_numpy(unpacked(form, stored))[order]
     assert np.array_equal(bits(dense(matrix, torch.float32)), bits(want))
     assert np.array_equal(bits(matrix.rows(torch.tensor([36, 0, 7]))), bits(want[[36, 0, 7]]))
+
+
+@pytest.mark.parametrize("name", [*KERNELS, "TQ2_0"])
+@pytest.mark.parametrize("rows", [32, 37])
+def test_a_matrix_that_is_read_in_parts_is_the_same(
+    name: str, rows: int, lib: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form, done = form_of(name), []
+    stored = blocks(form, rows, 512)
+    at_once = hold(stored, form, (rows, 512), None, "m", lib)
+    monkeypatch.setattr(matrix_module, "PART_BYTES", 1)
+    matrix = hold(stored, form, (rows, 512), None, "m", lib, done.append)
+    assert torch.equal(matrix.data, at_once.data)
+    assert done == [min(16 * part, rows) * stored.shape[1] for part in range(1, -(-rows // 16) + 1)]
+    if name in _HALVES:
+        stored[-1, _HALVES[name][0] : _HALVES[name][0] + 2] = np.array([np.nan], np.float16).view(np.uint8)
+        with pytest.raises(ModelError, match="m holds values that are not finite"):
+            hold(stored, form, (rows, 512), None, "m", lib)
+
+
+def test_rows_that_are_no_whole_panels_are_not_packed(lib: Library) -> None:
+    form = form_of("Q8_0")
+    stored = blocks(form, 40, 64)
+    packed = torch.empty(lib.packed_bytes(form.number, 40, 64), dtype=torch.uint8)
+    for some in (range(8, 40), range(0, 24), range(0, 41), range(-16, 16)):
+        with pytest.raises(ValueError, match="without a kernel"):
+            lib.pack(form.number, stored.ctypes.data, None, (40, 64), packed, some)
 
 
 @pytest.mark.parametrize("name", KERNELS)

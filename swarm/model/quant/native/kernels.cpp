@@ -612,7 +612,7 @@ void in_huge_pages(uint8_t *from, int64_t bytes) {
 
 extern "C" {
 
-int swarm_quant_version() { return 9; }
+int swarm_quant_version() { return 10; }
 
 // The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI, 3 also with bfloat16.
 int swarm_quant_isa() {
@@ -638,16 +638,20 @@ int64_t swarm_quant_bytes(int kind, int64_t rows, int64_t columns) {
     return bytes;
 }
 
-// The panels are asked for in huge pages where the system has them and they are not touched yet: only
-// blocks that lie within them altogether, so nothing grows by it. (Zen 4 in a virtual machine, one row: 22 to 24 GB/s.)
+// Rows [first, last) of a matrix, first a multiple of 16 and last one or the end. With the first of them the panels of all
+// are asked for in huge pages where the system has them and they are not touched yet: only blocks that lie within them
+// altogether, so nothing grows by it. (Zen 4 in a virtual machine, one row: 22 to 24 GB/s.)
 int swarm_quant_pack(int kind, const uint8_t *stored, const int32_t *order, int64_t rows, int64_t columns,
-                     uint8_t *packed, int threads) {
-    in_huge_pages(packed, swarm_quant_bytes(kind, rows, columns));
+                     uint8_t *packed, int64_t first, int64_t last, int threads) {
+    if (first < 0 || first % 16 || last > rows || (last % 16 && last < rows)) return -1;
+    if (!first) in_huge_pages(packed, swarm_quant_bytes(kind, rows, columns));
+    const int64_t begin = first / 16, count = (last + 15) / 16 - begin;
     if (is_dense(kind)) {  // words of four bytes: a float32 or two bfloat16
         int64_t words = kind == DENSE_F32 ? columns : columns / 2;
         auto *from = reinterpret_cast<const uint32_t *>(stored);
         auto *to = reinterpret_cast<uint32_t *>(packed);
-        each((rows + 15) / 16, Crew{threads, nullptr}, true, [&](int64_t panel) {
+        each(count, Crew{threads, nullptr}, true, [&](int64_t i) {
+            int64_t panel = begin + i;
             for (int64_t n = 0; n < 16; n++) {
                 int64_t row = panel * 16 + n, source = row < rows && order ? order[row] : row;
                 for (int64_t s = 0; s < words; s++)
@@ -658,8 +662,8 @@ int swarm_quant_pack(int kind, const uint8_t *stored, const int32_t *order, int6
     }
     return layout::with_type(kind, [&](auto t) {
         using T = decltype(t);
-        each((rows + 15) / 16, Crew{threads, nullptr}, true, [&](int64_t panel) {
-            repack::panels<T>(kind, stored, order, rows, columns, packed, panel, panel + 1);
+        each(count, Crew{threads, nullptr}, true, [&](int64_t i) {
+            repack::panels<T>(kind, stored, order, rows, columns, packed, begin + i, begin + i + 1);
         });
     }) ? 0 : -1;
 }
