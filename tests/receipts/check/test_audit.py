@@ -14,6 +14,7 @@ import pytest
 from receipts.check.audit import _fetched, check_audit
 from receipts.check.content import check_tokens
 from receipts.check.context import Drew, Followed
+from receipts.check.outcome import Outcome
 from receipts.check.parts import Part, choose_rows
 from receipts.check.recompute import Limit
 from receipts.check.replay import Replayed
@@ -413,7 +414,7 @@ def test_nothing_is_shown_by_a_run_without_a_token(make_ring: Any, tmp_path: Pat
     assert run is not None
     empty = replace(run, close=replace(run.close, new_tokens=0))
     said = Disclosed((1,), Drawn(1, (), ()))
-    outcome = check_audit(empty, said, Nodes(ring, tmp_path), LIMIT, 1, 9, random.Random(0))
+    outcome: Outcome = check_audit(empty, said, Nodes(ring, tmp_path), LIMIT, 1, 9, random.Random(0))
     assert not outcome.conclusive and "no token" in outcome.why
 
 
