@@ -1,7 +1,7 @@
 """A requester breaks its run off, and beside it a tail computes on rows that the stage before it never sent.
 
 The edges of an epoch that was broken off are closed by nobody, so no root of both ends says what crossed there. Each
-frame of it by itself, without processes: `tests/receipts/check/test_audit.py`.
+frame of it by itself, without processes: `tests/receipts/check/test_interrupted.py`.
 """
 
 from __future__ import annotations

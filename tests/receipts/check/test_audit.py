@@ -14,6 +14,7 @@ import pytest
 from receipts.check.audit import _fetched, check_audit
 from receipts.check.content import check_tokens
 from receipts.check.context import Drew, Followed
+from receipts.check.outcome import Outcome
 from receipts.check.parts import Part, choose_rows
 from receipts.check.recompute import Limit
 from receipts.check.replay import Replayed
@@ -26,7 +27,6 @@ from receipts.record.edge import frame_leaf
 from receipts.record.row_opening import MAGIC, CrossedFrame, OpeningRequest, opened_untrusted, with_known_untrusted
 from receipts.record.rows import RowStore
 from receipts.record.tail import Drawn
-from tests.receipts.conftest import PROMPT
 
 WIDTH = 48
 LIMIT = Limit(median_ppm=18_000, row_ppm=26_000, tie_ppm=1_000, samples=1)
@@ -241,44 +241,6 @@ def test_every_epoch_of_a_recovered_run_is_audited(make_ring: Any, tmp_path: Pat
     assert lost == (ring.parties["node 1"].id, "lost in epoch 0 and signed no root to open")
 
 
-def test_neighbours_who_open_different_bytes_of_an_interrupted_epoch(make_ring: Any, tmp_path: Path) -> None:
-    """Nobody but the two signed that edge, each for itself: what one opens as sent, the other opens as taken in."""
-    ring = make_ring(fail_at=2, stages=4, hear=lambda epoch, edge, body: body if (epoch, edge) != (0, 3) else body[1:])
-    nodes = Nodes(ring, tmp_path)
-    nodes.recompute = lambda *args: [TokenSample(0, 0.0)]  # type: ignore[method-assign]
-    verdict = audit(ring, nodes, rows=40)
-    assert verdict.refusal is Refusal.AUDIT and "different bytes for frame" in verdict.line
-    assert all(ring.stages[index].author.id[:8] in verdict.line for index in (2, 3))
-
-
-TWENTY = tuple(range(100, 120))
-
-
-def test_an_interrupted_epoch_whose_nodes_all_account_for_it(make_ring: Any, tmp_path: Path) -> None:
-    ring = make_ring(body_of=bodies(), tokens=TWENTY, fail_at=16, whim=True)
-    verdict = audit(ring, Nodes(ring, tmp_path), rows=1)
-    assert (verdict.level, verdict.exit_code) == (Level.SAMPLED, 0), verdict.line
-    assert any("its own word and that of the stage before" in claim.text for claim in verdict.claims)
-
-
-@pytest.mark.parametrize("edge", [1, 2])
-@pytest.mark.parametrize("changed", [len(PROMPT), len(PROMPT) + 6, len(PROMPT) + 13])
-def test_one_frame_of_an_interrupted_epoch_that_neighbours_tell_otherwise(
-    make_ring: Any, tmp_path: Path, edge: int, changed: int
-) -> None:
-    """A requester interrupts its run at will, and a tail then computes on what nobody sent it: no sample misses it."""
-    other = bodies()(changed, edge)
-
-    def hear(epoch: int, at: int, body: bytes) -> bytes:
-        return bytes(len(body)) if (epoch, at) == (0, edge) and body == other else body
-
-    ring = make_ring(body_of=bodies(), tokens=TWENTY, fail_at=16, whim=True, hear=hear)
-    nodes = Nodes(ring, tmp_path)
-    nodes.recompute = lambda *args: [TokenSample(0, 0.0)]  # type: ignore[method-assign]
-    verdict = audit(ring, nodes, rows=1)
-    assert verdict.refusal is Refusal.AUDIT and "different bytes for frame" in verdict.line, verdict.line
-
-
 @pytest.mark.parametrize("position", [0, 20, 30, 200, -1])
 def test_answers_with_one_byte_changed(make_ring: Any, tmp_path: Path, position: int) -> None:
     ring = make_ring(body_of=bodies())
@@ -325,24 +287,6 @@ def test_rows_are_chosen_by_the_verifier(ring: Any) -> None:
     assert all(len(leaves) <= 4 for leaves in requests[:-1])
     assert all(1 <= leaf <= 5 for leaves in requests for leaf in leaves)
     assert [len(leaves) for _, leaves in choose_rows(run, 10_000, Chooser())] == [5, 5, 5]
-
-
-def test_a_run_cut_into_many_epochs_leaves_no_long_one_with_a_frame(rings: Any) -> None:
-    """A requester interrupts its run at will, so that a stage beside it may lie in the one epoch that is long."""
-    run = verify(rings("plain").receipt).run
-    assert run is not None
-    short_ends = {node: replace(end, sent=2) for node, end in run.last.ends.items()}
-    long_ends = {node: replace(end, sent=400) for node, end in run.last.ends.items()}
-    many = [replace(run.last, number=number, ends=short_ends) for number in range(30)]
-    cut = replace(run, epochs=(replace(run.last, ends=long_ends), *many))
-    alone = replace(run, epochs=(replace(run.last, ends=long_ends),))
-    for count in (32, 90):
-        (first, *_), (of_cut, *_) = (
-            [len(leaves) for part, leaves in choose_rows(one, count, random.Random(1)) if part.end.sent == 400]
-            for one in (alone, cut)
-        )
-        assert first >= of_cut >= 0.8 * first, (first, of_cut)
-    assert all(leaves for _, leaves in choose_rows(cut, 1, random.Random(1)))
 
 
 class Replay:
@@ -413,7 +357,7 @@ def test_nothing_is_shown_by_a_run_without_a_token(make_ring: Any, tmp_path: Pat
     assert run is not None
     empty = replace(run, close=replace(run.close, new_tokens=0))
     said = Disclosed((1,), Drawn(1, (), ()))
-    outcome = check_audit(empty, said, Nodes(ring, tmp_path), LIMIT, 1, 9, random.Random(0))
+    outcome: Outcome = check_audit(empty, said, Nodes(ring, tmp_path), LIMIT, 1, 9, random.Random(0))
     assert not outcome.conclusive and "no token" in outcome.why
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from receipts.check.times import WITNESS_SLACK_US
 from receipts.check.verdict import Level, Standing, Verdict
 from receipts.check.verify import Options, verify
 from receipts.format.errors import Refusal
@@ -95,7 +96,7 @@ def seeing(order: int, close: int, phase: int | None = None) -> Callable[[Items]
     ("order", "close", "said"),
     [
         (NOW + 5, NOW + 700_000, None),
-        (NOW + 5, NOW + 60 * SECOND, None),
+        (NOW + 5, NOW + WITNESS_SLACK_US, None),
         (NOW + 400 * SECOND, NOW + 401 * SECOND, "s before it for the order"),
         (NOW - 400 * SECOND, NOW - 399 * SECOND, "s after it for the order"),
     ],
