@@ -77,7 +77,7 @@ async def _revoke(arguments: argparse.Namespace) -> int:
                 except SwarmError as error:
                     say(f"a member was not told: {error}")
             await asyncio.sleep(0.5)
-    ledger = saved.ledger.revoking(notice, saved.membership, time.time())
+    ledger = saved.ledger.revoking([notice], saved.membership, time.time())
     save(state, replace(saved, ledger=ledger))
     if told == 0:
         raise UsageError("nobody of the swarm could be told; start a node of it and revoke again")

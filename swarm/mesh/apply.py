@@ -67,10 +67,8 @@ def apply(state: State, event: Event, now: float) -> Step:
         case Revoked(revocation):
             revoked = {**state.revoked, revocation.id: revocation}
             return state.but(revoked=revoked), [SendDelta(p, (), (), (revocation,)) for p in state.links]
-        case Aged(now_wall):
-            return state.but(
-                revoked={i: r for i, r in state.revoked.items() if not r.expires or r.expires > now_wall}
-            ), []
+        case Aged(counting):
+            return state.but(revoked=dict(counting)), []
         case Ended(keys):
             return _ended(state, keys)
         case Tick():

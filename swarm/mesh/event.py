@@ -5,6 +5,7 @@ What neighbours bring was read and its signatures checked before it became one o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from swarm.base.nodeid import NodeId
@@ -63,7 +64,7 @@ class WantHeard:
 
 @dataclass(frozen=True, slots=True)
 class DeltaHeard:
-    """A neighbour brings records (signatures checked), suspicions (checked) and revocations (checked)."""
+    """A neighbour brings records (signatures checked), suspicions (checked) and revocations (genuine, with room)."""
 
     peer: NodeId
     records: tuple[Held, ...]
@@ -109,9 +110,9 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Aged:
-    """It is `now_wall` by the wall clock: revocations of invites that have expired are of no use any more."""
+    """Time passed: `revoked` is what counts of the revocations; those of invites that have expired are of no use."""
 
-    now_wall: float
+    revoked: Mapping[bytes, Revocation]
 
 
 @dataclass(frozen=True, slots=True)

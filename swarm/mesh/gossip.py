@@ -21,6 +21,7 @@ from swarm.base.nodeid import NodeId
 from swarm.base.tasks import OwnedTasks
 from swarm.mesh import messages
 from swarm.mesh.action import Accuse, Action, Changed, Clash, Dial, Expel, Leave, Refresh
+from swarm.mesh.admission import Admission
 from swarm.mesh.apply import apply
 from swarm.mesh.distances import Distances
 from swarm.mesh.event import Accused, Aged, DeltaHeard, Ended, Event, Moved, Published, Revoked, Tick, Unlinked
@@ -119,10 +120,13 @@ class Gossip:
 
     def admitted(self, node: NodeId) -> bool:
         """Whether `node` said a valid hello on a connection that lives, or is a member by its record."""
-        if self._neighbours.knows(node) or node == self._board.id:
-            return True
+        return self._neighbours.knows(node) or node == self._board.id or self.recorded(node) is not None
+
+    def recorded(self, node: NodeId) -> Admission | None:
+        """What the record of `node` shows, while it lives."""
         held = held_of(self.state, node)
-        return held is not None and held.alive(self._time.now())
+        alive = held is not None and held.alive(self._time.now())
+        return self.membership.admission_untrusted(held.record.proof) if held is not None and alive else None
 
     @property
     def rtts(self) -> RttTable:
@@ -168,12 +172,12 @@ class Gossip:
     def spread(self, notice: Revocation) -> None:
         """Heed a notice and tell it to everybody."""
         self.happen(Revoked(notice))
-        self._heed([notice])
+        if self._neighbours.revoked([notice]):
+            self._heed()
 
-    def _heed(self, notices: Sequence[Revocation]) -> None:
-        """What came of these invites is a part of the swarm no more: connections, records, this node itself."""
-        if not any([self._neighbours.revoked(notice) for notice in notices]):
-            return
+    def _heed(self) -> None:
+        """What came of revoked invites is a part of the swarm no more: connections, records, this node itself."""
+        self._neighbours.look_over()
         self._neighbours.end_void()
         revoked, now, read = self._neighbours.ledger.revoked, self._time.wall(), self.membership.admission_untrusted
         void = frozenset(held.key for held in self.state.table if read(held.record.proof).void(revoked, now))
@@ -279,9 +283,17 @@ class Gossip:
             for action in actions:
                 self._act(action)
             return
+        if isinstance(event, DeltaHeard):
+            event = self._counting(event)
         self.happen(event)
         if isinstance(event, DeltaHeard) and event.revocations:
-            self._heed(event.revocations)
+            self._heed()
+
+    def _counting(self, event: DeltaHeard) -> DeltaHeard:
+        """What counts of it now: a revocation may have come while it was read."""
+        revoked, now, read = self._neighbours.ledger.revoked, self._time.wall(), self.membership.admission_untrusted
+        records = tuple(held for held in event.records if not read(held.record.proof).void(revoked, now))
+        return replace(event, records=records, revocations=self._neighbours.revoked(event.revocations))
 
     # -- tasks
 
@@ -289,6 +301,7 @@ class Gossip:
         while True:
             await asyncio.sleep(round_s(self.state.table.size))
             self.happen(Tick())
+            self._neighbours.look_over()
             self._neighbours.end_void()
 
     def _somebody(self, draw: random.Random) -> NodeRecord | None:
@@ -309,7 +322,8 @@ class Gossip:
                     break
                 with contextlib.suppress(PeerError):
                     await self._neighbours.greet(node, addresses)
-            self.happen(Aged(self._time.wall()))
+            self._neighbours.ledger = self._neighbours.ledger.at(self._time.wall())
+            self.happen(Aged(self._neighbours.ledger.revoked))
             self._keep()
             for _ in range(KEEP_TIMES):
                 await asyncio.sleep(LONELY_S)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from swarm.base.errors import PeerError
 from swarm.base.nodeid import NODE_ID_BYTES, NodeId, SignatureBytes, Signer, verify
 from swarm.mesh.admission import (
     FOUNDER_PROOF,
+    MAX_DEPTH,
     TOKEN_ID_BYTES,
     Admission,
     Role,
@@ -84,6 +86,10 @@ class Revocation:
     revoker: NodeId
     chain: Annotated[bytes, AtMost(MAX_PROOF_BYTES)]
     signature: SignatureBytes
+
+    def outlasts(self, other: Revocation | None) -> bool:
+        """Whether it says more than `other` of the same token, which ends sooner; the longest one counts."""
+        return other is None or bool(other.expires and (not self.expires or self.expires > other.expires))
 
     def signed_part(self, swarm: bytes) -> bytes:
         """What the revoker signs."""
@@ -177,8 +183,10 @@ class Membership:
         return replace(token, signature=self.signer.sign(token.signed_part(self.swarm)))
 
     def revoke(self, token: InviteToken) -> Revocation:
-        """The notice that ends `token`. Raises InviteError for a guest."""
+        """The notice that ends `token`. Raises InviteError for a guest, or for a token that no member made."""
         self._need("revoke")
+        if not self.genuine(token):
+            raise InviteError("the invite was not issued by a member of this swarm, or was altered; nothing is revoked")
         notice = Revocation(token.id, token.expires if token.role == "guest" else 0, self.signer.id, self.proof, b"")
         return replace(notice, signature=self.signer.sign(notice.signed_part(self.swarm)))
 
@@ -199,15 +207,29 @@ class Ledger:
     revoked: Mapping[bytes, Revocation] = field(default_factory=dict)
     used: Mapping[bytes, tuple[int, NodeId]] = field(default_factory=dict)
 
-    def revoking(self, notice: Revocation, membership: Membership, now_wall: float) -> Ledger:
-        """With a genuine notice more, unless its maker's own proof is void or it takes too much room; old ones go."""
-        kept = {i: r for i, r in self.revoked.items() if not r.expires or r.expires > now_wall}
-        maker = membership.admission_untrusted(notice.chain)
-        by_maker = sum(r.revoker == notice.revoker for r in kept.values())
-        full = len(kept) >= MAX_REMEMBERED or (by_maker >= MAX_PER_REVOKER and notice.revoker != membership.founder)
-        if notice.id not in kept and not full and maker.void(kept, now_wall) is None:
-            kept[notice.id] = notice
+    def revoking(self, notices: Iterable[Revocation], membership: Membership, now_wall: float) -> Ledger:
+        """With genuine notices more, but those whose maker's own proof is void or that take too much room; old ones go.
+
+        Each step away from the founder has less room than the one before it, so that whoever lets in keys of his own
+        to fill it leaves some to everybody nearer than those.
+        """
+        kept = dict(self.at(now_wall).revoked)
+        by_maker = Counter(notice.revoker for notice in kept.values())
+        for notice in notices:
+            maker = membership.admission_untrusted(notice.chain)
+            room = MAX_REMEMBERED * (MAX_DEPTH + 1 - maker.depth) // (MAX_DEPTH + 1)
+            many = by_maker[notice.revoker] >= MAX_PER_REVOKER and notice.revoker != membership.founder
+            known = kept.get(notice.id)
+            if known is None and (many or len(kept) >= room):
+                continue
+            if notice.outlasts(known) and maker.void(kept, now_wall) is None:
+                kept[notice.id] = notice
+                by_maker[notice.revoker] += 1
         return replace(self, revoked=kept)
+
+    def at(self, now_wall: float) -> Ledger:
+        """Without the notices that are over."""
+        return replace(self, revoked={i: r for i, r in self.revoked.items() if not r.expires or r.expires > now_wall})
 
     def using(self, token: InviteToken, node: NodeId, now_wall: float) -> Ledger:
         """With a single use noted. Raises InviteError at MAX_REMEMBERED: forgetting a use would allow a second."""

@@ -61,7 +61,10 @@ MAX_DELTA_BYTES = MAX_RECORDS * (MAX_RECORD_BYTES + 16) + MAX_ITEMS * (MAX_PROOF
 
 @dataclass(frozen=True)
 class Parcel:
-    """A delta as it arrived: (age in seconds, signed bytes) of records that nobody checked yet, and checked notices."""
+    """A delta as it arrived: (age in seconds, signed bytes) of records, and revocations, that nobody checked yet.
+
+    The suspicions are signed by their reporters.
+    """
 
     records: tuple[tuple[float, bytes], ...]
     suspicions: tuple[Suspicion, ...]
@@ -133,7 +136,7 @@ def delta_message(action: SendDelta, now: float) -> Message:
 
 
 def parse_delta_untrusted(message: Message, membership: Membership) -> Parcel:
-    """Check form, sizes and the proofs of suspicions and revocations; records are left to their own parser.
+    """Check form, sizes and the proofs of suspicions; records and revocations are left to their own checks.
 
     Raises PeerError.
     """
@@ -141,8 +144,6 @@ def parse_delta_untrusted(message: Message, membership: Membership) -> Parcel:
     for said in delta.suspicions:
         if not verify(said.reporter, said.wire, _SUSPICION + membership.swarm + _HINT.pack(said.target, said.version)):
             raise PeerError("a suspicion is not signed by its reporter")
-    for notice in delta.revocations:
-        _check_genuine(notice, membership)
     return Parcel(tuple((ms / 1000, wire) for ms, wire in delta.records), delta.suspicions, delta.revocations)
 
 
@@ -159,10 +160,11 @@ def revocation_parts(notice: Revocation) -> list[object]:
 def read_revocation_untrusted(item: object, membership: Membership) -> Revocation:
     """A notice as messages and files carry it, checked. Raises PeerError."""
     notice = _REVOCATION.read_untrusted(item)
-    _check_genuine(notice, membership)
+    check_revocation(notice, membership)
     return notice
 
 
-def _check_genuine(notice: Revocation, membership: Membership) -> None:
+def check_revocation(notice: Revocation, membership: Membership) -> None:
+    """Raise PeerError unless a member made `notice`."""
     if not membership.genuine(notice):
         raise PeerError("a revocation was not made by a member")

@@ -33,6 +33,8 @@ CHECK_S = 2.0
 DIALS_AT_ONCE = 8
 CHECKS_AT_ONCE = 64
 """On top of the other dials."""
+BARE_S = 30.0
+"""How long a node that this one dialled may go without showing that it is a member."""
 BACKLOG_BYTES = 8 * 1024 * 1024
 FAREWELL_S = 1.0
 
@@ -48,6 +50,9 @@ class LinkState(Protocol):
 
     def banned(self, node: NodeId) -> bool:
         """Whether `node` is turned away."""
+
+    def recorded(self, node: NodeId) -> Admission | None:
+        """What the record of `node` shows, while it lives."""
 
 
 class Neighbours:
@@ -76,7 +81,10 @@ class Neighbours:
         self._asked = hello.Hello(self._membership.swarm, saved.model, role, self._membership.proof, None)
         self._seen: dict[NodeId, Peer] = {}
         self._shown: dict[NodeId, Admission] = {}
-        """What each of them showed: the proof that its hello was granted, or that its welcome bore."""
+        """What each that is connected showed: the proof that its hello was granted, that its welcome bore, or that its
+        record bears. It is kept for as long as any connection of that node lives, since one takes another's place."""
+        self._bare: dict[NodeId, float] = {}
+        """Who is connected and showed nothing, and since when."""
         self._dialling: set[NodeId] = set()
 
     def connected(self) -> Collection[Peer]:
@@ -114,11 +122,34 @@ class Neighbours:
         if peer is not None:
             peer.drop(why)
 
-    def revoked(self, notice: Revocation) -> bool:
-        """An invite is of no use any more; whether that is news, and said by whoever may say it."""
+    def revoked(self, notices: Sequence[Revocation]) -> tuple[Revocation, ...]:
+        """Invites are of no use any more; which of these are news, said by whoever may say it, and found room."""
+        if not notices:
+            return ()
         before = self.ledger.revoked
-        self.ledger = self.ledger.revoking(notice, self._membership, self._time.wall())
-        return notice.id in self.ledger.revoked and notice.id not in before
+        self.ledger = self.ledger.revoking(notices, self._membership, self._time.wall())
+        now = self.ledger.revoked
+        return tuple(item for item in notices if now.get(item.id) is item and before.get(item.id) is not item)
+
+    def look_over(self) -> None:
+        """See that everybody that is served as a member showed why, on this connection or one before it.
+
+        A connection is served without a hello where the node's record lives, where it takes another's place, and where
+        this node made it; what it rests on is noted, so that it ends with that. Where nothing comes, it ends.
+        """
+        now, peers = self._time.now(), self._board.peers()
+        here = {peer.id for peer in peers}
+        self._shown = {node: shown for node, shown in self._shown.items() if node in here}
+        self._bare = {node: since for node, since in self._bare.items() if node in here}
+        for peer in peers:
+            if peer.stranger or peer.id in self._shown or not self._board.guarded:
+                continue
+            shown = self._state.recorded(peer.id)
+            if shown is not None:
+                self._shown[peer.id] = shown
+                self._bare.pop(peer.id, None)
+            elif now - self._bare.setdefault(peer.id, now) > BARE_S:
+                self.turn_away(peer.id, f"it showed no proof of admission within {BARE_S:g} s")
 
     def end_void(self) -> None:
         """Part with everybody whose admission was revoked or has expired."""
@@ -126,6 +157,7 @@ class Neighbours:
         for node, shown in list(self._shown.items()):
             why = shown.void(self.ledger.revoked, now)
             if why is not None:
+                del self._shown[node]
                 self.turn_away(node, f"its admission counts no more: {why}")
 
     def _check_clocks(self, peer: Peer, asked: hello.Hello) -> None:
@@ -196,8 +228,8 @@ class Neighbours:
     def _welcome(self, peer: Peer) -> None:
         """`peer` and this node may talk."""
         if self.leaving or peer.closed_reason is not None:
-            if peer.id not in self._seen:
-                self._shown.pop(peer.id, None)  # nobody watches it, who would forget what it showed
+            if self._board.get(peer.id) is None:
+                self._shown.pop(peer.id, None)
             return
         if self._seen.get(peer.id) is not peer:
             self._seen[peer.id] = peer
@@ -211,5 +243,4 @@ class Neighbours:
         await peer.wait_closed()
         if self._seen.get(peer.id) is peer:
             del self._seen[peer.id]
-            self._shown.pop(peer.id, None)
             self._state.happen(Unlinked(peer.id, polite=False))

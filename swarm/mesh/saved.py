@@ -21,7 +21,8 @@ from swarm.mesh.record import SWARM_ID_BYTES
 
 PEERS_FILE = "peers.json"
 FORMAT = 2
-MAX_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 32 * 1024 * 1024
+"""Room for as many revocations as are remembered, with the longest of proofs."""
 MAX_PEERS = 64
 
 

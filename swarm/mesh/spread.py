@@ -79,8 +79,8 @@ def delta_heard(state: State, event: DeltaHeard, now: float) -> Step:
         return expel(state, event.peer, "it floods records", now, actions)
     for suspicion in event.suspicions[:MAX_HINTS]:
         state = take_suspicion(state, suspicion, event.peer, now, actions)
-    fresh = {r.id: r for r in event.revocations if r.id not in state.revoked}
-    if fresh and len(state.revoked) + len(fresh) <= MAX_HINTS:
+    fresh = {r.id: r for r in event.revocations if r.outlasts(state.revoked.get(r.id))}
+    if fresh:
         state = state.but(revoked={**state.revoked, **fresh})
         actions += [SendDelta(p, (), (), tuple(fresh.values())) for p in state.links if p != event.peer]
     return state, actions

@@ -127,6 +127,11 @@ class Switchboard:
         """Tell `watcher` of each peer from now on."""
         self._watchers.append(watcher)
 
+    @property
+    def guarded(self) -> bool:
+        """Whether there are strangers for it: whoever comes by himself and is no member."""
+        return self._open_kinds is not None
+
     def admitted(self, node: NodeId) -> bool:
         """Whether `node` is a member: `members` says so, or nobody says who is one and nobody is a stranger."""
         return self._open_kinds is None if self.members is None else self.members.admitted(node)

@@ -205,3 +205,16 @@ def test_the_hello_of_an_attacker_is_the_real_one() -> None:
     """So that what is refused above is refused for its content."""
     said = Hello(bytes(10), b"", "node", FOUNDER_PROOF, None)
     assert hello_message(said).header["proof"] == FOUNDER_PROOF
+
+
+async def test_another_connection_of_the_same_key_ends_as_well(doors: Doors) -> None:
+    """A second process with the guest's key takes the first one's place, says nothing, and is in on its word."""
+    invite = await doors.invite("--guest", "--expires", "1h")
+    guest = await doors.attacker()
+    await guest.say(doors.door(0), guest.by(invite, "guest", invite.token))
+    twin = await doors.stack.enter_async_context(Switchboard(guest.identity))
+    node, address = doors.door(0)
+    peer = await twin.peer(node, [address])
+    await asyncio.sleep(0.5)
+    await doors.revoke(invite)
+    await thrown_out(peer)

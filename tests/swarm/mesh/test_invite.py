@@ -174,7 +174,7 @@ def test_revoking_ends_what_came_of_an_invite_down_to_the_last() -> None:
     eve = hello(EVE, Hello(MEMBERSHIP.swarm, b"", "node", None, minted))
     assert set(eve.own.tokens) == {first.id, minted.id} and bob.own.tokens == (first.id,)
     grandchild = eve.issue(NOW + 600)
-    ledger = Ledger().revoking(MEMBERSHIP.revoke(first), MEMBERSHIP, NOW)
+    ledger = Ledger().revoking([MEMBERSHIP.revoke(first)], MEMBERSHIP, NOW)
     for proof, person in ((bob.proof, BOB), (eve.proof, EVE)):
         with pytest.raises(InviteError, match="counts no more: the invite that it came of was revoked"):
             hello(person, Hello(MEMBERSHIP.swarm, b"", "node", proof, None), ledger)
@@ -183,7 +183,7 @@ def test_revoking_ends_what_came_of_an_invite_down_to_the_last() -> None:
             hello(Identity.generate(), Hello(MEMBERSHIP.swarm, b"", "guest", None, token), ledger)
     late = 10**9  # and for ever, since a node's proof has no end
     with pytest.raises(InviteError, match="was revoked"):
-        after = ledger.revoking(MEMBERSHIP.revoke(guest_token()), MEMBERSHIP, NOW + late)
+        after = ledger.revoking([MEMBERSHIP.revoke(guest_token())], MEMBERSHIP, NOW + late)
         hello(BOB, Hello(MEMBERSHIP.swarm, b"", "node", bob.proof, None), after, NOW + late)
     again = hello(BOB, Hello(MEMBERSHIP.swarm, b"", "node", bob.proof, MEMBERSHIP.issue(NOW + 600)), ledger)
     assert first.id not in again.own.tokens  # a fresh invite forgives
@@ -192,9 +192,9 @@ def test_revoking_ends_what_came_of_an_invite_down_to_the_last() -> None:
 def test_who_was_revoked_revokes_nobody() -> None:
     first, innocent = MEMBERSHIP.issue(NOW + 600), MEMBERSHIP.issue(NOW + 600)
     bob = hello(BOB, Hello(MEMBERSHIP.swarm, b"", "node", None, first))
-    ledger = Ledger().revoking(MEMBERSHIP.revoke(first), MEMBERSHIP, NOW)
-    assert ledger.revoking(bob.revoke(innocent), MEMBERSHIP, NOW).revoked == ledger.revoked
-    assert innocent.id in Ledger().revoking(bob.revoke(innocent), MEMBERSHIP, NOW).revoked
+    ledger = Ledger().revoking([MEMBERSHIP.revoke(first)], MEMBERSHIP, NOW)
+    assert ledger.revoking([bob.revoke(innocent)], MEMBERSHIP, NOW).revoked == ledger.revoked
+    assert innocent.id in Ledger().revoking([bob.revoke(innocent)], MEMBERSHIP, NOW).revoked
 
 
 def test_a_chain_that_is_too_long_is_refused_in_words() -> None:
@@ -247,13 +247,13 @@ def test_a_revoked_invite_opens_nothing_until_it_would_have_expired() -> None:
     assert good.token is not None
     notice = MEMBERSHIP.revoke(good.token)
     assert MEMBERSHIP.genuine(notice) and not MEMBERSHIP.genuine(replace(notice, id=bytes(8)))
-    ledger = Ledger().revoking(notice, MEMBERSHIP, NOW)
+    ledger = Ledger().revoking([notice], MEMBERSHIP, NOW)
     with pytest.raises(InviteError, match="was revoked"):
         knock(good, ledger=ledger)
     knock(invite(), ledger=ledger)
     guests = MEMBERSHIP.issue(NOW + 60, role="guest")
-    ledger = ledger.revoking(MEMBERSHIP.revoke(guests), MEMBERSHIP, NOW)
-    later = ledger.revoking(MEMBERSHIP.revoke(MEMBERSHIP.issue(NOW + 99_999)), MEMBERSHIP, NOW + 7200)
+    ledger = ledger.revoking([MEMBERSHIP.revoke(guests)], MEMBERSHIP, NOW)
+    later = ledger.revoking([MEMBERSHIP.revoke(MEMBERSHIP.issue(NOW + 99_999))], MEMBERSHIP, NOW + 7200)
     assert guests.id in ledger.revoked and guests.id not in later.revoked  # forgotten: all that came of it has expired
     assert good.token.id in later.revoked
 
@@ -325,7 +325,7 @@ def test_a_ledger_that_is_full_refuses_rather_than_forgets_a_use(monkeypatch: py
         ledger.using(MEMBERSHIP.issue(NOW + 60, once=True), BOB.id, NOW)
     assert len(ledger.using(MEMBERSHIP.issue(NOW + 99, once=True), BOB.id, NOW + 61).used) == 1
     for n in range(4):
-        ledger = ledger.revoking(MEMBERSHIP.revoke(MEMBERSHIP.issue(NOW + n + 1)), MEMBERSHIP, NOW)
+        ledger = ledger.revoking([MEMBERSHIP.revoke(MEMBERSHIP.issue(NOW + n + 1))], MEMBERSHIP, NOW)
     assert len(ledger.revoked) == 2
 
 

@@ -17,6 +17,7 @@ from swarm.mesh.messages import (
     HINTS,
     MAX_NAMES,
     WANT,
+    check_revocation,
     delta_message,
     digest_message,
     names_message,
@@ -58,12 +59,13 @@ def test_what_is_not_proved_is_refused() -> None:
         SendDelta(b"", (), (Suspicion(7, 9, ANN.id, honest.wire),)),
         SendDelta(b"", (), (Suspicion(7, 8, BOB.id, honest.wire),)),
         SendDelta(b"", (), (Suspicion(7, 8, ANN.id, b""),)),
-        SendDelta(b"", (), (), (replace(notice, expires=notice.expires + 1),)),
         SendDelta(b"", (), (), (replace(notice, id=b""),)),
     )
     for action in forged:
         with pytest.raises(PeerError):
             parse_delta_untrusted(delta_message(action, 0.0), MEMBERSHIP)
+    with pytest.raises(PeerError, match="not made by a member"):
+        check_revocation(replace(notice, expires=notice.expires + 1), MEMBERSHIP)
 
 
 @pytest.mark.parametrize(
