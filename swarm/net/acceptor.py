@@ -31,6 +31,8 @@ _VERBS = (b"GET ", b"POST", b"HEAD", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN"
 _SNIFF_BYTES = 4
 _FULL_PAUSE_SECONDS = 0.1
 _HTTP_READ_BYTES = 16 * 1024
+_TUNNEL = b"GET /swarm/"
+"""How a request for a WebSocket begins: the door and the rooms of a relay."""
 
 
 class TakesIn(TaskOwner, Protocol):
@@ -163,18 +165,30 @@ class Acceptor:
                 raise PeerError("the connection ended within an HTTP request")
             head += piece
         inner = self.http()
-        await loop.connect_accepted_socket(lambda: _HeadFirst(inner, head, self._http_buffer), sock)
+        tunnel = head.startswith(_TUNNEL) and b"\nupgrade:" in head.lower()
+        first = head if tunnel else alone(head)
+        await loop.connect_accepted_socket(lambda: _HeadFirst(inner, first, self._http_buffer, tunnel), sock)
+
+
+def alone(head: bytes) -> bytes:
+    """The head of a request after which the connection is closed, without what came behind it."""
+    line, end, rest = head.partition(b"\r\n")
+    fields, blank, _ = rest.partition(b"\r\n\r\n")
+    if not blank:  # no field at all
+        return line + end + b"Connection: close\r\n\r\n"
+    return line + end + b"Connection: close\r\n" + fields + blank
 
 
 class _HeadFirst(asyncio.BufferedProtocol):
     """Gives `inner` the connection and, before anything else, the bytes that were read already.
 
     What comes later is read in small pieces, through one buffer for all connections: asyncio's own reads of 256 KiB are
-    parsed whole, so that a crowd at the WebSocket door cost a third of a megabyte each.
+    parsed whole, so that a crowd at the WebSocket door cost a third of a megabyte each. Only a tunnel has a later: what
+    follows any other request is not looked at, since requests and rubbish behind one that takes long would pile up.
     """
 
-    def __init__(self, inner: asyncio.Protocol, head: bytes, buffer: bytearray) -> None:
-        self._inner, self._head, self._buffer = inner, head, buffer
+    def __init__(self, inner: asyncio.Protocol, head: bytes, buffer: bytearray, tunnel: bool) -> None:
+        self._inner, self._head, self._buffer, self._tunnel = inner, head, buffer, tunnel
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._inner.connection_made(transport)
@@ -185,7 +199,8 @@ class _HeadFirst(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._inner.data_received(bytes(memoryview(self._buffer)[:nbytes]))
+        if self._tunnel:
+            self._inner.data_received(bytes(memoryview(self._buffer)[:nbytes]))
 
     def eof_received(self) -> bool | None:
         return self._inner.eof_received()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.log import server_logger
 
 from swarm.serve.config import GatewayConfig
 from swarm.serve.sockets import ANY, LOOPBACK, bound_sockets, cannot_listen
@@ -93,7 +96,10 @@ class _Guest(asyncio.Protocol):
 
 @asynccontextmanager
 async def runner_of(app: web.Application, config: GatewayConfig) -> AsyncIterator[web.Server]:
-    """A server that makes protocols for `app`, without a socket of its own."""
+    """A server that makes protocols for `app`, without a socket of its own.
+
+    What is no HTTP is answered and not logged: the log would hold four times of what was sent, from anybody.
+    """
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -105,11 +111,17 @@ async def runner_of(app: web.Application, config: GatewayConfig) -> AsyncIterato
         shutdown_timeout=_LAST_WORDS_S,
     )
     await runner.setup()
+    server_logger.addFilter(no_rubbish)
     try:
         assert runner.server is not None
         yield runner.server
     finally:
         await runner.cleanup()
+
+
+def no_rubbish(record: logging.LogRecord) -> bool:
+    """Whether a record of aiohttp's tells of something else than a request that could not be read."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 @asynccontextmanager

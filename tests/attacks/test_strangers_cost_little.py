@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+import swarm.serve
 from swarm.base.address import Address, parse_address_untrusted
 from swarm.net.channel.message import Message
 from tests.attacks.stranger import Stranger, descriptors, resident
@@ -19,6 +21,9 @@ PER_STRANGER = 1 << 20
 """What each tries to leave with the node."""
 ALLOWED = 50_000_000
 SECONDS = 20.0
+STATIC = Path(swarm.serve.__file__).parent / "static"
+LOGGED = 1_000_000
+"""Bytes of the node's log after all of it."""
 
 
 @pytest.fixture
@@ -64,6 +69,21 @@ async def long_body(stranger: Stranger) -> None:
         await stranger.raw(bytes(1 << 14))
 
 
+async def rubbish_behind_a_stream(stranger: Stranger) -> None:
+    """A request that is answered for ever, and behind it what is no HTTP."""
+    await stranger.raw(b"GET /api/events HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nX: ")
+    for _ in range(PER_STRANGER >> 14):
+        await stranger.raw(bytes(1 << 14))
+
+
+async def unread_file(stranger: Stranger) -> None:
+    """The largest file of the page, and it is not read."""
+    stranger.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    largest = max((path for path in STATIC.rglob("*.js")), key=lambda path: path.stat().st_size)
+    request = f"GET /static/{largest.relative_to(STATIC)} HTTP/1.1\r\nHost: x\r\n\r\n"
+    await stranger.raw(request.encode() * 20)
+
+
 async def slow_head(stranger: Stranger) -> None:
     """The head of a request, a byte at a time."""
     for letter in b"GET /swarm/door HTTP/1.1\r\nHost: nobody\r\nX: ":
@@ -88,7 +108,17 @@ Attack = Callable[[Stranger], Awaitable[None]]
 ATTACKS: list[tuple[str, Attack, bool]] = [
     *(
         (attack.__name__, attack, False)
-        for attack in (many_flows, slow_reader, half_open, quiet, long_head, long_body, slow_head)
+        for attack in (
+            many_flows,
+            slow_reader,
+            half_open,
+            quiet,
+            long_head,
+            long_body,
+            slow_head,
+            rubbish_behind_a_stream,
+            unread_file,
+        )
     ),
     *(
         (f"{attack.__name__}_by_web", attack, True)
@@ -142,6 +172,7 @@ async def attacked(node: Node, count: int, name: str, attack: Attack, web: bool)
     cost = await crowd(count, attack, web, parse_address_untrusted(node.ready["listen"]), node.pid)
     print(f"{name}: {count} strangers cost {cost / 1e6:.1f} MB")
     assert cost < ALLOWED, name
+    assert (node.nest.state / node.name / "node.log").stat().st_size < LOGGED, name
     await settle(node.pid, open_before + 4)
 
 

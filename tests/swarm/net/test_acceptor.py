@@ -65,7 +65,7 @@ async def test_500_half_open_connections_are_closed_and_honest_nodes_get_through
 
 async def test_one_port_serves_http_too() -> None:
     async def hello(request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(text=f"{request.method} {request.path} {len(await request.read())}")
+        return web.Response(text=f"{request.method} {request.path} {request.headers.get('X')}")
 
     server = web.Server(hello)
     a, b = Identity.generate(), Identity.generate()
@@ -76,11 +76,14 @@ async def test_one_port_serves_http_too() -> None:
         peer = await right.peer(a.id, [address])
         url = f"http://{address[0]}:{address[1]}"
         async with ClientSession() as session:
-            for number in range(3):  # the connection is kept alive between them
-                answer = await session.post(f"{url}/x{number}", data=bytes(200_000))
-                assert await answer.text() == f"POST /x{number} 200000"
+            for number in range(3):
+                answer = await session.get(f"{url}/x{number}", headers={"X": "y" * 9 * number})
+                assert await answer.text() == f"GET /x{number} {'y' * 9 * number}"
+                assert answer.headers["Connection"] == "close"  # what follows a request is not looked at
         loop = asyncio.get_running_loop()
-        for sent in (b"GET / HTTP/1.1\r\n", b"GET /" + bytes(40_000), b"HELO x"):
+        whole = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
+        rest = whole * 2, whole + bytes(40_000), b"GET /x HTTP/1.0\r\n\r\n"
+        for sent in (b"GET / HTTP/1.1\r\n", b"GET /" + bytes(40_000), b"HELO x", *rest):
             sock = socket.socket()
             sock.setblocking(False)
             await loop.sock_connect(sock, address)

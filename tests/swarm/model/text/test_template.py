@@ -80,6 +80,10 @@ def test_options_reach_the_template(renderer: TemplateRenderer) -> None:
         ("{{ " + "(" * 50000 + "1" + ")" * 50000 + " }}", "recursion"),
         ("{{ 'a' | center(2000000000) }}", "256 MiB of memory"),
         ("{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}", "recursion"),
+        ("{% set n = namespace(x='ab') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "256 MiB"),
+        ("{{ ('a' * 100000) | replace('a', 'b' * 100000) | length }}", "256 MiB of memory"),
+        ("{{ '{:>1000000000}'.format(1) }}", "256 MiB of memory"),
+        ("{{ (10 ** 400000) | string }}", "refuses these messages"),
     ],
     ids=[
         "refuses",
@@ -95,6 +99,10 @@ def test_options_reach_the_template(renderer: TemplateRenderer) -> None:
         "nests-while-it-is-compiled",
         "pads",
         "recurs-in-a-loop",
+        "doubles",
+        "replaces",
+        "formats",
+        "counts-far",
     ],
 )
 def test_a_template_ends_within_its_bounds(renderer: TemplateRenderer, template: str, says: str) -> None:
