@@ -32,18 +32,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     worst = 0
     try:
-        trust = None if arguments.trust is None else trust_untrusted(arguments.trust.read_text("utf-8"))
+        trust = None if arguments.trust is None else trust_untrusted(_read(str(arguments.trust)).decode("utf-8"))
         options = Options(required=Level(arguments.require_level), trust=trust)
         for name in arguments.receipts:
-            data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-            verdict = verify(data, options)
+            verdict = verify(_read(name), options)
             width = shutil.get_terminal_size((100, 24)).columns
             print(json.dumps(verdict.as_json()) if arguments.json else text_report(verdict, width))
             worst = max(worst, verdict.exit_code)
-    except (OSError, UnicodeDecodeError, ReceiptError) as error:
-        print(f"wanswarm-verify: {error}", file=sys.stderr)
-        return 2
+    except UnicodeDecodeError:
+        return _misused(f"expected keys in hex in {arguments.trust}, found no text in UTF-8")
+    except (_Unread, ReceiptError) as error:
+        return _misused(str(error))
     return worst
+
+
+class _Unread(Exception):
+    """A file cannot be read."""
+
+
+def _read(name: str) -> bytes:
+    """The bytes of a file, or of stdin for "-". Raises _Unread in words."""
+    try:
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise _Unread(f"cannot read {name}: {error.strerror or error}; give the path of a file") from error
+
+
+def _misused(why: str) -> int:
+    print(f"wanswarm-verify: {why}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ MAX_ITEMS = 400_000
 
 # An unclosed string is consumed to its end, so that the scan is linear whatever the bytes.
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.S)
+_BEGINS = frozenset('{["-0123456789tfnNI')
+"""How JSON begins; N and I are for numbers that are refused as such."""
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -81,10 +83,16 @@ def parse_untrusted(data: bytes, max_bytes: int = MAX_BYTES, max_depth: int = MA
     """
     if len(data) > max_bytes:
         raise ReceiptError(Refusal.SIZE, f"{len(data)} bytes; at most {max_bytes} are read")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise ReceiptError(Refusal.UNREADABLE, f"expected JSON in UTF-8: {exc}") from exc
+    if text.lstrip(" \t\r\n")[:1] not in _BEGINS:  # else brackets of some other text would seem to be nested
+        raise ReceiptError(Refusal.UNREADABLE, f"expected JSON in UTF-8, found a text that begins with {text[:20]!r}")
     _bound_untrusted(data, max_depth)
     try:
         return json.loads(
-            data.decode("utf-8"),
+            text,
             object_pairs_hook=_no_duplicates,
             parse_float=_no_float,
             parse_constant=_no_float,

@@ -83,7 +83,10 @@ def test_a_bad_receipt_and_a_missing_file_end_with_their_codes(alone: Path, tmp_
     bad = tmp_path / "bad.json"
     bad.write_bytes(PUBLISHED[0].read_bytes().replace(b'"payload":"', b'"payload":"AAAA', 1))
     assert check(alone, str(PUBLISHED[1]), str(bad)).returncode >= 10
-    assert check(alone, str(tmp_path / "none.json")).returncode == 2
+    for unread, why in ((tmp_path / "none.json", "No such file"), (tmp_path, "Is a directory")):
+        said = check(alone, str(unread))
+        assert (said.returncode, said.stderr.count("Errno")) == (2, 0)
+        assert f"cannot read {unread}: {why}" in said.stderr
     assert check(alone, "--require-level", "4", str(PUBLISHED[0])).returncode == 3
 
 

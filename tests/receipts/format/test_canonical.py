@@ -103,3 +103,15 @@ def test_depth_is_counted_as_nesting(value: Any, data: Any) -> None:
 def test_brackets_inside_strings_do_not_count() -> None:
     value = {"a": "[" * 500 + '"\\' + "{" * 500}
     assert parse_untrusted(emit(value)) == value
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x7fELF" + b"[" * 99, b"\xf7" + b"{" * 99, b"#!/bin/sh\n" + b"[[ {{ " * 30, b"", b" \n", "\ufeff{}".encode()],
+    ids=["program", "no-utf-8", "script", "nothing", "blank", "byte-order-mark"],
+)
+def test_what_is_no_json_is_said_to_be_none(data: bytes) -> None:
+    """Whatever brackets it has."""
+    with pytest.raises(ReceiptError) as caught:
+        parse_untrusted(data)
+    assert caught.value.refusal is Refusal.UNREADABLE
