@@ -14,13 +14,13 @@ from typing import Protocol, TypeAlias
 
 from swarm.base.address import Address
 from swarm.base.errors import PeerError
+from swarm.base.hosts import host_key
 from swarm.base.tasks import TaskOwner
 from swarm.net.channel.channel import Channel
 from swarm.net.channel.handshake import MAGIC, ChannelKeys
 from swarm.net.channel.limits import ChannelLimits
 from swarm.net.channel.opening import open_channel
 from swarm.net.channel.sockets import listening_sockets, read_exactly, remote_address
-from swarm.net.hosts import host_key
 
 log = logging.getLogger(__name__)
 

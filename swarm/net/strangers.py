@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+from swarm.base.hosts import host_key
 from swarm.net.channel.limits import ChannelLimits
-from swarm.net.hosts import host_key
 from swarm.net.members import Members
 from swarm.net.peer import Peer
 

@@ -9,6 +9,9 @@ MOST_KNOWN = 1024
 MEMBER_BYTES_S = 16 << 20
 STRANGERS_BYTES_S = 8 << 20
 BURST_BYTES = 512 << 20
+WORK_BYTES_S = 32 << 20
+"""What a second of looking up and reading counts, where fewer bytes came of it: for the most part one request, and all
+that are refused."""
 
 
 @dataclass

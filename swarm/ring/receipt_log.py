@@ -117,6 +117,7 @@ class StageAccount:
         self.rows: RunRows | None = None
         self._scratch = opening.layout.scratch
         self._reach: list[int] = []
+        self._begun = False
         self._held = opening.keep if past is not None else 0
         begun = past.before(opening.keep) if past is not None else ()
         self.past = Past(opened.order_digest, opened.epoch, self._reach, begun)
@@ -161,11 +162,26 @@ class StageAccount:
         self.record.outbound.frame(seq, head_bytes(message), message.body)
 
     def computed(self, frame: Frame, out: Frame | Answer | None, scratch: int, compute_us: int) -> None:
-        """A frame was computed; at the tail `out` says what was drawn after its wanted rows."""
+        """A frame was computed; at the tail `out` says what was drawn after its wanted rows.
+
+        Raises PeerError where the first of that is not the token that the order, or this epoch's plan, begins with.
+        """
         rows = frame.rows
         self.record.computed(len(rows), int(rows.position.min()), int(rows.position.max()) + 1, compute_us)
         if self.record.tail is not None and isinstance(out, Answer):
+            if len(out.row):
+                self._check_begins(int(rows.position[out.row].min()) + 1)
             note_answer(self.record.tail, frame, out, scratch)
+
+    def _check_begins(self, position: int) -> None:
+        """The prompt is as long as was signed: nothing is drawn within it, and the token behind it first."""
+        first = self.record.opening.first_position
+        if position < first or (not self._begun and position > first):
+            raise PeerError(
+                f"the signed order differs from the ring in its prompt's length: tokens begin at position {first}, and "
+                f"one was asked for at {position}"
+            )
+        self._begun = True
 
     def commit(self, commits: Commits) -> None:
         """Commits that no frame carries any more come with the closing."""

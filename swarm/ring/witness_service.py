@@ -24,7 +24,7 @@ from swarm.base.errors import BusyError, PeerError
 from swarm.net.channel.message import Message
 from swarm.net.members import Members
 from swarm.net.peer import Handler, Peer
-from swarm.ring.opening_limits import OpeningQuota
+from swarm.ring.opening_limits import WORK_BYTES_S, OpeningQuota
 from swarm.ring.signer import ReceiptSigner, unix_us
 
 WITNESS = "receipt.witness"
@@ -158,8 +158,13 @@ class NotaryServer:
             async with asyncio.timeout(READ_TIMEOUT_S), self._reading:
                 if (wait := self._quota.wait_s(asker, time.monotonic())) > 0:
                     raise BusyError(f"busy: enough was opened for now; ask again in {wait:.0f} s")
-                answer, data = await asyncio.to_thread(_read, self._notary.rows, request, offset)
-                self._quota.charge(asker, len(data) + RECORD_BYTES * len(answer.frames), time.monotonic())
+                began, size = time.monotonic(), 0
+                try:
+                    answer, data = await asyncio.to_thread(_read, self._notary.rows, request, offset)
+                    size = len(data) + RECORD_BYTES * len(answer.frames)
+                finally:  # whatever came of it: a row that is not there is looked for in all records
+                    now = time.monotonic()
+                    self._quota.charge(asker, max(size, int((now - began) * WORK_BYTES_S)), now)
         except ReceiptError as error:
             raise PeerError(f"that cannot be opened: {error}") from error
         except TimeoutError as error:

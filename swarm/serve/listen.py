@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.log import server_logger
 
+from swarm.base.hosts import host_key
 from swarm.serve.config import GatewayConfig
 from swarm.serve.sockets import ANY, LOOPBACK, bound_sockets, cannot_listen
 
@@ -30,8 +31,8 @@ _LAST_WORDS_S = 2.0
 
 
 class Entrance:
-    """Makes the protocols of new connections: at most `limit` at once, and from one address half of them at most, so
-    that nobody fills the house alone. Whoever is too many hears 503."""
+    """Makes the protocols of new connections: at most `limit` at once, and from one host (`host_key`) half of them at
+    most, so that nobody fills the house alone. Whoever is too many hears 503."""
 
     def __init__(self, server: web.Server, limit: int) -> None:
         self._server, self._limit = server, limit
@@ -65,7 +66,7 @@ class _Guest(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._host = (transport.get_extra_info("peername") or ("",))[0]
+        self._host = host_key((transport.get_extra_info("peername") or ("",))[0])
         self._inner = self._entrance.enter(self._host)
         if self._inner is None:
             transport.write(_FULL % (len(_FULL_BODY), _FULL_BODY))

@@ -338,11 +338,15 @@ class StageServer:
             self._end(done.lost)
         if session.closed or session.closing or session.refused or frame.epoch != session.opening.epoch:
             return
-        if session.account is not None and done.error is None:
-            session.account.computed(frame, done.out, session.opening.layout.scratch, done.compute_us)
-        if done.error is not None:
+        error = done.error
+        if session.account is not None and error is None:
+            try:
+                session.account.computed(frame, done.out, session.opening.layout.scratch, done.compute_us)
+            except PeerError as broken:
+                error = str(broken)
+        if error is not None:
             session.refuse()
-            self._stage.lose(session, session.opening.index - done.given, done.error, done.busy)
+            self._stage.lose(session, session.opening.index - done.given, error, done.busy)
             return
         if done.taps is not None and not session.taps_out.full():
             session.taps_out.put_nowait(done.taps)

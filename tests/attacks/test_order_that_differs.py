@@ -48,6 +48,8 @@ ORDERS: dict[str, Edit] = {
     "context-shorter": lambda said: said | {"max_tokens": 1},
     "context-longer": lambda said: said | {"max_tokens": 400},
     "context-prompt": lambda said: said | {"prompt": [*said["prompt"], *range(64)]},
+    "prompt-longer": lambda said: said | {"prompt": [*said["prompt"], 5]},
+    "prompt-shorter": lambda said: said | {"prompt": said["prompt"][:-1]},
     "plan": lambda said: (
         said | {"plan": [said["plan"][0], replace(said["plan"][1], node="ab" * 32), *said["plan"][2:]]}
     ),

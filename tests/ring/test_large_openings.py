@@ -159,6 +159,20 @@ async def test_audits_are_read_one_at_a_time_within_a_quota(tmp_path: Path, monk
                 await stranger.call(ask, 20.0)
 
 
+@pytest.mark.parametrize("leaf", [2, 2**53 - 1])
+async def test_what_is_refused_is_charged_as_well(tmp_path: Path, leaf: int) -> None:
+    """Else whoever holds a receipt keeps the reader busy for nothing with rows that are not there."""
+    async with node(tmp_path) as (board, address, server), asking(board, address) as peer:
+        assert server._notary.rows is not None
+        keep(server._notary.rows, 1)
+        server._quota = opening_limits.OpeningQuota(burst=1, strangers_rate=1)
+        ask = Message(AUDIT, {"offset": 0}, OpeningRequest(ORDER, 0, (leaf,)).to_bytes())
+        with pytest.raises(PeerError, match="frames went out"):
+            await peer.call(ask, 20.0)
+        with pytest.raises(BusyError, match="ask again in"):
+            await peer.call(ask, 20.0)
+
+
 @pytest.mark.parametrize("offset", [-1, "0", True, 1.5, 1 << 62])
 async def test_offsets_of_strangers(tmp_path: Path, offset: object) -> None:
     async with node(tmp_path) as (board, address, server), asking(board, address) as peer:

@@ -282,3 +282,19 @@ async def test_who_lost_its_only_neighbour_knocks_again_soon(field_: Field, monk
         return a.board.id in guest.gossip.state.links and guest.board.get(a.board.id) not in (None, cut)
 
     await until(linked, guest, timeout=5.0)
+
+
+async def test_who_was_dialled_and_shows_no_admission_is_no_member_for_long(
+    field_: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that this one made the connection to is served at once, since this one says the hello."""
+    monkeypatch.setattr("swarm.mesh.neighbours.BARE_S", 0.1)
+    a = await field_.first()
+    b = await field_.join(invite_of(a))
+    async with Switchboard(Identity.generate()) as silent:
+        address = await silent.listen("127.0.0.1", 0)
+        peer = await a.board.peer(silent.id, [address])
+        assert not peer.stranger
+        await until(lambda: a.board.get(silent.id) is None, a)
+    assert peer.closed_reason is not None and "showed no proof" in peer.closed_reason
+    assert a.board.get(b.board.id) is not None and silent.id not in a.gossip._neighbours._bare
