@@ -23,6 +23,7 @@ from swarm.ring.opening import OpenRun
 CONTEXT_STEP = 64
 """A session's context is what the order needs, rounded up to a multiple of this, or the model's own."""
 MOST_ORDERS = 50_000
+EPOCH_BYTES = 8
 
 
 def exact(sampling: Sampling) -> Sampling:
@@ -113,7 +114,9 @@ class OrderBook:
 
     def __init__(self, path: Path | None = None, most: int = MOST_ORDERS) -> None:
         self._path, self._most = path, most
-        self._taken: dict[bytes, tuple[int, bytes]] = {}
+        self._taken: dict[bytes, bytes] = {}
+        """Of each order's digest the epoch and the run, in one string of bytes: there are up to `most`, so each byte
+        that a run leaves here counts."""
         self._lines = 0
         for order, epoch, run in self._read():
             self._note(order, epoch, run)
@@ -125,7 +128,7 @@ class OrderBook:
         """Take part in an epoch. Raises PeerError when that was done before, BusyError when it cannot be noted."""
         key = bytes.fromhex(order)
         known = self._taken.get(key)
-        if known is not None and (known[1] != run or known[0] >= epoch):
+        if known is not None and (known[EPOCH_BYTES:] != run or int.from_bytes(known[:EPOCH_BYTES]) >= epoch):
             raise PeerError(f"expected an order that this node has not taken, found {order[:16]} epoch {epoch} again")
         if self._path is not None:
             try:
@@ -140,12 +143,18 @@ class OrderBook:
 
     def _note(self, order: bytes, epoch: int, run: bytes) -> None:
         self._taken.pop(order, None)
-        self._taken[order] = (epoch, run)
+        self._taken[order] = epoch.to_bytes(EPOCH_BYTES) + run
         if len(self._taken) > self._most:
             del self._taken[next(iter(self._taken))]
 
     def _rewrite(self, path: Path) -> None:
-        write_whole(path, b"".join(_line(order, *known) for order, known in self._taken.items()))
+        write_whole(
+            path,
+            b"".join(
+                _line(order, int.from_bytes(known[:EPOCH_BYTES]), known[EPOCH_BYTES:])
+                for order, known in self._taken.items()
+            ),
+        )
         self._lines = len(self._taken)
 
     def _read(self) -> Iterator[tuple[bytes, int, bytes]]:
@@ -158,7 +167,7 @@ class OrderBook:
                     found = bytes.fromhex(order), int(epoch), bytes.fromhex(run)
                 except ValueError:
                     continue
-                if len(found[0]) == 32 and len(found[2]) == 16:
+                if len(found[0]) == 32 and len(found[2]) == 16 and 0 <= found[1] < 1 << 8 * EPOCH_BYTES:
                     yield found
 
 

@@ -77,6 +77,12 @@ def frame(config: GatewayConfig, *observers: Observe) -> Middleware:
             if receipt := response.headers.get("x-receipt"):
                 request[RECEIPT] = receipt
             return response
+        except Exception as error:
+            left = request.transport is None or request.transport.is_closing()
+            if isinstance(error, ConnectionError) and left:
+                return web.Response(status=status)  # nobody reads it; raised, it would be logged as a fault of ours
+            status = error.status if isinstance(error, web.HTTPException) else 500
+            raise
         finally:
             for observe in observers:
                 observe(request, status, time.monotonic() - started)

@@ -36,6 +36,23 @@ def test_a_torn_line_costs_neither_those_before_nor_those_after(tmp_path: Path) 
             book.take(order, 0, RUN)
 
 
+def test_of_an_order_two_objects_stay_and_of_the_oldest_none() -> None:
+    book = OrderBook(most=10)
+    for number in range(100):
+        book.take(f"{number:064x}", number, RUN)
+    assert len(book._taken) == 10
+    assert {type(held) for entry in book._taken.items() for held in entry} == {bytes}
+
+
+def test_a_line_that_is_no_order_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "orders"
+    path.write_text(f"{ORDER} {1 << 80} {RUN.hex()}\n{ORDER} -1 {RUN.hex()}\n{'ef' * 32} 3 {RUN.hex()}\n")
+    book = OrderBook(path)
+    book.take(ORDER, 0, RUN)
+    with pytest.raises(PeerError):
+        book.take("ef" * 32, 3, RUN)
+
+
 def test_the_file_is_bounded(tmp_path: Path) -> None:
     book = OrderBook(tmp_path / "orders", most=10)
     for number in range(100):
