@@ -72,6 +72,10 @@ class ConstraintOptions:
             raise UsageError(f"expected {what} in UTF-8 in {path}, found something else: {error}") from error
 
 
+AWAITED = "loading the tokenizer and what drafts, and entering the swarm"
+"""Said before any of it begins: it takes seconds, of which importing torch is the first."""
+
+
 @dataclass(frozen=True)
 class GenerateConfig:
     """`swarm generate`: what is asked (`request`), who asks (`asked`), and what is shown.
@@ -135,6 +139,12 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
     """Connect, run, print. Raises SwarmError."""
     import asyncio
 
+    from swarm.mesh.invite import parse_invite_untrusted
+
+    if config.asked.member.invite is not None:
+        parse_invite_untrusted(config.asked.member.invite)  # what is wrong with it is all that is said
+    if not config.json:
+        say(AWAITED)
     from swarm.client.client import Requester
 
     if (held_to := config.request.sampling.constraint) is not None:
