@@ -34,6 +34,7 @@ class RunRequest:
     witnesses     nodes outside the ring asked to co-sign; None: one when there is one
     prefix        runs of the same name may begin from what stages hold of each other, where that is kept at all;
                   None: this one neither begins so nor is held
+    public        so many of the prompt's first tokens are nobody's own: runs of other names share them with this one
     """
 
     prompt_ids: tuple[int, ...]
@@ -95,6 +96,7 @@ class RunRequest:
         group="receipt",
     )
     prefix: str | None = ""
+    public: int = 0
 
     @property
     def given(self) -> tuple[int, ...]:

@@ -267,7 +267,9 @@ class RunEngine:
                 held = tuple(loop.core.tokens[: loop.core.held])
                 route = _route(link.opening.stages)
                 until_s = time.monotonic() + hold_s
-                self._prefixes.add(KeptRun(link.opening.run, route, held, until_s, request.prefix or ""))
+                self._prefixes.add(
+                    KeptRun(link.opening.run, route, held, until_s, request.prefix or "", request.public)
+                )
             self.links.pop(link.opening.run, None)
 
     def _opening(self, request: RunRequest, routes: RunRoutes) -> OpenRun:
@@ -278,7 +280,9 @@ class RunEngine:
         context = min(-(-want // CONTEXT_STEP) * CONTEXT_STEP, self.target.context)
         base, keep = b"", 0
         if self._keep_s and not request.private and request.prefix is not None:
-            base, keep = self._prefixes.best(request.prompt_ids, _route(stages), time.monotonic(), request.prefix)
+            base, keep = self._prefixes.best(
+                request.prompt_ids, _route(stages), time.monotonic(), request.prefix, request.public
+            )
         return OpenRun(
             run=secrets.token_bytes(16),
             epoch=0,

@@ -15,7 +15,7 @@ class KeptRun:
     """A run whose stages still hold the keys and values of `tokens`, until `until` (seconds, monotonic).
 
     `route`: (node, first, last) of its stages; only the same route can take it over. `name`: as the run's request
-    has it; only requests of the same name may.
+    has it; only requests of the same name may. Of its first `public` tokens, nobody's own, all others may too.
     """
 
     run: bytes
@@ -23,6 +23,7 @@ class KeptRun:
     tokens: tuple[int, ...]
     until: float
     name: str = ""
+    public: int = 0
 
 
 @dataclass
@@ -32,16 +33,23 @@ class PrefixCache:
     kept: list[KeptRun] = field(default_factory=list)
 
     def best(
-        self, prompt: Sequence[int], route: tuple[tuple[bytes, int, int], ...], now: float, name: str = ""
+        self,
+        prompt: Sequence[int],
+        route: tuple[tuple[bytes, int, int], ...],
+        now: float,
+        name: str = "",
+        public: int = 0,
     ) -> tuple[bytes, int]:
-        """The run of that name that shares most with `prompt`, and how many tokens may be taken over; (b"", 0): none.
+        """The run that shares most with `prompt`, and how many tokens may be taken over; (b"", 0): none. A run of
+        another name shares what is `public` of both.
 
         The last prompt token is always computed, since its answer begins the run.
         """
         self.kept = [run for run in self.kept if run.until > now]
         found, most = b"", LEAST_SHARED - 1
         for run in self.kept:
-            if run.route == route and run.name == name and (shared := common(run.tokens, prompt)) > most:
+            may = len(prompt) if run.name == name else min(run.public, public)
+            if run.route == route and (shared := min(may, common(run.tokens, prompt))) > most:
                 found, most = run.run, shared
         return (found, min(most, len(prompt) - 1)) if found else (b"", 0)
 

@@ -24,6 +24,7 @@ from swarm.serve.chat_prompt import NO_TOOLS_NOTE, takes_tools
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, translate
 from swarm.serve.logprobs import LogprobLedger
+from swarm.serve.messages import instructed
 from swarm.serve.metrics import GatewayMetrics
 from swarm.serve.parse import (
     ChatRequest,
@@ -32,13 +33,13 @@ from swarm.serve.parse import (
     parse_completion_untrusted,
     parse_generate_untrusted,
 )
-from swarm.serve.plan import plan_chat, plan_text
+from swarm.serve.plan import plan_chat, plan_text, public_tokens
 from swarm.serve.run_registry import RunBook
 from swarm.serve.thoughts import ThoughtWish, limit_of
 from swarm.serve.timings import timings, timings_so_far
 from swarm.serve.tools import Marks, ToolSplitter, schemas_of
 from swarm.serve.voice import Event, OpenAIVoice, Voice
-from swarm.serve.web import IGNORED, NOTE, REQUEST_ID, USER, read_json
+from swarm.serve.web import ALIAS_PROMPT, IGNORED, NOTE, REQUEST_ID, USER, read_json
 
 Shaped = Callable[[tuple[str, int, str], Sequence[RunRequest], Spelling], AnswerShape]
 """Makes the shape of an answer: of its id, time and model, the runs and the vocabulary."""
@@ -73,7 +74,12 @@ class Completions:
     async def converse(self, request: web.Request, parsed: ChatRequest, voice: Voice) -> web.StreamResponse:
         """Answer a chat in the words of `voice`."""
         request[IGNORED] = parsed.wanted.ignored
+        prompt = request.get(ALIAS_PROMPT, "")
+        parsed = replace(parsed, messages=instructed(parsed.messages, prompt))
         runs = await plan_chat(parsed, self._backend, self._config)
+        if prompt:
+            public = await asyncio.to_thread(public_tokens, self._backend, self._config, prompt, runs[0].prompt_ids)
+            runs = [replace(run, public=public) for run in runs]
         if parsed.tools and not takes_tools(getattr(self._backend.tokenizer, "chat_template", None)):
             request[NOTE] = NO_TOOLS_NOTE
         tools, spelling = schemas_of(parsed.tools), self._spelling()

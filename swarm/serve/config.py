@@ -17,6 +17,7 @@ from swarm.serve.errors import ApiError
 from swarm.serve.keys import ApiKey, load_keys
 from swarm.serve.messages import template_options_untrusted
 
+MAX_PROMPT_BYTES = 1 << 18
 PrefixSharing = Literal["off", "user", "shared"]
 
 
@@ -26,6 +27,23 @@ def alias(text: str) -> tuple[str, str]:
     if not name or not model or len(name) > 200:
         raise UsageError(f"expected NAME=MODEL, found {text!r}")
     return name, model
+
+
+def alias_prompt(text: str) -> tuple[str, str]:
+    """NAME=FILE, as the name and the file's text. Raises UsageError."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise UsageError(f"expected NAME=FILE, found {text!r}")
+    try:
+        told = Path(path).read_bytes()
+    except OSError as exc:
+        raise UsageError(f"cannot read the prompt of {name} in {path}: {exc.strerror}; give a readable file") from exc
+    if not told.strip() or len(told) > MAX_PROMPT_BYTES:
+        raise UsageError(f"expected 1 to {MAX_PROMPT_BYTES} bytes of a prompt in {path}, found {len(told)}")
+    try:
+        return name, told.decode().strip()
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"expected text in UTF-8 in {path}, found byte {exc.start} that is not") from exc
 
 
 def template_options(text: str) -> Mapping[str, Any]:
@@ -51,6 +69,7 @@ class GatewayConfig:
     max_running           runs on the ring at once, of each model
     max_running_of        the same for single models, by name
     aliases               (name, model) that requests may use besides the models' own names
+    alias_prompts         (alias, text): what chats that ask for this alias begin with
     max_waiting           requests in the queue, all users together
     max_waiting_per_user  requests in the queue, one user (an API key, or an address when there are no keys)
     max_wait_s            in the queue, before 503
@@ -105,6 +124,16 @@ class GatewayConfig:
         "NAME=MODEL",
         name="--alias",
         read=alias,
+        repeat=True,
+        group="http",
+    )
+    alias_prompts: tuple[tuple[str, str], ...] = option(
+        (),
+        "system prompt of an alias, from a file; it comes before that of a request, and its part of the prefix cache "
+        "is everybody's (may be given several times)",
+        "NAME=FILE",
+        name="--alias-prompt",
+        read=alias_prompt,
         repeat=True,
         group="http",
     )

@@ -31,7 +31,7 @@ from swarm.serve.snapshot import Progress, gateway_state, phase_from
 from swarm.serve.state import DashboardState
 from swarm.serve.state_broadcaster import StateBroadcaster
 from swarm.serve.vocabulary import VocabularyViews
-from swarm.serve.web import BODY, read_json
+from swarm.serve.web import ALIAS_PROMPT, BODY, read_json
 
 TAG = ":latest"
 """What ollama's clients add to a model's name."""
@@ -125,8 +125,14 @@ class Named:
 class Desks:
     """All desks of a gateway, by name and alias. The first one answers requests that name no model."""
 
-    def __init__(self, desks: Sequence[Desk], aliases: Sequence[tuple[str, str]] = ()) -> None:
-        """Raises UsageError for an alias of nothing, or one that is the name of a model."""
+    def __init__(
+        self,
+        desks: Sequence[Desk],
+        aliases: Sequence[tuple[str, str]] = (),
+        prompts: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """`prompts`: (alias, its system prompt). Raises UsageError for an alias of nothing, or one that is the name of
+        a model, and for a prompt of no alias."""
         self.all = tuple(desks)
         self._of: dict[str, list[Desk]] = {}
         for desk in desks:
@@ -143,8 +149,19 @@ class Desks:
             if alias.name in self._of:
                 raise UsageError(f"expected {alias.name!r} to mean one model, found two; choose another --alias")
             self._of[alias.name] = self._of[alias.model]
+        self._prompts = dict(prompts)
+        for name in self._prompts:
+            if name not in {alias.name for alias in self.aliases}:
+                raise UsageError(f"expected a prompt of an alias, found one of {name!r}; give --alias {name}=MODEL too")
         for desk in desks:
             desk.told_of(self.names)
+
+    def prompt_of(self, name: str | None) -> str:
+        """The system prompt of the alias that a request names; "" for none."""
+        if name is None or not self._prompts:
+            return ""
+        plain = name if name in self._of else name.removesuffix(TAG)
+        return self._prompts.get(plain if plain in self._of else ANY, "")
 
     @property
     def first(self) -> Desk:
@@ -183,6 +200,7 @@ class Desks:
                 name = body.get("name") if name is None and request.path.startswith("/api/") else name
                 if name is None or isinstance(name, str):  # anything else is for the desk to refuse in its words
                     desk = self.find(name or None)
+                    request[ALIAS_PROMPT] = self.prompt_of(name or None)
                     if name:
                         body = {**body, field: desk.name}
             request[BODY] = body

@@ -46,7 +46,11 @@ def make_app(
     Raises UsageError for aliases and limits that mean nothing, and for an access log that cannot be written.
     """
     metrics, kept, allowances = GatewayMetrics(), KeptAnswers(), Allowances(config.api_keys)
-    desks = Desks([Desk(backend, config, metrics, kept, allowances, progress) for backend in backends], config.aliases)
+    desks = Desks(
+        [Desk(backend, config, metrics, kept, allowances, progress) for backend in backends],
+        config.aliases,
+        config.alias_prompts,
+    )
     for name, _ in config.max_running_of:
         if name not in desks.names:
             known = ", ".join(desks.names)

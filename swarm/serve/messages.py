@@ -27,6 +27,16 @@ def read_messages(items: Sequence[Message]) -> tuple[Mapping[str, Any], ...]:
     return tuple(_message(item, f"messages[{index}]") for index, item in enumerate(items))
 
 
+def instructed(messages: Sequence[Mapping[str, Any]], prompt: str) -> tuple[Mapping[str, Any], ...]:
+    """The chat with a system prompt before its own, if any; as it is with none."""
+    if not prompt:
+        return tuple(messages)
+    if messages and messages[0]["role"] == "system":
+        told = {**messages[0], "content": joined_parts([prompt, messages[0]["content"]])}
+        return (told, *messages[1:])
+    return ({"role": "system", "content": prompt}, *messages)
+
+
 def read_template_options(asked: Conversation, usual: Mapping[str, Any]) -> Mapping[str, Any]:
     """Variables of the chat template beside the messages: `usual` ones, `chat_template_kwargs`, and
     `reasoning_effort`, of which "none" also switches off thinking in the two ways in which templates spell it."""

@@ -14,6 +14,7 @@ from swarm.model.sampler import Sampling
 from swarm.model.shaping import MAX_GIVEN, Shaping
 from swarm.model.text.template import TemplateOptions
 from swarm.run.api import RunRequest
+from swarm.run.prefix_cache import common
 from swarm.serve.backend import Backend
 from swarm.serve.chat_prompt import chat_ids
 from swarm.serve.config import GatewayConfig
@@ -38,6 +39,14 @@ async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfi
         raise bad_field("messages", f"the chat template of this model refuses these messages: {exc}") from exc
     await check_structure(request.wanted.structure, backend)
     return _runs(request.wanted, tuple(prompt), "messages", backend, config, config.default_max_tokens)
+
+
+def public_tokens(backend: Backend, config: GatewayConfig, prompt: str, ids: Sequence[int]) -> int:
+    """How many tokens a chat begins with that anybody's has who asks for the same alias: of its `prompt` and of the
+    template, and none of what a user says or of his tools."""
+    anybody = [{"role": "system", "content": prompt}, {"role": "user", "content": "."}]
+    options = TemplateOptions((), config.template_options)
+    return common(ids, chat_ids(backend, anybody, options))
 
 
 async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfig) -> list[RunRequest]:

@@ -19,11 +19,11 @@ from swarm.serve.body import read, wrong
 from swarm.serve.chat_prompt import Message, chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import bad_field
-from swarm.serve.messages import read_messages, read_template_options, read_tools
+from swarm.serve.messages import instructed, read_messages, read_template_options, read_tools
 from swarm.serve.parse import parse_chat_untrusted, prefilled, read_turn
 from swarm.serve.plan import check_ids, check_model
 from swarm.serve.requests import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
-from swarm.serve.web import IGNORED, read_json
+from swarm.serve.web import ALIAS_PROMPT, IGNORED, read_json
 
 
 class VocabularyViews:
@@ -41,7 +41,7 @@ class VocabularyViews:
         if isinstance(body, dict) and body.get("messages") is not None:
             asked = read(TokenizeChatBody, body)
             check_model(asked.model, self._backend)
-            ids = await self._chat(asked)
+            ids = await self._chat(asked, request.get(ALIAS_PROMPT, ""))
         else:
             asked = read(TokenizeTextBody, body)
             check_model(asked.model, self._backend)
@@ -60,7 +60,10 @@ class VocabularyViews:
         """How many tokens the prompt of a chat has (llama-server)."""
         chat = parse_chat_untrusted(prefilled(await read_json(request, self._config)), self._config)
         check_model(chat.wanted.model, self._backend)
-        ids = await self._chat_ids(chat.messages, TemplateOptions(chat.tools, chat.options, chat.turn))
+        ids = await self._chat_ids(
+            instructed(chat.messages, request.get(ALIAS_PROMPT, "")),
+            TemplateOptions(chat.tools, chat.options, chat.turn),
+        )
         return web.json_response({"object": "response.input_tokens", "input_tokens": len(ids)})
 
     async def detokenize(self, request: web.Request) -> web.Response:
@@ -77,7 +80,10 @@ class VocabularyViews:
         chat = parse_chat_untrusted(prefilled(await read_json(request, self._config)), self._config)
         request[IGNORED] = chat.wanted.ignored
         check_model(chat.wanted.model, self._backend)
-        ids = await self._chat_ids(chat.messages, TemplateOptions(chat.tools, chat.options, chat.turn))
+        ids = await self._chat_ids(
+            instructed(chat.messages, request.get(ALIAS_PROMPT, "")),
+            TemplateOptions(chat.tools, chat.options, chat.turn),
+        )
         return web.json_response({"prompt": await self._spelt(ids)})
 
     async def tokenizer_info(self, request: web.Request) -> web.Response:
@@ -130,8 +136,8 @@ class VocabularyViews:
             return [int(token) for token in self._backend.encode(text)]
         return [int(token) for token in self._backend.tokenizer.encode(text, add_special_tokens=False)]
 
-    async def _chat(self, asked: TokenizeChatBody) -> list[int]:
-        messages, tools = read_messages(asked.messages), read_tools(asked)
+    async def _chat(self, asked: TokenizeChatBody, prompt: str) -> list[int]:
+        messages, tools = instructed(read_messages(asked.messages), prompt), read_tools(asked)
         options, turn = read_template_options(asked, self._config.template_options), read_turn(asked, messages)
         return await self._chat_ids(messages, TemplateOptions(tools, options, turn))
 

@@ -32,6 +32,8 @@ IGNORED = web.RequestKey("ignored", tuple[str, ...])
 BODY = web.RequestKey("body", object)
 """The body as it was read, for whoever reads it next."""
 NOTE = web.RequestKey("note", str)
+ALIAS_PROMPT = web.RequestKey("alias_prompt", str)
+"""The system prompt of the alias that a request asked for; "" for none."""
 PUBLIC = frozenset({"/", "/healthz", "/health", "/openapi.json"})
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "

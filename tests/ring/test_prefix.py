@@ -93,3 +93,14 @@ async def test_kept_sessions_make_room_for_new_ones(
             result = await generate(ring, RunRequest(prompt, max_tokens=4))
             assert list(result.token_ids) == reference(tiny_model, prompt, 4)
         assert len(ring.stages[0].server.sessions) <= 2
+
+
+def test_what_is_public_is_shared_across_names_and_nothing_else() -> None:
+    tokens = tuple(range(90))
+    cache = PrefixCache()
+    cache.add(KeptRun(b"r", ROUTE, tokens, 10.0, "ann", 40))
+    for public, found in ((60, 40), (40, 40), (35, 35), (31, 0), (0, 0)):
+        assert cache.best(tokens, ROUTE, 1.0, "bob", public) == (b"r" if found else b"", found)
+    assert cache.best([*tokens, 99], ROUTE, 1.0, "ann", 40) == (b"r", 90)
+    cache.add(KeptRun(b"q", ROUTE, tokens, 10.0, "ann"))
+    assert cache.best((*tokens[:40], 7, 7), ROUTE, 1.0, "bob", 40) == (b"r", 40)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -36,12 +37,12 @@ from swarm.serve.compat.shapes import anthropic_error, asked_by, fitted, given, 
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
-from swarm.serve.messages import joined_parts
+from swarm.serve.messages import instructed, joined_parts
 from swarm.serve.parse import parse_chat_untrusted, prefilled
 from swarm.serve.plan import plan_chat
 from swarm.serve.stream import EventStream
 from swarm.serve.voice import Event, Json, delta_of
-from swarm.serve.web import IGNORED, REQUEST_ID, read_json
+from swarm.serve.web import ALIAS_PROMPT, IGNORED, REQUEST_ID, read_json
 
 _SAME = ("model", "temperature", "top_p", "top_k")
 
@@ -70,6 +71,7 @@ class AnthropicViews:
         asked = read(CountBody, body)
         parsed = parse_chat_untrusted(prefilled({**chat_body(asked), "max_tokens": 1}), self._config)
         request[IGNORED] = (*beyond(MessagesBody, body, self._config.strict), *left_out)
+        parsed = replace(parsed, messages=instructed(parsed.messages, request.get(ALIAS_PROMPT, "")))
         runs = await plan_chat(fitted(parsed), self._backend, self._config)
         return web.json_response({"input_tokens": len(runs[0].prompt_ids)})
 

@@ -16,7 +16,7 @@ from swarm.base.errors import UsageError
 from swarm.base.swarm_state import NodeState, SwarmState
 from swarm.cli.serve import members_of, runs_at_once
 from swarm.discovery import bootstrap
-from swarm.serve.config import GatewayConfig, alias
+from swarm.serve.config import GatewayConfig, alias, alias_prompt
 from swarm.serve.desks import TAG
 from swarm.serve.gateway import gateway
 from tests.swarm.serve.conftest import Served, fake_verify
@@ -154,6 +154,7 @@ async def test_names_that_mean_nothing_are_refused_at_the_start(tmp_path: Path) 
     for options, words in (
         ({"aliases": (("x", "none"),)}, "the alias 'x' to mean a model that is served here"),
         ({"aliases": (("small", "small"),)}, "'small' to mean one model"),
+        ({"alias_prompts": (("none", "Be brief."),)}, "a prompt of an alias"),
         ({"max_running_of": (("none", 2),)}, "a limit for a model that is served here"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -183,3 +184,43 @@ def test_options_for_names_and_limits() -> None:
     assert [member.invite for member in members_of(arguments)] == ["A", "B"]
     with pytest.raises(UsageError, match="found both"):
         members_of(build_parser().parse_args(["serve", "--swarm", "lan", "--no-lan"]))
+
+
+async def test_an_alias_with_a_prompt_begins_every_chat_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "guide.txt"
+    file.write_text("Guide us.\n")
+    assert alias_prompt(f"guide={file}") == ("guide", "Guide us.")
+    for words in ("guide", f"guide={tmp_path / 'none'}", f"={file}"):
+        with pytest.raises(UsageError):
+            alias_prompt(words)
+    small = backend(tmp_path, "small")
+    aliases, prompts = (("guide", "small"), ("other", "small")), (alias_prompt(f"guide={file}"),)
+    hello: list[Any] = [{"role": "user", "content": "hi"}]
+    brief: list[Any] = [{"role": "system", "content": "Be brief."}, *hello]
+    both = [{"role": "system", "content": "Guide us.\n\nBe brief."}, *hello]
+    async with serving(small, aliases=aliases, alias_prompts=prompts) as served:
+        for path, body, told in (
+            (
+                "/v1/chat/completions",
+                {"model": "guide", "messages": hello},
+                [{**both[0], "content": "Guide us."}, *hello],
+            ),
+            ("/v1/chat/completions", {"model": "guide", "messages": brief}, both),
+            ("/v1/responses", {"model": "guide", "instructions": "Be brief.", "input": "hi"}, both),
+            ("/v1/messages", {"model": "guide", "system": "Be brief.", "messages": hello}, both),
+            ("/api/chat", {"model": "guide:latest", "messages": brief, "stream": False}, both),
+            ("/v1/chat/completions", {"model": "other", "messages": brief}, brief),
+            ("/v1/chat/completions", {"model": "small", "messages": brief}, brief),
+        ):
+            async with served.http.post(path, json={**body, "max_tokens": 2}) as answer:
+                assert answer.status == 200, await answer.text()
+            run = small.requests[-1]
+            assert tuple(run.prompt_ids) == tuple(small.encode_chat(told)), path
+            begun = small.encode_chat([{"role": "system", "content": "Guide us."}])
+            assert run.public == 0 if told is brief else 0 < run.public <= len(begun) + len("<|im_start|>user"), path
+        counted = {"model": "guide", "messages": brief}
+        async with served.http.post("/v1/messages/count_tokens", json={**counted, "messages": hello}) as answer:
+            told = [{"role": "system", "content": "Guide us."}, *hello]
+            assert (await answer.json())["input_tokens"] == len(small.encode_chat(told))
+        async with served.http.post("/tokenize", json=counted) as answer:
+            assert (await answer.json())["count"] == len(small.encode_chat(both))

@@ -222,6 +222,32 @@ async def test_what_one_user_asked_shows_to_another_only_when_shared(
     assert [bool(count) for count in cached] == [False, other, again]
 
 
+async def test_of_an_alias_its_prompt_alone_is_shared(ring: LocalRing, tmp_path: Path) -> None:
+    """Who asks for an alias profits from others that do, by its prompt and not by a word that they said, however he
+    guesses; of what has no alias' prompt he learns nothing."""
+    keys = tuple(ApiKey(name, hashlib.sha256(name.encode()).digest()) for name in ("ann", "bob", "cyd", "dan"))
+    prompt = "You are the guide of a museum of rivers and their bridges."
+    options: dict[str, Any] = {"aliases": (("guide", "tiny"),), "alias_prompts": (("guide", prompt),)}
+    async with asking(ring, tmp_path, keep_s=60.0, api_keys=keys, **options) as served:
+        own = {"role": "user", "content": "my secret is the number four thousand and nine, keep it well"}
+        begun = served.backend.encode_chat([{"role": "system", "content": prompt}])
+
+        async def cached(name: str, messages: Any, model: str = "guide") -> int:
+            client = served.openai.with_options(api_key=name)
+            answer = await client.chat.completions.create(model=model, messages=messages, max_tokens=2)
+            assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+            return answer.usage.prompt_tokens_details.cached_tokens or 0
+
+        assert await cached("ann", [own]) == 0
+        shared = await cached("bob", [own])
+        assert 32 <= shared <= len(begun) + len("<|im_start|>user")
+        assert await cached("cyd", [{"role": "user", "content": "what is to be seen?"}]) == shared
+        assert await cached("ann", [own]) > shared
+        told = [{"role": "system", "content": prompt}, own]
+        assert await cached("dan", told, "tiny") == 0  # the alias was not asked for
+        assert await cached("bob", [{"role": "system", "content": "Be brief."}, own]) <= shared
+
+
 async def test_the_next_turn_begins_where_the_last_one_ended(ring: LocalRing, tmp_path: Path) -> None:
     async with asking(ring, tmp_path / "keeping", keep_s=60.0) as served, alone(tmp_path) as client:
         asked = [{"role": "user", "content": "tell me of rivers, and slowly"}]
