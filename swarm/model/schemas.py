@@ -7,7 +7,6 @@ some that it does not know are said by others, dates are made exact, and what it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ _DATA = frozenset("const enum default example examples required x-guidance".spli
 """Keywords whose values are no schemas."""
 _NAMED = frozenset("properties patternProperties $defs definitions dependentSchemas dependencies".split())
 """Keywords whose values have schemas under names that are no keywords."""
+_NOTES = frozenset("title description $comment default example examples".split())
 _COUNTS = "minLength maxLength minItems maxItems minProperties maxProperties minContains maxContains".split()
 _BOUNDS = "minimum maximum exclusiveMinimum exclusiveMaximum".split()
 _TYPES = ["null", "boolean", "number", "string", "array", "object"]
@@ -183,10 +183,16 @@ def _dependent(schema: dict[str, Any]) -> None:
         schema["allOf"] = [*_list(schema, "allOf"), *either]
 
 
-def _has_controls(schema: Any) -> bool:
-    """Whether it holds characters that can only be written as `\\u` and four digits."""
-    text = json.dumps(schema, ensure_ascii=False)
-    return "\\u00" in text or "\x7f" in text
+def _has_controls(value: Any) -> bool:
+    """Whether answers need characters that can only be written as `\\u` and four digits. What is said to people, and
+    escapes within patterns, do not count."""
+    if isinstance(value, str):
+        return any((letter < " " and letter not in "\b\f\n\r\t") or letter == "\x7f" for letter in value)
+    if isinstance(value, Mapping):
+        return any(
+            _has_controls(name) or (name not in _NOTES and _has_controls(below)) for name, below in value.items()
+        )
+    return isinstance(value, list) and any(_has_controls(below) for below in value)
 
 
 def _open_names(schema: Any) -> bool:

@@ -31,6 +31,8 @@ EXACT: list[tuple[Any, list[str], list[str]]] = [
     ({"properties": A}, ['{"a": 1}', '{"b": "x"}', '"a"'], ['{"a": "x"}', r'{"\u0061": "x"}', '{"a": 1, "a": 2}']),
     ({"patternProperties": {"^a": {"type": "integer"}}}, ['{"ab": 1}', '{"b": ""}'], [r'{"\u0061": "x"}']),
     ({"const": "nul \0"}, [r'"nul \u0000"'], ['"nul "']),
+    ({"properties": A, "description": "\1"}, ['{"a": 1}'], [r'{"\u0061": "x"}']),
+    ({"properties": {"b": {"pattern": "^[^\\u0000-\\u001f]$"}}}, ['{"b": "x"}'], [r'{"\u0062": ""}']),
     ({"maxLength": 2.0, "minLength": 1.0}, ['"ab"'], ['""', '"abc"']),
     ({"uniqueItems": False, "type": "array"}, ["[1, 1]"], ["1"]),
     ({"not": False, "if": {}, "maxContains": 2, "unevaluatedItems": True}, ["[1]"], ["x"]),
