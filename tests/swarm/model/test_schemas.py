@@ -61,6 +61,16 @@ EXACT: list[tuple[Any, list[str], list[str]]] = [
         ["{}", '{"y": 1}', '{"x": 1, "y": 2}'],
         ['{"z": 1}', '{"x": ""}'],
     ),
+    (
+        {"propertyNames": {"$ref": "#/$defs/K"}, "$defs": {"K": {"enum": ["x"], "title": "K", "type": "string"}}},
+        ['{"x": 1}', "{}"],
+        ['{"z": 1}'],
+    ),
+    (
+        {"format": "email", "pattern": r"^(?!\.)(?!.*\.\.)([a-z.]*)[a-z]@([a-z]+\.)+[a-z]{2,}$"},
+        ['"a.b@c.de"'],
+        ['".a@c.de"', '"a..b@c.de"', '"a@c..de"', '"a@c"', '"A@c.de"'],
+    ),
     ({"propertyNames": {"type": "string", "pattern": "^a+$"}}, ['{"aa": []}', "1"], ['{"ab": []}']),
     ({"propertyNames": {"const": "a"}, "required": ["a"]}, ['{"a": 1}'], ["{}", '{"a": 1, "b": 1}']),
     ({"oneOf": EITHER, "$defs": PETS}, ['{"kind": "cat"}', '{"kind": "dog"}'], ['{"kind": "cow"}', "1"]),
@@ -144,6 +154,12 @@ def test_what_takes_long_to_follow_is_left_to_the_end_of_the_answer() -> None:
     with pytest.raises(UsageError, match="needs itself"):
         require_end({"$ref": "#/$defs/n0", "$defs": dict(list(defs.items())[:40] + [("n40", {"$ref": "#/$defs/n0"})])})
     require_end({"$ref": "#/$defs/n0", "$defs": {**defs, "x": {"allOf": [{"$ref": f"#/$defs/{n}"} for n in names]}}})
+
+
+def test_names_by_reference_below_another_id_are_left_to_the_engine() -> None:
+    inner = {"$id": "http://inner.example/", "propertyNames": {"$ref": "#/$defs/K"}, "$defs": {"K": {"enum": ["y"]}}}
+    made = exact({"items": inner, "$defs": {"K": {"enum": ["x"]}}})
+    assert made["items"]["propertyNames"] == {"$ref": "#/$defs/K"}
 
 
 def test_options_of_a_schema_stay() -> None:
