@@ -21,6 +21,7 @@ _DATA = frozenset("const enum default example examples required x-guidance".spli
 """Keywords whose values are no schemas."""
 _NAMED = frozenset("properties patternProperties $defs definitions dependentSchemas dependencies".split())
 """Keywords whose values have schemas under names that are no keywords."""
+_NOTES = frozenset("title description $comment default example examples".split())
 _COUNTS = "minLength maxLength minItems maxItems minProperties maxProperties minContains maxContains".split()
 _BOUNDS = "minimum maximum exclusiveMinimum exclusiveMaximum".split()
 _TYPES = ["null", "boolean", "number", "string", "array", "object"]
@@ -39,6 +40,8 @@ _DATES = {"date": f"^{_DAY}$", "time": f"^{_SECOND}", "date-time": f"^{_DAY}.{_S
 """What the engine's own patterns leave open: 29 February of common years, and leap seconds at other times than 23:59
 UTC. Those are taken where they are written in UTC."""
 
+_NO_DOTS = r"^(?!\.)(?!.*\.\.)"
+"""What zod says of addresses, with look-ahead, which the engine has not: its own pattern of addresses says it too."""
 _ESCAPES = 'nrbtf\\"'
 """How characters are escaped: each in one way. As `\\u0061` a name would pass for another one than `a`."""
 
@@ -50,7 +53,8 @@ def exact(schema: Any) -> dict[str, Any]:
     if not isinstance(schema, Mapping):
         found = "false, which nothing fits" if schema is False else type(schema).__name__
         raise UsageError(f"expected a JSON Schema that is an object, found {found}")
-    made = dict(_exact(schema))
+    inner = json.dumps({**schema, "$id": ""}).count('"$id"') > 1  # then a pointer may start elsewhere
+    made = dict(_exact(schema, {} if inner else schema))
     options = made.get("x-guidance", {})
     if not isinstance(options, dict):
         raise UsageError(f"expected 'x-guidance' to be an object, found {type(options).__name__}")
@@ -79,11 +83,12 @@ def rebuilt(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str
     return made
 
 
-def _exact(schema: Any) -> Any:
+def _exact(schema: Any, root: Mapping[str, Any]) -> Any:
     """The same for a schema anywhere in it, and for what is no schema."""
     if not isinstance(schema, Mapping):
         return schema
-    made = {key: value for key, value in rebuilt(schema, _exact).items() if not _says_nothing(key, value, schema)}
+    below = rebuilt(schema, lambda part: _exact(part, root))
+    made = {key: value for key, value in below.items() if not _says_nothing(key, value, schema)}
     for key in _COUNTS:
         if isinstance(value := made.get(key), float) and value.is_integer():
             made[key] = int(value)
@@ -91,7 +96,7 @@ def _exact(schema: Any) -> Any:
         _check_bound(key, made.get(key))
     _check_least(made)
     _dated(made)
-    _names(made)
+    _names(made, root)
     _dependent(made)
     if "type" not in made and any(isinstance(part, dict) and "$ref" in part for part in _list(made, "oneOf")):
         made["type"] = _TYPES  # so that references are followed before it is seen whether the parts exclude each other
@@ -140,6 +145,8 @@ def _check_least(schema: Mapping[str, Any]) -> None:
 
 def _dated(schema: dict[str, Any]) -> None:
     form = schema.get("format")
+    if form == "email" and str(schema.get("pattern")).startswith(_NO_DOTS):
+        schema["pattern"] = "^" + schema["pattern"].removeprefix(_NO_DOTS)
     pattern = _DATES.get(form) if isinstance(form, str) else None
     if pattern is None:
         return
@@ -149,9 +156,12 @@ def _dated(schema: dict[str, Any]) -> None:
         schema["pattern"] = pattern
 
 
-def _names(schema: dict[str, Any]) -> None:
+def _names(schema: dict[str, Any], root: Mapping[str, Any]) -> None:
     """`propertyNames` of an object that names no members itself, by the names or the pattern that it gives."""
     rule = schema.get("propertyNames")
+    if isinstance(rule, dict) and set(rule) == {"$ref"} and str(rule["$ref"]).startswith("#/$defs/"):
+        defs = root.get("$defs")
+        rule = defs.get(str(rule["$ref"]).removeprefix("#/$defs/")) if isinstance(defs, dict) else None
     if not isinstance(rule, dict) or "properties" in schema or "patternProperties" in schema:
         return
     said = {key: value for key, value in rule.items() if key not in ("type", "title", "description")}
@@ -183,10 +193,16 @@ def _dependent(schema: dict[str, Any]) -> None:
         schema["allOf"] = [*_list(schema, "allOf"), *either]
 
 
-def _has_controls(schema: Any) -> bool:
-    """Whether it holds characters that can only be written as `\\u` and four digits."""
-    text = json.dumps(schema, ensure_ascii=False)
-    return "\\u00" in text or "\x7f" in text
+def _has_controls(value: Any) -> bool:
+    """Whether answers need characters that can only be written as `\\u` and four digits. What is said to people, and
+    escapes within patterns, do not count."""
+    if isinstance(value, str):
+        return any((letter < " " and letter not in "\b\f\n\r\t") or letter == "\x7f" for letter in value)
+    if isinstance(value, Mapping):
+        return any(
+            _has_controls(name) or (name not in _NOTES and _has_controls(below)) for name, below in value.items()
+        )
+    return isinstance(value, list) and any(_has_controls(below) for below in value)
 
 
 def _open_names(schema: Any) -> bool:

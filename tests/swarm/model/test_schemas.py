@@ -31,6 +31,8 @@ EXACT: list[tuple[Any, list[str], list[str]]] = [
     ({"properties": A}, ['{"a": 1}', '{"b": "x"}', '"a"'], ['{"a": "x"}', r'{"\u0061": "x"}', '{"a": 1, "a": 2}']),
     ({"patternProperties": {"^a": {"type": "integer"}}}, ['{"ab": 1}', '{"b": ""}'], [r'{"\u0061": "x"}']),
     ({"const": "nul \0"}, [r'"nul \u0000"'], ['"nul "']),
+    ({"properties": A, "description": "\1"}, ['{"a": 1}'], [r'{"\u0061": "x"}']),
+    ({"properties": {"b": {"pattern": "^[^\\u0000-\\u001f]$"}}}, ['{"b": "x"}'], [r'{"\u0062": ""}']),
     ({"maxLength": 2.0, "minLength": 1.0}, ['"ab"'], ['""', '"abc"']),
     ({"uniqueItems": False, "type": "array"}, ["[1, 1]"], ["1"]),
     ({"not": False, "if": {}, "maxContains": 2, "unevaluatedItems": True}, ["[1]"], ["x"]),
@@ -58,6 +60,16 @@ EXACT: list[tuple[Any, list[str], list[str]]] = [
         {"type": "object", "propertyNames": {"enum": ["x", "y"]}, "additionalProperties": {"type": "integer"}},
         ["{}", '{"y": 1}', '{"x": 1, "y": 2}'],
         ['{"z": 1}', '{"x": ""}'],
+    ),
+    (
+        {"propertyNames": {"$ref": "#/$defs/K"}, "$defs": {"K": {"enum": ["x"], "title": "K", "type": "string"}}},
+        ['{"x": 1}', "{}"],
+        ['{"z": 1}'],
+    ),
+    (
+        {"format": "email", "pattern": r"^(?!\.)(?!.*\.\.)([a-z.]*)[a-z]@([a-z]+\.)+[a-z]{2,}$"},
+        ['"a.b@c.de"'],
+        ['".a@c.de"', '"a..b@c.de"', '"a@c..de"', '"a@c"', '"A@c.de"'],
     ),
     ({"propertyNames": {"type": "string", "pattern": "^a+$"}}, ['{"aa": []}', "1"], ['{"ab": []}']),
     ({"propertyNames": {"const": "a"}, "required": ["a"]}, ['{"a": 1}'], ["{}", '{"a": 1, "b": 1}']),
@@ -142,6 +154,12 @@ def test_what_takes_long_to_follow_is_left_to_the_end_of_the_answer() -> None:
     with pytest.raises(UsageError, match="needs itself"):
         require_end({"$ref": "#/$defs/n0", "$defs": dict(list(defs.items())[:40] + [("n40", {"$ref": "#/$defs/n0"})])})
     require_end({"$ref": "#/$defs/n0", "$defs": {**defs, "x": {"allOf": [{"$ref": f"#/$defs/{n}"} for n in names]}}})
+
+
+def test_names_by_reference_below_another_id_are_left_to_the_engine() -> None:
+    inner = {"$id": "http://inner.example/", "propertyNames": {"$ref": "#/$defs/K"}, "$defs": {"K": {"enum": ["y"]}}}
+    made = exact({"items": inner, "$defs": {"K": {"enum": ["x"]}}})
+    assert made["items"]["propertyNames"] == {"$ref": "#/$defs/K"}
 
 
 def test_options_of_a_schema_stay() -> None:
