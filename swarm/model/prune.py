@@ -183,6 +183,15 @@ def _check_table(config: Any, name: str) -> None:
         )
 
 
+class KeptLayers(nn.ModuleList):
+    """The layers of a cut model. Models go through `layers[: n]` in every pass, and of a plain list that is a module
+    made anew: a hundredth of a small model's pass. Here all of them are the list itself."""
+
+    def __getitem__(self, index: Any) -> Any:
+        whole = isinstance(index, slice) and range(len(self))[index] == range(len(self))
+        return self if whole else super().__getitem__(index)
+
+
 def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
     """Keep layers [first, last) and the ends that the range reaches. Mutates the top and the inner model only.
 
@@ -219,7 +228,7 @@ def cut(model: nn.Module, shape: LayerRange, offset: int = 0) -> None:
                 module = holder._modules[child]
                 if module is not None and child not in kept and _has_parameters(module):
                     holder._modules[child] = blank(module)
-    path[-1][0]._modules[path[-1][1]] = nn.ModuleList(list(whole_list)[shape.first - offset : shape.last - offset])
+    path[-1][0]._modules[path[-1][1]] = KeptLayers(list(whole_list)[shape.first - offset : shape.last - offset])
     whole: Any = model
     if shape.first > 0 and not shape.ties.embeds:
         whole.get_input_embeddings = _nothing
@@ -271,7 +280,7 @@ def join(parts: Sequence[nn.Module], shape: LayerRange, config: Any) -> nn.Modul
         for child in _around(holder, listed)[1]:
             if child != STREAMS_IN and not (shape.ties.embeds and child in KEPT):
                 holder._modules[child] = last_holder._modules[child]
-    path[-1][0]._modules[path[-1][1]] = nn.ModuleList(layers)
+    path[-1][0]._modules[path[-1][1]] = KeptLayers(layers)
     if shape.ties.embeds:
         join_tables([inner_model(part) for part in parts])
     for child, module in list(model.named_children()):

@@ -310,3 +310,16 @@ def test_a_forward_that_fails_leaves_nothing_to_the_next(monkeypatch: pytest.Mon
 def job_of(block: Block, rows: Rows) -> Job:
     """A session of its own."""
     return Job(KVPool(block, 1 << 40).open(LAYOUT, block.first, block.last), no_commits(), rows, None)
+
+
+def test_all_layers_of_a_cut_model_are_no_new_module() -> None:
+    """What transformers' classes ask for in every pass."""
+    one = block("llama")
+    layers = layer_list(one._model, type(one._model).__name__)[1]
+    assert layers[:LAYERS] is layers and layers[: LAYERS + 1] is layers and layers[:] is layers
+    for index in (slice(1, None), slice(0, LAYERS - 1), slice(None, None, -1)):
+        assert list(layers[index]) == list(layers)[index]
+    assert layers[-1] is list(layers)[-1]
+    part = one.view(1, LAYERS)
+    kept = layer_list(part._model, type(part._model).__name__)[1]
+    assert kept[: LAYERS - 1] is kept and list(kept) != list(layers)
