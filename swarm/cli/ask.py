@@ -143,14 +143,14 @@ async def ask(config: GenerateConfig, report: Report) -> RunResult:
 
     if config.asked.member.invite is not None:
         parse_invite_untrusted(config.asked.member.invite)  # what is wrong with it is all that is said
-    if not config.json:
-        say(AWAITED)
-    from swarm.client.client import Requester
-
     if (held_to := config.request.sampling.constraint) is not None:
         from swarm.model.compiling import require_readable
 
         await asyncio.to_thread(require_readable, held_to)  # before anybody is asked for anything
+    if not config.json:
+        say(AWAITED)
+    from swarm.client.client import Requester
+
     async with await Requester.connect(config.asked, report) as requester:
         if not config.json and config.request.speculation != "plain":
             say(requester.drafts)

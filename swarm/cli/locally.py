@@ -116,7 +116,7 @@ def _answering(announced: LocalGateway, served: ServedSwarm) -> _Asked:
     return _Asked(Gateway.at(announced.url, announced.key), served)
 
 
-def _request(arguments: argparse.Namespace, prompt: str, asked: _Asked) -> dict[str, Any]:
+def _request(arguments: argparse.Namespace, prompt: str, asked: _Asked) -> dict[str, object]:
     """The body for /v1/completions, which gives the text as the model has it: a chat would have thoughts and calls
     taken out. Raises SwarmError, NotThrough."""
     found = body(arguments, prompt)
@@ -135,7 +135,7 @@ def _request(arguments: argparse.Namespace, prompt: str, asked: _Asked) -> dict[
     return found
 
 
-def _json(gateway: Gateway, method: str, path: str, sent: dict[str, Any] | None) -> dict[str, Any]:
+def _json(gateway: Gateway, method: str, path: str, sent: dict[str, object] | None) -> dict[str, object]:
     """A JSON object from a gateway. Raises SwarmError, NotThrough."""
     answered = gateway.ask(method, path, "application/json", sent)
     try:

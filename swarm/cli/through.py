@@ -76,7 +76,7 @@ def show(
     arguments: argparse.Namespace,
     gateway: Gateway,
     chat: bool,
-    asked: dict[str, Any],
+    asked: dict[str, object],
     answer: GatewayAnswer,
     pieces: MutableSequence[str],
 ) -> None:

@@ -17,7 +17,7 @@ from swarm.base.swarm_state import NodeState, SwarmState
 from swarm.cli.serve import members_of, runs_at_once
 from swarm.discovery import bootstrap
 from swarm.serve.config import GatewayConfig, alias, alias_prompt
-from swarm.serve.desks import TAG
+from swarm.serve.desks import LOOK_S, TAG
 from swarm.serve.gateway import gateway
 from tests.swarm.serve.conftest import Served, fake_verify
 from tests.swarm.serve.tiny import TinyBackend, TinyManifest
@@ -125,6 +125,7 @@ async def test_of_two_swarms_for_one_model_the_one_that_serves_and_has_time_answ
         here.gate.set()
         await asyncio.gather(*asked)
         here.state = swarm_of((0, 1))
+        await asyncio.sleep(LOOK_S)  # it is not looked at oftener
         for _ in range(3):
             await said(served, None)
         assert len(here.requests) == 2 and len(there.requests) == 5
@@ -179,9 +180,9 @@ def test_options_for_names_and_limits() -> None:
 
     assert alias("gpt-4o=org/model") == ("gpt-4o", "org/model")
     assert runs_at_once("3") == ("", 3) and runs_at_once("a=b=3") == ("a=b", 3)
-    words = ["serve", "--swarm", "A", "--swarm", "B", "--max-running", "2", "--max-running", "m=5", "--alias", "x=m"]
+    words = ["serve", "--swarm", "swarm1A", "--swarm", "swarm1B", "--max-running", "2", "--max-running", "m=5", "--alias", "x=m"]
     arguments = build_parser().parse_args(words)
-    assert [member.invite for member in members_of(arguments)] == ["A", "B"]
+    assert [member.invite for member in members_of(arguments)] == ["swarm1A", "swarm1B"]
     with pytest.raises(UsageError, match="found both"):
         members_of(build_parser().parse_args(["serve", "--swarm", "lan", "--no-lan"]))
 

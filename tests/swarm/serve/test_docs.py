@@ -84,7 +84,7 @@ def test_limits_are_written_down() -> None:
 
 
 ROOT = Path(__file__).parents[3]
-_ROW = re.compile(r"^\| ([@\w/.-]+)[^|]*\| ([\d., ]+) \|", re.MULTILINE)
+_ROW = re.compile(r"^\| ([@\w/.-]+)[^|]*\| (\d+\.[\d., ]+) \|", re.MULTILINE)
 PLUMBING = {"filelock", "numpy", "pytest", "requests", "wget", "zod"}
 """What llama.cpp's tests and clients need beside, and is no client."""
 
