@@ -135,20 +135,25 @@ class GenerateConfig:
         return build(GenerateConfig, given, asked=asked, request=request, prompt=prompt, own=own)
 
 
+def check(config: GenerateConfig) -> None:
+    """Look at what was given before anything is loaded and anybody asked; then say what is awaited. Raises SwarmError,
+    which is then all that is said."""
+    from swarm.mesh.invite import parse_invite_untrusted
+
+    if config.asked.member.invite is not None:
+        parse_invite_untrusted(config.asked.member.invite)
+    if (held_to := config.request.sampling.constraint) is not None:
+        from swarm.model.compiling import require_readable
+
+        require_readable(held_to)
+    if not config.json:
+        say(AWAITED)
+
+
 async def ask(config: GenerateConfig, report: Report) -> RunResult:
     """Connect, run, print. Raises SwarmError."""
     import asyncio
 
-    from swarm.mesh.invite import parse_invite_untrusted
-
-    if config.asked.member.invite is not None:
-        parse_invite_untrusted(config.asked.member.invite)  # what is wrong with it is all that is said
-    if (held_to := config.request.sampling.constraint) is not None:
-        from swarm.model.compiling import require_readable
-
-        await asyncio.to_thread(require_readable, held_to)  # before anybody is asked for anything
-    if not config.json:
-        say(AWAITED)
     from swarm.client.client import Requester
 
     async with await Requester.connect(config.asked, report) as requester:

@@ -180,7 +180,8 @@ def test_options_for_names_and_limits() -> None:
 
     assert alias("gpt-4o=org/model") == ("gpt-4o", "org/model")
     assert runs_at_once("3") == ("", 3) and runs_at_once("a=b=3") == ("a=b", 3)
-    words = ["serve", "--swarm", "swarm1A", "--swarm", "swarm1B", "--max-running", "2", "--max-running", "m=5", "--alias", "x=m"]
+    words = ["serve", "--swarm", "swarm1A", "--swarm", "swarm1B"]
+    words += ["--max-running", "2", "--max-running", "m=5", "--alias", "x=m"]
     arguments = build_parser().parse_args(words)
     assert [member.invite for member in members_of(arguments)] == ["swarm1A", "swarm1B"]
     with pytest.raises(UsageError, match="found both"):
