@@ -33,7 +33,7 @@ async def test_a_fingerprint_of_nobody_is_never_exact(model: Path, tmp_path: Pat
         assert verdict.level is Level.SAMPLED and verdict.met == {"audit"}, verdict.line
         texts = [claim.text for claim in verdict.claims if claim.subject == "audit" and claim.about]
         assert [text.split(":")[0] for text in texts] == ["EXACT", "WITHIN CALIBRATION", "EXACT"], texts
-        assert "kernels abababab are not this machine's" in texts[1]
+        assert "the kernels that it signed, abababab, are not this machine's" in texts[1]
         for rule in ("same", "own", "abababab"):
             with pytest.raises(SwarmError, match="compute alike .--require-fingerprint.: fingerprint"):
                 await _alike(field, REQUEST, rule)
