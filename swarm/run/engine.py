@@ -34,6 +34,7 @@ from swarm.run.detokenizer import TextStream
 from swarm.run.learned_costs import Drafting, DraftingSource, LearnedCosts, TargetFacts
 from swarm.run.prefix_cache import KeptRun, PrefixCache
 from swarm.run.private_layers import PrivateEnds, PrivateLayers
+from swarm.run.prompt_parts import prompt_rows
 from swarm.run.receipt import ReceiptPlan, RunAccount
 from swarm.run.ring_client import RingLink
 from swarm.run.routing import Router, RunRoutes
@@ -359,6 +360,7 @@ class RunEngine:
             inline=drafting.inline,
             deferred=drafting.deferred is not None,
             calibrations=self.memory.calibrations,
+            chunk=prompt_rows(len(request.prompt_ids) - opening.keep, len(opening.stages), controller.costs),
             held=opening.keep,
             guide=self._guide(request, held_to),
             tail=opening.drafts,
