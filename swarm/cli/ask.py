@@ -228,4 +228,6 @@ def summary(result: RunResult) -> str:
     lines = [", ".join(parts)]
     if result.receipt:
         lines.append(f"receipt: {result.receipt}   (check it: swarm verify {result.receipt})")
+    if result.receipt_unwritten:
+        lines.append(f"no receipt: {result.receipt_unwritten}")
     return "\n".join(lines)

@@ -112,7 +112,7 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
             result = await ask(config, report)
             say("\n" + draw_ring(result.ring))
             if result.receipt is None:
-                return 0
+                return 1 if result.receipt_unwritten else 0
             return verify_file(Path(result.receipt), show=say)
 
 

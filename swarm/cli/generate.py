@@ -78,4 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
     if result.finish_reason == "swarm_incomplete":
         say("swarm: the run ended early: a stage was lost and no replacement came; what was committed is above")
         return 1
-    return 0
+    if config.json and result.receipt_unwritten:
+        say(f"swarm: {result.receipt_unwritten}")
+    return 1 if result.receipt_unwritten else 0
