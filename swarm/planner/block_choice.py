@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from swarm.base.errors import UsageError
 from swarm.planner.fleet import Member, ModelShape, Rtts, Speed, gaps, say_layers, usual_speed
-from swarm.planner.slicing import Slicing, slice_layers
+from swarm.planner.slicing import Slicing, kept_bytes, slice_layers
 
 MOVE_GAIN = 1.2
 MOVE_EVERY_S = 300.0
@@ -119,7 +119,7 @@ def choose_block(model: ModelShape, room: Room, members: Sequence[Member], rtts:
         raise UsageError(
             f"{least} of {model.name} with KV for {room.context_tokens} tokens needs {need / 1e9:.2f} GB, found "
             f"{max((room.memory_bytes, *room.more_bytes)) / 1e9:.2f} GB free"
-            f"{_together(room)}; free memory, ask for fewer contexts or "
+            f"{_together(room)}{_uncut(model, room)}; free memory, ask for fewer contexts or "
             "use another device (cause: memory)"
         )
     capacity = throughput(seen, model.n_layers, usual)
@@ -234,6 +234,18 @@ def throughput(members: Sequence[Member], n_layers: int, usual: Speed) -> NDArra
 def _together(room: Room) -> str:
     """What several devices have free, in words."""
     return f" on one device, {sum(room.devices) / 1e9:.2f} GB on all" if len(room.devices) > 1 else ""
+
+
+def _uncut(model: ModelShape, room: Room) -> str:
+    """What of a part the first of several devices holds even where matrices are cut over all, in words."""
+    if len(room.devices) < 2:
+        return ""
+    needs = [kept_bytes(model, *part, room.context_tokens) for part in model.parts(0, model.n_layers)]
+    ends = max(model.head_bytes, model.tail_bytes)
+    return (
+        f"; where matrices are cut over devices {min(needs) / 1e9:.2f} GB of it stay on the first (keys and values, "
+        f"norms), and at the model's ends up to {ends / 1e9:.2f} GB more (embedding, head)"
+    )
 
 
 def _block_ms(room: Room, layers: int, overflow: int, usual: Speed) -> float:

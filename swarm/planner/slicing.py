@@ -44,12 +44,18 @@ def slice_layers(
         if end - first > limit:
             break
         here = sum(model.whole_bytes[first:end]) if model.whole_bytes else 0
-        kept = here + model.end_bytes(first, end) + model.session_bytes(first, end, context)
+        kept = kept_bytes(model, first, end, context)
         free = [int(rooms[0] * SPARE) - kept, *(int(room * SPARE) for room in rooms[1:])]
         if min(free) < 0 or _weights(model, first, end) - here > sum(free):
             break
         found = Slicing(end - first, tuple(room / sum(free) for room in free))
     return found
+
+
+def kept_bytes(model: ModelShape, first: int, last: int, context: int) -> int:
+    """What of layers [first, last) stays on the first device where their matrices are cut over several."""
+    here = sum(model.whole_bytes[first:last]) if model.whole_bytes else 0
+    return here + model.end_bytes(first, last) + model.session_bytes(first, last, context)
 
 
 def _weights(model: ModelShape, first: int, last: int) -> int:

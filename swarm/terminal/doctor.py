@@ -99,10 +99,13 @@ def look_at_machine(config: MemberConfig, gpu: int | None) -> list[Finding]:
 
 def _kernels() -> Finding:
     lib = library()
+    said = "expanded when loaded" if lib is None else f"multiplied as stored ({ISAS[lib.best_isa]})"
+    if lib is not None and lib.set_aside:
+        return judge("4-bit weights", False, said, f"{lib.set_aside}; please report it with this processor's name")
     return judge(
         "4-bit weights",
         lib is not None,
-        "expanded when loaded" if lib is None else f"multiplied as stored ({ISAS[lib.best_isa]})",
+        said,
         "install wanswarm again where there is a C++ compiler: quantised files then take their own size in memory",
     )
 

@@ -6,7 +6,8 @@ PYTHON: an interpreter that has `xllamacpp` (llama.cpp prebuilt). Medians; every
 own, one after the other. Bytes are those of the process beyond what it held before loading, over the stored bytes.
 
 With --turns both are loaded and take turns, the processor's time instead of the clock's, medians of the turns and of
-their ratios: for a machine that others use. One thread, since waiting threads spend it too.
+their ratios: for a machine that others use. One thread, since waiting threads spend it too. With --clock the
+machine must be alone: stored weights and llama.cpp take turns by the clock, each alone, so threads may be compared.
 """
 
 from __future__ import annotations
@@ -210,6 +211,34 @@ def in_turns(path: str, peer: str | None, turns: int) -> None:
         print(f"{rows} rows over one: {over:.2f}", flush=True)
 
 
+def theirs(path: str, peer: str, threads: int) -> tuple[float, float]:
+    """Milliseconds of a token and tokens of a prompt in a second, of llama.cpp."""
+    words = [peer, "-c", PEER, path, str(threads)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    lines = [line for line in (run.stdout + run.stderr).splitlines() if "FOUND" in line]
+    token, prompt = json.loads(lines[-1].partition("FOUND")[2])
+    return float(token), float(prompt)
+
+
+def by_the_clock(path: str, peer: str, threads: int, turns: int) -> None:
+    """Print medians of both in turns, and of their ratios."""
+    found: list[tuple[float, float, float, float, float, float]] = []
+    for _ in range(turns):
+        words = [sys.executable, "-m", "tests.bench.weights", path, "--one", "auto", "--threads", str(threads)]
+        said = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        token, prompt = theirs(path, peer, threads)
+        one, few, many = (said["ms"][str(rows)] for rows in (1, 16, 64))
+        found.append((one, token / one, few / one, many / one, said["prompt"], said["prompt"] / prompt))
+        print(f"{threads} threads, turn {len(found)}: ours {one:.1f} ms, llama.cpp {token:.1f} ms", file=sys.stderr)
+    one, ratio, few, many, prompt, faster = (statistics.median(column) for column in zip(*found, strict=True))
+    spread = f"{min(turn[1] for turn in found):.2f} to {max(turn[1] for turn in found):.2f}"
+    print(
+        f"{threads} threads: one row {one:.1f} ms, llama.cpp {ratio:.2f} times ours ({spread}); 16 rows over one "
+        f"{few:.2f}, 64 over one {many:.2f}; prompt {prompt:.0f} tokens/s, {faster:.2f} times llama.cpp's",
+        flush=True,
+    )
+
+
 @dataclass(frozen=True)
 class Agreement:
     """Greedy tokens of the unpacked model, and what packed weights say at the same places: how many are equal, how many
@@ -281,7 +310,14 @@ def main() -> None:
     parser.add_argument("--greedy", action="store_true", help="only compare 32 greedy tokens, stored and unpacked")
     parser.add_argument("--one", choices=("auto", "expanded", "turns"), help=argparse.SUPPRESS)
     parser.add_argument("--turns", type=int, metavar="N", help="take so many turns instead, by the processor's time")
+    parser.add_argument("--clock", type=int, metavar="N", help="take so many turns with the peer, by the clock")
     arguments = parser.parse_args()
+    if arguments.clock and not arguments.peer:
+        parser.error("--clock takes turns with a --peer")
+    if arguments.clock:
+        for threads in arguments.threads:
+            by_the_clock(arguments.file, arguments.peer, threads, arguments.clock)
+        return
     if arguments.one == "turns":
         our_turns(arguments.file)
         return
@@ -308,10 +344,7 @@ def main() -> None:
                 flush=True,
             )
         if arguments.peer:
-            words = [arguments.peer, "-c", PEER, arguments.file, str(threads)]
-            run = subprocess.run(words, capture_output=True, text=True, check=True)
-            lines = [line for line in (run.stdout + run.stderr).splitlines() if "FOUND" in line]
-            token, prompt = json.loads(lines[-1].partition("FOUND")[2])
+            token, prompt = theirs(arguments.file, arguments.peer, threads)
             print(f"{threads} threads, llama.cpp: token {token:.1f} ms  prompt {prompt:.0f} tokens/s", flush=True)
 
 

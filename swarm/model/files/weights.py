@@ -11,7 +11,7 @@ import contextlib
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from swarm.model.files.wrappers import is_wrapper, text_values
 from swarm.model.quant.encoding import EncodedMatrix, Encoding, MovedColumns, Parts, expand, runs
 from swarm.model.quant.floats import Float4
 from swarm.model.quant.formats import blocks_format, find_format
-from swarm.model.quant.matrix import Matrix, hold
+from swarm.model.quant.matrix import PART_BYTES, Matrix, hold
 from swarm.model.quant.native import library
 
 if TYPE_CHECKING:
@@ -84,10 +84,13 @@ class FileCheckpoint:
             with self._parts(weight) as parts:
                 return expand(name, weight.entry.shape, weight.encoding, parts, dtype)
         entry, place = self._find(name)
-        with _Mapped(place, 0, entry.nbytes, name) as data:
+        mapped = _Mapped(place, 0, entry.nbytes, name)
+        with mapped as data:
             self.bytes_read += entry.nbytes
-            if (unpacked := _unpack(entry, data, self.manifest.config, dtype)) is not None:
+            if (unpacked := _unpack(entry, data, self.manifest.config, dtype, done=mapped.let_go)) is not None:
                 return unpacked
+            if (copied := _copied(entry, data, dtype, mapped.let_go)) is not None:
+                return copied
             tensor = decode(entry, data, self.manifest.config)
             # A copy in any case: nothing may keep pointing into the mapping.
             return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
@@ -231,10 +234,11 @@ def _unpack(
     config: Mapping[str, Any],
     dtype: torch.dtype,
     some: torch.Tensor | None = None,
+    done: Callable[[int], None] | None = None,
 ) -> torch.Tensor | None:
     """A matrix of GGUF blocks as `dtype`, some rows at a time: in float32 the table of a large vocabulary alone takes
-    gigabytes. some: these rows of it alone. None for what is no such matrix. Raises ModelError for scales that are not
-    finite."""
+    gigabytes. some: these rows of it alone. done: told between two parts how many bytes, from the first on, are not read
+    again. None for what is no such matrix. Raises ModelError for scales that are not finite."""
     form = find_format(entry.format)
     if form is None or len(entry.shape) != 2 or form.name not in READABLE:
         return None
@@ -247,19 +251,35 @@ def _unpack(
     stored, order = data.reshape(rows, -1), lies.rows
     if some is not None:
         order, rows = some if order is None else order[some], len(some)
-    else:
-        form.check_scales(data, entry.name)
     out = torch.empty(rows, columns, dtype=dtype)
     for first, last in runs(rows, columns):
         part = stored[first:last] if order is None else stored[order[first:last].numpy()]
-        if some is not None:
-            form.check_scales(part, entry.name)
+        form.check_scales(part, entry.name)
         if form.name == "Q8_0":
             numbers = _of_bytes(part, form.block)
         else:
             values = gguf.dequantize(part, gguf.GGMLQuantizationType(form.number))
             numbers = torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(last - first, columns)
         out[first:last] = lies.finish(numbers)
+        if done is not None and order is None:  # in another order any row may be any part's
+            done(last * stored.shape[1])
+    return out
+
+
+def _copied(
+    entry: TensorEntry, data: np.ndarray[Any, np.dtype[np.uint8]], dtype: torch.dtype, done: Callable[[int], None]
+) -> torch.Tensor | None:
+    """A large tensor of plain numbers as `dtype`, some at a time, so that it is not in memory twice; None for others.
+    done: as of `_unpack`."""
+    stored = DTYPES.get(entry.format)
+    fits = stored is not None and entry.nbytes == math.prod(entry.shape) * stored.itemsize
+    if stored is None or not stored.is_floating_point or not fits or entry.nbytes <= PART_BYTES:
+        return None
+    source, out = torch.frombuffer(data, dtype=stored), torch.empty(entry.shape, dtype=dtype)
+    flat, step = out.view(-1), PART_BYTES // stored.itemsize
+    for first in range(0, len(source), step):
+        flat[first : first + step] = source[first : first + step]
+        done(min(first + step, len(source)) * stored.itemsize)
     return out
 
 

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-VERSION = 10
+VERSION = 11
 """Of the interface and the packed layout; a library that says another is not used."""
-ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16")
+ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16", "amx")
 """Instruction sets by number. All give the same bits."""
+
+AMX = ISAS.index("amx")
 
 
 _AS_USUAL = 1000
@@ -44,6 +46,7 @@ class Library:
     """The functions of the shared library, with tensors for pointers. Tensors are contiguous and on the CPU."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._lib = lib = ctypes.CDLL(str(path))
         pointer, whole, wide = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
         lib.swarm_quant_bytes.restype = wide
@@ -64,6 +67,7 @@ class Library:
         lib.swarm_rule.argtypes = lib.swarm_scan.argtypes = [whole, pointer, pointer, whole, pointer]
         self.version = int(lib.swarm_quant_version())
         self.best_isa = int(lib.swarm_quant_isa())
+        self.set_aside = ""  # why a better one is not used (trial.py)
         self._local = threading.local()
         self._gomp = _openmp()
 
@@ -131,11 +135,12 @@ class Library:
         another instruction set than the best."""
         self._products([Operand(kind, packed, out.shape[1], bias)], x, [out], self.best_isa if isa is None else isa)
 
-    def products(self, operands: Sequence[Operand], x: torch.Tensor) -> list[torch.Tensor]:
+    def products(self, operands: Sequence[Operand], x: torch.Tensor, isa: int | None = None) -> list[torch.Tensor]:
         """x [n, columns] times each of up to eight matrices of the same columns, in one call: [n, out_features] each,
-        of the dtype of x, which is float32 or bfloat16. The same bits as one by one."""
+        of the dtype of x, which is float32 or bfloat16. The same bits as one by one. isa: another instruction set than
+        the best."""
         outs = [x.new_empty(x.shape[0], operand.out_features) for operand in operands]
-        self._products(operands, x, outs, self.best_isa)
+        self._products(operands, x, outs, self.best_isa if isa is None else isa)
         return outs
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -284,7 +289,13 @@ def library() -> Library | None:
                 found = Library(path)
             except (OSError, AttributeError):  # built for another machine
                 return None
-            return found if found.version == VERSION else None
+            if found.version != VERSION:
+                return None
+            if found.best_isa == AMX:  # late: the trial multiplies with this module
+                from swarm.model.quant.trial import choose_isa
+
+                choose_isa(found)
+            return found
     return None
 
 

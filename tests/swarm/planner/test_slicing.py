@@ -38,6 +38,16 @@ def test_devices_hold_together_what_none_holds_alone() -> None:
         choose_block(SHAPE, Room("n", 400, more_bytes=(400,)), [])
 
 
+def test_what_is_not_cut_is_named_where_nothing_fits() -> None:
+    """A first device too small for keys and values and the ends, however much the others have."""
+    billions = replace(
+        SHAPE, layer_bytes=(10**9,) * 4, head_bytes=2 * 10**9, tail_bytes=10**9, whole_bytes=(2 * 10**8,) * 4
+    )
+    room = Room("n", 10**8, more_bytes=(9 * 10**8, 9 * 10**8))
+    with pytest.raises(UsageError, match=r"0\.20 GB of it stay on the first .* up to 2\.00 GB more \(embedding, head\)"):
+        choose_block(billions, room, [])
+
+
 def test_no_slices_begin_where_no_block_may() -> None:
     tied = replace(SHAPE, forbidden=frozenset({1}))
     assert slice_layers(tied, (900, 900, 900), 0, 1) is None

@@ -74,7 +74,19 @@ struct ScanCall {
 #undef ISA
 #undef TARGET
 
-#if defined(__x86_64__)
+// TILES_IN_PLAIN: for tests. The portable instruction set and its tiles in C++ are then all there is.
+#if defined(TILES_IN_PLAIN)
+#include "tiles_plain.h"
+#define HAS_TILES
+#define ISA amx
+#define BASE plain
+#define TARGET
+#include "tiles.h"
+#undef ISA
+#undef BASE
+#undef TARGET
+#elif defined(__x86_64__)
+#define HAS_SIMD
 #include <immintrin.h>
 #define ISA avx2
 #define TARGET __attribute__((target("avx2,fma,f16c")))
@@ -103,6 +115,19 @@ struct ScanCall {
 #include "attend.h"
 #undef ISA
 #undef TARGET
+#if defined(__linux__) && __has_include(<amxint8intrin.h>)
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <cpuid.h>
+#define HAS_TILES
+#define ISA amx
+#define BASE avx512
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8")))
+#include "tiles.h"
+#undef ISA
+#undef BASE
+#undef TARGET
+#endif
 #endif
 
 namespace {
@@ -138,14 +163,14 @@ template <class W> void each(int64_t count, Crew crew, bool wake, const W &work)
     pool.run(count, crew.threads, wake, [](const void *w, int64_t i) { (*static_cast<const W *>(w))(i); }, &work);
 }
 
-enum { PLAIN, AVX2, AVX512, AVX512BF16 };
+enum { PLAIN, AVX2, AVX512, AVX512BF16, AMX };
 
 const int64_t CACHE = 384 << 10;    // bytes of rounded rows that stay in a core's second cache beside a panel
 const int64_t TASK = 64 << 10;      // bytes of matrices that one thread takes at a time, at least
 const int64_t SMALL = 128 << 10;    // bytes times rows below which handing out costs more than it saves
 const int64_t WAKE = 1 << 20;       // the same for helpers that sleep
 
-#if defined(__x86_64__)
+#if defined(HAS_SIMD)
 #define BY_ISA(isa, call)                    \
     do {                                     \
         if (isa >= AVX512) avx512::call;     \
@@ -154,7 +179,7 @@ const int64_t WAKE = 1 << 20;       // the same for helpers that sleep
     } while (0)
 #define BY_DENSE(isa, call)                  \
     do {                                     \
-        if (isa == AVX512BF16) avx512bf16::call; \
+        if (isa >= AVX512BF16) avx512bf16::call; \
         else BY_ISA(isa, call);              \
     } while (0)
 #else
@@ -211,6 +236,11 @@ void multiply(int isa, const Part &part, int64_t columns, const Rounded *rows, i
     int64_t width = part.width, outs = part.out_features;
     auto to = [&](auto *y) {
         y += at * width;
+#if defined(HAS_TILES)
+        if constexpr (!T::floats)
+            if (isa == AMX && count >= amx::FEWEST_ROWS)
+                return amx::many_rows<T>(packed, columns, rows + at, count, panel * 16, part.bias, outs, width, y);
+#endif
         if constexpr (T::floats)
             BY_ISA(isa, some_of_floats<T>(packed, panels, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
         else BY_ISA(isa, one_panel<T>(packed, columns, rows + at, count, panel * 16, part.bias, outs, width, y));
@@ -608,19 +638,40 @@ void in_huge_pages(uint8_t *from, int64_t bytes) {
 #endif
 }
 
+#if defined(HAS_SIMD)
+// Whether the processor has AMX for bytes, the system keeps its tiles, and it gives them to this process: Linux wants to be
+// asked, once for all threads.
+bool may_use_tiles() {
+#if defined(HAS_TILES)
+    const unsigned tile = 1u << 24, bytes = 1u << 25, kept = 3u << 17, saved = 1u << 27;
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & saved)) return false;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & kept) != kept) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (tile | bytes)) != (tile | bytes)) return false;
+    const int ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, ask, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 }  // namespace
 
 extern "C" {
 
-int swarm_quant_version() { return 10; }
+int swarm_quant_version() { return 11; }
 
-// The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI, 3 also with bfloat16.
+// The best instruction set of this processor: 0 plain, 1 AVX2, 2 AVX-512 with VNNI, 3 also with bfloat16, 4 also with AMX.
 int swarm_quant_isa() {
-#if defined(__x86_64__)
+#if defined(TILES_IN_PLAIN)
+    return AMX;
+#elif defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("f16c"))
-        return __builtin_cpu_supports("avx512bf16") ? AVX512BF16 : AVX512;
+        return !__builtin_cpu_supports("avx512bf16") ? AVX512 : may_use_tiles() ? AMX : AVX512BF16;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return AVX2;
 #endif
     return PLAIN;

@@ -7,6 +7,8 @@ constexpr int MOST = 8;  // rows that share one reading of the codes
 
 #define OP TARGET static inline __attribute__((always_inline))
 OP Bytes load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+OP void keep(uint8_t *p, Bytes v) { _mm512_storeu_si512(p, v); }
+OP Ints ints_at(const int32_t *p) { return _mm512_loadu_si512(p); }
 template <int N> OP Bytes right(Bytes v) { return _mm512_srli_epi16(v, N); }
 template <int N> OP Bytes move(Bytes v) {
     if constexpr (N > 0) return _mm512_srli_epi16(v, N);

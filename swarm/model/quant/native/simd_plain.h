@@ -18,6 +18,12 @@ OP Bytes load(const uint8_t *p) {
     std::memcpy(o.v, p, 64);
     return o;
 }
+OP void keep(uint8_t *p, const Bytes &v) { std::memcpy(p, v.v, 64); }
+OP Ints ints_at(const int32_t *p) {
+    Ints o;
+    std::memcpy(o.v, p, 64);
+    return o;
+}
 template <int N> OP Bytes move(Bytes a) {
     EACH(64) a.v[i] = N > 0 ? a.v[i] >> (N > 0 ? N : 0) : uint8_t(a.v[i] << (N < 0 ? -N : 0));
     return a;
