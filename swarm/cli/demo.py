@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swarm.base.config import DEFAULT_MODEL, PORT, JoinConfig, MemberConfig
+from swarm.base.errors import UsageError
 from swarm.base.events import Report
 from swarm.base.option import Number, build, option
 from swarm.cli.ask import GenerateConfig, ask
@@ -111,6 +112,8 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
             say(f"\n> {options.prompt}\n")
             result = await ask(config, report)
             say("\n" + draw_ring(result.ring))
+            if result.unwritten:
+                raise UsageError(result.unwritten)
             if result.receipt is None:
                 return 0
             return verify_file(Path(result.receipt), show=say)

@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         result = run_loop(ask(config, report))
     if config.json:
         print(json.dumps(result.as_json(), ensure_ascii=False))
+    if result.unwritten:
+        raise UsageError(result.unwritten)
     if result.finish_reason == "swarm_incomplete":
         say("swarm: the run ended early: a stage was lost and no replacement came; what was committed is above")
         return 1

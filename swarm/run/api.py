@@ -227,6 +227,8 @@ class RunResult:
     """Of which kind the constraint was: json_schema, regex or lark. Log-probabilities are then of what it allows."""
     parts_ms: Mapping[str, float] = field(default_factory=dict)
     """Mean ms of a pass that it queued at stages, was computed by them, and was on its way: queue, compute, network."""
+    unwritten: str = ""
+    """Why the receipt that was asked for is not there: what was found when it was to be written."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

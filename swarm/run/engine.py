@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -48,6 +49,8 @@ _TAP_DTYPE = torch.bfloat16
 _VOCAB = 1 << 20
 """More tokens than any model has: where a target does not tell how many it has."""
 SCRATCH: Mapping[str, int] = {"plain": 0, "chain": 64, "tree": 128, "stream": 192}
+
+log = logging.getLogger(__name__)
 
 
 class RunEngine:
@@ -221,7 +224,7 @@ class RunEngine:
             await self._close(request, link, loop, collect=reason != "swarm_incomplete")
             result = self._result(request, loop, drafting.name, reason)
             if link.account is not None:
-                result = replace(result, receipt=str(await self._write(link.account, loop, result, where)))
+                result = await self._told(link.account, loop, result, where)
             await loop.settle()
             parts.emit(Finished(result))
         except BaseException as error:
@@ -247,6 +250,14 @@ class RunEngine:
         await self._close(request, link, loop, collect=reason == "cancelled")
         with contextlib.suppress(SwarmError, ReceiptError):
             await self._write(link.account, loop, self._result(request, loop, drafter, reason), where)
+
+    async def _told(self, account: RunAccount, loop: RunLoop, result: RunResult, where: Path | None) -> RunResult:
+        """The result with its receipt. An answer is not lost because its receipt cannot be written: it says so."""
+        try:
+            return replace(result, receipt=str(await self._write(account, loop, result, where)))
+        except UsageError as error:
+            log.error("run %s has an answer and no receipt: %s", result.run_id, error)
+            return replace(result, unwritten=str(error))
 
     async def _write(self, account: RunAccount, loop: RunLoop, result: RunResult, where: Path | None) -> Path:
         """The receipt, and the trace beside it."""

@@ -82,6 +82,9 @@ class Choice:
         return self.ledger.finish(cut=self.result is not None and self.result.finish_reason == "stop")
 
 
+LOST = "the receipt could not be written; the gateway's log says why"
+
+
 def run_facts(result: RunResult) -> dict[str, Any]:
     """What only a swarm can tell; our own field beside OpenAI's."""
     return {
@@ -95,6 +98,7 @@ def run_facts(result: RunResult) -> dict[str, Any]:
         "acceptance": round(result.acceptance, 4),
         "recoveries": result.recoveries,
         **({"held_to": result.held_to} if result.held_to else {}),
+        **({"receipt_lost": LOST} if result.unwritten else {}),
     }
 
 
