@@ -44,7 +44,7 @@ class Entrance:
         """What all connections are read through, one at a time."""
 
     def __call__(self) -> asyncio.Protocol:
-        return _Guest(self)  # type: ignore[return-value] -- it is both kinds: a node's port gives it data itself
+        return _Guest(self)  # type: ignore[return-value]
 
     def enter(self, host: str) -> asyncio.Protocol | None:
         """The protocol for a connection from `host`, which then must `leave`; None when it is too many."""
