@@ -44,7 +44,7 @@ class Entrance:
         """What all connections are read through, one at a time."""
 
     def __call__(self) -> asyncio.Protocol:
-        return _Guest(self)
+        return _Guest(self)  # type: ignore[return-value]
 
     def enter(self, host: str) -> asyncio.Protocol | None:
         """The protocol for a connection from `host`, which then must `leave`; None when it is too many."""
@@ -107,7 +107,10 @@ class _Guest(asyncio.BufferedProtocol):
         return self._entrance.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(memoryview(self._entrance.buffer)[:nbytes])
+        self.data_received(bytes(memoryview(self._entrance.buffer)[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        """What came, also from a port that reads for itself."""
         if self._answered is None or not self._answered.content.is_eof():
             if self._inner is not None:
                 self._inner.data_received(data)
