@@ -10,7 +10,7 @@ import copy
 import inspect
 from typing import Any
 
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swarm.model.files.causal import causal_class
 
@@ -346,14 +346,6 @@ def class_name(case: str) -> str:
     found = causal_class(CONFIG_MAPPING[VARIANTS.get(case, (case, {}))[0]])
     assert found is not None
     return found.__name__
-
-
-def whole_model(config: Any, **named: Any) -> Any:
-    """The causal model of a config, with weights as its class sets them; named: what `from_config` takes."""
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return AutoModelForCausalLM.from_config(config, **named)
-    kind: Any = causal_class(type(config))
-    return kind._from_config(config, **named)
 
 
 def tiny_config(case: str) -> Any:

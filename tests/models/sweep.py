@@ -25,9 +25,9 @@ from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
 from swarm.model.linear.shapes import ConvShape, PoolShape, RuleShape, ScanShape
 from swarm.model.rows import Commits, Layout, no_commits
-from tests.models.configs import LAYERS, VOCAB, class_name, tiny_config, whole_model
+from tests.models.configs import LAYERS, VOCAB, class_name, tiny_config
 from tests.models.drafters import drafters
-from tests.swarm.model.tiny import CPU, Chain, certain, drafted, path_to
+from tests.swarm.model.tiny import CPU, Chain, certain, drafted, path_to, whole_model
 
 CUTS = ((0, LAYERS), (0, 2, LAYERS), (0, 1, 4, LAYERS))
 LAYOUT = Layout(scratch=32, context=64)

@@ -20,11 +20,11 @@ from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
 from swarm.model.quant.native import library
 from swarm.model.rows import Layout, no_commits
-from tests.models.configs import VARIANTS, all_types, tiny_config, whole_model
+from tests.models.configs import VARIANTS, all_types, tiny_config
 from tests.models.sweep import MOST_WEIGHTS, _quiet, _random_model
 from tests.swarm.model.exact_rows import loaded, random_text, reference
 from tests.swarm.model.histories import live
-from tests.swarm.model.tiny import certain
+from tests.swarm.model.tiny import certain, whole_model
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no kernels were built: install with a C++ compiler")
 

@@ -13,7 +13,8 @@ def causal_class(config: type[Any]) -> type[Any] | None:
     half that the mapping knows by its whole only (Emu3), else one that transformers has and maps elsewhere (Mistral 4:
     its mapping has it beside models that take pictures). None where there is none."""
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(config, None) or _of_text(config) or _by_name(config)
-    return kind[0] if isinstance(kind, tuple) else kind
+    found: type[Any] | None = kind[0] if isinstance(kind, tuple) else kind
+    return found
 
 
 def _of_text(config: type[Any]) -> type[Any] | None:

@@ -119,7 +119,7 @@ def _model(header: GGUFHeader, config: Mapping[str, Any], where: str) -> tuple[N
     family = str(header.metadata["general.architecture"])
     whole = make_config(config, where)
     layers = int(whole.num_hidden_layers)
-    kind = causal_class(type(whole))
+    kind: Any = causal_class(type(whole))
     try:
         with torch.device("meta"):
             model = kind._from_config(whole)

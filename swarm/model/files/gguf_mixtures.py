@@ -140,7 +140,8 @@ def _mistral4(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
     beta = keys.real("attention.temperature_scale", 0.0)
     if (rope := config.get("rope_scaling") or {}).get("rope_type") != "yarn":
         raise ValueError("mistral4 without yarn")
-    rope |= {"llama_4_scaling_beta": beta}
+    width = config["qk_rope_head_dim"] + config["qk_nope_head_dim"]
+    rope |= {"llama_4_scaling_beta": beta, "partial_rotary_factor": config["qk_rope_head_dim"] / width}
 
 
 def _glm4_moe(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
