@@ -44,7 +44,9 @@ def test_what_is_not_cut_is_named_where_nothing_fits() -> None:
         SHAPE, layer_bytes=(10**9,) * 4, head_bytes=2 * 10**9, tail_bytes=10**9, whole_bytes=(2 * 10**8,) * 4
     )
     room = Room("n", 10**8, more_bytes=(9 * 10**8, 9 * 10**8))
-    with pytest.raises(UsageError, match=r"0\.20 GB of it stay on the first .* up to 2\.00 GB more \(embedding, head\)"):
+    with pytest.raises(
+        UsageError, match=r"0\.20 GB of it stay .* up to 2\.00 GB more \(embedding, head\)"
+    ):
         choose_block(billions, room, [])
 
 
