@@ -237,8 +237,8 @@ def _unpack(
     done: Callable[[int], None] | None = None,
 ) -> torch.Tensor | None:
     """A matrix of GGUF blocks as `dtype`, some rows at a time: in float32 the table of a large vocabulary alone takes
-    gigabytes. some: these rows of it alone. done: told between two parts how many bytes, from the first on, are not read
-    again. None for what is no such matrix. Raises ModelError for scales that are not finite."""
+    gigabytes. some: these rows of it alone. done: told between two parts how many bytes, from the first on, are not
+    read again. None for what is no such matrix. Raises ModelError for scales that are not finite."""
     form = find_format(entry.format)
     if form is None or len(entry.shape) != 2 or form.name not in READABLE:
         return None
