@@ -2,7 +2,8 @@
 
 A made drafter is a folder with config.json (the architecture, plus what it was made for under "drafter") and
 model.safetensors. It has no embedding of its own: it shares the target's, which every requester of that target can
-read. Matrices are int8 with one float scale per row, or bfloat16. `head_tokens` lists the ids that its head scores.
+read. Matrices are of four bits (`draft.four_bits`), int8 with one float scale per row, or bfloat16. `head_tokens` lists
+the ids that its head scores.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from draft.across import AcrossDrafter, Pair
+from draft.four_bits import BLOCK, BLOCK_BYTES, unpacked
 from draft.lm import LmDrafter
 from draft.made_block import EMBEDDING, SCALE, MadeBlock, MadeShape
 from draft.packed import can_pack, pack_linears
@@ -33,6 +35,7 @@ from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.store import ModelStore
 from swarm.model.files.weights import RowTable, make_config
 from swarm.model.quant.matrix import Matrix
+from swarm.model.quant.native import library
 from swarm.model.text.tokenizer import Tokenizer
 from swarm.model.weights_as import choose_weights
 
@@ -108,7 +111,7 @@ class MadeCheckpoint:
         try:
             with safe_open(self._file, framework="pt") as file:
                 names = [n for n in file.keys() if not n.endswith(SCALE) and n != HEAD_TOKENS]
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+                shapes = {name: _shape(file.get_slice(name)) for name in names}
         except (OSError, SafetensorError) as exc:
             raise UsageError(f"cannot read {self._file}: {exc}; distil it again") from exc
         shapes[EMBEDDING] = (target.manifest.vocab_size, target.manifest.hidden_size)
@@ -126,7 +129,9 @@ class MadeCheckpoint:
         with safe_open(self._file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
             self.bytes_read += tensor.nbytes
-            if tensor.dtype == torch.int8:
+            if tensor.dtype == torch.uint8:
+                tensor = unpacked(tensor)
+            elif tensor.dtype == torch.int8:
                 tensor = tensor.float() * file.get_tensor(name + SCALE).float()[:, None]
             return tensor.to(dtype)
 
@@ -146,7 +151,7 @@ class MadeCheckpoint:
         tokens = self.head_tokens()
         if tokens is None:
             tokens = torch.arange(self._target.manifest.vocab_size)
-        return MadeBlock(shape, self.stored(), RowTable(self._target, EMBEDDING, torch.bfloat16), tokens)
+        return MadeBlock(shape, self.stored(), RowTable(self._target, EMBEDDING, torch.bfloat16), tokens, library())
 
     def read_rows(self, name: str, rows: torch.Tensor, dtype: torch.dtype) -> None:
         return None
@@ -164,6 +169,14 @@ class MadeCheckpoint:
 
     def export_tensor_bytes(self, name: str, offset: int, length: int) -> bytes:
         raise UsageError("a drafter is not served to other nodes")
+
+
+def _shape(stored: Any) -> tuple[int, ...]:
+    """Of the numbers that a tensor of the file stands for."""
+    rows, *columns = stored.get_shape()
+    if stored.get_dtype() == "U8" and len(columns) == 1:
+        return rows, columns[0] // BLOCK_BYTES * BLOCK
+    return rows, *columns
 
 
 def load_drafter(

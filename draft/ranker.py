@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from draft.base import Child, children
-from swarm.model.sampler import Sampling, divided, filtered, gumbel
-from swarm.model.shaped_logits import held_open, shifted
+from swarm.model.sampler import Sampling, divided, filtered, gumbel, penalised
+from swarm.model.shaped_logits import held_open, places, shifted
+from swarm.model.token_counts import TokenCounts
 
 if TYPE_CHECKING:
     from swarm.model.held import Allowed
@@ -26,8 +27,6 @@ class Ranker:
 
     vocab    how many logits a row has
     tokens   ids that they stand for, int64 [vocab], ascending; None: 0 to vocab - 1
-    seen     tokens of the prompt and of what became certain (for the repetition penalty)
-    answer   tokens that became certain after the prompt (for penalties by count)
     """
 
     def __init__(self, vocab: int, tokens: torch.Tensor | None, device: torch.device) -> None:
@@ -35,21 +34,19 @@ class Ranker:
         self.tokens = None if tokens is None else tokens.to(device)
         self.device = device
         self.sampling = Sampling()
-        self.seen: set[int] = set()
-        self.answer: list[int] = []
+        self._certain = _Certain()
         self._noise: dict[int, torch.Tensor] = {}
-        self._chosen = None if tokens is None else tokens.cpu().numpy()
+        self._here = None if tokens is None else tokens.cpu()  # what shapes logits runs on the CPU
+        self._chosen = None if self._here is None else self._here.numpy()
 
     def begin(self, prompt: Sequence[int], sampling: Sampling) -> None:
         self.sampling = sampling
-        self.seen = set(prompt)
-        self.answer = []
+        self._certain = _Certain(prompt)
         self._noise = {}
 
     def saw(self, token: int) -> None:
         """A token of the answer became certain."""
-        self.seen.add(token)
-        self.answer.append(token)
+        self._certain.saw(token)
 
     @property
     def needs_paths(self) -> bool:
@@ -127,21 +124,48 @@ class Ranker:
 
     def _shaped(self, logits: torch.Tensor, positions: Sequence[int], paths: Sequence[Sequence[int]]) -> torch.Tensor:
         """As the tail does it, in its order (`swarm.model.sampler.shaped`)."""
+        certain = self._certain
         if self.sampling.repetition_penalty != 1:
-            logits = self._penalised(logits, paths)
+            known = certain.context.ids
+            seen = [np.concatenate((known, np.asarray(path, np.int64))) for path in paths]
+            contexts = [places(self.vocab, ids, self._here)[0] for ids in seen]
+            logits = penalised(logits, contexts, self.sampling.repetition_penalty)
         if (shaping := self.sampling.shaping) is not None:
-            answers = [[*self.answer, *path] for path in paths] if shaping.counts else None
-            logits = shifted(logits, answers, shaping, self.tokens)
-            logits = held_open(logits, positions, shaping, self.tokens)
+            answers = [certain.answer.plus(np.asarray(path, np.int64)) for path in paths] if shaping.counts else None
+            logits = shifted(logits, answers, shaping, self._here)
+            logits = held_open(logits, positions, shaping, self._here)
         return logits
 
-    def _penalised(self, logits: torch.Tensor, paths: Sequence[Sequence[int]]) -> torch.Tensor:
-        logits, penalty = logits.clone(), self.sampling.repetition_penalty
-        for row, path in zip(logits, paths, strict=True):
-            at = torch.tensor(sorted(self.seen.union(path)), device=self.device)
-            if self.tokens is not None:
-                place = torch.searchsorted(self.tokens, at).clamp(max=len(self.tokens) - 1)
-                at = place[self.tokens[place] == at]
-            values = row[at]
-            row[at] = torch.where(values > 0, values / penalty, values * penalty)
-        return logits
+
+class _Certain:
+    """The tokens that a run's penalties look at, counted on where they are asked for instead of anew for each row."""
+
+    def __init__(self, prompt: Sequence[int] = ()) -> None:
+        self._prompt = prompt
+        self._context: TokenCounts | None = None
+        self._answer = TokenCounts()
+        self._new: list[int] = []
+
+    def saw(self, token: int) -> None:
+        """A token of the answer became certain."""
+        self._new.append(token)
+
+    @property
+    def context(self) -> TokenCounts:
+        """Tokens of the prompt and the answer (for the repetition penalty)."""
+        self._count()
+        assert self._context is not None
+        return self._context
+
+    @property
+    def answer(self) -> TokenCounts:
+        """Tokens of the answer (for penalties by count)."""
+        self._count()
+        return self._answer
+
+    def _count(self) -> None:
+        if self._context is None:
+            self._context = TokenCounts.of(np.array(self._prompt, np.int64))
+        if self._new:
+            new = np.array(self._new, np.int64)
+            self._context, self._answer, self._new = self._context.plus(new), self._answer.plus(new), []

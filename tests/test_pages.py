@@ -208,6 +208,41 @@ def test_compose_files_start_what_there_is(
         assert ports[name] == port, target
 
 
+STARTED = sorted((ROOT / "docs/deploy").glob("*.service"))
+
+
+@pytest.mark.parametrize("path", STARTED, ids=lambda path: path.stem)
+def test_services_start_what_there_is(
+    parser: Parser, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is taken, its files and folders are those that the unit or its page has made, and what it answers a
+    stop with fits the time that systemd leaves it."""
+    unit = re.sub(r"\\\n\s*", "", path.read_text())
+    monkeypatch.chdir(tmp_path)
+    Path("keys").write_text("ann:0123456789abcdef0123\n")
+    Path("invite").write_text("swarm1x\n")
+    line = re.findall(r"^ExecStart=/opt/wanswarm/bin/(swarm .*)$", unit, re.M)
+    assert len(line) == 1
+    made = {f"/var/lib/{name}" for name in re.findall(r"^StateDirectory=(.*)$", unit, re.M)}
+    made |= {f"/var/cache/{name}" for name in re.findall(r"^CacheDirectory=(.*)$", unit, re.M)}
+    put = {word: Path(word).name for word in words(line[0]) if word.startswith("/etc/wanswarm/")}
+    asked = parser.parse_args([put.get(word, word) for word in words(line[0])])
+    for folder in (asked.state, asked.models):
+        assert any(str(folder) == each or str(folder).startswith(f"{each}/") for each in made), folder
+    told = path.read_text() + (ROOT / "docs/deploy/README.md").read_text()
+    assert all(told.count(word) > 1 for word in put), put
+    assert float(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)[0]) > asked.grace
+
+
+def test_the_container_starts_what_there_is(parser: Parser) -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    usual = re.findall(r"^CMD (\[.*\])$", text, re.M)
+    assert len(usual) == 1 and 'ENTRYPOINT ["swarm"]' in text
+    assert parser.parse_args(json.loads(usual[0])).listen == ("::", 7700)
+    for given in re.findall(r"docker run .* wanswarm:\w+ (join .*?)(?:  .*)?$", text, re.M):
+        parser.parse_args(given.split())
+
+
 def test_every_cause_of_a_failed_join_is_on_the_page_with_the_test_that_makes_it_real() -> None:
     said = {
         cause for path in (ROOT / "swarm").rglob("*.py") for cause in re.findall(r"cause: ([a-z]+)", path.read_text())

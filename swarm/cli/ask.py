@@ -136,18 +136,12 @@ class GenerateConfig:
 
 
 def check(config: GenerateConfig) -> None:
-    """Look at what was given before anything is loaded and anybody asked; then say what is awaited. Raises SwarmError,
-    which is then all that is said."""
-    from swarm.mesh.invite import parse_invite_untrusted
-
-    if config.asked.member.invite is not None:
-        parse_invite_untrusted(config.asked.member.invite)
+    """Look at what the answer is held to before anything is loaded and anybody asked. Raises SwarmError, which is then
+    all that is said."""
     if (held_to := config.request.sampling.constraint) is not None:
         from swarm.model.compiling import require_readable
 
         require_readable(held_to)
-    if not config.json:
-        say(AWAITED)
 
 
 async def ask(config: GenerateConfig, report: Report) -> RunResult:
@@ -234,4 +228,6 @@ def summary(result: RunResult) -> str:
     lines = [", ".join(parts)]
     if result.receipt:
         lines.append(f"receipt: {result.receipt}   (check it: swarm verify {result.receipt})")
+    if result.receipt_unwritten:
+        lines.append(f"no receipt: {result.receipt_unwritten}")
     return "\n".join(lines)

@@ -26,15 +26,24 @@ def add_member_options(parser: Parser, without: Sequence[str] = ()) -> None:
 def member_config(arguments: argparse.Namespace) -> MemberConfig:
     """Configuration of a swarm member from its options."""
     member = build(MemberConfig, vars(arguments))
-    check_invite(member.invite)
+    require_whole(member.invite)
     return member
+
+
+def require_whole(invite: str | None) -> None:
+    """Raises UsageError for what is no invite or a damaged one: before anything is loaded, which takes seconds."""
+    check_invite(invite)
+    if invite is not None:
+        from swarm.mesh.invite import parse_invite_untrusted
+
+        parse_invite_untrusted(invite)
 
 
 def member_configs(arguments: argparse.Namespace, swarms: Sequence[str | None]) -> tuple[MemberConfig, ...]:
     """The same for each of several swarms."""
     for swarm in swarms:
         if swarm != LAN:
-            check_invite(swarm)
+            require_whole(swarm)
     member = build(MemberConfig, vars(arguments), invite=None)
     return tuple(replace(member, invite=swarm) for swarm in swarms)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from swarm.base.config import DEFAULT_MODEL, PORT, JoinConfig, MemberConfig
 from swarm.base.events import Report
 from swarm.base.option import Number, build, option
-from swarm.cli.ask import GenerateConfig, ask
+from swarm.cli.ask import GenerateConfig, ask, check
 from swarm.cli.common import models_dir, say, state_dir
 from swarm.cli.draw import draw_ring
 from swarm.cli.early import check_http_port
@@ -64,7 +64,7 @@ def add(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Start, ask, draw, verify, stop."""
     options, member = build(DemoOptions, vars(arguments)), MemberConfig(state_dir(arguments), models_dir(arguments))
-    GenerateConfig.from_arguments(arguments, member, options.prompt, RouteRules())  # told of before nodes are started
+    check(GenerateConfig.from_arguments(arguments, member, options.prompt, RouteRules()))  # before nodes are started
     if options.dashboard is not None:
         check_http_port("127.0.0.1", options.dashboard)
     from swarm.terminal.progress import reporter
@@ -112,7 +112,7 @@ async def _demo(arguments: argparse.Namespace, report: Report) -> int:
             result = await ask(config, report)
             say("\n" + draw_ring(result.ring))
             if result.receipt is None:
-                return 0
+                return 1 if result.receipt_unwritten else 0
             return verify_file(Path(result.receipt), show=say)
 
 

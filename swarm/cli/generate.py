@@ -8,7 +8,7 @@ import sys
 
 from swarm.base.errors import UsageError
 from swarm.cli import locally, through
-from swarm.cli.ask import ConstraintOptions, GenerateConfig, ask, check
+from swarm.cli.ask import AWAITED, ConstraintOptions, GenerateConfig, ask, check
 from swarm.cli.common import add_member_options, member_config, route_rules, say
 from swarm.cli.loop import load, run_loop
 from swarm.cli.parser import Parser
@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = GenerateConfig.from_arguments(arguments, member_config(arguments), prompt, route_rules(arguments))
     check(config)
+    if not config.json:
+        say(AWAITED)
     load("swarm.client.client")
     with reporter(json_lines=False, out=sys.stderr) as report:
         result = run_loop(ask(config, report))
@@ -76,4 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
     if result.finish_reason == "swarm_incomplete":
         say("swarm: the run ended early: a stage was lost and no replacement came; what was committed is above")
         return 1
-    return 0
+    if config.json and result.receipt_unwritten:
+        say(f"swarm: {result.receipt_unwritten}")
+    return 1 if result.receipt_unwritten else 0

@@ -7,10 +7,10 @@ import json
 import sys
 from dataclasses import dataclass
 
-from swarm.base.config import JoinConfig
+from swarm.base.config import JoinConfig, MemberConfig
 from swarm.base.events import Report
 from swarm.base.option import build, option
-from swarm.cli.common import add_member_options, member_config, say
+from swarm.cli.common import add_member_options, require_whole, say
 from swarm.cli.early import check_node_port, check_state
 from swarm.cli.logs import LogConfig, logging_to
 from swarm.cli.loop import run_loop
@@ -41,7 +41,9 @@ def add(parser: Parser) -> None:
 
 def join_config(arguments: argparse.Namespace) -> JoinConfig:
     """Configuration of a node from its options. Raises UsageError."""
-    return build(JoinConfig, vars(arguments), member=member_config(arguments))
+    config = build(JoinConfig, vars(arguments), member=build(MemberConfig, vars(arguments)))  # contradictions first
+    require_whole(config.member.invite)
+    return config
 
 
 def run(arguments: argparse.Namespace) -> int:

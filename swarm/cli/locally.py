@@ -11,7 +11,7 @@ from urllib.parse import quote
 from swarm.base.errors import PeerError, SwarmError
 from swarm.base.files import write_whole
 from swarm.cli.common import say, state_dir
-from swarm.cli.through import body, end, not_there, show, usual_receipt
+from swarm.cli.through import body, end, kept_receipt, not_there, show, usual_receipt
 from swarm.client.local_gateway import LocalGateway, ServedSwarm, WantedSwarm, find_served, running
 from swarm.client.through_gateway import Gateway, GatewayAnswer, fetch_receipt
 from swarm.model.sampling import OWN, Sampling, recommended, say_settings
@@ -46,7 +46,7 @@ def generate(arguments: argparse.Namespace, prompt: str) -> int | None:
         say(f"through your gateway at {asked.gateway.url} (--gateway none: without it)")
         answer = GatewayAnswer()
         show(arguments, asked.gateway, False, request, answer, pieces)
-        receipt = _receipt(arguments, asked.gateway, answer)
+        receipt = kept_receipt(_receipt, arguments, asked.gateway, answer)
     except NotThrough as why:
         if arguments.verbose:
             say(f"not through a gateway: {why}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import MutableSequence
+from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swarm.base.errors import PeerError, UsageError
+from swarm.base.errors import PeerError, RunError, SwarmError, UsageError
 from swarm.base.files import write_whole
 from swarm.base.option import option
 from swarm.base.paths import read_path
@@ -69,7 +69,7 @@ def generate(arguments: argparse.Namespace, prompt: str) -> int:
     gateway = Gateway.at(arguments.gateway, _key(arguments.gateway_key))
     answer, pieces = GatewayAnswer(), list[str]()
     show(arguments, gateway, not arguments.raw, body(arguments, prompt), answer, pieces)
-    return end(arguments, gateway, answer, "".join(pieces), _receipt(arguments, gateway, answer))
+    return end(arguments, gateway, answer, "".join(pieces), kept_receipt(_receipt, arguments, gateway, answer))
 
 
 def show(
@@ -88,19 +88,47 @@ def show(
             sys.stdout.flush()
 
 
-def end(arguments: argparse.Namespace, gateway: Gateway, answer: GatewayAnswer, text: str, receipt: Path | None) -> int:
+def kept_receipt(
+    keep: Callable[[argparse.Namespace, Gateway, GatewayAnswer], Path | None],
+    arguments: argparse.Namespace,
+    gateway: Gateway,
+    answer: GatewayAnswer,
+) -> Path | SwarmError | None:
+    """The receipt, or why it is not here: the answer is there all the same."""
+    try:
+        kept = keep(arguments, gateway, answer)
+    except OSError as error:
+        return RunError(f"cannot write the receipt: {error}; free space, or choose another --receipt")
+    except SwarmError as error:
+        return error
+    unwritten = kept is None and answer.facts.get("receipt_unwritten")
+    return RunError("the gateway could not write the receipt; its log says why") if unwritten else kept
+
+
+def end(
+    arguments: argparse.Namespace,
+    gateway: Gateway,
+    answer: GatewayAnswer,
+    text: str,
+    receipt: Path | SwarmError | None,
+) -> int:
     """Say how it went. Returns the exit code."""
-    code = 1 if answer.finish_reason == "swarm_incomplete" else 0
+    lost, receipt = (receipt, None) if isinstance(receipt, SwarmError) else (None, receipt)
+    code = 1 if answer.finish_reason == "swarm_incomplete" or lost else 0
     if arguments.json:
         told = {"text": text, "finish_reason": answer.finish_reason, "receipt": receipt and str(receipt)}
         print(json.dumps({**answer.facts, **told}, ensure_ascii=False))
+        if lost:
+            say(f"swarm: {lost}")
         return code
     print(flush=True)
     said = [f"through {gateway.url}"]
     if isinstance(speed := answer.facts.get("tokens_per_second"), float):
         said.append(f"{speed:.1f} tokens/s")
     say(", ".join(said) + (f"\nreceipt: {receipt}   (check it: swarm verify {receipt})" if receipt else ""))
-    if code:
+    if lost:
+        say(f"no receipt: {lost}")
+    if answer.finish_reason == "swarm_incomplete":
         say("swarm: the run ended early: a stage was lost and no replacement came; what was committed is above")
     return code
 

@@ -169,7 +169,7 @@ def last_receipt(folder: Path) -> Path:
     """The receipt that was written last in a state folder's `receipts`. Raises UsageError when there is none."""
     found = [path for path in folder.glob("*.json") if not path.name.endswith(_BESIDE)]
     if not found:
-        raise UsageError(f"expected a receipt, found none in {folder}; write swarm verify RECEIPT")
+        raise UsageError(f"expected a receipt, found none in {folder}; name one, or make one with swarm generate")
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 

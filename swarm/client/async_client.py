@@ -226,6 +226,8 @@ def _read(receipt: RunResult | Path | str | bytes) -> tuple[bytes, tuple[Secret,
     if isinstance(receipt, bytes):
         return receipt, ()
     path = receipt if isinstance(receipt, Path | str) else receipt.receipt
+    if path is None and not isinstance(receipt, Path | str) and receipt.receipt_unwritten:
+        raise UsageError(f"expected a run that left a receipt, found one that could not: {receipt.receipt_unwritten}")
     if path is None:
         raise UsageError("expected a run that left a receipt, found one that was told to leave none")
     data = read_file(Path(path))

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ from swarm.model.attention import NAME, Attending, Early
 from swarm.model.inorder import JOB_WORDS, MOST_QUERIES, call_words
 from swarm.model.latent import latent_of
 from swarm.model.masks import Span
+from swarm.model.quant.layer_words import LayerSizes, layer_words
 from swarm.model.quant.matrix import PackedMatrix
 from swarm.model.quant.modules import PackedLinear
 from swarm.model.quant.native import Library
@@ -180,17 +180,12 @@ class FusedLayer:
         """The kernels' `struct Layer`; made when all is loaded. What it points to lives as long as the layer."""
         norms = [norm.weight for norm in self._norms]
         norms += [None if norm is None else norm.weight for norm in self._heads]
-        words: list[int] = [0 if weight is None else weight.data_ptr() for weight in norms]
         query, key, gate = self._linears[0], self._linears[1], self._linears[4]
         heads, kv_heads = query.out_features // self._dim, key.out_features // self._dim
-        words += (query.in_features, gate.out_features, heads, kv_heads, self._dim)
-        for linear in self._linears:
-            bias = linear.wide_bias()
-            matrix: PackedMatrix = linear.matrix
-            where = 0 if bias is None else bias.data_ptr()
-            words += (matrix.data.data_ptr(), where, 0, linear.out_features, matrix.form.number)
-        small = [0.0 if norm is None else float(norm.variance_epsilon) for norm in (*self._norms, *self._heads)]
-        return struct.pack(f"={len(words)}q{len(small)}d", *words, *small)
+        sizes = LayerSizes(query.in_features, gate.out_features, heads, kv_heads, self._dim)
+        matrices = [(linear.matrix, linear.wide_bias()) for linear in self._linears]
+        eps = [0.0 if norm is None else float(norm.variance_epsilon) for norm in (*self._norms, *self._heads)]
+        return layer_words(norms, sizes, matrices, eps)
 
 
 @dataclass(frozen=True)

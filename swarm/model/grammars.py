@@ -88,6 +88,11 @@ def refusal_of(kind: Kind, error: str) -> str:
     said = " ".join(error.replace("<non-verbose/>", "").split())[:400] or "no reason given"
     if kind == "json_schema" and said.startswith("Resource "):
         said = f"'$ref' or '$schema': {said}"
+    if '"uniqueItems"' in said:
+        said += (
+            "; items can be held to be different ones where they are of an enum of few values (up to 8); else leave it "
+            "out and let whoever reads the answer drop what is there twice"
+        )
     if "Current row has" in said:
         said = f"too many members or alternatives may come at one place; require some of them ({said})"
     return f"the {kind.replace('lark', 'grammar')} cannot be compiled: {said}"

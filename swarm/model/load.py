@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swarm.base.errors import ModelError, SwarmError
 from swarm.base.events import Progress, Report
@@ -22,6 +21,7 @@ from swarm.model.attention import Attending, Call
 from swarm.model.blocked import give_back
 from swarm.model.compressed import take_compressors
 from swarm.model.edges import Edges, open_edges
+from swarm.model.files.causal import causal_class
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.ties import Ties
@@ -227,7 +227,7 @@ def _load_piece(
 
 def model_class(config: Any, model: str) -> type[Any]:
     """The causal language model class of a config. Raises ModelError when there is none or it cannot be cut."""
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or _of_text(type(config))
+    kind = causal_class(type(config))
     if kind is None:
         told = nearest(type(config).__name__).told
         raise ModelError(
@@ -246,13 +246,6 @@ def _tied(kind: type[Any]) -> dict[str, str]:
     """Names of tensors that a class shares with others, as it states them."""
     stated = getattr(kind, "_tied_weights_keys", None)
     return dict(stated) if isinstance(stated, dict) else {}
-
-
-def _of_text(config: type[Any]) -> type[Any] | None:
-    """The class that a text half's config belongs to, where transformers knows it by the whole's only (Emu3)."""
-    whole = [one for one in MODEL_FOR_CAUSAL_LM_MAPPING if config in getattr(one, "sub_configs", {}).values()]
-    kinds = [MODEL_FOR_CAUSAL_LM_MAPPING[one] for one in whole]
-    return next((kind for kind in kinds if getattr(kind, "config_class", None) is config), None)
 
 
 def _check_recurrent(outline: nn.Module, config: Any, ties: Ties, name: str) -> None:

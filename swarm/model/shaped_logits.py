@@ -56,21 +56,16 @@ def held_open(logits: torch.Tensor, positions: Sequence[int], shaping: Shaping, 
         return logits
     changed = logits.to("cpu", copy=True)
     table = changed.numpy()
-    places = _places(logits.shape[-1], np.array(shaping.ends, np.int64), tokens)[0]
+    ends = places(logits.shape[-1], np.array(shaping.ends, np.int64), tokens)[0]
     for row in early:
-        kept = table[row, places]
-        table[row, places] = -math.inf
+        kept = table[row, ends]
+        table[row, ends] = -math.inf
         if table[row].max() == -math.inf:
-            table[row, places] = kept
+            table[row, ends] = kept
     return changed.to(logits.device)
 
 
-def _add(row: NDArray[np.float32], ids: NDArray[np.int64], values: NDArray[np.float32], tokens: Tokens) -> None:
-    places, kept = _places(len(row), ids, tokens)
-    row[places] += values[kept]
-
-
-def _places(size: int, ids: NDArray[np.int64], tokens: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def places(size: int, ids: NDArray[np.int64], tokens: Tokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where a row has the logits of `ids`, and of which of them it has any."""
     if tokens is None:
         kept = np.flatnonzero(ids < size)
@@ -79,3 +74,8 @@ def _places(size: int, ids: NDArray[np.int64], tokens: Tokens) -> tuple[NDArray[
     found = np.searchsorted(have, ids).clip(max=len(have) - 1)
     kept = np.flatnonzero(have[found] == ids)
     return found[kept], kept
+
+
+def _add(row: NDArray[np.float32], ids: NDArray[np.int64], values: NDArray[np.float32], tokens: Tokens) -> None:
+    found, kept = places(len(row), ids, tokens)
+    row[found] += values[kept]

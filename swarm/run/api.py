@@ -228,6 +228,9 @@ class RunResult:
     parts_ms: Mapping[str, float] = field(default_factory=dict)
     """Mean ms of a pass that it queued at stages, was computed by them, and was on its way: queue, compute, network."""
 
+    receipt_unwritten: str | None = None
+    """Why there is no receipt though one was asked for, as on a full disk; the answer is whole all the same."""
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 

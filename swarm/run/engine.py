@@ -34,7 +34,8 @@ from swarm.run.detokenizer import TextStream
 from swarm.run.learned_costs import Drafting, DraftingSource, LearnedCosts, TargetFacts
 from swarm.run.prefix_cache import KeptRun, PrefixCache
 from swarm.run.private_layers import PrivateEnds, PrivateLayers
-from swarm.run.receipt import ReceiptPlan, RunAccount
+from swarm.run.prompt_parts import prompt_rows
+from swarm.run.receipt import ReceiptPlan, ReceiptUnwritten, RunAccount
 from swarm.run.ring_client import RingLink
 from swarm.run.routing import Router, RunRoutes
 from swarm.run.run_loop import RunLoop, RunParts
@@ -221,7 +222,7 @@ class RunEngine:
             await self._close(request, link, loop, collect=reason != "swarm_incomplete")
             result = self._result(request, loop, drafting.name, reason)
             if link.account is not None:
-                result = replace(result, receipt=str(await self._write(link.account, loop, result, where)))
+                result = await self._receipted(link.account, loop, result, where)
             await loop.settle()
             parts.emit(Finished(result))
         except BaseException as error:
@@ -247,6 +248,13 @@ class RunEngine:
         await self._close(request, link, loop, collect=reason == "cancelled")
         with contextlib.suppress(SwarmError, ReceiptError):
             await self._write(link.account, loop, self._result(request, loop, drafter, reason), where)
+
+    async def _receipted(self, account: RunAccount, loop: RunLoop, result: RunResult, where: Path | None) -> RunResult:
+        """The result with its receipt; a full disk takes away the receipt, not the answer."""
+        try:
+            return replace(result, receipt=str(await self._write(account, loop, result, where)))
+        except ReceiptUnwritten as error:
+            return replace(result, receipt_unwritten=str(error))
 
     async def _write(self, account: RunAccount, loop: RunLoop, result: RunResult, where: Path | None) -> Path:
         """The receipt, and the trace beside it."""
@@ -359,6 +367,7 @@ class RunEngine:
             inline=drafting.inline,
             deferred=drafting.deferred is not None,
             calibrations=self.memory.calibrations,
+            chunk=prompt_rows(len(request.prompt_ids) - opening.keep, len(opening.stages), controller.costs),
             held=opening.keep,
             guide=self._guide(request, held_to),
             tail=opening.drafts,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from receipts import PUBLIC, Model, OwnLayers, PlannedStage, ReceiptError, RequesterRecord
 from receipts.format.sign import sha256
-from swarm.base.errors import PeerError, SwarmError, UsageError
+from swarm.base.errors import PeerError, RunError, SwarmError
 from swarm.base.files import write_whole
 from swarm.net.channel.message import Message
 from swarm.ring.opening import StagePlan
@@ -59,6 +59,10 @@ class ReceiptPlan:
     n_layers: int
     parties: Parties
     pruner: Pruner | None = None
+
+
+class ReceiptUnwritten(RunError):
+    """A run's receipt could not be written; its answer is whole."""
 
 
 class UnlikeStageError(PeerError):
@@ -141,7 +145,7 @@ class RunAccount:
                 continue
 
     async def write(self, result: RunResult, rows: Mapping[str, int], trace: RunTrace, where: Path | None) -> Path:
-        """Sign the close, have it witnessed, and write the file. Raises UsageError when it cannot be written."""
+        """Sign the close, have it witnessed, and write the file. Raises ReceiptUnwritten."""
         outcome = OUTCOMES.get(result.finish_reason, "failed")
         signed: list[bytes] = []
         while True:
@@ -194,7 +198,10 @@ class RunAccount:
             write_whole(path.with_suffix(TRACE), trace)
             write_whole(folder / PREVIOUS, hashlib.sha256(receipt).hexdigest().encode())
         except OSError as error:
-            raise UsageError(f"cannot write the receipt {path}: {error.strerror}; choose another --receipt") from error
+            text = (
+                f"cannot write the receipt {path}: {error.strerror or error}; free space, or choose another --receipt"
+            )
+            raise ReceiptUnwritten(text) from error
         return path
 
 

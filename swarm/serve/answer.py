@@ -95,6 +95,7 @@ def run_facts(result: RunResult) -> dict[str, Any]:
         "acceptance": round(result.acceptance, 4),
         "recoveries": result.recoveries,
         **({"held_to": result.held_to} if result.held_to else {}),
+        **({"receipt_unwritten": True} if result.receipt_unwritten else {}),
     }
 
 

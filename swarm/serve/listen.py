@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -26,6 +26,8 @@ _FULL_BODY = (
 )
 _SPARE_DESCRIPTORS = 256
 _LEAST_SHARE = 16
+BEHIND_BYTES = 16 << 10
+_READ_BYTES = 64 << 10
 _LAST_WORDS_S = 2.0
 """For what is left to write once all runs have ended."""
 
@@ -38,9 +40,11 @@ class Entrance:
         self._server, self._limit = server, limit
         self._share = max(_LEAST_SHARE, limit // 2)
         self._inside: Counter[str] = Counter()
+        self.buffer = bytearray(_READ_BYTES)
+        """What all connections are read through, one at a time."""
 
     def __call__(self) -> asyncio.Protocol:
-        return _Guest(self)
+        return _Guest(self)  # type: ignore[return-value]
 
     def enter(self, host: str) -> asyncio.Protocol | None:
         """The protocol for a connection from `host`, which then must `leave`; None when it is too many."""
@@ -56,16 +60,41 @@ class Entrance:
             del self._inside[host]
 
 
-class _Guest(asyncio.Protocol):
-    """One connection: whose it is shows only once it is there, so aiohttp's protocol is behind this one."""
+class _Guest(asyncio.BufferedProtocol):
+    """One connection: whose it is shows only once it is there, so aiohttp's protocol is behind this one.
+
+    What comes behind a request that is being answered waits unread, BEHIND_BYTES of it; then nothing more is read until
+    the answer is over. aiohttp would parse it and hold 32 requests or errors of up to 256 KiB.
+    """
 
     def __init__(self, entrance: Entrance) -> None:
         self._entrance = entrance
         self._host = ""
         self._inner: asyncio.Protocol | None = None
+        self._transport: asyncio.Transport | None = None
+        self._answered: web.BaseRequest | None = None
+        self._behind = bytearray()
+        self._paused = False
+
+    def begin(self, request: web.BaseRequest) -> None:
+        """`request` is being answered."""
+        self._answered = request
+
+    def end(self) -> None:
+        """The answer is over: on with what came behind it."""
+        self._answered = None
+        waiting, self._behind = bytes(self._behind), bytearray()
+        if self._inner is None or self._transport is None or self._transport.is_closing():
+            return
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        if waiting:
+            self._inner.data_received(waiting)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
         self._host = host_key((transport.get_extra_info("peername") or ("",))[0])
         self._inner = self._entrance.enter(self._host)
         if self._inner is None:
@@ -74,9 +103,22 @@ class _Guest(asyncio.Protocol):
         else:
             self._inner.connection_made(transport)
 
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._entrance.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(memoryview(self._entrance.buffer)[:nbytes]))
+
     def data_received(self, data: bytes) -> None:
-        if self._inner is not None:
-            self._inner.data_received(data)
+        """What came, also from a port that reads for itself."""
+        if self._answered is None or not self._answered.content.is_eof():
+            if self._inner is not None:
+                self._inner.data_received(data)
+            return
+        self._behind += data
+        if len(self._behind) >= BEHIND_BYTES and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
 
     def eof_received(self) -> bool | None:
         return None if self._inner is None else self._inner.eof_received()
@@ -93,6 +135,21 @@ class _Guest(asyncio.Protocol):
         if self._inner is not None:
             self._entrance.leave(self._host)
             self._inner.connection_lost(exc)
+
+
+@contextmanager
+def answering(request: web.BaseRequest) -> Iterator[None]:
+    """While `request` is answered, what its connection says behind it waits. Of connections that came in by another
+    door nothing is known here."""
+    guest = request.transport.get_protocol() if request.transport is not None else None
+    if not isinstance(guest, _Guest):
+        yield
+        return
+    guest.begin(request)
+    try:
+        yield
+    finally:
+        guest.end()
 
 
 @asynccontextmanager

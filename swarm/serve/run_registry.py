@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from swarm.run.api import (
     WaitingForCoverage,
 )
 
+log = logging.getLogger(__name__)
 RunState = Literal["queued", "opening", "waiting", "answering", "recovering", "done", "failed", "cancelled", "refused"]
 KEPT = 200
 _WINDOW_S = 3.0
@@ -109,6 +111,9 @@ class RunBook:
                 note.run_id = result.run_id or note.run_id
                 note.tokens = result.new_tokens
                 note.state = "failed" if result.finish_reason == "swarm_incomplete" else "done"
+                if result.receipt_unwritten:
+                    note.error = "the receipt could not be written; the gateway's log says why"  # with its path
+                    log.warning("run %s: %s", note.run_id, result.receipt_unwritten)
         self._changed()
 
     def end(self, note: RunNote, error: str | None = None) -> None:

@@ -20,6 +20,7 @@ from swarm.serve.compat.shapes import error_body
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, translate
 from swarm.serve.keys import find_user
+from swarm.serve.listen import answering
 from swarm.serve.metrics import RequestMetrics
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def frame(config: GatewayConfig, *observers: Observe) -> Middleware:
         started = time.monotonic()
         status = 499  # a client that left
         try:
-            response = await _answer(request, handler, config)
+            with answering(request):
+                response = await _answer(request, handler, config)
             status = response.status
             if receipt := response.headers.get("x-receipt"):
                 request[RECEIPT] = receipt

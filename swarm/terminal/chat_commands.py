@@ -170,6 +170,8 @@ def summary(result: RunResult) -> str:
         parts.append(f"{result.tokens_per_second / result.plain_estimate_tokens_per_second:.1f}x plain")
     if result.recoveries:
         parts.append(f"{result.recoveries} recoveries")
+    if result.receipt_unwritten:
+        parts.append(f"no receipt: {result.receipt_unwritten}")
     if result.finish_reason == "length":
         parts.append("cut at max-tokens")
     elif result.finish_reason == "swarm_incomplete":

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from draft.asset import MadeCheckpoint, default_drafter, load_drafter, read_made
+from draft.four_bits import Grid
 from draft.lm import LmDrafter
 from draft.made_block import EMBEDDING, SCALE, MadeBlock, MadeShape
 from draft.packed import Int8Linear, can_pack, pack_linears
@@ -21,12 +22,14 @@ from swarm.model.files.store import ModelStore
 from swarm.model.files.weights import RowTable, _of_bytes
 from swarm.model.job import Job
 from swarm.model.kvcache import KVPool
+from swarm.model.quant.native import library
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
 from tests.swarm.model.tiny import certain, drafted
 
 CPU = torch.device("cpu")
 needs_kernel = pytest.mark.skipif(not can_pack(CPU, torch.bfloat16), reason="this torch has no int8 kernel")
+needs_library = pytest.mark.skipif(library() is None, reason="no kernels were compiled here")
 pytestmark = needs_kernel
 
 
@@ -47,9 +50,22 @@ def made(store: ModelStore) -> MadeCheckpoint:
 
 @pytest.fixture(scope="module")
 def block(made: MadeCheckpoint) -> MadeBlock:
+    """As it is loaded: by the compiled kernels, where this installation has them."""
     found = made.block()
-    assert found is not None
+    assert found is not None and (found._together is not None) == (library() is not None)
     return found
+
+
+@pytest.fixture(scope="module")
+def stepwise(made: MadeCheckpoint) -> MadeBlock:
+    """By torch, as where no kernels were built."""
+    return without_kernels(made)
+
+
+def without_kernels(made: MadeCheckpoint) -> MadeBlock:
+    shape, tokens = MadeShape.of(made._made.config), made.head_tokens()
+    assert shape is not None and tokens is not None
+    return MadeBlock(shape, made.stored(), RowTable(made._target, EMBEDDING, torch.bfloat16), tokens)
 
 
 def computed(block: MadeBlock, tokens: list[int], layout: Layout, tree: Any = None) -> torch.Tensor:
@@ -59,7 +75,7 @@ def computed(block: MadeBlock, tokens: list[int], layout: Layout, tree: Any = No
     return logits if tree is None else block.forward([Job(kv, no_commits(), tree, None)])[0]
 
 
-def test_it_computes_what_transformers_does(made: MadeCheckpoint, block: MadeBlock) -> None:
+def test_it_computes_what_transformers_does(made: MadeCheckpoint, stepwise: MadeBlock) -> None:
     """The same matrices within transformers' own classes: products are the same, what lies between is theirs."""
     from transformers import LlamaForCausalLM
 
@@ -75,16 +91,49 @@ def test_it_computes_what_transformers_does(made: MadeCheckpoint, block: MadeBlo
             model.model.get_submodule(parent)._modules[last] = Int8Linear(stored.pop(name), stored.pop(name + SCALE))
     model.load_state_dict({**stored, EMBEDDING: table}, assign=True, strict=False)
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    model.lm_head = block._head
+    model.lm_head = stepwise._head
     tokens = [*range(100, 140), 7, 7, 40000]
     with torch.inference_mode():
         theirs = model(torch.tensor([tokens])).logits[0].float()
-    ours = computed(block, tokens, Layout(64, 128))
+    ours = computed(stepwise, tokens, Layout(64, 128))
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
     assert float((ours - theirs).abs().max()) < 0.02 * float(theirs.abs().max())
 
 
-def test_drafted_rows_see_their_branch_alone(block: MadeBlock) -> None:
+@needs_library
+def test_compiled_layers_compute_what_torch_does(block: MadeBlock, stepwise: MadeBlock) -> None:
+    """Rows that are rounded to bytes before a product move a logit by a hundredth of the largest; the order stays."""
+    layout, prompt = Layout(64, 128), [*range(300, 330)]
+    tree = drafted([5, 6, 8, 9], [-1, 0, 0, -1], [63, 62, 61, 60], len(prompt), layout)
+    for rows in (None, tree):
+        ours, theirs = (computed(one, prompt, layout, rows) for one in (block, stepwise))
+        apart = (ours - theirs).norm(dim=1) / theirs.norm(dim=1)
+        assert float(apart.median()) < 0.05
+        best = theirs.topk(8, dim=-1).indices
+        assert float((best == ours.argmax(-1)[:, None]).any(-1).float().mean()) == 1.0
+
+
+@needs_library
+@pytest.mark.parametrize("stored", ["four bits", "bfloat16"])
+def test_other_weights_are_computed_by_both_ways_alike(
+    made: MadeCheckpoint, block: MadeBlock, stepwise: MadeBlock, stored: str
+) -> None:
+    shape, tokens, tensors = MadeShape.of(made._made.config), torch.arange(512), made.stored()
+    assert shape is not None
+    for name in [name for name in tensors if name + SCALE in tensors]:
+        wide = tensors[name].float() * tensors.pop(name + SCALE)[:, None]
+        tensors[name] = Grid.of(wide).stored(wide) if stored == "four bits" else wide.bfloat16()
+    rows = RowTable(made._target, EMBEDDING, torch.bfloat16)
+    quick, slow = (MadeBlock(shape, tensors, rows, tokens, lib) for lib in (library(), None))
+    assert quick._together is not None and slow._together is None
+    layout, prompt = Layout(64, 128), [*range(300, 340)]
+    ours, theirs = (computed(one, prompt, layout) for one in (quick, slow))
+    assert float(((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).median()) < 0.06
+
+
+@pytest.mark.parametrize("way", ["block", "stepwise"])
+def test_drafted_rows_see_their_branch_alone(way: str, request: pytest.FixtureRequest) -> None:
+    block: MadeBlock = request.getfixturevalue(way)
     layout, prompt = Layout(64, 128), [*range(300, 330)]
     # Two branches behind the prompt, 5 6 and 5 8, and another root 9.
     tree = drafted([5, 6, 8, 9], [-1, 0, 0, -1], [63, 62, 61, 60], len(prompt), layout)

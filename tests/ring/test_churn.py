@@ -151,7 +151,7 @@ def grew(churn: Churn) -> list[tuple[int, int]]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-@pytest.mark.parametrize("minutes", [10, 30, 600])
+@pytest.mark.parametrize("minutes", [10, 30, 60, 600])
 async def test_hours_of_churn(folder: Path, tmp_path: Path, minutes: int) -> None:
     churn = await churned(folder, tmp_path, 60.0 * minutes, minutes)
     print(

@@ -26,7 +26,7 @@ from swarm.recheck.recompute import groups
 from swarm.recheck.replayer import ModelReplayer
 from swarm.ring.witness_service import WitnessRequest
 from swarm.run import receipt
-from swarm.run.api import CommittedTokens, RunRequest
+from swarm.run.api import CommittedTokens, Finished, RunRequest
 from tests.ring.routes import Decodes
 
 from .signed import LIES, SignedRing, Watching, signed_ring
@@ -234,6 +234,17 @@ async def test_a_run_that_came_to_nothing_has_a_receipt(wide: Checkpoint, tmp_pa
         assert verdict.run is not None and verdict.run.close.outcome == "failed"
         assert {entry.node for entry in verdict.run.close.served} == {n.identity.id.hex() for n in ring.nodes}
         assert verdict.run.close.new_tokens == len(result.token_ids) > 0
+
+
+async def test_a_receipt_that_cannot_be_written_costs_no_answer(wide: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    async with signed_ring(wide, SPANS, tmp_path) as ring:
+        request = RunRequest(PROMPT, max_tokens=5, speculation="plain")
+        whole = await ring.generate(request)
+        async with aclosing(ring.desk.run(request, tmp_path / "file" / "r.json")) as events:
+            result = next(event.result for event in [event async for event in events] if isinstance(event, Finished))
+    assert result.token_ids == whole.token_ids and result.finish_reason == "length" and result.receipt is None
+    assert "cannot write the receipt" in (result.receipt_unwritten or "") and whole.receipt_unwritten is None
 
 
 async def test_a_run_whose_reader_left_has_a_receipt(wide: Checkpoint, tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ def cases() -> Iterator[tuple[str, str]]:
         yield f"join --advertise={bad}", "which stands for all"
     for bad in ("h", "h:80", "http://h", "http://:80", "http://h:0", "http://h:99999", "https://h:1"):
         yield f"status --http-proxy={bad}", "expected a proxy as http://HOST:PORT"
+    for command in ("join", "chat", "generate hi", "serve", "status", "doctor"):
+        yield f"{command} --swarm garbage", "expected an invite that begins with swarm1"
+        yield f"{command} --swarm swarm1abcdef", "the invite was damaged on the way"
+    for kind, says in (("--regex (((", "the regex cannot be compiled"), ("--grammar T/text.txt", "grammar")):
+        yield f"generate hi {kind}", says
+        yield f"demo {kind}", says
     for bad in ("", "h", "h:80", "ftp://h", "http://", "http://127.0.0.1:99999", "http://h_o:1"):
         yield f"generate hi --gateway={bad}", "expected the address of a gateway as http://HOST:PORT"
     for command in HOME_OF:

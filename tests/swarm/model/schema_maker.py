@@ -39,6 +39,7 @@ class SchemaMaker:
         kinds: list[Callable[[int], dict[str, Any]]] = [self._text, self._number, self._value, self._loose]
         if depth > 0:
             kinds += [self._list, self._object, self._map, self._either, self._one, self._all, self._list, self._object]
+            kinds += [self._condition, self._different]
         if depth in (1, 2):
             kinds.append(self._reference)
         return self._random.choice(kinds)(depth)
@@ -152,6 +153,39 @@ class SchemaMaker:
         return (
             {"allOf": [first, second], "title": "both", "maxProperties": 9} if depth > 5 else {"allOf": [first, second]}
         )
+
+    def _condition(self, depth: int) -> dict[str, Any]:
+        """Members that depend on another, and what must not be."""
+        kind = self._random.choice([{"const": "cat"}, {"enum": ["cat", 1, None]}, {"type": "null"}, {"minLength": 4}])
+        told = {"properties": {"kind": kind}, **({"required": ["kind"]} if self._random.random() < 0.5 else {})}
+        made: dict[str, Any] = {
+            "type": "object",
+            "properties": {
+                "kind": {"enum": ["cat", "fish", 1, 2, None]}, "a": self.schema(depth - 1), "b": {"type": "integer"}
+            },
+            "additionalProperties": False,
+        }  # fmt: skip
+        match self._random.randrange(5):
+            case 0:
+                more: dict[str, Any] = {"if": told, "then": {"required": ["a"]}, "else": {"required": ["b"]}}
+            case 1:
+                more = {"if": {"not": told}, "then": {"properties": {"b": {"not": {"minimum": 3}}}}}
+            case 2:
+                more = {"not": told, "required": ["kind"]}
+            case 3:
+                more = {"dependentSchemas": {"a": {"required": ["b"], "properties": {"b": {"maximum": 5}}}}}
+            case _:
+                first = {key: made.pop(key) for key in ("properties", "additionalProperties")}
+                more = {"allOf": [{"properties": first["properties"]}], "unevaluatedProperties": False}
+        return {**made, **more}
+
+    def _different(self, depth: int) -> dict[str, Any]:
+        if self._random.random() < 0.5:
+            values = self._random.sample([value for value in VALUES if not isinstance(value, list | dict)], 3)
+            return {"type": "array", "items": {"enum": values}, "uniqueItems": True}
+        wanted = self._random.choice([{"const": "yes"}, {"type": "integer"}, {"enum": [None, "x"]}])
+        made = {"type": "array", "items": {"enum": VALUES[:8]}, "contains": wanted, "maxItems": 3}
+        return {**made, "maxContains": 1} if self._random.random() < 0.5 else made
 
     def _reference(self, depth: int) -> dict[str, Any]:
         name = self._random.choice(["#/$defs/tree", "#/$defs/leaf", "#one"])

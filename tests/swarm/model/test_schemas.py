@@ -77,6 +77,61 @@ EXACT: list[tuple[Any, list[str], list[str]]] = [
     ({"$ref": "#/x/y", "x": {"y": {"format": "date"}}}, ['"2024-02-29"'], ['"2023-02-29"']),
     ({"properties": {"format": {"type": "null"}, "not": A["a"]}}, ['{"format": null, "not": 1}'], ['{"format": "x"}']),
     ({"enum": [{"format": "x", "uniqueItems": False}]}, ['{"format": "x", "uniqueItems": false}'], ["{}"]),
+    # What zod says of records and of members that must not be, and pydantic of sets and of names.
+    ({"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": A["a"]}, ['{"x": 1}'], ["1"]),
+    ({"type": "object", "properties": {"a": {"not": {}}}}, ["{}", '{"b": 1}'], ['{"a": 1}']),
+    ({"type": "object", "propertyNames": {"maxLength": 2, "minLength": 1}}, ['{"ab": 1}'], ['{"abc": 1}', '{"": 1}']),
+    ({"propertyNames": {"format": "date"}}, ['{"2024-01-31": 1}'], ['{"2024-02-30": 1}', '{"x": 1}']),
+    (
+        {"type": "array", "items": {"$ref": "#/$defs/C"}, "uniqueItems": True, "$defs": {"C": {"enum": ["r", "g"]}}},
+        ["[]", '["r"]', '["g", "r"]', '["r", "g"]'],
+        ['["r", "r"]', '["g", "r", "g"]', '["b"]'],
+    ),
+    ({"items": {"enum": [1, True, "1"]}, "uniqueItems": True}, ["[1, true]", "3"], ["[1, 1]"]),
+    ({"type": "array", "items": {"enum": list("abcdef")}, "uniqueItems": True}, ['["b", "e"]'], ['["b", "b"]']),
+    ({"type": "array", "uniqueItems": True, "maxItems": 1}, ["[[1]]"], ["[1, 1]"]),
+    ({"type": "number", "maximum": 3.4e38, "minimum": -3.4e38}, ["1.5", "-9"], ['""']),
+    ({"type": "integer", "maximum": 2**63 - 1}, ["7"], ["9223372036854775808", "1.5"]),
+    # Look-ahead at a pattern's beginning.
+    ({"pattern": r"^(?=.*[A-Z])(?=.*\d)(?!.*\s).{4,}$"}, ['"aB3d"'], ['"ab3d"', '"aB d3"', '"B3"']),
+    ({"pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"}, ['"1.5"', '"-.5"'], ['"-"', '"."', '""']),
+    ({"pattern": r"^(?!x)[a-z]*$"}, ['"a"', '""', '"ax"'], ['"xa"']),
+    # What must not be, and what depends on it.
+    ({"not": {"type": ["string", "integer"]}}, ["null", "[1]"], ['"x"', "1"]),
+    ({"not": {"enum": ["cat", "car", 2, None]}}, ['"ca"', '"cats"', '""', "1", "2.5", "{}"], ['"cat"', "2", "null"]),
+    ({"not": {"anyOf": [{"minLength": 3}, {"type": "number"}]}}, ['"ab"'], ['"abc"', "1", "null"]),
+    (
+        {
+            "type": "object",
+            "properties": {"kind": {"enum": ["cat", "dog"]}, "lives": A["a"], "good": {"type": "boolean"}},
+            "if": {"properties": {"kind": {"const": "cat"}}, "required": ["kind"]},
+            "then": {"required": ["lives"]},
+            "else": {"required": ["good"]},
+            "additionalProperties": False,
+        },
+        ['{"kind": "cat", "lives": 9}', '{"kind": "dog", "good": true}', '{"good": true}'],
+        ['{"kind": "cat"}', '{"kind": "cat", "good": true}', '{"kind": "dog", "lives": 1}', "{}"],
+    ),
+    (
+        {"properties": {"a": {}, "b": {}}, "dependentSchemas": {"a": {"required": ["b"]}, "c": False}},
+        ["{}", '{"b": 1}', '{"a": 1, "b": 1}', "1"],
+        ['{"a": 1}', '{"c": 1}'],
+    ),
+    ({"contains": {"const": 1}, "maxContains": 2}, ["[1]", "[0, 1, 1]", '""'], ["[]", "[0]", "[1, 1, 1]"]),
+    (
+        {
+            "allOf": [{"properties": A}, {"$ref": "#/$defs/B"}],
+            "unevaluatedProperties": False,
+            "$defs": {"B": {"properties": {"b": {"type": "null"}}}},
+        },
+        ['{"a": 1, "b": null}', "{}"],
+        ['{"c": 1}', '{"b": 1}'],
+    ),
+    (
+        {"$dynamicAnchor": "t", "type": "array", "items": {"$dynamicRef": "#t"}},
+        ["[[], [[]]]"],
+        ["[1]", "1"],
+    ),
     ({"required": ["b"], "minProperties": 2}, ['{"b": 1, "c": 1}'], ['{"b": 1}', '{"b": 1, "b": 1}']),
 ]
 
@@ -92,8 +147,10 @@ def test_schemas_are_read_as_the_standard_says(schema: Any, right: list[str], wr
     ("schema", "said"),
     [
         (False, "false"),
-        ({"type": "integer", "maximum": 2**53 + 1}, "'maximum'"),
-        ({"items": {"minimum": -1e19}}, "'minimum'"),
+        ({"type": "integer", "maximum": -(2**53) - 1}, "'maximum'"),
+        ({"items": {"minimum": 1e19}}, "'minimum'"),
+        ({"not": {}}, "'not'"),
+        ({"type": "integer", "not": {"maximum": 2**60}}, "exclusiveMinimum"),
         ({"type": "object", "minProperties": 2}, "'minProperties'"),
         ({"allOf": [{"minProperties": 3, "required": ["a"]}]}, "'minProperties'"),
         ({"const": "\x01", "properties": A}, "control characters"),
@@ -109,6 +166,33 @@ def test_schemas_are_read_as_the_standard_says(schema: Any, right: list[str], wr
 )
 def test_what_would_be_read_wrong_is_refused_by_name(schema: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
+        from_schema(schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"uniqueItems": True, "items": {"type": "string"}},
+        {"uniqueItems": True, "items": {"enum": list("abcdefghij")}},
+        {"not": {"pattern": "x"}},
+        {"if": {"items": {"const": 1}}, "then": {"maxItems": 2}},
+        {"contains": {"const": 1}, "minContains": 9},
+        {"anyOf": [{"properties": A}, {}], "unevaluatedProperties": False},
+        {"pattern": "^(?=a)b|c$"},
+        {"pattern": "a(?!b)"},
+        {"pattern": "^(?!ab)c"},
+    ],
+)
+def test_what_cannot_be_said_otherwise_is_refused_by_its_name(schema: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="|".join([*schema, "look-around"])):
+        lettered().held(from_schema(schema))
+
+
+def test_alternatives_of_alternatives_end() -> None:
+    schema: Any = {"const": 1}
+    for _ in range(6):
+        schema = {"contains": schema, "minContains": 3}
+    with pytest.raises(UsageError, match="'contains'"):
         from_schema(schema)
 
 

@@ -45,7 +45,7 @@ def test_what_is_not_cut_is_named_where_nothing_fits() -> None:
     )
     room = Room("n", 10**8, more_bytes=(9 * 10**8, 9 * 10**8))
     with pytest.raises(
-        UsageError, match=r"0\.20 GB of it stay .* up to 2\.00 GB more \(embedding, head\)"
+        UsageError, match=r"0\.20 GB of it stay on the first .* up to 2\.00 GB more \(embedding, head\)"
     ):
         choose_block(billions, room, [])
 

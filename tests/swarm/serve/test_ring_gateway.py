@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -133,6 +134,22 @@ async def test_an_answer_leaves_a_receipt_that_verifies(served: Served) -> None:
     async with served.http.get(raw.headers["x-receipt"].replace("/v1/receipts/", "/api/verify/")) as answer:
         told = await answer.json()
         assert told["level"] == 1 and {"proven", "co-signed", "claimed"} <= {c["standing"] for c in told["claims"]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_whose_receipt_cannot_be_written_comes_and_says_so(
+    ring: LocalRing, tmp_path: Path, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    async with asking(ring, tmp_path) as served:
+        (tmp_path / "receipts").write_text("where the folder of receipts should be")
+        body = {"messages": HELLO, "max_tokens": 3, "stream": stream, "ignore_eos": True}
+        async with served.http.post("/v1/chat/completions", json=body) as answer:
+            text = await answer.text()
+        assert answer.status == 200 and ("x-receipt" in answer.headers) == stream  # said before it was known
+        told = json.loads(text.split("data: ")[-2]) if stream else json.loads(text)
+        facts = told["wanswarm"] if stream else told["wanswarm"]["runs"][0]
+        assert facts["receipt"] is None and facts["receipt_unwritten"] is True
+        assert str(tmp_path) not in text and f"cannot write the receipt {tmp_path}" in caplog.text
 
 
 async def test_the_state_shows_the_ring_and_its_paths(served: Served, ring: LocalRing) -> None:

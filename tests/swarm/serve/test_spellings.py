@@ -12,7 +12,7 @@ from tests.swarm.serve.conftest import Serve
 SAID: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 OLLAMA = {"messages": SAID["messages"], "stream": False, "options": {"num_predict": 4}}
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
-BAD = {"type": "object", "properties": {"a": {"not": {}}}}
+BAD = {"type": "object", "properties": {"a": {"not": {"pattern": "x"}}}}
 FORM, HELD = {"type": "json_schema", "schema": SCHEMA}, from_schema(SCHEMA)
 GRAMMAR = 'root ::= "a" | "b"'
 TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}

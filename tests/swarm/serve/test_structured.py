@@ -241,8 +241,8 @@ def deep(levels: int) -> Any:
 
 
 HOSTILE: list[tuple[dict[str, Any], str]] = [
-    ({"guided_json": {"not": {"type": "string"}}}, "not"),
-    ({"guided_json": {"type": "object", "unevaluatedProperties": False}}, "unevaluatedProperties"),
+    ({"guided_json": {"not": {"pattern": "x"}}}, "not"),
+    ({"guided_json": {"anyOf": [{}], "unevaluatedProperties": False}}, "unevaluatedProperties"),
     ({"guided_json": {"$ref": "http://example.com/a"}}, "example.com"),
     ({"guided_json": {"type": "objct"}}, "objct"),
     ({"guided_json": deep(140)}, "recursion"),

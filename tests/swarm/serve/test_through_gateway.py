@@ -78,6 +78,17 @@ async def test_options_reach_the_run(
     assert (request.speculation, request.receipt) == ("plain", False)
 
 
+async def test_a_receipt_that_cannot_be_kept_costs_no_answer(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "receipts").write_bytes(b"")  # where the folder would be
+    for words in ((), ("--json",)):
+        assert await asked(served, tmp_path, *words) == 1
+        out, err = capsys.readouterr()
+        assert len(json.loads(out)["text"] if words else out.strip()) > 5
+        assert "cannot write the receipt" in err and "Traceback" not in err
+
+
 async def test_refusals_are_told_in_a_line(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with serve() as served:
         assert await asked(served, tmp_path, "--regex", "(") == 2

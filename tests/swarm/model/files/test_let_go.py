@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="o
 
 
 def checkpoint(folder: Path) -> FileCheckpoint:
-    """One file of Q8_0 blocks, read as a stack of experts, a matrix or plain numbers by the name asked for."""
+    """One file of Q8_0 blocks, which is a stack of experts, a matrix, or plain numbers, by the name asked for."""
     blocks = np.random.default_rng(0).integers(0, 256, (BYTES // 34, 34), np.uint8)
     blocks[:, :2] = np.array([0.01], np.float16).view(np.uint8)
     path = folder / "blocks"
