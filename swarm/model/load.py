@@ -43,6 +43,7 @@ from swarm.model.quant.sliced import Places, slice_layers
 from swarm.model.rope import settle_rope
 from swarm.model.shared import hang_in, let_go, looks_back, untie
 from swarm.model.state import ModelState, read_state, unconsumed
+from swarm.model.tiles.kernels import RowTiles
 from swarm.model.warmth import settle_warmth
 
 PIECE_BYTES = 2 << 30
@@ -75,8 +76,10 @@ def load_layers(
     weights: str = "expanded",
     lib: Library | None = None,
     places: Places | None = None,
+    tiles: RowTiles | None = None,
 ) -> Loaded:
-    """What `block.load_block` builds on; see there. lib: kernels whose rows do not depend on each other, to be used. A
+    """What `block.load_block` builds on; see there. lib, on a GPU tiles: kernels whose rows do not depend on each
+    other, to be used. A
     large range is loaded in pieces of about `piece_bytes` that go to the device one by one: while experts are joined a
     piece is in memory twice."""
     manifest = checkpoint.manifest
@@ -97,7 +100,7 @@ def load_layers(
             _cut_over(piece, places, kind.__name__, lib)
         piece = piece.to(device)
         if device.type != "cpu":
-            take_to(piece, device)
+            take_to(piece, device, tiles is not None)
         models.append(piece)
         done += b - a
     model = join(models, shape, checkpoint.config)
@@ -110,13 +113,14 @@ def load_layers(
     if lib is not None:
         pack_linears(model, lib)
         give_back()
+    if lib is not None or tiles is not None:
         # One expert after the other, each row's shares added in the order of their numbers.
         for module in model.modules():
             settings: Any = getattr(module, "config", None)
             if isinstance(settings, transformers.PreTrainedConfig):
                 settings._experts_implementation = "eager"
         _round_rows(layer_list(model, kind.__name__)[1], dtype)
-    attending = Attending(lib)
+    attending = Attending(lib, tiles)
     attending.reads = shape.ties.reads
     for number, layer in enumerate(layer_list(model, kind.__name__)[1], first):
         for module in layer.modules():
