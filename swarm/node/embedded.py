@@ -38,6 +38,7 @@ class NodeOptions(MemberOptions, total=False):
     advertise: tuple[str, int]
     dtype: str
     weights_as: str
+    exact_on_gpu: bool
     kv_bytes: int
     grace_s: float
     open_swarm: bool

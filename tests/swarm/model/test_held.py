@@ -340,7 +340,7 @@ def test_what_cannot_be_followed_is_refused_before_it_is_begun(
 @pytest.mark.parametrize(
     ("constraint", "said"),
     [
-        (from_schema({"not": {"type": "string"}}), "not"),
+        (from_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
         (from_schema({"type": "objct"}), "objct"),
         (Constraint("regex", "(a"), "regex"),
         (Constraint("lark", "start: missing"), "missing"),

@@ -16,9 +16,11 @@ from swarm.base.errors import UsageError
 from swarm.base.swarm_state import NodeState, SwarmState
 from swarm.cli.serve import members_of, runs_at_once
 from swarm.discovery import bootstrap
+from swarm.mesh.invite import make_invite
 from swarm.serve.config import GatewayConfig, alias, alias_prompt
 from swarm.serve.desks import LOOK_S, TAG
 from swarm.serve.gateway import gateway
+from tests.swarm.mesh.make import ANN, MEMBERSHIP, MODEL, NOW
 from tests.swarm.serve.conftest import Served, fake_verify
 from tests.swarm.serve.tiny import TinyBackend, TinyManifest
 
@@ -180,10 +182,12 @@ def test_options_for_names_and_limits() -> None:
 
     assert alias("gpt-4o=org/model") == ("gpt-4o", "org/model")
     assert runs_at_once("3") == ("", 3) and runs_at_once("a=b=3") == ("a=b", 3)
-    words = ["serve", "--swarm", "swarm1A", "--swarm", "swarm1B"]
+    here = [(ANN.id, [("198.51.100.4", 7000)])]
+    first, second = (make_invite(MEMBERSHIP, MODEL, name, here, NOW, 60).text() for name in ("one", "two"))
+    words = ["serve", "--swarm", first, "--swarm", second]
     words += ["--max-running", "2", "--max-running", "m=5", "--alias", "x=m"]
     arguments = build_parser().parse_args(words)
-    assert [member.invite for member in members_of(arguments)] == ["swarm1A", "swarm1B"]
+    assert [member.invite for member in members_of(arguments)] == [first, second]
     with pytest.raises(UsageError, match="found both"):
         members_of(build_parser().parse_args(["serve", "--swarm", "lan", "--no-lan"]))
 
