@@ -30,6 +30,7 @@ import aiohttp
 
 from swarm.base.errors import RunError
 from swarm.base.events import silent
+from swarm.client.client import Requester
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
 from swarm.run.api import Draft, Finished, RunRequest, Speculation
@@ -37,7 +38,7 @@ from swarm.testbed.bench import CLASSES, BenchRun, append_run, load_prompts, rea
 from swarm.testbed.bench_ring import RingAsker, RingSettings, open_ring
 from swarm.testbed.child_process import ChildProcess
 from swarm.testbed.cluster import LocalSwarm
-from tests.bench.window import long_prompts
+from tests.bench.window import ASKED, PROMPTS
 
 RPC = "llama.cpp RPC"
 WAYS = ((RPC, "none"), ("plain", "none"), ("stream", "auto"))
@@ -91,6 +92,16 @@ def told(events: Iterable[tuple[float, Mapping[str, object]]]) -> dict[str, obje
     if first is None or ended is None:
         raise RunError(f"expected tokens and an end from llama-server, found {len(tokens)} tokens; see its log")
     return {"token_ids": tokens, "new_tokens": len(tokens), "seconds": ended, "ttft_seconds": first}
+
+
+def long_prompts(requester: Requester, context: int) -> list[list[int]]:
+    """Prompts of about so many tokens, of this repository's pages."""
+    found = []
+    for page in PROMPTS["prose"]:
+        text = (Path(__file__).resolve().parents[2] / page).read_text()
+        part = requester.decode(requester.encode(text)[: context - 60])
+        found.append(list(requester.encode_chat([{"role": "user", "content": f"{part}\n\n{ASKED['prose']}"}])))
+    return found
 
 
 def summarise(runs: Sequence[BenchRun]) -> list[Table]:
@@ -243,7 +254,7 @@ async def measure(args: argparse.Namespace, state: Path) -> list[BenchRun]:
         await ask_ring(ring, warm, "plain", "none", 4)
         wanted = [(kind, n, args.max_tokens) for n in range(args.prompts) for kind in args.classes]
         if args.long:
-            prompts[LONG] = long_prompts(ring.requester.tokenizer, args.long, "prose")
+            prompts[LONG] = long_prompts(ring.requester, args.long)
             wanted += [(LONG, n, LONG_TOKENS) for n in range(min(args.long_prompts, len(prompts[LONG])))]
         for kind, n, count in wanted:
             for way, draft in ways:
