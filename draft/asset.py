@@ -219,7 +219,9 @@ def load_drafter(
     model = open_model(ref, store, None, report, offline)
     # Of a model as it is, 4-bit matrices stay so: a draft step is bound by the bytes that it reads.
     weights = choose_weights("auto", dtype_name(dtype), device)
-    block = load_block(model, 0, model.manifest.n_layers, device, dtype, report, weights=weights)
+    block = load_block(
+        model, 0, model.manifest.n_layers, device, dtype, report, weights=weights, exact=device.type == "cpu"
+    )
     if same_vocabulary(own, tokenizer):
         return _lm(block, None, min(context, model.manifest.context), report)
     context = min(ACROSS_CONTEXT, model.manifest.context)
@@ -234,7 +236,9 @@ def _made(
         return LmDrafter(made, tokens, context=context)
     from swarm.model.block import load_block
 
-    block = load_block(checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report, blocked=not int8)
+    block = load_block(
+        checkpoint, 0, checkpoint.manifest.n_layers, device, dtype, report, blocked=not int8, exact=device.type == "cpu"
+    )
     if tokens is not None:
         block.narrow_head(tokens)
     if int8:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from draft.asset import HEAD_TOKENS
+from draft.four_bits import Grid
 from draft.made_block import SCALE
 from draft.packed import round_rows
 from draft.train import Score
@@ -45,15 +46,19 @@ def write_drafter(
     origin: Origin,
     scores: Mapping[str, Mapping[str, Score]],
     dtype: str = "int8",
+    grids: Mapping[str, Grid] | None = None,
 ) -> int:
     """Write config.json, model.safetensors and README.md into `folder`. Returns the size of the weights in bytes.
 
     weights: float tensors under the names of a model of `config` with its embedding left out.
-    dtype: "int8" (matrices; a scale per row) or "bfloat16". scores: by name of the weights they were measured with.
+    dtype: "int8" (matrices; a scale per row), "q4_1" (those that `grids` has by name) or "bfloat16".
+    scores: by name of the weights they were measured with.
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, value in weights.items():
-        if dtype == "int8" and value.ndim == 2:
+        if dtype == "q4_1" and grids is not None and name in grids:
+            tensors[name] = grids[name].stored(value)
+        elif dtype == "int8" and value.ndim == 2:
             tensors[name], scale = round_rows(value)
             tensors[name + SCALE] = scale
         else:

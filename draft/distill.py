@@ -31,6 +31,8 @@ from swarm.base.events import Notice, Progress, Report, silent
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, open_model, transformers_tokenizer
 from swarm.model.files.store import ModelStore
 
+DTYPES = ("int8", "q4_1", "bfloat16")
+
 
 @dataclass(frozen=True)
 class DistillSettings:
@@ -44,7 +46,8 @@ class DistillSettings:
     step_tokens   input tokens of one update
     head          token ids that the drafter scores; 0: all. Fewer are faster and cover less
     held_out      sequences of unseen kinds to measure on
-    dtype         of the weights written: "int8" or "bfloat16"
+    dtype         of the weights written: "int8", "bfloat16", or "q4_1": four bits, of which twice as many layers are
+                  read in the time and take the bytes
     """
 
     layers: int | tuple[int, ...] = 11
@@ -60,8 +63,8 @@ class DistillSettings:
     dtype: str = "int8"
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0 or self.batch < 1 or self.dtype not in ("int8", "bfloat16"):
-            raise UsageError("distilling needs minutes above 0, a batch of at least 1 and dtype int8 or bfloat16")
+        if self.minutes <= 0 or self.batch < 1 or self.dtype not in DTYPES:
+            raise UsageError(f"distilling needs minutes above 0, a batch of at least 1 and dtype {' or '.join(DTYPES)}")
 
 
 def distill(
@@ -87,6 +90,7 @@ def distill(
     ends = end_tokens(target, store, ref) | {i for i in special if isinstance(i, int)}
     layers = settings.layers if isinstance(settings.layers, int) else ",".join(map(str, settings.layers))
     made_by = f"swarm draft distill --target {ref} --layers {layers} --minutes {settings.minutes:g}"
+    made_by += f" --dtype {settings.dtype}" if settings.dtype != DistillSettings.dtype else ""
     return Distiller(target, tokenizer, ends, out, settings, device, report).run(command or made_by)
 
 
@@ -138,10 +142,11 @@ class Distiller:
         if not self.state.layers:
             self._pick()
         student = Student(self.model, self.state.layers, torch.tensor(self.state.head_tokens))
-        trainer = Trainer(student, settings.rate)
+        student.refine(lambda name: self.target.read(name, torch.float32))
+        trainer = Trainer(student, settings.rate, four_bits=settings.dtype == "q4_1")
         load_state(self.work / "student.safetensors", trainer)
         self._train(trainer, settings.minutes * 60 * (1 - settings.collect_share))
-        scores = {"float32": evaluate(student, held)}
+        scores = {"q4_1" if settings.dtype == "q4_1" else "float32": evaluate(student, held)}
         if settings.dtype == "int8":
             round_int8(student)
             scores["int8"] = evaluate(student, held)
@@ -261,7 +266,8 @@ class Distiller:
         weights = {f"{prefix}.{name}": value.detach().cpu() for name, value in student.trained()}
         head = student.head_tokens.cpu() if len(student.head_tokens) < manifest.vocab_size else None
         config = short_config(self.target.config, student.layers).to_dict()
-        size = write_drafter(self.out, config, weights, head, origin, scores, self.settings.dtype)
+        grids = {f"{prefix}.{name}": grid for name, grid in trainer.grids.items()}
+        size = write_drafter(self.out, config, weights, head, origin, scores, self.settings.dtype, grids)
         self.report(Notice(f"drafter written to {self.out} ({size / 1e6:.1f} MB)"))
 
 

@@ -57,11 +57,12 @@ class Grid:
 
 
 def unpacked(stored: torch.Tensor) -> torch.Tensor:
-    """float32 [rows, columns] of what `Grid.stored` gives."""
+    """float32 [rows, columns] of what `Grid.stored` gives; what is not finite in a torn file stays so."""
     blocks = np.ascontiguousarray(stored.cpu().numpy()).reshape(len(stored), -1, BLOCK_BYTES)
     step, low = (np.ascontiguousarray(blocks[..., at : at + 2]).view("<f2").astype(np.float32) for at in (0, 2))
     codes = np.concatenate([blocks[..., 4:] & 15, blocks[..., 4:] >> 4], -1)
-    return torch.from_numpy((codes * step + low).reshape(len(stored), -1))
+    with np.errstate(invalid="ignore"):
+        return torch.from_numpy((codes * step + low).reshape(len(stored), -1))
 
 
 def _blocks(weight: torch.Tensor) -> torch.Tensor:

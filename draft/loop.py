@@ -18,12 +18,11 @@ import torch
 from draft.base import Child, children
 from draft.ranker import WIDTH, Ranker
 from swarm.base.events import Notice, Report, silent
-from swarm.model.attention import note_positions
 from swarm.model.block import Block
 from swarm.model.capturing import CaptureTrust, can_capture
 from swarm.model.gpu import Gpu, Graph, GraphPool, entered, first_line, out_of_memory
 from swarm.model.kvcache import SessionKV
-from swarm.model.masks import Span, within
+from swarm.model.masks import Span, note_positions, within
 from swarm.model.rows import Rows
 
 ROW_BUCKETS = (1, 2, 4, 8)

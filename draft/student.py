@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -74,11 +74,21 @@ class Student(nn.Module):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.__dict__["layer_idx"] = i
+        self._prefix, self._listed = target.base_model_prefix, listed
         self.model.set_input_embeddings(embedding)
         embedding.requires_grad_(False)
         self.head_tokens = head_tokens.to(embedding.weight.device)
         self.head = embedding.weight[self.head_tokens].clone()
         self.device = embedding.weight.device
+
+    @torch.no_grad()
+    def refine(self, read: Callable[[str], torch.Tensor]) -> None:
+        """Take weights anew, by their names in the target: what a target in bfloat16 has of them is rounded."""
+        for name, value in self.trained():
+            if name.startswith(f"{self._listed}."):
+                number, rest = name.removeprefix(f"{self._listed}.").split(".", 1)
+                name = f"{self._listed}.{self.layers[int(number)]}.{rest}"
+            value.copy_(read(f"{self._prefix}.{name}"))
 
     def forward(self, inputs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """inputs int64 [b, t]; rows int64 [r] into inputs.flatten(). Hidden rows after the final norm, [r, hidden]."""

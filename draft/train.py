@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from draft.corpus import Batch, Sample, batches
+from draft.four_bits import BLOCK, Grid
 from draft.packed import round_rows
 from draft.student import Student, sparse_kl
 
@@ -35,18 +36,32 @@ class Score:
 
 
 class Trainer:
-    """AdamW on the trained weights; the learning rate follows a cosine over the share of the time that is used."""
+    """AdamW on the trained weights; the learning rate follows a cosine over the share of the time that is used.
 
-    def __init__(self, student: Student, rate: float = 1e-3, warmup: int = 40) -> None:
+    four_bits: what is computed with lies on a grid of four bits (`draft.four_bits`), what is updated does not. At first
+    that is anywhere within the reach of its place on the grid, so that small updates carry their share of weights over
+    to the next place at once, instead of none for a long time and then all.
+
+    values    names and tensors that are updated: the student's own, or what they are rounded from
+    grids     by name of a matrix in four bits; others, of odd widths, are not
+    """
+
+    def __init__(self, student: Student, rate: float = 1e-3, warmup: int = 40, four_bits: bool = False) -> None:
         self.student, self.rate, self.warmup = student, rate, warmup
-        self.parameters = [p for _, p in student.trained()]
+        matrices = [(name, w) for name, w in student.trained() if w.ndim == 2 and w.shape[1] % BLOCK == 0]
+        self.grids = {name: Grid.of(w.data) for name, w in matrices if four_bits}
+        self.values: list[tuple[str, torch.Tensor]] = list(student.trained())
+        if four_bits:
+            draw = torch.Generator().manual_seed(0)
+            self.values = [(name, self._within(name, w.data, draw)) for name, w in student.trained()]
         groups = [
-            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": 0.01},
-            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [w for _, w in self.values if w.ndim > 1], "weight_decay": 0.0 if four_bits else 0.01},
+            {"params": [w for _, w in self.values if w.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.97))
         self.steps = self.positions = 0
         self._place = short_places(student)
+        self.settle()
 
     def step(self, batch: Batch, progress: float) -> float:
         """One update; `progress` in [0, 1] sets the rate. Returns the batch's KL in nats."""
@@ -58,12 +73,31 @@ class Trainer:
         hidden = self.student(batch.inputs.to(device), batch.rows.to(device))
         loss = sparse_kl(hidden, self.student.head, ids, target)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_([w for _, w in self.student.trained()], 1.0)
+        if self.grids:
+            for (_, full), (_, weight) in zip(self.values, self.student.trained(), strict=True):
+                full.grad, weight.grad = weight.grad, None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.settle()
         self.steps += 1
         self.positions += len(batch.rows)
         return float(loss.detach())
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Let the student compute with what is to be stored of `values`."""
+        if self.grids:
+            for (name, full), (_, weight) in zip(self.values, self.student.trained(), strict=True):
+                weight.copy_(self.grids[name].nearest(full) if name in self.grids else full)
+
+    def _within(self, name: str, weight: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        """Anywhere that is rounded to `weight`."""
+        if name not in self.grids:
+            return weight.clone()
+        grid = self.grids[name]
+        off = (torch.rand(weight.shape, generator=draw) - 0.5).to(weight.device).view(len(weight), -1, BLOCK)
+        return grid.nearest(weight) + (off * 0.999 * grid.step).view_as(weight)
 
 
 def short_places(student: Student) -> torch.Tensor:

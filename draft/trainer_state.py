@@ -14,7 +14,7 @@ from draft.train import Trainer
 def save_state(path: Path, trainer: Trainer) -> None:
     """Write the trainer's weights, moments and counts; whole or not at all."""
     tensors: dict[str, torch.Tensor] = {}
-    for name, value in trainer.student.trained():
+    for name, value in trainer.values:
         tensors[f"weight.{name}"] = value.detach().cpu().contiguous()
         state = trainer.optimizer.state.get(value)
         if state:
@@ -34,7 +34,7 @@ def load_state(path: Path, trainer: Trainer) -> None:
     with safe_open(path, framework="pt") as file:
         names, counts = set(file.keys()), file.metadata()
         trainer.steps, trainer.positions = int(counts["steps"]), int(counts["positions"])
-        for name, value in trainer.student.trained():
+        for name, value in trainer.values:
             value.copy_(file.get_tensor(f"weight.{name}"))
             if f"first.{name}" in names:
                 trainer.optimizer.state[value] = {
@@ -42,3 +42,4 @@ def load_state(path: Path, trainer: Trainer) -> None:
                     "exp_avg": file.get_tensor(f"first.{name}").to(value.device),
                     "exp_avg_sq": file.get_tensor(f"second.{name}").to(value.device),
                 }
+    trainer.settle()

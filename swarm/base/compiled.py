@@ -72,7 +72,7 @@ def _parts(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
 def many_of(form: Any, bound: AtMost) -> Any:
     """The annotation of a list of these."""
     many = types.GenericAlias(tuple, (form, ...))
-    return Annotated.__class_getitem__((many, bound))  # type: ignore[attr-defined]
+    return Annotated[many, bound]
 
 
 def _one(bounds: tuple[Any, ...], *kinds: type) -> Any:

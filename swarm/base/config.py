@@ -255,6 +255,11 @@ class JoinConfig:
         "(default: %(default)s)",
         choices=("auto", "stored", "expanded"),
     )
+    exact_on_gpu: bool = option(
+        False,
+        "on a GPU, compute rows by kernels (Triton) whose bits do not depend on what shares a pass, so that audits are "
+        "exact; written and interpreted, not yet run on a card, and slower for prompts (default: torch's own)",
+    )
     kv_bytes: int | None = option(
         None,
         "memory for sessions (default: a share of what is free)",

@@ -48,7 +48,7 @@ class DistillOptions:
     minutes: float = option(60.0, "(default: 60)", "M", read=Number(float, 0.01, 100_000, "minutes"))
     gpu: int | None = option(None, "on CUDA device N", "N", read=GPU)
     device: str | None = option(None, "cpu, or cuda:N (another way to say --gpu N)", "DEVICE")
-    dtype: str = option("int8", "of the weights written", choices=("int8", "bfloat16"))
+    dtype: str = option("int8", "of the weights written", choices=("int8", "q4_1", "bfloat16"))
 
 
 def add(parser: Parser) -> None:

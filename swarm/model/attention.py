@@ -24,9 +24,11 @@ from swarm.model.inorder import AttentionCall, Sight, attend_in_order, attend_la
 from swarm.model.kvcache import SessionKV
 from swarm.model.latent import Latent, latent_of
 from swarm.model.linear.paths import Paths
-from swarm.model.masks import AttentionChunk, Seen, Span, register_trial, within
+from swarm.model.masks import AttentionChunk, Beside, Seen, Span, note_positions, register_trial, visible_slots
 from swarm.model.quant.native import Library
 from swarm.model.rows import Rows
+from swarm.model.tiles.kernels import RowTiles, Seeing
+from swarm.model.tiles.sight import DeviceSight, sight_of
 from swarm.model.warmth import Warmth
 
 if TYPE_CHECKING:
@@ -110,6 +112,14 @@ class JobPlan:
             self.masks[key] = self._make_mask(span, groups)
         return self.masks[key]
 
+    def sight(self) -> DeviceSight:
+        """Raises ModelError for rows that see no path."""
+        return self._sight
+
+    @functools.cached_property
+    def _sight(self) -> DeviceSight:
+        return sight_of(self.rows, self.kv.position, self.device)
+
     @functools.cached_property
     def by_place(self) -> torch.Tensor | None:
         """int64 [high - low]: which of the slots in sight come in the order of their positions, counted from `low`;
@@ -133,24 +143,6 @@ class JobPlan:
         return mask.masked_fill_(hidden, float("-inf")).repeat(groups, 1)
 
 
-def note_positions(rows: Rows, kv: SessionKV) -> None:
-    """Remember the positions of the scratch slots that these rows write."""
-    drafted = rows.slot < kv.layout.scratch
-    kv.position[rows.slot[drafted]] = rows.position[drafted]
-
-
-def visible_slots(rows: Rows, kv: SessionKV, span: Span, low: int, high: int) -> NDArray[np.bool_]:
-    """[n, high - low]: may row i see slot low + j? Only as far back as `span`."""
-    scratch = kv.layout.scratch
-    drafts = np.unpackbits(rows.ancestors, axis=1, bitorder="little").view(np.bool_)[:, low:scratch]
-    committed = np.arange(high - scratch)
-    seen = np.concatenate([drafts, committed < rows.prefix[:, None]], axis=1)
-    if span is not None:
-        place = np.concatenate([kv.position[low:scratch], committed]).astype(np.int32)
-        seen &= within(span, rows.position[:, None].astype(np.int32), place)
-    return seen
-
-
 @dataclass
 class Call:
     """One call of the attention function, as the trial forward at loading saw it. span: what the model's own mask
@@ -167,15 +159,6 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What the rows of one job see beside their slots: entries [m, dim], keys and values at once, those that a row sees
-    in the order of the text, and bool [n, m]."""
-
-    entries: torch.Tensor
-    seen: torch.Tensor
-
-
-@dataclass(frozen=True)
 class Early:
     """What a layer gives (`rows`), computed before it was asked with these rows and angles."""
 
@@ -187,11 +170,11 @@ class Early:
 class Attending:
     """What the attention modules of one block share: the jobs of the forward under way (one thread computes),
     their positions (int64 [T], on the device), how far back the rows of each layer see, and which layers read the
-    entries of another one. lib: the kernels that attend in the order of positions; None: torch's attention, whose sums
-    depend on a row's company."""
+    entries of another one. lib: the kernels that attend in the order of positions, on a GPU `tiles`; without either
+    torch's attention, whose sums depend on a row's company."""
 
-    def __init__(self, lib: Library | None = None) -> None:
-        self.lib = lib
+    def __init__(self, lib: Library | None = None, tiles: RowTiles | None = None) -> None:
+        self.lib, self.tiles = lib, tiles
         # Views of a block share this; a drafter of each run and a stage may forward at the same time.
         self.lock = threading.RLock()
         self.spans: dict[int, Span] = {}
@@ -275,6 +258,13 @@ class Attending:
         found = [(job.order, job.start) for job in self.jobs if isinstance(job, JobPlan) and job.order is not None]
         return (self.lib, found) if self.lib is not None and len(found) == len(self.jobs) else None
 
+    def seeing(self) -> tuple[RowTiles, list[Seeing]] | None:
+        """The same of a GPU's kernels; None too for a drafter's loop, whose rows need not be exact."""
+        if self.tiles is None:
+            return None
+        found: list[Seeing] = [job for job in self.jobs if isinstance(job, Seeing)]
+        return (self.tiles, found) if len(found) == len(self.jobs) else None
+
 
 def register_attention() -> None:
     """Tell transformers of the function; needed before a block is built, harmless when repeated."""
@@ -331,6 +321,10 @@ def attend(
             ordered = ordered if indices is None else indices.looking(ordered)
             asked = AttentionCall(query, entry, None, layer, heads, scale, span, sinks=s_aux)
             return attend_latent_in_order(lib, ordered, asked, latent.in_order), None
+        if (seeing := state.seeing()) and indices is None and seeing[0].fits(query, entry):
+            asked = AttentionCall(query, entry, None, layer, heads, scale, span, sinks=s_aux)
+            up = latent.up.weight.view(latent.heads, -1, latent.rank)
+            return seeing[0].attend_latent(seeing[1], asked, up, latent.nope), None
         masks = [job.mask(span, 1) for job in state.jobs] if indices is None else indices.masks
         with state.by_slot():
             parts = [
@@ -359,6 +353,10 @@ def attend(
             for head in range(key.shape[1])
         ]
         return torch.cat(parts, 2), None
+    if (seeing := state.seeing()) and block_indices is None and seeing[0].fits(query, key):
+        new_key, new_value = (key, value) if source == layer else (None, None)
+        asked = AttentionCall(query, new_key, new_value, source, heads, scale, span, softcap, s_aux)
+        return seeing[0].attend(seeing[1], asked), None
     if source == layer:
         for job in state.jobs:
             _write(job, layer, heads, key, value)

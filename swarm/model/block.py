@@ -23,7 +23,7 @@ from swarm.model.attention import JobPlan, Plan
 from swarm.model.blocked import BlockedLinear, block_linears, can_block
 from swarm.model.dtype import dtype_name
 from swarm.model.edges import entering, open_edges
-from swarm.model.exact import InOrder, stands_against, weights_of, writes_products
+from swarm.model.exact import InOrder, stands_against, stands_against_on_device, weights_of, writes_products
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.fused import settle
 from swarm.model.gpu import Clock, EventClock, Gpu, WallClock, entered, gpu_of
@@ -38,6 +38,8 @@ from swarm.model.quant.modules import PackedLinear
 from swarm.model.quant.native import library
 from swarm.model.quant.sliced import Places
 from swarm.model.rows import Rows
+from swarm.model.tiles.kernels import RowTiles, tiles_of
+from swarm.model.tiles.watch import InTiles
 from swarm.model.weights_as import PACKED
 
 _FEW_SEEN = 128 * 2048
@@ -74,7 +76,7 @@ class Block:
         self.loaded, self._model, self._attending = loaded, loaded.model, loaded.attending
         self._edges = loaded.edges
         self.why_not_exact: str | None = "its rows were not looked at"
-        self._order: InOrder | None = None
+        self._order: InOrder | InTiles | None = None
         self.ties, self.by_token = shape.ties, shape.ties.by_token
         self._picks_rows = "logits_to_keep" in inspect.signature(type(loaded.model).forward).parameters
 
@@ -221,7 +223,7 @@ class Block:
         inputs: token ids int64 [T] at the head, else hidden rows [T, hidden_size]; positions int64 [T]; the plans
         cover the T rows. Returns hidden rows [T, hidden_size], at the tail float32 logits [T, vocab_size] of all rows.
         """
-        with self._attending.lock:
+        with self._attending.lock, self._order if isinstance(self._order, InTiles) else contextlib.nullcontext():
             self._attending.jobs, self._attending.position = plans, positions
             self._attending.begin(range(self.first, self.last))
             try:
@@ -337,6 +339,8 @@ def load_block(
     weights: str = "expanded",
     exact: bool = True,
     places: Places | None = None,
+    tiles: RowTiles | None = None,
+    exact_on_gpu: bool = False,
 ) -> Block:
     """Layers [first, last) of a model, ready to compute. Reads only their tensors; reports "load" in layers.
 
@@ -346,26 +350,44 @@ def load_block(
     blocked: on a CPU, keep matrices in the order that its kernels read fastest; without it they are plain parameters.
 
     exact: on a CPU, with blocked, compute rows in kernels that give the same bits whatever the row's company
-    (`Block.why_not_exact` says where that is not so); without it by torch's.
+    (`Block.why_not_exact` says where that is not so); without it by torch's. exact_on_gpu: the same on a GPU, where
+    that is only done when it is asked for: no card has shown yet what it costs. tiles: a GPU's such kernels, in the
+    place of those that `device` has.
 
     places: devices, `device` first, and the share that each takes of every matrix of a layer (quant/sliced.py).
 
     Raises ModelError for a range outside the model, an architecture that does not fit (by name), and tensors that are
     missing, of another shape than the config says, or not finite (by name).
     """
-    lib = library() if exact and blocked and device.type == "cpu" else None
-    loaded = load_layers(checkpoint, first, last, device, dtype, report, weights=weights, lib=lib, places=places)
-    if blocked and lib is None and can_block(device, dtype):
+    lib = library() if exact and blocked and device.type == "cpu" and tiles is None else None
+    card = tiles or (_card(device, dtype, exact and exact_on_gpu, places) if device.type != "cpu" else None)
+    tiles = card if isinstance(card, RowTiles) else None
+    loaded = load_layers(
+        checkpoint, first, last, device, dtype, report, weights=weights, lib=lib, places=places, tiles=tiles
+    )
+    if blocked and lib is None and tiles is None and can_block(device, dtype):
         block_linears(loaded.model)
     block = Block(loaded, device, dtype)
-    block._order = None if lib is None else InOrder(lib, weights_of(loaded.model), loaded.attending)
+    watch = None if tiles is None else InTiles(tiles, loaded.attending)
+    block._order = watch if lib is None else InOrder(lib, weights_of(loaded.model), loaded.attending)
     settle(layer_list(loaded.model, type(loaded.model).__name__)[1], lambda place: one_layer(block, first + place))
     equal = check_cut(block, type(loaded.model).__name__, loaded.positions)
     alone = singles(block.parts(), block.kinds(), block.head, block.tail)
-    block.why_not_exact = stands_against(block, lib, alone) or (None if equal else "a cut between layers changes rows")
-    if block._order is not None and not block._order.changed and not writes_products(loaded.model):
+    if watch is not None:
+        against = stands_against_on_device(block, watch, alone)
+    else:
+        against = card if isinstance(card, str) else stands_against(block, lib, alone)
+    block.why_not_exact = against or (None if equal else "a cut between layers changes rows")
+    if isinstance(block._order, InOrder) and not block._order.changed and not writes_products(loaded.model):
         block._order = None  # it costs some microseconds for every call of torch, and there is nothing to do for it
     return block
+
+
+def _card(device: torch.device, dtype: torch.dtype, exact: bool, places: Places | None) -> RowTiles | str:
+    """The kernels of a GPU, or why there are none."""
+    if not exact:
+        return "products and attention on a GPU follow the number of rows (--exact-on-gpu: by kernels that do not)"
+    return tiles_of(device, dtype) if places is None else "a block on several devices"
 
 
 def _twin(model: nn.Module) -> nn.Module:

@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from swarm.base.errors import ModelError
-from swarm.model.attention import Attending, Beside, JobPlan
+from swarm.model.attention import Attending, JobPlan
 from swarm.model.earliest import earliest
 from swarm.model.linear.mixers import StateCall
 from swarm.model.linear.pooled import Pool, Pooled, run_pool
 from swarm.model.linear.shapes import PoolShape
+from swarm.model.masks import Beside
 
 _NAMES = {"DeepseekV4HCACompressor": False, "DeepseekV4CSACompressor": True}
 """Classes, and whether their windows overlap and an index picks."""

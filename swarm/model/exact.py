@@ -29,6 +29,7 @@ from swarm.model.kvcache import KVPool
 from swarm.model.pairs import OVER_SLOTS, PRODUCTS, in_vectors
 from swarm.model.quant.native import Library
 from swarm.model.rows import Layout, Rows, no_commits
+from swarm.model.tiles.watch import InTiles
 
 _ADD_UP = frozenset(
     "linear matmul __matmul__ __rmatmul__ mm bmm mv addmm addbmm baddbmm einsum tensordot dot vdot inner "
@@ -46,7 +47,9 @@ _COMPANY = 21
 """Rows of the forward that is compared with rows alone: more than any kernel takes at a time, and no round number."""
 _WANTED = 7
 """At the tail logits of each so many'th row are compared: the head is a product like others, but a large one."""
-_LAYOUT = Layout(scratch=32, context=32)
+_COMPANY_ON_DEVICE = 85
+"""The same on a GPU, where more than 64 rows go another way through packed matrices."""
+_LAYOUT = Layout(scratch=32, context=96)
 
 
 def is_row_invariant(block: object) -> bool:
@@ -161,39 +164,51 @@ def _of_one(name: str, args: Sequence[Any]) -> bool:
 
 
 def stands_against(block: Cuttable, lib: Library | None, spans: Iterable[tuple[int, int]]) -> str | None:
-    """Looks at these ranges of a block: None, or what keeps its rows from being invariant."""
-    if block.device.type != "cpu":
-        return "products and attention on a GPU follow the number of rows"
+    """Looks at these ranges of a block on a CPU: None, or what keeps its rows from being invariant."""
     if lib is None:
         return "no compiled kernels, or they were not asked for"
     for first, last in spans:
         part = block.view(first, last)
         with InOrder(lib) as watch:
             differs = first_difference(part)
-        if watch.found:
-            return f"layers {first} to {last - 1} multiply by torch's {watch.found[0]}"
-        if differs is not None:
-            return f"row {differs} of layers {first} to {last - 1} changes with its company"
+        if (why := _told(first, last, watch.found, differs)) is not None:
+            return why
     return None
 
 
+def stands_against_on_device(block: Cuttable, watch: InTiles, spans: Iterable[tuple[int, int]]) -> str | None:
+    """The same of a block on a GPU, whose forwards enter `watch`."""
+    for first, last in spans:
+        watch.found.clear()
+        differs = first_difference(block.view(first, last), _COMPANY_ON_DEVICE)
+        if (why := _told(first, last, watch.found, differs)) is not None:
+            return why
+    return None
+
+
+def _told(first: int, last: int, found: Sequence[str], differs: int | None) -> str | None:
+    if found:
+        return f"layers {first} to {last - 1} add up by torch's {found[0]}"
+    return None if differs is None else f"row {differs} of layers {first} to {last - 1} changes with its company"
+
+
 @torch.inference_mode()
-def first_difference(block: Cuttable) -> int | None:
-    """The first of some random rows whose bits change with their company; None if none does: a prompt at once, against
-    a row alone, some rows beside those of another session, and the rest as drafts among others that leave the text."""
+def first_difference(block: Cuttable, company: int = _COMPANY) -> int | None:
+    """The first of some random rows whose bits change with their company; None if none does: a prompt at once, of
+    `company` rows, against a row alone, some rows beside those of another session, and more as drafts among others that
+    leave the text."""
     source = torch.Generator().manual_seed(block.first)
-    given = torch.randn(_COMPANY, block.hidden_size, generator=source).to(block.device, block.dtype)
+    given = torch.randn(company, block.hidden_size, generator=source).to(block.device, block.dtype)
     other = torch.randn(_COMPANY, block.hidden_size, generator=source).to(block.device, block.dtype)
     pool = KVPool(block, 1 << 62)
     kvs = [pool.open(_LAYOUT, block.first, block.last) for _ in range(3)]
     try:
-        once = block.forward([_job(block, kvs[0], 0, _COMPANY, given)])[0]
+        once = block.forward([_job(block, kvs[0], 0, company, given)])[0]
         parts = [block.forward([_job(block, kvs[1], 0, 1, given)])[0]]
-        company = block.forward([_job(block, kvs[2], 0, 8, other), _job(block, kvs[1], 1, 8, given)])
-        parts.append(company[1])
-        drafts = block.forward([_tree(block, kvs[1], 8, given, other)])[0]
+        parts.append(block.forward([_job(block, kvs[2], 0, 8, other), _job(block, kvs[1], 1, 8, given)])[1])
+        drafts = block.forward([_tree(block, kvs[1], 8, given[:_COMPANY], other)])[0]
         parts.append(drafts if block.tail else drafts[::2])
-        apart = (once != torch.cat(parts)).flatten(1).any(1)
+        apart = (once[: sum(map(len, parts))] != torch.cat(parts)).flatten(1).any(1)
         return int(apart.nonzero()[0]) * (_WANTED if block.tail else 1) if bool(apart.any()) else None
     finally:
         for kv in kvs:

@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from swarm.base.events import Notice, Report, silent
-from swarm.model.attention import note_positions
 from swarm.model.block import Block, Job
 from swarm.model.capturing import CaptureTrust, can_capture
 from swarm.model.gpu import Graph, GraphPool, entered, first_line, out_of_memory
 from swarm.model.kvcache import Seat, SessionKV
-from swarm.model.masks import Span, within
+from swarm.model.masks import Span, note_positions, within
 from swarm.model.rows import MAX_SCRATCH, Rows, no_commits
+from swarm.model.tiles.sight import DeviceSight, check_paths
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 LEAST_KEYS = 256
@@ -118,6 +118,13 @@ class FramePlan:
             zero = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
             self._made[span, groups] = zero.masked_fill_(~seen, float("-inf")).repeat(groups, 1)
         return self._made[span, groups]
+
+    def sight(self) -> DeviceSight:
+        """What the rows see, as it lies in the frame."""
+        bits = self.frame[4 * self.rows + 1 + MAX_SCRATCH :].view(torch.uint8).view(self.rows, _BITS)
+        place = self.frame[4 * self.rows + 1 :][:MAX_SCRATCH]
+        scratch = self.frame[4 * self.rows : 4 * self.rows + 1]
+        return DeviceSight(self._part(1), self._part(2), scratch, place, bits, MAX_SCRATCH)
 
     def _visible(self) -> torch.Tensor:
         """bool [rows, high]: what the rows see, however far back."""
@@ -219,10 +226,12 @@ class Graphs:
 
 
 class GraphedBlock(Block):
-    """A block whose small single-session forwards are graphs; same results up to rounding."""
+    """A block whose small single-session forwards are graphs: the same bits where its rows are exact, else the same
+    results up to rounding."""
 
     def __init__(self, block: Block, graphs: Graphs) -> None:
         super().__init__(block.loaded, block.device, block.dtype, graphs.pool.gpu)
+        self.why_not_exact, self._order = block.why_not_exact, block._order
         self._graphs = graphs
         self._views: OrderedDict[tuple[int, int], GraphedBlock] = OrderedDict()
 
@@ -295,6 +304,8 @@ class GraphedBlock(Block):
         assert plan is not None and self.gpu is not None
         plan.kv = job.kv
         note_positions(job.rows, job.kv)
+        if self._attending.tiles is not None:
+            check_paths(job.rows, job.kv.position)
         self._send(plan.describe(job.rows, job.kv), plan.frame)
         if shape.hidden is None:
             return

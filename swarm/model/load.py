@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swarm.base.errors import ModelError, SwarmError
 from swarm.base.events import Progress, Report
@@ -22,6 +21,7 @@ from swarm.model.attention import Attending, Call
 from swarm.model.blocked import give_back
 from swarm.model.compressed import take_compressors
 from swarm.model.edges import Edges, open_edges
+from swarm.model.files.causal import causal_class
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.ties import Ties
@@ -43,6 +43,7 @@ from swarm.model.quant.sliced import Places, slice_layers
 from swarm.model.rope import settle_rope
 from swarm.model.shared import hang_in, let_go, looks_back, untie
 from swarm.model.state import ModelState, read_state, unconsumed
+from swarm.model.tiles.kernels import RowTiles
 from swarm.model.warmth import settle_warmth
 
 PIECE_BYTES = 2 << 30
@@ -75,8 +76,10 @@ def load_layers(
     weights: str = "expanded",
     lib: Library | None = None,
     places: Places | None = None,
+    tiles: RowTiles | None = None,
 ) -> Loaded:
-    """What `block.load_block` builds on; see there. lib: kernels whose rows do not depend on each other, to be used. A
+    """What `block.load_block` builds on; see there. lib, on a GPU tiles: kernels whose rows do not depend on each
+    other, to be used. A
     large range is loaded in pieces of about `piece_bytes` that go to the device one by one: while experts are joined a
     piece is in memory twice."""
     manifest = checkpoint.manifest
@@ -97,7 +100,7 @@ def load_layers(
             _cut_over(piece, places, kind.__name__, lib)
         piece = piece.to(device)
         if device.type != "cpu":
-            take_to(piece, device)
+            take_to(piece, device, tiles is not None)
         models.append(piece)
         done += b - a
     model = join(models, shape, checkpoint.config)
@@ -110,13 +113,14 @@ def load_layers(
     if lib is not None:
         pack_linears(model, lib)
         give_back()
+    if lib is not None or tiles is not None:
         # One expert after the other, each row's shares added in the order of their numbers.
         for module in model.modules():
             settings: Any = getattr(module, "config", None)
             if isinstance(settings, transformers.PreTrainedConfig):
                 settings._experts_implementation = "eager"
         _round_rows(layer_list(model, kind.__name__)[1], dtype)
-    attending = Attending(lib)
+    attending = Attending(lib, tiles)
     attending.reads = shape.ties.reads
     for number, layer in enumerate(layer_list(model, kind.__name__)[1], first):
         for module in layer.modules():
@@ -227,7 +231,7 @@ def _load_piece(
 
 def model_class(config: Any, model: str) -> type[Any]:
     """The causal language model class of a config. Raises ModelError when there is none or it cannot be cut."""
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) or _of_text(type(config))
+    kind = causal_class(type(config))
     if kind is None:
         told = nearest(type(config).__name__).told
         raise ModelError(
@@ -246,13 +250,6 @@ def _tied(kind: type[Any]) -> dict[str, str]:
     """Names of tensors that a class shares with others, as it states them."""
     stated = getattr(kind, "_tied_weights_keys", None)
     return dict(stated) if isinstance(stated, dict) else {}
-
-
-def _of_text(config: type[Any]) -> type[Any] | None:
-    """The class that a text half's config belongs to, where transformers knows it by the whole's only (Emu3)."""
-    whole = [one for one in MODEL_FOR_CAUSAL_LM_MAPPING if config in getattr(one, "sub_configs", {}).values()]
-    kinds = [MODEL_FOR_CAUSAL_LM_MAPPING[one] for one in whole]
-    return next((kind for kind in kinds if getattr(kind, "config_class", None) is config), None)
 
 
 def _check_recurrent(outline: nn.Module, config: Any, ties: Ties, name: str) -> None:

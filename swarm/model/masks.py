@@ -10,9 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from swarm.model.rows import Rows
+
+if TYPE_CHECKING:
+    from swarm.model.kvcache import SessionKV
 
 TRIAL = "swarm_slots_trial"
 """What configs call this attention while a model is tried."""
@@ -41,6 +48,33 @@ def within(span: int | AttentionChunk, position: Any, place: Any) -> Any:
     if isinstance(span, AttentionChunk):
         return place >= position // span.size * span.size
     return position - place < span
+
+
+def note_positions(rows: Rows, kv: SessionKV) -> None:
+    """Remember the positions of the scratch slots that these rows write."""
+    drafted = rows.slot < kv.layout.scratch
+    kv.position[rows.slot[drafted]] = rows.position[drafted]
+
+
+def visible_slots(rows: Rows, kv: SessionKV, span: Span, low: int, high: int) -> NDArray[np.bool_]:
+    """[n, high - low]: may row i see slot low + j? Only as far back as `span`."""
+    scratch = kv.layout.scratch
+    drafts = np.unpackbits(rows.ancestors, axis=1, bitorder="little").view(np.bool_)[:, low:scratch]
+    committed = np.arange(high - scratch)
+    seen = np.concatenate([drafts, committed < rows.prefix[:, None]], axis=1)
+    if span is not None:
+        place = np.concatenate([kv.position[low:scratch], committed]).astype(np.int32)
+        seen &= within(span, rows.position[:, None].astype(np.int32), place)
+    return seen
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the rows of one job see beside their slots: entries [m, dim], keys and values at once, those that a row sees
+    in the order of the text, and bool [n, m]."""
+
+    entries: torch.Tensor
+    seen: torch.Tensor
 
 
 @dataclass(frozen=True)

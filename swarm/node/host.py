@@ -295,7 +295,9 @@ class Host:
         weights = self._ways(checkpoint, first, last, device)
 
         def load(source: Checkpoint, a: int, b: int, report: Report) -> Block:
-            return graphed(load_block(source, a, b, device, self.dtype, report, weights=weights), report)
+            exact = self.config.exact_on_gpu
+            block = load_block(source, a, b, device, self.dtype, report, weights=weights, exact_on_gpu=exact)
+            return graphed(block, report)
 
         block = load(checkpoint, first, last, self.report)
         kernels = self._fingerprint(checkpoint, device, lambda source, a, b: load(source, a, b, silent))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,19 +207,41 @@ def test_training_brings_the_student_closer_and_leaves_the_target_alone(model: L
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
 
 
-def test_a_trainer_goes_on_from_disk_as_if_never_stopped(model: LlamaForCausalLM, tmp_path: Path) -> None:
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_a_trainer_goes_on_from_disk_as_if_never_stopped(
+    model: LlamaForCausalLM, tmp_path: Path, four_bits: bool
+) -> None:
     samples = play(model, scripts(8, greedy=False), END, 10, 1)
     feed = list(batches(samples, 60, random.Random(0)))[:2]
-    through, stopped = Trainer(fresh(model, samples)), Trainer(fresh(model, samples))
+    through, stopped = (Trainer(fresh(model, samples), four_bits=four_bits) for _ in range(2))
     for trainer in (through, stopped):
         trainer.step(feed[0], 0.1)
     save_state(tmp_path / "s.safetensors", stopped)
-    resumed = Trainer(fresh(model, samples))
+    resumed = Trainer(fresh(model, samples), four_bits=four_bits)
     load_state(tmp_path / "s.safetensors", resumed)
     assert (resumed.steps, resumed.positions) == (through.steps, through.positions)
     assert resumed.step(feed[1], 0.2) == through.step(feed[1], 0.2)
     for (name, a), (_, b) in zip(through.student.trained(), resumed.student.trained(), strict=True):
         assert torch.allclose(a, b, atol=1e-7), name
+
+
+def test_training_in_four_bits_moves_weights_from_place_to_place(model: LlamaForCausalLM) -> None:
+    samples = play(model, scripts(24, greedy=True), END, 24, 1)
+    student = fresh(model, samples)
+    before = evaluate(student, samples)["all"]
+    trainer, feed = Trainer(student, 3e-3, 5, four_bits=True), endless(lambda: [samples], 400, random.Random(0))
+    first = {name: grid.codes(dict(student.trained())[name].data) for name, grid in trainer.grids.items()}
+    losses = [trainer.step(next(feed), i / 60) for i in range(60)]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert evaluate(student, samples)["all"].first > before.first + 0.1
+    weights = dict(student.trained())
+    for name, grid in trainer.grids.items():
+        assert torch.equal(grid.nearest(weights[name].data), weights[name].data), name
+    moved = [
+        float((grid.codes(weights[name].data) != first[name]).float().mean()) for name, grid in trainer.grids.items()
+    ]
+    assert 0.01 < sum(moved) / len(moved)
+    assert all("down_proj" not in name for name in trainer.grids) and trainer.grids  # 48 columns there
 
 
 # The whole way
@@ -246,14 +269,16 @@ def make(folder: Path, target: Checkpoint, out: Path, settings: DistillSettings,
     return Distiller(target, tiny_tokenizer(), END, out, settings, CPU, events.append, Clock())
 
 
+@pytest.mark.parametrize("dtype", ["int8", "q4_1"])
 def test_a_made_drafter_loads_and_ranks_as_its_stored_weights_do(
-    folder: Path, target: Checkpoint, tmp_path: Path
+    folder: Path, target: Checkpoint, tmp_path: Path, dtype: str
 ) -> None:
     events: list[Event] = []
-    scores = make(folder, target, tmp_path / "d", SMALL, events).run("a test")
-    assert set(scores) == {"float32", "int8"} and scores["int8"]["all"].positions > 0
+    scores = make(folder, target, tmp_path / "d", replace(SMALL, dtype=dtype), events).run("a test")
+    assert set(scores) == ({"float32", "int8"} if dtype == "int8" else {"q4_1"})
+    assert scores[dtype]["all"].positions > 0
     card = (tmp_path / "d" / "README.md").read_text()
-    assert "a test" in card and f"{scores['int8']['all'].first:.3f}" in card
+    assert "a test" in card and f"{scores[dtype]['all'].first:.3f}" in card
     store = ModelStore(folder / "store")
     drafter = load_drafter(str(tmp_path / "d"), target, tiny_tokenizer(), store, CPU, dtype=torch.float32)
     assert drafter is not None and drafter.block.n_layers == 3 and drafter.block.vocab_size == 200

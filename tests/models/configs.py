@@ -6,10 +6,13 @@ What a family needs beyond that (windows, multipliers, experts) stands in `SPECI
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+from swarm.model.files.causal import causal_class
 
 LAYERS = 6
 VOCAB = 97
@@ -47,6 +50,12 @@ DELTA = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"] * (LAYERS // 3),
 }  # fmt: skip
 
+GROWING = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 32.0, "original_max_position_embeddings": 8, "beta_fast": 32.0,
+    "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+"""Rotation of models whose queries grow with their position, within the sweep's short texts."""
+
 TEXT = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCAB, "max_position_embeddings": CONTEXT,
@@ -68,6 +77,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "hyperclovax": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
     "mistral": {"sliding_window": 7},
     "mixtral": {"sliding_window": 7},
+    "ministral3": {"rope_parameters": GROWING},
+    "mistral4": {"rope_parameters": GROWING},
     "llama4_text": {
         "attention_chunk_size": 6,
         "floor_scale": 4,
@@ -325,20 +336,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def all_types() -> list[str]:
-    """Model types of the causal mapping, sorted."""
-    return sorted(kind for kind, config in CONFIG_MAPPING.items() if config in MODEL_FOR_CAUSAL_LM_MAPPING)
+    """Model types of the causal mapping, and those beside it that have a class of their own, sorted."""
+    whole = {kind: config for kind, config in CONFIG_MAPPING.items() if not getattr(config, "base_config_key", "")}
+    beside = {kind for kind, config in whole.items() if causal_class(config) is not None}
+    return sorted({kind for kind, config in CONFIG_MAPPING.items() if config in MODEL_FOR_CAUSAL_LM_MAPPING} | beside)
 
 
 def class_name(case: str) -> str:
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[VARIANTS.get(case, (case, {}))[0]]]
-    return str((found[0] if isinstance(found, tuple) else found).__name__)
+    found = causal_class(CONFIG_MAPPING[VARIANTS.get(case, (case, {}))[0]])
+    assert found is not None
+    return found.__name__
 
 
 def tiny_config(case: str) -> Any:
     """The tiny config of a model type or a variant. Raises whatever its class raises when the rule does not fit it."""
     kind, more = VARIANTS.get(case, (case, {}))
     cls = CONFIG_MAPPING[kind]
-    return cls(**{**_by_rule(cls), **SPECIAL.get(kind, {}), **more})
+    return cls(**copy.deepcopy({**_by_rule(cls), **SPECIAL.get(kind, {}), **more}))  # configs write into what they get
 
 
 def _by_rule(cls: Any) -> dict[str, Any]:

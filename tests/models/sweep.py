@@ -27,7 +27,7 @@ from swarm.model.linear.shapes import ConvShape, PoolShape, RuleShape, ScanShape
 from swarm.model.rows import Commits, Layout, no_commits
 from tests.models.configs import LAYERS, VOCAB, class_name, tiny_config
 from tests.models.drafters import drafters
-from tests.swarm.model.tiny import CPU, Chain, certain, drafted, path_to
+from tests.swarm.model.tiny import CPU, Chain, certain, drafted, path_to, whole_model
 
 CUTS = ((0, LAYERS), (0, 2, LAYERS), (0, 1, 4, LAYERS))
 LAYOUT = Layout(scratch=32, context=64)
@@ -70,7 +70,7 @@ def sweep(case: str, folder: Path, dtype: torch.dtype = torch.float32) -> Found:
         try:
             config = tiny_config(case)
             with torch.device("meta"):
-                size = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_config(config).parameters())
+                size = sum(p.numel() for p in whole_model(config).parameters())
             if size > MOST_WEIGHTS:
                 return Found(case, name, UNBUILT, f"its smallest config by rule has {size >> 20} million weights")
             model = _random_model(config)
@@ -235,7 +235,7 @@ def _last(rows: Any) -> Any:
 def _random_model(config: Any) -> Any:
     """Weights that all matter and stay of one size from layer to layer."""
     torch.manual_seed(3)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = whole_model(config, dtype=torch.float32).eval()
     for name, weight in model.named_parameters():
         noise = torch.randn_like(weight)
         weight.data = weight.data + 0.1 * noise if weight.dim() == 1 or "norm" in name else noise * 0.2

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +24,7 @@ from tests.models.configs import VARIANTS, all_types, tiny_config
 from tests.models.sweep import MOST_WEIGHTS, _quiet, _random_model
 from tests.swarm.model.exact_rows import loaded, random_text, reference
 from tests.swarm.model.histories import live
-from tests.swarm.model.tiny import certain
+from tests.swarm.model.tiny import certain, whole_model
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no kernels were built: install with a C++ compiler")
 
@@ -58,7 +57,7 @@ def made(case: str, kind: str) -> Any:
         try:
             config = tiny_config(case)
             with torch.device("meta"):
-                size = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_config(config).parameters())
+                size = sum(p.numel() for p in whole_model(config).parameters())
             if size > MOST_WEIGHTS:
                 return "no tiny config by rule"
             model = _random_model(config)

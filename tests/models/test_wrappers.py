@@ -12,9 +12,10 @@ import transformers
 from swarm.base.errors import ModelError
 from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.files.wrappers import text_name
+from tests.models.configs import GROWING
 from tests.models.sweep import CUTS, Reference, _apart
 
-KINDS = ["gemma3", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "llava", "mllama"]
+KINDS = ["gemma3", "mistral3", "mistral4", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "llava", "mllama"]
 
 _TEXT: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
@@ -38,6 +39,13 @@ def _whole(kind: str) -> Any:
         return t.Gemma3ForConditionalGeneration(config)
     if kind == "mistral3":
         text = {**_TEXT, "head_dim": 8, "model_type": "mistral"}
+        vision = {**_SEEN, "image_size": 28, "patch_size": 14, "head_dim": 8, "model_type": "pixtral"}
+        config = t.Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
+        return t.Mistral3ForConditionalGeneration(config)
+    if kind == "mistral4":  # what Mistral Small 4 is published as
+        text = {**_TEXT, "num_key_value_heads": 4, "model_type": "mistral4", "moe_intermediate_size": 16}
+        text |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "rope_parameters": {**GROWING}}
+        text |= {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
         vision = {**_SEEN, "image_size": 28, "patch_size": 14, "head_dim": 8, "model_type": "pixtral"}
         config = t.Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
         return t.Mistral3ForConditionalGeneration(config)

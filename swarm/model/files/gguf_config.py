@@ -279,7 +279,7 @@ def _rope(keys: Keys, header: GGUFHeader, family: Family, config: dict[str, Any]
             "factor": factor,
             "original_max_position_embeddings": keys.number("rope.scaling.original_context_length"),
         }
-        if keys.family == "deepseek2":  # a tenth of what their softmax is scaled by
+        if keys.family in ("deepseek2", "mistral4"):  # a tenth of what their softmax is scaled by
             scale = keys.real("rope.scaling.yarn_log_multiplier", 0.0) / 0.1
             config["rope_scaling"] |= {"mscale": round(scale, 6), "mscale_all_dim": round(scale, 6)}
         if keys.family == "gpt-oss":  # trained with borders that are no whole dimensions, which no key says

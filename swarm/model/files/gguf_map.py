@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swarm.base.errors import ModelError
+from swarm.model.files.causal import causal_class
 from swarm.model.files.gguf_config import LONG, SHORT
 from swarm.model.files.gguf_file import READABLE, GGUFHeader, GGUFTensor
 from swarm.model.files.gguf_layout import transposed
@@ -119,7 +119,7 @@ def _model(header: GGUFHeader, config: Mapping[str, Any], where: str) -> tuple[N
     family = str(header.metadata["general.architecture"])
     whole = make_config(config, where)
     layers = int(whole.num_hidden_layers)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(whole)]
+    kind: Any = causal_class(type(whole))
     try:
         with torch.device("meta"):
             model = kind._from_config(whole)

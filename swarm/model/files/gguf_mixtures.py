@@ -100,13 +100,8 @@ def _grouped(keys: Keys, config: dict[str, Any], sigmoid: bool) -> None:
     config["topk_group"] = keys.number("expert_group_used_count", released[1]) or 1
 
 
-def _deepseek(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
-    """DeepSeek V2 and V3, and those that compute like the latter (R1, Kimi K2, GLM-4.7-Flash): shares by a sigmoid tell
-    them apart. Files say the widths of heads either as the latent's (newer) or as they are."""
-    sigmoid = any_layer(header, "exp_probs_b.bias") is not None
-    gating(keys, SIGMOID if sigmoid else SOFTMAX)
-    kind = ("deepseek_v3", "DeepseekV3ForCausalLM") if sigmoid else ("deepseek_v2", "DeepseekV2ForCausalLM")
-    config.update(model_type=kind[0], architectures=[kind[1]], hidden_act="silu", attention_bias=False)
+def _latent(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    """Widths of latent attention and of an expert. Raises KeyError, ValueError."""
     config.pop("head_dim")
     rope = keys.number("rope.dimension_count")
     key = keys.number("attention.key_length_mla", 0) or keys.number("attention.key_length")
@@ -118,11 +113,35 @@ def _deepseek(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
     config["kv_lora_rank"] = keys.number("attention.kv_lora_rank")
     config["q_lora_rank"] = keys.number("attention.q_lora_rank", 0) or None
     config["moe_intermediate_size"] = expert_width(keys, header)
+
+
+def _deepseek(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    """DeepSeek V2 and V3, and those that compute like the latter (R1, Kimi K2, GLM-4.7-Flash): shares by a sigmoid tell
+    them apart. Files say the widths of heads either as the latent's (newer) or as they are."""
+    sigmoid = any_layer(header, "exp_probs_b.bias") is not None
+    gating(keys, SIGMOID if sigmoid else SOFTMAX)
+    kind = ("deepseek_v3", "DeepseekV3ForCausalLM") if sigmoid else ("deepseek_v2", "DeepseekV2ForCausalLM")
+    config.update(model_type=kind[0], architectures=[kind[1]], hidden_act="silu", attention_bias=False)
+    _latent(keys, header, config)
     _grouped(keys, config, sigmoid)
     if not sigmoid:
         if config["norm_topk_prob"]:
             raise ValueError(f"{keys.family}.expert_weights_norm is True where shares are by a softmax, expected False")
         config["topk_method"] = "group_limited_greedy" if config["n_group"] > 1 else "greedy"
+
+
+def _mistral4(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
+    """Text halves of Mistral Small 4. Queries grow with their position where the file says so, as llama.cpp has it: a
+    converter that leaves the key out leaves them as they are, which within the first length (8192) is no difference."""
+    config.update(hidden_act="silu", attention_bias=False)
+    gating(keys, SOFTMAX)
+    _latent(keys, header, config)
+    _grouped(keys, config, False)
+    beta = keys.real("attention.temperature_scale", 0.0)
+    if (rope := config.get("rope_scaling") or {}).get("rope_type") != "yarn":
+        raise ValueError("mistral4 without yarn")
+    width = config["qk_rope_head_dim"] + config["qk_nope_head_dim"]
+    rope |= {"llama_4_scaling_beta": beta, "partial_rotary_factor": config["qk_rope_head_dim"] / width}
 
 
 def _glm4_moe(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
@@ -233,6 +252,7 @@ def _llama4(keys: Keys, header: GGUFHeader, config: dict[str, Any]) -> None:
 MIXTURES: Mapping[str, Family] = {
     "gpt-oss": Family("gpt_oss", "GptOssForCausalLM", _gpt_oss),
     "deepseek2": Family("deepseek_v3", "DeepseekV3ForCausalLM", _deepseek, widths=True, further=True),
+    "mistral4": Family("mistral4", "Mistral4ForCausalLM", _mistral4, widths=True),
     "glm4moe": Family("glm4_moe", "Glm4MoeForCausalLM", _glm4_moe, partial_rotary=True, further=True),
     "llama4": Family("llama4_text", "Llama4ForCausalLM", _llama4),
     "olmoe": Family("olmoe", "OlmoeForCausalLM", _olmoe),

@@ -53,6 +53,10 @@ _SHARED = (
     ),
     (r"\.shared_mlp\.output_linear\.weight$", ("blk.{n}.ffn_down_shexp.weight", "blk.{n}.ffn_down.weight")),
 )
+_LATENT = (
+    r"\.kv_b_proj\.weight$",
+    ("blk.{n}.attn_kv_b.weight", "k_b=blk.{n}.attn_k_b.weight v_b=blk.{n}.attn_v_b.weight"),
+)
 _LAST_NORM = (r"^model\.embedding_norm\.weight$", ("token_embd_norm.weight", "output_norm.weight"))
 
 _OWN: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
@@ -63,14 +67,10 @@ _OWN: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
             r"\.post_attention_layernorm\.weight$", ("blk.{n}.post_attention_norm.weight", "blk.{n}.ffn_norm.weight"),
         ),
     ),
-    "deepseek2": (
-        (
-            r"\.kv_b_proj\.weight$",
-            ("blk.{n}.attn_kv_b.weight", "k_b=blk.{n}.attn_k_b.weight v_b=blk.{n}.attn_v_b.weight"),
-        ),
-    ),
+    "deepseek2": (_LATENT,),
     "granitemoe": _SHARED,
     "granitehybrid": _SHARED,
+    "mistral4": (_LATENT,),
     "lfm2": (_LAST_NORM,),
     "lfm2moe": (_LAST_NORM,),
     "qwen3next": (

@@ -75,7 +75,11 @@ class Operator:
             paths = _paths(job)
             rows = query[one], key[one], value[one], decay[one], given
             store, lib = job.kv.rule(self.layer), self.attending.lib
-            parts.append(run_rule(store, paths, *rows) if lib is None else run_rule_in_order(lib, store, paths, *rows))
+            if lib is not None:
+                parts.append(run_rule_in_order(lib, store, paths, *rows))
+                continue
+            with self.attending.by_slot():
+                parts.append(run_rule(store, paths, *rows))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def scan(
@@ -89,7 +93,11 @@ class Operator:
             one = slice(job.start, job.stop)
             rows = steps[one], updates[one], decay, given[one], wanted[one]
             store, lib, paths = job.kv.scan(self.layer), self.attending.lib, _paths(job)
-            parts.append(run_scan(store, paths, *rows) if lib is None else run_scan_in_order(lib, store, paths, *rows))
+            if lib is not None:
+                parts.append(run_scan_in_order(lib, store, paths, *rows))
+                continue
+            with self.attending.by_slot():
+                parts.append(run_scan(store, paths, *rows))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _tried(self, shape: StateShape) -> bool:

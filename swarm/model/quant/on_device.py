@@ -34,13 +34,15 @@ SCRATCH_NUMBERS = 16 << 20
 @dataclass(frozen=True, eq=False)
 class DeviceMatrix:
     """A matrix in panels on a device (see matrix.py). data: uint8; table: uint8 [16], what its codes stand for; triton:
-    whether Triton's kernel may be used."""
+    whether Triton's kernel may be used; tiled: unpacked weights are multiplied by its tiles too, so that many rows have
+    the bits of few."""
 
     form: Format
     shape: tuple[int, int]
     data: torch.Tensor
     table: torch.Tensor
     triton: bool
+    tiled: bool = False
     kernel: str = KERNEL
 
     @property
@@ -68,23 +70,30 @@ class DeviceMatrix:
         return self._unpacked(x, bias)
 
     def _unpacked(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self.tiled:
+            from swarm.model.quant.triton_dense import product
+
         panels, (outs, columns) = self._panels(), self.shape
         step = max(1, SCRATCH_NUMBERS // (PANEL * columns))
         out = x.new_empty(len(x), outs)
         for first in range(0, len(panels), step):
             weights = unpack(LIES[self.form.number], panels[first : first + step], columns).to(x.dtype)
             start, stop = first * PANEL, min(outs, (first + step) * PANEL)
-            out[:, start:stop] = functional.linear(x, weights[: stop - start])
-        return out if bias is None else (out.float() + bias).to(x.dtype)
+            if self.tiled:
+                own = None if bias is None else bias[start:stop].contiguous()
+                out[:, start:stop] = product(x[None], weights[None, : stop - start], own, x.dtype)[0]
+            else:
+                out[:, start:stop] = functional.linear(x, weights[: stop - start])
+        return out if bias is None or self.tiled else (out.float() + bias).to(x.dtype)
 
     def _panels(self) -> torch.Tensor:
         return self.data.view(-(-self.shape[0] // PANEL), -1)
 
 
-def on_device(matrix: PackedMatrix, device: torch.device, triton: bool) -> DeviceMatrix:
+def on_device(matrix: PackedMatrix, device: torch.device, triton: bool, tiled: bool = False) -> DeviceMatrix:
     """The matrix on a device."""
     table = torch.tensor(TABLES[LIES[matrix.form.number].table], dtype=torch.uint8, device=device)
-    return DeviceMatrix(matrix.form, matrix.shape, matrix.data.to(device), table, triton)
+    return DeviceMatrix(matrix.form, matrix.shape, matrix.data.to(device), table, triton, tiled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +160,7 @@ class DeviceStack:
         return out
 
 
-def stack_on_device(stack: Stack, device: torch.device, triton: bool) -> DeviceStack | None:
+def stack_on_device(stack: Stack, device: torch.device, triton: bool, tiled: bool = False) -> DeviceStack | None:
     """All experts of a projection on a device, copied one expert after the other; None where they are not all in panels
     of one kind."""
     parts = []
@@ -164,7 +173,7 @@ def stack_on_device(stack: Stack, device: torch.device, triton: bool) -> DeviceS
         for place, matrix in enumerate(packed):
             data[place] = matrix.data
         table = torch.tensor(TABLES[LIES[first.form.number].table], dtype=torch.uint8, device=device)
-        parts.append((DeviceMatrix(first.form, first.shape, data[0], table, triton), data))
+        parts.append((DeviceMatrix(first.form, first.shape, data[0], table, triton, tiled), data))
     return DeviceStack(tuple(parts), stack.alternate)
 
 
@@ -178,13 +187,15 @@ def expanded_stack(stack: Stack, dtype: torch.dtype, transposed: bool) -> torch.
     return found.transpose(1, 2).contiguous() if transposed else found
 
 
-def take_experts_to(module: PackedExperts, device: torch.device, dtype: torch.dtype, triton: bool) -> None:
+def take_experts_to(
+    module: PackedExperts, device: torch.device, dtype: torch.dtype, triton: bool, tiled: bool = False
+) -> None:
     """Bring the experts of a layer to a device, and choose how few pairs go by Triton. A projection whose matrices are
     in no panels of one kind (GPTQ with `desc_act`) is expanded to `dtype`."""
     for name, stack in list(module.stacks.items()):
         if not isinstance(stack, Stack):
             continue
-        if (there := stack_on_device(stack, device, triton)) is not None:
+        if (there := stack_on_device(stack, device, triton, tiled)) is not None:
             module.stacks[name] = there
             continue
         del module.stacks[name]
@@ -200,15 +211,16 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def take_to(model: nn.Module, device: torch.device) -> None:
+def take_to(model: nn.Module, device: torch.device, tiled: bool = False) -> None:
     """Bring the packed matrices of a model to the device where its other tensors are; one that two layers share, once.
-    What is cut over several devices stays. Raises ModelError for a matrix that is in no panels."""
-    triton = device.type == "cuda" and has_triton()
+    What is cut over several devices stays. tiled: rows must not depend on each other. Raises ModelError for a
+    matrix that is in no panels."""
+    triton = tiled or device.type == "cuda" and has_triton()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     brought: dict[int, DeviceMatrix | MovedColumns] = {}
     for module in model.modules():
         if isinstance(module, PackedExperts):
-            take_experts_to(module, device, dtype, triton)
+            take_experts_to(module, device, dtype, triton, tiled)
         if isinstance(module, PackedLinear | PackedEmbedding):
             matrix, key = module.matrix, id(module.matrix)
             if key not in brought:
@@ -216,7 +228,7 @@ def take_to(model: nn.Module, device: torch.device) -> None:
                 held = matrix.held if isinstance(matrix, MovedColumns) else matrix
                 if not isinstance(held, PackedMatrix):
                     raise ModelError(f"a matrix of {matrix.form.name} is not multiplied as stored on {device.type}")
-                there = on_device(held, device, triton)
+                there = on_device(held, device, triton, tiled)
                 brought[key] = there if columns is None else MovedColumns(there, columns.to(device))
             if isinstance(module, PackedLinear):
                 module.alone()

@@ -1,7 +1,8 @@
 """Products with packed panels on a GPU, by Triton. Imported where triton is: its own interpreter runs this on CPUs too.
 
 A program makes sixteen rows times thirty-two outputs, whatever the rows are: fewer are filled up with zeros, and
-columns are added in the same steps. So an output is computed by the same instructions whoever else is in the pass.
+columns are added in the same steps. So an output is computed by the same instructions whoever else is in the pass: for
+other numbers of rows Triton would compile other ones where a number is 1 or divided by 16, and is told not to.
 Weights are made in float32 as `panels.unpack` makes them, rounded to the rows' type, and added up in float32. Nothing
 here was run on a GPU yet: it was compiled for some, and interpreted; tiles are guesses.
 """
@@ -15,9 +16,7 @@ import triton
 import triton.language as tl
 
 from swarm.model.quant.panels import LEAD, SMALL, Lie
-
-ROWS, OUTPUTS, DEPTH = 16, 32, 128
-"""Of a tile: rows, outputs, and columns of a step."""
+from swarm.model.quant.triton_dense import DEPTH, INTERPRETED, OUTPUTS, ROWS, added
 
 
 @triton.jit
@@ -99,10 +98,12 @@ def _weights(  # type: ignore[no-untyped-def]
     return number * (tl.where(whole < 0, scale / -whole, scale * whole) * 0.5)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=("rows",), do_not_specialize_on_alignment=("x_at", "bias_at", "y_at")
+)
 def _product(  # type: ignore[no-untyped-def]
     x_at, w_at, table_at, bias_at, y_at, rows, outs, columns, panel_bytes,
-    BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    BIAS: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     BITS: tl.constexpr, ZERO: tl.constexpr, SCALE: tl.constexpr, TABLE: tl.constexpr, E5M2: tl.constexpr,
     SCALE_BYTES: tl.constexpr, HEAD_BYTES: tl.constexpr, LEAD_BYTES: tl.constexpr,
 ):  # fmt: skip
@@ -118,17 +119,19 @@ def _product(  # type: ignore[no-untyped-def]
                     mask=(m < rows)[:, None] & inside[None, :], other=0.0)  # fmt: skip
         w = _weights(base, (there % 16)[:, None], tl.where(inside, column, 0)[None, :], columns // 32, table_at,
                      BITS, ZERO, SCALE, TABLE, E5M2, SCALE_BYTES, HEAD_BYTES, LEAD_BYTES)  # fmt: skip
-        total = tl.dot(x, tl.trans(w).to(x.dtype), total, input_precision="ieee")
+        total = added(x, tl.trans(w).to(x.dtype), total, WIDE)
     if BIAS:
         total += tl.load(bias_at + there)[None, :]
     kept = (m < rows)[:, None] & (n < outs)[None, :]
     tl.store(y_at + m.to(tl.int64)[:, None] * outs + n[None, :], total.to(y_at.dtype.element_ty), mask=kept)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize_on_alignment=("x_at", "bias_at", "y_at", "row_at", "expert_at")
+)
 def _routed(  # type: ignore[no-untyped-def]
     x_at, w_at, table_at, bias_at, y_at, row_at, expert_at, outs, columns, panel_bytes, expert_bytes,
-    BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    BIAS: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     BITS: tl.constexpr, ZERO: tl.constexpr, SCALE: tl.constexpr, TABLE: tl.constexpr, E5M2: tl.constexpr,
     SCALE_BYTES: tl.constexpr, HEAD_BYTES: tl.constexpr, LEAD_BYTES: tl.constexpr,
 ):  # fmt: skip
@@ -146,7 +149,7 @@ def _routed(  # type: ignore[no-untyped-def]
                     mask=(m < 1)[:, None] & inside[None, :], other=0.0)  # fmt: skip
         w = _weights(base, (there % 16)[:, None], tl.where(inside, column, 0)[None, :], columns // 32, table_at,
                      BITS, ZERO, SCALE, TABLE, E5M2, SCALE_BYTES, HEAD_BYTES, LEAD_BYTES)  # fmt: skip
-        total = tl.dot(x, tl.trans(w).to(x.dtype), total, input_precision="ieee")
+        total = added(x, tl.trans(w).to(x.dtype), total, WIDE)
     if BIAS:
         total += tl.load(bias_at + expert * outs + there)[None, :]
     kept = (m < 1)[:, None] & (n < outs)[None, :]
@@ -158,6 +161,7 @@ def constants(lie: Lie, bias: bool) -> dict[str, int | bool]:
     """What a kernel is compiled for: a format, with a bias or without."""
     return {
         "BIAS": bias,
+        "WIDE": INTERPRETED,
         "M": ROWS,
         "N": OUTPUTS,
         "K": DEPTH,

@@ -109,7 +109,7 @@ def int8(group: int = 0, sym: bool = True) -> Writer:
 
 
 def fp8(rows: int, columns: int, name: str, dtype: torch.dtype = torch.float32) -> Writer:
-    """Tiles of rows x columns with a scale; 0 for all of them."""
+    """RowTiles of rows x columns with a scale; 0 for all of them."""
 
     def write(w: Array, rng: np.random.Generator) -> tuple[Stored, Array]:
         height, width = rows or w.shape[0], columns or w.shape[1]

@@ -236,6 +236,42 @@ CASES: dict[str, Case] = {
             "rope.scaling.yarn_log_multiplier": 0.0707,
         },
     ),
+    "mistral4": (
+        "mistral4",
+        lambda: t.Mistral4Config(
+            **b(
+                **{**MLA, "first_k_dense_replace": 0},
+                n_group=1,
+                topk_group=1,
+                routed_scaling_factor=1.0,
+                norm_topk_prob=True,
+                rope_parameters={
+                    "rope_type": "yarn",
+                    "factor": 8.0,
+                    "beta_fast": 32.0,
+                    "beta_slow": 1.0,
+                    "mscale": 1.0,
+                    "mscale_all_dim": 1.0,
+                    "original_max_position_embeddings": 8,
+                    "rope_theta": 10000.0,
+                    "llama_4_scaling_beta": 0.1,
+                },
+            )
+        ),
+        {
+            **MK,
+            "leading_dense_block_count": 0,
+            "expert_weights_scale": 1.0,
+            "expert_weights_norm": True,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 8.0,
+            "rope.scaling.original_context_length": 8,
+            "rope.scaling.yarn_beta_fast": 32.0,
+            "rope.scaling.yarn_beta_slow": 1.0,
+            "rope.scaling.yarn_log_multiplier": 0.1,
+            "attention.temperature_scale": 0.1,
+        },
+    ),
     "glm4moe": (
         "glm4moe",
         lambda: t.Glm4MoeConfig(

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.base.errors import ModelError
-from swarm.model.attention import JobPlan, attend, visible_slots
+from swarm.model.attention import JobPlan, attend
 from swarm.model.kvcache import KVPool
+from swarm.model.masks import visible_slots
 from swarm.model.rows import Commits, Layout, Rows, no_commits
 from tests.swarm.model.tiny import CPU, VOCAB, Chain, MemoryCheckpoint, certain, chain_of, path_to, random_model
 

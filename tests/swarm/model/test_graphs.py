@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.base.events import Event, Notice, Report, silent
-from swarm.model.attention import note_positions, visible_slots
 from swarm.model.block import Block, Job, load_block
 from swarm.model.gpu import Gpu, GraphPool
 from swarm.model.graphs import FramePlan, GraphedBlock, Graphs, Shape, graphed, key_bucket
 from swarm.model.kvcache import KVPool
-from swarm.model.masks import AttentionChunk
+from swarm.model.masks import AttentionChunk, note_positions, visible_slots
 from swarm.model.rows import Commits, Layout, Rows, no_commits
 from tests.models.configs import tiny_config as sweep_config
 from tests.swarm.model.fake_cuda import FakeCuda

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from swarm.model.block import Block, Job, load_block
+from swarm.model.files.causal import causal_class
 from swarm.model.files.manifest import Manifest, TensorEntry
 from swarm.model.kvcache import KVPool, SessionKV
 from swarm.model.rows import Commits, Layout, Rows, check_untrusted, no_commits
@@ -99,10 +100,18 @@ class MemoryCheckpoint:
         return self.weights[name].numpy().tobytes()[offset : offset + length]
 
 
+def whole_model(config: Any, **named: Any) -> Any:
+    """The causal model of a config, with weights as its class sets them; named: what `from_config` takes."""
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM.from_config(config, **named)
+    kind: Any = causal_class(type(config))
+    return kind._from_config(config, **named)
+
+
 def random_model(config: Any, seed: int = 0) -> Any:
     """A model whose every weight matters: transformers' own start values give nearly uniform attention."""
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = whole_model(config).eval()
     for name, weight in model.named_parameters():
         noise = torch.randn_like(weight)
         weight.data = weight.data + 0.1 * noise if weight.dim() == 1 or "norm" in name else noise * 0.15

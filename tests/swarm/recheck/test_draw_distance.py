@@ -101,3 +101,9 @@ def test_a_row_that_was_rounded_well_by_luck_counts_as_a_usual_one() -> None:
     frames = [torch.tensor([0.1, 2.0]), torch.tensor([1.0]), torch.tensor([0.0, 3.0])]
     assert [frame.tolist() for frame in at_least_usual(frames)] == [[1.0, 2.0], [1.0], [1.0, 3.0]]
     assert at_least_usual([]) == [] and at_least_usual([torch.zeros(0)])[0].tolist() == []
+
+
+def test_a_frame_that_wants_no_logits_has_no_rounding() -> None:
+    nothing = torch.zeros(0, 311)
+    assert rounding(nothing, nothing).shape == (0,)
+    assert [len(one) for one in at_least_usual([rounding(nothing, nothing), torch.tensor([0.1, 0.2])])] == [0, 2]
