@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -32,12 +33,18 @@ class RingSettings:
     draft_gpu: int | None = None
 
 
+def ring_state(state: Path, model: str | None, rtt_ms: float) -> Path:
+    """Folder of the keys of one ring: nodes that held another model would go back to its swarm."""
+    return state / f"rtt{rtt_ms:g}-{hashlib.sha256((model or '').encode()).hexdigest()[:8]}"
+
+
 @contextlib.asynccontextmanager
 async def open_ring(settings: RingSettings, rtt_ms: float, report: Report) -> AsyncIterator[Asker]:
     """Nodes, links and requester for one distance; everything is stopped at the end."""
     from swarm.client.client import Requester, RequesterConfig
 
-    swarm = replace(settings.swarm, rtt_ms=rtt_ms, state=settings.swarm.state / f"rtt{rtt_ms:g}")
+    state = ring_state(settings.swarm.state, settings.swarm.model, rtt_ms)
+    swarm = replace(settings.swarm, rtt_ms=rtt_ms, state=state)
     async with local_ring(swarm, split_layers(settings.n_layers, settings.nodes), report) as ring:
         member = MemberConfig(
             state=ring.requester_state, models=settings.models, invite=ring.invite, lan=False, punch=False

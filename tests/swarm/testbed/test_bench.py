@@ -13,6 +13,7 @@ import pytest
 from swarm.base.errors import UsageError
 from swarm.testbed.bench import CLASSES, BenchPlan, BenchRun, kept, load_prompts, measure, read_runs, summarise, table
 from swarm.testbed.bench_plots import plot
+from swarm.testbed.bench_ring import ring_state
 from tests.receipts.conftest import run_ring
 
 
@@ -137,3 +138,9 @@ async def test_the_summary_becomes_a_table_and_pictures(tmp_path: Path) -> None:
         f"{what}-rtt{rtt}.png" for rtt in (20, 50) for what in ("speedup", "depth")
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+
+
+def test_rings_of_other_models_and_distances_keep_their_keys_apart() -> None:
+    folders = {ring_state(Path("state"), model, rtt) for model in (None, "a/b", "qwen.gguf") for rtt in (20.0, 50.0)}
+    assert len(folders) == 6 and {folder.parent for folder in folders} == {Path("state")}
+    assert ring_state(Path("state"), "a/b", 50.0) == ring_state(Path("state"), "a/b", 50.0)
