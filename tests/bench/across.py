@@ -29,6 +29,7 @@ from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Layout, Rows, no_commits
 from swarm.model.sampler import Sampling
+from tests.bench.chat import asked
 
 CHAIN = 8
 Texts = dict[str, list[tuple[list[int], list[int]]]]
@@ -46,9 +47,7 @@ def continuations(args: argparse.Namespace) -> Texts:
     ends, out = end_tokens(target, store, args.model), Texts()
     for name, prompts in unseen(args.prompts).items():
         out[name] = []
-        for text in prompts:
-            said = [{"role": "user", "content": text}]
-            ids = [int(t) for t in tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)]
+        for ids in asked(tokenizer, prompts):
             with torch.inference_mode(), closing(KVPool(block, 1 << 40).open(Layout(8, 1024), 0, layers)) as kv:
                 tokens, todo = list[int](), ids
                 while len(tokens) < args.max_tokens and not ends.intersection(tokens):

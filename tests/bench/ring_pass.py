@@ -25,6 +25,7 @@ from swarm.model.files.store import ModelStore
 from swarm.testbed.bench import load_prompts, machine
 from swarm.testbed.bench_ring import RingSettings, open_ring
 from swarm.testbed.cluster import LocalSwarm, local_ring, split_layers
+from tests.bench.chat import asked
 from tests.lab.lab import lab, ring
 
 
@@ -100,13 +101,12 @@ def one_process(args: argparse.Namespace) -> tuple[int, float]:
     assert not unexpected
     tokenizer = load_tokenizer(ref, store)
     each = []
-    for prompt in load_prompts()["chat"][: args.prompts]:
-        chat = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    for prompt in asked(tokenizer, load_prompts()["chat"][: args.prompts]):
+        ids = torch.tensor([prompt])
         seconds = []
         for tokens in (1, args.max_tokens):
             begun = time.perf_counter()
-            model.generate(**inputs, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+            model.generate(ids, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
             seconds.append(time.perf_counter() - begun)
         each.append(1e3 * (seconds[1] - seconds[0]) / (args.max_tokens - 1))
     return checkpoint.manifest.n_layers, statistics.median(each)

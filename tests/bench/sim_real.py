@@ -28,6 +28,7 @@ from swarm.model.kvcache import KVPool, SessionKV
 from swarm.run.controller import Setting
 from swarm.run.speculation import PlannedFrame
 from swarm.testbed.bench import load_prompts
+from tests.bench.chat import asked
 from tests.bench.sim_drafters import Draft
 from tests.bench.sim_speculation import Outcome, Ring, Simulation
 
@@ -79,14 +80,7 @@ def load(args: argparse.Namespace) -> Bench:
     drafter = load_drafter(ref, target, tokenizer, store, device, context=1024, ends=ends)
     assert drafter is not None, "a drafter ships with the default model"
     prompts = {
-        name: [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-            for text in texts[: args.prompts]
-        ]
-        for name, texts in load_prompts().items()
-        if name in args.classes
+        name: asked(tokenizer, texts[: args.prompts]) for name, texts in load_prompts().items() if name in args.classes
     }
     ring = Ring((args.rtt / 2,) * 4, stage_ms=args.stage_ms, row_ms=args.row_ms, cores=args.cores)
     layers = target.manifest.n_layers
@@ -110,8 +104,8 @@ def main() -> None:
     parser.add_argument("--rtt", type=float, default=50.0, help="ms of every edge")
     parser.add_argument("--stage-ms", type=float, default=9.0, help="a stage's time for one row")
     parser.add_argument("--row-ms", type=float, default=0.3, help="a stage's time for each further row")
-    parser.add_argument("--draft-ms", type=float, default=7.0, help="a draft step")
-    parser.add_argument("--leaf-ms", type=float, default=0.6, help="each further leaf of a draft step")
+    parser.add_argument("--draft-ms", type=float, default=3.5, help="a draft step")
+    parser.add_argument("--leaf-ms", type=float, default=0.3, help="each further leaf of a draft step")
     parser.add_argument("--cores", type=int, default=2, help="that stages and drafter share; 0: each its own")
     args = parser.parse_args()
     bench = load(args)

@@ -27,7 +27,9 @@ from swarm.model.files.store import ModelStore
 from swarm.model.kvcache import KVPool
 from swarm.model.rows import Layout, no_commits
 from swarm.model.sampler import Sampling
+from swarm.model.text.tokenizer import Tokenizer
 from tests.bench.across import CHAIN, Texts, replay, rows_of
+from tests.bench.chat import asked
 
 PROMPTS = {
     "prose": ("docs/performance.md", "docs/receipts.md", "docs/membership.md", "docs/architecture.md"),
@@ -39,18 +41,15 @@ ASKED = {
 }
 
 
-def long_prompts(tokenizer: object, context: int, kind: str) -> list[list[int]]:
+def long_prompts(tokenizer: Tokenizer, context: int, kind: str) -> list[list[int]]:
     """Prompts of about so many tokens."""
-    root, found = Path(__file__).resolve().parents[2], []
+    root, found = Path(__file__).resolve().parents[2], list[str]()
     for name in PROMPTS[kind]:
         path = root / name
         parts = sorted(path.glob("*.py"))[:12] if path.is_dir() else [path]
         ids = tokenizer.encode("\n".join(part.read_text() for part in parts))[: context - 60]
-        said = [{"role": "user", "content": tokenizer.decode(ids) + "\n\n" + ASKED[kind]}]
-        found.append(
-            [int(t) for t in tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)]
-        )
-    return found
+        found.append(tokenizer.decode(ids) + "\n\n" + ASKED[kind])
+    return asked(tokenizer, found)
 
 
 def continuations(store: ModelStore, context: int, prompts: int, count: int, path: Path) -> Texts:
