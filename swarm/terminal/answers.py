@@ -69,5 +69,5 @@ def _in_front(end: int) -> bool:
     """Whether this process may read its terminal now."""
     try:
         return os.tcgetpgrp(end) == os.getpgrp()
-    except (OSError, AttributeError):  # no terminal of this session; Windows
+    except (OSError, AttributeError):  # no controlling terminal; Windows
         return False

@@ -46,6 +46,22 @@ QK = {
     "rope.dimension_sections": [1, 1, 0, 0],
 }
 QE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 40}
+
+
+def yarn(original: int) -> dict[str, object]:
+    """Rotation by YaRN, eight times a context of `original` positions."""
+    return {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": original,
+        "rope_theta": 10000.0,
+    }
+
+
 MLA = dict(
     q_lora_rank=24,
     kv_lora_rank=32,
@@ -175,16 +191,7 @@ CASES: dict[str, Case] = {
                 topk_group=1,
                 routed_scaling_factor=2.5,
                 norm_topk_prob=True,
-                rope_parameters={
-                    "rope_type": "yarn",
-                    "factor": 8.0,
-                    "beta_fast": 32.0,
-                    "beta_slow": 1.0,
-                    "mscale": 1.0,
-                    "mscale_all_dim": 1.0,
-                    "original_max_position_embeddings": 32,
-                    "rope_theta": 10000.0,
-                },
+                rope_parameters=yarn(32),
             )
         ),
         {
@@ -245,17 +252,7 @@ CASES: dict[str, Case] = {
                 topk_group=1,
                 routed_scaling_factor=1.0,
                 norm_topk_prob=True,
-                rope_parameters={
-                    "rope_type": "yarn",
-                    "factor": 8.0,
-                    "beta_fast": 32.0,
-                    "beta_slow": 1.0,
-                    "mscale": 1.0,
-                    "mscale_all_dim": 1.0,
-                    "original_max_position_embeddings": 8,
-                    "rope_theta": 10000.0,
-                    "llama_4_scaling_beta": 0.1,
-                },
+                rope_parameters={**yarn(8), "llama_4_scaling_beta": 0.1},
             )
         ),
         {
@@ -522,17 +519,7 @@ CASES: dict[str, Case] = {
             **b(
                 head_dim=16,
                 sliding_window=None,
-                rope_parameters={
-                    "rope_type": "yarn",
-                    "factor": 8.0,
-                    "beta_fast": 32.0,
-                    "beta_slow": 1.0,
-                    "mscale": 1.0,
-                    "mscale_all_dim": 1.0,
-                    "original_max_position_embeddings": 8,
-                    "rope_theta": 10000.0,
-                    "llama_4_scaling_beta": 0.1,
-                },
+                rope_parameters={**yarn(8), "llama_4_scaling_beta": 0.1},
             )
         ),
         {
