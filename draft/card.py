@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from draft.asset import HEAD_TOKENS
+from draft.asset import HEAD_TOKENS, Learned
 from draft.four_bits import Grid
 from draft.made_block import SCALE
 from draft.packed import round_rows
 from draft.train import Score
+
+_MEASURED = "prompts of kinds that it never saw (`HELD_OUT` in draft/kinds.py)"
+_MEASURED_OWN = "its user's own runs that it was never trained on"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Origin:
     made                   what made it, in words or as a command
     sequences, positions   of the target's own text that it was trained on; trained: positions passed, repeats counted
     minutes                of training and of collecting, wall clock
+    learned                of which user's runs it learned; None: of none
     """
 
     target: str
@@ -36,6 +40,7 @@ class Origin:
     positions: int
     trained: int
     minutes: float
+    learned: Learned | None = None
 
 
 def write_drafter(
@@ -65,7 +70,10 @@ def write_drafter(
             tensors[name] = value.to(torch.bfloat16).contiguous()
     if head_tokens is not None:
         tensors[HEAD_TOKENS] = head_tokens.int()
-    told = {"target": origin.target, "target_digest": origin.target_digest, "layers": list(origin.layers)}
+    told: dict[str, object] = {"target": origin.target, "target_digest": origin.target_digest}
+    told["layers"] = list(origin.layers)
+    if origin.learned is not None:
+        told["learned"] = asdict(origin.learned)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({**config, "drafter": told}, indent=1, sort_keys=True) + "\n")
@@ -83,6 +91,8 @@ def _card(
     head_tokens: torch.Tensor | None,
 ) -> str:
     head = "the target's whole vocabulary" if head_tokens is None else f"{len(head_tokens)} of the target's tokens"
+    if origin.learned is not None:
+        dtype += f", learned from {origin.learned.runs} runs of its user: keep it to yourself, as you would these texts"
     lines = [
         f"# Drafter for {origin.target}",
         "",
@@ -96,7 +106,7 @@ def _card(
         f"passed in training; {origin.minutes:.0f} minutes in all",
         f"- made by: {origin.made}",
         "",
-        "Measured on prompts of kinds that it never saw (`HELD_OUT` in draft/kinds.py). First: its first choice is the "
+        f"Measured on {_MEASURED if origin.learned is None else _MEASURED_OWN}. First: its first choice is the "
         "target's. First 8: the target's choice is among its first eight. Each row teacher-forced.",
         "",
         "| weights | text | positions | first | rank 2 | rank 3 | rank 4 | ranks 5-8 | first 8 |",

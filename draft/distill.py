@@ -21,6 +21,7 @@ from draft.card import Origin, write_drafter
 from draft.chat import Chat
 from draft.collect import length_groups, play
 from draft.corpus import Sample, load_samples, recorded, save_samples
+from draft.general import write_general
 from draft.pick import pick_head, pick_layers
 from draft.student import Student, short_config, whole_model
 from draft.train import Score, Trainer, endless, evaluate, round_int8
@@ -268,6 +269,7 @@ class Distiller:
         config = short_config(self.target.config, student.layers).to_dict()
         grids = {f"{prefix}.{name}": grid for name, grid in trainer.grids.items()}
         size = write_drafter(self.out, config, weights, head, origin, scores, self.settings.dtype, grids)
+        write_general(self.out, samples, self._held())
         self.report(Notice(f"drafter written to {self.out} ({size / 1e6:.1f} MB)"))
 
 

@@ -79,7 +79,7 @@ class Student(nn.Module):
         embedding.requires_grad_(False)
         self.head_tokens = head_tokens.to(embedding.weight.device)
         self.head = embedding.weight[self.head_tokens].clone()
-        self.device = embedding.weight.device
+        self.device, self.vocab_size = embedding.weight.device, len(embedding.weight)
 
     @torch.no_grad()
     def refine(self, read: Callable[[str], torch.Tensor]) -> None:
@@ -116,7 +116,8 @@ class _SparseKL(torch.autograd.Function):
         norm = logits.logsumexp(-1, keepdim=True)
         chosen = logits.gather(1, ids) - norm
         loss = (target * (target.clamp(min=1e-9).log() - chosen)).sum(1).mean()
-        gradient = logits.sub_(norm).exp_().scatter_add_(1, ids, -target)
+        # Rows without a target have no loss, and so no part in the gradient.
+        gradient = logits.sub_(norm).exp_().mul_(target.sum(1, keepdim=True)).scatter_add_(1, ids, -target)
         ctx.save_for_backward((gradient.to(head.dtype) @ head) / len(hidden))
         return loss
 

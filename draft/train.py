@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +43,22 @@ class Trainer:
     to the next place at once, instead of none for a long time and then all.
 
     values    names and tensors that are updated: the student's own, or what they are rounded from
-    grids     by name of a matrix in four bits; others, of odd widths, are not
+    grids     by name of a matrix in four bits; others, of odd widths, are not. Given for a student that lies on grids
+              already, which its own weights would not show
     """
 
-    def __init__(self, student: Student, rate: float = 1e-3, warmup: int = 40, four_bits: bool = False) -> None:
+    def __init__(
+        self,
+        student: Student,
+        rate: float = 1e-3,
+        warmup: int = 40,
+        four_bits: bool = False,
+        grids: Mapping[str, Grid] | None = None,
+    ) -> None:
         self.student, self.rate, self.warmup = student, rate, warmup
         matrices = [(name, w) for name, w in student.trained() if w.ndim == 2 and w.shape[1] % BLOCK == 0]
-        self.grids = {name: Grid.of(w.data) for name, w in matrices if four_bits}
+        self.grids = dict(grids) if grids is not None else {name: Grid.of(w.data) for name, w in matrices if four_bits}
+        four_bits = bool(self.grids)
         self.values: list[tuple[str, torch.Tensor]] = list(student.trained())
         if four_bits:
             draw = torch.Generator().manual_seed(0)
@@ -103,8 +112,7 @@ class Trainer:
 def short_places(student: Student) -> torch.Tensor:
     """int64 [vocab]: place of each token id in the student's head, -1 where it has none."""
     tokens = student.head_tokens
-    vocab = student.model.get_input_embeddings().weight.shape[0]
-    places = torch.full((vocab,), -1, dtype=torch.long, device=tokens.device)
+    places = torch.full((student.vocab_size,), -1, dtype=torch.long, device=tokens.device)
     places[tokens] = torch.arange(len(tokens), device=tokens.device)
     return places
 

@@ -1,4 +1,4 @@
-"""`swarm draft distill`: make a drafter for a target that has none."""
+"""`swarm draft`: make a drafter for a target that has none (`distill`), or let the one in use learn (`learn`)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from swarm.base.config import DEFAULT_MODEL, GPU, MemberConfig
 from swarm.base.errors import UsageError
 from swarm.base.option import Number, build, option
 from swarm.base.paths import folder_to_write
+from swarm.cli import learn
 from swarm.cli.common import models_dir, say
 from swarm.cli.parser import Parser
 
@@ -64,6 +65,7 @@ def add(parser: Parser) -> None:
     distill.declare(DistillOptions)
     distill.declare(MemberConfig, "state", "models")
     distill.set_defaults(run=run)
+    learn.add(what)
 
 
 def run(arguments: argparse.Namespace) -> int:
