@@ -23,6 +23,7 @@ class StateInUse(UsageError):
 
 LOCK = "lock"
 LAST_INVITE = "last.invite"
+REQUESTER = "requester"
 MOST_REQUESTERS = 64
 
 
@@ -78,7 +79,7 @@ def requester_folder(state: Path) -> Iterator[Path]:
     """A folder for one requester: its key must not be that of a node, nor of another requester at the same time."""
     with contextlib.ExitStack() as held:
         for number in range(1, MOST_REQUESTERS + 1):
-            name = "requester" if number == 1 else f"requester-{number}"
+            name = REQUESTER if number == 1 else f"{REQUESTER}-{number}"
             try:
                 folder = held.enter_context(locked(state / name))
                 break

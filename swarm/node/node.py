@@ -37,6 +37,7 @@ from swarm.model.dtype import common_dtype, dtype_name
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
 from swarm.model.gpu import first_line
+from swarm.model.quant.native import warn_of_none
 from swarm.model.weights_as import choose_weights
 from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
@@ -155,6 +156,8 @@ class _Life:
     async def run(self, ready: Callable[[Ready], None]) -> None:
         """Enter, load, serve, leave. Raises SwarmError."""
         config = self.config
+        if self.device.type == "cpu":
+            warn_of_none(self.report)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(control_port(self.state, self.desk))
             board = await stack.enter_async_context(
