@@ -214,7 +214,7 @@ class Distiller:
         self.state.mask = picked.mask
         self._save()
 
-    def _chosen(self) -> Picked:
+    def _picked(self) -> Picked:
         return Picked(tuple(self.state.layers), tuple(self.state.head_tokens), self.state.mask)
 
     def _train(self, trainer: Trainer, seconds: float) -> None:
