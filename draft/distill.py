@@ -20,7 +20,7 @@ from draft.chat import Chat
 from draft.collected import CollectedText, TextSettings
 from draft.corpus import load_samples, recorded
 from draft.layers_recipe import LayersRecipe
-from draft.recipe import Selection, Recipe, Scores, Source
+from draft.recipe import Recipe, Scores, Selection, Source
 from draft.student import whole_model
 from draft.train import Feed, Trainer
 from draft.trainer_state import load_state, save_state

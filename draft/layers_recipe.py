@@ -11,7 +11,7 @@ import torch
 from draft.card import Origin, write_drafter
 from draft.corpus import Sample
 from draft.pick import pick_head, pick_layers
-from draft.recipe import Selection, Scores, Source
+from draft.recipe import Scores, Selection, Source
 from draft.student import Student, short_config
 from draft.train import Trainer, evaluate, round_int8
 from swarm.base.errors import UsageError
