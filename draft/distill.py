@@ -20,7 +20,7 @@ from draft.chat import Chat
 from draft.collected import CollectedText, TextSettings
 from draft.corpus import load_samples, recorded
 from draft.layers_recipe import LayersRecipe
-from draft.recipe import Picked, Recipe, Scores, Source
+from draft.recipe import Recipe, Scores, Selection, Source
 from draft.student import whole_model
 from draft.train import Feed, Trainer
 from draft.trainer_state import load_state, save_state
@@ -214,8 +214,8 @@ class Distiller:
         self.state.mask = picked.mask
         self._save()
 
-    def _chosen(self) -> Picked:
-        return Picked(tuple(self.state.layers), tuple(self.state.head_tokens), self.state.mask)
+    def _picked(self) -> Selection:
+        return Selection(tuple(self.state.layers), tuple(self.state.head_tokens), self.state.mask)
 
     def _train(self, trainer: Trainer, seconds: float) -> None:
         notes = load_state(self._student, trainer)

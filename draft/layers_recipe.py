@@ -11,7 +11,7 @@ import torch
 from draft.card import Origin, write_drafter
 from draft.corpus import Sample
 from draft.pick import pick_head, pick_layers
-from draft.recipe import Picked, Scores, Source
+from draft.recipe import Scores, Selection, Source
 from draft.student import Student, short_config
 from draft.train import Trainer, evaluate, round_int8
 from swarm.base.errors import UsageError
@@ -36,15 +36,15 @@ class LayersRecipe:
         """See `Recipe.check`."""
         check_layers(self.layers, target.n_layers)
 
-    def choose(self, source: Source, special: Sequence[int], report: Report) -> Picked:
+    def choose(self, source: Source, special: Sequence[int], report: Report) -> Selection:
         """See `Recipe.choose`."""
         wanted, samples = self.layers, source.samples
         layers = pick_layers(source.model, samples, wanted, report) if isinstance(wanted, int) else wanted
         head = pick_head(samples, source.checkpoint.manifest.vocab_size, self.head)
         report(Notice(f"layers kept: {', '.join(map(str, layers))}"))
-        return Picked(tuple(layers), tuple(head.tolist()))
+        return Selection(tuple(layers), tuple(head.tolist()))
 
-    def trainer(self, source: Source, picked: Picked) -> Trainer:
+    def trainer(self, source: Source, picked: Selection) -> Trainer:
         """See `Recipe.trainer`."""
         student = Student(source.model, picked.layers, torch.tensor(picked.head_tokens))
         student.refine(lambda name: source.checkpoint.read(name, torch.float32))

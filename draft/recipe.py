@@ -36,7 +36,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Picked:
+class Selection:
     """What was picked before training began, and stays.
 
     layers       of the target: those that a drafter starts from, or whose rows it reads
@@ -59,11 +59,11 @@ class Recipe(Protocol):
         """Raises UsageError for what cannot be made of this target, before any work."""
         ...
 
-    def choose(self, source: Source, special: Sequence[int], report: Report) -> Picked:
+    def choose(self, source: Source, special: Sequence[int], report: Report) -> Selection:
         """Pick what is picked before training, of all of the text. special: ids that stand for no text."""
         ...
 
-    def trainer(self, source: Source, picked: Picked) -> Trainer:
+    def trainer(self, source: Source, picked: Selection) -> Trainer:
         """A trainer with a student that has learned nothing yet. Raises ModelError."""
         ...
 
