@@ -71,8 +71,8 @@ def remove_torn(folder: Path, now: float | None = None) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder that is there whole or not at all: what is made in the folder given is at `path` in the end, and gone
-    where that fails. What a killed process left is removed by the next one that makes the same.
+    """A new folder that is there whole or not at all: what is made in the folder given is at `path` in the end, and
+    gone where that fails. What a killed process left is removed by the next one that makes the same.
 
     Raises UsageError where something is at `path` or another process makes it now, and OSError.
     """

@@ -209,7 +209,7 @@ MAY_WRITE = {
     "swarm/ring/transparency_log.py": "opens its lock file; what it keeps goes through write_whole",
     "receipts/record/rows.py": "grows only; a torn record ends the file",
     "swarm/model/files/blobs.py": "grows only; a torn chunk is cut off, the whole is checked against its digest",
-    "swarm/model/requantize.py": "a folder that is no model until its config is written, last",
+    "swarm/model/requantize.py": "a folder that is moved to its place when it is whole",
     "swarm/model/files/wheel.py": "a temporary folder; the file is checked, then renamed",
     "swarm/testbed/child_process.py": "logs of children",
     "swarm/testbed/bench.py": "results of benchmarks",
