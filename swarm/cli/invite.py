@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -56,6 +57,17 @@ def add(parser: Parser) -> None:
     parser.set_defaults(run=run)
 
 
+def too_large(drawn: str, columns: int, lines: int) -> str | None:
+    """What to say where a terminal cannot show a drawing whole, which no camera reads then."""
+    rows = drawn.strip("\n").splitlines()
+    width = max(map(len, rows))
+    if width <= columns and len(rows) < lines:
+        return None
+    return (
+        f"this QR code takes {width} columns and {len(rows)} lines, the terminal has {columns} and {lines}: enlarge it"
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print an invite."""
     from swarm.discovery.state_dir import LAST_INVITE
@@ -91,5 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise RunError("no clipboard was found here; copy the line above, or swarm invite --qr")
         say(f"copied by {by}")
     if options.qr:
-        print(qr_text(text))
+        drawn = qr_text(text)
+        print(drawn)
+        if sys.stdout.isatty() and (said := too_large(drawn, *shutil.get_terminal_size())):
+            say(said)
     return 0

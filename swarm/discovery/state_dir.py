@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.base.errors import SwarmError, UsageError
-from swarm.base.files import write_whole
+from swarm.base.files import remove_torn, write_whole
 from swarm.base.locks import OPEN, lock_now, read_note, write_note
 from swarm.mesh.saved import Saved, save
 
@@ -45,6 +45,7 @@ def locked(folder: Path) -> Iterator[Path]:
             raise StateInUse(
                 f"the state folder {folder} is in use by process {owner}; give each process its own --state"
             )
+        remove_torn(folder)
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its owner stays unnamed
             write_note(file, str(os.getpid()))
         yield folder

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from swarm.cli.invite import too_large
+from swarm.mesh.invite import qr_text
 from swarm.terminal.clipboard import copy
 
 
@@ -40,3 +42,11 @@ def test_without_programs_the_terminal_is_asked_and_a_pipe_is_not(tmp_path: Path
     assert told.startswith(begin) and told.endswith(end)
     assert base64.b64decode(told[len(begin) : -len(end)]) == b"swarm1abc"
     assert copy("swarm1abc", io.StringIO(), [["absent"]]) is None
+
+
+def test_a_qr_code_that_the_terminal_cuts_is_named() -> None:
+    drawn = qr_text("swarm1" + "a" * 370)
+    rows = drawn.strip("\n").splitlines()
+    assert too_large(drawn, len(rows[0]), len(rows) + 1) is None
+    for columns, lines in ((len(rows[0]) - 1, 99), (200, len(rows))):
+        assert f"takes {len(rows[0])} columns and {len(rows)} lines" in (too_large(drawn, columns, lines) or "")
