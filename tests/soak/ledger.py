@@ -35,7 +35,7 @@ class Ledger:
     def look(self, spent: float, churn: Churn, load: float) -> None:
         """How far the present part came."""
         sizes = {name: asdict(size) for name, size in churn.sizes[-1][1].items()} if churn.sizes else {}
-        counts = {"events": dict(churn.events), "ring": asdict(churn.ring), "http": asdict(churn.http)}
+        counts = {"events": dict(churn.events), "ring": _told(churn.ring), "http": _told(churn.http)}
         self.note("look", s=round(spent, 1), load=load, sizes=sizes, disk=churn.disk, told=len(churn.told), **counts)
 
     def parts(self) -> list[Part]:
@@ -75,6 +75,11 @@ class Part:
     def sizes(self, name: str) -> list[tuple[float, Footprint]]:
         """Of one process: (second, what it held)."""
         return [(float(look["s"]), Footprint(**look["sizes"][name])) for look in self.looks if name in look["sizes"]]
+
+
+def _told(tally: Tally) -> dict[str, Any]:
+    """As plain data; `asdict` would count the pairs of a Counter."""
+    return {**vars(tally), "refused": dict(tally.refused)}
 
 
 def summed(parts: Iterable[Part], asker: str) -> Tally:
