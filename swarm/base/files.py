@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from swarm.base.errors import UsageError
-from swarm.base.locks import lock_now
+from swarm.base.locks import folder_held
 
 __all__ = ["DISK_ERRNOS", "remove_torn", "whole_folder", "write_whole"]
 
@@ -80,7 +80,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise UsageError(f"{path} is there already; name a folder that is not")
     part = path.with_name(f".{path.name}.part")
     part.mkdir(parents=True, exist_ok=True)
-    with _held(part):
+    with folder_held(part) as alone:
+        if alone is False:
+            raise UsageError(f"another process makes {path} now; name another folder")
         try:
             for left in part.iterdir():
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
@@ -91,19 +93,3 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """While this process alone makes `folder`; not held on Windows, which opens no folders. Raises UsageError."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except PermissionError:
-        yield
-        return
-    try:
-        if not lock_now(handle) or not os.path.samestat(os.fstat(handle), folder.stat()):
-            raise UsageError(f"another process makes {folder} now; name another folder")
-        yield
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from swarm.base.address import Address, format_address
 from swarm.base.config import JoinConfig
 from swarm.base.errors import DeviceError, PeerError, RunError
 from swarm.base.events import Notice, Report
+from swarm.base.files import remove_torn
 from swarm.base.nodeid import id_text
 from swarm.base.owner import OwnerDesk
 from swarm.base.swarm_state import SwarmState
@@ -132,6 +133,7 @@ class _Life:
         self.hardware = describe_all([self.device, *more])
         self.identity = Identity.load_or_create(state)
         self.store = ModelStore(config.member.models)
+        remove_torn(config.member.models)
         threads = config.threads or usable_cores()
         spare = torch.device("cpu") if config.overflow_bytes is not None else None
         self.kept = ProbeCache(state)
