@@ -22,6 +22,7 @@ from draft.corpus import load_samples, recorded
 from draft.layers_recipe import LayersRecipe
 from draft.recipe import Recipe, Scores, Selection, Source
 from draft.student import whole_model
+from draft.tapped_recipe import TAPPED, TappedRecipe
 from draft.train import Feed, Trainer
 from draft.trainer_state import load_state, save_state
 from swarm.base.clock import SystemTime, TimeSource
@@ -30,7 +31,7 @@ from swarm.base.events import Notice, Progress, Report, silent
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, open_model, transformers_tokenizer
 from swarm.model.files.store import ModelStore
 
-KINDS = ("layers",)
+KINDS = ("layers", *TAPPED)
 USUAL_LAYERS = 11
 DTYPES = ("auto", "int8", "q4_1", "bfloat16")
 
@@ -40,7 +41,9 @@ class DistillSettings:
     """What a run may take and makes.
 
     kind          of drafter, one of `KINDS`
-    layers        how many layers the drafter has, or (kind layers) which of the target's; None: as usual for its kind
+    layers        how many layers the drafter has (kind medusa: blocks of a head), or (kind layers) which of the
+                  target's; None: as usual for its kind
+    ahead         tokens that it learns to draft ahead; None: as usual for its kind, and for kind layers 1
     minutes       wall clock for collecting and training, picking and measuring not counted
     collect_share of the minutes that the target speaks
     batch         sequences that are generated together
@@ -56,6 +59,7 @@ class DistillSettings:
 
     kind: str = "layers"
     layers: int | tuple[int, ...] | None = None
+    ahead: int | None = None
     minutes: float = 60.0
     collect_share: float = 0.35
     batch: int = 64
@@ -80,9 +84,24 @@ class DistillSettings:
 
 def recipe_for(settings: DistillSettings) -> Recipe:
     """How the kind that is asked for is made. Raises UsageError for what does not go with it."""
-    dtype = "int8" if settings.dtype == "auto" else settings.dtype
-    layers = USUAL_LAYERS if settings.layers is None else settings.layers
-    return LayersRecipe(layers, settings.head, settings.rate or 1e-3, dtype)
+    layers, kind = settings.layers, settings.kind
+    if kind == "layers":
+        if settings.ahead not in (None, 1):
+            raise UsageError(f"a drafter of kind layers learns the next token alone, found {settings.ahead} ahead")
+        dtype = "int8" if settings.dtype == "auto" else settings.dtype
+        return LayersRecipe(USUAL_LAYERS if layers is None else layers, settings.head, settings.rate or 1e-3, dtype)
+    usual = TAPPED[kind]
+    if settings.dtype not in ("auto", "bfloat16"):
+        raise UsageError(f"the published form of kind {kind} has bfloat16, found {settings.dtype}: leave --dtype away")
+    if layers is not None and not isinstance(layers, int):
+        raise UsageError(f"a drafter of kind {kind} has new layers, none of the target's: give how many, not {layers}")
+    return TappedRecipe(
+        kind,
+        usual.layers if layers is None else layers,
+        usual.ahead if settings.ahead is None else settings.ahead,
+        settings.head,
+        settings.rate or usual.rate,
+    )
 
 
 def distill(
@@ -118,6 +137,7 @@ def _command(ref: str, settings: DistillSettings) -> str:
     if settings.layers is not None:
         layers = settings.layers if isinstance(settings.layers, int) else ",".join(map(str, settings.layers))
         said += f" --layers {layers}"
+    said += f" --ahead {settings.ahead}" if settings.ahead is not None else ""
     said += f" --minutes {settings.minutes:g}"
     return said + (f" --dtype {settings.dtype}" if settings.dtype != DistillSettings.dtype else "")
 
