@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from draft.asset import HEAD_TOKENS
 from draft.four_bits import Grid
 from draft.made_block import SCALE
 from draft.packed import round_rows
 from draft.train import Score
+from swarm.model.files.safetensors_file import save_tensors
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def write_drafter(
         tensors[HEAD_TOKENS] = head_tokens.int()
     told = {"target": origin.target, "target_digest": origin.target_digest, "layers": list(origin.layers)}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors")
+    save_tensors(tensors, folder / "model.part")
+    (folder / "model.part").replace(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({**config, "drafter": told}, indent=1, sort_keys=True) + "\n")
     (folder / "model.safetensors").chmod(0o644)
     size = (folder / "model.safetensors").stat().st_size

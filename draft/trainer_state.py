@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from draft.train import Trainer
+from swarm.model.files.safetensors_file import save_tensors
 
 
 def save_state(path: Path, trainer: Trainer, notes: Mapping[str, str] | None = None) -> None:
@@ -23,7 +23,7 @@ def save_state(path: Path, trainer: Trainer, notes: Mapping[str, str] | None = N
             tensors[f"second.{name}"] = state["exp_avg_sq"].cpu().contiguous()
     counts = {**(notes or {}), "steps": str(trainer.steps), "positions": str(trainer.positions)}
     part = path.with_suffix(".part")
-    save_file(tensors, part, metadata=counts)
+    save_tensors(tensors, part, metadata=counts)
     part.replace(path)
 
 

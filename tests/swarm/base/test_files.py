@@ -210,6 +210,7 @@ MAY_WRITE = {
     "receipts/record/rows.py": "grows only; a torn record ends the file",
     "swarm/model/files/blobs.py": "grows only; a torn chunk is cut off, the whole is checked against its digest",
     "swarm/model/requantize.py": "a folder that is moved to its place when it is whole",
+    "swarm/model/files/safetensors_file.py": "for those who say here where they write",
     "swarm/model/files/wheel.py": "a temporary folder; the file is checked, then renamed",
     "swarm/testbed/child_process.py": "logs of children",
     "swarm/testbed/bench.py": "results of benchmarks",
@@ -241,6 +242,7 @@ WRITING = {
     "TemporaryFile",
     "FileIO",
     "save_file",
+    "save_tensors",
 }
 
 
