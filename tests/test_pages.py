@@ -122,6 +122,18 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert lost == []
 
 
+def test_the_readme_counts_model_classes_as_the_table_does() -> None:
+    told = re.search(
+        r"^(\d+) exact, (\d+) refused, (\d+) not built, 0 wrong", (ROOT / "docs/models.md").read_text(), re.M
+    )
+    assert told is not None
+    exact, refused, unknown = told.groups()
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| **wanswarm** |"))
+    whole = sum(map(int, told.groups()))
+    assert f"{exact} of transformers' {whole} causal classes" in row
+    assert f"[{refused} are refused by name]" in row and f"{unknown} could not be tried" in row
+
+
 def guide_commands() -> list[str]:
     return list(commands((ROOT / "docs/guides/big-model.md").read_text()))
 
