@@ -15,7 +15,7 @@ import torch
 
 from draft.taps import ReadsTaps
 from receipts import ReceiptError
-from swarm.base.errors import PeerError, SwarmError, UsageError
+from swarm.base.errors import PeerError, SwarmError, UsageError, let_go
 from swarm.model.held import Matcher
 from swarm.model.rows import Layout
 from swarm.net.channel.message import Message
@@ -141,7 +141,10 @@ class RunEngine:
             while True:
                 event = await events.get()
                 if isinstance(event, BaseException):
-                    raise event
+                    try:
+                        raise event
+                    finally:
+                        del event  # it has this frame
                 yield event
                 if isinstance(event, Finished):
                     return
@@ -149,6 +152,7 @@ class RunEngine:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+            del task
 
     def _check(self, request: RunRequest) -> None:
         prompt, context = len(request.prompt_ids), self.target.context
@@ -170,7 +174,8 @@ class RunEngine:
         """A failed run fails its own reader, never the other runs of the desk."""
         try:
             await self._drive(request, receipt, events)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            let_go(error)  # its frames have this task, which would have them: a whole run would wait for the collector
             raise
         except BaseException as error:
             events.put_nowait(_single(error))

@@ -145,7 +145,10 @@ class Channel(asyncio.BufferedProtocol):
         if first is not None:
             self._writer.control(first)
             self._writer.pump()
-        return await asyncio.shield(waiting)
+        try:
+            return await asyncio.shield(waiting)
+        finally:
+            del waiting  # it may have an error, which has this frame: together they would wait for the collector
 
     @property
     def seen_ping(self) -> PingSeries | None:

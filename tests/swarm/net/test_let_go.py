@@ -19,6 +19,7 @@ from swarm.net.channel.message import Message
 from swarm.net.identity import Identity
 from swarm.net.peer import Peer
 from swarm.net.switchboard import Switchboard
+from swarm.net.traversal.reach import Reach
 
 VISITS = 6
 ASYNCIOS = {"_SelectorSocketTransport", "TransportSocket", "socket", "dict", "tuple", "list", "method"}
@@ -79,6 +80,15 @@ async def while_asked(here: Switchboard, there: Switchboard, peer: Peer) -> None
     del asking
 
 
+async def while_measured(here: Switchboard, there: Switchboard, peer: Peer) -> None:
+    measuring = asyncio.create_task(peer.ping(200))
+    await asyncio.sleep(0)
+    peer.drop("killed")
+    with pytest.raises(PeerError, match="killed"):
+        await measuring
+    del measuring
+
+
 async def hang(peer: Peer, message: Message) -> Message:
     await peer.wait_closed()
     return message
@@ -87,7 +97,7 @@ async def hang(peer: Peer, message: Message) -> Message:
 HANDLERS = {"echo": echo, "fail": failing, "hang": hang}
 
 
-@pytest.mark.parametrize("end", [dropped, left, refused, unanswered, while_asked])
+@pytest.mark.parametrize("end", [dropped, left, refused, unanswered, while_asked, while_measured])
 async def test_a_connection_that_ended_is_free_at_once(
     end: Callable[[Switchboard, Switchboard, Peer], Awaitable[None]],
 ) -> None:
@@ -118,22 +128,25 @@ async def test_a_connection_that_ended_is_free_at_once(
     assert sum(kinds.values()) <= 9 * 2 * VISITS, found
 
 
-async def test_a_dial_that_failed_is_free_at_once() -> None:
-    """Nobody listens there, neither over TCP nor over HTTP."""
+@pytest.mark.parametrize("every_way", [False, True])
+async def test_a_dial_that_failed_is_free_at_once(every_way: bool) -> None:
+    """Nobody listens there, neither over TCP nor over HTTP, and nobody helps."""
     async with Switchboard(Identity.generate()) as board:
+        if every_way:
+            Reach(board, relay=True)
         nobody = await board.listen("127.0.0.1", 0)
         board._door.close()
 
         async def dial() -> None:
-            with pytest.raises(PeerError, match="no answer from"):
-                await board.peer(Identity.generate().id, [nobody], 5.0)
+            with pytest.raises(PeerError, match="reached|no answer from"):
+                await board.peer(Identity.generate().id, [nobody], 3.0)
 
         await dial()
         found = Counter[str]()
         with left_over(found):
             for _ in range(VISITS):
                 await dial()
-        assert not found
+        assert not found, found
 
 
 async def test_a_dial_that_nobody_answers_is_free_at_once() -> None:
