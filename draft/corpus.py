@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+
+from swarm.model.files.safetensors_file import save_tensors
 
 TOP = 64
 """Logits kept per position; the rest of the vocabulary is taken as impossible."""
@@ -47,7 +48,7 @@ def save_samples(path: Path, samples: Sequence[Sample]) -> None:
         "logits": torch.cat([s.logits for s in samples]).half(),
     }
     part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"samples": json.dumps(notes)})
+    save_tensors(tensors, part, metadata={"samples": json.dumps(notes)})
     part.replace(path)
 
 

@@ -302,7 +302,7 @@ class Learner:
         )
         weights = {f"{student.prefix}.{name}": value.detach() for name, value in student.trained()}
         grids = {f"{student.prefix}.{name}": grid for name, grid in student.grids.items()}
-        head = student.head_tokens if len(student.head_tokens) < student.vocab_size else None
+        head = student.head_tokens if len(student.head_tokens) < student.vocabulary else None
         scores = {"before": {"own": measure.before}} | ({} if score is None else {"after": {"own": score}})
         write_drafter(folder, made.config, weights, head, origin, scores, student.dtype, grids)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from draft.asset import MadeCheckpoint, read_made
 from draft.four_bits import Grid
+from draft.loss import ShortHead
 from draft.made_block import EMBEDDING
 from draft.student import Student
 from swarm.base.errors import ModelError, UsageError
@@ -49,19 +50,20 @@ class MadeStudent(Student):
         self._at[held] = torch.arange(len(held))
         config.vocab_size, config.pad_token_id = len(held), None
         kind = model_class(config, made.path.name)
-        self._prefix = str(kind.base_model_prefix)
-        self.model = getattr(kind(config), self._prefix).float()
-        self.layers, self.vocab_size, self.device = made.layers, vocab, torch.device("cpu")
+        self.prefix = str(kind.base_model_prefix)
+        self.model = getattr(kind(config), self.prefix).float()
+        self.layers, self.vocabulary, self.device = made.layers, vocab, torch.device("cpu")
         rows = RowTable(target, EMBEDDING, torch.float32).rows(held)
         with torch.no_grad():
             embedding = self.model.get_input_embeddings().weight
             embedding.copy_(rows)
             for name, value in self.trained():
-                value.copy_(checkpoint.read(f"{self._prefix}.{name}", torch.float32))
+                value.copy_(checkpoint.read(f"{self.prefix}.{name}", torch.float32))
         embedding.requires_grad_(False)
         native = torch.cpu._is_avx512_bf16_supported()
         self.head = embedding[self._at[self.head_tokens]].to(torch.bfloat16 if native else torch.float32)
-        stored = {name.removeprefix(f"{self._prefix}."): tensor for name, tensor in checkpoint.stored().items()}
+        self._short = ShortHead.of(self.head, self.head_tokens, vocab)
+        stored = {name.removeprefix(f"{self.prefix}."): tensor for name, tensor in checkpoint.stored().items()}
         self.grids = {name: Grid.of_stored(t) for name, t in stored.items() if t.dtype == torch.uint8}
         kinds = {tensor.dtype for tensor in stored.values()}
         self.dtype = Q4_1 if self.grids else INT8 if torch.int8 in kinds else BFLOAT16
@@ -71,11 +73,6 @@ class MadeStudent(Student):
         with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             hidden = self.model(input_ids=self._at[inputs], use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[rows]  # type: ignore[no-any-return]
-
-    @property
-    def prefix(self) -> str:
-        """What the file's names begin with."""
-        return str(self._prefix)
 
 
 def take_up(path: Path, target: Checkpoint, tokens: Sequence[int], extra: Sequence[int] = ()) -> MadeStudent:

@@ -6,10 +6,10 @@ when they are first named, so that importing this package costs next to nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # `typing` itself takes long enough to be interrupted, where nothing could say so yet
 if TYPE_CHECKING:
+    from typing import Any
+
     from receipts.check.verdict import Verdict
     from swarm.base.errors import BusyError, CoverageError, ModelError, PeerError, RunError, SwarmError, UsageError
     from swarm.base.events import Notice, Progress
@@ -62,6 +62,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     inside = {"Node": "BlockingNode"}.get(name, name)  # drafts have a class of that name
     for home, names in _HOMES.items():
         if inside in names:

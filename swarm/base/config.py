@@ -52,11 +52,17 @@ def read_invite(text: str) -> str:
     """An invite is given as text or as the name of a file that holds it. Raises UsageError."""
     if len(text) < 256 and "/" in text or text.endswith((".invite", ".txt")):
         try:
-            return Path(text).read_text(encoding="utf-8").strip()
+            return _only_invite(Path(text).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "its bytes are no text in UTF-8"
             raise UsageError(f"expected an invite or a file that holds one, found {text!r}: {reason}") from error
-    return text.strip()
+    return _only_invite(text)
+
+
+def _only_invite(text: str) -> str:
+    """The text; of the lines that `swarm join` prints, the one invite that they hold."""
+    found = {word for word in text.split() if word.startswith(INVITE_MARK)}
+    return found.pop() if len(found) == 1 and not text.lstrip().startswith(INVITE_MARK) else text.strip()
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 try:
     import fcntl
@@ -42,3 +45,18 @@ def write_note(handle: int, note: str) -> None:
     os.lseek(handle, 0, os.SEEK_SET)
     os.ftruncate(handle, 0)
     os.write(handle, note.encode())
+
+
+@contextlib.contextmanager
+def folder_held(folder: Path) -> Iterator[bool | None]:
+    """Hold a folder that one process makes: True; False where somebody else does, or it was moved or removed meanwhile;
+    None where folders cannot be held (Windows). Raises OSError when it is not there."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        yield None
+        return
+    try:
+        yield lock_now(handle) and os.path.samestat(os.fstat(handle), folder.stat())
+    finally:
+        os.close(handle)

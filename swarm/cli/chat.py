@@ -7,9 +7,9 @@ import sys
 from dataclasses import dataclass, replace
 
 from swarm.base.option import build, like, option
-from swarm.cli.ask import GenerateConfig
-from swarm.cli.common import add_member_options, member_config, route_rules, state_dir
-from swarm.cli.early import check_draft
+from swarm.cli.ask import AWAITED, GenerateConfig
+from swarm.cli.common import add_member_options, member_config, route_rules, say, state_dir
+from swarm.cli.early import check_draft, check_swarm
 from swarm.cli.loop import load, run_loop
 from swarm.cli.parser import Parser
 from swarm.client.config import RequesterConfig
@@ -46,18 +46,8 @@ def add(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Talk until the end of input."""
+    given = vars(arguments)
     check_draft(arguments.draft, arguments.draft_model, arguments.draft_gpu)
-    load("swarm.client.client")
-    return run_loop(_chat(arguments))
-
-
-async def _chat(arguments: argparse.Namespace) -> int:
-    from swarm.client.client import Requester
-    from swarm.terminal.chat import ChatConfig, chat
-    from swarm.terminal.chat_screen import screen_and_reader
-    from swarm.terminal.progress import reporter
-
-    given, options = vars(arguments), build(ChatOptions, vars(arguments))
     request = build(RunRequest, given, prompt_ids=(0,), sampling=build(Sampling, given))
     asked = build(
         RequesterConfig,
@@ -67,6 +57,19 @@ async def _chat(arguments: argparse.Namespace) -> int:
         keep_s=KEEP_S,
         rules=route_rules(arguments),
     )
+    check_swarm(asked.member)
+    say(AWAITED)
+    load("swarm.client.client")
+    return run_loop(_chat(arguments, request, asked))
+
+
+async def _chat(arguments: argparse.Namespace, request: RunRequest, asked: RequesterConfig) -> int:
+    from swarm.client.client import Requester
+    from swarm.terminal.chat import ChatConfig, chat
+    from swarm.terminal.chat_screen import screen_and_reader
+    from swarm.terminal.progress import reporter
+
+    given, options = vars(arguments), build(ChatOptions, vars(arguments))
     # The bars end before the conversation begins: both would draw on one terminal.
     with reporter(json_lines=False, out=sys.stderr) as loading:
         connected = await Requester.connect(asked, loading)

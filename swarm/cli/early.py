@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swarm.base.errors import UsageError
+from swarm.cli.common import say
+from swarm.cli.loop import run_loop
+
+if TYPE_CHECKING:
+    from swarm.base.config import MemberConfig
 
 
 def check_state(folder: Path) -> None:
@@ -13,6 +19,17 @@ def check_state(folder: Path) -> None:
 
     with locked(folder):
         pass
+
+
+def check_swarm(config: MemberConfig, quiet: bool = False) -> None:
+    """Raises UsageError when there is no swarm to ask. Waits only where this machine knows of none and others may be
+    heard on the local network, and says so unless `quiet`."""
+    from swarm.discovery.bootstrap import knows_of_a_swarm, require_heard
+
+    if not knows_of_a_swarm(config):
+        if config.lan and not quiet:
+            say("this machine knows no swarm; listening for one on the local network")
+        run_loop(require_heard(config))
 
 
 def check_gpu(number: int | None, option: str) -> None:

@@ -10,6 +10,7 @@ from swarm.base.errors import UsageError
 from swarm.cli import locally, through
 from swarm.cli.ask import AWAITED, ConstraintOptions, GenerateConfig, ask, check
 from swarm.cli.common import add_member_options, member_config, route_rules, say
+from swarm.cli.early import check_swarm
 from swarm.cli.loop import load, run_loop
 from swarm.cli.parser import Parser
 from swarm.client.config import RequesterConfig
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = GenerateConfig.from_arguments(arguments, member_config(arguments), prompt, route_rules(arguments))
     check(config)
+    check_swarm(config.asked.member, quiet=config.json)
     if not config.json:
         say(AWAITED)
     load("swarm.client.client")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
+import sys
 import time
 from dataclasses import dataclass
 
 from swarm.base.config import MemberConfig, parse_dialled
-from swarm.base.errors import UsageError
+from swarm.base.errors import RunError, UsageError
 from swarm.base.option import build, option, or_none
-from swarm.cli.common import state_dir
+from swarm.cli.common import say, state_dir
 from swarm.cli.parser import Parser
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -39,6 +41,7 @@ class InviteOptions:
     address: tuple[str, int] | None = option(
         None, "address to put into it (default: the node's own)", "HOST:PORT", read=or_none(parse_dialled)
     )
+    copy: bool = option(False, "also put it into the clipboard: by the desktop's program, else by the terminal")
     qr: bool = option(False, "also draw it as a QR code")
     json: bool = option(False, "print JSON")
 
@@ -52,6 +55,17 @@ def add(parser: Parser) -> None:
     parser.declare(InviteOptions)
     parser.declare(MemberConfig, "state", "models")
     parser.set_defaults(run=run)
+
+
+def too_large(drawn: str, columns: int, lines: int) -> str | None:
+    """What to say where a terminal cannot show a drawing whole, which no camera reads then."""
+    rows = drawn.strip("\n").splitlines()
+    width = max(map(len, rows))
+    if width <= columns and len(rows) < lines:
+        return None
+    return (
+        f"this QR code takes {width} columns and {len(rows)} lines, the terminal has {columns} and {lines}: enlarge it"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,6 +95,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"invite": text, "model": saved.ref, "expires_s": span, "once": options.once, "role": role}))
         return 0
     print(text)
+    if options.copy:
+        from swarm.terminal.clipboard import copy
+
+        by = copy(text, sys.stderr)
+        if by is None:
+            raise RunError("no clipboard was found here; copy the line above, or swarm invite --qr")
+        say(f"copied by {by}")
     if options.qr:
-        print(qr_text(text))
+        drawn = qr_text(text)
+        print(drawn)
+        if sys.stdout.isatty() and (said := too_large(drawn, *shutil.get_terminal_size())):
+            say(said)
     return 0

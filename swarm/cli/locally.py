@@ -15,6 +15,7 @@ from swarm.cli.through import body, end, kept_receipt, not_there, show, usual_re
 from swarm.client.local_gateway import LocalGateway, ServedSwarm, WantedSwarm, find_served, running
 from swarm.client.through_gateway import Gateway, GatewayAnswer, fetch_receipt
 from swarm.model.sampling import OWN, Sampling, recommended, say_settings
+from swarm.run.last_receipt import note_last
 
 ANSWER_S = 3.0
 """A gateway that runs says within this what it serves."""
@@ -160,4 +161,5 @@ def _receipt(arguments: argparse.Namespace, gateway: Gateway, answer: GatewayAns
     data = usual.read_bytes() if usual.is_file() else fetch_receipt(gateway, address)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, data)
+    note_last(state_dir(arguments) / "receipts", kept)
     return kept

@@ -116,6 +116,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but what a command does not know is an error of that command, with its usage."""
         words = sys.argv[1:] if args is None else args
+        if self._subparsers is not None and not words:  # nothing asked for: what could be
+            self._print_message(self.format_help(), sys.stderr)
+            self.exit(2)
         if self._subparsers is not None and words and words[0].startswith("-") and not self._is_option(words[0]):
             self.error(f"unrecognized arguments: {words[0]}")  # which argparse says only where nothing else is missing
         found, unknown = super().parse_known_args(args, namespace)
@@ -132,9 +135,9 @@ class Parser(argparse.ArgumentParser):
             (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
-        """Usage, the error, and a near miss if there is one; exit code 2."""
-        guess = self._guess(message)
-        super().error(f"{message}{guess}")
+        """Usage and where help is, the error, and a near miss if there is one; exit code 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"    all of it: {self.prog} --help\n{self.prog}: error: {message}{self._guess(message)}\n")
 
     def _guess(self, message: str) -> str:
         if found := re.match(r"argument \S+: invalid choice: '([^']*)'", message):

@@ -15,7 +15,7 @@ from swarm.base.errors import UsageError
 from swarm.base.option import Number, build, option
 from swarm.cli.announce import told_of, with_owners_key
 from swarm.cli.common import add_member_options, member_configs, route_rules, say
-from swarm.cli.early import check_draft, check_http_port
+from swarm.cli.early import check_draft, check_http_port, check_swarm
 from swarm.cli.logs import LogConfig, logging_to
 from swarm.cli.loop import load, run_loop
 from swarm.cli.parser import Parser
@@ -101,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     if not config.api_keys and host not in ("127.0.0.1", "::1", "localhost"):
         say(f"whoever reaches {host} port {options.port} may use the swarm; --api-key FILE asks for a key")
+    for member in members:
+        check_swarm(member)
     from swarm.terminal.progress import reporter
 
     load("swarm.client.client")
@@ -159,6 +161,7 @@ async def serve_until_stopped(
     import asyncio
 
     from receipts.check.verify import verify
+    from swarm.base.settled import settle
     from swarm.base.signals import on_signals
     from swarm.client.client import Requester
     from swarm.serve.gateway import gateway
@@ -177,6 +180,7 @@ async def serve_until_stopped(
                 ready[0], config, lambda data: verify(data).as_json(), host, port, log.as_json, hurry, ready[1:]
             )
             host, port = await stack.enter_async_context(serving)
+            settle()
             models = ", ".join(dict.fromkeys(requester.manifest.model for requester in ready))
             say(f"serving {models} at {url_of(host, port)} (dashboard: /, API: /v1)")
             stack.enter_context(told_of(asked, ready, config, url_of(host, port), key))

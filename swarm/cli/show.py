@@ -16,7 +16,8 @@ from swarm.base.option import build, like, option
 from swarm.base.paths import stream_to_write
 from swarm.cli.common import say, state_dir
 from swarm.cli.parser import Parser
-from swarm.cli.verify import STDIN, VerifyOptions, last_receipt, read_receipt, write_drawing
+from swarm.cli.verify import STDIN, VerifyOptions, read_receipt, write_drawing
+from swarm.run.last_receipt import last_receipt
 from swarm.run.trace import read_trace
 from swarm.run.trace_draw import svg_run, told, trace_text
 

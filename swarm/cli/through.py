@@ -18,6 +18,7 @@ from swarm.cli.common import say, state_dir
 from swarm.cli.parser import Parser
 from swarm.client.through_gateway import Gateway, GatewayAnswer, fetch_receipt, stream
 from swarm.model.sampling import OWN, Sampling
+from swarm.run.last_receipt import note_last
 
 AUTO, NONE = "auto", "none"
 _NOT_THERE = (
@@ -151,6 +152,7 @@ def _receipt(arguments: argparse.Namespace, gateway: Gateway, answer: GatewayAns
         return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, data)
+    note_last(state_dir(arguments) / "receipts", kept)
     return kept
 
 

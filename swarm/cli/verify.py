@@ -24,15 +24,13 @@ from swarm.cli.common import add_member_options, member_config, models_dir, say,
 from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
 from swarm.recheck import files
-from swarm.run.trace import TRACE
+from swarm.run.last_receipt import BESIDE, last_receipt
 
 if TYPE_CHECKING:
     from receipts.format.log_tiles import LogProof
     from swarm.base.address import Address
 
 BEYOND = "beyond the receipt itself"
-_BESIDE = (files.SECRETS, TRACE)
-"""What ends the names of files that lie beside receipts and are none."""
 STDIN = Path("-")
 MOST_BYTES = 256_000_000
 """Larger than any receipt; a pipe that brings more brings something else."""
@@ -165,14 +163,6 @@ def add(parser: Parser) -> None:
     parser.set_defaults(run=run)
 
 
-def last_receipt(folder: Path) -> Path:
-    """The receipt that was written last in a state folder's `receipts`. Raises UsageError when there is none."""
-    found = [path for path in folder.glob("*.json") if not path.name.endswith(_BESIDE)]
-    if not found:
-        raise UsageError(f"expected a receipt, found none in {folder}; name one, or make one with swarm generate")
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
-
-
 def read_receipt(path: Path) -> bytes:
     """The bytes of a receipt, from stdin for `-`. Raises UsageError (exit code 2) when there are none."""
     if path == STDIN:
@@ -278,7 +268,7 @@ def read_beside(paths: Sequence[Path]) -> tuple[bytes, ...]:
     found = []
     for path in paths:
         inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        found += [read_receipt(file) for file in inside if not file.name.endswith(_BESIDE)]
+        found += [read_receipt(file) for file in inside if not file.name.endswith(BESIDE)]
     return tuple(found)
 
 

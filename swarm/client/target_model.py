@@ -22,6 +22,7 @@ from swarm.model.files.generation_config import generation_defaults
 from swarm.model.files.manifest import Manifest
 from swarm.model.files.store import ModelStore
 from swarm.model.held import Vocabulary
+from swarm.model.quant.native import warn_of_none
 from swarm.model.text.decoder import PlainText
 from swarm.model.text.spelling import special_tokens
 from swarm.model.text.template import PLAIN_CHAT, TemplateOptions, TemplateRenderer
@@ -137,6 +138,7 @@ def load_target(
     """Tokenizer, embedding and drafter of a model. `learning`: where drafters lie that learned from runs of their user.
     Raises UsageError for a drafter that does not fit."""
     store = ModelStore(models)
+    warn_of_none(report)
     checkpoint = open_model(ref, store, (0, 1), report)
     tokenizer = load_tokenizer(ref, store, report)
     eos, defaults = end_tokens(checkpoint, store, ref), generation_defaults(store, ref)

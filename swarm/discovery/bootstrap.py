@@ -12,12 +12,12 @@ from swarm.base.config import MemberConfig
 from swarm.base.errors import PeerError, UsageError
 from swarm.base.events import Notice, Report
 from swarm.discovery.obstacles import why_unreached
-from swarm.discovery.state_dir import LAST_INVITE, remember_invite
+from swarm.discovery.state_dir import LAST_INVITE, REQUESTER, remember_invite
 from swarm.mesh.hello import Hello, enter, invited
 from swarm.mesh.invite import Invite, parse_invite_untrusted
 from swarm.mesh.lan import LanNode, find
 from swarm.mesh.membership import InviteError
-from swarm.mesh.saved import Saved, load
+from swarm.mesh.saved import PEERS_FILE, Saved, load
 from swarm.net.identity import Identity
 from swarm.net.switchboard import Switchboard
 
@@ -168,8 +168,30 @@ async def enter_as_guest(
     last = config.state / LAST_INVITE
     if last.is_file():
         return await enter_by_invite(board, parse_invite_untrusted(last.read_text("utf-8", errors="replace")), "guest")
+    raise _nobody(config, heard)
+
+
+def knows_of_a_swarm(config: MemberConfig) -> bool:
+    """Whether this machine was told of a swarm or has used one. Opens nothing."""
+    if config.invite is not None or config.lan_swarm is not None or (config.state / LAST_INVITE).is_file():
+        return True
+    return any(config.state.glob(f"{REQUESTER}*/{PEERS_FILE}"))
+
+
+async def require_heard(config: MemberConfig) -> None:
+    """For a requester that knows of no swarm, before it loads anything: raises UsageError where the local network has
+    none that lets it in either."""
+    heard = await find(LAN_SECONDS) if config.lan else []
+    if not any(node.open for node in heard):
+        raise _nobody(config, heard)
+
+
+def _nobody(config: MemberConfig, heard: Sequence[LanNode]) -> UsageError:
     if heard:
-        raise UsageError(
+        return UsageError(
             f"{why_not_entered(heard, b'')}; on one of its machines run: swarm invite --guest; then give --swarm INVITE"
         )
-    raise UsageError("expected a swarm to ask, found none on the LAN and none used before; give --swarm INVITE")
+    where = "none on the local network and " if config.lan else ""
+    return UsageError(
+        f"expected a swarm to ask, found {where}none used before; give --swarm INVITE, or start one: swarm join"
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.base.errors import SwarmError, UsageError
-from swarm.base.files import write_whole
+from swarm.base.files import remove_torn, write_whole
 from swarm.base.locks import OPEN, lock_now, read_note, write_note
 from swarm.mesh.saved import Saved, save
 
@@ -23,6 +23,7 @@ class StateInUse(UsageError):
 
 LOCK = "lock"
 LAST_INVITE = "last.invite"
+REQUESTER = "requester"
 MOST_REQUESTERS = 64
 
 
@@ -44,6 +45,7 @@ def locked(folder: Path) -> Iterator[Path]:
             raise StateInUse(
                 f"the state folder {folder} is in use by process {owner}; give each process its own --state"
             )
+        remove_torn(folder)
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its owner stays unnamed
             write_note(file, str(os.getpid()))
         yield folder
@@ -78,7 +80,7 @@ def requester_folder(state: Path) -> Iterator[Path]:
     """A folder for one requester: its key must not be that of a node, nor of another requester at the same time."""
     with contextlib.ExitStack() as held:
         for number in range(1, MOST_REQUESTERS + 1):
-            name = "requester" if number == 1 else f"requester-{number}"
+            name = REQUESTER if number == 1 else f"{REQUESTER}-{number}"
             try:
                 folder = held.enter_context(locked(state / name))
                 break

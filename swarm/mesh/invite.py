@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
+import msgpack
+
 from swarm.base.address import Address, AddressText
 from swarm.base.bounds import AtMost, Between, Exactly, Printable, Spelled, by_position
 from swarm.base.codec import Codec
@@ -33,6 +35,7 @@ MAX_CHARS = 6000
 MAX_MEMBERS = 4
 MAX_REF = 200
 DEFAULT_EXPIRY_S = 7 * 86400
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz234567")
 
 
 @by_position
@@ -154,13 +157,46 @@ def parse_invite_untrusted(text: object) -> Invite:
     try:
         data = base64.b32decode(body + "=" * (-len(body) % 8))
     except (binascii.Error, ValueError) as exc:
-        raise InviteError("the invite was damaged on the way (characters); copy it again, whole") from exc
+        raise _damaged_untrusted(line) from exc
     packed, check = data[:-CHECK_BYTES], data[-CHECK_BYTES:]
-    if _check(packed) != check:
-        raise InviteError("the invite was damaged on the way (checksum); copy it again, whole")
-    if base64.b32encode(data).decode("ascii").rstrip("=") != body:  # the last character has bits that no byte needs
-        raise InviteError("the invite was damaged on the way (characters); copy it again, whole")
+    # The last character has bits that no byte needs.
+    if _check(packed) != check or base64.b32encode(data).decode("ascii").rstrip("=") != body:
+        raise _damaged_untrusted(line)
     return _INVITE.unpack_untrusted(packed, MAX_CHARS)
+
+
+def _damaged_untrusted(line: str) -> InviteError:
+    """What happened to an invite that cannot be read, as far as what is left of it tells."""
+    body = line.removeprefix(PREFIX)
+    if (times := line.count(PREFIX)) > 1:
+        return InviteError(f"the invite was damaged on the way (it is there {times} times); paste it once")
+    if (at := next((at for at, one in enumerate(body) if one not in _LETTERS), None)) is not None:
+        place = f"{body[at]!r} at character {len(PREFIX) + at + 1}, which no invite has"
+        return InviteError(f"the invite was damaged on the way ({place}); copy it again, whole")
+    whole = body[: len(body) - (len(body) % 8 in (1, 3, 6))]
+    data = base64.b32decode(whole.upper() + "=" * (-len(whole) % 8))
+    return InviteError(
+        f"the invite was damaged on the way ({_ending_untrusted(data, len(line))}); copy it again, whole"
+    )
+
+
+def _ending_untrusted(data: bytes, count: int) -> str:
+    """Whether bytes that do not fit their check end too early or too late, as far as their structure can be trusted;
+    `count`: characters that there were."""
+    cut = f"its end seems to be missing behind {count} characters"
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data) + 1)
+    unpacker.feed(data)
+    try:
+        unpacker.skip()
+    except msgpack.OutOfData:
+        return cut
+    except (ValueError, msgpack.UnpackException):
+        return "a character is another one"
+    end = unpacker.tell()
+    if end + CHECK_BYTES > len(data):
+        return cut
+    follows = _check(data[:end]) == data[end : end + CHECK_BYTES]
+    return "something follows its end" if follows else "a character is another one"
 
 
 def qr_text(text: str, border: int = 2) -> str:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from swarm.base.errors import ModelError
 from swarm.base.events import Progress, Report, silent
+from swarm.base.files import whole_folder
 from swarm.model.block import Block, Job, load_block
 from swarm.model.files.checkpoint import Checkpoint, end_tokens, transformers_tokenizer
 from swarm.model.files.files import keep
@@ -67,11 +68,15 @@ def quantize(store: ModelStore, ref: str, to: str, out: Path, compared: bool, re
             raise ModelError(f"{exc}; --no-report makes the model without comparing") from exc
     if compared and len(tokens) < 2:  # for a folder without one transformers makes an empty one
         raise ModelError(f"{ref} has no tokenizer; --no-report makes the model without comparing")
-    size = requantize(before, to, out, report)
-    if tokens:
-        tokenizer.save_pretrained(out)
-        ends = {"eos_token_id": sorted(end_tokens(before, store, ref))}
-        keep(out / "generation_config.json", json.dumps(ends).encode())
+    try:
+        with whole_folder(out) as part:
+            size = requantize(before, to, part, report)
+            if tokens:
+                tokenizer.save_pretrained(part)
+                ends = {"eos_token_id": sorted(end_tokens(before, store, ref))}
+                keep(part / "generation_config.json", json.dumps(ends).encode())
+    except OSError as exc:
+        raise ModelError(f"cannot write {out}: {exc.strerror}; free space or name another folder") from exc
     after = store.open(str(out), report=report)
     quality = None
     if compared:

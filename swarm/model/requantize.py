@@ -18,13 +18,13 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Progress, Report, silent
 from swarm.model.files.files import keep
 from swarm.model.files.local import INDEX
 from swarm.model.files.manifest import canonical_json, layer_of
+from swarm.model.files.safetensors_file import save_tensors
 from swarm.model.files.schemes import Weight, find_method
 from swarm.model.files.weights import FileCheckpoint
 from swarm.model.quant.encoding import runs
@@ -50,7 +50,7 @@ class RoundingTarget:
 def requantize(checkpoint: FileCheckpoint, to: str, out: Path, report: Report = silent) -> int:
     """Write the model to the new folder `out`, without a tokenizer; returns the bytes of its weights.
 
-    Raises UsageError for a folder that is there, ModelError for a model that cannot be rounded or a full disk.
+    Raises UsageError for a folder that is there, ModelError for a model that cannot be rounded, and OSError.
     """
     target = TARGETS[to]
     manifest = checkpoint.manifest
@@ -66,19 +66,16 @@ def requantize(checkpoint: FileCheckpoint, to: str, out: Path, report: Report = 
         layers.setdefault(manifest.n_layers if layer is None else layer, []).append(weight)
     index: dict[str, str] = {}
     total = 0
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for done, layer in enumerate(sorted(layers), 1):
-            tensors: Tensors = {}
-            for weight in layers[layer]:
-                tensors |= _rounded(checkpoint, weight, target)
-            shard = _SHARD.format(done, len(layers))
-            save_file(tensors, out / shard, {"format": "pt"})
-            index |= dict.fromkeys(tensors, shard)
-            total += sum(tensor.nbytes for tensor in tensors.values())
-            report(Progress("quantize", manifest.model, done, len(layers), "layers"))
-    except OSError as exc:
-        raise ModelError(f"cannot write {out}: {exc.strerror}; free space or name another folder") from exc
+    out.mkdir(parents=True, exist_ok=True)
+    for done, layer in enumerate(sorted(layers), 1):
+        tensors: Tensors = {}
+        for weight in layers[layer]:
+            tensors |= _rounded(checkpoint, weight, target)
+        shard = _SHARD.format(done, len(layers))
+        save_tensors(tensors, out / shard, {"format": "pt"})
+        index |= dict.fromkeys(tensors, shard)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        report(Progress("quantize", manifest.model, done, len(layers), "layers"))
     keep(out / INDEX, canonical_json({"metadata": {"total_size": total}, "weight_map": index}))
     keep(out / "config.json", json.dumps(config, indent=2).encode())  # last: without it the folder is no model
     return total

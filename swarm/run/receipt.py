@@ -22,6 +22,7 @@ from swarm.ring.receipt_log import head_bytes
 from swarm.ring.signer import ReceiptSigner, unix_us
 from swarm.ring.witness_service import WitnessRequest
 from swarm.run.api import RunRequest, RunResult
+from swarm.run.last_receipt import SECRETS, note_last
 from swarm.run.receipt_pruning import Pruner
 from swarm.run.trace import TRACE, RunTrace
 
@@ -194,8 +195,10 @@ class RunAccount:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, receipt)
-            write_whole(path.with_suffix(".secrets.json"), self.record.secrets_file())
+            write_whole(path.with_suffix(SECRETS), self.record.secrets_file())
             write_whole(path.with_suffix(TRACE), trace)
+            if where is not None:
+                note_last(folder, path)
             write_whole(folder / PREVIOUS, hashlib.sha256(receipt).hexdigest().encode())
         except OSError as error:
             text = (

@@ -29,7 +29,7 @@ from swarm.model.files.checkpoint import Checkpoint, open_model
 from swarm.model.files.store import ModelStore
 from swarm.model.fingerprint import fingerprint_of
 from swarm.model.probe import ROWS, probe
-from swarm.model.quant.native import ISAS, library
+from swarm.model.quant.native import ISAS, library, why_none
 from swarm.model.weights_as import PACKED, choose_weights
 from swarm.net.identity import Identity
 from swarm.net.peer import Peer
@@ -103,10 +103,7 @@ def _kernels() -> Finding:
     if lib is not None and lib.set_aside:
         return judge("4-bit weights", False, said, f"{lib.set_aside}; please report it with this processor's name")
     return judge(
-        "4-bit weights",
-        lib is not None,
-        said,
-        "install wanswarm again where there is a C++ compiler: quantised files then take their own size in memory",
+        "4-bit weights", lib is not None, said, f"{why_none()}; quantised files then take their own size in memory"
     )
 
 

@@ -21,11 +21,11 @@ from draft.four_bits import Grid
 from draft.general import FOLDER, GUARD, KEPT, MIX, in_its_own_words, prompts_text, read_general, write_general
 from draft.kinds import HELD_OUT
 from draft.learned import learned_drafter, origin_of
+from draft.loss import ShortHead
 from draft.made_student import take_up
 from draft.own_text import CONTEXT, PIECE, WIDTH, judge, roles, samples_of
 from draft.run_shelf import RunShelf
-from draft.student import sparse_kl
-from draft.train import Score, evaluate, to_head
+from draft.train import Score, evaluate
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.events import Event, Notice
 from swarm.model.files.checkpoint import open_model
@@ -81,11 +81,11 @@ def test_an_answer_comes_in_pieces_behind_what_stood_before(tiny: Tiny) -> None:
 
 
 def test_the_token_said_is_certain_where_nothing_else_is_known_and_else_shares(tiny: Tiny) -> None:
-    places = torch.arange(258)
+    head = ShortHead.of(torch.zeros(258, 1), torch.arange(258), 258)
     for tops in (0, 5):
         (run,) = tiny.runs([PROMPTS[0]], 4, tops)
         (sample,) = samples_of(run)
-        ids, target = to_head(sample.ids.long(), sample.logits.float(), places)
+        ids, target = head.target(sample.ids.long(), sample.logits.float())
         dense = torch.zeros(4, 258).scatter_add(1, ids, target)
         assert torch.allclose(dense.sum(1), torch.ones(4)) and sample.ids.shape == (4, WIDTH)
         known = torch.zeros(4, 258)
@@ -94,14 +94,6 @@ def test_the_token_said_is_certain_where_nothing_else_is_known_and_else_shares(t
             top = logits.topk(max(tops, 1)).indices
             known[row, top] = torch.softmax(logits[top], -1)
         assert torch.allclose(dense, known, atol=2e-3)
-
-
-def test_rows_without_a_target_have_no_part_in_the_gradient() -> None:
-    torch.manual_seed(0)
-    hidden, head = torch.randn(3, 8, requires_grad=True), torch.randn(20, 8)
-    ids, target = torch.tensor([[1, 2], [3, 4], [5, 6]]), torch.tensor([[0.5, 0.5], [0.0, 0.0], [1.0, 0.0]])
-    sparse_kl(hidden, head, ids, target).backward()
-    assert hidden.grad is not None and not hidden.grad[1].any() and hidden.grad[0].any() and hidden.grad[2].any()
 
 
 # Going on from a file

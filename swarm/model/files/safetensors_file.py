@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from swarm.base.errors import ModelError
 
@@ -93,3 +98,15 @@ def _stored(item: dict[str, Any]) -> Stored:
     if known is not None and math.prod(shape) * known.itemsize != end - begin:
         raise ValueError(f"shape {list(shape)} of {dtype} does not fill {end - begin} bytes")
     return Stored(shape, dtype, begin, end - begin)
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file. Raises OSError, as other writes do: the library has an error of its own for a full disk."""
+    try:
+        save_file(dict(tensors), path, dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error

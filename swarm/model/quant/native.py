@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from swarm.base.events import Notice, Report
+
 VERSION = 11
 """Of the interface and the packed layout; a library that says another is not used."""
 ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16", "amx")
@@ -279,24 +281,46 @@ class Library:
             raise ValueError("a format or a shape without a kernel")
 
 
-@functools.cache
 def library() -> Library | None:
-    """The kernels of this installation; None where none were built or they are of another version."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name("_kernels" + suffix)
-        if path.is_file():
-            try:
-                found = Library(path)
-            except (OSError, AttributeError):  # built for another machine
-                return None
-            if found.version != VERSION:
-                return None
-            if found.best_isa == AMX:  # late: the trial multiplies with this module
-                from swarm.model.quant.trial import choose_isa
+    """The kernels of this installation; None where there are none to use, and `why_none` says why."""
+    return _found()[0]
 
-                choose_isa(found)
-            return found
-    return None
+
+def why_none() -> str:
+    """What keeps this installation from having kernels, and what to do; "" where it has them."""
+    return _found()[1]
+
+
+def warn_of_none(report: Report) -> None:
+    """Say so where this process computes without them: nothing else about it looks wrong."""
+    if why := why_none():
+        said = "computing without compiled kernels, which takes longer, holds 4-bit weights expanded and is not exact"
+        report(Notice(f"{said}: {why}", "warning"))
+
+
+INSTALL = "install wanswarm again where there is a C++ compiler (pip install --force-reinstall --no-deps)"
+
+
+@functools.cache
+def _found() -> tuple[Library | None, str]:
+    path = next((path for suffix in EXTENSION_SUFFIXES if (path := _built(suffix)).is_file()), None)
+    if path is None:
+        return None, f"none were built when this was installed: {INSTALL}"
+    try:
+        found = Library(path)
+    except (OSError, AttributeError) as error:  # built for another machine, or before a function was added
+        return None, f"{path.name} cannot be used here ({error}): {INSTALL}"
+    if found.version != VERSION:
+        return None, f"{path.name} has interface {found.version}, this version of wanswarm needs {VERSION}: {INSTALL}"
+    if found.best_isa == AMX:  # late: the trial multiplies with this module
+        from swarm.model.quant.trial import choose_isa
+
+        choose_isa(found)
+    return found, ""
+
+
+def _built(suffix: str) -> Path:
+    return Path(__file__).with_name("_kernels" + suffix)
 
 
 def _openmp() -> int | None:

@@ -13,9 +13,9 @@ import pytest
 
 from receipts.check.recompute import ErrorLimits
 from swarm.base import files as disk
-from swarm.base.errors import SwarmError
-from swarm.base.files import write_whole
-from swarm.discovery.state_dir import LAST_INVITE, RememberedSwarm, remember_invite
+from swarm.base.errors import SwarmError, UsageError
+from swarm.base.files import TORN_S, remove_torn, whole_folder, write_whole
+from swarm.discovery.state_dir import LAST_INVITE, RememberedSwarm, locked, remember_invite
 from swarm.mesh.membership import Membership
 from swarm.mesh.saved import PEERS_FILE, Saved, load, save
 from swarm.model.files.files import keep
@@ -151,6 +151,57 @@ def test_what_can_be_done_without_is_done_without(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / PEERS_FILE).exists()
 
 
+def test_what_killed_processes_left_is_removed_in_time(tmp_path: Path) -> None:
+    now = 1_800_000_000.0
+    old, fresh = now - 2 * TORN_S, now - TORN_S / 2
+    left = ".peers.json." + "0a" * 6
+    places = {
+        left: old, f"receipts/{left}": old, ".young." + "ab" * 6: fresh, ".control": old, "x.json": old,
+        ".a." + "AB" * 6: old, f"a/b/{left}": old,
+    }  # fmt: skip
+    for name, at in places.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (at, at))
+    (tmp_path / (".folder." + "ab" * 6)).mkdir()
+    remove_torn(tmp_path, now)
+    there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert there == set(places) - {left, f"receipts/{left}"} and (tmp_path / (".folder." + "ab" * 6)).is_dir()
+    with locked(tmp_path / "state") as state:  # which is when it happens
+        (state / left).write_bytes(b"x")
+        os.utime(state / left, (0, 0))
+    with locked(state):
+        assert not (state / left).exists()
+    remove_torn(tmp_path / "nowhere", now)
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    out, part = tmp_path / "made", tmp_path / ".made.part"
+    with pytest.raises(KeyboardInterrupt), whole_folder(out) as folder:
+        (folder / "half").write_bytes(b"x")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    if not os.fork():  # killed
+        with whole_folder(out) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "left").write_bytes(b"x")
+            os._exit(9)
+    os.wait()
+    assert not out.exists() and (part / "sub").is_dir()
+    out.mkdir()  # an empty one is none
+    with whole_folder(out) as folder:
+        assert list(folder.iterdir()) == []
+        (folder / "whole").write_bytes(b"x")
+        with pytest.raises(UsageError, match="another process makes"), whole_folder(out):
+            pass
+    assert [path.name for path in out.iterdir()] == ["whole"] and not part.exists()
+    (tmp_path / "file").write_bytes(b"x")
+    for there in (out, tmp_path / "file"):
+        with pytest.raises(UsageError, match="is there already"), whole_folder(there):
+            pass
+    assert (out / "whole").is_file()
+
+
 MAY_WRITE = {
     "swarm/base/files.py": "this is where it is done",
     "swarm/discovery/state_dir.py": "the lock, whose content nobody relies on",
@@ -158,7 +209,8 @@ MAY_WRITE = {
     "swarm/ring/transparency_log.py": "opens its lock file; what it keeps goes through write_whole",
     "receipts/record/rows.py": "grows only; a torn record ends the file",
     "swarm/model/files/blobs.py": "grows only; a torn chunk is cut off, the whole is checked against its digest",
-    "swarm/model/requantize.py": "a folder that is no model until its config is written, last",
+    "swarm/model/requantize.py": "a folder that is moved to its place when it is whole",
+    "swarm/model/files/safetensors_file.py": "for those who say here where they write",
     "swarm/model/files/wheel.py": "a temporary folder; the file is checked, then renamed",
     "swarm/testbed/child_process.py": "logs of children",
     "swarm/testbed/bench.py": "results of benchmarks",
@@ -169,6 +221,7 @@ MAY_WRITE = {
     "swarm/cli/verify.py": "a drawing that the user asked for",
     "draft/card.py": "a drafter in a folder of its own",
     "swarm/ring/order_check.py": "appended to; a torn end is cut off",
+    "draft/collected.py": "a part, then renamed",
     "draft/corpus.py": "a part, then renamed",
     "draft/distill.py": "a part, then renamed",
     "draft/trainer_state.py": "a part, then renamed",
@@ -189,6 +242,7 @@ WRITING = {
     "TemporaryFile",
     "FileIO",
     "save_file",
+    "save_tensors",
 }
 
 

@@ -1,19 +1,28 @@
-"""`swarm generate` says what it waits for before it waits."""
+"""Requesters say what they wait for before they wait, and that there is nobody to ask before they load anything."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from swarm.base.config import MemberConfig
 from swarm.cli import main
 from swarm.cli.ask import AWAITED
+from swarm.discovery.bootstrap import knows_of_a_swarm
+from swarm.discovery.state_dir import remember_invite, requester_folder
 
 
-@pytest.mark.parametrize(("words", "said"), [((), AWAITED + "\n"), (("--json",), "")])
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [("generate", ("hi",), AWAITED + "\n"), ("generate", ("hi", "--json"), ""), ("chat", (), AWAITED + "\n")],
+)
 def test_what_is_awaited_is_said_before_anything_is_imported(
+    command: str,
     words: tuple[str, ...],
     said: str,
     tmp_path: Path,
@@ -22,5 +31,48 @@ def test_what_is_awaited_is_said_before_anything_is_imported(
 ) -> None:
     monkeypatch.setitem(sys.modules, "swarm.client.client", None)  # its import fails, as whatever comes after might
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the story of a fault is kept
-    assert main(["generate", "hi", "--no-lan", "--state", str(tmp_path), *words]) == 1
+    (tmp_path / "last.invite").write_text("one that was used")
+    assert main([command, *words, "--no-lan", "--state", str(tmp_path)]) == 1
     assert capsys.readouterr().err.partition("swarm: fault of the program")[0] == said
+
+
+@pytest.mark.parametrize("command", ["generate hi", "chat", "serve --port 0"])
+@pytest.mark.parametrize("heard", [None, (), (False,)])
+def test_that_there_is_nobody_to_ask_is_said_before_anything_is_imported(
+    command: str, heard: tuple[bool, ...] | None, tmp_path: Path
+) -> None:
+    """`heard`: what the local network holds, open or not; None: it is not listened to."""
+    nodes = [
+        (b"s" * 16, bytes([n]) * 32, b"", is_open, (("192.0.2.7", 7700),)) for n, is_open in enumerate(heard or ())
+    ]
+    code = f"""
+import sys
+from swarm.cli import main
+from swarm.discovery import bootstrap
+from swarm.mesh.lan import LanNode
+async def find(seconds):
+    return [LanNode(*node) for node in {nodes!r}]
+bootstrap.find = find
+sys.argv = ["swarm", *{[*command.split(), "--state", str(tmp_path), *(["--no-lan"] if heard is None else [])]!r}]
+code = main()
+print("torch" in sys.modules)
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    said = "by invite only" if heard else "found none used before" if heard is None else "none on the local network"
+    assert done.returncode == 2 and done.stdout == "False\n" and said in done.stderr, done.stderr
+    assert ("swarm invite --guest" if heard else "swarm join") in done.stderr.splitlines()[-1]
+    assert ("listening for one on the local network" in done.stderr) == (heard is not None)
+
+
+def test_who_knows_of_a_swarm_listens_to_nobody_first(tmp_path: Path) -> None:
+    config = MemberConfig(tmp_path, tmp_path)
+    assert not knows_of_a_swarm(config)
+    assert knows_of_a_swarm(replace(config, invite="swarm1abc")) and knows_of_a_swarm(replace(config, lan_swarm=b"s"))
+    with requester_folder(tmp_path) as folder:
+        assert not knows_of_a_swarm(config)
+        (folder / "peers.json").write_text("{}")
+    assert knows_of_a_swarm(config)
+    (folder / "peers.json").unlink()
+    remember_invite(tmp_path, "swarm1abc")
+    assert knows_of_a_swarm(config)

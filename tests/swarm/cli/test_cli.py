@@ -62,7 +62,6 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (["verify", "/nowhere/receipt.json"], "cannot read the receipt"),
         (["plan", "--nodes", "/nowhere/fleet.toml"], "fleet.toml"),
         (["nonsense"], "invalid choice"),
-        ([], "COMMAND"),
     ],
 )  # fmt: skip
 def test_misuse_is_one_line_and_exit_code_2(

@@ -19,9 +19,10 @@ from swarm.base.errors import RunError, UsageError
 from swarm.base.paths import file_to_write, folder_to_write, read_folder, read_path, stream_to_write
 from swarm.cli.fault import Ending, ending_of
 from swarm.cli.loop import run_loop
-from swarm.cli.main import COMMANDS, main
+from swarm.cli.main import COMMANDS, build_parser, main
 from swarm.cli.streams import Patient
 from swarm.cli.verify import write_drawing
+from tests.swarm.cli.surface import commands
 
 main_module = sys.modules["swarm.cli.main"]
 BAD_ADDRESSES = (
@@ -174,7 +175,6 @@ TOGETHER = (
     ("verify T/file --calibrate", "without a receipt"),
 )
 WORDS = (
-    ("", "COMMAND"),
     ("gen", "did you mean generate?"),
     ("statu", "did you mean status?"),
     ("models", "did you mean model?"),
@@ -182,7 +182,6 @@ WORDS = (
     ("--verion", "unrecognized arguments: --verion; did you mean --version?"),
     ("--helpp demo", "did you mean --help?"),
     ("model pul x", "did you mean pull?"),
-    ("model", "ACTION"),
     ("completion fish", "choose from"),
     ("generate hi there", "unrecognized arguments: there"),
     ("generate hi --stop=\udcff", "expected text in UTF-8"),
@@ -218,6 +217,18 @@ def test_misuse_is_one_line_and_exit_code_2(
     assert len([line for line in lines if line.startswith("swarm")]) == 1 and not out, err
     assert all(line.startswith(("usage:", "    ")) for line in lines[:-1]), err
     assert not {path.name for path in folder.iterdir()} - {"dir", "file", "empty", "bytes", "text.txt", "state"}, asked
+
+
+@pytest.mark.parametrize("words", [[], ["model"], ["draft"], ["bench"], ["completion"]])
+def test_nothing_asked_for_is_answered_with_what_could_be(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == ""
+    if words == ["completion"]:
+        assert "--help" in err and "swarm completion: error:" in err
+    else:
+        assert err == dict(commands(build_parser()))[" ".join(["swarm", *words])].format_help()
 
 
 def test_every_command_is_misused() -> None:

@@ -34,7 +34,7 @@ def modules(code: str) -> set[str]:
 @pytest.mark.parametrize(
     ("code", "without"),
     [
-        ("import swarm", MODELS | WEB | {"numpy", "asyncio", "nacl"}),
+        ("import swarm", MODELS | WEB | {"numpy", "asyncio", "nacl", "typing"}),
         ("import receipts", MODELS | WEB | {"numpy", "msgpack", "psutil"}),
         (RUN.format(words=["--help"]), MODELS | WEB | {"numpy", "asyncio", "rich"}),
         (RUN.format(words=["status", "--help"]), MODELS | WEB | {"numpy"}),

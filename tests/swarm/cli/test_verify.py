@@ -22,6 +22,7 @@ from swarm.model.files.store import ModelStore
 from swarm.recheck.calibrate import measure_limits
 from swarm.recheck.limits import limit_of, load_limits, save_limits
 from swarm.run.api import RunRequest
+from swarm.run.last_receipt import note_last
 
 from ...ring.signed import LIES, signed_ring
 from ..serve.tiny import tiny_tokenizer
@@ -120,6 +121,20 @@ def test_the_last_receipt_and_one_from_a_pipe(
     assert main(["verify", "--state", str(tmp_path)]) == 0
     told = capsys.readouterr()
     assert "a.json" in told.err and "level 1" in told.out
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_bytes(place.receipt.read_bytes())
+    for command in ("verify", "show"):
+        note_last(folder, elsewhere)
+        assert main([command, "--state", str(tmp_path)]) == 0
+        assert "elsewhere.json" in capsys.readouterr().err
+        os.utime(elsewhere, (time.time() - 30,) * 2)  # older than what lies in the folder
+        assert main([command, "--state", str(tmp_path)]) == 0
+        assert "a.json" in capsys.readouterr().err
+        os.utime(elsewhere)
+    elsewhere.unlink()
+    assert main(["verify", "--state", str(tmp_path)]) == 0
+    assert "a.json" in capsys.readouterr().err
+    note_last(tmp_path / "elsewhere.json" / "file", elsewhere)  # nowhere to write it
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(place.receipt.read_bytes())))
     assert main(["verify", "-"]) == 0
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))

@@ -74,6 +74,31 @@ def test_a_changed_character_is_found(where: int, letter: str) -> None:
         parse_invite_untrusted(damaged)
 
 
+@given(st.integers(6, 10**6))
+def test_what_happened_to_a_damaged_invite_is_said(where: int) -> None:
+    text = invite().text()
+    at = 7 + where % (len(text) - 7)
+    letter = next(one for one in "ab" if one != text[-20])
+    for damaged, said in (
+        (text[:at], f"its end seems to be missing behind {at} characters"),
+        (text + text, "it is there 2 times"),
+        (text + "\n  " + text[:at].upper(), "it is there 2 times"),
+        (text[:at] + "-" + text[at:], f"'-' at character {at + 1}"),
+        (text + "\u00df", f"'\u00df' at character {len(text) + 1}"),
+        (text + "aaaaaaaa", "something follows its end"),
+        (text[:-20] + letter + text[-19:], "a character is another one"),
+    ):
+        with pytest.raises(InviteError) as error:
+            parse_invite_untrusted(damaged)
+        assert said in str(error.value) and str(error.value).startswith("the invite was damaged on the way")
+
+
+@given(st.text("abcdefghijklmnopqrstuvwxyz234567", max_size=400))
+def test_whatever_is_no_invite_is_refused_by_name(body: str) -> None:
+    with pytest.raises(InviteError):
+        parse_invite_untrusted("swarm1" + body)
+
+
 def test_a_changed_last_character_is_found_where_it_holds_spare_bits() -> None:
     text = invite().text()
     for letter in "abcdefghijklmnopqrstuvwxyz234567".replace(text[-1], ""):
@@ -90,7 +115,7 @@ def test_garbage_is_refused_in_words(text: str) -> None:
 def test_mistakes_are_told_apart() -> None:
     with pytest.raises(InviteError, match="begins with swarm1, found 'https://example.com'"):
         parse_invite_untrusted("https://example.com")
-    with pytest.raises(InviteError, match="checksum"):
+    with pytest.raises(InviteError, match="its end seems to be missing behind"):
         parse_invite_untrusted(invite().text()[:-8])
     with pytest.raises(InviteError, match="at most 6000 characters"):
         parse_invite_untrusted("swarm1" + "a" * 20_000)

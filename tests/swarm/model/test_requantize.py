@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from swarm.base.errors import ModelError, UsageError
 from swarm.cli.main import main
+from swarm.model.files import safetensors_file
 from swarm.model.files.checkpoint import load_tokenizer, open_model
 from swarm.model.files.store import ModelStore
 from swarm.model.quality import compare, quantize
@@ -125,12 +128,35 @@ def test_what_cannot_be_made_is_refused(folder: Path, tmp_path: Path, store: Mod
     random_model(tiny_config("gpt2")).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ModelError, match="lie the other way"):
         quantize(store, str(tmp_path / "gpt2"), "int8", tmp_path / "out", False)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.part").exists()
     tiny().save_pretrained(tmp_path / "mute")
     with pytest.raises(ModelError, match="--no-report makes the model without comparing"):
         quantize(store, str(tmp_path / "mute"), "int8", tmp_path / "out", True)
     (tmp_path / "out").mkdir()
     requantize(open_model(str(folder), store), "int8", tmp_path / "out")  # an empty folder will do
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(
+    folder: Path, tmp_path: Path, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library has an error of its own for it, which is no OSError."""
+    with pytest.raises(SafetensorError) as real:
+        safetensors_file.save_file({"x": torch.zeros(1)}, "/proc/no such folder/x")
+    written: list[Path] = []
+
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        if written:
+            raise SafetensorError(re.sub(r": [^:]*\(os error \d+\)", ": No space (os error 28)", str(real.value)))
+        written.append(path)
+        path.write_bytes(b"half")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors_file, "save_file", full)
+        with pytest.raises(ModelError, match="cannot write .*out: No space left on device; free space"):
+            quantize(store, str(folder), "int8", tmp_path / "out", False)
+    assert written and not (tmp_path / "out").exists() and not (tmp_path / ".out.part").exists()
+    with pytest.raises(OSError, match="No such file"):
+        safetensors_file.save_tensors({"x": torch.zeros(1)}, tmp_path / "absent" / "x")
 
 
 def test_the_command_tells_sizes_and_quality(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

