@@ -235,7 +235,7 @@ def test_the_verdict(after: Score, general: Score, why: str | None) -> None:
 
 
 def test_a_drafter_that_is_not_better_leaves_the_one_before(tiny: Tiny, shelf: RunShelf) -> None:
-    lesson = tiny.learner(shelf, [], replace(QUICK, minutes=0.1, rate=1e-9)).learn()
+    lesson = tiny.learner(shelf, [], replace(QUICK, minutes=0.1, rate=1e-9, gain=0.2)).learn()
     assert lesson.why_not is not None and "expected" in lesson.why_not and lesson.folder is None
     assert not list(shelf.of(tiny.target.manifest.digest).glob("drafter-*"))
 
