@@ -1,5 +1,5 @@
-"""Drafters that read the target's rows, distilled: they learn, what is written computes what was trained, and a run that
-was stopped ends as if it never had been."""
+"""Drafters that read the target's rows, distilled: they learn, what is written computes what was trained, and a run
+that was stopped ends as if it never had been."""
 
 from __future__ import annotations
 
