@@ -45,11 +45,11 @@ class Alone:
 
 
 def distilled(folder: Path, place: Path, kind: str, steps: int) -> TappedDrafter:
-    """A drafter after so many steps on the target's greedy text, read from the files that were written."""
+    """A drafter after so many steps on what the ring will say, read from the files that were written."""
     target = open_model(str(folder), ModelStore(place / "models"))
     model = whole_model(target, torch.device("cpu"), torch.float32)
-    scripts = [Script(prompt, 0.0, -1, (), "chat", "test", True) for prompt in prompts(48, seed=1)]
-    samples = play(model, scripts, frozenset(), 32, 1)
+    scripts = [Script(prompt, 0.0, -1, (), "chat", "test", True) for prompt in prompts(3, seed=4)]
+    samples = play(model, scripts, frozenset(), 40, 1)
     source = Source(model, target, samples)
     recipe = TappedRecipe(kind, 1, 3, 0, 5e-3)
     trainer = recipe.trainer(source, recipe.choose(source, (), silent))
