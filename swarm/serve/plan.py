@@ -19,6 +19,7 @@ from swarm.serve.backend import Backend
 from swarm.serve.chat_prompt import chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.infill import InfillMarks
 from swarm.serve.parse import ChatRequest, GenerationRequest, TextRequest
 from swarm.serve.structured import check_structure
 
@@ -53,6 +54,7 @@ async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfi
     """One run per prompt and choice, choices of one prompt together, for the user `of`. Raises ApiError 400 or 404."""
     check_model(request.wanted.model, backend)
     await check_structure(request.wanted.structure, backend, config.shares(of))
+    request = request if request.suffix is None else filled_in(request, request.suffix, backend)
     runs: list[RunRequest] = []
     for prompt in request.prompts:
         if isinstance(prompt, str):
@@ -63,6 +65,17 @@ async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfi
         scored = request.echo and request.wanted.logprobs is not None
         runs += _runs(request.wanted, tuple(ids), "prompt", backend, config, 256, scored)
     return runs
+
+
+def filled_in(request: TextRequest, suffix: str, backend: Backend, param: str = "suffix") -> TextRequest:
+    """The request as one to continue a text. Raises ApiError 400 where the model was not trained for that."""
+    marks = InfillMarks.of(backend.tokenizer)
+    if marks is None:
+        why = "this model continues texts and fills in none: its vocabulary has no marks for it"
+        raise bad_field(param, f"'{param}' is not supported: {why}", "unsupported_parameter")
+    prompts = tuple(marks.prompt(str(prompt), suffix, request.files) for prompt in request.prompts)
+    wanted = replace(request.wanted, stop_token_ids=(*request.wanted.stop_token_ids, *marks.ends))
+    return replace(request, wanted=wanted, prompts=prompts, suffix=None)
 
 
 def check_model(name: str | None, backend: Backend) -> None:
