@@ -9,7 +9,7 @@
 #   make clients others' clients: chat, structure, tools, an agent of 20 turns, against a gateway of a real ring
 #   make programs Claude Code, Codex and aider, each once against a gateway (downloads 1 GB)
 #   make llama   llama.cpp's own tests of its server, downloaded, against gateways of a real ring (minutes)
-#   make schemas JSON Schema's own tests, downloaded, over what a request's schema is compiled to (seconds)
+#   make schemas JSON Schema's own tests, downloaded, over what a request's schema is compiled to, and types of pydantic (seconds)
 #   make mutants small changes put into frames, rows, sampler, sessions and receipts, and what tests see of them (hours);
 #                make MUTANTS='swarm.ring.frame*' mutants for a part of it
 #   make bench   the benchmarks (long);   make clean: remove what make made
@@ -74,6 +74,8 @@ clients-node: .venv/.test .venv-clients/node/.made
 	cp tests/clients/node/clients.mjs .venv-clients/node/
 	$(BIN)/python -m tests.clients.gateway node .venv-clients/node/clients.mjs
 	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/examples.py .venv-clients/node
+	cp tests/clients/node/zod.mjs .venv-clients/node/
+	node .venv-clients/node/zod.mjs | $(BIN)/python -m tests.clients.typed -
 
 programs: .venv/.test .venv-clients/programs/.made
 	$(BIN)/python -m tests.clients.programs .venv-clients/programs
@@ -83,6 +85,7 @@ llama: .venv/.test .venv-clients/.made
 
 schemas: .venv/.test
 	$(BIN)/python -m tests.clients.schemas
+	$(BIN)/python -m tests.clients.typed
 
 mutants: .venv/.mutants
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
