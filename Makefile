@@ -3,6 +3,7 @@
 #   make test    the tests, in two processes (make WORKERS=1 test: in one);   make lint, make types: style and types
 #   make check   lint, types and tests
 #   make fuzz    a coverage-guided minute for every parser;   make soak: the long tests
+#   make soak HOURS=10   a swarm under churn for so long, and a report of it in build/soak
 #   make sweep   every model class of transformers against itself, cut; remakes docs/models.md (long)
 #   make site    the pages as a site in build/site
 #   make clients others' clients: chat, structure, tools, an agent of 20 turns, against a gateway of a real ring
@@ -49,8 +50,13 @@ check: lint types test
 fuzz: .venv/.fuzz
 	$(BIN)/python -m pytest -m fuzz $(PYTEST_ARGS)
 
+# With HOURS: churn alone for so long, its figures kept and reported in build/soak; cut off, it goes on when started again.
 soak: .venv/.test
+ifdef HOURS
+	nice -n 5 $(BIN)/python -m tests.soak --hours $(HOURS) $(SOAK_ARGS)
+else
 	$(BIN)/python -m pytest -m "soak and not gpu" $(PYTEST_ARGS)
+endif
 
 sweep: .venv/.test
 	$(BIN)/python -m tests.models --write

@@ -53,14 +53,25 @@ ACROSS_SCRATCH = 512
 
 
 @dataclass(frozen=True)
+class Learned:
+    """A made drafter that went on from another: over how many runs of its user, and `draft.learned.origin_of` of the
+    one that it began from."""
+
+    runs: int
+    origin: str
+
+
+@dataclass(frozen=True)
 class Made:
-    """What config.json of a made drafter says: for which target (name and manifest digest), from which layers."""
+    """What config.json of a made drafter says: for which target (name and manifest digest), from which layers, and
+    whether it learned from its user's runs."""
 
     path: Path
     config: Mapping[str, Any]
     target: str
     target_digest: str
     layers: tuple[int, ...]
+    learned: Learned | None = None
 
 
 def read_made(path: Path) -> Made | None:
@@ -69,7 +80,15 @@ def read_made(path: Path) -> Made | None:
     try:
         config = json.loads(file.read_bytes())
         told = config.pop("drafter")
-        return Made(path, config, str(told["target"]), str(told["target_digest"]), tuple(map(int, told["layers"])))
+        learned = told.get("learned")
+        return Made(
+            path,
+            config,
+            str(told["target"]),
+            str(told["target_digest"]),
+            tuple(map(int, told["layers"])),
+            None if learned is None else Learned(int(learned["runs"]), str(learned["origin"])),
+        )
     except (FileNotFoundError, NotADirectoryError, KeyError):
         return None
     except (OSError, ValueError, TypeError, AttributeError) as exc:
@@ -117,6 +136,11 @@ class MadeCheckpoint:
         shapes[EMBEDDING] = (target.manifest.vocab_size, target.manifest.hidden_size)
         entries = tuple(TensorEntry(name, shape, "I8", 0, "0" * 64) for name, shape in sorted(shapes.items()))
         self.manifest = Manifest(made.path.name, dict(made.config), entries)
+
+    @property
+    def made(self) -> Made:
+        """What it is of."""
+        return self._made
 
     @cached_property
     def config(self) -> PretrainedConfig:

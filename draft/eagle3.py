@@ -47,6 +47,13 @@ class Eagle3Weights(TappedWeights):
             rows = torch.cat([normed(p, w, self.eps) for p, w in zip(parts, self.before, strict=True)], -1)
         return super().joined(rows)
 
+    def entering(self, tokens: torch.Tensor, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What goes past the first layer, and what its attention is given, of tokens and g [..., d]."""
+        layer = self.layers[0]
+        embedded = layer.norm("input_layernorm", self.table[tokens].to(given.dtype))
+        inner = layer.norm("hidden_norm", given)
+        return given if self.plain_residual else inner, torch.cat([embedded, inner], -1)
+
 
 class Eagle3Drafter(TapReader[Eagle3Weights]):
     """Implements `draft.base.Drafter` and `draft.taps.ReadsTaps` with an EAGLE-3 head."""
@@ -203,10 +210,7 @@ class Eagle3Drafter(TapReader[Eagle3Weights]):
         rows = given
         for number, layer in enumerate(weights.layers):
             if number == 0:
-                embedded = layer.norm("input_layernorm", weights.table[torch.tensor(list(tokens))].to(given.dtype))
-                inner = layer.norm("hidden_norm", given)
-                rows = given if weights.plain_residual else inner
-                inner = torch.cat([embedded, inner], -1)
+                rows, inner = weights.entering(torch.tensor(list(tokens)), given)
             else:
                 inner = layer.norm("input_layernorm", rows)
             keys, values = layer.keys(inner, turn)

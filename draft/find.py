@@ -1,14 +1,15 @@
 """Which model drafts for a target when nobody named one: the first of these that there is.
 
-1. A drafter beside the target: its folder's `drafter`, or `NAME.drafter` beside `NAME.gguf`.
-2. The drafter that ships with this package for the target.
-   These two were made for it. Where the target's checkpoint has an MTP head, which drafts at the tail, they draft
+1. The drafter that learned from this user's own runs (`swarm draft learn`), going on from one of the next two.
+2. A drafter beside the target: its folder's `drafter`, or `NAME.drafter` beside `NAME.gguf`.
+3. The drafter that ships with this package for the target.
+   These three were made for it. Where the target's checkpoint has an MTP head, which drafts at the tail, they draft
    beside it, and nothing of what follows is looked for: the head was trained with the model, and costs nothing here.
-3. The smallest model in the store that has the target's tokenizer.
-4. The default model, across vocabularies, where it is here (`swarm model pull`; 98 MB). Nothing is fetched unasked: a
+4. The smallest model in the store that has the target's tokenizer.
+5. The default model, across vocabularies, where it is here (`swarm model pull`; 98 MB). Nothing is fetched unasked: a
    machine without a network would wait for it at every start.
 
-3 and 4 have at most half the target's bytes. Whether drafting pays is measured while a run is under way.
+4 and 5 have at most half the target's bytes. Whether drafting pays is measured while a run is under way.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from draft.asset import default_drafter, same_vocabulary
-from swarm.base.errors import ModelError
+from draft.learned import learned_drafter
+from swarm.base.errors import ModelError, UsageError
 from swarm.model.eagle_folder import BESIDE
 from swarm.model.files.checkpoint import load_tokenizer, open_model
 from swarm.model.files.manifest import Manifest
@@ -32,15 +34,18 @@ LARGEST_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Found:
-    """A drafter to load: `ref` as `draft.asset.load_drafter` takes it, and why this one."""
+    """A drafter to load: `ref` as `draft.asset.load_drafter` takes it, why this one, and what people call it, where
+    that is not the last part of `ref`. `wrong`: why it cannot be loaded, where that is known already."""
 
     ref: str
     why: str
+    called: str = ""
+    wrong: str = ""
 
     @property
     def name(self) -> str:
         """For people: a folder by its last part."""
-        return Path(self.ref).name
+        return self.called or Path(self.ref).name
 
 
 def find_drafter(
@@ -50,13 +55,16 @@ def find_drafter(
     beside: Path | None = None,
     at_tail: bool = False,
     without: AbstractSet[str] = frozenset(),
+    learned: Path | None = None,
 ) -> Found | None:
     """The drafter for a target, None when there is none. `at_tail`: the target's own head drafts there. `without`:
-    references of those that were tried and are of no use.
+    references of those that were tried and are of no use. `learned`: where what learned for this target lies.
 
     Fetches nothing. Raises UsageError where what ships is damaged.
     """
-    if beside is not None and (lies := _beside(beside)) is not None and str(lies) not in without:
+    if learned is not None and (own := _learned(learned, target, beside)) is not None and own.ref not in without:
+        return own
+    if beside is not None and (lies := beside_drafter(beside)) is not None and str(lies) not in without:
         return Found(str(lies), "it lies beside the model")
     if (shipped := default_drafter(target)) is not None and str(shipped) not in without:
         return Found(str(shipped), "it was made for this model")
@@ -70,6 +78,19 @@ def find_drafter(
     return None
 
 
+def _learned(folder: Path, target: Manifest, beside: Path | None) -> Found | None:
+    """What learned from the user's runs. A damaged one is found too, so that whoever loads it says what is wrong."""
+    try:
+        origin = (None if beside is None else beside_drafter(beside)) or default_drafter(target)
+        made = learned_drafter(folder, target.digest, origin)
+    except UsageError as error:
+        return Found(str(folder), "it learned from your own runs", wrong=str(error))
+    if made is None or made.learned is None:
+        return None
+    why = f"learned from {made.learned.runs} runs (swarm draft learn --forget drops it)"
+    return Found(str(made.path), why, "your own drafter")
+
+
 def _is_here(ref: str, store: ModelStore) -> bool:
     try:
         return store.path(ref).exists()
@@ -77,7 +98,7 @@ def _is_here(ref: str, store: ModelStore) -> bool:
         return False
 
 
-def _beside(path: Path) -> Path | None:
+def beside_drafter(path: Path) -> Path | None:
     """Where a drafter lies beside the target, whole or not."""
     folder = path / BESIDE if path.is_dir() else path.with_suffix(".drafter")
     return folder if (folder / "config.json").is_file() else None

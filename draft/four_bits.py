@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from swarm.base.errors import ModelError
+
 BLOCK = 32
 STEPS = 15
 """Steps from the lowest weight of a block to the highest."""
@@ -36,6 +38,19 @@ class Grid:
         low = blocks.amin(-1, keepdim=True).half().float()
         step = ((blocks.amax(-1, keepdim=True) - low) / STEPS).half().float().clamp(min=2.0**-24)
         return cls(step, low)
+
+    @classmethod
+    def of_stored(cls, stored: torch.Tensor) -> Grid:
+        """The grid that `stored` put into its blocks, uint8 [rows, columns / 32 * 20]: what is read goes on where it
+        lay, also in blocks that leave the ends of their grid empty. Raises ModelError for steps that are none."""
+        blocks = np.ascontiguousarray(stored.cpu().numpy()).reshape(len(stored), -1, BLOCK_BYTES)
+        step, low = (
+            torch.from_numpy(np.ascontiguousarray(blocks[..., at : at + 2]).view("<f2").astype(np.float32))
+            for at in (0, 2)
+        )
+        if not bool((step.isfinite() & low.isfinite() & (step >= 0)).all()):
+            raise ModelError("expected finite steps in a matrix of four bits, found others; distil the drafter again")
+        return cls(step.clamp(min=2.0**-24), low)
 
     def codes(self, weight: torch.Tensor) -> torch.Tensor:
         """The nearest place on the grid, 0 to 15, as float32 [rows, columns / 32, 32]."""

@@ -20,7 +20,8 @@ from draft.made_packed import LANES, ORDER, PackedLayers, packed_floats, packed_
 from draft.packed import COLUMNS, Int8Linear, round_rows
 from draft.tapped_layer import normed, turned
 from swarm.base.errors import ModelError, UsageError
-from swarm.model.attention import JobPlan, attend_rows
+from swarm.model.attend import attend_rows
+from swarm.model.attention import JobPlan
 from swarm.model.files.weights import RowTable
 from swarm.model.gpu import Gpu
 from swarm.model.job import Job

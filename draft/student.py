@@ -1,4 +1,4 @@
-"""The drafter in the making: some of the target's layers, its embedding and a short head."""
+"""A drafter of some of the target's layers in the making, with its embedding and a short head."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from draft.corpus import Batch
+from draft.loss import ShortHead, sparse_kl
+from draft.trainable import Choices
 from swarm.base.errors import ModelError
 from swarm.model.files.checkpoint import Checkpoint
 from swarm.model.load import model_class
@@ -56,7 +59,8 @@ def short_config(config: Any, layers: Sequence[int]) -> Any:
 
 
 class Student(nn.Module):
-    """Trainable copies of layers and final norm around the target's frozen embedding.
+    """Trainable copies of layers and final norm around the target's frozen embedding. Implements
+    `draft.trainable.Trainable`.
 
     head_tokens int64 [v]: the ids that it scores, ascending.
     """
@@ -65,7 +69,10 @@ class Student(nn.Module):
         super().__init__()
         embedding, head = target.get_input_embeddings(), target.get_output_embeddings()
         if head.weight.data_ptr() != embedding.weight.data_ptr():
-            raise ModelError("drafters are distilled for models whose head is their embedding; this one has its own")
+            raise ModelError(
+                "drafters of kind layers are distilled for models whose head is their embedding; this one has its own: "
+                "take another --kind, eagle3 for example"
+            )
         self.layers = tuple(layers)
         self.model = copy.deepcopy(getattr(shortened(target, layers), target.base_model_prefix)).float()
         self.model.requires_grad_(True)
@@ -74,12 +81,14 @@ class Student(nn.Module):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):
                     module.__dict__["layer_idx"] = i
-        self._prefix, self._listed = target.base_model_prefix, listed
+        self.prefix, self._listed = target.base_model_prefix, listed
+        self.target_config, self.vocabulary = target.config, len(embedding.weight)
         self.model.set_input_embeddings(embedding)
         embedding.requires_grad_(False)
         self.head_tokens = head_tokens.to(embedding.weight.device)
         self.head = embedding.weight[self.head_tokens].clone()
         self.device = embedding.weight.device
+        self._short = ShortHead.of(self.head, self.head_tokens, self.vocabulary)
 
     @torch.no_grad()
     def refine(self, read: Callable[[str], torch.Tensor]) -> None:
@@ -88,7 +97,7 @@ class Student(nn.Module):
             if name.startswith(f"{self._listed}."):
                 number, rest = name.removeprefix(f"{self._listed}.").split(".", 1)
                 name = f"{self._listed}.{self.layers[int(number)]}.{rest}"
-            value.copy_(read(f"{self._prefix}.{name}"))
+            value.copy_(read(f"{self.prefix}.{name}"))
 
     def forward(self, inputs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """inputs int64 [b, t]; rows int64 [r] into inputs.flatten(). Hidden rows after the final norm, [r, hidden]."""
@@ -103,31 +112,14 @@ class Student(nn.Module):
             if value is not embedding:
                 yield name, value
 
+    def loss(self, batch: Batch, draw: torch.Generator) -> torch.Tensor:
+        """See `Trainable.loss`: KL of the next token."""
+        ids, target = self._short.target(batch.ids, batch.logits)
+        hidden = self(batch.inputs.to(self.device), batch.rows.to(self.device))
+        return sparse_kl(hidden, self.head, ids, target)
 
-class _SparseKL(torch.autograd.Function):
-    """Mean over rows of KL(target || student), the target given on few ids. Saves the gradient, not the logits."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, target: torch.Tensor
-    ) -> torch.Tensor:
-        """hidden [r, h], head [v, h], ids int64 [r, k] into v, target float32 [r, k] with rows summing to 1 (or 0)."""
-        logits = (hidden.to(head.dtype) @ head.T).float()
-        norm = logits.logsumexp(-1, keepdim=True)
-        chosen = logits.gather(1, ids) - norm
-        loss = (target * (target.clamp(min=1e-9).log() - chosen)).sum(1).mean()
-        gradient = logits.sub_(norm).exp_().scatter_add_(1, ids, -target)
-        ctx.save_for_backward((gradient.to(head.dtype) @ head) / len(hidden))
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None, None
-
-
-def sparse_kl(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """KL(target || student) in nats, mean over rows; see `_SparseKL.forward` for shapes. Scalar, differentiable in
-    `hidden` only."""
-    loss: torch.Tensor = _SparseKL.apply(hidden, head, ids, target)  # type: ignore[no-untyped-call]
-    return loss
+    @torch.no_grad()
+    def choices(self, batch: Batch) -> list[Choices]:
+        """See `Trainable.choices`: of the next token."""
+        hidden = self(batch.inputs.to(self.device), batch.rows.to(self.device))
+        return [Choices(torch.arange(len(batch.rows)), self._short.best(hidden))]

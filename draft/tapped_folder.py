@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from draft.borrowed import borrowed_head, borrowed_table
 from draft.dflash import BlockDrafter, BlockWeights, Markov, Window
 from draft.eagle3 import Eagle3Drafter, Eagle3Weights
 from draft.medusa import MedusaDrafter
@@ -25,7 +26,6 @@ from draft.tapped_layer import LayerShape, Rotary, TappedLayer
 from swarm.base.errors import ModelError
 from swarm.model.eagle_folder import MOST_CONFIG_BYTES, WEIGHTS, drafter_of
 from swarm.model.files.checkpoint import Checkpoint
-from swarm.model.files.manifest import is_embedding
 from swarm.model.files.weights import make_config
 
 MOST_TAPS = 16
@@ -169,22 +169,14 @@ class _Folder:
         own = self.maybe("embed_tokens.weight", sized)
         if own is not None:
             return own
-        names = [t.name for t in manifest.embedding_tensors if is_embedding(t.name) and t.shape == sized]
-        if len(names) != 1:
-            raise ModelError(
-                f"the drafter in {self._folder.path} has no embedding of its own, and {manifest.model} none of "
-                f"width {width}"
-            )
-        found: torch.Tensor = self._target.read(names[0], self._dtype)
-        return found
+        return borrowed_table(self._target, width, self._dtype, f"the drafter in {self._folder.path}")
 
     def head(self, table: torch.Tensor) -> _Head:
         """What scores rows: its own, or the target's."""
         manifest, width = self._target.manifest, self.config.hidden_size
         own = self.maybe("lm_head.weight", (None, width))
         if own is None:
-            heads = [t.name for t in manifest.tensors if t.name.endswith("lm_head.weight")]
-            return _Head(self._target.read(heads[0], self._dtype) if heads else table)
+            return _Head(borrowed_head(self._target, table))
         offsets = self.tensors.get("d2t")
         if offsets is None and len(own) == manifest.vocab_size:
             return _Head(own)

@@ -66,23 +66,28 @@ class TappedLayer:
         return rows if weight is None else normed(rows, weight, self.shape.eps)
 
     def queries(self, rows: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """[heads, n, head_dim] of rows [n, d]. `turn`: cos and sin [n, head_dim] of their positions."""
+        """[heads, n, head_dim] of rows [n, d]. `turn`: cos and sin [n, head_dim] of their positions. Here and below, of
+        a batch everything has one dimension more in front (`turn` too, and one for the heads)."""
         return turned(self._heads("q", rows, self.shape.heads), turn)
 
     def keys(self, rows: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each [kv_heads, n, head_dim]."""
-        values = self.linear("self_attn.v_proj", rows).view(len(rows), self.shape.kv_heads, -1).transpose(0, 1)
+        values = self.linear("self_attn.v_proj", rows)
+        values = values.unflatten(-1, (self.shape.kv_heads, -1)).transpose(-3, -2)
         return turned(self._heads("k", rows, self.shape.kv_heads), turn), values
 
     def attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor
     ) -> torch.Tensor:
         """What rows read, [n, d]: seen bool [n, keys]; each row sees one key at least."""
+        alone = queries.ndim == 3
+        if alone:
+            queries, keys, values, seen = queries[None], keys[None], values[None], seen[None]
         found = functional.scaled_dot_product_attention(
-            queries[None], keys[None], values[None], attn_mask=seen[None, None],
-            enable_gqa=self.shape.heads != self.shape.kv_heads,
-        )[0]  # fmt: skip
-        return self.linear("self_attn.o_proj", found.transpose(0, 1).reshape(queries.shape[1], -1))
+            queries, keys, values, attn_mask=seen.unsqueeze(-3), enable_gqa=self.shape.heads != self.shape.kv_heads
+        )
+        read = self.linear("self_attn.o_proj", found.transpose(-3, -2).flatten(-2))
+        return read[0] if alone else read
 
     def fed(self, rows: torch.Tensor) -> torch.Tensor:
         """The second half: rows after their feed-forward part."""
@@ -91,8 +96,8 @@ class TappedLayer:
         return rows + self.linear("mlp.down_proj", gate * self.linear("mlp.up_proj", inner))
 
     def _heads(self, which: str, rows: torch.Tensor, heads: int) -> torch.Tensor:
-        made = self.linear(f"self_attn.{which}_proj", rows).view(len(rows), heads, self.shape.head_dim)
-        return self.norm(f"self_attn.{which}_norm", made).transpose(0, 1)
+        made = self.linear(f"self_attn.{which}_proj", rows).unflatten(-1, (heads, self.shape.head_dim))
+        return self.norm(f"self_attn.{which}_norm", made).transpose(-3, -2)
 
 
 def turned(rows: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from torch.nn import functional
 
-from draft.corpus import Batch, Sample, batches
+from draft.corpus import Batch, Sample, batches, load_samples
 from draft.four_bits import BLOCK, Grid
+from draft.loss import BEST
 from draft.packed import round_rows
-from draft.student import Student, sparse_kl
+from draft.trainable import Trainable
 
 
 @dataclass(frozen=True)
 class Score:
     """Over `positions` held-out positions: share where the student's first choice is the target's (`first`), where
-    the target's choice is among its first 8 (`first8`); `ranks[i]` counts it at rank i + 1, for i < 8."""
+    the target's choice is among its first 8 (`first8`); `ranks[i]` counts it at rank i + 1, for i < 8.
+
+    further  the same of the tokens two ahead, three ahead and so on, where the student predicts them: each behind the
+             target's own tokens as far as a student of its kind sees them
+    """
 
     positions: int
     ranks: tuple[int, ...]
+    further: tuple[Score, ...] = ()
 
     @property
     def first(self) -> float:
@@ -32,7 +40,10 @@ class Score:
         return sum(self.ranks) / max(1, self.positions)
 
     def __str__(self) -> str:
-        return f"first {self.first:.3f}  first 8 {self.first8:.3f}  of {self.positions} positions"
+        said = f"first {self.first:.3f}  first 8 {self.first8:.3f}  of {self.positions} positions"
+        if self.further:
+            said += "; further ahead: " + ", ".join(f"{score.first:.3f}" for score in self.further)
+        return said
 
 
 class Trainer:
@@ -43,13 +54,22 @@ class Trainer:
     to the next place at once, instead of none for a long time and then all.
 
     values    names and tensors that are updated: the student's own, or what they are rounded from
-    grids     by name of a matrix in four bits; others, of odd widths, are not
+    grids     by name of a matrix in four bits; others, of odd widths, are not. Given for a student that lies on grids
+              already, which its own weights would not show
     """
 
-    def __init__(self, student: Student, rate: float = 1e-3, warmup: int = 40, four_bits: bool = False) -> None:
+    def __init__(
+        self,
+        student: Trainable,
+        rate: float = 1e-3,
+        warmup: int = 40,
+        four_bits: bool = False,
+        grids: Mapping[str, Grid] | None = None,
+    ) -> None:
         self.student, self.rate, self.warmup = student, rate, warmup
         matrices = [(name, w) for name, w in student.trained() if w.ndim == 2 and w.shape[1] % BLOCK == 0]
-        self.grids = {name: Grid.of(w.data) for name, w in matrices if four_bits}
+        self.grids = dict(grids) if grids is not None else {name: Grid.of(w.data) for name, w in matrices if four_bits}
+        four_bits = bool(self.grids)
         self.values: list[tuple[str, torch.Tensor]] = list(student.trained())
         if four_bits:
             draw = torch.Generator().manual_seed(0)
@@ -60,18 +80,14 @@ class Trainer:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.97))
         self.steps = self.positions = 0
-        self._place = short_places(student)
         self.settle()
 
     def step(self, batch: Batch, progress: float) -> float:
-        """One update; `progress` in [0, 1] sets the rate. Returns the batch's KL in nats."""
-        device = self.student.device
-        ids, target = to_head(batch.ids.to(device), batch.logits.to(device), self._place)
+        """One update; `progress` in [0, 1] sets the rate. Returns the batch's loss in nats."""
         factor = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor * min(1.0, (self.steps + 1) / self.warmup)
-        hidden = self.student(batch.inputs.to(device), batch.rows.to(device))
-        loss = sparse_kl(hidden, self.student.head, ids, target)
+        loss = self.student.loss(batch, torch.Generator().manual_seed(self.steps))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([w for _, w in self.student.trained()], 1.0)
         if self.grids:
@@ -100,53 +116,68 @@ class Trainer:
         return grid.nearest(weight) + (off * 0.999 * grid.step).view_as(weight)
 
 
-def short_places(student: Student) -> torch.Tensor:
-    """int64 [vocab]: place of each token id in the student's head, -1 where it has none."""
-    tokens = student.head_tokens
-    vocab = student.model.get_input_embeddings().weight.shape[0]
-    places = torch.full((vocab,), -1, dtype=torch.long, device=tokens.device)
-    places[tokens] = torch.arange(len(tokens), device=tokens.device)
-    return places
-
-
-def to_head(ids: torch.Tensor, logits: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The target's distribution on the student's head: places int64 [r, k] and probabilities [r, k]."""
-    at = places[ids]
-    known = at >= 0
-    target = torch.softmax(logits.masked_fill(~known, -1e9), -1) * known
-    return at.clamp(min=0), target
-
-
 @torch.no_grad()
-def evaluate(student: Student, samples: Sequence[Sample], tokens: int = 4096) -> dict[str, Score]:
+def evaluate(student: Trainable, samples: Sequence[Sample], tokens: int = 4096) -> dict[str, Score]:
     """Scores by register ("chat"), how answers were drawn ("greedy", "sampled"), both ("chat, greedy"), and "all"."""
-    device = student.device
-    tokens_of_head, head = student.head_tokens, student.head
-    counts: dict[str, torch.Tensor] = {}
-    totals: dict[str, int] = {}
+    counts: dict[str, list[torch.Tensor]] = {}
     for batch in batches(samples, tokens, random.Random(0)):
-        hidden = student(batch.inputs.to(device), batch.rows.to(device))
-        best = tokens_of_head[(hidden.to(head.dtype) @ head.T).topk(8, dim=-1).indices]
-        hits = (best == batch.ids[:, :1].to(device)).long().cpu()
-        row = 0
-        for sample in batch.samples:
-            own = hits[row : row + len(sample.ids)]
-            row += len(own)
-            names = ["all", sample.register, "greedy" if sample.greedy else "sampled"]
-            names += [f"{sample.register}, greedy"] if sample.greedy else []
-            for name in names:
-                counts[name] = counts.get(name, torch.zeros(8, dtype=torch.long)) + own.sum(0)
-                totals[name] = totals.get(name, 0) + len(own)
-    return {name: Score(totals[name], tuple(counts[name].tolist())) for name in sorted(counts)}
+        owners = torch.repeat_interleave(torch.tensor([len(sample.ids) for sample in batch.samples]))
+        for ahead, (rows, best) in enumerate(student.choices(batch)):
+            rows, best = rows.cpu(), best.cpu()
+            hits = functional.pad((best == batch.ids[rows, :1]).long(), (0, BEST - best.shape[1]))
+            found = torch.zeros(len(batch.samples), BEST + 1, dtype=torch.long)
+            found.index_add_(0, owners[rows], functional.pad(hits, (0, 1), value=1))
+            for sample, own in zip(batch.samples, found, strict=True):
+                for name in _names(sample):
+                    table = counts.setdefault(name, [])
+                    table += [torch.zeros_like(own)] * (ahead + 1 - len(table))
+                    table[ahead] = table[ahead] + own
+    made = {}
+    for name, table in sorted(counts.items()):
+        first, *further = (Score(int(own[BEST]), tuple(own[:BEST].tolist())) for own in table)
+        made[name] = replace(first, further=tuple(further))
+    return made
+
+
+def _names(sample: Sample) -> list[str]:
+    names = ["all", sample.register, "greedy" if sample.greedy else "sampled"]
+    return [*names, f"{sample.register}, greedy"] if sample.greedy else names
 
 
 @torch.no_grad()
-def round_int8(student: Student) -> None:
+def round_int8(student: Trainable) -> None:
     """Replace every trained matrix by what int8 storage makes of it."""
     for _, value in student.trained():
         if value.ndim == 2:
             packed, scale = round_rows(value)
             value.copy_(packed.float() * scale[:, None])
+
+
+class Feed:
+    """Batches of the samples in `files` for ever, in an order that follows from `seed` and `place` alone.
+
+    place  (pass over the files, batches of it that were taken): one that starts where another was goes on as that one
+           would have
+    """
+
+    def __init__(self, files: Sequence[Path], tokens: int, seed: int, place: tuple[int, int] = (0, 0)) -> None:
+        self._files, self._tokens, self._seed = sorted(files), tokens, seed
+        self.place = place
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            number, taken = self.place
+            for at, batch in enumerate(self._pass(random.Random(f"{self._seed}/{number}"))):
+                if at >= taken:
+                    self.place = (number, at + 1)
+                    yield batch
+            self.place = (number + 1, 0)
+
+    def _pass(self, rng: random.Random) -> Iterator[Batch]:
+        files = list(self._files)
+        rng.shuffle(files)
+        for i in range(0, len(files), 6):  # a few files at a time mix well and fit memory
+            yield from batches([s for file in files[i : i + 6] for s in load_samples(file)], self._tokens, rng)
 
 
 def endless(load: Callable[[], Iterable[list[Sample]]], tokens: int, rng: random.Random) -> Iterator[Batch]:

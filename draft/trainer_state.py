@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,8 +12,8 @@ from draft.train import Trainer
 from swarm.model.files.safetensors_file import save_tensors
 
 
-def save_state(path: Path, trainer: Trainer) -> None:
-    """Write the trainer's weights, moments and counts; whole or not at all."""
+def save_state(path: Path, trainer: Trainer, notes: Mapping[str, str] | None = None) -> None:
+    """Write the trainer's weights, moments and counts, and `notes`; whole or not at all."""
     tensors: dict[str, torch.Tensor] = {}
     for name, value in trainer.values:
         tensors[f"weight.{name}"] = value.detach().cpu().contiguous()
@@ -20,17 +21,17 @@ def save_state(path: Path, trainer: Trainer) -> None:
         if state:
             tensors[f"first.{name}"] = state["exp_avg"].cpu().contiguous()
             tensors[f"second.{name}"] = state["exp_avg_sq"].cpu().contiguous()
-    counts = {"steps": str(trainer.steps), "positions": str(trainer.positions)}
+    counts = {**(notes or {}), "steps": str(trainer.steps), "positions": str(trainer.positions)}
     part = path.with_suffix(".part")
     save_tensors(tensors, part, metadata=counts)
     part.replace(path)
 
 
 @torch.no_grad()
-def load_state(path: Path, trainer: Trainer) -> None:
-    """Take up what `save_state` wrote; nothing happens when there is nothing."""
+def load_state(path: Path, trainer: Trainer) -> dict[str, str]:
+    """Take up what `save_state` wrote, and return its notes; nothing happens when there is nothing."""
     if not path.exists():
-        return
+        return {}
     with safe_open(path, framework="pt") as file:
         names, counts = set(file.keys()), file.metadata()
         trainer.steps, trainer.positions = int(counts["steps"]), int(counts["positions"])
@@ -43,3 +44,4 @@ def load_state(path: Path, trainer: Trainer) -> None:
                     "exp_avg_sq": file.get_tensor(f"second.{name}").to(value.device),
                 }
     trainer.settle()
+    return dict(counts)

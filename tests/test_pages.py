@@ -20,6 +20,7 @@ from swarm.discovery.obstacles import Cause
 from swarm.testbed.cluster import LocalSwarm, local_ring
 from tests.swarm.cli.surface import commands as all_commands
 from tests.swarm.serve.tiny import tiny_model, tiny_tokenizer
+from tests.warm import warm
 
 ROOT = Path(__file__).parents[1]
 MADE = {"cli.md"}  # from the parser itself
@@ -122,6 +123,18 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert lost == []
 
 
+def test_the_readme_counts_model_classes_as_the_table_does() -> None:
+    told = re.search(
+        r"^(\d+) exact, (\d+) refused, (\d+) not built, 0 wrong", (ROOT / "docs/models.md").read_text(), re.M
+    )
+    assert told is not None
+    exact, refused, unknown = told.groups()
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| **wanswarm** |"))
+    whole = sum(map(int, told.groups()))
+    assert f"{exact} of transformers' {whole} causal classes" in row
+    assert f"[{refused} are refused by name]" in row and f"{unknown} could not be tried" in row
+
+
 def guide_commands() -> list[str]:
     return list(commands((ROOT / "docs/guides/big-model.md").read_text()))
 
@@ -159,7 +172,9 @@ async def test_the_guide_s_friends_get_their_answer(tmp_path: Path) -> None:
     joining = [line for line in lines if line.startswith("swarm join")]
     assert [put(line, REF=str(folder), INVITE="x")[0] for line in joining] == ["join", "join"]
     extra = ("--cpu", "--threads", "1", "--dtype", "float32", *here)
-    async with local_ring(LocalSwarm(tmp_path, model=str(folder), arguments=extra), [(0, 1), (1, 2)]) as ring:
+    async with local_ring(
+        LocalSwarm(tmp_path, model=str(folder), arguments=extra, command=warm()), [(0, 1), (1, 2)]
+    ) as ring:
         answered = await ring.generate("Why do leaves change colour?", "--max-tokens", "8", "--ignore-eos", *here)
         assert answered["new_tokens"] == 8
         order = json.loads(Path(answered["receipt"]).read_bytes())["readable"][0]

@@ -22,6 +22,18 @@ def shortly(reasons: Sequence[str], most: int = 2, chars: int = 160) -> str:
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
+def let_go(error: BaseException) -> None:
+    """Let an error, and those that led to it, hold the frames that they came through no longer.
+
+    A frame that holds what failed (a future, a task, a session of a library) is held by the error in it: such a ring is
+    free only when Python's collector comes by, which for old objects may be after hours.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__
+
+
 class UsageError(SwarmError):
     """The command or its arguments cannot be carried out as given."""
 

@@ -10,8 +10,8 @@ from typing import Protocol
 class Progress:
     """Part of a long step is done.
 
-    `step`: "download", "load", "probe", "warm-up", "coverage", "distil". `what` names the one thing that is done and
-    stays the same until `done` reaches `total`, which ends it; `detail` may change on the way.
+    `step`: "download", "load", "probe", "warm-up", "coverage", "distil", "learn". `what` names the one thing that is
+    done and stays the same until `done` reaches `total`, which ends it; `detail` may change on the way.
     `done`, `total`: in `unit` ("bytes", "layers", "tokens", ...); total 0 when unknown.
     """
 

@@ -38,7 +38,7 @@ def add(parser: Parser) -> None:
     parser.declare(RunRequest, "max_tokens", "speculation", "draft", "patience_s", "receipt")
     parser.declare(ChatOptions)
     parser.declare(Sampling, "temperature", "top_p", "seed", absent=OWN)
-    parser.declare(RequesterConfig, "draft_model", "draft_gpu")
+    parser.declare(RequesterConfig, "draft_model", "draft_gpu", "keep_for_learning", "learning_bytes")
     parser.declare(RouteRules)
     add_member_options(parser)
     parser.set_defaults(run=run, max_tokens=1024)

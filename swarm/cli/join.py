@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_node_invite(config.member)
     check_node_port(config.listen)
     from swarm.base.owner import OwnerDesk
+    from swarm.base.settled import settle
     from swarm.base.signals import on_signals
     from swarm.discovery.control import admit_command
     from swarm.node.node import Ready, serve_block
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from swarm.terminal.progress import reporter
 
     def ready(what: Ready) -> None:
+        settle()
         if arguments.json:
             print(json.dumps({"event": "ready", **what.as_json()}), flush=True)
             return

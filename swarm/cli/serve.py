@@ -161,6 +161,7 @@ async def serve_until_stopped(
     import asyncio
 
     from receipts.check.verify import verify
+    from swarm.base.settled import settle
     from swarm.base.signals import on_signals
     from swarm.client.client import Requester
     from swarm.serve.gateway import gateway
@@ -179,6 +180,7 @@ async def serve_until_stopped(
                 ready[0], config, lambda data: verify(data).as_json(), host, port, log.as_json, hurry, ready[1:]
             )
             host, port = await stack.enter_async_context(serving)
+            settle()
             models = ", ".join(dict.fromkeys(requester.manifest.model for requester in ready))
             say(f"serving {models} at {url_of(host, port)} (dashboard: /, API: /v1)")
             stack.enter_context(told_of(asked, ready, config, url_of(host, port), key))

@@ -23,7 +23,7 @@ from swarm.run.last_receipt import note_last
 AUTO, NONE = "auto", "none"
 _NOT_THERE = (
     "swarm http_proxy no_relay no_punch exclude only owners require_fingerprint draft_model draft_gpu wire private "
-    "witness patience keep_receipts"
+    "witness patience keep_receipts keep_for_learning learning_space"
 ).split()
 """Options that a gateway decides for all who ask it."""
 _GROUP = "through a running gateway"

@@ -29,6 +29,7 @@ class ClientOptions(MemberOptions, total=False):
     draft, draft_model     what drafts here, as for `swarm generate`
     exclude, only, owners  whom requests may pass through, as for `swarm generate`
     keep_receipts_s        after how long receipts in the state folder are removed (default: never)
+    keep_for_learning      keep what is asked and answered for `swarm draft learn`, readably, in the state folder
     report                 is told of downloads and loading
     """
 
@@ -38,6 +39,7 @@ class ClientOptions(MemberOptions, total=False):
     only: Sequence[str]
     owners: int
     keep_receipts_s: float
+    keep_for_learning: bool
     report: Report
 
 
@@ -124,6 +126,7 @@ class AsyncClient:
             given.get("draft", "auto"),
             given.get("draft_model"),
             keep_receipts_s=given.get("keep_receipts_s"),
+            keep_for_learning=given.get("keep_for_learning", False),
             rules=read_rules(given.get("exclude", ()), given.get("only", ()), given.get("owners", 1)),
         )
         self._stack = AsyncExitStack()

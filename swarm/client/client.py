@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from swarm.base.events import Report, silent
+from swarm.base.events import Notice, Report, silent
 from swarm.base.swarm_state import SwarmState
 from swarm.client.config import RequesterConfig as RequesterConfig
+from swarm.client.recording import RunNotes, may_be_kept
 from swarm.client.router import Routes
 from swarm.client.target_model import Target
 from swarm.discovery.bootstrap import enter_as_guest
@@ -71,6 +72,7 @@ class Requester:
         self._member = config.member
         self.state_dir = config.member.state
         self.receipts_dir = self.state_dir / "receipts"
+        self._shelf = config.shelf() if config.keep_for_learning else None
         self._routes = Routes(board, gossip, self.manifest, config.rules, target.drafters.step_ms)
         self.desk = RunEngine(
             board,
@@ -104,6 +106,9 @@ class Requester:
     @classmethod
     async def connect(cls, config: RequesterConfig, report: Report = silent) -> Requester:
         """Enter the swarm and wait until its members are known. Raises SwarmError."""
+        if config.keep_for_learning:
+            kept_in = config.shelf().folder
+            report(Notice(f"prompts and answers are kept in {kept_in} (swarm draft learn --forget deletes them)"))
         target: Target | None = None
         if config.member.invite is not None:
             # What is wrong on this side is said before anybody is dialled.
@@ -229,15 +234,21 @@ class Requester:
         """Text of token ids, without special tokens."""
         return self._target.decode(ids)
 
-    def compile(self, constraint: Constraint) -> None:
-        """Whether answers can be held to this; takes a second at most. Raises UsageError, saying why not."""
+    async def compile(self, constraint: Constraint, of: str | None = "") -> None:
+        """Whether answers can be held to this; takes a second at most. Raises UsageError, saying why not. `of`: as
+        `RunRequest.prefix`, for whom it is kept."""
         compiler = self._target.compiler
-        compiler.held(compiler.ready(constraint, 0))
+        await asyncio.to_thread(lambda: compiler.vocabulary)
+        await compiler.held_soon(compiler.ready(constraint, 0), of)
 
     async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncGenerator[RunEvent]:
         """The events of one run, `Finished` last."""
+        keeps = self._shelf is not None and may_be_kept(request)
+        notes = RunNotes(self._shelf, self.manifest.digest, request) if keeps and self._shelf is not None else None
         async with aclosing(self.desk.run(request, receipt)) as events:
             async for event in events:
+                if notes is not None:
+                    await notes.heard(event)
                 yield event
 
     def view(self) -> SwarmState:

@@ -14,7 +14,11 @@ from swarm.client.route_policy import RouteRules
 from swarm.run.api import Draft, RunRequest
 
 if TYPE_CHECKING:
+    from draft.run_shelf import RunShelf
     from swarm.client.target_model import Target
+
+
+MOST_LEARNING_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class RequesterConfig:
     draft_model    None: the one that ships for the model
     keep_s         how long stages are asked to hold a closed run, for one that begins alike; 0: not at all
     keep_receipts_s  after how long receipts in the state folder are removed; None: never
+    keep_for_learning  finished runs are kept, readably, for `swarm draft learn`; learning_bytes: at most so many bytes
     rules          whom requests may pass through
     log            folder of a transparency log that receipts are entered in; None: they are not
     await_news     connecting waits a moment until every layer is known to be held; runs wait for what is missing
@@ -49,6 +54,22 @@ class RequesterConfig:
         read=Number(float, 0, 36_500, "a number of days", scale=86_400.0),
         group="receipt",
     )
+    keep_for_learning: bool = option(
+        False,
+        "keep what is asked and answered for `swarm draft learn`: readable on this machine, in learning/ of the state "
+        "folder, until swarm draft learn --forget deletes it. Not runs with --private or --private-text. A gateway "
+        "keeps those of all who ask it",
+        group="learning",
+    )
+    learning_bytes: int = option(
+        MOST_LEARNING_BYTES,
+        "most megabytes of kept runs; the oldest go (default: 64)",
+        "MB",
+        name="--learning-space",
+        read=Number(float, 0.1, 1_000_000, "megabytes", scale=1 << 20),
+        group="learning",
+        shown="64",
+    )
     rules: RouteRules = RouteRules()
     log: Path | None = option(
         None,
@@ -62,4 +83,11 @@ class RequesterConfig:
         """The model `ref` with the drafter that is asked for. Raises UsageError for a drafter that does not fit."""
         from swarm.client.target_model import load_target
 
-        return load_target(ref, self.member.models, self.draft, self.draft_model, self.draft_gpu, report)
+        learning = self.shelf().folder
+        return load_target(ref, self.member.models, self.draft, self.draft_model, self.draft_gpu, report, learning)
+
+    def shelf(self) -> RunShelf:
+        """Where runs are kept for learning, and what was learned from them."""
+        from draft.run_shelf import FOLDER, RunShelf
+
+        return RunShelf(self.member.state / FOLDER, self.learning_bytes)

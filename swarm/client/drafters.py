@@ -105,10 +105,12 @@ def load_drafters(
     report: Report,
     ends: AbstractSet[int] = frozenset(),
     beside: Path | None = None,
+    learned: Path | None = None,
 ) -> Drafters:
     """What `--draft` and `--draft-model` ask for. Raises UsageError when it is not to be had.
 
-    ends: the target's tokens that end a text. beside: where the target's file or folder lies.
+    ends: the target's tokens that end a text. beside: where the target's file or folder lies. learned: where what
+    learned for this target does.
     """
     if choice == "none":
         return Drafters(why="nothing drafts, as asked")
@@ -118,7 +120,7 @@ def load_drafters(
     threads = draft_threads()
     # Loading too: threads of torch that wait for each other spin, which where processors are taken doubled its cost.
     with ThreadPoolExecutor(1, "draft", torch.set_num_threads, (threads,)) as thread:
-        source = _Source(target, tokenizer, store, choose_device(gpu), report, ends, thread)
+        source = _Source(target, tokenizer, store, choose_device(gpu), report, ends, thread, learned)
         if ref is not None:
             loaded: _Loaded | None = source.load(Found(ref, "as asked"))
         else:
@@ -158,7 +160,8 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where drafters of a target are loaded from, in `thread`. ends: the target's tokens that end a text."""
+    """Where drafters of a target are loaded from, in `thread`. ends: the target's tokens that end a text; learned: the
+    folder of what learned for it."""
 
     target: Checkpoint
     tokenizer: Tokenizer
@@ -167,6 +170,7 @@ class _Source:
     report: Report
     ends: AbstractSet[int]
     thread: ThreadPoolExecutor
+    learned: Path | None = None
 
     def first_whole(self, beside: Path | None, at_tail: bool, choice: Draft) -> _Loaded | None:
         """The first drafter for the target that can be loaded; None: there is none. One that cannot is named and passed
@@ -175,7 +179,9 @@ class _Source:
         while True:
             found = None
             try:
-                found = find_drafter(self.target.manifest, self.tokenizer, self.store, beside, at_tail, passed)
+                found = find_drafter(
+                    self.target.manifest, self.tokenizer, self.store, beside, at_tail, passed, self.learned
+                )
                 if found is None or found.ref in passed:
                     return None
                 return self.load(found)
@@ -193,6 +199,8 @@ class _Source:
         return self.thread.submit(self._load, found).result()
 
     def _load(self, found: Found) -> _Loaded:
+        if found.wrong:
+            raise UsageError(found.wrong)
         with drafter_of(Path(found.ref)):
             lm = load_drafter(
                 found.ref,

@@ -127,13 +127,24 @@ class Target:
 
 
 def load_target(
-    ref: str, models: Path, draft: Draft, draft_model: str | None, draft_gpu: int | None, report: Report = silent
+    ref: str,
+    models: Path,
+    draft: Draft,
+    draft_model: str | None,
+    draft_gpu: int | None,
+    report: Report = silent,
+    learning: Path | None = None,
 ) -> Target:
-    """Tokenizer, embedding and drafter of a model. Raises UsageError for a drafter that does not fit."""
+    """Tokenizer, embedding and drafter of a model. `learning`: where drafters lie that learned from runs of their user.
+    Raises UsageError for a drafter that does not fit."""
     store = ModelStore(models)
     warn_of_none(report)
     checkpoint = open_model(ref, store, (0, 1), report)
     tokenizer = load_tokenizer(ref, store, report)
     eos, defaults = end_tokens(checkpoint, store, ref), generation_defaults(store, ref)
-    drafters = load_drafters(draft, draft_model, draft_gpu, checkpoint, tokenizer, store, report, eos, store.path(ref))
+    learned = None if learning is None else learning / checkpoint.manifest.digest
+    where = store.path(ref)
+    drafters = load_drafters(
+        draft, draft_model, draft_gpu, checkpoint, tokenizer, store, report, eos, where, learned=learned
+    )
     return Target(ref, checkpoint, tokenizer, eos, drafters, models, defaults)

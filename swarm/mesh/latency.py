@@ -83,7 +83,8 @@ def _direction(name: bytes) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class RttTable:
-    """This node's measurements: peer id -> (milliseconds, monotonic second). Bounded; the oldest goes first."""
+    """This node's measurements: peer id -> (milliseconds, monotonic second). What is stale is forgotten; it is
+    bounded, and the oldest goes first."""
 
     measured: Mapping[bytes, tuple[float, float]] = field(default_factory=dict)
 
@@ -91,7 +92,8 @@ class RttTable:
         """With one more measurement; a smaller one within FRESH_S wins, since queues only ever add."""
         old = self.measured.get(peer)
         best = rtt_ms if old is None or now - old[1] > FRESH_S else min(rtt_ms, 0.8 * old[0] + 0.2 * rtt_ms)
-        kept = {**self.measured, peer: (best, now)}
+        kept = {other: known for other, known in self.measured.items() if now - known[1] <= FRESH_S}
+        kept[peer] = (best, now)
         if len(kept) > MAX_PAIRS:
             del kept[min(kept, key=lambda p: kept[p][1])]
         return replace(self, measured=kept)

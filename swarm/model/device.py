@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import platform
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import psutil
 import torch
 
 from swarm.base.errors import UsageError
+from swarm.base.settled import collect
 
 KEPT_BACK = 512 << 20
 """Bytes of a GPU (or a twentieth of it) that are left for activations, graphs and what libraries take."""
@@ -139,7 +139,7 @@ def free_bytes(device: torch.device) -> int:
 
 def tidy(*devices: torch.device) -> None:
     """Give memory of what was dropped back now: what is loaded next may need it."""
-    gc.collect()
+    collect()
     for device in devices:
         if device.type == "cuda":
             with torch.cuda.device(device):

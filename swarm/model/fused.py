@@ -28,7 +28,8 @@ from torch import nn
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from swarm.model.attention import NAME, Attending, Early
+from swarm.model.attend import NAME
+from swarm.model.attention import Attending, Early
 from swarm.model.inorder import JOB_WORDS, MOST_QUERIES, call_words
 from swarm.model.latent import latent_of
 from swarm.model.masks import Span

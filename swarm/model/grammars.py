@@ -10,6 +10,7 @@ from llguidance import LLMatcher, LLParserLimits
 
 from swarm.base.errors import UsageError
 from swarm.model.constraint import MAX_CHARS, Constraint, Kind
+from swarm.model.distinct_places import apart
 from swarm.model.gbnf import lark_of
 from swarm.model.schema_ends import require_end
 from swarm.model.schemas import exact
@@ -26,7 +27,7 @@ def grammar_of(constraint: Constraint) -> str:
     match constraint.kind:
         case "json_schema":
             try:
-                return LLMatcher.grammar_from_json_schema(constraint.text, defaults=_JSON)  # type: ignore[arg-type]
+                return LLMatcher.grammar_from_json_schema(apart(constraint.text)[0], defaults=_JSON)  # type: ignore[arg-type]
             except (ValueError, RecursionError) as error:
                 raise UsageError(f"expected a JSON Schema, found what cannot be read: {str(error)[:200]}") from None
         case "regex":
@@ -88,11 +89,6 @@ def refusal_of(kind: Kind, error: str) -> str:
     said = " ".join(error.replace("<non-verbose/>", "").split())[:400] or "no reason given"
     if kind == "json_schema" and said.startswith("Resource "):
         said = f"'$ref' or '$schema': {said}"
-    if '"uniqueItems"' in said:
-        said += (
-            "; items can be held to be different ones where they are of an enum of few values (up to 8); else leave it "
-            "out and let whoever reads the answer drop what is there twice"
-        )
     if "Current row has" in said:
         said = f"too many members or alternatives may come at one place; require some of them ({said})"
     return f"the {kind.replace('lark', 'grammar')} cannot be compiled: {said}"

@@ -4,7 +4,8 @@ The rule that every part of a run follows, the tail, the requester, a replay and
 answer so far, `Matcher.after` gives the tokens that may come. Where the constraint leaves no choice of text, the
 tokenizer's own spelling of that text is the only one allowed ("forced"), although another spelling would read the
 same: so forced text is known to everybody who holds the constraint, before any model has seen it. After the end, only
-the end comes.
+the end comes. Of arrays whose items must be different ones the engine knows nothing: `swarm.model.distinct` takes
+what would repeat one out of its masks. Text that the engine forces is never such, since more than that may still come.
 
 Masks are a function of the constraint, the vocabulary and the version of the engine (llguidance); all three stand in
 the order of a run. Grammars come from anybody: `swarm.model.compiling` bounds what it takes to read one.
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 
 from swarm.base.errors import ModelError, UsageError
 from swarm.model.constraint import Constraint
+from swarm.model.distinct import Distinct, Spelt
+from swarm.model.distinct_places import apart
 from swarm.model.grammars import bounds, grammar_of, refusal_of
 from swarm.model.text.tokenizer import Tokenizer
 
@@ -49,6 +52,7 @@ class Vocabulary:
         except Exception as error:  # whatever a library makes of a tokenizer that it does not know
             raise ModelError(f"this model's tokenizer cannot spell grammars: {str(error)[:200]}") from error
         self.digest = self._digest()
+        self._spelt: Spelt | None = None
 
     def _digest(self) -> str:
         parts = hashlib.sha256(json.dumps([self.size, self.ends, self._tokens.tokenize_str(_SAMPLE)]).encode())
@@ -61,6 +65,12 @@ class Vocabulary:
         """The tokenizer's own tokens for a text."""
         return list(self._tokens.tokenize_bytes(text))
 
+    def spelt(self) -> Spelt:
+        """The tokens as bytes; made when first asked for."""
+        if self._spelt is None:
+            self._spelt = Spelt([self._tokens.decode_bytes([token]) for token in range(self.size)])
+        return self._spelt
+
     def held(self, constraint: Constraint) -> Matcher:
         """A fresh matcher. Raises UsageError for what cannot be compiled, naming why.
 
@@ -69,7 +79,9 @@ class Vocabulary:
         matcher = LLMatcher(self._tokens, grammar_of(constraint), log_level=0, limits=bounds())
         if matcher.is_error():
             raise UsageError(refusal_of(constraint.kind, matcher.get_error()))
-        return Matcher(matcher, self, constraint.after)
+        place = apart(constraint.text)[1] if constraint.kind == "json_schema" else None
+        distinct = None if place is None else Distinct(place, self.spelt())
+        return Matcher(matcher, self, constraint.after, distinct)
 
 
 @dataclass(frozen=True)
@@ -118,8 +130,11 @@ class Matcher:
     `begins`: how many tokens of a sequence come before those that are held to it.
     """
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, begins: int) -> None:
-        self._matcher, self._vocabulary, self.begins = matcher, vocabulary, begins
+    def __init__(
+        self, matcher: LLMatcher, vocabulary: Vocabulary, begins: int, distinct: Distinct | None = None
+    ) -> None:
+        """`distinct`: what else is held to, where arrays must have different items."""
+        self._matcher, self._vocabulary, self.begins, self._distinct = matcher, vocabulary, begins, distinct
         self._at: list[int] = []
         """The tokens that the matcher has consumed."""
         self._dead_end = Allowed(vocabulary.ends[0])
@@ -128,7 +143,7 @@ class Matcher:
         """Another one of the same constraint, with nothing consumed."""
         copy = self._matcher.deep_copy()
         copy.reset()
-        return Matcher(copy, self._vocabulary, begins)
+        return Matcher(copy, self._vocabulary, begins, self._distinct and self._distinct.fresh())
 
     def after(self, tokens: Sequence[int]) -> Allowed:
         """What may follow these tokens of the answer. After an end, or a text that was not allowed: the end alone.
@@ -145,6 +160,8 @@ class Matcher:
             return Allowed(int(forced[0]))
         bits = matcher.compute_bitmask()
         self._check()
+        if self._distinct is not None:
+            bits = self._distinct.without(bits)
         found = np.frombuffer(bits, np.uint8)
         some = np.flatnonzero(found)
         if len(some) == 0:
@@ -170,6 +187,8 @@ class Matcher:
         if shared < len(self._at):
             self._matcher.rollback(len(self._at) - shared)
             del self._at[shared:]
+            if self._distinct is not None:
+                self._distinct.back(shared)
         wanted = tokens[shared:]
         if wanted:
             if any(token in self._vocabulary.ends for token in wanted[:-1]):
@@ -177,9 +196,12 @@ class Matcher:
             size = self._vocabulary.size
             if not all(0 <= token < size for token in wanted):
                 return False
-            taken = self._matcher.try_consume_tokens(wanted)
+            fit = len(wanted) if self._distinct is None else self._distinct.taken(wanted, self._vocabulary.ends)
+            taken = self._matcher.try_consume_tokens(wanted[:fit]) if fit else 0
             self._check()
             self._at += wanted[:taken]
+            if self._distinct is not None:
+                self._distinct.back(len(self._at))
             return taken == len(wanted)
         return True
 

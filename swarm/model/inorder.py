@@ -106,7 +106,7 @@ def call_words(scale: float) -> bytes:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """A call of attention: rows [1, heads, T, dim] as `attention.attend` has them. key and value None: nothing is
+    """A call of attention: rows [1, heads, T, dim] as `attend.attend` has them. key and value None: nothing is
     written, the layer's entries are there; value None alone: values are parts of the keys.
 
     layer: whose entries are read; mine: which of the layer's key heads are those of this attention.
@@ -145,7 +145,7 @@ def fits(query: torch.Tensor, key: torch.Tensor) -> bool:
 
 
 def attend_in_order(lib: Library, jobs: Sequence[tuple[Sight, int]], asked: AttentionCall) -> torch.Tensor:
-    """As `attention.attend`, for the jobs and the rows that each begins with; [1, T, heads, value dim]."""
+    """As `attend.attend`, for the jobs and the rows that each begins with; [1, T, heads, value dim]."""
     query = _lined(asked.query)
     given = [None if x is None else _lined(x) for x in (asked.key, asked.value)]
     heads, rows, dim = query.shape[1:]

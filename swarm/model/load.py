@@ -16,7 +16,7 @@ from torch import nn
 
 from swarm.base.errors import ModelError, SwarmError
 from swarm.base.events import Progress, Report
-from swarm.model import attention, cached
+from swarm.model import attend, cached
 from swarm.model.attention import Attending, Call
 from swarm.model.blocked import give_back
 from swarm.model.compressed import take_compressors
@@ -79,20 +79,18 @@ def load_layers(
     tiles: RowTiles | None = None,
 ) -> Loaded:
     """What `block.load_block` builds on; see there. lib, on a GPU tiles: kernels whose rows do not depend on each
-    other, to be used. A
-    large range is loaded in pieces of about `piece_bytes` that go to the device one by one: while experts are joined a
-    piece is in memory twice."""
+    other, to be used. A large range is loaded in pieces of about `piece_bytes` that go to the device one by one: while
+    experts are joined a piece is in memory twice."""
     manifest = checkpoint.manifest
     manifest.check_layers()
     manifest.check_cut(first, last)
     shape = LayerRange(first, last, manifest.n_layers, manifest.row_width, manifest.vocab_size, manifest.ties)
     kind = model_class(checkpoint.config, manifest.model)
-    done = 0
     models: list[nn.Module] = []
     report(Progress("load", manifest.model, 0, last - first, "layers"))
     for a, b in _pieces(manifest, first, last, piece_bytes):
 
-        def tell(layers: int, before: int = done) -> None:
+        def tell(layers: int, before: int = a - first) -> None:
             report(Progress("load", manifest.model, before + layers, last - first, "layers"))
 
         piece = _load_piece(checkpoint, kind, shape.within(a, b), dtype, tell, weights, device)
@@ -102,11 +100,11 @@ def load_layers(
         if device.type != "cpu":
             take_to(piece, device, tiles is not None)
         models.append(piece)
-        done += b - a
     model = join(models, shape, checkpoint.config)
-    if looks_back(layer_list(model, kind.__name__)[1]):
-        let_go(layer_list(model, kind.__name__)[1], shape.ties, shape.first)
-        hang_in(layer_list(model, kind.__name__)[1], shape.ties, shape.first)
+    _, layers = layer_list(model, kind.__name__)
+    if looks_back(layers):
+        let_go(layers, shape.ties, shape.first)
+        hang_in(layers, shape.ties, shape.first)
     if shape.ties.embeds and shape.first > 0 and shape.last == shape.n_layers:
         _share_table(model, checkpoint.config)
     model.eval().requires_grad_(False)
@@ -114,35 +112,45 @@ def load_layers(
         pack_linears(model, lib)
         give_back()
     if lib is not None or tiles is not None:
-        # One expert after the other, each row's shares added in the order of their numbers.
-        for module in model.modules():
-            settings: Any = getattr(module, "config", None)
-            if isinstance(settings, transformers.PreTrainedConfig):
-                settings._experts_implementation = "eager"
-        _round_rows(layer_list(model, kind.__name__)[1], dtype)
+        _take_rows_in_order(model, layers, dtype)
     attending = Attending(lib, tiles)
     attending.reads = shape.ties.reads
-    for number, layer in enumerate(layer_list(model, kind.__name__)[1], first):
+    edges = _settle(model, layers, shape, attending)
+    tried = _try_once(model, shape, attending, edges, device, dtype)
+    return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
+
+
+def _take_rows_in_order(model: nn.Module, layers: nn.ModuleList, dtype: torch.dtype) -> None:
+    """One expert after the other, each row's shares added in the order of their numbers; rows rounded as at a cut."""
+    for module in model.modules():
+        settings: Any = getattr(module, "config", None)
+        if isinstance(settings, transformers.PreTrainedConfig):
+            settings._experts_implementation = "eager"
+    _round_rows(layers, dtype)
+
+
+def _settle(model: nn.Module, layers: nn.ModuleList, shape: LayerRange, attending: Attending) -> Edges:
+    """Let a model's parts follow slots and positions that a frame states. Raises ModelError."""
+    inner, name = inner_model(model), type(model).__name__
+    for number, layer in enumerate(layers, shape.first):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):  # LongCat's layers have two attentions, with numbers of their own
                 setattr(module, "swarm_layer", number)  # noqa: B010  (a plain attribute, not a submodule)
                 setattr(module, "swarm_attending", attending)  # noqa: B010
-    take_over(inner_model(model), attending)
-    take_compressors(inner_model(model), attending)
-    settle_rope(inner_model(model), kind.__name__)
-    settle_warmth(inner_model(model))
-    settle_latents(inner_model(model), lib)
-    _, layers = layer_list(model, kind.__name__)
-    settle_places(inner_model(model), layers, attending)
+    take_over(inner, attending)
+    take_compressors(inner, attending)
+    settle_rope(inner, name)
+    settle_warmth(inner)
+    settle_latents(inner, attending.lib)
+    settle_places(inner, layers, attending)
     if cached.computes_itself(layers):
-        cached.settle_cached(inner_model(model), model.config, layers, first, attending)
+        cached.settle_cached(inner, model.config, layers, shape.first, attending)
     fuse(layers)
-    ends = {"head": first == 0, "tail": last == shape.n_layers}
+    ends = {"head": shape.first == 0, "tail": shape.last == shape.n_layers}
     edges = open_edges(layers, **ends, streams=shape.ties.streams, streams_last=shape.ties.streams_last)
-    attending.indexed = take_indices(inner_model(model), attending)
+    attending.indexed = take_indices(inner, attending)
     edges.given = masks_for(model.config) if attending.indexed else {}
-    tried = _try_once(model, shape, attending, edges, device, dtype)
-    return Loaded(model, shape, attending, edges, tuple(tried), manifest.positions)
+    return edges
 
 
 def _cut_over(piece: nn.Module, places: Places, name: str, lib: Library | None) -> None:
@@ -320,7 +328,7 @@ def _works_by_row(layers: nn.ModuleList, config: Any) -> bool:
 def _build(part: type[Any], config: Any) -> tuple[nn.Module, str]:
     """A model and what it was told to compute attention with: our function where its layers ask for one, its own code
     where they keep a cache (see cached.py). Raises ModelError for a class that does neither."""
-    attention.register_attention()
+    attend.register_attention()
     cached.register_cached()
     model: nn.Module = part._from_config(copy.deepcopy(config), attn_implementation=cached.BUILT_AS)
     layers = layer_list(model, part.__name__)[1]
@@ -330,7 +338,7 @@ def _build(part: type[Any], config: Any) -> tuple[nn.Module, str]:
     asks = any(cached.asks_interface(module) for module in layers.modules())
     if not recurrent and not asks and not _works_by_row(layers, config):
         raise unfit(part.__name__, "its attention function cannot be replaced")
-    return model, attention.NAME
+    return model, attend.NAME
 
 
 def _fill(

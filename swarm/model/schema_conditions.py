@@ -1,5 +1,5 @@
 """Keywords of JSON Schema that the engine has not, said by those that it has: `not`, `if`, `dependentSchemas`,
-`contains`, `unevaluatedProperties`, `uniqueItems`.
+`contains`, `unevaluatedProperties`, `unevaluatedItems`, `uniqueItems`.
 
 Each becomes schemas for `allOf`. What is found lets no document pass that the standard refuses; where it lets fewer
 pass the docstring says so. What cannot be said stays as it is, and the engine refuses it by its name.
@@ -16,9 +16,10 @@ from swarm.model.schema_parts import NOTES, TYPES, listed, named, type_of
 
 WAYS = 300
 """Alternatives that one keyword may become."""
-FREE_ORDER = 4
-"""Different values that an array with `uniqueItems` may have in any order: 65 ways."""
+MOST_VALUES = 4
+"""Values whose arrays with `uniqueItems` are written out, in any order: 65 ways."""
 _NO_ARRAY = [kind for kind in TYPES if kind != "array"]
+_ITEMS_DEPENDING = frozenset("anyOf oneOf if contains $dynamicRef $recursiveRef".split())
 _DEPENDING = frozenset("anyOf oneOf if dependentSchemas $dynamicRef $recursiveRef unevaluatedProperties".split())
 FIRST = 8
 """`contains`: the items that count are among so many first ones."""
@@ -28,7 +29,7 @@ def conditions(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
     """The schema with what can be said otherwise said so; False where nothing fits."""
     made = dict(schema)
     more: list[Any] = []
-    for read in (_unevaluated, _not, _if, _dependent_schemas, _contains, _unique):
+    for read in (_unevaluated, _unevaluated_items, _not, _if, _dependent_schemas, _contains, _unique):
         found = read(made, root)
         if found is False:
             return False
@@ -136,8 +137,48 @@ def _looked_at(schema: Any, root: Mapping[str, Any], seen: dict[str, dict[str, A
     return everything
 
 
+def _unevaluated_items(made: dict[str, Any], root: Mapping[str, Any]) -> Any:
+    """`unevaluatedItems` where it is known without looking at a document how many first items others look at."""
+    if "unevaluatedItems" not in made:
+        return None
+    others = {key: value for key, value in made.items() if key != "unevaluatedItems"}
+    first = _first_looked_at(others, root, 16)
+    if first is None or first == _ALL:
+        if first == _ALL:
+            del made["unevaluatedItems"]
+        return None
+    rest = made.pop("unevaluatedItems")
+    return {**({"prefixItems": [True] * first} if first else {}), "items": rest}
+
+
+_ALL = 1 << 20
+"""More first items than a schema has."""
+
+
+def _first_looked_at(schema: Any, root: Mapping[str, Any], depth: int) -> int | None:
+    """How many first items are looked at. None: it depends on the document."""
+    if isinstance(schema, bool):
+        return 0
+    if not isinstance(schema, Mapping) or depth < 0 or not _ITEMS_DEPENDING.isdisjoint(schema):
+        return None
+    if "items" in schema or "unevaluatedItems" in schema:
+        return _ALL
+    most, below = len(listed(schema, "prefixItems")), listed(schema, "allOf")
+    if "$ref" in schema:
+        target = named(root, schema["$ref"])
+        if target is None:
+            return None
+        below = [*below, target]
+    for part in below:
+        found = _first_looked_at(part, root, depth - 1)
+        if found is None:
+            return None
+        most = max(most, found)
+    return most
+
+
 def _unique(made: dict[str, Any], root: Mapping[str, Any]) -> Any:
-    """`uniqueItems` of items with few values. Stricter: more than FREE_ORDER values come in the order of the `enum`."""
+    """`uniqueItems` of items with few values, each order as a way; others stay, for `swarm.model.distinct`."""
     if made.get("uniqueItems") is not True or "prefixItems" in made:
         return None
     least, most = made.get("minItems", 0), made.get("maxItems")
@@ -145,12 +186,11 @@ def _unique(made: dict[str, Any], root: Mapping[str, Any]) -> Any:
         del made["uniqueItems"]
         return None
     values = values_of(made.get("items"), root)
-    if values is None or not isinstance(least, int) or not isinstance(most, int | None):
+    if values is None or len(values) > MOST_VALUES or not isinstance(least, int) or not isinstance(most, int | None):
         return None
-    order = permutations if len(values) <= FREE_ORDER else combinations
     ways: list[Any] = []
     for count in range(least, (len(values) if most is None else min(most, len(values))) + 1):
-        for items in order(values, count):
+        for items in permutations(values, count):
             first = [{"const": item} for item in items]
             ways.append(
                 {"type": "array", **({"prefixItems": first} if first else {}), "items": False, "minItems": count}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -20,7 +20,7 @@ from swarm.model.prune import LayerRange
 from swarm.model.quant.experts import Stack
 from swarm.model.quant.matrix import Matrix
 from swarm.model.shared import check_copy, target_layer
-from swarm.model.stacks import ExpertNames, gather, hold_stack, join_experts
+from swarm.model.stacks import ExpertNames, Gathered, gather, hold_stack, join_experts
 
 _RENAMED = {
     "embed_out.weight": "lm_head.weight",
@@ -91,92 +91,133 @@ def read_state(
     """Tensors under the names that the model pruned to `shape` has for them.
 
     expected: shapes by those names, as far as the config tells; tied: names of tensors that a class shares with others,
-    with those; `tell` gets the layers read so far. What `packing`
-    names comes as matrices instead. Raises ModelError for a tensor of another shape or with
-    values that are not finite.
+    with those; `tell` gets the layers read so far. What `packing` names comes as matrices instead. Raises ModelError
+    for a tensor of another shape or with values that are not finite.
     """
-    manifest = checkpoint.manifest
-    # Saved without its head class; Nemotron-H's files say `backbone`, which its class renames itself.
-    bare = not any(name.startswith((prefix + ".", "backbone.")) for name in manifest.entries)
-    wanted: dict[int, list[tuple[str, str]]] = {}
-    wraps = is_wrapper(manifest.config)
-    weighed = {layer_of(name) for name in expected}
-    entries = {weight.entry.name: weight.entry for weight in layer_weights(manifest, shape.first, shape.last)}
-    for entry in entries.values():
-        name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
-        name = (text_name(entry.name) or name) if wraps else name
-        stored = layer_of(entry.name)
-        layer = None if stored is None else target_layer(entry.name, stored, shape.ties, shape.first, shape.last)
-        if stored is not None and layer is None:
-            check_copy(entry.name, stored, shape.ties, partial(checkpoint.read, dtype=dtype), manifest.model)
-            continue
-        if layer is not None and layer - shape.first not in weighed:
-            continue  # text goes by this layer, so the model has no weights for it
-        if layer is not None:
-            target = re.sub(rf"\.{stored}\.", f".{layer - shape.first}.", name, count=1)
-            if layer in shape.ties.reads and target not in expected and _OWN_KEYS.search(target):
-                continue  # files carry them, and their class drops them
-            wanted.setdefault(layer, []).append((entry.name, target))
-        elif name in expected or _RENAMED.get(name) in expected or not is_embedding(entry.name):
-            # What nobody expects is read as well: the model's own renamings may know it, or it is refused by name.
-            target = name if name in expected else _RENAMED.get(name, name)
-            wanted.setdefault(shape.first, []).append((entry.name, target))
-    if "lm_head.weight" in expected and not any(t == "lm_head.weight" for w in wanted.values() for _, t in w):
-        if checkpoint.config.tie_word_embeddings and shape.first > 0:
-            wanted.setdefault(shape.first, []).append((_embedding(checkpoint), "lm_head.weight"))
-    if checkpoint.config.tie_word_embeddings and shape.last == shape.n_layers:
-        have = {target for pairs in wanted.values() for _, target in pairs}
-        for target, source in (tied or {}).items():
-            if shape.first == 0 and (target == "lm_head.weight" or not packing.targets):
-                continue  # the whole model has both ends: they share one tensor
-            if target in expected and target not in have and source in entries:
-                wanted.setdefault(shape.first, []).append((source, target))
-    state: dict[str, torch.Tensor] = {}
-    packed: dict[str, Matrix] = {}
-    stacks: dict[str, Stack] = {}
+    reading = _Reading(checkpoint, shape, expected, dtype, packing)
+    wanted = reading.wanted(prefix, tied or {})
     for done, layer in enumerate(range(shape.first, shape.last), 1):
         of_experts, plain = gather(wanted.get(layer, []), packing.experts)
         names = dict(wanted.get(layer, ()))
         for target, gathered in of_experts.items():
-            assert packing.experts is not None
-            stack = None
-            if not packing.expanded or gathered.plain:
-                keep = not packing.expanded and target in packing.experts.packable
-                stack = hold_stack(
-                    target,
-                    gathered,
-                    packing.experts.shapes[target],
-                    partial(_held, checkpoint.hold, keep, packing.without_kernel),
-                    partial(_held, checkpoint.hold_stack, keep, packing.without_kernel),
-                    {name: entries[name].shape for name in gathered.names},
-                    target in packing.experts.alternate,
-                )
-            if stack is not None:
-                stacks[target] = stack
-            elif gathered.plain:
-                state[target] = join_experts(
-                    target,
-                    gathered,
-                    packing.experts,
-                    lambda name: _checked(checkpoint.read(name, dtype), name, manifest.model),
-                )
-            else:
+            if not reading.take_experts(target, gathered):
                 plain += [(name, names[name]) for name in gathered.names]
         for source, target in plain:
-            # Another shape is refused before memory is taken (bitsandbytes states it in its data alone).
-            if target in packing.targets and len(entries[source].shape) == 2:
-                _check_shape(source, entries[source].shape, expected[target], manifest.model)
-                if matrix := checkpoint.hold(source, packing.without_kernel):
-                    packed[target] = matrix
-                    continue
-            tensor = checkpoint.read(source, dtype)
-            if shape.ties.embeds:
-                tensor = part_of(target, tensor, shape.first, shape.last, shape.n_layers)
-            if target in expected:
-                _check_shape(source, tensor.shape, expected[target], manifest.model)
-            state[target] = _checked(tensor, source, manifest.model)
+            reading.take(source, target)
         tell(done)
-    return ModelState(state, packed, stacks)
+    return reading.state
+
+
+_Wanted: TypeAlias = dict[int, list[tuple[str, str]]]
+"""By the layer with which they are read: names of stored tensors, and those that the model has for them."""
+
+
+class _Reading:
+    """One `read_state`: what is to be read, and what was."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        shape: LayerRange,
+        expected: Mapping[str, torch.Size],
+        dtype: torch.dtype,
+        packing: Packing,
+    ) -> None:
+        self._checkpoint, self._shape, self._expected = checkpoint, shape, expected
+        self._dtype, self._packing = dtype, packing
+        self._model = checkpoint.manifest.model
+        stored = layer_weights(checkpoint.manifest, shape.first, shape.last)
+        self._entries = {weight.entry.name: weight.entry for weight in stored}
+        self.state = ModelState({}, {}, {})
+
+    def wanted(self, prefix: str, tied: Mapping[str, str]) -> _Wanted:
+        """What is to be read, ends with the first layer."""
+        manifest, shape, expected = self._checkpoint.manifest, self._shape, self._expected
+        # Saved without its head class; Nemotron-H's files say `backbone`, which its class renames itself.
+        bare = not any(name.startswith((prefix + ".", "backbone.")) for name in manifest.entries)
+        wanted: _Wanted = {}
+        wraps = is_wrapper(manifest.config)
+        weighed = {layer_of(name) for name in expected}
+        for entry in self._entries.values():
+            name = f"{prefix}.{entry.name}" if bare and not entry.name.startswith("lm_head.") else entry.name
+            name = (text_name(entry.name) or name) if wraps else name
+            stored = layer_of(entry.name)
+            layer = None if stored is None else target_layer(entry.name, stored, shape.ties, shape.first, shape.last)
+            if stored is not None and layer is None:
+                read = partial(self._checkpoint.read, dtype=self._dtype)
+                check_copy(entry.name, stored, shape.ties, read, self._model)
+                continue
+            if layer is not None and layer - shape.first not in weighed:
+                continue  # text goes by this layer, so the model has no weights for it
+            if layer is not None:
+                target = re.sub(rf"\.{stored}\.", f".{layer - shape.first}.", name, count=1)
+                if layer in shape.ties.reads and target not in expected and _OWN_KEYS.search(target):
+                    continue  # files carry them, and their class drops them
+                wanted.setdefault(layer, []).append((entry.name, target))
+            elif name in expected or _RENAMED.get(name) in expected or not is_embedding(entry.name):
+                # What nobody expects is read as well: the model's own renamings may know it, or it is refused by name.
+                target = name if name in expected else _RENAMED.get(name, name)
+                wanted.setdefault(shape.first, []).append((entry.name, target))
+        if self._checkpoint.config.tie_word_embeddings:
+            self._add_tied(wanted, tied)
+        return wanted
+
+    def _add_tied(self, wanted: _Wanted, tied: Mapping[str, str]) -> None:
+        """What stands in the files once, and in this model is to stand a second time."""
+        shape, expected = self._shape, self._expected
+        have = {target for pairs in wanted.values() for _, target in pairs}
+        ends = wanted.setdefault(shape.first, [])
+        if "lm_head.weight" in expected and "lm_head.weight" not in have and shape.first > 0:
+            ends.append((_embedding(self._checkpoint), "lm_head.weight"))
+            have.add("lm_head.weight")
+        if shape.last != shape.n_layers:
+            return
+        for target, source in tied.items():
+            if shape.first == 0 and (target == "lm_head.weight" or not self._packing.targets):
+                continue  # the whole model has both ends: they share one tensor
+            if target in expected and target not in have and source in self._entries:
+                ends.append((source, target))
+
+    def take_experts(self, target: str, gathered: Gathered) -> bool:
+        """Experts of one projection as they are stored, or joined; False where the model joins them itself."""
+        packing, checkpoint = self._packing, self._checkpoint
+        assert packing.experts is not None
+        stack = None
+        if not packing.expanded or gathered.plain:
+            keep = not packing.expanded and target in packing.experts.packable
+            stack = hold_stack(
+                target,
+                gathered,
+                packing.experts.shapes[target],
+                partial(_held, checkpoint.hold, keep, packing.without_kernel),
+                partial(_held, checkpoint.hold_stack, keep, packing.without_kernel),
+                {name: self._entries[name].shape for name in gathered.names},
+                target in packing.experts.alternate,
+            )
+        if stack is not None:
+            self.state.stacks[target] = stack
+        elif gathered.plain:
+            self.state.tensors[target] = join_experts(target, gathered, packing.experts, self._read)
+        return stack is not None or gathered.plain
+
+    def take(self, source: str, target: str) -> None:
+        """A tensor, as it is stored where that is asked for."""
+        packing, shape = self._packing, self._shape
+        # Another shape is refused before memory is taken (bitsandbytes states it in its data alone).
+        if target in packing.targets and len(self._entries[source].shape) == 2:
+            _check_shape(source, self._entries[source].shape, self._expected[target], self._model)
+            if matrix := self._checkpoint.hold(source, packing.without_kernel):
+                self.state.matrices[target] = matrix
+                return
+        tensor = self._checkpoint.read(source, self._dtype)
+        if shape.ties.embeds:
+            tensor = part_of(target, tensor, shape.first, shape.last, shape.n_layers)
+        if target in self._expected:
+            _check_shape(source, tensor.shape, self._expected[target], self._model)
+        self.state.tensors[target] = _checked(tensor, source, self._model)
+
+    def _read(self, name: str) -> torch.Tensor:
+        return _checked(self._checkpoint.read(name, self._dtype), name, self._model)
 
 
 def _held(hold: Callable[[str, bool], Held], keep: bool, without_kernel: bool, name: str) -> Held | None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import weakref
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -54,12 +55,21 @@ class Exchange:
         tasks: TaskOwner,
         only: Collection[str] | None,
     ) -> None:
-        self._peer, self._handlers, self._limits, self._tasks, self._only = peer, handlers, limits, tasks, only
+        self._of = weakref.ref(peer)
+        """It holds this one: each would wait for the collector with all that it has, were it held in turn."""
+        self._handlers, self._limits, self._tasks, self._only = handlers, limits, tasks, only
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Message]] = {}
         self._serving = 0
         self._queues: dict[str, asyncio.Queue[tuple[Envelope, int] | None]] = {}
         self.waiting_bytes = 0
+
+    @property
+    def _peer(self) -> Peer:
+        """Whose it is: alive for as long as anything arrives, is asked or is answered."""
+        peer = self._of()
+        assert peer is not None, "nobody talks for a peer that nobody holds"
+        return peer
 
     def bound(self, limits: ChannelLimits, only: Collection[str] | None) -> None:
         """Hold what comes from now on to `limits`, and to kinds out of `only`."""
@@ -92,6 +102,7 @@ class Exchange:
             raise PeerError(f"node {name} did not answer {message.kind!r} within {timeout:g} s") from exc
         finally:
             del self._calls[number]
+            del answer  # it may have an error, which has this frame: together they would wait for the collector
 
     def end(self, reason: str) -> None:
         """The peer is gone: its calls fail, and what arrived before is handled first."""
@@ -123,7 +134,7 @@ class Exchange:
         queue = self._queues.get(kind)
         if queue is None:
             queue = self._queues[kind] = asyncio.Queue()
-            self._tasks.spawn(self._serve(kind, queue))
+            self._tasks.spawn(self._serve(self._peer, kind, queue))
         size += MESSAGE_OVERHEAD_BYTES
         self.waiting_bytes += size
         if self.waiting_bytes > self._limits.inbox_bytes:
@@ -143,19 +154,19 @@ class Exchange:
         error = ERRORS.get(str(header.get("error")), PeerError)
         answer.set_exception(error(text or f"node {short_id(self._peer.id)} refused the call"))
 
-    async def _serve(self, kind: str, queue: asyncio.Queue[tuple[Envelope, int] | None]) -> None:
+    async def _serve(self, peer: Peer, kind: str, queue: asyncio.Queue[tuple[Envelope, int] | None]) -> None:
         while (item := await queue.get()) is not None:
             envelope, size = item
-            if envelope.mode is Mode.CALL and self._peer.channel.queued_bytes > self._limits.queue_bytes:
+            if envelope.mode is Mode.CALL and peer.channel.queued_bytes > self._limits.queue_bytes:
                 with contextlib.suppress(PeerError):  # a caller that does not read its answers waits with them
-                    await self._peer.channel.room()
+                    await peer.channel.room()
             try:
-                answer = await self._handlers[kind](self._peer, envelope.message)
+                answer = await self._handlers[kind](peer, envelope.message)
                 if envelope.mode is Mode.CALL:
                     self._answer(envelope, answer or Message(kind))
             except SwarmError as exc:
                 if envelope.mode is not Mode.CALL:
-                    log.info("message %r of node %s was refused: %s", kind, short_id(self._peer.id), exc)
+                    log.info("message %r of node %s was refused: %s", kind, short_id(peer.id), exc)
                 self._answer_error(envelope, exc)
             except Exception:
                 log.exception("the handler of %r failed", kind)

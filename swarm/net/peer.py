@@ -285,6 +285,8 @@ class Peer:
             self._on_channel_closed(loser)
 
     def _use(self, channel: Channel) -> None:
+        if channel.closed_reason is not None:
+            return  # it tells nothing more
         if self.stranger:
             channel.bound(self._limits, STRANGER_READ_BYTES)
         channel.on_message = self._exchange.take

@@ -173,6 +173,8 @@ class Switchboard:
                 return await asyncio.shield(arrival)
         except TimeoutError as exc:
             raise PeerError(f"node {short_id(node)} was not reached within {timeout:g} s") from exc
+        finally:
+            del arrival  # it has the error, which has this frame: together they would wait for the collector
 
     async def adopt(
         self,
@@ -260,15 +262,17 @@ class Switchboard:
                 await self.dial(node, addresses, timeout)
             else:
                 await self.connector.connect(node, addresses, timeout)
-            return
         except PeerError as exc:
-            failure = exc
+            self._failed(node, exc)
         except Exception:
             log.exception("dialling failed")
-            failure = PeerError("dialling failed inside this node; see its log")
+            self._failed(node, PeerError("dialling failed inside this node; see its log"))
+
+    def _failed(self, node: NodeId, why: PeerError) -> None:
+        """Tell whoever waits for `node`."""
         arrival = self._arrivals.get(node)
         if arrival is not None and not arrival.done():
-            arrival.set_exception(failure)
+            arrival.set_exception(why)
             arrival.exception()  # seen, also where every caller has stopped waiting
 
     # -- admitting

@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from swarm.base.address import Address, format_address
-from swarm.base.errors import PeerError
+from swarm.base.errors import PeerError, let_go
 from swarm.base.tasks import TaskOwner
 from swarm.net.channel.sockets import tune
 
@@ -54,6 +54,7 @@ async def open_tunnel(
             )
     except (ClientError, OSError, TimeoutError, ValueError) as exc:
         await session.close()
+        let_go(exc)
         raise PeerError(str(exc) or f"no answer within {timeout:g} s") from exc
     except BaseException:
         await session.close()

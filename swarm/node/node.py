@@ -32,6 +32,7 @@ from swarm.mesh.lan import Announcement, LanNode, announce
 from swarm.mesh.messages import HELLO
 from swarm.mesh.pairing import PAIR
 from swarm.mesh.record import MAX_ADDRESSES
+from swarm.mesh.saved import Saved
 from swarm.mesh.status import mesh_status
 from swarm.model.device import choose_device, describe_all, usable_cores
 from swarm.model.dtype import common_dtype, dtype_name
@@ -122,6 +123,20 @@ async def serve_block(
     return 0 if serves else STOPPED_WHILE_LOADING
 
 
+@dataclass(frozen=True)
+class _Inside:
+    """What a node has once it is a member. from_members: its manifest came from other members; reachable: where others
+    may dial it, best first."""
+
+    board: Switchboard
+    gossip: Gossip
+    saved: Saved
+    manifest: Manifest
+    from_members: bool
+    listening: Address
+    reachable: list[Address]
+
+
 class _Life:
     """One life of a node, from the socket to the goodbye."""
 
@@ -162,47 +177,13 @@ class _Life:
             warn_of_none(self.report)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(control_port(self.state, self.desk))
-            board = await stack.enter_async_context(
-                Switchboard(
-                    self.identity,
-                    proxy=config.member.http_proxy,
-                    open_kinds=(HELLO, AUDIT, RECOMPUTE, PAIR),  # anybody may hold a receipt and have it opened
-                )
-            )
-            listening = await board.listen(*config.listen)
-            reachable = await self._addresses(stack, listening)
-            saved, manifest = await enter_as_node(
-                config, self.state, self.identity, board, self.store, self.report, self.desk
-            )
-            device, dtype = self.hardware.name, dtype_name(self.dtype)
-            about = node_record(config, self.identity, reachable, saved.model, device, dtype)
-            gossip = await stack.enter_async_context(
-                Gossip(board, saved, about, store=RememberedSwarm(self.state), life=self)
-            )
-            from_members = manifest is None
-            if manifest is None:
-                manifest = await learn_manifest(gossip, board, saved)
-                check_layers(config, manifest)
-            known = None if config.probe else self.kept.rates()
-            rates = {} if known is None else {"up_kbps": known.up_kbps, "down_kbps": known.down_kbps}
-            gossip.publish(n_layers=manifest.n_layers, **rates)
+            inside = await self._enter(stack)
+            board, gossip, manifest = inside.board, inside.gossip, inside.manifest
             room = self.host.room(manifest)
             layers = config.layers or await settle_block(self.host, gossip, manifest, room)
-            if config.member.punch:
-                Reach(
-                    board,
-                    addresses=reachable,
-                    relay=config.member.relay,
-                    offers_relay=config.offer_relay,
-                    introducer=MemberIntroducer(board, gossip),
-                )
-                self._judge_addresses(stack, gossip, board, listening, reachable)
-            relayed = Relay(board, reachable).routes() if config.offer_relay else ()
-            more = [*door_routes(board), *relayed]
-            view = node_view(_Page(self, gossip, board), manifest, more)
-            board.http = await stack.enter_async_context(view)
-            ref = config.model or saved.ref
-            tenant = BlockManager(self.host, board, gossip, manifest, ref, from_members, self.stop, self)
+            await self._open_doors(stack, inside)
+            ref = config.model or inside.saved.ref
+            tenant = BlockManager(self.host, board, gossip, manifest, ref, inside.from_members, self.stop, self)
             hosting = await tenant.load(layers)
             if hosting is None:
                 return
@@ -212,26 +193,14 @@ class _Life:
             if config.layers is None:
                 looking = tenant.mover(server, room).keep_looking()
                 stack.push_async_callback(_ended, asyncio.create_task(looking))
-            if config.member.lan:
-                digest = bytes.fromhex(manifest.digest)
-                here = LanNode(saved.membership.swarm, self.identity.id, digest, saved.membership.open)
-                self.announcement = await stack.enter_async_context(
-                    announce(here, listening[1], near_hosts(config, listening))
-                )
-            made = own_invite(saved, self.identity, reachable, gossip)
-            if config.member.lan and not saved.membership.open:
-                let_in = LetIn(self.state, saved, made, self.report)
-                door = PairingDoor(board.id, gossip.membership, self.desk, board, let_in)
-                board.handle(PAIR, door.handle)
-            invite = made.text()
-            remember_invite(self.state, invite)
+            invite = await self._let_others_in(stack, inside)
             ready(
                 Ready(
                     node=id_text(self.identity.id),
-                    listen=format_address(listening),
-                    advertise=format_address(reachable[0]),
+                    listen=format_address(inside.listening),
+                    advertise=format_address(inside.reachable[0]),
                     invite=invite,
-                    model=saved.ref,
+                    model=inside.saved.ref,
                     layers=layers,
                     device=hosting.hosted.device,
                     dtype=hosting.hosted.block.computes_in,
@@ -239,6 +208,67 @@ class _Life:
                 )
             )
             await self._until_told(gossip)
+
+    async def _enter(self, stack: AsyncExitStack) -> _Inside:
+        """Listen, and become a member of a swarm, or found one. Raises SwarmError."""
+        config = self.config
+        # Anybody may hold a receipt and have it opened.
+        open_kinds = (HELLO, AUDIT, RECOMPUTE, PAIR)
+        board = await stack.enter_async_context(
+            Switchboard(self.identity, proxy=config.member.http_proxy, open_kinds=open_kinds)
+        )
+        listening = await board.listen(*config.listen)
+        reachable = await self._addresses(stack, listening)
+        saved, manifest = await enter_as_node(
+            config, self.state, self.identity, board, self.store, self.report, self.desk
+        )
+        device, dtype = self.hardware.name, dtype_name(self.dtype)
+        about = node_record(config, self.identity, reachable, saved.model, device, dtype)
+        gossip = await stack.enter_async_context(
+            Gossip(board, saved, about, store=RememberedSwarm(self.state), life=self)
+        )
+        from_members = manifest is None
+        if manifest is None:
+            manifest = await learn_manifest(gossip, board, saved)
+            check_layers(config, manifest)
+        known = None if config.probe else self.kept.rates()
+        rates = {} if known is None else {"up_kbps": known.up_kbps, "down_kbps": known.down_kbps}
+        gossip.publish(n_layers=manifest.n_layers, **rates)
+        return _Inside(board, gossip, saved, manifest, from_members, listening, reachable)
+
+    async def _open_doors(self, stack: AsyncExitStack, inside: _Inside) -> None:
+        """Ways to and from nodes that cannot be dialled, and the node's own page."""
+        config, board, gossip, reachable = self.config, inside.board, inside.gossip, inside.reachable
+        if config.member.punch:
+            Reach(
+                board,
+                addresses=reachable,
+                relay=config.member.relay,
+                offers_relay=config.offer_relay,
+                introducer=MemberIntroducer(board, gossip),
+            )
+            self._judge_addresses(stack, gossip, board, inside.listening, reachable)
+        relayed = Relay(board, reachable).routes() if config.offer_relay else ()
+        view = node_view(_Page(self, gossip, board), inside.manifest, [*door_routes(board), *relayed])
+        board.http = await stack.enter_async_context(view)
+
+    async def _let_others_in(self, stack: AsyncExitStack, inside: _Inside) -> str:
+        """Be found on the local network, admit whom the owner agrees to; the invite for all others."""
+        config, board, gossip, saved = self.config, inside.board, inside.gossip, inside.saved
+        if config.member.lan:
+            digest = bytes.fromhex(inside.manifest.digest)
+            here = LanNode(saved.membership.swarm, self.identity.id, digest, saved.membership.open)
+            self.announcement = await stack.enter_async_context(
+                announce(here, inside.listening[1], near_hosts(config, inside.listening))
+            )
+        made = own_invite(saved, self.identity, inside.reachable, gossip)
+        if config.member.lan and not saved.membership.open:
+            let_in = LetIn(self.state, saved, made, self.report)
+            door = PairingDoor(board.id, gossip.membership, self.desk, board, let_in)
+            board.handle(PAIR, door.handle)
+        invite = made.text()
+        remember_invite(self.state, invite)
+        return invite
 
     async def _addresses(self, stack: AsyncExitStack, listening: Address) -> list[Address]:
         """Where others may dial this node, best first; last the proxy in front of it, for those who need HTTP."""

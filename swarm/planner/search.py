@@ -11,7 +11,8 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,78 +85,85 @@ class _Label:
     previous: _Label | None
 
 
+_Children: TypeAlias = Iterator[tuple[float, _Label]]
+"""Labels one layer further, with the least cost of a whole route over each."""
+
+
 def search(
     costs: CostArrays, tables: Sequence[Matrix], min_owners: int, weight: float
 ) -> list[tuple[int, int, int]] | None:
     """Stages as (member, first, last), cheapest under the constraints for `weight` 1, or None within MAX_POPS."""
-    n_layers, _ = costs.compute.shape
-    last_hosted = n_layers - np.argmax(np.isfinite(costs.compute)[::-1], axis=0)
-    binding = costs.longest < np.isfinite(costs.compute).sum(axis=0)
+    growing = _Growing(costs, tables, min_owners, weight)
     order = itertools.count()
-    heap: list[tuple[float, int, int, _Label, Iterator[tuple[float, _Label]]]] = []
+    heap: list[tuple[float, int, int, _Label, _Children]] = []
     seen: set[tuple[object, ...]] = set()
 
-    def togo(owners: int, done: int) -> Matrix:
-        found: Matrix = tables[min(max(0, min_owners - owners), len(tables) - 1)][done]
-        return found
-
-    def push(children: Iterator[tuple[float, _Label]]) -> None:
+    def push(children: _Children) -> None:
         step = next(children, None)
         if step is not None:
             heapq.heappush(heap, (step[0], -step[1].done, next(order), step[1], children))
 
-    def entered(base: float, edge: Matrix, label: _Label | None) -> Iterator[tuple[float, _Label]]:
-        """Children that begin a new stage, cheapest first."""
-        layer = 0 if label is None else label.done
-        owners: frozenset[int] = frozenset() if label is None else label.owners
-        used: frozenset[int] = frozenset() if label is None else label.used
-        reach = base + edge + costs.compute[layer]
-        known = np.isin(costs.owner, list(owners))
-        ahead = np.where(known, togo(len(owners), layer + 1), togo(len(owners) + 1, layer + 1))
-        total = reach + weight * ahead
-        for j in np.argsort(total, kind="stable"):
-            if not np.isfinite(total[j]):
-                return
-            if int(j) not in used:
-                owner = owners | {int(costs.owner[j])}
-                yield (
-                    float(total[j]),
-                    _Label(float(reach[j]), int(j), layer + 1, layer, used | {int(j)}, owner, label),
-                )
-
-    def stayed(label: _Label) -> Iterator[tuple[float, _Label]]:
-        cost = label.cost + float(costs.compute[label.done, label.node])
-        if np.isfinite(cost) and label.done + 1 - label.begun <= costs.longest[label.node]:
-            total = cost + weight * float(togo(len(label.owners), label.done + 1)[label.node])
-            if np.isfinite(total):
-                yield (
-                    total,
-                    _Label(cost, label.node, label.done + 1, label.begun, label.used, label.owners, label.previous),
-                )
-
-    push(entered(0.0, costs.start, None))
+    push(growing.entered(0.0, costs.start, None))
     for _ in range(MAX_POPS):
         if not heap:
             return None
         _, _, _, label, siblings = heapq.heappop(heap)
         push(siblings)
-        if label.done == n_layers:
+        if label.done == len(costs.compute):
             return _stages(label)
-        again = frozenset(i for i in label.used if last_hosted[i] > label.done)
-        key = (
-            label.node,
-            label.done,
-            label.begun if binding[label.node] else -1,
-            again,
-            label.owners if min_owners > 1 else None,
-        )
-        if key in seen:
+        if (key := growing.key(label)) in seen:
             continue
         seen.add(key)
-        push(stayed(label))
+        push(growing.stayed(label))
         if costs.begins[label.done]:
-            push(entered(label.cost, costs.hop[label.node], label))
+            push(growing.entered(label.cost, costs.hop[label.node], label))
     return None
+
+
+class _Growing:
+    """How partial routes grow by a layer."""
+
+    def __init__(self, costs: CostArrays, tables: Sequence[Matrix], min_owners: int, weight: float) -> None:
+        self._costs, self._tables, self._min_owners, self._weight = costs, tables, min_owners, weight
+        hosted = np.isfinite(costs.compute)
+        self._last_hosted = len(hosted) - np.argmax(hosted[::-1], axis=0)
+        self._binding = costs.longest < hosted.sum(axis=0)
+
+    def entered(self, base: float, edge: Matrix, label: _Label | None) -> _Children:
+        """Children that begin a new stage, cheapest first."""
+        costs = self._costs
+        layer = 0 if label is None else label.done
+        owners: frozenset[int] = frozenset() if label is None else label.owners
+        used: frozenset[int] = frozenset() if label is None else label.used
+        reach = base + edge + costs.compute[layer]
+        known = np.isin(costs.owner, list(owners))
+        ahead = np.where(known, self._togo(len(owners), layer + 1), self._togo(len(owners) + 1, layer + 1))
+        total = reach + self._weight * ahead
+        for j in map(int, np.argsort(total, kind="stable")):
+            if not np.isfinite(total[j]):
+                return
+            if j not in used:
+                owner = owners | {int(costs.owner[j])}
+                yield float(total[j]), _Label(float(reach[j]), j, layer + 1, layer, used | {j}, owner, label)
+
+    def stayed(self, label: _Label) -> _Children:
+        """The child whose stage computes the next layer too, if it may."""
+        costs, done = self._costs, label.done + 1
+        cost = label.cost + float(costs.compute[label.done, label.node])
+        if np.isfinite(cost) and done - label.begun <= costs.longest[label.node]:
+            total = cost + self._weight * float(self._togo(len(label.owners), done)[label.node])
+            if np.isfinite(total):
+                yield total, replace(label, cost=cost, done=done)
+
+    def key(self, label: _Label) -> tuple[object, ...]:
+        """The same for labels that go on alike, of which the first one is the cheapest."""
+        again = frozenset(i for i in label.used if self._last_hosted[i] > label.done)
+        begun = label.begun if self._binding[label.node] else -1
+        return label.node, label.done, begun, again, label.owners if self._min_owners > 1 else None
+
+    def _togo(self, owners: int, done: int) -> Matrix:
+        found: Matrix = self._tables[min(max(0, self._min_owners - owners), len(self._tables) - 1)][done]
+        return found
 
 
 def _stages(label: _Label) -> list[tuple[int, int, int]]:

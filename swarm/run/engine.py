@@ -15,7 +15,7 @@ import torch
 
 from draft.taps import ReadsTaps
 from receipts import ReceiptError
-from swarm.base.errors import PeerError, SwarmError, UsageError
+from swarm.base.errors import PeerError, SwarmError, UsageError, let_go
 from swarm.model.held import Matcher
 from swarm.model.rows import Layout
 from swarm.net.channel.message import Message
@@ -141,7 +141,10 @@ class RunEngine:
             while True:
                 event = await events.get()
                 if isinstance(event, BaseException):
-                    raise event
+                    try:
+                        raise event
+                    finally:
+                        del event  # it has this frame
                 yield event
                 if isinstance(event, Finished):
                     return
@@ -149,6 +152,7 @@ class RunEngine:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+            del task
 
     def _check(self, request: RunRequest) -> None:
         prompt, context = len(request.prompt_ids), self.target.context
@@ -170,7 +174,8 @@ class RunEngine:
         """A failed run fails its own reader, never the other runs of the desk."""
         try:
             await self._drive(request, receipt, events)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            let_go(error)  # its frames have this task, which would have them: a whole run would wait for the collector
             raise
         except BaseException as error:
             events.put_nowait(_single(error))
@@ -184,22 +189,8 @@ class RunEngine:
         drafting = self._drafting.make(request)
         if opening.drafts:
             drafting = replace(drafting, name="tail" if drafting.name == "none" else f"{drafting.name}+tail")
-        text = TextStream(
-            self.target.decoder,
-            request.stop,
-            before=(*request.prompt_ids, *request.given),
-            special=self.target.special,
-            keep_stop=request.keep_stop,
-            stop_tokens=frozenset(request.stop_token_ids),
-            least=request.sampling.shaping.least if request.sampling.shaping is not None else 0,
-        )
         core = self._core(request, opening, drafting, await asyncio.to_thread(self._held_to, request))
-        link = RingLink(self._connector, opening)
-        if request.private and self._private is not None:
-            blocks = await self._private.get(request.private)
-            held_to = await asyncio.to_thread(self._held_to, request)
-            link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire, held_to)
-        self.links[opening.run] = link
+        link = self.links[opening.run] = await self._link(request, opening)
         thread = ThreadPoolExecutor(1, "draft", torch.set_num_threads, (drafting.threads,))
         parts = RunParts(
             link=link,
@@ -207,7 +198,7 @@ class RunEngine:
             request=request,
             routes=routes,
             core=core,
-            text=text,
+            text=self._text(request),
             drafter=drafting.deferred,
             draft_thread=thread,
             events=events,
@@ -237,6 +228,26 @@ class RunEngine:
             if link.private is not None:
                 link.private.close()
             self._drafting.give_back(drafting)
+
+    def _text(self, request: RunRequest) -> TextStream:
+        return TextStream(
+            self.target.decoder,
+            request.stop,
+            before=(*request.prompt_ids, *request.given),
+            special=self.target.special,
+            keep_stop=request.keep_stop,
+            stop_tokens=frozenset(request.stop_token_ids),
+            least=request.sampling.shaping.least if request.sampling.shaping is not None else 0,
+        )
+
+    async def _link(self, request: RunRequest, opening: OpenRun) -> RingLink:
+        """To the ring, with this machine's own ends of the model where the run is private."""
+        link = RingLink(self._connector, opening)
+        if request.private and self._private is not None:
+            blocks = await self._private.get(request.private)
+            held_to = await asyncio.to_thread(self._held_to, request)
+            link.private = PrivateEnds(blocks, opening.layout, request.sampling, opening.wire, held_to)
+        return link
 
     async def _account_for(
         self, request: RunRequest, loop: RunLoop, drafter: str, reason: FinishReason, where: Path | None
@@ -343,13 +354,15 @@ class RunEngine:
         vocabulary = await asyncio.to_thread(lambda: compiler.vocabulary)
         assert vocabulary is not None
         ready = compiler.ready(constraint, len(request.prompt_ids))
-        await asyncio.to_thread(compiler.held, ready)
+        await compiler.held_soon(ready, request.prefix)
         return replace(request, sampling=replace(request.sampling, constraint=ready))
 
     def _held_to(self, request: RunRequest) -> Matcher | None:
         """A matcher of its own for the request's constraint, which was compiled."""
         constraint, compiler = request.sampling.constraint, self.target.compiler
-        return compiler.held(constraint) if constraint is not None and compiler is not None else None
+        if constraint is None or compiler is None:
+            return None
+        return compiler.held(constraint, request.prefix)
 
     def _core(
         self, request: RunRequest, opening: OpenRun, drafting: Drafting, held_to: Matcher | None = None

@@ -87,16 +87,7 @@ class Speculation:
         self._prompt = len(prompt)
         # The last token is never sent; it may be one position past the context.
         self._end = min(len(prompt) + ending.max_tokens, layout.context + 1)
-        self._tree = TokenTree(
-            prompt[-1],
-            len(prompt) - 1,
-            layout.scratch,
-            drafters=(INLINE, DEFERRED),
-            horizon=self._end - 2,
-            ends=frozenset() if ending.ignore_stop else ending.stop,
-            narrow=self._setting.mode == "chain",
-            refiner=ECHO,
-        )
+        self._tree = self._planted(prompt[-1])
         plain = self._setting.mode == "plain"
         calibrations = calibrations or fresh_calibrations()
         self._guide = guide
@@ -125,6 +116,19 @@ class Speculation:
         self._worth: bool | None = None
         self._force()
         self._supply()
+
+    def _planted(self, root: int) -> TokenTree:
+        """The tree of what may follow the prompt, whose last token is the root."""
+        return TokenTree(
+            root,
+            self._prompt - 1,
+            self._layout.scratch,
+            drafters=(INLINE, DEFERRED),
+            horizon=self._end - 2,
+            ends=frozenset() if self._ending.ignore_stop else self._ending.stop,
+            narrow=self._setting.mode == "chain",
+            refiner=ECHO,
+        )
 
     # Sending
 

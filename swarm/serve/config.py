@@ -188,3 +188,7 @@ class GatewayConfig:
         choices=("off", "user", "shared"),
         group="http",
     )
+
+    def shares(self, user: str) -> str | None:
+        """Under which name what a user's requests leave behind is kept for later ones; None: not at all."""
+        return {"off": None, "user": user, "shared": ""}[self.prefix_cache]

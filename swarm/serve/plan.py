@@ -23,8 +23,8 @@ from swarm.serve.parse import ChatRequest, GenerationRequest, TextRequest
 from swarm.serve.structured import check_structure
 
 
-async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfig) -> list[RunRequest]:
-    """One run per choice. Raises ApiError 400 or 404."""
+async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfig, of: str) -> list[RunRequest]:
+    """One run per choice, for the user `of`. Raises ApiError 400 or 404."""
     check_model(request.wanted.model, backend)
     template = getattr(backend.tokenizer, "chat_template", None)
     if not template:
@@ -37,7 +37,7 @@ async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfi
         raise bad_field("messages", str(exc)) from exc
     except (TemplateError, TypeError, ValueError, KeyError) as exc:
         raise bad_field("messages", f"the chat template of this model refuses these messages: {exc}") from exc
-    await check_structure(request.wanted.structure, backend)
+    await check_structure(request.wanted.structure, backend, config.shares(of))
     return _runs(request.wanted, tuple(prompt), "messages", backend, config, config.default_max_tokens)
 
 
@@ -49,10 +49,10 @@ def public_tokens(backend: Backend, config: GatewayConfig, prompt: str, ids: Seq
     return common(ids, chat_ids(backend, anybody, options))
 
 
-async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfig) -> list[RunRequest]:
-    """One run per prompt and choice, choices of one prompt together. Raises ApiError 400 or 404."""
+async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfig, of: str) -> list[RunRequest]:
+    """One run per prompt and choice, choices of one prompt together, for the user `of`. Raises ApiError 400 or 404."""
     check_model(request.wanted.model, backend)
-    await check_structure(request.wanted.structure, backend)
+    await check_structure(request.wanted.structure, backend, config.shares(of))
     runs: list[RunRequest] = []
     for prompt in request.prompts:
         if isinstance(prompt, str):

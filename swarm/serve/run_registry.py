@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from swarm.run.api import (
@@ -107,7 +107,9 @@ class RunBook:
                 note.state, note.lost = "recovering", lost
                 note.recoveries += not leaving
             case Finished(result):
-                note.result, note.ring = result, result.ring
+                # Of a long prompt the tokens alone are a megabyte, and hundreds of runs are remembered.
+                note.result = replace(result, text="", token_ids=(), prompt_token_ids=())
+                note.ring = result.ring
                 note.run_id = result.run_id or note.run_id
                 note.tokens = result.new_tokens
                 note.state = "failed" if result.finish_reason == "swarm_incomplete" else "done"

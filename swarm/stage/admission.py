@@ -17,6 +17,7 @@ from swarm.ring.frame import Frame
 from swarm.ring.kept_rows import SentRows, SlotTokens
 from swarm.ring.opening import OpenRun
 from swarm.stage.mtp_session import MTPHost, MTPSession
+from swarm.stage.outbox import Outbox
 from swarm.stage.session import StageSession
 from swarm.stage.session_owner import Owner, owner_untrusted
 from swarm.stage.sessions import Register
@@ -102,14 +103,17 @@ def check_room(session: StageSession, limits: StageLimits, frame: Frame) -> None
     """Whether a frame may wait here. Raises BusyError; one always may.
 
     A replay comes as fast as the stage before can send it, so it is bounded by what the run's session holds anyway.
+    What is computed and not sent counts as well: whoever comes next may read slowly, or not at all.
     """
     replay, rows = frame.replay >= 0, len(frame.rows)
     waiting = [len(arrived.frame.rows) for arrived in session.queue if (arrived.frame.replay >= 0) == replay]
+    unsent, unsent_rows = (0, 0) if replay else (session.outbox.qsize(), session.outbox.rows)
+    frames, rows_here = len(waiting) + unsent, sum(waiting) + unsent_rows
     most_frames = max(limits.queue_frames, session.opening.keep) if replay else limits.queue_frames
     most_rows = max(limits.queue_rows, session.opening.keep) if replay else limits.queue_rows
-    if waiting and (len(waiting) >= most_frames or sum(waiting) + rows > most_rows):
+    if frames and (frames >= most_frames or rows_here + rows > most_rows):
         raise BusyError(
-            f"busy: {len(waiting)} frames of {sum(waiting)} rows wait here and {rows} rows more came; "
+            f"busy: {frames} frames of {rows_here} rows wait here and {rows} rows more came; "
             f"expected at most {most_frames} frames of {most_rows} rows in flight"
         )
 
@@ -164,7 +168,7 @@ def _carry_over(session: StageSession, opening: OpenRun, owner: Owner, peer: Pee
     session.taps = session.block.taps(opening.taps)
     session.last_seq, session.last_replay, session.refused = -1, -1, False
     session.heard, session.measured_back = time.monotonic(), False
-    session.ready, session.outbox = asyncio.Event(), asyncio.Queue()
+    session.ready, session.outbox = asyncio.Event(), Outbox()
     session.queue.clear()
 
 

@@ -13,11 +13,12 @@ from swarm.model.kvcache import SessionKV
 from swarm.model.overflow import AnyBlock
 from swarm.net.channel.message import Message
 from swarm.net.peer import Peer
-from swarm.ring.frame import Answer, Frame, filled
+from swarm.ring.frame import Frame, filled
 from swarm.ring.kept_rows import SentRows, SlotTokens
 from swarm.ring.opening import OpenRun
 from swarm.ring.receipt_log import Past, StageAccount
 from swarm.stage.mtp_session import MTPSession
+from swarm.stage.outbox import Outbox
 from swarm.stage.session_owner import Owner
 
 MOST_TAPS_WAITING = 8
@@ -86,7 +87,7 @@ class StageSession:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=_set_event)
     queue: deque[Arrived] = field(default_factory=deque)
-    outbox: asyncio.Queue[Frame | Answer] = field(default_factory=asyncio.Queue)
+    outbox: Outbox = field(default_factory=Outbox)
     taps_out: asyncio.Queue[Message] = field(default_factory=lambda: asyncio.Queue(MOST_TAPS_WAITING))
     held: int = 0
     last_seq: int = -1

@@ -60,12 +60,12 @@ class Healed:
     short: RunResult
 
 
-def make_model(folder: Path) -> Path:
-    """A tiny random model of 12 layers with a tokenizer of bytes."""
+def make_model(folder: Path, layers: int = N_LAYERS) -> Path:
+    """A tiny random model of so many layers with a tokenizer of bytes."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(12)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=N_LAYERS,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.4,
         eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
     )  # fmt: skip

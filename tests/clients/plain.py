@@ -7,7 +7,6 @@ each with its version; ends with 1 when one of them did not get what it asked fo
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import socket
@@ -15,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from trials import Trial, try_all
 
 HELLO: Any = [{"role": "user", "content": "Name a river."}]
 SCHEMA: Any = {
@@ -190,7 +190,7 @@ def with_lm_eval(url: str, model: str) -> str:
         return f"scores {', '.join(f'{score:.1f}' for score in scores)}"
 
 
-TRIALS: dict[str, Callable[[str, str], str]] = {
+TRIALS: dict[str, Trial] = {
     "openai chat, responses": with_openai,
     "anthropic tools": with_anthropic,
     "ollama chat, format": with_ollama,
@@ -205,22 +205,8 @@ TRIALS: dict[str, Callable[[str, str], str]] = {
 
 def main() -> None:
     """Try all of them, or those whose names begin with an argument."""
-    url = sys.argv[-1].rstrip("/")
-    with urllib.request.urlopen(f"{url}/models") as told:
-        model = json.load(told)["data"][0]["id"]
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it looks for a list of prices on another host
-    failed = 0
-    for name, trial in TRIALS.items():
-        if sys.argv[1:-1] and not name.startswith(tuple(sys.argv[1:-1])):
-            continue
-        version = importlib.metadata.version(name.split(" ")[0])
-        try:
-            print(f"ok      {name} {version}: {trial(url, model)}", flush=True)
-        except Exception as error:
-            failed += 1
-            print(f"FAILED  {name} {version}: {error}", flush=True)
-            traceback.print_exc(limit=-2)
-    sys.exit(1 if failed else 0)
+    try_all(TRIALS)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ from draft.collect import play
 from draft.corpus import Sample, batches, load_samples, recorded, save_samples
 from draft.distill import Distiller, DistillSettings, distill
 from draft.kinds import HELD_OUT, TRAIN
+from draft.loss import sparse_kl
 from draft.packed import round_rows
 from draft.pick import pick_head, pick_layers
 from draft.prompts import Prompt
-from draft.student import Student, shortened, sparse_kl
-from draft.train import Trainer, endless, evaluate
+from draft.student import Student, shortened
+from draft.train import Feed, Trainer, endless, evaluate
 from draft.trainer_state import load_state, save_state
 from swarm.base.errors import UsageError
 from swarm.base.events import Event, Notice
@@ -205,6 +206,22 @@ def test_training_brings_the_student_closer_and_leaves_the_target_alone(model: L
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     assert score.first > untrained.first + 0.15 and score.positions == recorded(samples)
     assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+
+
+def test_a_feed_goes_on_where_another_was_and_holds_each_sample_once(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    for i in range(8):
+        save_samples(tmp_path / f"{i}.safetensors", play(model, scripts(2, greedy=False), END, 6 + i, i))
+    files = sorted(tmp_path.iterdir())
+    whole = Feed(files, 40, seed=3)
+    said = [(batch.inputs.tolist(), whole.place) for batch, _ in zip(whole, range(40), strict=False)]
+    first = [inputs for inputs, (done, _) in said if done == 0]
+    assert sum(len(inputs) for inputs in first) == 16 and said[-1][1][0] > 1  # two of each file, and more passes follow
+    assert [inputs for inputs, (done, _) in said if done == 1] != first
+    for at in (3, len(first), len(first) + 2):
+        again = Feed(files, 40, seed=3, place=said[at - 1][1])
+        assert [batch.inputs.tolist() for batch, _ in zip(again, range(5), strict=False)] == [
+            inputs for inputs, _ in said[at : at + 5]
+        ]
 
 
 @pytest.mark.parametrize("four_bits", [False, True])

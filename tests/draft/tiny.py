@@ -18,7 +18,9 @@ from swarm.model.files.store import ModelStore
 VOCAB = 61
 
 
-def save_tiny(folder: Path, *, layers: int = 2, seed: int = 0, vocab: int = VOCAB) -> LlamaForCausalLM:
+def save_tiny(
+    folder: Path, *, layers: int = 2, seed: int = 0, vocab: int = VOCAB, tied: bool = True
+) -> LlamaForCausalLM:
     """A model with sharp, varied outputs, saved to `folder`; returns it."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -29,7 +31,7 @@ def save_tiny(folder: Path, *, layers: int = 2, seed: int = 0, vocab: int = VOCA
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     for name, weight in model.named_parameters():

@@ -1,10 +1,10 @@
-"""Node processes by the dozen: forked from one that has imported everything, so that each starts in a moment.
+"""Node processes by the dozen: forked from one that has imported everything (`tests/warm.py`).
 
     async with nest(folder_of_the_model, state) as nodes:
         node = await nodes.add((0, 2))       # a real `swarm join`, in a process of its own
         node.signal(signal.SIGKILL)
 
-Run as a program it is the nursery: it forks a node for each line on stdin and prints what becomes of it.
+Between them and a test is the nursery: it forks a node for each line on stdin and prints what becomes of it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.warm import warm
 
 READY_S = 120.0
 CLOCK_JUMP_S = 3600.0
@@ -147,7 +149,7 @@ async def nest(model: Path | str, state: Path, *arguments: str, models: Path | N
     from swarm.testbed.child_process import ChildProcess
 
     state.mkdir(parents=True, exist_ok=True)
-    child = await ChildProcess.start([sys.executable, str(Path(__file__).resolve())], state / "nursery.log", stdin=True)
+    child = await ChildProcess.start([*warm(), "tests.ring.nest:nursery"], state / "nursery.log", stdin=True)
     try:
         await child.event("ready", READY_S)
         yield Nest(child, model, state, models or state / "models", arguments)
@@ -159,19 +161,9 @@ def _say(**event: object) -> None:
     print(json.dumps(event), flush=True)
 
 
-def _nursery() -> None:
-    """Fork on request until stdin ends; children end with this process, however it ends."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    _movable_clock()  # before anybody keeps the real one
-    import gguf  # noqa: F401 - so that no child has to
-    import torch
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import swarm.node.node
-    import swarm.terminal.progress  # noqa: F401
-
-    torch.set_num_threads(1)
+def nursery() -> None:
+    """Fork on request until stdin ends; children end with this process, however it ends. It is itself forked from one
+    that has imported everything (`warm.py`), with a clock that SIGUSR1 moves."""
     waiting = selectors.DefaultSelector()
     waiting.register(0, selectors.EVENT_READ)
     born: dict[int, tuple[int, str]] = {}
@@ -235,7 +227,7 @@ def _fork(order: dict[str, Any]) -> tuple[int, int]:
         os._exit(code)
 
 
-def _movable_clock() -> None:
+def movable_clock() -> None:
     """Let SIGUSR1 move what `time.time` says, as a person or NTP would."""
     real, real_ns, ahead = time.time, time.time_ns, [0.0]
     time.time = lambda: real() + ahead[0]
@@ -245,7 +237,3 @@ def _movable_clock() -> None:
         ahead[0] += CLOCK_JUMP_S
 
     signal.signal(signal.SIGUSR1, jump)
-
-
-if __name__ == "__main__":
-    _nursery()

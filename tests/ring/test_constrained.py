@@ -115,6 +115,50 @@ async def test_every_way_to_run_says_the_same_and_fits(
     assert passes["plain"] <= len(expected) - 30
 
 
+LONG = from_schema({"const": "what is certain is sent in one pass, however many tokens it has: " + "ab " * 40})
+
+
+@pytest.mark.parametrize("mode", ["plain", "stream"])
+async def test_an_answer_is_cut_within_rows_that_are_certain(
+    wide: Checkpoint, tmp_path: Path, compiler: Compiler, mode: str
+) -> None:
+    """At every kind of place of a frame of 64 forced rows: tokens, their number and the receipt are right."""
+    held_to = compiler.held(compiler.ready(LONG, len(PROMPT)))
+    whole = list[int]()
+    while (token := held_to.after(whole).forced) != END:
+        whole.append(token)
+    whole.append(END)
+    assert len(whole) > 130
+    async with signed_ring(wide, SPANS, tmp_path, eos=frozenset({END}), compiler=compiler, decode=said) as ring:
+        for most in (1, 2, 63, 64, 65, 66, 127, 128, 129, len(whole) - 1, len(whole), len(whole) + 1):
+            result = await ring.generate(asking(Sampling(constraint=LONG), mode, most))
+            assert list(result.token_ids) == whole[:most] and result.new_tokens == min(most, len(whole))
+            assert result.finish_reason == ("length" if most < len(whole) else "stop"), most
+            verdict = verify(Path(str(result.receipt)).read_bytes())
+            assert verdict.exit_code == 0, (most, verdict.line)
+
+
+SET = from_schema(
+    {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 11}, "uniqueItems": True, "minItems": 10}
+)
+
+
+async def test_arrays_of_different_items_are_the_same_in_every_way_to_run_and_replayed(
+    wide: Checkpoint, tmp_path: Path, compiler: Compiler
+) -> None:
+    sampling = replace(SAMPLED, temperature=0.3, constraint=SET)
+    expected = alone(wide, compiler.held(compiler.ready(SET, len(PROMPT))), sampling, 100)
+    numbers = json.loads(said(expected))
+    assert 10 <= len(numbers) == len(set(numbers))
+    async with signed_ring(wide, SPANS, tmp_path, eos=frozenset({END}), compiler=compiler, decode=said) as ring:
+        for mode in MODES:
+            result = await ring.generate(asking(sampling, mode))
+            assert (list(result.token_ids), result.finish_reason) == (expected, "stop"), mode
+        path = Path(str(result.receipt))
+        replayed = await asyncio.to_thread(verify, path.read_bytes(), replaying(path, wide, compiler))
+        assert (replayed.exit_code, replayed.level) == (0, Level.REPLAYED), replayed.line
+
+
 @pytest.mark.parametrize("mode", ["plain", "stream"])
 async def test_a_receipt_is_verified_replayed_and_audited(
     wide: Checkpoint, tmp_path: Path, compiler: Compiler, mode: str

@@ -21,6 +21,7 @@ from transformers import (
 from swarm.cli.main import main
 from swarm.testbed.cluster import LocalSwarm, local_ring
 from tests.swarm.serve.tiny import tiny_tokenizer
+from tests.warm import warm
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
@@ -98,7 +99,7 @@ async def test_a_cut_family_says_what_generate_says_and_replay_accepts_it(
     for layers in rings:
         nodes = len(layers)
         state = tmp_path / str(nodes)
-        async with local_ring(LocalSwarm(state, model=str(folder), arguments=words), layers) as ring:
+        async with local_ring(LocalSwarm(state, model=str(folder), arguments=words, command=warm()), layers) as ring:
             answer = await ring.generate(
                 "Hello there", "--max-tokens", "16", "--ignore-eos", "--draft", "suffix",
                 "--models", str(tmp_path / "models"),
@@ -113,7 +114,9 @@ async def test_a_longrope_text_is_what_generate_says_up_to_where_its_frequencies
     folder = saved("phi3", tmp_path / "model")
     words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(tmp_path / "models"))
     more = ("--ignore-eos", "--draft", "suffix", "--models", str(tmp_path / "models"))
-    async with local_ring(LocalSwarm(tmp_path / "ring", model=str(folder), arguments=words), RINGS[2]) as ring:
+    async with local_ring(
+        LocalSwarm(tmp_path / "ring", model=str(folder), arguments=words, command=warm()), RINGS[2]
+    ) as ring:
         answer = await ring.generate("Hello there", "--max-tokens", "200", *more)
     prompt, told = answer["prompt_token_ids"], answer["token_ids"]
     assert len(prompt) + len(told) == SWITCH + 1  # the last token is said and never computed upon

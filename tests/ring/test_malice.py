@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from swarm.base.errors import RunError, UsageError
 from swarm.net.channel.message import Message
 from swarm.net.channel.wire import decode_tensor_untrusted, encode_tensor
-from swarm.ring.frame import DOWN, Answer, Drafts, encode_answer, parse_answer_untrusted
+from swarm.ring.frame import DOWN, Answer, Drafts, Frame, encode_answer, encode_frame, parse_answer_untrusted
 from swarm.ring.opening import OpenRun, RingSignal, encode_word
 from swarm.run import run_loop as drive
 from swarm.run.api import Finished, Recovering, RunRequest, RunResult
@@ -72,6 +72,35 @@ async def test_a_stage_over_its_bound_costs_time_and_never_a_token(
             assert list(result.token_ids) == reference(tiny_model, prompt, 16)
     assert any(news for _, news in found), "nothing was over its bound"
     assert all("rows wait here" in event.reason for _, news in found for event in news)
+
+
+async def test_a_next_stage_that_reads_nothing_costs_bounded_memory(
+    make_ring: Callable[..., Any], frames_taken: list[tuple[int, Frame]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks sends on and on, as no requester of ours does, and what is computed of it cannot leave."""
+
+    async def stuck(self: Sender, *sent: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Sender, "give", stuck)
+    async with make_ring(BLOCKS[:1] + [(2, 6)], StageLimits(queue_frames=16)) as ring:
+        run = asyncio.create_task(lived(ring, RunRequest((1, 2, 3), max_tokens=4, speculation="plain")))
+        head = ring.stages[0].server
+        async with asyncio.timeout(30):
+            while not frames_taken:  # noqa: ASYNC110 - frames have no event
+                await asyncio.sleep(0.01)
+        session, (_, frame) = next(iter(head.sessions.values())), frames_taken[0]
+        for _ in range(200):
+            if session.refused:
+                break
+            head._take_frame(session.upstream, encode_frame(replace(frame, seq=session.last_seq + 1)))
+            async with asyncio.timeout(30):
+                while session.queue or not session.idle.is_set():  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+        assert session.refused and 8 <= session.outbox.qsize() <= 16
+        run.cancel()
+        await asyncio.wait([run])
 
 
 def test_no_prompt_has_more_in_flight_than_every_stage_lets_wait() -> None:

@@ -12,6 +12,7 @@ from swarm.base.errors import RunError
 from swarm.cli.main import main
 from swarm.testbed.cluster import LocalRing, LocalSwarm, local_ring
 from tests.bench.heal import make_model
+from tests.warm import warm
 
 
 async def join(ring: LocalRing, name: str, *words: str) -> None:
@@ -31,7 +32,9 @@ async def test_who_may_not_come_in_is_told_why_in_one_line(tmp_path: Path) -> No
     state = tmp_path / "swarm"
     state.mkdir()
     words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(tmp_path / "models"))
-    async with local_ring(LocalSwarm(state, model=str(model), arguments=words), [(0, 6), (6, 12)]) as ring:
+    async with local_ring(
+        LocalSwarm(state, model=str(model), arguments=words, command=warm()), [(0, 6), (6, 12)]
+    ) as ring:
         first = state / ring.nodes[0].name
         given = (await ring.run("invite", "--state", str(first)))["invite"]
         assert await asyncio.to_thread(main, ["revoke", given, "--state", str(first), "--no-lan"]) == 0

@@ -15,16 +15,19 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
+from swarm.base.errors import CoverageError
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.store import ModelStore
 from swarm.net.peer import Peer
 from swarm.ring.connect import PlainConnector
-from swarm.ring.opening import OpenRun, StagePlan
+from swarm.ring.opening import OpenRun, RingSignal, StagePlan
 from swarm.run.api import CommittedTokens, Finished, RingOpened, RunRequest
 from swarm.stage import server as stage_server
 from swarm.stage.session import StageSession
 from tests.ring.conftest import Stage, TestRing, reference
 from tests.ring.signed import signed_ring
+from tests.ring.trials import MODES
+from tests.swarm.net.test_let_go import left_over
 
 BLOCKS = [(0, 2), (2, 4), (4, 6), (2, 4)]
 PROMPT = tuple(range(1, 40))
@@ -102,6 +105,41 @@ async def test_a_session_that_ends_while_the_next_stage_is_dialled_begins_nothin
         await idle(replace(ring, stages=ring.stages[:1]))
         run.cancel()
         await asyncio.wait([run])
+
+
+@pytest.mark.parametrize("end", ["whole", "cut", "lost", "refused"])
+async def test_a_run_is_free_at_once_however_it_ended(tiny_folder: Path, tmp_path: Path, end: str) -> None:
+    """Nothing of it, here or at its stages, waits for Python's collector, which comes by after hours beside torch."""
+
+    async def one(number: int) -> None:
+        wanted = RunRequest(PROMPT[: 5 + number], max_tokens=8, speculation=MODES[number % 4], patience_s=0.0)
+        lost = False
+        async with aclosing(ring.desk.run(wanted, tmp_path / "receipt.json")) as events:
+            async for event in events:
+                if isinstance(event, CommittedTokens) and end == "cut":
+                    return
+                if isinstance(event, CommittedTokens) and end == "lost" and not lost:
+                    lost, link = True, next(iter(ring.desk.links.values()))
+                    link.take_word(RingSignal("lost", link.opening.run, link.opening.epoch, stage=1, reason="a test"))
+                    del link
+
+    async def some(numbers: range) -> None:
+        for number in numbers:
+            if end == "refused":
+                with pytest.raises(CoverageError):
+                    await one(number)
+            else:
+                await one(number)
+        await asyncio.sleep(0.5)
+
+    checkpoint: Any = open_model(str(tiny_folder), ModelStore(tmp_path / "models"))
+    spans = BLOCKS[:2] if end == "refused" else BLOCKS
+    async with signed_ring(checkpoint, spans, tmp_path) as ring:
+        await some(range(4))
+        found = Counter[str]()
+        with left_over(found):
+            await some(range(8))
+    assert not [name for name in found if name.startswith(("swarm.", "receipts."))], found
 
 
 async def test_a_run_leaves_its_place_in_two_indexes_and_nothing_else(tiny_folder: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tests.ring.test_families import generated
 from tests.ring.test_recovery import disturbed
 from tests.ring.test_signed import PROMPT, audited, receipt_of, replaying
 from tests.swarm.serve.tiny import tiny_tokenizer
+from tests.warm import warm
 
 SPANS = [(0, 1), (1, 2), (2, 6)]
 PARTED = (0, 3)
@@ -114,7 +115,9 @@ async def test_a_ring_of_processes_says_what_generate_says(tmp_path: Path, capsy
     tokenizer.save_pretrained(folder)
     models = ("--models", str(tmp_path / "models"))
     words = ("--cpu", "--threads", "1", "--dtype", "float32", *models)
-    async with local_ring(LocalSwarm(tmp_path / "ring", model=str(folder), arguments=words), SPANS) as ring:
+    async with local_ring(
+        LocalSwarm(tmp_path / "ring", model=str(folder), arguments=words, command=warm()), SPANS
+    ) as ring:
         answer = await ring.generate(
             "Hello there", "--max-tokens", "16", "--ignore-eos", "--draft", "suffix", *models
         )  # fmt: skip

@@ -20,6 +20,7 @@ from swarm.cli.main import main
 from swarm.testbed.cluster import LocalNode, LocalRing, LocalSwarm, local_ring
 from tests.draft.tapped import save_block
 from tests.swarm.serve.tiny import tiny_tokenizer
+from tests.warm import warm
 
 LAYERS = [(0, 2), (2, 4), (4, 6)]
 FIELDS = {
@@ -46,10 +47,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def ring_of(
-    folder: Path, state: Path, layers: list[tuple[int, int]], rtt_ms: float = 0.0
+    folder: Path,
+    state: Path,
+    layers: list[tuple[int, int]],
+    rtt_ms: float = 0.0,
+    command: tuple[str, ...] | None = None,
 ) -> AsyncIterator[LocalRing]:
     words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(state / "models"))
-    async with local_ring(LocalSwarm(state, model=str(folder), arguments=words, rtt_ms=rtt_ms), layers) as ring:
+    async with local_ring(
+        LocalSwarm(state, model=str(folder), arguments=words, rtt_ms=rtt_ms, command=command or warm()), layers
+    ) as ring:
         yield ring
 
 
@@ -64,7 +71,8 @@ def expected(folder: Path, ids: list[int], tokens: int) -> list[int]:
 
 
 async def test_a_ring_of_processes_answers_exactly_and_leaves_a_receipt(folder: Path, tmp_path: Path) -> None:
-    async with ring_of(folder, tmp_path, LAYERS) as ring:
+    """Begun as a user would, imports and all."""
+    async with ring_of(folder, tmp_path, LAYERS, command=LocalSwarm.command) as ring:
         common = ("--ignore-eos", "--models", str(tmp_path / "models"))
         first = await ring.generate("Hello there", "--max-tokens", "20", "--speculation", "plain", *common)
         assert set(first) >= FIELDS

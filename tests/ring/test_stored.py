@@ -21,6 +21,7 @@ from swarm.model.rows import Layout, no_commits
 from swarm.model.weights_as import PACKED
 from swarm.ring.certain_rows import certain_rows
 from swarm.testbed.cluster import LocalSwarm, local_ring
+from tests.warm import warm
 
 CPU = torch.device("cpu")
 LAYERS = [(0, 10), (10, 20), (20, 30)]
@@ -47,7 +48,7 @@ def greedy(models: Path, prompt: list[int], tokens: int) -> list[int]:
 @pytest.mark.timeout(600)  # seven processes of a real model, one after the other on a busy machine
 async def test_three_nodes_with_stored_weights_answer_like_one_and_pass_audit_and_replay(tmp_path: Path) -> None:
     words = ("--cpu", "--threads", "1", "--weights-as", "stored", "--models", str(tmp_path / "models"))
-    async with local_ring(LocalSwarm(tmp_path, model=DEFAULT_MODEL, arguments=words), LAYERS) as ring:
+    async with local_ring(LocalSwarm(tmp_path, model=DEFAULT_MODEL, arguments=words, command=warm()), LAYERS) as ring:
         common = ("--ignore-eos", "--models", str(tmp_path / "models"), "--max-tokens", str(TOKENS))
         result = await ring.generate("Why is the sky blue?", "--speculation", "plain", *common)
         assert result["token_ids"] == greedy(tmp_path / "models", result["prompt_token_ids"], TOKENS)

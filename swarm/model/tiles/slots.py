@@ -111,7 +111,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Looking:
-    """How heads look at slots: additive sinks float32 [heads], and the rest as `attention.attend` has it."""
+    """How heads look at slots: additive sinks float32 [heads], and the rest as `attend.attend` has it."""
 
     scale: float
     span: Span = None

@@ -61,8 +61,8 @@ class Channel(asyncio.BufferedProtocol):
         self.opened_at = time.monotonic()
         self.closed_reason: str | None = None
         self.replaced = False
-        self.on_message: Callable[[Envelope, int], None] = lambda envelope, size: None
-        self.on_closed: Callable[[], None] = lambda: None
+        self.on_message: Callable[[Envelope, int], None] = _unread
+        self.on_closed: Callable[[], None] = _nothing
         self.received_bytes = 0
         self._limits = limits
         self._remote_message_bytes = established.message_bytes
@@ -145,7 +145,10 @@ class Channel(asyncio.BufferedProtocol):
         if first is not None:
             self._writer.control(first)
             self._writer.pump()
-        return await asyncio.shield(waiting)
+        try:
+            return await asyncio.shield(waiting)
+        finally:
+            del waiting  # it may have an error, which has this frame: together they would wait for the collector
 
     @property
     def seen_ping(self) -> PingSeries | None:
@@ -217,7 +220,9 @@ class Channel(asyncio.BufferedProtocol):
         self._pings.end(reason)
         self._room.set()
         self._closed.set()
-        self.on_closed()
+        closed, self.on_closed = self.on_closed, _nothing
+        self.on_message = _unread  # whoever took them holds this channel
+        closed()
 
     async def wait_closed(self) -> None:
         await self._closed.wait()
@@ -241,6 +246,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close(self._leaving or (f"the connection broke: {exc}" if exc else "the other side went away"))
+        self._transport = None
 
     def eof_received(self) -> None:
         self.close(self._leaving or "the other side went away")
@@ -305,6 +311,14 @@ class Channel(asyncio.BufferedProtocol):
     def _end_if_done(self) -> None:
         if self.finished and self._leaving is not None:
             self._end(self._leaving, at_once=False)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
+def _unread(envelope: Envelope, size: int) -> None:
+    """Nobody takes messages."""
 
 
 def _now_us() -> int:

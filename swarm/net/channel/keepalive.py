@@ -63,5 +63,7 @@ class Keepalive:
     def stop(self) -> None:
         """No beat follows."""
         self._stopped = True
+        self._silent = lambda reason: None
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None

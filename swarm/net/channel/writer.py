@@ -67,9 +67,10 @@ class Writer:
         self.pump()
 
     def stop(self) -> None:
-        """Write nothing more."""
+        """Write nothing more, and tell nobody: what is over holds nothing that holds it."""
         self._stopped = True
         self._plain = bytearray()
+        self._on_wrote = lambda: None
 
     def control(self, record: bytes) -> None:
         """Queue a record that goes before all messages. Raises PeerError when the peer lets too many pile up."""

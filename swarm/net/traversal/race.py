@@ -58,6 +58,7 @@ class Race:
             await asyncio.gather(*both, return_exceptions=True)
             for way in ways.values():
                 way.close()  # one that was never begun
+            del walked, arrival, both, task  # their errors have this frame: they would wait for the collector
 
     async def _try(self, name: str, way: Coroutine[Any, Any, None]) -> None:
         """One way to its end. Raises PeerError unless the node is reached then."""

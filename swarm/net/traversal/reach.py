@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from swarm.base.address import Address
-from swarm.base.errors import BusyError, PeerError, SwarmError
+from swarm.base.errors import BusyError, PeerError, SwarmError, let_go
 from swarm.base.nodeid import NodeId, short_id
 from swarm.net.channel.limits import ReachLimits
 from swarm.net.channel.message import Message
@@ -119,7 +119,9 @@ class Reach:
             # a dial back that is under way still counts as one
             asyncio.get_running_loop().call_later(self.limits.punch, self._board.inbound_edges.pop, node, None)
             mutual.cancel()
-            await asyncio.gather(mutual, return_exceptions=True)
+            for error in await asyncio.gather(mutual, return_exceptions=True):
+                if isinstance(error, BaseException):
+                    let_go(error)  # each way waited for it, and is in its frames
             self._board.await_no_more(node)
 
     # -- leaving the relay

@@ -221,6 +221,7 @@ MAY_WRITE = {
     "swarm/cli/verify.py": "a drawing that the user asked for",
     "draft/card.py": "a drafter in a folder of its own",
     "swarm/ring/order_check.py": "appended to; a torn end is cut off",
+    "draft/collected.py": "a part, then renamed",
     "draft/corpus.py": "a part, then renamed",
     "draft/distill.py": "a part, then renamed",
     "draft/trainer_state.py": "a part, then renamed",

@@ -115,6 +115,7 @@ PATHS = (
     ("plan --nodes T/empty", "at least one [[node]]"),
     ("plan --nodes T/bytes", "expected TOML or JSON"),
     ("draft distill --out T/file", "expected a folder, found the file"),
+    ("draft learn --out T/file", "expected a folder, found the file"),
     ("model quantize x --to int8 --out T/file/x", "Not a directory"),
     ("bench speculation --out T/file", "expected a folder, found the file"),
 )
@@ -149,6 +150,9 @@ NUMBERS = (
     ("draft distill --out T/d --layers=3,3", "a number of layers"),
     ("draft distill --out T/d --minutes=0", "minutes (0.01 to 100000)"),
     ("draft distill --out T/d --device=tpu", "expected cpu or cuda:N"),
+    ("draft learn --minutes=0", "minutes (0.01 to 100000)"),
+    ("draft learn --threads=0", "a number of threads"),
+    ("generate hi --learning-space 0", "megabytes (0.1 to 1000000)"),
     ("upgrade-check --index=x", "expected an index such as"),
 )
 TOGETHER = (
@@ -166,6 +170,7 @@ TOGETHER = (
     ("serve --port 0 --swarm lan --no-lan", "found both; leave one out"),
     ("doctor --probe --no-speed", "expected either --probe or --no-speed"),
     ("draft distill --out T/d --gpu 0 --device cpu", "expected one device"),
+    ("draft learn --forget --out T/d", "expected --forget or --out, found both"),
     ("verify T/file --via x", "expected --audit N with --via"),
     ("verify T/file --calibrate", "without a receipt"),
 )

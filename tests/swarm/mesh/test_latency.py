@@ -74,8 +74,16 @@ def test_measurements_age_and_are_bounded() -> None:
     assert 40.0 < table.add(b"p", 90.0, 1.0).get(b"p", 1.0) < 60.0  # a queue moves it little
     assert table.add(b"p", 90.0, FRESH_S + 1).get(b"p", FRESH_S + 1) == 90.0  # unless the old one is stale
     for n in range(MAX_PAIRS + 5):
-        table = table.add(n.to_bytes(4, "big"), 1.0, float(n + 1))
+        table = table.add(n.to_bytes(4, "big"), 1.0, FRESH_S * (1 + n / MAX_PAIRS / 2))
     assert len(table.measured) == MAX_PAIRS and b"p" not in table.measured
+
+
+def test_peers_that_were_measured_long_ago_are_forgotten() -> None:
+    table = RttTable()
+    for number in range(1000):  # one every ten seconds, for hours
+        table = table.add(b"%d" % number, 10.0, 10.0 * number)
+    assert len(table.measured) == FRESH_S // 10 + 1
+    assert table.get(b"999", 10_000.0) == 10.0
 
 
 def test_a_record_carries_the_useful_and_then_the_latest() -> None:

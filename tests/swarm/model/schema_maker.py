@@ -180,6 +180,11 @@ class SchemaMaker:
         return {**made, **more}
 
     def _different(self, depth: int) -> dict[str, Any]:
+        if self._random.random() < 0.3:
+            items = self._random.choice(
+                [{"type": "string", "maxLength": 2}, {"type": "integer"}, {"enum": list("abcdef")}]
+            )
+            return {"type": "array", "items": items, "uniqueItems": True, "minItems": self._random.randint(0, 4)}
         if self._random.random() < 0.5:
             values = self._random.sample([value for value in VALUES if not isinstance(value, list | dict)], 3)
             return {"type": "array", "items": {"enum": values}, "uniqueItems": True}

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.base.errors import ModelError
-from swarm.model.attention import JobPlan, attend
+from swarm.model.attend import attend
+from swarm.model.attention import JobPlan
 from swarm.model.kvcache import KVPool
 from swarm.model.masks import visible_slots
 from swarm.model.rows import Commits, Layout, Rows, no_commits

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from swarm.base.errors import ModelError
-from swarm.model import attention, fingerprint
+from swarm.model import attend, fingerprint
 from swarm.model.files.checkpoint import open_model
 from swarm.model.files.named import DEFAULT_MODEL
 from swarm.model.files.store import ModelStore
@@ -63,7 +63,7 @@ def test_nobody_needs_a_weight_to_measure(tmp_path: Path) -> None:
 
 def _nudged(position: int) -> Any:
     """Attention that is off by one bit of one number, wherever a row of this place passes."""
-    real = attention.attend
+    real = attend.attend
 
     def nudged(*about: Any, **more: Any) -> tuple[torch.Tensor, None]:
         out = real(*about, **more)[0].contiguous().clone()
@@ -80,7 +80,7 @@ def test_one_bit_of_attention_anywhere_is_another_fingerprint(tmp_path: Path, mo
     seen = {digest(checkpoint)}
     for position in (0, 17, 40):
         with monkeypatch.context() as patch:
-            patch.setattr(attention, "attend", _nudged(position))
+            patch.setattr(attend, "attend", _nudged(position))
             seen.add(digest(checkpoint))
     assert len(seen) == 4 and digest(checkpoint) in seen
 

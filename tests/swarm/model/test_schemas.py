@@ -88,7 +88,11 @@ EXACT: list[tuple[Any, list[str], list[str]]] = [
         ['["r", "r"]', '["g", "r", "g"]', '["b"]'],
     ),
     ({"items": {"enum": [1, True, "1"]}, "uniqueItems": True}, ["[1, true]", "3"], ["[1, 1]"]),
-    ({"type": "array", "items": {"enum": list("abcdef")}, "uniqueItems": True}, ['["b", "e"]'], ['["b", "b"]']),
+    (
+        {"type": "array", "items": {"enum": list("abcdef")}, "uniqueItems": True},
+        ['["b", "e"]', '["e", "b"]'],
+        ['["b", "b"]'],
+    ),
     ({"type": "array", "uniqueItems": True, "maxItems": 1}, ["[[1]]"], ["[1, 1]"]),
     ({"type": "number", "maximum": 3.4e38, "minimum": -3.4e38}, ["1.5", "-9"], ['""']),
     ({"type": "integer", "maximum": 2**63 - 1}, ["7"], ["9223372036854775808", "1.5"]),
@@ -127,6 +131,17 @@ EXACT: list[tuple[Any, list[str], list[str]]] = [
         ['{"a": 1, "b": null}', "{}"],
         ['{"c": 1}', '{"b": 1}'],
     ),
+    (
+        {
+            "allOf": [{"prefixItems": [A["a"]]}, {"$ref": "#/$defs/B"}],
+            "unevaluatedItems": {"type": "null"},
+            "$defs": {"B": {"prefixItems": [True, {"type": "string"}]}},
+        },
+        ['[1, "b", null, null]', "[]", "1"],
+        ['[1, "b", 1]', "[null]", "[1, 1]"],
+    ),
+    ({"type": "array", "items": A["a"], "unevaluatedItems": False}, ["[1, 2]"], ['["a"]']),
+    ({"unevaluatedItems": False}, ["[]", "1"], ["[1]"]),
     (
         {"$dynamicAnchor": "t", "type": "array", "items": {"$dynamicRef": "#t"}},
         ["[[], [[]]]"],
@@ -172,12 +187,12 @@ def test_what_would_be_read_wrong_is_refused_by_name(schema: Any, said: str) -> 
 @pytest.mark.parametrize(
     "schema",
     [
-        {"uniqueItems": True, "items": {"type": "string"}},
-        {"uniqueItems": True, "items": {"enum": list("abcdefghij")}},
+        {"uniqueItems": True, "items": {"type": "object"}},
         {"not": {"pattern": "x"}},
         {"if": {"items": {"const": 1}}, "then": {"maxItems": 2}},
         {"contains": {"const": 1}, "minContains": 9},
         {"anyOf": [{"properties": A}, {}], "unevaluatedProperties": False},
+        {"anyOf": [{"prefixItems": [True]}, {}], "unevaluatedItems": False},
         {"pattern": "^(?=a)b|c$"},
         {"pattern": "a(?!b)"},
         {"pattern": "^(?!ab)c"},

@@ -29,6 +29,7 @@ from swarm.serve.keys import ApiKey
 from swarm.testbed.cluster import LocalRing, LocalSwarm, local_ring
 from tests.swarm.serve.conftest import Served
 from tests.swarm.serve.tiny import TinyBackend, tiny_model, tiny_tokenizer
+from tests.warm import warm
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 HELLO = [{"role": "user", "content": "hello"}]
@@ -42,7 +43,10 @@ async def ring(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalR
     whole.save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
     swarm = LocalSwarm(
-        tmp_path_factory.mktemp("swarm"), model=str(model), arguments=("--cpu", "--threads", "1", "--dtype", "float32")
+        tmp_path_factory.mktemp("swarm"),
+        model=str(model),
+        arguments=("--cpu", "--threads", "1", "--dtype", "float32"),
+        command=warm(),
     )
     async with local_ring(swarm, [(0, 1), (1, 2)]) as running:
         yield running

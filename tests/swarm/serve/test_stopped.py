@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import aiohttp
 from swarm.cli.main import main
 from swarm.testbed.cluster import LocalSwarm, local_ring
 from tests.swarm.serve.tiny import tiny_model, tiny_tokenizer
+from tests.warm import warm
 
 STREAMS = 6
 ASK = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "temperature": 0, "stream": True}
@@ -39,9 +39,8 @@ def local_swarm(folder: Path, name: str) -> LocalSwarm:
     model = folder / name
     tiny_model(258).save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
-    return LocalSwarm(
-        folder / f"swarm-{name}", model=str(model), arguments=("--cpu", "--threads", "1", "--dtype", "float32")
-    )
+    words = ("--cpu", "--threads", "1", "--dtype", "float32")
+    return LocalSwarm(folder / f"swarm-{name}", model=str(model), arguments=words, command=warm())
 
 
 async def test_answers_under_way_end_and_new_ones_are_refused(tmp_path: Path) -> None:
@@ -52,9 +51,8 @@ async def test_answers_under_way_end_and_new_ones_are_refused(tmp_path: Path) ->
         words = ["serve", "--swarm", ring.invite, "--state", str(tmp_path / "asker"), "--models", str(tmp_path / "m")]
         words += ["--swarm", other.invite, "--alias", "gpt-4o=there"]
         words += ["--no-lan", "--port", "0", "--speculation", "plain", "--grace", "60", "--log", str(logs[1])]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "swarm", *words, stderr=asyncio.subprocess.PIPE
-        )
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*warm(), *words, stdin=pipe, stderr=pipe)
         try:
             url = (await said(process, r"http://[a-z0-9.:]+")).group()
             async with aiohttp.ClientSession(url) as http:

@@ -34,6 +34,7 @@ from swarm.testbed.cluster import LocalRing, LocalSwarm, local_ring
 from tests.swarm.serve.conftest import Served
 from tests.swarm.serve.spoken import save_spoken
 from tests.swarm.serve.tiny import TinyBackend
+from tests.warm import warm
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ADD: Any = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -50,7 +51,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ring(model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRing]:
     swarm = LocalSwarm(
-        tmp_path_factory.mktemp("swarm"), model=str(model), arguments=("--cpu", "--threads", "1", "--dtype", "float32")
+        tmp_path_factory.mktemp("swarm"),
+        model=str(model),
+        arguments=("--cpu", "--threads", "1", "--dtype", "float32"),
+        command=warm(),
     )
     async with local_ring(swarm, [(0, 1), (1, 2)]) as running:
         yield running
