@@ -28,19 +28,19 @@ def check_keywords(given: Mapping[str, Any], kind: type) -> None:
             raise UsageError(f"expected {name} to be {say_kind(wanted)}, found {value!r}")
 
 
-class _Names(dict[str, Any]):
+class _Names(dict[str, object]):
     """Names of a module as annotations use them; one that is imported for type checkers alone stands for anything."""
 
     def __init__(self, module: str) -> None:
         super().__init__(vars(builtins) | vars(sys.modules[module]))
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> object:
         return Any
 
 
 @cache
-def _kinds(kind: type) -> Mapping[str, Any]:
-    found: dict[str, Any] = {}
+def _kinds(kind: type) -> Mapping[str, object]:
+    found: dict[str, object] = {}
     for each in (*getattr(kind, "__orig_bases__", ()), kind):
         if isinstance(each, type):
             found |= get_type_hints(each, localns=_Names(each.__module__))

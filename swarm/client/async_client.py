@@ -45,14 +45,14 @@ class Readable(Protocol):
     """What a pydantic model class has, as far as an answer needs it."""
 
     @classmethod
-    def model_json_schema(cls) -> dict[str, Any]: ...
+    def model_json_schema(cls) -> Mapping[str, object]: ...
 
     @classmethod
     def model_validate_json(cls, json_data: str, /) -> Self: ...
 
 
 Model = TypeVar("Model", bound=Readable)
-Schema = Mapping[str, Any] | bool
+Schema = Mapping[str, object] | bool
 """A JSON Schema."""
 
 
