@@ -107,11 +107,11 @@ class InOrder(TorchFunctionMode):
     def __enter__(self) -> Self:
         if self._slots is not None:
             self._slots.taken_over = True
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch has no types there
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         if self._slots is not None:
             self._slots.taken_over = False
 

@@ -50,8 +50,8 @@ def product(lib: Library, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | No
     columns, outs = b.shape[-2:]
     usual = b.stride(-2) == 1 or outs % _PANEL != 0
     # Matrices that lie [columns, outs] need not be turned twice: sixteen outputs beside each other are a panel's step.
-    laid = b.transpose(-1, -2) if usual else b.unflatten(-1, (-1, _PANEL)).transpose(-2, -3)
-    matrices = laid.float().contiguous().reshape(-1, outs, columns)
+    laid = b.transpose(-1, -2) if usual else b.view(*b.shape[:-1], -1, _PANEL).transpose(-2, -3)
+    matrices = lib.scratch(laid.numel()).view(laid.shape).copy_(laid).view(-1, outs, columns)
     rows = a.float().expand(*ahead, *a.shape[-2:]).reshape(-1, *a.shape[-2:]).contiguous()
     places = torch.arange(len(matrices)).view(b.shape[:-2]).expand(ahead).reshape(-1).numpy()
     found = lib.batched(rows, addresses(matrices)[places], outs, usual=usual)
