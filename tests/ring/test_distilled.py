@@ -72,7 +72,7 @@ async def test_a_distilled_drafter_is_right_more_often_than_one_that_learned_not
     monkeypatch.setattr(Controller, "worth_step", lambda self, gain: True)
     accepted = []
     async with make_ring(CUTS) as ring:
-        for steps in (0, 80):
+        for steps in (0, 300):
             drafter = distilled(tiny_folder, tmp_path / str(steps), kind, steps)
             ring.desk.target = replace(ring.desk.target, taps=drafter.layers, hidden=32)
             ring.desk._drafting = Alone(drafter)
