@@ -63,7 +63,7 @@ def opened(folder: Path) -> Checkpoint:
 
 
 def in_steps(folder: Path) -> LlamaForCausalLM:
-    """A target that as a rule says the token seven further than the one before."""
+    """A target that often says the token seven further than the one before."""
     model = save_tiny(folder, layers=5, vocab=258, tied=False)
     model.lm_head.weight.data.copy_(model.get_input_embeddings().weight.roll(7, 0))
     model.save_pretrained(folder)
@@ -89,19 +89,23 @@ def made(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_learns_to_draft_ahead_on_text_that_it_never_saw(tmp_path: Path, kind: str) -> None:
-    model = in_steps(tmp_path)
+    model = in_steps(tmp_path) if kind == "medusa" else save_tiny(tmp_path, layers=5, vocab=258)
     samples, held = said(model, 96, 1), said(model, 24, 2)
     _, trainer = made(kind, tmp_path, samples)
     frozen = {name: value.clone() for name, value in trainer.student.rows._base.named_parameters()}  # type: ignore[attr-defined]
     before = evaluate(trainer.student, held)["chat, greedy"]
     trainer.warmup, feed = 5, endless(lambda: [samples], 600, random.Random(0))
-    losses = [trainer.step(next(feed), i / 60) for i in range(60)]
+    steps = 240 if kind == "medusa" else 60
+    losses = [trainer.step(next(feed), i / steps) for i in range(steps)]
     after = evaluate(trainer.student, held)["chat, greedy"]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert len(after.further) == 2
     for untrained, learned in zip((before, *before.further), (after, *after.further), strict=True):
         assert learned.positions == untrained.positions > 50
-        assert learned.first > untrained.first + 0.1, (before, after)
+        if kind == "medusa":  # begins as the target's own head, which says the next token
+            assert learned.first8 > untrained.first8 + 0.03, (before, after)
+        else:
+            assert learned.first > untrained.first + 0.3, (before, after)
     now = dict(trainer.student.rows._base.named_parameters())  # type: ignore[attr-defined]
     assert all(torch.equal(frozen[name], now[name]) for name in frozen)
 
@@ -126,7 +130,11 @@ def test_what_is_written_drafts_as_what_was_trained(folder: Path, tmp_path: Path
     scores = run.run("a test")["bfloat16"]
     assert len(scores["all"].further) == 3
     card = (tmp_path / "README.md").read_text()
-    assert "a test" in card and f"{scores['all'].further[2].first:.3f}" in card and "trained to draft 4 tokens ahead" in card
+    assert (
+        "a test" in card
+        and f"{scores['all'].further[2].first:.3f}" in card
+        and "trained to draft 4 tokens ahead" in card
+    )
     # The student of the same state, settled again.
     source = Source(run.model, run.target, run.text.samples()[: settings.batch])
     trainer = recipe.trainer(source, run._picked())
