@@ -7,8 +7,9 @@
 #   make sweep   every model class of transformers against itself, cut; remakes docs/models.md (long)
 #   make site    the pages as a site in build/site
 #   make clients others' clients: chat, structure, tools, an agent of 20 turns, against a gateway of a real ring
+#   make programs Claude Code, Codex and aider, each once against a gateway (downloads 1 GB)
 #   make llama   llama.cpp's own tests of its server, downloaded, against gateways of a real ring (minutes)
-#   make schemas JSON Schema's own tests, downloaded, over what a request's schema is compiled to (seconds)
+#   make schemas JSON Schema's own tests, downloaded, over what a request's schema is compiled to, and types of pydantic (seconds)
 #   make mutants small changes put into frames, rows, sampler, sessions and receipts, and what tests see of them (hours);
 #                make MUTANTS='swarm.ring.frame*' mutants for a part of it
 #   make bench   the benchmarks (long);   make clean: remove what make made
@@ -28,7 +29,7 @@ MUTANTS ?=
 BIN      := .venv/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint types check fuzz soak sweep clients clients-node llama schemas mutants bench site clean
+.PHONY: demo test lint types check fuzz soak sweep clients clients-node programs llama schemas mutants bench site clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -65,18 +66,26 @@ clients: .venv/.test .venv-clients/.made
 	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/structured.py
 	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/plain.py
 	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/agent.py
+	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/examples.py
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory clients-node; else echo "no npm: Node's clients not tried"; fi
 
 # Beside their packages, where Node looks for them.
 clients-node: .venv/.test .venv-clients/node/.made
 	cp tests/clients/node/clients.mjs .venv-clients/node/
 	$(BIN)/python -m tests.clients.gateway node .venv-clients/node/clients.mjs
+	$(BIN)/python -m tests.clients.gateway .venv-clients/bin/python tests/clients/examples.py .venv-clients/node
+	cp tests/clients/node/zod.mjs .venv-clients/node/
+	node .venv-clients/node/zod.mjs | $(BIN)/python -m tests.clients.typed -
+
+programs: .venv/.test .venv-clients/programs/.made
+	$(BIN)/python -m tests.clients.programs .venv-clients/programs
 
 llama: .venv/.test .venv-clients/.made
 	$(BIN)/python -m tests.clients.llama .venv-clients/bin/python
 
 schemas: .venv/.test
 	$(BIN)/python -m tests.clients.schemas
+	$(BIN)/python -m tests.clients.typed
 
 mutants: .venv/.mutants
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
@@ -123,6 +132,13 @@ site: .venv-site/.made
 .venv-clients/node/.made: tests/clients/node/package.json
 	@mkdir -p $(@D) && cp $< $(@D)/
 	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(@D)
+	@touch $@
+
+.venv-clients/programs/.made: tests/clients/programs/package.json tests/clients/programs/requirements.txt
+	@mkdir -p $(@D) && cp $< $(@D)/
+	@npm install --silent --no-audit --no-fund --no-package-lock --prefix $(@D)
+	@$(PYTHON) -m venv $(@D)/python
+	@$(@D)/python/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r tests/clients/programs/requirements.txt
 	@touch $@
 
 .venv/.demo:  EXTRAS := demo

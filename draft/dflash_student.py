@@ -79,6 +79,8 @@ class BlockStudent:
         )
         self.parameters = fresh.values
         self.short = self.borrowed.short()
+        self._lead = int(markov)
+        """How much earlier a place guesses than that of its own token: DSpark's guess the token after it."""
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """See `Trainable.trained`. `fc` is trained as it would be if all of the target's values were of one size."""
@@ -106,7 +108,7 @@ class BlockStudent:
         blocks = self._laid(batch, first.clamp(min=1), known)
         places, rows = self._guessed(batch, blocks)
         ids, target = self.short.target(batch.ids[rows], batch.logits[rows])
-        ahead = (places % size) - (blocks.known.flatten()[places // size] - self.weights.shifted)
+        ahead = (places % size) - (blocks.known.flatten()[places // size] - self._lead)
         weight = torch.exp(-ahead / (size / 2)).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             hidden = self._computed(batch, blocks)[places.to(self.device)]
@@ -126,7 +128,7 @@ class BlockStudent:
         fresh = (places // size % len(steps))[:, None] * size < lengths[places // size // len(steps)][:, None]
         places, rows = places[fresh[:, 0]], rows[fresh[:, 0]]  # a short sequence's last block stands there again
         best = self.short.best(self._computed(batch, blocks)[places.to(self.device)], self._more(blocks, places))
-        at = places % size + self.weights.shifted - 1
+        at = places % size + self._lead - 1
         return [Choices(rows[at == i], best[(at == i).to(self.device)]) for i in range(self.ahead)]
 
     def _laid(self, batch: Batch, first: torch.Tensor, known: torch.Tensor) -> _Blocks:
@@ -146,9 +148,9 @@ class BlockStudent:
         weights, width = self.weights, batch.inputs.shape[1]
         number = torch.full((len(batch.inputs), width), -1)
         number.view(-1)[batch.rows] = torch.arange(len(batch.rows))
-        at = blocks.first[..., None] + torch.arange(weights.size) - (not weights.shifted)
+        at = blocks.first[..., None] + torch.arange(weights.size) - (1 - self._lead)
         rows = number.gather(1, at.flatten(1).clamp(max=width - 1)).view(at.shape).masked_fill(at >= width, -1)
-        open_ = torch.arange(weights.size) >= blocks.known[..., None] - weights.shifted
+        open_ = torch.arange(weights.size) >= blocks.known[..., None] - self._lead
         places = ((rows >= 0) & open_).flatten().nonzero()[:, 0]
         return places, rows.flatten()[places]
 

@@ -66,8 +66,8 @@ class Fresh:
         return self.own(name, torch.ones(width))
 
     def own(self, name: str, value: torch.Tensor) -> nn.Parameter:
-        """That begins as `value`."""
-        self.values[name] = made = nn.Parameter(value.to(self.device, torch.float32).contiguous())
+        """That begins as a copy of `value`."""
+        self.values[name] = made = nn.Parameter(value.to(self.device, torch.float32, copy=True).contiguous())
         return made
 
     def layer(self, prefix: str, values: Values, wide: bool = False) -> TappedLayer:

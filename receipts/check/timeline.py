@@ -23,6 +23,8 @@ LEAST_BAR = 12
 BAR, BUSY = "#ddf4ff", "#0969da"
 LANE, LEFT, BARS, RIGHT, TOP = 30, 190, 620, 150, 74
 WIDTH = LEFT + BARS + RIGHT
+NOTE = 140
+"""Letters that fit a line below the drawing."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def svg_timeline(line: Timeline, title: str) -> str:
 
 def timeline_shapes(line: Timeline) -> tuple[list[str], int]:
     """What is under the drawing's title, and how high all of it is."""
-    notes = [headline(line), *ring_lines(line)]
+    told = [headline(line), *ring_lines(line)]
+    notes = [row for note in told for row in textwrap.wrap(note, NOTE)]
     bottom = TOP + LANE * len(line.lanes)
     parts: list[str] = []
     for number, ring in enumerate(line.rings):
@@ -166,7 +169,7 @@ def timeline_shapes(line: Timeline) -> tuple[list[str], int]:
         parts.append(f'<path d="M{x - 5:.1f} {TOP - 4}h10l-5 8z" fill="{INK}"><title>first token</title></path>')
     parts.append(svg_text(LEFT, bottom + 14, "0", FAINT))
     parts.append(svg_text(LEFT + BARS, bottom + 14, _seconds(line.elapsed_us), FAINT, anchor="end"))
-    parts += [svg_text(20, bottom + 40 + 18 * row, note[:150], FAINT) for row, note in enumerate(notes)]
+    parts += [svg_text(20, bottom + 40 + 18 * row, note, FAINT) for row, note in enumerate(notes)]
     return parts, bottom + 40 + 18 * len(notes)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from swarm.base.address import parse_address_untrusted
 from swarm.base.errors import PeerError, UsageError
-from swarm.base.option import Number, option, or_none
+from swarm.base.option import Number, check, option, or_none
 from swarm.base.paths import folder_to_write, read_folder
 
 GPU = Number(int, 0, 64, "a GPU number")
@@ -324,6 +324,9 @@ class JoinConfig:
     )
 
     def __post_init__(self) -> None:
+        check(self)
+        if self.layers is not None and not 0 <= self.layers[0] < self.layers[1]:
+            raise UsageError(f"expected layers from A up to and without B, 0 <= A < B, found {self.layers}")
         if self.overflow_bytes is not None and self.gpu is None:
             raise UsageError(
                 "expected --gpu N with --overflow (in a program: gpu with overflow_bytes), found none: on the CPU all "

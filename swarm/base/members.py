@@ -33,7 +33,10 @@ class MemberOptions(TypedDict, total=False):
 
 
 def member_of(swarm: str | Path | None, options: MemberOptions) -> MemberConfig:
-    """`swarm`: an invite, or the Path of a file that holds one. Raises UsageError for a file that cannot be read."""
+    """`swarm`: an invite, or the Path of a file that holds one. Raises UsageError for what is neither, and for a file
+    that cannot be read."""
+    if swarm is not None and not isinstance(swarm, str | Path):
+        raise UsageError(f"expected an invite as text, or the Path of a file that holds one, found {swarm!r}")
     if isinstance(swarm, Path):
         try:
             swarm = swarm.read_text("utf-8")

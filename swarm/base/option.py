@@ -175,6 +175,8 @@ def check(held: Any) -> None:
             raise UsageError(f"expected {each.name} {'|'.join(each.choices)}, found {value!r}")
         if isinstance(number, Number) and number.scale is None and not number.holds(value):
             raise UsageError(f"{name} must be {number.span}, found {value}")
+        if isinstance(number, Number) and number.scale is not None and value < 0:  # bounds are of what is typed
+            raise UsageError(f"{name} must be 0 or more, found {value}")
 
 
 def _fields(kind: Any) -> dict[str, Field[Any]]:

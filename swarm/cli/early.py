@@ -32,6 +32,15 @@ def check_swarm(config: MemberConfig, quiet: bool = False) -> None:
         run_loop(require_heard(config))
 
 
+def check_node_invite(config: MemberConfig) -> None:
+    """Raises InviteError for an invite by which this machine, which no swarm has admitted before, becomes no node."""
+    from swarm.mesh.invite import parse_invite_untrusted
+    from swarm.mesh.saved import PEERS_FILE
+
+    if config.invite is not None and not (config.state / PEERS_FILE).is_file():
+        parse_invite_untrusted(config.invite).require_node()
+
+
 def check_gpu(number: int | None, option: str) -> None:
     """Raises UsageError when this machine has no such GPU. Loads torch, and only where one is asked for."""
     if number is None:

@@ -11,7 +11,7 @@ from swarm.base.config import JoinConfig, MemberConfig
 from swarm.base.events import Report
 from swarm.base.option import build, option
 from swarm.cli.common import add_member_options, require_whole, say
-from swarm.cli.early import check_node_port, check_state
+from swarm.cli.early import check_node_invite, check_node_port, check_state
 from swarm.cli.logs import LogConfig, logging_to
 from swarm.cli.loop import run_loop
 from swarm.cli.parser import Parser
@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = join_config(arguments)
     check_state(config.member.state)
+    check_node_invite(config.member)
     check_node_port(config.listen)
     from swarm.base.owner import OwnerDesk
     from swarm.base.settled import settle

@@ -51,6 +51,13 @@ class Parser(argparse.ArgumentParser):
                 if option.everyday:
                     self._everyday.add(option.dest)
 
+    def usual(self, name: str) -> object:
+        """The value of an option that is not given, as it is when it was parsed: a default that is written as text is
+        read as what is typed is."""
+        default = self.get_default(name)
+        action = next((action for action in self._actions if action.dest == name), None)
+        return self._get_value(action, default) if action is not None and isinstance(default, str) else default
+
     def _place(self, option: Option) -> argparse._ActionsContainer:
         """Where an option stands: under its heading, and with those that it excludes."""
         place: argparse._ActionsContainer = self

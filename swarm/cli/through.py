@@ -51,7 +51,7 @@ class ThroughOptions:
 def add(parser: Parser) -> None:
     """The options of a gateway, behind all other options."""
     parser.declare(ThroughOptions)
-    parser.set_defaults(left_to_gateway={name: parser.get_default(name) for name in _NOT_THERE})
+    parser.set_defaults(left_to_gateway={name: parser.usual(name) for name in _NOT_THERE})
 
 
 def not_there(arguments: argparse.Namespace) -> str | None:

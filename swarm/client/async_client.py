@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack, overload
 
 from swarm.base.errors import RunError, UsageError
 from swarm.base.events import Report, silent
@@ -41,6 +41,21 @@ class ClientOptions(MemberOptions, total=False):
     keep_receipts_s: float
     keep_for_learning: bool
     report: Report
+
+
+class Readable(Protocol):
+    """What a pydantic model class has, as far as an answer needs it."""
+
+    @classmethod
+    def model_json_schema(cls) -> Mapping[str, object]: ...
+
+    @classmethod
+    def model_validate_json(cls, json_data: str, /) -> Self: ...
+
+
+Model = TypeVar("Model", bound=Readable)
+Schema = Mapping[str, object] | bool
+"""A JSON Schema."""
 
 
 class Unfinished(RunError):
@@ -130,7 +145,11 @@ class AsyncClient:
             rules=read_rules(given.get("exclude", ()), given.get("only", ()), given.get("owners", 1)),
         )
         self._stack = AsyncExitStack()
-        self._requester = await self._stack.enter_async_context(await Requester.connect(config, self._report))
+        try:
+            self._requester = await self._stack.enter_async_context(await Requester.connect(config, self._report))
+        except BaseException:
+            self._stack = None  # it may be tried again
+            raise
         return self
 
     async def __aexit__(
@@ -153,15 +172,24 @@ class AsyncClient:
         """The text of one answer as it comes."""
         return AnswerStream(self._events(prompt, options, None))
 
-    async def structured(self, prompt: Prompt, schema: Any, **options: Unpack[AnswerOptions]) -> Any:
+    @overload
+    async def structured(self, prompt: Prompt, schema: type[Model], **options: Unpack[AnswerOptions]) -> Model: ...
+
+    @overload
+    async def structured(self, prompt: Prompt, schema: Schema, **options: Unpack[AnswerOptions]) -> Any: ...
+
+    async def structured(
+        self, prompt: Prompt, schema: type[Model] | Schema, **options: Unpack[AnswerOptions]
+    ) -> Model | Any:
         """An answer held to a JSON Schema (a dict), parsed; for a pydantic model class, an object of that class.
 
-        Raises RunError when `max_tokens` ended it before the JSON was whole.
+        Raises RunError when `max_tokens` ended it before the JSON was whole, and when a rule of the class that its
+        schema does not tell refuses it.
         """
         from swarm.model.grammars import from_schema
 
-        model = schema if hasattr(schema, "model_json_schema") else None
-        shape = model.model_json_schema() if model is not None else schema
+        model = schema if isinstance(schema, type) and hasattr(schema, "model_json_schema") else None
+        shape: object = model.model_json_schema() if model is not None else schema
         if not isinstance(shape, Mapping | bool):
             raise UsageError(f"expected a JSON Schema or a pydantic model class, found {type(schema).__name__}")
         result = await self._whole(prompt, options, from_schema(shape))
@@ -170,7 +198,15 @@ class AsyncClient:
                 f"expected a whole JSON value, found one that ended after {result.new_tokens} tokens "
                 f"({result.finish_reason}); give more with max_tokens"
             )
-        return model.model_validate_json(result.text) if model is not None else json.loads(result.text)
+        if model is None:
+            return json.loads(result.text)
+        try:
+            return model.model_validate_json(result.text)
+        except ValueError as error:  # pydantic's own is one
+            why = " ".join(str(error).split())[:300]
+            raise RunError(
+                f"expected an answer that {model.__name__} takes, found one that it refuses: {why}"
+            ) from error
 
     async def verify(
         self, receipt: RunResult | Path | str | bytes, *, replay: bool = False, audit: int = 0, model: str | None = None

@@ -234,10 +234,12 @@ class Requester:
         """Text of token ids, without special tokens."""
         return self._target.decode(ids)
 
-    def compile(self, constraint: Constraint) -> None:
-        """Whether answers can be held to this; takes a second at most. Raises UsageError, saying why not."""
+    async def compile(self, constraint: Constraint, of: str | None = "") -> None:
+        """Whether answers can be held to this; takes a second at most. Raises UsageError, saying why not. `of`: as
+        `RunRequest.prefix`, for whom it is kept."""
         compiler = self._target.compiler
-        compiler.held(compiler.ready(constraint, 0))
+        await asyncio.to_thread(lambda: compiler.vocabulary)
+        await compiler.held_soon(compiler.ready(constraint, 0), of)
 
     async def run(self, request: RunRequest, receipt: Path | None = None) -> AsyncGenerator[RunEvent]:
         """The events of one run, `Finished` last."""

@@ -36,7 +36,7 @@ class AnswerOptions(TypedDict, total=False):
     max_tokens: int
     system: str
     raw: bool
-    stop: Sequence[str]
+    stop: str | Sequence[str]
     ignore_eos: bool
     temperature: float
     top_p: float

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 from swarm.base.blocking import Background, Blocking
-from swarm.client.async_client import AnswerStream, AsyncClient, ClientOptions
+from swarm.client.async_client import AnswerStream, AsyncClient, ClientOptions, Model, Schema
 
 if TYPE_CHECKING:
     from receipts.check.verdict import Verdict
@@ -71,7 +71,13 @@ class Client(Blocking[AsyncClient]):
         """The text of one answer as it comes."""
         return AnswerPieces(self._background, self._inner.stream(prompt, **options))
 
-    def structured(self, prompt: Prompt, schema: Any, **options: Unpack[AnswerOptions]) -> Any:
+    @overload
+    def structured(self, prompt: Prompt, schema: type[Model], **options: Unpack[AnswerOptions]) -> Model: ...
+
+    @overload
+    def structured(self, prompt: Prompt, schema: Schema, **options: Unpack[AnswerOptions]) -> Any: ...
+
+    def structured(self, prompt: Prompt, schema: type[Model] | Schema, **options: Unpack[AnswerOptions]) -> Model | Any:
         """An answer held to a JSON Schema (a dict), parsed; for a pydantic model class, an object of that class."""
         return self._background.call(self._inner.structured(prompt, schema, **options))
 

@@ -93,6 +93,11 @@ class Invite:
                 f"join with --model {self.ref} (cause: model)"
             )
 
+    def require_node(self) -> None:
+        """Raise InviteError if nobody becomes a node by it."""
+        if self.token is not None and self.token.role != "node":
+            raise InviteError("the invite lets in guests, not nodes; ask a member for one that does: swarm invite")
+
     def require_fresh(self, now_wall: float) -> None:
         """Raise InviteError if the token has expired by this clock."""
         if self.token is not None and self.token.expires <= now_wall:

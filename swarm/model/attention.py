@@ -186,6 +186,8 @@ class Attending:
         """Above 0: the code that runs goes through slots itself, in the order of their positions (`exact.InOrder`)."""
         self.as_they_lie = 0
         """Above 0: it goes through slots as they lie, by torch's functions."""
+        self.taken_over = False
+        """Functions over slots are taken over now (`exact.InOrder`), by ones that pick the earliest of equals."""
         self.beside: dict[int, Sequence[Beside]] = {}
         """By layer, for the attention that asks next: what a compressor found for each job (see compressed.py)."""
         self.ahead = range(0)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from swarm.base.errors import ModelError, UsageError
 from swarm.base.linechild import LineChild
@@ -22,19 +27,33 @@ BEGUN = 16
 _CHILD = "swarm.model.compiling_child", "compiles grammars"
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What was compiled, and the seconds that it took."""
+
+    matcher: Matcher
+    took_s: float
+
+
 class Compiler:
     """Matchers for constraints, over one vocabulary. Thread-safe.
+
+    Nobody learns from the time it takes that somebody else asked for a constraint: what was compiled is kept by name
+    (`of`), and where names are not known (`even`: nodes) it takes as long as it did when it is asked for again.
 
     A constraint is compiled in a process of its own first, which is ended when it takes more than WALL_S; what that
     process could compile is then compiled here. The process starts when the first constraint comes, and stays.
     """
 
-    def __init__(self, make: Callable[[], Vocabulary], wall_s: float = WALL_S) -> None:
+    def __init__(self, make: Callable[[], Vocabulary], wall_s: float = WALL_S, even: bool = False) -> None:
         """`make` is called once, when the vocabulary is first wanted."""
-        self._make = make
+        self._make, self._even = make, even
         self._vocabulary: Vocabulary | None = None
-        self._kept: OrderedDict[tuple[str, str], Matcher] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str], _Kept] = OrderedDict()
         self._trial = CompileTrial(wall_s)
+        self._pool = ThreadPoolExecutor(1, "compile")
+        self._turns: dict[str, list[asyncio.Future[None]]] = {}
+        """By name the compilations under way (first) and those that wait for it."""
         self._lock = threading.RLock()
         """Held for moments only: what was compiled is there for others while the next is compiled."""
 
@@ -46,31 +65,67 @@ class Compiler:
                 self._vocabulary = self._make()
             return self._vocabulary
 
-    def held(self, constraint: Constraint) -> Matcher:
-        """A matcher at the beginning. Raises UsageError for what cannot be compiled here, saying why."""
-        self.check(constraint)
-        if (found := self._known(constraint)) is not None:
-            return found
-        with self._trial.alone:
-            if (found := self._known(constraint)) is not None:
-                return found
-            self._trial.read(constraint)
-            made = self.vocabulary.held(constraint)
-            self._begin(constraint, made)
-            with self._lock:
-                self._kept[constraint.kind, constraint.text] = made
-                while len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
-                return made.fresh(constraint.after)
+    def held(self, constraint: Constraint, of: str | None = "") -> Matcher:
+        """A matcher at the beginning. Raises UsageError for what cannot be compiled here, saying why.
 
-    def _known(self, constraint: Constraint) -> Matcher | None:
+        `of`: who asks; None: nobody who is to find it again.
+        """
+        self.check(constraint)
+        key = None if of is None else (of, constraint.kind, constraint.text)
+        if (found := self._known(key)) is None:
+            with self._trial.alone:
+                if (found := self._known(key)) is None:
+                    began = time.monotonic()
+                    self._trial.read(constraint)
+                    made = self.vocabulary.held(constraint)
+                    self._begin(constraint, made)
+                    if key is not None:
+                        self._keep(key, _Kept(made, time.monotonic() - began))
+                    return made.fresh(constraint.after)
+        if self._even:
+            time.sleep(found.took_s)
+        return found.matcher.fresh(constraint.after)
+
+    async def held_soon(self, constraint: Constraint, of: str | None = "") -> Matcher:
+        """The same, waiting in no thread that others need, and for one compilation at most of each other name."""
+        found = None if of is None else self._known((of, constraint.kind, constraint.text))
+        if found is not None:
+            self.check(constraint)
+            if self._even:
+                await asyncio.sleep(found.took_s)
+            return found.matcher.fresh(constraint.after)
+        async with self._turn(of or ""):
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self.held, constraint, of)
+
+    @asynccontextmanager
+    async def _turn(self, of: str) -> AsyncIterator[None]:
+        line, mine = self._turns.setdefault(of, []), asyncio.get_running_loop().create_future()
+        line.append(mine)
+        try:
+            if line[0] is not mine:
+                await mine
+            yield
+        finally:
+            line.remove(mine)
+            if not line:
+                self._turns.pop(of, None)
+            elif not line[0].done():
+                line[0].set_result(None)
+
+    def _known(self, key: tuple[str, str, str] | None) -> _Kept | None:
         with self._lock:
-            key = (constraint.kind, constraint.text)
-            found = self._kept.get(key)
-            if found is None:
+            if key is None or key not in self._kept:
                 return None
             self._kept.move_to_end(key)
-            return found.fresh(constraint.after)
+            return self._kept[key]
+
+    def _keep(self, key: tuple[str, str, str], made: _Kept) -> None:
+        """Of too many the oldest goes of whoever has most: nobody drives out what another asked for."""
+        with self._lock:
+            self._kept[key] = made
+            while len(self._kept) > KEPT:
+                most = Counter(of for of, _, _ in self._kept).most_common(1)[0][0]
+                del self._kept[next(each for each in self._kept if each[0] == most)]
 
     def _begin(self, constraint: Constraint, matcher: Matcher) -> None:
         """The first tokens of an answer: much of what is too much to follow shows there, before anything is spent."""
@@ -102,6 +157,7 @@ class Compiler:
     def close(self) -> None:
         """End the process."""
         self._trial.close()
+        self._pool.shutdown(wait=False)
 
 
 class CompileTrial:

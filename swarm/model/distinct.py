@@ -9,51 +9,17 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm.model.distinct_places import Place, places
-from swarm.model.schemas import rebuilt
+from swarm.model.distinct_places import Place
 
 _VALUE, _AFTER, _NAME, _IN_NAME, _COLON, _STRING, _SCALAR = range(7)
 _SPACE, _STOPS = frozenset(b" \t\r\n"), frozenset(b" \t\r\n,]}")
 _QUOTE, _ESCAPE = 0x22, 0x5C
-
-
-def apart(text: str) -> tuple[str, Place | None]:
-    """A JSON Schema's text as the engine is to read it, and where in answers items must be different ones; None:
-    nowhere. Raises UsageError where that cannot be held to, ValueError for what is no JSON."""
-    if '"uniqueItems"' not in text:
-        return text, None
-    schema = json.loads(text)
-    if not isinstance(schema, Mapping) or not _says(schema):
-        return text, None
-    place = places(schema)
-    return json.dumps(_without(schema), ensure_ascii=False, separators=(",", ":")), place
-
-
-def _says(schema: Mapping[str, Any]) -> bool:
-    """Whether a schema in it has the keyword."""
-    found = False
-
-    def look(below: Any) -> Any:
-        nonlocal found
-        if isinstance(below, Mapping):
-            found = found or "uniqueItems" in below
-            rebuilt(below, look)
-        return below
-
-    look(schema)
-    return found
-
-
-def _without(schema: Any) -> Any:
-    if not isinstance(schema, Mapping):
-        return schema
-    return rebuilt({key: value for key, value in schema.items() if key != "uniqueItems"}, _without)
 
 
 class Spelt:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -136,13 +137,13 @@ def _negative(bound: int | None) -> int | None:
 
 @dataclass(frozen=True)
 class Known:
-    """These spellings, each once."""
+    """These spellings, each once, in order."""
 
     texts: tuple[bytes, ...]
     few, endless = True, False
 
     def left(self, begun: bytes) -> int:
-        return sum(text.startswith(begun) for text in self.texts)
+        return bisect_left(self.texts, begun + b"\xff" * 4) - bisect_left(self.texts, begun)
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _kind(kind: str, said: Mapping[str, Any]) -> Items | None:
         return Strings(most) if most is None or (isinstance(most, int) and most >= 0) else None
     if kind == "integer":
         return _whole(said)
-    return Known((b"true", b"false") if kind == "boolean" else (b"null",))
+    return Known((b"false", b"true") if kind == "boolean" else (b"null",))
 
 
 def _whole(said: Mapping[str, Any]) -> Whole | None:
@@ -226,12 +227,10 @@ def _values(said: Mapping[str, Any]) -> list[tuple[str, Items]]:
         return []
     if any(isinstance(value, int) and abs(value) > _EXACT for value in given):
         return []
-    found: dict[str, list[bytes]] = {}
+    found: dict[str, set[bytes]] = {}
     for value in given:
         kind = type_of(value)
         if kind in kinds or (kind == "number" and "integer" in kinds):
             text = json.dumps(value, ensure_ascii=False).encode()
-            of = found.setdefault("integer" if kind == "number" else kind, [])
-            if text not in of:
-                of.append(text)
-    return [(kind, Known(tuple(texts))) for kind, texts in found.items()]
+            found.setdefault("integer" if kind == "number" else kind, set()).add(text)
+    return [(kind, Known(tuple(sorted(texts)))) for kind, texts in found.items()]

@@ -7,6 +7,7 @@ come to where no document goes on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 from swarm.base.errors import UsageError
 from swarm.model.distinct_items import Items, items_of
 from swarm.model.schema_parts import NOTES, listed, named
+from swarm.model.schemas import rebuilt
 
 _MOST = 1000
-_STEPS = 20_000
+_STEPS = 5_000
 _ARRAYS = frozenset("items prefixItems minItems maxItems uniqueItems".split())
 _OBJECTS = frozenset("properties patternProperties additionalProperties required minProperties maxProperties".split())
 _WAYS = ("allOf", "anyOf", "oneOf")
@@ -44,6 +46,39 @@ class Place:
     def item(self, index: int) -> Place | None:
         """The place of an item."""
         return self.first[index] if index < len(self.first) else self.rest
+
+
+def apart(text: str) -> tuple[str, Place | None]:
+    """A JSON Schema's text as the engine is to read it, and where in answers items must be different ones; None:
+    nowhere. Raises UsageError where that cannot be held to, ValueError for what is no JSON."""
+    if '"uniqueItems"' not in text:
+        return text, None
+    schema = json.loads(text)
+    if not isinstance(schema, Mapping) or not _says(schema):
+        return text, None
+    place = places(schema)
+    return json.dumps(_without(schema), ensure_ascii=False, separators=(",", ":")), place
+
+
+def _says(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema in it has the keyword."""
+    found = False
+
+    def look(below: Any) -> Any:
+        nonlocal found
+        if isinstance(below, Mapping):
+            found = found or "uniqueItems" in below
+            rebuilt(below, look)
+        return below
+
+    look(schema)
+    return found
+
+
+def _without(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    return rebuilt({key: value for key, value in schema.items() if key != "uniqueItems"}, _without)
 
 
 def places(schema: Mapping[str, Any]) -> Place | None:
@@ -202,12 +237,12 @@ def _map(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _members(objects: list[Mapping[str, Any]], name: str | None) -> Iterator[Any]:
     """What objects say of a member of this name; None: of one that nobody lists. Wider: patterns count for all."""
     for schema in objects:
-        listed_here = name is not None and name in _map(schema, "properties")
-        if listed_here:
-            yield _map(schema, "properties")[name]
-        yield from _map(schema, "patternProperties").values()
-        if not listed_here:
+        known = _map(schema, "properties")
+        if name is not None and name in known:
+            yield known[name]
+        else:
             yield schema.get("additionalProperties", True)
+        yield from _map(schema, "patternProperties").values()
 
 
 def _refused(expected: str, found: str) -> UsageError:

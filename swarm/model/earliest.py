@@ -15,16 +15,24 @@ from torch.overrides import TorchFunctionMode
 
 
 def earliest(scores: torch.Tensor, count: int, dim: int = -1) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` best scores and their places along `dim`, as `topk`; of equal ones those that come first. Of places
-    at -inf, which nobody sees, any."""
-    if count >= scores.shape[dim]:
-        value, place = scores.topk(count, dim)
-        return value, place
-    value, place = scores.topk(count + 1, dim)
-    last, next_best = value.narrow(dim, count - 1, 1), value.narrow(dim, count, 1)
-    if bool(((last == next_best) & (next_best > float("-inf"))).any()):
-        value, place = torch.sort(scores, dim=dim, descending=True, stable=True)
-    return value.narrow(dim, 0, count), place.narrow(dim, 0, count)
+    """The `count` best scores and their places along `dim`, best first; of equal ones those that come first. What
+    sorting all of them without moving equal ones begins with, at the price of `topk` where no two are equal."""
+    line = scores.transpose(dim, -1)
+    value, place = line.topk(min(count + 1, line.shape[-1]), -1)
+    if bool(value.isnan().any()):
+        value, place = torch.sort(line, dim=-1, descending=True, stable=True)
+    elif bool((value[..., 1:] == value[..., :-1]).any()) and count:
+        value, place = _in_order(line, value[..., count - 1 : count], count)
+    return value[..., :count].transpose(dim, -1), place[..., :count].transpose(dim, -1)
+
+
+def _in_order(line: torch.Tensor, last: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of lines with equal numbers, whose `count` best ones end with `last`."""
+    above, edge = line > last, line == last
+    wanted = above | edge & (edge.cumsum(-1) <= count - above.sum(-1, keepdim=True))
+    place = wanted.nonzero()[:, -1].view(*line.shape[:-1], count)  # in the order of the line
+    value, order = torch.sort(line.gather(-1, place), dim=-1, descending=True, stable=True)
+    return value, place.gather(-1, order)
 
 
 class TakeEarliest(TorchFunctionMode):

@@ -14,7 +14,7 @@ rows must come out with the same bits alone and in company (`first_difference`),
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ _OF_EACH = frozenset(
 )
 """Functions of single numbers that torch has in two forms: for whole vectors, and for what is left at the end."""
 _OF_ROWS = frozenset("sum mean var std norm softmax log_softmax layer_norm rms_norm group_norm logsumexp".split())
+_WATCHED = _ADD_UP | set(_TIMES) | _OF_EACH | _OF_ROWS | set(PRODUCTS) | set(OVER_SLOTS)
 _COMPANY = 21
 """Rows of the forward that is compared with rows alone: more than any kernel takes at a time, and no round number."""
 _WANTED = 7
@@ -76,10 +77,11 @@ def weights_of(model: nn.Module) -> frozenset[int]:
 
 class OverSlots(Protocol):
     """Who says how the code that runs goes through slots: above 0, by itself and in the order of positions; by torch's
-    functions and as they lie."""
+    functions and as they lie. taken_over: it is told that functions over slots are watched."""
 
     over_slots: int
     as_they_lie: int
+    taken_over: bool
 
 
 class InOrder(TorchFunctionMode):
@@ -99,10 +101,28 @@ class InOrder(TorchFunctionMode):
         self._lib, self._weights, self._slots = lib, weights, slots
         self.found: list[str] = []
         self.changed = False
+        self._names: dict[Any, str] = {}
+        """Of functions that were called: their names, "" for those that are never taken over."""
+
+    def __enter__(self) -> Self:
+        if self._slots is not None:
+            self._slots.taken_over = True
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch has no types there
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if self._slots is not None:
+            self._slots.taken_over = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = self._names.get(func)
+        if name is None:
+            name = getattr(func, "__name__", "")
+            name = self._names[func] = name if name in _WATCHED else ""
+        if not name:
+            return func(*args, **named)
         out: torch.Tensor | None = None
         slots = self._slots if self._slots is not None and not self._slots.as_they_lie else None
         if slots is not None and slots.over_slots and name in OVER_SLOTS:

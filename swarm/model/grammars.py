@@ -10,7 +10,7 @@ from llguidance import LLMatcher, LLParserLimits
 
 from swarm.base.errors import UsageError
 from swarm.model.constraint import MAX_CHARS, Constraint, Kind
-from swarm.model.distinct import apart
+from swarm.model.distinct_places import apart
 from swarm.model.gbnf import lark_of
 from swarm.model.schema_ends import require_end
 from swarm.model.schemas import exact

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from swarm.base.errors import ModelError, UsageError
 from swarm.model.constraint import Constraint
-from swarm.model.distinct import Distinct, Spelt, apart
+from swarm.model.distinct import Distinct, Spelt
+from swarm.model.distinct_places import apart
 from swarm.model.grammars import bounds, grammar_of, refusal_of
 from swarm.model.text.tokenizer import Tokenizer
 

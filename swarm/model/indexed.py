@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -122,7 +123,7 @@ def _forward(own: Callable[..., torch.Tensor], layer: int, attending: Attending)
                 seen = hidden_states.new_zeros(job.stop - job.start, job.high - job.low)
             rows, residual, keys = hidden_states[:, one], q_resid[:, one], SlotIndex(job)
             shown = seen if keys.order is None else seen[:, keys.order]
-            with attending.by_position(), TakeEarliest():
+            with attending.by_position(), nullcontext() if attending.taken_over else TakeEarliest():
                 picked = own(indexer, rows, residual, angles, shown[None], None, past_key_values=keys)[0].long()
             picked = picked if keys.order is None else keys.order[picked]
             chosen = torch.full_like(seen, float("-inf")).scatter_(1, picked, 0.0)

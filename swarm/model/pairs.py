@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from swarm.model.earliest import earliest
 from swarm.model.inorder import addresses
 from swarm.model.quant.native import Library
 
 _KINDS = (torch.float32, torch.bfloat16)
+_PANEL = 16
+"""Outputs of a panel of the kernels (native/dense.h)."""
 _VECTORS = 64
 """Numbers that torch takes at a time at most: four vectors of AVX-512."""
 
@@ -44,10 +47,14 @@ def product(lib: Library, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | No
     if a.dim() < 2 or b.dim() < 2 or a.dtype not in _KINDS or b.dtype not in _KINDS or a.device.type != "cpu":
         return None
     ahead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    turned = b.transpose(-1, -2).float().contiguous().reshape(-1, b.shape[-1], b.shape[-2])
+    columns, outs = b.shape[-2:]
+    usual = b.stride(-2) == 1 or outs % _PANEL != 0
+    # Matrices that lie [columns, outs] need not be turned twice: sixteen outputs beside each other are a panel's step.
+    laid = b.transpose(-1, -2) if usual else b.view(*b.shape[:-1], -1, _PANEL).transpose(-2, -3)
+    matrices = lib.scratch(laid.numel()).view(laid.shape).copy_(laid).view(-1, outs, columns)
     rows = a.float().expand(*ahead, *a.shape[-2:]).reshape(-1, *a.shape[-2:]).contiguous()
-    places = torch.arange(len(turned)).view(b.shape[:-2]).expand(ahead).reshape(-1).numpy()
-    found = lib.batched(rows, addresses(turned)[places], b.shape[-1], usual=True)
+    places = torch.arange(len(matrices)).view(b.shape[:-2]).expand(ahead).reshape(-1).numpy()
+    found = lib.batched(rows, addresses(matrices)[places], outs, usual=usual)
     return found.view(*ahead, *found.shape[1:])
 
 
@@ -128,10 +135,10 @@ def _attention(lib: Library, args: Sequence[Any], named: Mapping[str, Any]) -> t
 
 def _topk(lib: Library, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
     """Of several that are the same, those at the nearest places of the line come first: `topk` leaves it open."""
-    given = dict(zip(("input", "k", "dim"), args, strict=False)) | dict(named)
-    dim = given.get("dim", -1)
-    value, place = torch.sort(given["input"], dim=dim, descending=True, stable=True)
-    return torch.return_types.topk((value.narrow(dim, 0, given["k"]), place.narrow(dim, 0, given["k"])))
+    given = dict(zip(("input", "k", "dim", "largest"), args, strict=False)) | dict(named)
+    if not given.get("largest", True):
+        return None
+    return torch.return_types.topk(earliest(given["input"], int(given["k"]), int(given.get("dim", -1))))
 
 
 _Taken = Mapping[str, Callable[[Library, Sequence[Any], Mapping[str, Any]], Any]]

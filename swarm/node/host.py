@@ -287,7 +287,7 @@ class Host:
         except ModelError as error:
             self.report(Notice(f"answers cannot be held to schemas or grammars by this node: {error}"))
             return None
-        return Compiler(lambda: vocabulary)
+        return Compiler(lambda: vocabulary, even=True)
 
     def _load_part(
         self, checkpoint: FileCheckpoint, first: int, last: int, device: torch.device, whole: tuple[int, int]

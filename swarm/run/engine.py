@@ -354,13 +354,15 @@ class RunEngine:
         vocabulary = await asyncio.to_thread(lambda: compiler.vocabulary)
         assert vocabulary is not None
         ready = compiler.ready(constraint, len(request.prompt_ids))
-        await asyncio.to_thread(compiler.held, ready)
+        await compiler.held_soon(ready, request.prefix)
         return replace(request, sampling=replace(request.sampling, constraint=ready))
 
     def _held_to(self, request: RunRequest) -> Matcher | None:
         """A matcher of its own for the request's constraint, which was compiled."""
         constraint, compiler = request.sampling.constraint, self.target.compiler
-        return compiler.held(constraint) if constraint is not None and compiler is not None else None
+        if constraint is None or compiler is None:
+            return None
+        return compiler.held(constraint, request.prefix)
 
     def _core(
         self, request: RunRequest, opening: OpenRun, drafting: Drafting, held_to: Matcher | None = None

@@ -29,6 +29,9 @@ _REF = "#/components/schemas/"
 MOST_ITEMS_TOLD = 64
 """Longer bounds of arrays guard memory and are told in words: generated tests would build megabytes to cross them."""
 
+MAX_OPENED = 100_000
+"""Objects and arrays in a body: each costs far more than its two letters."""
+
 T = TypeVar("T")
 Json = dict[str, Any]
 
@@ -50,13 +53,32 @@ def parse_json_untrusted(data: bytes) -> Any:
         return value
 
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=refuse, parse_float=number)
+        found = json.loads(data.decode("utf-8"), parse_constant=refuse, parse_float=number)
     except UnicodeDecodeError as exc:
         raise ApiError(400, f"expected a body in UTF-8, found byte {exc.start} that is not", "invalid_json") from exc
     except RecursionError as exc:
         raise ApiError(400, "the body is nested too deeply", "invalid_json") from exc
     except ValueError as exc:
         raise ApiError(400, f"expected a JSON body, found: {exc}", "invalid_json") from exc
+    if opened(data) > MAX_OPENED and _opened_in(found) > MAX_OPENED:
+        raise ApiError(400, f"expected at most {MAX_OPENED} objects and arrays in a body", "invalid_json")
+    return found
+
+
+def opened(data: bytes | bytearray) -> int:
+    """How many objects and arrays a body has at most: brackets in its texts count too."""
+    return data.count(b"[") + data.count(b"{")
+
+
+def _opened_in(value: Any) -> int:
+    found, rest = 0, [value]
+    while rest:
+        one = rest.pop()
+        inner = one.values() if isinstance(one, dict) else one if isinstance(one, list) else None
+        if inner is not None:
+            found += 1
+            rest += [each for each in inner if isinstance(each, dict | list)]
+    return found
 
 
 def read(kind: type[T], body: Any) -> T:

@@ -76,7 +76,7 @@ class Completions:
         request[IGNORED] = parsed.wanted.ignored
         prompt = request.get(ALIAS_PROMPT, "")
         parsed = replace(parsed, messages=instructed(parsed.messages, prompt))
-        runs = await plan_chat(parsed, self._backend, self._config)
+        runs = await plan_chat(parsed, self._backend, self._config, request[USER])
         if prompt:
             public = await asyncio.to_thread(public_tokens, self._backend, self._config, prompt, runs[0].prompt_ids)
             runs = [replace(run, public=public) for run in runs]
@@ -128,7 +128,9 @@ class Completions:
 
     async def _text(self, request: web.Request, parsed: TextRequest) -> web.StreamResponse:
         if parsed.plain:
-            return await self._respond_plain(request, parsed, await plan_text(parsed, self._backend, self._config))
+            return await self._respond_plain(
+                request, parsed, await plan_text(parsed, self._backend, self._config, request[USER])
+            )
 
         def shaped(envelope: tuple[str, int, str], runs: Sequence[RunRequest], spelling: Spelling) -> TextShape:
             return TextShape(*envelope, parsed.wanted, spelling, len(parsed.prompts), self._fingerprint())
@@ -139,7 +141,7 @@ class Completions:
         self, request: web.Request, parsed: TextRequest, shaped: Shaped, voice: Voice
     ) -> web.StreamResponse:
         """Continue prompts, and tell of it in the shape that `shaped` makes and the words of `voice`."""
-        runs = await plan_text(parsed, self._backend, self._config)
+        runs = await plan_text(parsed, self._backend, self._config, request[USER])
         choices: list[Choice] = []
         for index, run in enumerate(runs):
             echoed = ""
@@ -329,7 +331,7 @@ class Completions:
     ) -> None:
         """One run; `spent[index]` becomes the number of its tokens, if it had any."""
         user = request[USER]
-        run = replace(run, prefix={"off": None, "user": user, "shared": ""}[self._config.prefix_cache])
+        run = replace(run, prefix=self._config.shares(user))
         prompt, most = len(run.prompt_ids) + len(run.given), run.max_tokens - len(run.given)
         note = self._book.begin(user, prompt, most, time.time(), request[REQUEST_ID])
         error = None

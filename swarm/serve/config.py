@@ -66,6 +66,7 @@ class GatewayConfig:
     share_invite          whether whoever sees the dashboard may have the invite that this gateway came in by; that of
                           an open swarm is no secret and told anyway
     max_body_bytes        of a request
+    max_bodies_bytes      of all requests under way together; half for one address
     max_running           runs on the ring at once, of each model
     max_running_of        the same for single models, by name
     aliases               (name, model) that requests may use besides the models' own names
@@ -115,6 +116,7 @@ class GatewayConfig:
         False, "let whoever sees the dashboard copy the invite that this gateway came in by", group="http"
     )
     max_body_bytes: int = 4 << 20
+    max_bodies_bytes: int = 256 << 20
     max_running: int = 8
     max_running_of: tuple[tuple[str, int], ...] = ()
     aliases: tuple[tuple[str, str], ...] = option(
@@ -188,3 +190,7 @@ class GatewayConfig:
         choices=("off", "user", "shared"),
         group="http",
     )
+
+    def shares(self, user: str) -> str | None:
+        """Under which name what a user's requests leave behind is kept for later ones; None: not at all."""
+        return {"off": None, "user": user, "shared": ""}[self.prefix_cache]

@@ -21,6 +21,7 @@ from swarm.serve.compat.shapes import MISSING, NOT_OLLAMA, missing
 from swarm.serve.config import GatewayConfig
 from swarm.serve.desks import Desk, Desks
 from swarm.serve.errors import ApiError
+from swarm.serve.intake import Intake
 from swarm.serve.lasting import LastingAnswers
 from swarm.serve.layer_watch import LayerWatch
 from swarm.serve.listen import listening
@@ -31,7 +32,7 @@ from swarm.serve.receipts import Receipts, Verify
 from swarm.serve.snapshot import Progress
 from swarm.serve.state_broadcaster import StateBroadcaster
 from swarm.serve.views import Views, state_registry
-from swarm.serve.web import USER, add_headers, frame, inviting, observer
+from swarm.serve.web import INTAKE, USER, add_headers, frame, inviting, observer
 
 DESKS = web.AppKey("desks", Desks)
 
@@ -71,6 +72,7 @@ def make_app(
     if config.api_keys:
         app.on_response_prepare.append(_tell_limits(allowances))
     app[DESKS] = desks
+    app[INTAKE] = Intake(config.max_bodies_bytes)
     app.on_shutdown.append(_close_hubs)
     app.on_shutdown.append(lasting.close)
     app.cleanup_ctx.extend(desk.layers.watching for desk in desks.all)
@@ -92,6 +94,7 @@ def _asked(desks: Desks, config: GatewayConfig) -> list[web.RouteDef]:
         "/v1/completions": lambda desk: desk.completions.text,
         "/completion": lambda desk: desk.llama.completion,
         "/completions": lambda desk: desk.llama.completion,
+        "/infill": lambda desk: desk.llama.infill,
         "/chat/completions/input_tokens": lambda desk: desk.vocabulary.count,
         "/generate": lambda desk: desk.completions.generate,
         "/v1/responses": lambda desk: desk.responses.create,

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.http import HttpProcessingError
 from aiohttp.log import server_logger
 
@@ -30,6 +30,9 @@ BEHIND_BYTES = 16 << 10
 _READ_BYTES = 64 << 10
 _LAST_WORDS_S = 2.0
 """For what is left to write once all runs have ended."""
+_STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""Says nothing to a client that listens, and is thrown back by the machine of one that is gone."""
+_ASKED_AFTER_S = (0.05, 0.2, 0.5, 2.0)
 
 
 class Entrance:
@@ -65,6 +68,9 @@ class _Guest(asyncio.BufferedProtocol):
 
     What comes behind a request that is being answered waits unread, BEHIND_BYTES of it; then nothing more is read until
     the answer is over. aiohttp would parse it and hold 32 requests or errors of up to 256 KiB.
+
+    A client that closes its half while it is owed an answer of which nothing was told yet (`nc -N`, say) still gets it.
+    One that closed all of it looks the same until something is written, so a few times something that means nothing is.
     """
 
     def __init__(self, entrance: Entrance) -> None:
@@ -75,15 +81,22 @@ class _Guest(asyncio.BufferedProtocol):
         self._answered: web.BaseRequest | None = None
         self._behind = bytearray()
         self._paused = False
+        self._owed = self._telling = False
 
     def begin(self, request: web.BaseRequest) -> None:
         """`request` is being answered."""
         self._answered = request
+        self._telling = False
+
+    def tell(self) -> None:
+        """The answer begins to be sent."""
+        self._telling = True
 
     def end(self) -> None:
         """The answer is over: on with what came behind it."""
         self._answered = None
         waiting, self._behind = bytes(self._behind), bytearray()
+        self._owed = bool(waiting)
         if self._inner is None or self._transport is None or self._transport.is_closing():
             return
         if self._paused:
@@ -111,6 +124,7 @@ class _Guest(asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """What came, also from a port that reads for itself."""
+        self._owed = True
         if self._answered is None or not self._answered.content.is_eof():
             if self._inner is not None:
                 self._inner.data_received(data)
@@ -121,7 +135,22 @@ class _Guest(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool | None:
-        return None if self._inner is None else self._inner.eof_received()
+        if self._inner is None or not self._owed or self._telling:
+            return None
+        asyncio.get_running_loop().call_later(_ASKED_AFTER_S[0], self._ask_after, 0)
+        return True
+
+    def _ask_after(self, times: int) -> None:
+        """Is a client that says no more still there? Writing to one that is not ends the connection."""
+        transport, request = self._transport, self._answered
+        if transport is None or transport.is_closing() or self._telling or not self._owed:
+            return
+        if request is None or not request.content.is_eof() or request.version < HttpVersion11:
+            transport.close()  # what it asked for was never whole, or it cannot be asked
+            return
+        transport.write(_STILL_THERE)
+        if times + 1 < len(_ASKED_AFTER_S):
+            asyncio.get_running_loop().call_later(_ASKED_AFTER_S[times + 1], self._ask_after, times + 1)
 
     def pause_writing(self) -> None:
         if self._inner is not None:
@@ -141,8 +170,8 @@ class _Guest(asyncio.BufferedProtocol):
 def answering(request: web.BaseRequest) -> Iterator[None]:
     """While `request` is answered, what its connection says behind it waits. Of connections that came in by another
     door nothing is known here."""
-    guest = request.transport.get_protocol() if request.transport is not None else None
-    if not isinstance(guest, _Guest):
+    guest = _guest_of(request)
+    if guest is None:
         yield
         return
     guest.begin(request)
@@ -150,6 +179,17 @@ def answering(request: web.BaseRequest) -> Iterator[None]:
         yield
     finally:
         guest.end()
+
+
+def telling(request: web.BaseRequest) -> None:
+    """The answer to `request` begins to be sent: from now on a client that closes its half has left."""
+    if (guest := _guest_of(request)) is not None:
+        guest.tell()
+
+
+def _guest_of(request: web.BaseRequest) -> _Guest | None:
+    guest = request.transport.get_protocol() if request.transport is not None else None
+    return guest if isinstance(guest, _Guest) else None
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from swarm import __version__
 from swarm.serve.body import schemas_of
 from swarm.serve.compat.bodies import (
     CountBody,
+    InfillBody,
     LlamaBody,
     MessagesBody,
     OllamaChatBody,
@@ -34,7 +35,8 @@ Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}
 _ANY: Json = {}
 _OPENAI = (ChatBody, CompletionBody, GenerateBody, TokenizeChatBody, TokenizeTextBody, DetokenizeBody)
-_OTHERS = (ResponsesBody, MessagesBody, CountBody, OllamaChatBody, OllamaGenerateBody, OllamaShowBody, LlamaBody)
+_OLLAMA = (OllamaChatBody, OllamaGenerateBody, OllamaShowBody)
+_OTHERS = (ResponsesBody, MessagesBody, CountBody, *_OLLAMA, LlamaBody, InfillBody)
 _REFUSALS = {
     "400": "the request is wrong; `param` names the field",
     "401": "no known API key",
@@ -103,6 +105,7 @@ def _posted() -> Json:
             path: _post("Continue a text, in llama-server's API", "LlamaBody", native, error="LlamaError")
             for path in ("/completion", "/completions")
         },
+        "/infill": _post("Fill in a text, in llama-server's API", "InfillBody", native, error="LlamaError"),
         "/generate": _post("Continue a text, for the simplest clients", "GenerateBody", _json(generated, "the text")),
         "/tokenize": _post("Token ids of a text or a chat", ("TokenizeChatBody", "TokenizeTextBody"), tokens),
         "/detokenize": _post("Text of token ids", "DetokenizeBody", _json(_object("prompt", "content"), "the text")),

@@ -12,6 +12,7 @@ from swarm.run.api import Draft, Speculation
 from swarm.serve.body import beyond, outside, read, wrong
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.infill import File
 from swarm.serve.messages import read_messages, read_template_options, read_tools
 from swarm.serve.requests import ChatBody, Common, CompletionBody, Conversation, GenerateBody, Sampled
 from swarm.serve.shaping import SHAPING, read_shaping
@@ -75,12 +76,15 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """Prompts to continue: text, or token ids. `plain`: answer in the short shape of /generate."""
+    """Prompts to continue: text, or token ids. `plain`: answer in the short shape of /generate; `suffix`: what comes
+    behind the missing part, where a text is to be filled in, and `files` those that it belongs with."""
 
     wanted: GenerationRequest
     prompts: tuple[str | tuple[int, ...], ...]
     echo: bool = False
     plain: bool = False
+    suffix: str | None = None
+    files: tuple[File, ...] = ()
 
 
 def parse_chat_untrusted(body: Any, config: GatewayConfig) -> ChatRequest:
@@ -118,8 +122,6 @@ def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
     asked = read(CompletionBody, stops_listed(body))
     ignored = beyond(CompletionBody, body, config.strict)
     _refuse_unsupported(asked)
-    if asked.suffix:
-        raise _unsupported("suffix", "text is continued, not filled in")
     wanted = _of_openai(asked, config, 16 if asked.max_tokens is None else asked.max_tokens, asked.logprobs)
     wanted = replace(wanted, ignored=ignored, structure=read_structure(asked))
     if asked.best_of not in (None, wanted.n):
@@ -132,9 +134,13 @@ def parse_completion_untrusted(body: Any, config: GatewayConfig) -> TextRequest:
             "prompt",
             f"expected at most {config.max_choices} answers per request, found {len(prompts)} prompts, n = {wanted.n}",
         )
+    if asked.suffix and not all(isinstance(prompt, str) for prompt in prompts):
+        raise _unsupported("suffix", "between texts alone something can be filled in, not between token ids")
     if asked.echo and wanted.logprobs is not None:
+        if asked.suffix:
+            raise _unsupported("suffix", "what is filled in cannot be scored")
         wanted = _scoring(asked, wanted)
-    return TextRequest(wanted, prompts, asked.echo or False)
+    return TextRequest(wanted, prompts, asked.echo or False, suffix=asked.suffix or None)
 
 
 def _scoring(asked: Sampled, wanted: GenerationRequest) -> GenerationRequest:

@@ -19,12 +19,13 @@ from swarm.serve.backend import Backend
 from swarm.serve.chat_prompt import chat_ids
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.infill import InfillMarks
 from swarm.serve.parse import ChatRequest, GenerationRequest, TextRequest
 from swarm.serve.structured import check_structure
 
 
-async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfig) -> list[RunRequest]:
-    """One run per choice. Raises ApiError 400 or 404."""
+async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfig, of: str) -> list[RunRequest]:
+    """One run per choice, for the user `of`. Raises ApiError 400 or 404."""
     check_model(request.wanted.model, backend)
     template = getattr(backend.tokenizer, "chat_template", None)
     if not template:
@@ -37,7 +38,7 @@ async def plan_chat(request: ChatRequest, backend: Backend, config: GatewayConfi
         raise bad_field("messages", str(exc)) from exc
     except (TemplateError, TypeError, ValueError, KeyError) as exc:
         raise bad_field("messages", f"the chat template of this model refuses these messages: {exc}") from exc
-    await check_structure(request.wanted.structure, backend)
+    await check_structure(request.wanted.structure, backend, config.shares(of))
     return _runs(request.wanted, tuple(prompt), "messages", backend, config, config.default_max_tokens)
 
 
@@ -49,10 +50,11 @@ def public_tokens(backend: Backend, config: GatewayConfig, prompt: str, ids: Seq
     return common(ids, chat_ids(backend, anybody, options))
 
 
-async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfig) -> list[RunRequest]:
-    """One run per prompt and choice, choices of one prompt together. Raises ApiError 400 or 404."""
+async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfig, of: str) -> list[RunRequest]:
+    """One run per prompt and choice, choices of one prompt together, for the user `of`. Raises ApiError 400 or 404."""
     check_model(request.wanted.model, backend)
-    await check_structure(request.wanted.structure, backend)
+    await check_structure(request.wanted.structure, backend, config.shares(of))
+    request = request if request.suffix is None else filled_in(request, request.suffix, backend)
     runs: list[RunRequest] = []
     for prompt in request.prompts:
         if isinstance(prompt, str):
@@ -63,6 +65,17 @@ async def plan_text(request: TextRequest, backend: Backend, config: GatewayConfi
         scored = request.echo and request.wanted.logprobs is not None
         runs += _runs(request.wanted, tuple(ids), "prompt", backend, config, 256, scored)
     return runs
+
+
+def filled_in(request: TextRequest, suffix: str, backend: Backend, param: str = "suffix") -> TextRequest:
+    """The request as one to continue a text. Raises ApiError 400 where the model was not trained for that."""
+    marks = InfillMarks.of(backend.tokenizer)
+    if marks is None:
+        why = "this model continues texts and fills in none: its vocabulary has no marks for it"
+        raise bad_field(param, f"'{param}' is not supported: {why}", "unsupported_parameter")
+    prompts = tuple(marks.prompt(str(prompt), suffix, request.files) for prompt in request.prompts)
+    wanted = replace(request.wanted, stop_token_ids=(*request.wanted.stop_token_ids, *marks.ends))
+    return replace(request, wanted=wanted, prompts=prompts, suffix=None)
 
 
 def check_model(name: str | None, backend: Backend) -> None:

@@ -19,7 +19,7 @@ MAX_PARTS = 1024
 MAX_TOOLS = 128
 MAX_OPTIONS = 64
 MAX_IMAGES = 64
-MAX_STOPS = 16
+MAX_STOPS = 64
 MAX_STOP_CHARS = 512
 MAX_STOP_TOKENS = 256
 MAX_TOP_LOGPROBS = 20
@@ -211,7 +211,9 @@ class CompletionBody(Common, kw_only=True):
         bool, Meta(description="put the prompt before the answer, with its log-probabilities where asked for")
     ] | None = None  # fmt: skip
     best_of: Annotated[int, Meta(ge=1, description="must equal n")] | None = None
-    suffix: Annotated[str, Meta(description="not supported", extra_json_schema={"maxLength": 0})] | None = None
+    suffix: Annotated[
+        str, Meta(description="what comes behind the part that is to be filled in; for models that know how")
+    ] | None = None  # fmt: skip
 
 
 class TextPart(Struct, tag="text", tag_field="type"):

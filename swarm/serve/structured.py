@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,15 +50,16 @@ def read_structure(
     return None
 
 
-async def check_structure(structure: Structure | None, backend: Backend) -> None:
-    """Whether answers can be held to it. Raises ApiError 400 naming the field, within a second."""
+async def check_structure(structure: Structure | None, backend: Backend, of: str | None = "") -> None:
+    """Whether answers can be held to it. Raises ApiError 400 naming the field, within a second. `of`: for whom what is
+    compiled is kept, as `RunRequest.prefix`."""
     compile_ = getattr(backend, "compile", None)
     if structure is None:
         return
     if compile_ is None:
         raise bad_field(structure.param, f"'{structure.param}' is not supported by this gateway's model")
     try:
-        await asyncio.to_thread(compile_, structure.constraint)
+        await compile_(structure.constraint, of)
     except UsageError as error:
         raise bad_field(structure.param, f"'{structure.param}': {error}", "invalid_schema") from error
 

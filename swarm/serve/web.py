@@ -15,12 +15,13 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from swarm.base.errors import SwarmError
-from swarm.serve.body import parse_json_untrusted
+from swarm.serve.body import opened, parse_json_untrusted
 from swarm.serve.compat.shapes import error_body
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, translate
+from swarm.serve.intake import OPENED_BYTES, Holding, Intake
 from swarm.serve.keys import find_user
-from swarm.serve.listen import answering
+from swarm.serve.listen import answering, telling
 from swarm.serve.metrics import RequestMetrics
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ RECEIPT = web.RequestKey("receipt", str)
 IGNORED = web.RequestKey("ignored", tuple[str, ...])
 BODY = web.RequestKey("body", object)
 """The body as it was read, for whoever reads it next."""
+HELD = web.RequestKey("held", Holding)
+INTAKE = web.AppKey("intake", Intake)
 NOTE = web.RequestKey("note", str)
 ALIAS_PROMPT = web.RequestKey("alias_prompt", str)
 """The system prompt of the alias that a request asked for; "" for none."""
@@ -88,6 +91,8 @@ def frame(config: GatewayConfig, *observers: Observe) -> Middleware:
             status = error.status if isinstance(error, web.HTTPException) else 500
             raise
         finally:
+            if HELD in request:
+                request[HELD].release()
             for observe in observers:
                 observe(request, status, time.monotonic() - started)
 
@@ -216,6 +221,7 @@ def add_headers(config: GatewayConfig) -> Callable[[web.Request, web.StreamRespo
     """on_response_prepare hook: also reaches streams and errors made by aiohttp."""
 
     async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+        telling(request)
         for name, value in _SECURITY.items():
             response.headers.setdefault(name, value)
         if REQUEST_ID in request:
@@ -266,7 +272,7 @@ def _id_of(request: web.Request) -> str:
 
 
 async def read_json(request: web.Request, config: GatewayConfig) -> object:
-    """The body, bounded in bytes and time, and read once. Raises ApiError 400, 408, 413 or 415."""
+    """The body, bounded in bytes and time, and read once. Raises ApiError 400, 408, 413, 415 or 503."""
     if BODY in request:
         return request[BODY]
     if request.content_type not in (
@@ -281,17 +287,20 @@ async def read_json(request: web.Request, config: GatewayConfig) -> object:
     if (request.content_length or 0) > config.max_body_bytes:
         raise too_large
     body = bytearray()
+    held = request[HELD] = request.app[INTAKE].of(request.remote or "")
     try:
         async with asyncio.timeout(config.body_timeout_s):
             async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > config.max_body_bytes:
                     raise too_large
+                held.add(len(chunk))
     except TimeoutError as exc:
         text = f"the body did not arrive within {config.body_timeout_s:g} s"
         raise ApiError(408, text, "body_timeout") from exc
     except web.RequestPayloadError as exc:
         raise ApiError(400, "the body does not follow HTTP", "invalid_body") from exc
+    held.add(OPENED_BYTES * opened(body))
     if len(body) > 65536:
         return await asyncio.to_thread(parse_json_untrusted, bytes(body))
     return parse_json_untrusted(bytes(body))

@@ -17,10 +17,10 @@ from swarm.ring.frame import Frame
 from swarm.ring.kept_rows import SentRows, SlotTokens
 from swarm.ring.opening import OpenRun
 from swarm.stage.mtp_session import MTPHost, MTPSession
-from swarm.stage.outbox import Outbox
 from swarm.stage.session import StageSession
 from swarm.stage.session_owner import Owner, owner_untrusted
 from swarm.stage.sessions import Register
+from swarm.stage.unsent import Unsent
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _carry_over(session: StageSession, opening: OpenRun, owner: Owner, peer: Pee
     session.taps = session.block.taps(opening.taps)
     session.last_seq, session.last_replay, session.refused = -1, -1, False
     session.heard, session.measured_back = time.monotonic(), False
-    session.ready, session.outbox = asyncio.Event(), Outbox()
+    session.ready, session.outbox = asyncio.Event(), Unsent()
     session.queue.clear()
 
 

@@ -225,7 +225,7 @@ class StageServer:
         opening = session.opening
         assert opening.sampling.constraint is not None
         try:
-            held_to = await asyncio.to_thread(compiler.held, opening.sampling.constraint)
+            held_to = await compiler.held_soon(opening.sampling.constraint, opening.requester.hex())
         except SwarmError as error:
             if session.opening is opening:
                 session.refuse()

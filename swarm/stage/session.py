@@ -18,8 +18,8 @@ from swarm.ring.kept_rows import SentRows, SlotTokens
 from swarm.ring.opening import OpenRun
 from swarm.ring.receipt_log import Past, StageAccount
 from swarm.stage.mtp_session import MTPSession
-from swarm.stage.outbox import Outbox
 from swarm.stage.session_owner import Owner
+from swarm.stage.unsent import Unsent
 
 MOST_TAPS_WAITING = 8
 """Messages of taps. A requester whose line is slower than they come drafts with less."""
@@ -87,7 +87,7 @@ class StageSession:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     idle: asyncio.Event = field(default_factory=_set_event)
     queue: deque[Arrived] = field(default_factory=deque)
-    outbox: Outbox = field(default_factory=Outbox)
+    outbox: Unsent = field(default_factory=Unsent)
     taps_out: asyncio.Queue[Message] = field(default_factory=lambda: asyncio.Queue(MOST_TAPS_WAITING))
     held: int = 0
     last_seq: int = -1

@@ -51,7 +51,7 @@ class Held:
         self.compiler = Compiler(lettered)
         self.matcher: Matcher | None = None
 
-    def compile(self, constraint: Constraint) -> None:
+    async def compile(self, constraint: Constraint, of: str | None = "") -> None:
         """Raises UsageError."""
         self.matcher = self.compiler.held(self.compiler.ready(constraint, 0))
 

@@ -16,6 +16,7 @@ from swarm.testbed.cluster import LocalRing, LocalSwarm, ProcessPlace
 from tests.lab.lab import HostSpec, Lab, lab
 from tests.lab.test_ring_behind_nats import edges
 from tests.ring.test_processes import expected, folder
+from tests.warm import warm
 
 __all__ = ["folder"]  # a fixture, used by name
 
@@ -55,7 +56,9 @@ async def behind(folder: Path, state: Path, layers: list[tuple[int, int]]) -> As
         inside = ProcessPlace(net.inside("h1"), "0.0.0.0:7000")
         places = *(ProcessPlace(net.inside("s"), f"{here}:{7000 + i}") for i in range(len(layers))), inside
         words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(state / "models"))
-        swarm = LocalSwarm(state, str(folder), arguments=words, places=places, requester=inside, patience=120)
+        swarm = LocalSwarm(
+            state, str(folder), arguments=words, places=places, requester=inside, patience=120, command=warm()
+        )
         ring = LocalRing(swarm, silent)
         try:
             for i, block in enumerate(layers):

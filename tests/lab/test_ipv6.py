@@ -12,6 +12,7 @@ from swarm.base.events import silent
 from swarm.testbed.cluster import LocalRing, LocalSwarm, ProcessPlace
 from tests.lab.lab import HostSpec, Lab, lab
 from tests.lab.test_ring_behind_nats import TOKENS, expected, folder
+from tests.warm import warm
 
 pytestmark = pytest.mark.lab
 __all__ = ["folder"]
@@ -44,7 +45,13 @@ async def test_a_ring_over_ipv6_alone_whose_node_may_move(folder: Path, tmp_path
         places = [ProcessPlace(net.inside(host), "[::]:7000") for host in net.hosts]
         words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(tmp_path / "models"), "--no-lan")
         swarm = LocalSwarm(
-            tmp_path, model=str(folder), arguments=words, places=(*places[:2],), requester=places[2], patience=120
+            tmp_path,
+            model=str(folder),
+            arguments=words,
+            places=(*places[:2],),
+            requester=places[2],
+            patience=120,
+            command=warm(),
         )
         ring = LocalRing(swarm, silent)
         try:

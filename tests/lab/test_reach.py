@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -21,6 +22,7 @@ NODE = str(Path(__file__).with_name("reach_node.py"))
 MODES: tuple[Mode, ...] = get_args(Mode)
 PORT = 7000
 READY_SECONDS = 3.0
+DIRECT = ("direct", "reverse", "punched")
 
 
 def direct_is_possible(a: Mode, b: Mode) -> bool:
@@ -45,10 +47,10 @@ Pair = tuple[str, str]
 
 
 async def reach_all(
-    rounds: Iterable[Sequence[Pair]], net: Lab, nodes: dict[str, ChildProcess]
+    rounds: Iterable[Sequence[Pair]], net: Lab, nodes: dict[str, ChildProcess], commands: Counter[str]
 ) -> dict[Pair, dict[str, object]]:
-    """Let the first host of each pair reach the second: one round after the other, the pairs of a round at once."""
-    commands = dict.fromkeys(nodes, 0)
+    """Let the first host of each pair reach the second: one round after the other, the pairs of a round at once.
+    commands: how many each host was given so far."""
 
     async def told(host: str, words: str, event: str) -> dict[str, object]:
         commands[host] += 1
@@ -65,6 +67,20 @@ async def reach_all(
         results = await asyncio.gather(*(reach(*pair) for pair in pairs))
         found.update(zip(pairs, results, strict=True))
     return found
+
+
+async def reach_again(
+    found: dict[Pair, dict[str, object]], net: Lab, nodes: dict[str, ChildProcess], commands: Counter[str]
+) -> None:
+    """Let pairs whose way was no direct one, or took long, try twice more, each alone. Ways race: on a busy machine a
+    relay may come in first now and then; where the direct way cannot work, it does so every time."""
+    for _ in range(2):
+        late = [
+            pair
+            for pair, result in found.items()
+            if result["edge"] not in DIRECT or float(str(result["seconds"])) > READY_SECONDS
+        ]
+        found.update(await reach_all([[pair] for pair in late], net, nodes, commands))
 
 
 def table(kinds: dict[tuple[Mode, Mode], dict[str, object]]) -> str:
@@ -84,7 +100,7 @@ async def test_every_pair_of_nat_kinds(tmp_path: Path, capsys: pytest.CaptureFix
         n = len(MODES)
         # In every round each host has one part: they are apart, and time is spent on their distances.
         rounds = [[(f"h{2 * i + 1}", f"h{2 * ((i + shift) % n) + 2}") for i in range(n)] for shift in range(n)]
-        found = await reach_all(rounds, net, nodes)
+        found = await reach_all(rounds, net, nodes, Counter())
     kinds = {(a, b): found[f"h{2 * i + 1}", f"h{2 * j + 2}"] for i, a in enumerate(MODES) for j, b in enumerate(MODES)}
     (tmp_path / "reach.json").write_text(json.dumps(list(found.values()), indent=1))
     with capsys.disabled():
@@ -92,8 +108,7 @@ async def test_every_pair_of_nat_kinds(tmp_path: Path, capsys: pytest.CaptureFix
     wrong = {
         pair: result
         for pair, result in kinds.items()
-        if (result["edge"] in ("direct", "reverse", "punched")) != direct_is_possible(*pair)
-        or float(str(result["seconds"])) > READY_SECONDS
+        if (result["edge"] in DIRECT) != direct_is_possible(*pair) or float(str(result["seconds"])) > READY_SECONDS
     }
     assert not wrong
 
@@ -106,9 +121,11 @@ async def test_near_and_far_hosts_begin_at_once(tmp_path: Path, capsys: pytest.C
         for host, child in zip(net.hosts, await asyncio.gather(*(start(net, h) for h in net.hosts)), strict=True):
             nodes[host] = child
         pairs = [(a, b) for a in net.hosts for b in net.hosts if a != b]
-        found = (await reach_all([[pair] for pair in pairs], net, nodes)).values()
+        commands = Counter[str]()
+        reached = await reach_all([[pair] for pair in pairs], net, nodes, commands)
+        await reach_again(reached, net, nodes, commands)
+    found = reached.values()
     with capsys.disabled():
         print("\n" + "\n".join(f"{r['asker']} {r['target']} {r['edge']} {r['seconds']} {r['rtt_ms']}" for r in found))
-    # It is a race: on a busy machine the relay may come in first for one pair, which is right, only slower.
-    assert sum(r["edge"] == "punched" for r in found) >= len(pairs) - 1, found
+    assert all(r["edge"] == "punched" for r in found), found
     assert all(float(str(r["seconds"])) < READY_SECONDS for r in found), found

@@ -15,6 +15,7 @@ from swarm.base.events import silent
 from swarm.testbed.cluster import LocalRing, LocalSwarm, ProcessPlace
 from tests.lab.lab import HostSpec, lab
 from tests.swarm.serve.tiny import tiny_tokenizer
+from tests.warm import warm
 
 pytestmark = pytest.mark.lab
 
@@ -78,7 +79,13 @@ async def test_a_ring_of_nodes_that_cannot_be_dialled_generates_and_verifies(fol
         hidden = [ProcessPlace(net.inside(host), "0.0.0.0:7000") for host in net.hosts]
         words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(tmp_path / "models"))
         swarm = LocalSwarm(
-            tmp_path, model=str(folder), arguments=words, places=(home, *hidden[:3]), requester=hidden[3], patience=120
+            tmp_path,
+            model=str(folder),
+            arguments=words,
+            places=(home, *hidden[:3]),
+            requester=hidden[3],
+            patience=120,
+            command=warm(),
         )
         ring = LocalRing(swarm, silent)
         try:

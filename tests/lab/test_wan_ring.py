@@ -13,6 +13,7 @@ import pytest
 from swarm.testbed.cluster import LocalRing, LocalSwarm, local_ring
 from tests.lab.lab import HostSpec, Lab, lab
 from tests.ring.test_processes import LAYERS, busy, expected, folder
+from tests.warm import warm
 
 __all__ = ["folder"]  # a fixture, used by name
 
@@ -24,13 +25,19 @@ BAD = HostSpec(delay_ms=10.0, loss_percent=1.0, jitter_ms=5.0)
 
 @asynccontextmanager
 async def wan(
-    folder: Path, state: Path, host: HostSpec, layers: list[tuple[int, int]] = LAYERS
+    folder: Path,
+    state: Path,
+    host: HostSpec,
+    layers: list[tuple[int, int]] = LAYERS,
+    command: tuple[str, ...] | None = None,
 ) -> AsyncIterator[tuple[Lab, LocalRing]]:
     """A node for each of `layers` and a requester, each on a host of this kind; the requester's is the last."""
     words = ("--cpu", "--threads", "1", "--dtype", "float32", "--models", str(state / "models"))
     async with lab(*(host,) * (len(layers) + 1), single_packets=True) as net:
         *places, asker = (net.place(name) for name in net.hosts)
-        swarm = LocalSwarm(state, str(folder), arguments=words, places=tuple(places), requester=asker)
+        swarm = LocalSwarm(
+            state, str(folder), arguments=words, places=tuple(places), requester=asker, command=command or warm()
+        )
         async with local_ring(swarm, layers) as ring:
             yield net, ring
 
@@ -46,16 +53,16 @@ async def test_a_lossy_jittery_path_and_a_partition_change_no_token(folder: Path
         drafted = await ring.generate("Hello there", "--max-tokens", "40", "--draft", "suffix", *common)
         assert drafted["token_ids"] == expected(folder, drafted["prompt_token_ids"], 40)
         quiet = await packets(net, "h4")
-        words = ("--max-tokens", "150", "--speculation", "plain", *common)
+        words = ("--max-tokens", "100", "--speculation", "plain", *common)
         asking = asyncio.create_task(ring.generate("Once upon", *words))
-        while await packets(net, "h4") < quiet + 200:  # the requester is well under way
+        while await packets(net, "h4") < quiet + 120:  # the requester is well under way
             await asyncio.sleep(0.05)
             assert not asking.done()
         net.link("h2", "down")
         await asyncio.sleep(3.0)
         net.link("h2", "up")
         result = await asking
-        assert result["token_ids"] == expected(folder, result["prompt_token_ids"], 150)
+        assert result["token_ids"] == expected(folder, result["prompt_token_ids"], 100)
         assert result["finish_reason"] == "length"
 
 
@@ -94,7 +101,8 @@ async def status(ring: LocalRing) -> dict[str, Any]:
 async def test_long_loss_and_jitter(folder: Path, tmp_path: Path, minutes: int) -> None:
     """Every answer is exact, and no node grows."""
     common = ("--ignore-eos", "--models", str(tmp_path / "models"), "--max-tokens", "200", "--draft", "suffix")
-    async with wan(folder, tmp_path, HostSpec(delay_ms=12.5, loss_percent=1.0, jitter_ms=10.0)) as (_, ring):
+    host = HostSpec(delay_ms=12.5, loss_percent=1.0, jitter_ms=10.0)
+    async with wan(folder, tmp_path, host, command=LocalSwarm.command) as (_, ring):
         begun = asyncio.get_running_loop().time()
         sizes: list[dict[int, tuple[int, int]]] = []
         while asyncio.get_running_loop().time() < begun + 60 * minutes:

@@ -112,7 +112,8 @@ async def test_a_run_is_free_at_once_however_it_ended(tiny_folder: Path, tmp_pat
     """Nothing of it, here or at its stages, waits for Python's collector, which comes by after hours beside torch."""
 
     async def one(number: int) -> None:
-        wanted = RunRequest(PROMPT[: 5 + number], max_tokens=8, speculation=MODES[number % 4], patience_s=0.0)
+        patience_s, mode = 0.0 if end == "refused" else 30.0, MODES[number % 4]
+        wanted = RunRequest(PROMPT[: 5 + number], max_tokens=8, speculation=mode, patience_s=patience_s)
         lost = False
         async with aclosing(ring.desk.run(wanted, tmp_path / "receipt.json")) as events:
             async for event in events:

@@ -20,6 +20,8 @@ from receipts.format.errors import Refusal
 from swarm.model.block import Block, load_block
 from swarm.model.files.checkpoint import Checkpoint, open_model
 from swarm.model.files.store import ModelStore
+from swarm.model.own_kernels import OwnKernels
+from swarm.model.quant.native import library
 from swarm.model.sampler import Sampling
 from swarm.recheck.auditor import RingAuditor
 from swarm.recheck.recompute import groups
@@ -83,11 +85,12 @@ async def audited(
     return await asyncio.to_thread(verify, path.read_bytes(), options)
 
 
-def replaying(path: Path, checkpoint: Checkpoint, group_bytes: int | None = None) -> Options:
+def replaying(
+    path: Path, checkpoint: Checkpoint, group_bytes: int | None = None, own: OwnKernels | None = None
+) -> Options:
     secrets = secrets_untrusted(path.with_suffix(".secrets.json").read_bytes())
-    return Options(
-        model=checkpoint.manifest, replayer=ModelReplayer(checkpoint, Decodes(words), group_bytes), secrets=secrets
-    )
+    replayer = ModelReplayer(checkpoint, Decodes(words), group_bytes, own=own)
+    return Options(model=checkpoint.manifest, replayer=replayer, secrets=secrets)
 
 
 def words(ids: Sequence[int]) -> str:
@@ -187,15 +190,28 @@ async def test_replay_and_audit_know_every_sampler(
         assert (await audited(ring, path, wide)).exit_code == 0
 
 
-async def test_replay_of_bfloat16_allows_near_ties_only(wide: Checkpoint, tmp_path: Path) -> None:
+async def test_replay_of_bfloat16_is_exact_by_its_kernels_and_allows_near_ties_in_float32(
+    wide: Checkpoint, tmp_path: Path
+) -> None:
+    ours = OwnKernels("", torch.bfloat16, "expanded", 1, row_invariant=True) if library() is not None else None
+
+    async def replayed(path: Path, own: OwnKernels | None) -> Verdict:
+        return await asyncio.to_thread(verify, path.read_bytes(), replaying(path, wide, own=own))
+
     async with signed_ring(wide, SPANS, tmp_path, dtype=torch.bfloat16) as ring:
-        path = await receipt_of(ring, 40)
-        verdict = await asyncio.to_thread(verify, path.read_bytes(), replaying(path, wide))
-        assert verdict.refusal is None and verdict.exit_code in (0, 4), verdict.line
+        for speculation in ("plain", "tree"):
+            path = await receipt_of(ring, 40, speculation)
+            verdict = await replayed(path, None)
+            assert verdict.refusal is None and verdict.exit_code in (0, 4), verdict.line
+            if ours is not None:
+                verdict = await replayed(path, ours)
+                assert (verdict.exit_code, verdict.level) == (0, Level.REPLAYED), verdict.line
+                assert "EXACT: 40/40 tokens equal" in str(verdict.claims)
     async with signed_ring(wide, SPANS, tmp_path / "lie", dtype=torch.bfloat16, twists={1: LIES["int4"]}) as ring:
         path = await receipt_of(ring, 40)
-        verdict = await asyncio.to_thread(verify, path.read_bytes(), replaying(path, wide))
-        assert verdict.refusal is Refusal.REPLAY, verdict.line
+        for own in (None, ours):
+            verdict = await replayed(path, own)
+            assert verdict.refusal is Refusal.REPLAY, verdict.line
 
 
 async def test_an_invented_run_has_good_signatures_and_no_more(

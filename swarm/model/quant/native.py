@@ -30,6 +30,8 @@ ISAS = ("plain", "avx2", "avx512-vnni", "avx512-bf16", "amx")
 AMX = ISAS.index("amx")
 
 
+_MOST_KEPT = 16 << 20
+"""Numbers of a scratch that a thread keeps."""
 _AS_USUAL = 1000
 """Added to the number of a plain type: the matrix lies as usual, not in panels."""
 
@@ -167,6 +169,17 @@ class Library:
                 self._lib.swarm_batched(self.best_isa, table.ctypes.data, many, columns, rows, outs, usual, *crew)
             )
         return out
+
+    def scratch(self, numbers: int) -> torch.Tensor:
+        """float32 [numbers] for what a call is given: this thread's own memory, which the next asker overwrites. To
+        get fresh pages costs several times what it costs to fill them."""
+        kept: torch.Tensor | None = getattr(self._local, "scratch", None)
+        if kept is None or len(kept) < numbers:
+            with torch.inference_mode(False):  # else nobody could write to it outside of that mode
+                kept = torch.empty(numbers)
+            if numbers <= _MOST_KEPT:
+                self._local.scratch = kept
+        return kept[:numbers]
 
     def _products(self, operands: Sequence[Operand], x: torch.Tensor, outs: Sequence[torch.Tensor], isa: int) -> None:
         words: list[int] = []

@@ -42,7 +42,7 @@ from swarm.serve.parse import parse_chat_untrusted, prefilled
 from swarm.serve.plan import plan_chat
 from swarm.serve.stream import EventStream
 from swarm.serve.voice import Event, Json, delta_of
-from swarm.serve.web import ALIAS_PROMPT, IGNORED, REQUEST_ID, read_json
+from swarm.serve.web import ALIAS_PROMPT, IGNORED, REQUEST_ID, USER, read_json
 
 _SAME = ("model", "temperature", "top_p", "top_k")
 
@@ -72,7 +72,7 @@ class AnthropicViews:
         parsed = parse_chat_untrusted(prefilled({**chat_body(asked), "max_tokens": 1}), self._config)
         request[IGNORED] = (*beyond(MessagesBody, body, self._config.strict), *left_out)
         parsed = replace(parsed, messages=instructed(parsed.messages, request.get(ALIAS_PROMPT, "")))
-        runs = await plan_chat(fitted(parsed), self._backend, self._config)
+        runs = await plan_chat(fitted(parsed), self._backend, self._config, request[USER])
         return web.json_response({"input_tokens": len(runs[0].prompt_ids)})
 
 

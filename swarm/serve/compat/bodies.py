@@ -96,6 +96,20 @@ class LlamaBody(Struct, kw_only=True):
     return_progress: bool | None = None
 
 
+class InfillFile(Struct, kw_only=True):
+    text: str
+    filename: str | None = None
+
+
+class InfillBody(LlamaBody, kw_only=True):
+    """POST /infill, as llama-server has it: what stands between two texts."""
+
+    prompt: Annotated[str, Meta(description="what the missing part begins with")] = ""
+    input_prefix: str
+    input_suffix: str
+    input_extra: Annotated[list[InfillFile], Meta(max_length=MAX_PARTS)] | None = None
+
+
 # Anthropic
 
 
@@ -274,8 +288,8 @@ class OllamaGenerateBody(OllamaCommon, kw_only=True):
     prompt: str | None = None
     system: str | None = None
     images: Images | None = None
-    suffix: Unsupported = None
-    raw: Unsupported = None
+    suffix: Annotated[str, Meta(description="what comes behind the part that is to be filled in")] | None = None
+    raw: Annotated[bool, Meta(description="continue the prompt as it stands, without the chat template")] | None = None
 
 
 class OllamaShowBody(Struct, kw_only=True):

@@ -18,11 +18,12 @@ from swarm.run.api import CommittedTokens, RunRequest, RunResult
 from swarm.serve.answer import AnswerShape, Choice, run_facts
 from swarm.serve.backend import Backend
 from swarm.serve.body import read
-from swarm.serve.compat.bodies import LlamaBody, LlamaPrompt
+from swarm.serve.compat.bodies import InfillBody, LlamaBody, LlamaPrompt
 from swarm.serve.compat.shapes import llama_error
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError, bad_field
+from swarm.serve.infill import File
 from swarm.serve.logprobs import Entry
 from swarm.serve.parse import (
     TextRequest,
@@ -31,6 +32,7 @@ from swarm.serve.parse import (
     prefilled,
     stops_listed,
 )
+from swarm.serve.plan import filled_in
 from swarm.serve.stream import EventStream
 from swarm.serve.timings import timings
 from swarm.serve.voice import Event, Json, OpenAIVoice
@@ -55,6 +57,17 @@ class LlamaViews:
         asked = read(LlamaBody, stops_listed(await read_json(request, self._config)))
         prompts = await asyncio.to_thread(self._prompts, asked)
         parsed = parse_completion_untrusted(self._in_openais_words(asked, prompts), self._config)
+        return await self._continue(request, asked, parsed)
+
+    async def infill(self, request: web.Request) -> web.StreamResponse:
+        """POST /infill: what stands between two texts."""
+        asked = read(InfillBody, stops_listed(await read_json(request, self._config)))
+        parsed = parse_completion_untrusted(self._in_openais_words(asked, [asked.input_prefix]), self._config)
+        files = tuple(File(each.filename or "tmp", each.text) for each in asked.input_extra or ())
+        parsed = filled_in(replace(parsed, files=files), asked.input_suffix, self._backend, "input_suffix")
+        return await self._continue(request, asked, replace(parsed, prompts=(str(parsed.prompts[0]) + asked.prompt,)))
+
+    async def _continue(self, request: web.Request, asked: LlamaBody, parsed: TextRequest) -> web.StreamResponse:
         wanted = parsed.wanted
         if asked.post_sampling_probs and not _unchanged(parsed):
             why = "probabilities are told of the model's own distribution; with temperature 1 alone it is what is drawn"

@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 from msgspec import to_builtins
 
+from swarm.model.text.spelling import Spelling
 from swarm.run.api import RunRequest, RunResult
+from swarm.serve.answer import TextShape
 from swarm.serve.arguments import for_client, text_of
 from swarm.serve.backend import Backend
 from swarm.serve.body import outside, read
@@ -30,7 +33,8 @@ from swarm.serve.compat.shapes import asked_by, fitted, given, no_pictures, said
 from swarm.serve.completions import Completions
 from swarm.serve.config import GatewayConfig
 from swarm.serve.errors import ApiError
-from swarm.serve.parse import parse_chat_untrusted, prefilled, stops_listed
+from swarm.serve.infill import InfillMarks
+from swarm.serve.parse import parse_chat_untrusted, parse_completion_untrusted, prefilled, stops_listed
 from swarm.serve.plan import check_model
 from swarm.serve.stream import EventStream
 from swarm.serve.tools import Marks
@@ -62,6 +66,8 @@ class OllamaViews:
         asked = read(OllamaGenerateBody, _stops_listed(await read_json(request, self._config)))
         if not asked.prompt:
             return web.json_response(self._loaded({"response": ""}, asked))
+        if asked.raw or asked.suffix:
+            return await self._continue(request, asked)
         voice = OllamaVoice(self._backend.manifest.model, chat=False)
         return await self._converse(request, generate_body(asked), voice)
 
@@ -87,6 +93,7 @@ class OllamaViews:
                 "capabilities": [
                     "completion",
                     *(["tools"] if template else []),
+                    *(["insert"] if InfillMarks.of(self._backend.tokenizer) is not None else []),
                     *(["thinking"] if (marks := Marks.of(template)).thoughts or marks.harmony else []),
                 ],
                 "modified_at": self._since,
@@ -101,6 +108,21 @@ class OllamaViews:
         with said_of("format"):
             parsed = asked_by(parse_chat_untrusted(prefilled(asked), self._config), "format")
         return await self._completions.converse(request, fitted(parsed), voice)
+
+    async def _continue(self, request: web.Request, asked: OllamaGenerateBody) -> web.StreamResponse:
+        """A bare prompt, or one with a text behind the missing part."""
+        _check_bare(asked)
+        body = {"max_tokens": self._config.default_max_tokens, **_options(asked), "prompt": asked.prompt or ""}
+        body.pop("chat_template_kwargs", None)  # "think": false
+        with said_of("format"):
+            parsed = parse_completion_untrusted({**body, **given(suffix=asked.suffix)}, self._config)
+        parsed = replace(parsed, wanted=replace(parsed.wanted, fit=True))
+
+        def shaped(envelope: tuple[str, int, str], runs: Sequence[RunRequest], spelling: Spelling) -> TextShape:
+            return TextShape(*envelope, parsed.wanted, spelling, 1)
+
+        voice = OllamaTextVoice(self._backend.manifest.model, chat=False)
+        return await self._completions.continue_text(request, parsed, shaped, voice)
 
     def _loaded(self, answer: Json, asked: OllamaCommon) -> Json:
         """The answer to an empty request, by which clients have a model loaded."""
@@ -141,11 +163,18 @@ def generate_body(asked: OllamaGenerateBody) -> Json:
     """Body of /api/generate as a chat of one message. Raises ApiError 400."""
     if asked.images:
         raise no_pictures("images")
-    for name, why in (("suffix", "text is continued, not filled in"), ("raw", "use /v1/completions for a bare prompt")):
-        if getattr(asked, name):
-            raise ApiError(400, f"'{name}' is not supported: {why}", "unsupported_parameter", name)
     messages = [{"role": "system", "content": asked.system}] if asked.system else []
     return {**_options(asked), "messages": [*messages, {"role": "user", "content": asked.prompt or ""}]}
+
+
+def _check_bare(asked: OllamaGenerateBody) -> None:
+    """What has no place without the chat template is refused, as ollama does it."""
+    if asked.images:
+        raise no_pictures("images")
+    for name in ("system", "think"):
+        if getattr(asked, name):
+            why = "'raw' and 'suffix' go without the chat template, which alone knows of it"
+            raise ApiError(400, f"'{name}' is not supported here: {why}", "unsupported_parameter", name)
 
 
 def _message(item: OllamaMessage, path: str, index: int) -> Json:
@@ -254,6 +283,18 @@ class OllamaVoice:
         if calls:
             said["tool_calls"] = [_call_told(call["function"]) for call in calls]
         return {"message": said}
+
+
+class OllamaTextVoice(OllamaVoice):
+    """As /api/generate says what continues a text."""
+
+    def chunk(self, chunk: Json) -> Sequence[Event]:
+        text = "".join(choice["text"] for choice in chunk["choices"])
+        return (self._line({"content": text}),) if text else ()
+
+    def whole(self, body: Json, results: Sequence[RunResult]) -> Json:
+        told = {"message": {"content": body["choices"][0]["text"]}}
+        return super().whole({**body, "choices": [told]}, results)
 
 
 def _call_told(function: Mapping[str, Any]) -> Json:

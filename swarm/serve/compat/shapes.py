@@ -20,12 +20,13 @@ OLLAMA_PATHS = frozenset(
 )
 NOT_OLLAMA = ("embed", "embeddings", "pull", "push", "create")
 """What ollama's clients know an address under /api for and this gateway has not."""
-LLAMA_PATHS = frozenset("/completion /completions /chat/completions /chat/completions/input_tokens /slots".split())
+LLAMA_PATHS = frozenset(
+    "/completion /completions /infill /chat/completions /chat/completions/input_tokens /slots".split()
+)
 MISSING = {
     "/v1/embeddings": "embeddings",
     "/embedding": "embeddings",
     "/embeddings": "embeddings",
-    "/infill": "fill-ins",
     "/rerank": "rankings",
     "/reranking": "rankings",
     "/v1/rerank": "rankings",

@@ -12,9 +12,10 @@ export class ApiError extends Error {
 
 let asking = null;
 
-/** Ask the person for a key; resolves when there is one. One dialog at a time. */
-function askForKey() {
+/** Ask the person for a key; resolves when there is one. One dialog at a time. `refused`: the key that was not taken. */
+function askForKey(refused) {
   asking ??= new Promise((resolve) => {
+    document.getElementById("refused").hidden = !refused;
     const dialog = document.getElementById("ask");
     const field = document.getElementById("key");
     field.value = "";
@@ -35,7 +36,7 @@ async function send(path, options = {}) {
     const headers = { ...(options.headers || {}), ...(key ? { Authorization: `Bearer ${key}` } : {}) };
     const response = await fetch(path, { ...options, headers });
     if (response.status === 401) {
-      await askForKey();
+      if (key === sessionStorage.getItem(KEY)) await askForKey(key); // else another request asked meanwhile
       continue;
     }
     if (!response.ok) {

@@ -2,7 +2,7 @@
 
 import { ApiError, LostError, ask, resume, stop } from "./api.js";
 import { h, morph, plural, rate } from "./dom.js";
-import { conversations, forget, keep, keepOptions, newId, options, recall, show, shown, title } from "./keep.js";
+import { conversations, forget, keep, keepOptions, newId, onElsewhere, options, recall, show, shown, title } from "./keep.js";
 import { markdown, parted } from "./markdown.js";
 import { waitingFor } from "./waiting.js";
 
@@ -18,7 +18,7 @@ function turnView(turn, index) {
   const key = `${chat.id}-${index}`;
   if (turn.role === "user") {
     return h("article", { class: "turn mine", "data-key": key, "aria-label": "You" }, h("h2", {}, "You"),
-      h("p", { class: "said" }, turn.text),
+      h("p", { class: "said", dir: "auto" }, turn.text),
       h("p", { class: "deeds" }, h("button", { type: "button", class: "deed", "data-action": "edit-turn", "data-index": index }, "Edit")));
   }
   const { thought, said } = parted(turn.text);
@@ -108,10 +108,10 @@ function send() {
   if (!text) return;
   field().value = "";
   grow();
-  if (editing !== null) {
-    // What was said stays in the history as it was; the conversation goes on in a copy from here.
+  if (editing !== null || chat.gone) {
+    // What was said stays in the history as it was, or deleted; the conversation goes on in a copy from here.
     keep(chat);
-    chat = { id: newId(), updated: 0, turns: chat.turns.slice(0, editing) };
+    chat = { id: newId(), updated: 0, turns: chat.turns.slice(0, editing ?? chat.turns.length) };
     editing = null;
     show(chat.id);
   }
@@ -169,7 +169,7 @@ async function follow(where, turn, open) {
       console.debug("answer", error instanceof LostError ? "cut" : error);
       turn.lost = true;
       draw();
-      await new Promise((resolve) => setTimeout(resolve, pause));
+      await passed(pause, signal);
       pause = Math.min(pause * 2, 8000);
       open = (again) => resume(turn.name, turn.number, again);
     }
@@ -179,6 +179,12 @@ async function follow(where, turn, open) {
   showBusy();
   draw();
 }
+
+/** So many milliseconds, or until the signal. */
+const passed = (ms, signal) => new Promise((resolve) => {
+  const timer = setTimeout(resolve, ms);
+  signal.addEventListener("abort", () => resolve(clearTimeout(timer)), { once: true });
+});
 
 function take(turn, chunk) {
   const delta = chunk.choices[0]?.delta || {};
@@ -236,14 +242,22 @@ function drawHistory() {
   const all = conversations();
   morph(byId("past"), all.length ? all.map((one) => h("li", { "data-key": one.id },
     h("button", { type: "button", class: "pick", "data-action": "pick", "data-id": one.id, "aria-current": one.id === chat.id ? "true" : null },
-      h("span", {}, title(one)), h("span", { class: "sub" }, new Date(one.updated).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }))),
+      h("span", { dir: "auto" }, title(one)), h("span", { class: "sub" }, new Date(one.updated).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }))),
     h("button", { type: "button", class: "deed", "data-action": "forget", "data-id": one.id, "aria-label": `Delete: ${title(one)}` }, "Delete")))
     : h("li", { class: "nothing" }, "None yet."));
+}
+
+/** What another tab made of the conversation shown here: gone on with it, or deleted it. */
+function elsewhere(id, found) {
+  if (id !== chat.id) return;
+  if (!found) chat.gone = true;
+  else if (!going && editing === null) enter(found);
 }
 
 function drop(id) {
   forget(id);
   if (id === chat.id) {
+    chat.gone = true; // its answer may be kept once more when it ends
     stopAnswer();
     going = null;
     enter({ id: newId(), updated: 0, turns: [] });
@@ -318,6 +332,7 @@ export function startChat() {
       showBusy();
     }
   });
+  onElsewhere(elsewhere);
   const before = shown();
   const found = before && recall(before);
   if (found) enter(found);

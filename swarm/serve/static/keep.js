@@ -29,7 +29,14 @@ function write(key, value) {
   }
 }
 
-/** All of them, the latest first: {id, updated, turns}. */
+/** Call `heard` with the id and the content (null: deleted) of a conversation that another tab wrote. */
+export function onElsewhere(heard) {
+  addEventListener("storage", ({ key }) => {
+    if (key?.startsWith(PREFIX)) heard(key.slice(PREFIX.length), read(key));
+  });
+}
+
+/** All of them, the latest first: {id, updated, turns}; one with `gone` was deleted and is not kept again. */
 export function conversations() {
   const found = [];
   try {
@@ -45,7 +52,7 @@ export function conversations() {
 }
 
 export function keep(chat) {
-  if (!chat.turns.length) return;
+  if (!chat.turns.length || chat.gone) return;
   chat.updated = Date.now();
   write(PREFIX + chat.id, chat);
   for (const old of conversations().slice(MOST)) forget(old.id);

@@ -1,5 +1,5 @@
-// Markdown as models write it, as DOM nodes. markdown-it reads it (HTML in an answer stays text, images become links to
-// nothing outside), DOMPurify looks over what came out, and what the page's policy forbids (style attributes) is a class.
+// Markdown as models write it, as DOM nodes. markdown-it reads it (HTML in an answer stays text, a picture becomes a link,
+// since nothing outside is asked for), DOMPurify looks over what came out, and what the page's policy forbids (style attributes) is a class.
 
 import "./vendor/markdown-it-15.0.3.min.js";
 import "./vendor/dompurify-3.5.0.min.js";
@@ -10,9 +10,15 @@ const { markdownit, DOMPurify } = globalThis;
 const TAGS = ("p br hr strong em s code pre h1 h2 h3 h4 h5 h6 blockquote ul ol li table thead tbody tr th td a").split(" ");
 const ATTRIBUTES = ["href", "title", "start", "class"];
 const HEADINGS = "h1, h2, h3, h4, h5, h6";
+const BLOCKS = `p, ul, ol, blockquote, table, ${HEADINGS}`; // each is set in the direction of its own first words
 const HIGHEST = 3; // headings of an answer stand below the page's own
 
-const reader = markdownit({ html: false, linkify: true, breaks: true }).disable("image");
+const reader = markdownit({ html: false, linkify: true, breaks: true });
+reader.renderer.rules.image = (tokens, index, options, env, self) => {
+  const words = reader.utils.escapeHtml(self.renderInlineAsText(tokens[index].children, options, env) || "picture");
+  const depth = tokens.slice(0, index).reduce((sum, { type }) => sum + (type === "link_open") - (type === "link_close"), 0);
+  return depth ? words : `<a href="${reader.utils.escapeHtml(tokens[index].attrGet("src"))}">${words}</a>`;
+};
 reader.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 for (const cell of ["th_open", "td_open"]) {
   reader.renderer.rules[cell] = (tokens, index, options, env, self) => {
@@ -32,6 +38,8 @@ export function markdown(text) {
   for (const heading of headings) {
     heading.replaceWith(h(`h${Math.min(6, HIGHEST + levels.indexOf(heading.tagName))}`, {}, [...heading.childNodes]));
   }
+  for (const pre of box.querySelectorAll("pre")) pre.dir = "ltr";
+  for (const block of box.querySelectorAll(BLOCKS)) if (!block.parentElement.closest("[dir]")) block.dir = "auto";
   for (const link of box.querySelectorAll("a")) {
     link.target = "_blank";
     link.rel = "noopener noreferrer nofollow";

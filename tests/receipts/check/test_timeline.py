@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from receipts.check.run import ReceiptRun
-from receipts.check.timeline import svg_timeline, text_timeline, timeline
+from receipts.check.timeline import svg_timeline, text_timeline, timeline, timeline_shapes
 from receipts.check.verify import verify
 from receipts.format.opening import Replan
 from receipts.format.statement import Statement
@@ -49,6 +49,17 @@ def test_every_published_run_fits_and_its_picture_is_xml(path: Path, width: int)
     root = ElementTree.fromstring(svg_timeline(line, "<a & b>"))
     boxes = [box for box in root.iter("{http://www.w3.org/2000/svg}rect")][1:]
     assert boxes and all(float(box.get("x", "0")) + float(box.get("width", "0")) <= 190 + 620 + 1 for box in boxes)
+
+
+def test_a_long_reason_stands_whole_below_the_picture() -> None:
+    line = timeline(recovered())
+    reason = " ".join(f"word{number}" for number in range(60))
+    rings = (replace(line.rings[0], reason=reason), *line.rings[1:])
+    drawn, height = timeline_shapes(replace(line, rings=rings))
+    rows = ["".join(ElementTree.fromstring(shape).itertext()) for shape in drawn if shape.startswith("<text")]
+    assert reason in " ".join(rows) and max(map(len, rows)) <= 140
+    lowest = max(float(ElementTree.fromstring(shape).get("y", "0")) for shape in drawn if shape.startswith("<text"))
+    assert lowest < height
 
 
 def test_a_clock_that_goes_back_is_held_still() -> None:

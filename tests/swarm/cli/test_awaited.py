@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,12 @@ import pytest
 from swarm.base.config import MemberConfig
 from swarm.cli import main
 from swarm.cli.ask import AWAITED
+from swarm.cli.early import check_node_invite
 from swarm.discovery.bootstrap import knows_of_a_swarm
 from swarm.discovery.state_dir import remember_invite, requester_folder
+from swarm.mesh.invite import make_invite
+from swarm.mesh.membership import InviteError, Membership
+from swarm.net.identity import Identity
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,23 @@ sys.exit(code)
     assert done.returncode == 2 and done.stdout == "False\n" and said in done.stderr, done.stderr
     assert ("swarm invite --guest" if heard else "swarm join") in done.stderr.splitlines()[-1]
     assert ("listening for one on the local network" in done.stderr) == (heard is not None)
+
+
+def test_a_guest_s_invite_makes_no_node_and_that_is_said_at_once(tmp_path: Path) -> None:
+    """It was told of after the model was read."""
+    home = Identity.from_seed(bytes(32))
+    made = make_invite(
+        Membership.found(home), b"m" * 32, "tiny", [(home.id, [("192.0.2.7", 1)])], time.time(), role="guest"
+    )
+    config = MemberConfig(tmp_path, tmp_path, made.text())
+    with pytest.raises(InviteError, match="lets in guests, not nodes"):
+        check_node_invite(config)
+    words = ["join", "--swarm", made.text(), "--no-lan", "--state", str(tmp_path)]
+    code = f"import sys; from swarm.cli import main; c = main({words!r}); print('torch' in sys.modules); sys.exit(c)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == "False\n" and "guests, not nodes" in done.stderr
+    (tmp_path / "peers.json").write_text("{}")  # who was admitted before as a node needs no invite for it
+    check_node_invite(config)
 
 
 def test_who_knows_of_a_swarm_listens_to_nobody_first(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from swarm.base.errors import UsageError
-from swarm.model.distinct import apart
 from swarm.model.distinct_items import PLENTY, items_of
+from swarm.model.distinct_places import apart
 from swarm.model.grammars import from_schema
 from swarm.model.held import Allowed, Matcher, Vocabulary
 from tests.swarm.model.lettered import allows, lettered

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from functools import cache
-from threading import Thread
+from threading import Event, Thread
 
 import jsonschema
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from draft.base import Child
 from draft.tree import TokenTree
 from swarm.base.errors import ModelError, UsageError
-from swarm.model.compiling import Compiler
+from swarm.model.compiling import KEPT, Compiler
 from swarm.model.constraint import MAX_CHARS, Constraint, engine
 from swarm.model.grammars import from_choices, from_grammar, from_schema, grammar_of
 from swarm.model.held import Allowed, Matcher, Vocabulary
@@ -312,6 +313,63 @@ def test_others_go_on_while_one_is_compiled() -> None:
         compiler.close()
         slow.join(0.05)
     assert "more than 60 s" in said[0]
+
+
+def test_nobody_finds_what_another_had_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name; and one who asks for much drives nothing out but his own."""
+    compiler, read = Compiler(vocabulary), list[str]()
+    monkeypatch.setattr(compiler._trial, "read", lambda constraint: read.append(constraint.text))
+    asked = [compiler.ready(from_choices([f"a{number}"]), 0) for number in range(KEPT + 5)]
+    for of in ("ann", "bob", "ann", None, None):
+        compiler.held(asked[0], of)
+    assert read == [asked[0].text] * 4
+    for each in asked:
+        compiler.held(each, "bob")
+    read.clear()
+    compiler.held(asked[0], "ann")
+    assert read == [] and len(compiler._kept) == KEPT
+    compiler.held(asked[0], "bob")
+    assert read == [asked[0].text]
+
+
+async def test_who_asks_for_much_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of each name at a time, in the order of asking; and nobody waits in a thread."""
+    compiler, read, go = Compiler(vocabulary), list[str](), Event()
+
+    def reading(constraint: Constraint) -> None:
+        assert go.wait(30)
+        read.append(constraint.text)
+        if "bad" in constraint.text:
+            raise UsageError("bad")
+
+    monkeypatch.setattr(compiler._trial, "read", reading)
+    bad = [compiler.ready(from_choices([f"bad {number}"]), 0) for number in range(40)]
+    many = [asyncio.create_task(compiler.held_soon(each, "eve")) for each in bad]
+    await asyncio.sleep(0)
+    good = compiler.ready(from_choices(["good"]), 0)
+    one = asyncio.create_task(compiler.held_soon(good, "ann"))
+    await asyncio.sleep(0)
+    assert len(compiler._turns["eve"]) == 40 and await asyncio.to_thread(lambda: True)
+    many[7].cancel()
+    go.set()
+    assert (await one).after([]).forced >= 0
+    assert read.index(good.text) <= 1
+    ended = await asyncio.gather(*many, return_exceptions=True)
+    assert sum(isinstance(error, UsageError) for error in ended) == 39 and not compiler._turns
+    compiler.close()
+
+
+def test_a_node_takes_as_long_again_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, slept = Compiler(vocabulary, even=True), list[float]()
+    monkeypatch.setattr("swarm.model.compiling.time.sleep", slept.append)
+    asked = compiler.ready(from_choices(["a"]), 0)
+    try:
+        compiler.held(asked)
+        assert slept == []
+        compiler.held(asked)
+        assert slept == [compiler._kept["", asked.kind, asked.text].took_s] and slept[0] > 0
+    finally:
+        compiler.close()
 
 
 def refusal(compiler: Compiler, constraint: Constraint) -> str:

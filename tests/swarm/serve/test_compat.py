@@ -81,7 +81,7 @@ async def test_ollama_lists_shows_and_refuses(served: Served, by_ollama: ollama.
         (by_ollama.chat(model="other", messages=HELLO), 404, "is not served here"),
         (by_ollama.embed(model=served.model, input="x"), 501, "embed is not offered"),
         (by_ollama.generate(model=served.model, prompt="x", images=["aGk="]), 400, "reads text only"),
-        (by_ollama.generate(model=served.model, prompt="x", raw=True), 400, "/v1/completions"),
+        (by_ollama.generate(model=served.model, prompt="x", suffix="y"), 400, "fills in none"),
     ):
         with pytest.raises(ollama.ResponseError, match=says) as refused:
             await call

@@ -58,8 +58,8 @@ async def test_props_tell_what_llama_server_tells(served: Served) -> None:
     assert told["total_slots"] == 8 and told["model_alias"] == served.model
     async with served.http.get("/props", params={"model": "other"}) as answer:
         assert answer.status == 404
-    async with served.http.post("/infill", json={}) as answer:
-        assert answer.status == 501 and "fill-ins" in (await answer.json())["error"]["message"]
+    async with served.http.post("/embedding", json={}) as answer:
+        assert answer.status == 501 and "embeddings" in (await answer.json())["error"]["message"]
 
 
 async def test_tokenizer_info_tells_what_harnesses_ask(served: Served) -> None:

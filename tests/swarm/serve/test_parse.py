@@ -49,7 +49,7 @@ def chat(**fields: Any) -> Any:
         ({"n": 99}, "n"),
         ({"stop": [1]}, "stop[0]"),
         ({"stop": [""]}, "stop[0]"),
-        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": ["x"] * 65}, "stop"),
         ({"seed": 2**63}, "seed"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -123,7 +123,8 @@ def test_prompts_come_in_four_ways(prompt: Any, expected: Any) -> None:
         ({"prompt": ["a"] * 3, "n": 4}, "prompt"),
         ({"prompt": "a", "best_of": 2}, "best_of"),
         ({"prompt": "a", "echo": True, "logprobs": 1, "presence_penalty": 1}, "presence_penalty"),
-        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": [1], "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "suffix": "b", "echo": True, "logprobs": 1}, "suffix"),
     ],
 )
 def test_a_wrong_text_request_is_named(body: Any, param: str) -> None:

@@ -125,3 +125,16 @@ async def test_special_tokens_are_shown_where_asked_for(served: Served) -> None:
             model=served.model, prompt="Hi", max_tokens=20, extra_body={"skip_special_tokens": skip}
         )
         assert text.choices[0].text == expected
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logprobs_of_no_alternative_are_those_of_the_tokens(served: Served, stream: bool) -> None:
+    asked: dict[str, Any] = {"model": served.model, "prompt": "Once", "max_tokens": 3}
+    one = (await served.openai.completions.create(**asked, logprobs=1)).choices[0].logprobs
+    if stream:
+        parts = [part async for part in await served.openai.completions.create(**asked, logprobs=0, stream=True)]
+        found = [part.choices[0].logprobs for part in parts if part.choices and part.choices[0].logprobs]
+    else:
+        found = [(await served.openai.completions.create(**asked, logprobs=0)).choices[0].logprobs]
+    assert [value for each in found for value in each.token_logprobs] == one.token_logprobs
+    assert not any(top for each in found for top in each.top_logprobs or ())

@@ -126,8 +126,8 @@ class TinyBackend:
         self._changed = asyncio.Condition()
         self._ids = itertools.count(1)
 
-    def compile(self, constraint: Constraint) -> None:
-        self.compiler.held(self.compiler.ready(constraint, 0))
+    async def compile(self, constraint: Constraint, of: str | None = "") -> None:
+        await self.compiler.held_soon(self.compiler.ready(constraint, 0), of)
 
     def encode_chat(
         self,

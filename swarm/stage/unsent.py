@@ -8,7 +8,7 @@ from collections import deque
 from swarm.ring.frame import Answer, Frame
 
 
-class Outbox(asyncio.Queue[Frame | Answer]):
+class Unsent(asyncio.Queue[Frame | Answer]):
     """In the order in which it was computed. `rows`: that wait in it, for whoever bounds them."""
 
     def _init(self, maxsize: int) -> None:
