@@ -194,9 +194,9 @@ class Walk:
         found = spelt.marks if items.few else spelt.two_quotes if self._mode == _STRING else spelt.ends
         if self._mode == _STRING or (self._mode != _AFTER and not items.endless):
             for used in self._used(begun):
-                rest = used[len(begun) :]
-                more += spelt.beginning(rest)
-                more += [] if items.endless else spelt.within(rest)
+                if rest := used[len(begun) :]:
+                    more += spelt.beginning(rest)
+                    more += [] if items.endless else spelt.within(rest)
         if begun in (b"", b"-") and self._mode != _AFTER:
             more += spelt.within(b"-0") + spelt.within(b"0")
         return found, more
