@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm.model.distinct_places import Place
+from swarm.model.distinct_places import SetPlace
 
 _VALUE, _AFTER, _NAME, _IN_NAME, _COLON, _STRING, _SCALAR = range(7)
 _SPACE, _STOPS = frozenset(b" \t\r\n"), frozenset(b" \t\r\n,]}")
@@ -58,7 +58,7 @@ class Walk:
 
     __slots__ = ("_begun", "_escaped", "_frame", "_mode", "_next", "_seen", "_unique")
 
-    def __init__(self, place: Place | None) -> None:
+    def __init__(self, place: SetPlace | None) -> None:
         self._mode, self._next = _VALUE, place
         """`_next`: the place of the value that comes or is there."""
         self._frame: Any = None
@@ -194,9 +194,9 @@ class Walk:
         found = spelt.marks if items.few else spelt.two_quotes if self._mode == _STRING else spelt.ends
         if self._mode == _STRING or (self._mode != _AFTER and not items.endless):
             for used in self._used(begun):
-                rest = used[len(begun) :]
-                more += spelt.beginning(rest)
-                more += [] if items.endless else spelt.within(rest)
+                if rest := used[len(begun) :]:
+                    more += spelt.beginning(rest)
+                    more += [] if items.endless else spelt.within(rest)
         if begun in (b"", b"-") and self._mode != _AFTER:
             more += spelt.within(b"-0") + spelt.within(b"0")
         return found, more
@@ -213,7 +213,7 @@ def _name(begun: bytes) -> str | None:
 class Distinct:
     """A walk that follows an answer token by token, forth and back."""
 
-    def __init__(self, place: Place, spelt: Spelt) -> None:
+    def __init__(self, place: SetPlace, spelt: Spelt) -> None:
         self._place, self._spelt = place, spelt
         self._walks = [Walk(place)]
 

@@ -47,8 +47,8 @@ class Items(Protocol):
 
 
 @dataclass(frozen=True)
-class Strings:
-    """Strings of at most `most` characters; None: of any length."""
+class StringItems:
+    """StringItems of at most `most` characters; None: of any length."""
 
     most: int | None
 
@@ -85,8 +85,8 @@ def _characters(inner: bytes) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """Whole numbers within bounds, both included; None: without one."""
+class WholeItems:
+    """WholeItems numbers within bounds, both included; None: without one."""
 
     low: int | None
     high: int | None
@@ -103,7 +103,7 @@ class Whole:
         if not begun:
             return _between(self.low, self.high)
         if begun[:1] == b"-":
-            return Whole(_negative(self.high), _negative(self.low))._from(begun[1:], 1)
+            return WholeItems(_negative(self.high), _negative(self.low))._from(begun[1:], 1)
         return self._from(begun, 0)
 
     def _from(self, digits: bytes, least: int) -> int:
@@ -136,7 +136,7 @@ def _negative(bound: int | None) -> int | None:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownItems:
     """These spellings, each once, in order."""
 
     texts: tuple[bytes, ...]
@@ -147,7 +147,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class AnyOf:
+class ItemsOfKinds:
     """Items of several kinds, of which none has a beginning in common with another."""
 
     kinds: tuple[Items, ...]
@@ -169,7 +169,7 @@ def items_of(schema: Any, root: Mapping[str, Any]) -> Items | None:
     found = _kinds(schema, root, 16)
     if not found or len({kind for kind, _ in found}) < len(found):
         return None
-    return found[0][1] if len(found) == 1 else AnyOf(tuple(items for _, items in found))
+    return found[0][1] if len(found) == 1 else ItemsOfKinds(tuple(items for _, items in found))
 
 
 def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> list[tuple[str, Items]]:
@@ -196,13 +196,13 @@ def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> list[tuple[str, 
 def _kind(kind: str, said: Mapping[str, Any]) -> Items | None:
     if kind == "string":
         most = said.get("maxLength")
-        return Strings(most) if most is None or (isinstance(most, int) and most >= 0) else None
+        return StringItems(most) if most is None or (isinstance(most, int) and most >= 0) else None
     if kind == "integer":
         return _whole(said)
-    return Known((b"false", b"true") if kind == "boolean" else (b"null",))
+    return KnownItems((b"false", b"true") if kind == "boolean" else (b"null",))
 
 
-def _whole(said: Mapping[str, Any]) -> Whole | None:
+def _whole(said: Mapping[str, Any]) -> WholeItems | None:
     lows, highs = [], []
     for key in _OF["integer"]:
         if (bound := said.get(key)) is None:
@@ -214,7 +214,7 @@ def _whole(said: Mapping[str, Any]) -> Whole | None:
             lows.append(math.floor(bound) + 1 if beyond else math.ceil(bound))
         else:
             highs.append(math.ceil(bound) - 1 if beyond else math.floor(bound))
-    return Whole(max(lows, default=None), min(highs, default=None))
+    return WholeItems(max(lows, default=None), min(highs, default=None))
 
 
 def _values(said: Mapping[str, Any]) -> list[tuple[str, Items]]:
@@ -233,4 +233,4 @@ def _values(said: Mapping[str, Any]) -> list[tuple[str, Items]]:
         if kind in kinds or (kind == "number" and "integer" in kinds):
             text = json.dumps(value, ensure_ascii=False).encode()
             found.setdefault("integer" if kind == "number" else kind, set()).add(text)
-    return [(kind, Known(tuple(sorted(texts)))) for kind, texts in found.items()]
+    return [(kind, KnownItems(tuple(sorted(texts)))) for kind, texts in found.items()]

@@ -29,26 +29,26 @@ _GUIDANCE = {"json_allowed_escapes": 'nrbtf\\"'}
 
 
 @dataclass(eq=False)
-class Place:
+class SetPlace:
     """`unique`: what the items of an array here may be, where they must be different ones. `names`: places of an
     object's members, `other` of those not in it; `first` and `rest`: of an array's items. None: nothing to look at."""
 
     unique: Items | None = None
-    names: dict[str, Place | None] = field(default_factory=dict)
-    other: Place | None = None
-    first: list[Place | None] = field(default_factory=list)
-    rest: Place | None = None
+    names: dict[str, SetPlace | None] = field(default_factory=dict)
+    other: SetPlace | None = None
+    first: list[SetPlace | None] = field(default_factory=list)
+    rest: SetPlace | None = None
 
-    def member(self, name: str) -> Place | None:
+    def member(self, name: str) -> SetPlace | None:
         """The place of a member's value."""
         return self.names.get(name, self.other)
 
-    def item(self, index: int) -> Place | None:
+    def item(self, index: int) -> SetPlace | None:
         """The place of an item."""
         return self.first[index] if index < len(self.first) else self.rest
 
 
-def apart(text: str) -> tuple[str, Place | None]:
+def apart(text: str) -> tuple[str, SetPlace | None]:
     """A JSON Schema's text as the engine is to read it, and where in answers items must be different ones; None:
     nowhere. Raises UsageError where that cannot be held to, ValueError for what is no JSON."""
     if '"uniqueItems"' not in text:
@@ -81,7 +81,7 @@ def _without(schema: Any) -> Any:
     return rebuilt({key: value for key, value in schema.items() if key != "uniqueItems"}, _without)
 
 
-def places(schema: Mapping[str, Any]) -> Place | None:
+def places(schema: Mapping[str, Any]) -> SetPlace | None:
     """The place of a whole answer. Raises UsageError naming `uniqueItems` where it cannot be held to."""
     return _Reading(schema).root()
 
@@ -91,12 +91,12 @@ class _Reading:
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._schema, self._steps = schema, 0
-        self._made: dict[frozenset[int], Place] = {}
-        self._open: list[tuple[Place, list[Mapping[str, Any]]]] = []
+        self._made: dict[frozenset[int], SetPlace] = {}
+        self._open: list[tuple[SetPlace, list[Mapping[str, Any]]]] = []
         if schema.get("x-guidance", _GUIDANCE) != _GUIDANCE:
             raise _refused("strings in one spelling (no 'x-guidance', no control characters)", "others")
 
-    def root(self) -> Place | None:
+    def root(self) -> SetPlace | None:
         found = self._place([self._schema])
         while self._open:
             place, schemas = self._open.pop()
@@ -104,7 +104,7 @@ class _Reading:
         self._prune()
         return found if found is not None and self._reaches(found) else None
 
-    def _place(self, schemas: list[Any]) -> Place | None:
+    def _place(self, schemas: list[Any]) -> SetPlace | None:
         """Of a value of which these say something."""
         closed = self._closed(schemas)
         if not any(closed):
@@ -113,7 +113,7 @@ class _Reading:
         if key not in self._made:
             if len(self._made) >= _MOST:
                 raise _refused(f"at most {_MOST} places where values may be", "more")
-            self._made[key] = place = Place(self._unique(closed))
+            self._made[key] = place = SetPlace(self._unique(closed))
             self._open.append((place, closed))
         return self._made[key]
 
@@ -169,7 +169,7 @@ class _Reading:
             raise _refused("as many different items as must be there", f"{items.left(b'')}")
         return items
 
-    def _below(self, place: Place, closed: list[Mapping[str, Any]]) -> None:
+    def _below(self, place: SetPlace, closed: list[Mapping[str, Any]]) -> None:
         objects = [schema for schema in closed if _speaks(schema, "object", _OBJECTS)]
         names = {name for schema in objects for name in _map(schema, "properties")}
         place.names = {name: self._place(list(_members(objects, name))) for name in sorted(names)}
@@ -182,7 +182,7 @@ class _Reading:
 
     def _prune(self) -> None:
         """Forget places from which no such array is reached."""
-        above: dict[int, list[Place]] = {}
+        above: dict[int, list[SetPlace]] = {}
         for place in self._made.values():
             for below in _all_below(place):
                 if below is not None:
@@ -200,11 +200,11 @@ class _Reading:
             place.first = [below if self._reaches(below) else None for below in place.first]
             place.rest = place.rest if self._reaches(place.rest) else None
 
-    def _reaches(self, place: Place | None) -> bool:
+    def _reaches(self, place: SetPlace | None) -> bool:
         return place is not None and id(place) in self._good
 
 
-def _all_below(place: Place) -> Iterator[Place | None]:
+def _all_below(place: SetPlace) -> Iterator[SetPlace | None]:
     yield from place.names.values()
     yield from place.first
     yield from (place.other, place.rest)
