@@ -103,7 +103,8 @@ def conversation(prompt: Prompt, system: str | None) -> list[Message]:
             raise UsageError("expected a prompt, found an empty one; give some text")
         told: list[Message] = [{"role": "system", "content": system}] if system else []
         return [*told, {"role": "user", "content": prompt}]
-    if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Sequence):
+    given: object = prompt
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Sequence):
         raise UsageError(f"expected a prompt as text, or messages with role and content, found {prompt!r}")
     if not prompt:
         raise UsageError("expected at least one message, found none")
