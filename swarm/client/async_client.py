@@ -264,6 +264,8 @@ def _read(receipt: RunResult | Path | str | bytes) -> tuple[bytes, tuple[Secret,
 
     if isinstance(receipt, bytes):
         return receipt, ()
+    if not isinstance(receipt, Path | str) and not hasattr(receipt, "receipt"):
+        raise UsageError(f"expected a result, the path of a receipt or its bytes, found {receipt!r}")
     path = receipt if isinstance(receipt, Path | str) else receipt.receipt
     if path is None and not isinstance(receipt, Path | str) and receipt.receipt_unwritten:
         raise UsageError(f"expected a run that left a receipt, found one that could not: {receipt.receipt_unwritten}")

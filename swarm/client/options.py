@@ -103,8 +103,16 @@ def conversation(prompt: Prompt, system: str | None) -> list[Message]:
             raise UsageError("expected a prompt, found an empty one; give some text")
         told: list[Message] = [{"role": "system", "content": system}] if system else []
         return [*told, {"role": "user", "content": prompt}]
+    given: object = prompt
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Sequence):
+        raise UsageError(f"expected a prompt as text, or messages with role and content, found {prompt!r}")
     if not prompt:
         raise UsageError("expected at least one message, found none")
+    if any(
+        not isinstance(each, Mapping) or "role" not in each or not {"content", "tool_calls"} & set(each)
+        for each in prompt
+    ):
+        raise UsageError("expected messages with role and content, found one of another shape")
     if system is not None:
         raise UsageError("expected the system message among the messages, found it as a keyword too")
     return list(prompt)

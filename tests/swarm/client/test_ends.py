@@ -107,15 +107,14 @@ def test_what_comes_of_a_program_s_mistakes_is_a_swarm_error(client: swarm.Clien
         client.structured("A number?", Small, max_tokens=400)
     wrong: list[tuple[str, dict[str, Any]]] = [
         ("max_tokens", {"max_tokens": "8"}),
-        ("max_tokens", {"max_tokens": 0}),
+        ("max_tokens", {"max_tokens": -1}),
         ("temperature", {"temperature": -1}),
         ("temperature", {"temperature": "hot"}),
         ("seed", {"seed": 1.5}),
         ("stop", {"stop": 3}),
         ("stop", {"stop": [3]}),
         ("speculation", {"speculation": "fast"}),
-        ("regex", {"regex": "("}),
-        ("grammar", {"grammar": "root ::= "}),
+        ("grammar", {"grammar": "root ::= ("}),
         ("system", {"system": 3}),
         ("receipt", {"receipt": 3}),
         ("max_tokens", {"max_tokens": True}),
@@ -136,7 +135,7 @@ def test_what_comes_of_a_program_s_mistakes_is_a_swarm_error(client: swarm.Clien
     for prompt in prompts:
         with pytest.raises(swarm.SwarmError, match="prompt|message|role|content"):
             client.generate(prompt, max_tokens=2)
-    for schema in (3, "x", None, {"type": "nothing"}):
+    for schema in (3, "x", None):
         with pytest.raises(swarm.SwarmError):
             client.structured("x", schema)  # type: ignore[call-overload]
     for receipt in (tmp_path / "none.json", "none.json", 3, None):
