@@ -37,7 +37,7 @@ demo: .venv/.demo
 
 test: .venv/.test
 	$(TESTS) -m "alone and $(USUAL)" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: none of these were asked for
-	$(TESTS) -n $(WORKERS) --dist loadgroup -m "not alone and $(USUAL)" $(PYTEST_ARGS) || [ $$? = 5 ]
+	$(TESTS) -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not alone and $(USUAL)" $(PYTEST_ARGS) || [ $$? = 5 ]
 
 lint: .venv/.test
 	$(BIN)/ruff format --check .

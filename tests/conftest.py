@@ -41,8 +41,19 @@ def gpu_is_missing() -> str:
     return "" if torch.cuda.is_available() else "needs a CUDA device"
 
 
+LONGEST = ("ring", "attacks", "models", "swarm/serve", "swarm/model", "draft", "swarm/cli", "swarm/net")
+"""Folders of files that take long, the longest first: what begins last decides how long one process waits for the
+other."""
+
+
+def _rank(item: pytest.Item) -> int:
+    place = item.path.parent.relative_to(Path(__file__).parent).as_posix() + "/"
+    return next((rank for rank, folder in enumerate(LONGEST) if place.startswith(folder + "/")), len(LONGEST))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(str(item.path)))  # a file stays in one process, with its fixtures
         if item.get_closest_marker("lab"):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from swarm.model.block import Block, Job, load_block
 from swarm.model.kvcache import KVPool, SessionKV
-from swarm.model.quant.formats import _HALVES, Format, find_format
+from swarm.model.quant.formats import _HALVES, Format, blocks_format
 from swarm.model.quant.matrix import PackedMatrix, hold
 from swarm.model.quant.native import library
 from swarm.model.rows import Commits, Layout, Rows, check_untrusted, no_commits
@@ -62,7 +62,7 @@ def config_of(family: str) -> Any:
 
 
 class PackedCheckpoint(MemoryCheckpoint):
-    """A checkpoint whose matrices are stored in a format that the kernels multiply."""
+    """A checkpoint whose matrices are stored in a format of blocks, of GGUF or ours."""
 
     def __init__(self, model: Any, form: str) -> None:
         super().__init__(model)
@@ -72,13 +72,14 @@ class PackedCheckpoint(MemoryCheckpoint):
         return None
 
     def hold(self, name: str, without_kernel: bool) -> Any:
-        form, weight = find_format(f"gguf:{self._form}"), self.weights[name].float().numpy()
+        form, weight = blocks_format(self._form), self.weights[name].float().numpy()
         assert form is not None
         if weight.ndim != 2 or weight.shape[1] % form.block:
             return None
-        stored = random_blocks(form, weight.shape) if form.block == 256 else gguf.quantize(weight, _TYPES[self._form])
+        known = self._form in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+        stored = gguf.quantize(weight, _TYPES[self._form]) if known else random_blocks(form, weight.shape)
         matrix = hold(stored, form, weight.shape, None, name, library())
-        assert isinstance(matrix, PackedMatrix)
+        assert isinstance(matrix, PackedMatrix) or without_kernel
         return matrix
 
     def hold_stack(self, name: str, without_kernel: bool) -> None:
@@ -89,7 +90,8 @@ def random_blocks(form: Format, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Blocks of codes that mean something, with scales of a weight's usual size: `gguf` packs no K format."""
     source = np.random.default_rng(7)
     blocks = source.integers(0, 256, (shape[0] * shape[1] // form.block, form.block_bytes), np.uint8)
-    for at in _HALVES[form.name]:
+    form.settle_scales(blocks)
+    for at in _HALVES.get(form.name, ()):
         scales = source.uniform(0.5e-4, 1.5e-4, len(blocks)).astype(np.float16)
         blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
     return blocks.reshape(shape[0], -1)
@@ -103,13 +105,13 @@ def block_of(family: str, kind: str) -> Block:
     return loaded(random_model(config_of(family)), kind)
 
 
-def loaded(model: Any, kind: str) -> Block:
-    """All layers of a model, computed as `kind` says."""
+def loaded(model: Any, kind: str, weights: str = "auto") -> Block:
+    """All layers of a model, computed as `kind` says; weights: of `load_block`, where that is a stored format."""
     checkpoint = MemoryCheckpoint(model) if kind in ("float32", "bfloat16") else PackedCheckpoint(model, kind)
     layers = checkpoint.manifest.n_layers
     if kind in ("float32", "bfloat16"):
         return load_block(checkpoint, 0, layers, CPU, getattr(torch, kind))
-    return load_block(checkpoint, 0, layers, CPU, torch.bfloat16, weights="auto")
+    return load_block(checkpoint, 0, layers, CPU, torch.bfloat16, weights=weights)
 
 
 def places_to_cut(block: Block) -> list[int]:
