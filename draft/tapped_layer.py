@@ -73,7 +73,7 @@ class TappedLayer:
     def keys(self, rows: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each [kv_heads, n, head_dim]."""
         values = self.linear("self_attn.v_proj", rows)
-        values = torch.unflatten(values, -1, (self.shape.kv_heads, -1)).transpose(-3, -2)
+        values = values.reshape(*values.shape[:-1], self.shape.kv_heads, -1).transpose(-3, -2)
         return turned(self._heads("k", rows, self.shape.kv_heads), turn), values
 
     def attend(
@@ -96,7 +96,8 @@ class TappedLayer:
         return rows + self.linear("mlp.down_proj", gate * self.linear("mlp.up_proj", inner))
 
     def _heads(self, which: str, rows: torch.Tensor, heads: int) -> torch.Tensor:
-        made = torch.unflatten(self.linear(f"self_attn.{which}_proj", rows), -1, (heads, self.shape.head_dim))
+        made = self.linear(f"self_attn.{which}_proj", rows)
+        made = made.reshape(*made.shape[:-1], heads, self.shape.head_dim)
         return self.norm(f"self_attn.{which}_norm", made).transpose(-3, -2)
 
 
