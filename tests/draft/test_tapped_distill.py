@@ -126,7 +126,11 @@ def test_what_is_written_drafts_as_what_was_trained(folder: Path, tmp_path: Path
     scores = run.run("a test")["bfloat16"]
     assert len(scores["all"].further) == 3
     card = (tmp_path / "README.md").read_text()
-    assert "a test" in card and f"{scores['all'].further[2].first:.3f}" in card and "trained to draft 4 tokens ahead" in card
+    assert (
+        "a test" in card
+        and f"{scores['all'].further[2].first:.3f}" in card
+        and "trained to draft 4 tokens ahead" in card
+    )
     # The student of the same state, settled again.
     source = Source(run.model, run.target, run.text.samples()[: settings.batch])
     trainer = recipe.trainer(source, run._picked())
