@@ -41,8 +41,8 @@ def origin_of(folder: Path) -> str:
 def learned_drafter(folder: Path, digest: str, origin: Path | None) -> Made | None:
     """The drafter that learned for the target with this digest, below `folder` (`RunShelf.of`); None: there is none.
 
-    origin: the drafter that would be used without it. One that began from another is as good as none: its user has
-    put a new one there since. Raises UsageError for a damaged one.
+    origin: the drafter that would be used without it. Raises UsageError for a damaged one, and for one that began from
+    another: a new one was put there since, and knows more of other text.
     """
     try:
         name = (folder / CURRENT).read_bytes()[:64].decode("ascii", "replace").strip()
@@ -57,7 +57,10 @@ def learned_drafter(folder: Path, digest: str, origin: Path | None) -> Made | No
             "learn --forget"
         )
     if origin is not None and origin_of(origin) != made.learned.origin:
-        return None
+        raise UsageError(
+            f"what learned from your runs in {made.path} began from another drafter than the one in {origin}; swarm "
+            "draft learn goes on from this one, with --forget it drops both runs and what learned"
+        )
     return made
 
 

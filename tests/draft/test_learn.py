@@ -177,11 +177,14 @@ def test_a_new_drafter_beside_the_model_takes_the_place_of_what_learned_from_the
     data = bytearray(beside.read_bytes())
     data[-1] ^= 1
     beside.write_bytes(data)
-    assert tiny.learner(shelf, []).in_use == tiny.folder / "drafter"
-    found = find_drafter(
-        tiny.target.manifest, tiny_tokenizer(), ModelStore(tmp_path), tiny.folder,
-        learned=shelf.of(tiny.target.manifest.digest),
-    )  # fmt: skip
+    told = list[Event]()
+    assert tiny.learner(shelf, told).in_use == tiny.folder / "drafter"
+    assert any("began from another drafter" in event.text for event in told if isinstance(event, Notice))
+    where = shelf.of(tiny.target.manifest.digest)
+    asked = tiny.target.manifest, tiny_tokenizer(), ModelStore(tmp_path), tiny.folder
+    found = find_drafter(*asked, learned=where)
+    assert found is not None and "began from another drafter" in found.wrong
+    found = find_drafter(*asked, without={found.ref}, learned=where)
     assert found is not None and found.ref == str(tiny.folder / "drafter")
 
 
