@@ -144,12 +144,12 @@ class EncodedMatrix:
         return torch.cat(found) if found else torch.empty(0, self.shape[1])
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """float32 [n, in_features] to float32 [n, out_features]."""
+        """[n, in_features] to [n, out_features] of the same dtype; summed in float32, which bias is too."""
         out = torch.empty(x.shape[0], self.shape[0], dtype=torch.float32)
         for first, last in runs(*self.shape):
             part = None if bias is None else bias[first:last]
-            out[:, first:last] = functional.linear(x, self.encoding.rows(self.parts, first, last), part)
-        return out
+            out[:, first:last] = functional.linear(x.float(), self.encoding.rows(self.parts, first, last), part)
+        return out.to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
