@@ -17,7 +17,7 @@ from swarm.model.text.spelling import Spelling
 from swarm.run.api import CommittedTokens, RunRequest, RunResult
 from swarm.serve.answer import AnswerShape, Choice, run_facts
 from swarm.serve.backend import Backend
-from swarm.serve.body import read
+from swarm.serve.body import read, wrong
 from swarm.serve.compat.bodies import InfillBody, LlamaBody, LlamaPrompt
 from swarm.serve.compat.shapes import llama_error
 from swarm.serve.completions import Completions
@@ -123,9 +123,11 @@ class LlamaViews:
         if isinstance(item, str):
             return item
         ids: list[int] = []
-        for part in item:
+        for index, part in enumerate(item):
             if isinstance(part, int):
                 ids.append(part)
+            elif not isinstance(part, str):  # an object or a list beside token ids
+                raise wrong(f"{path}[{index}]", "a text or a token id, as the others are", part)
             elif ids:  # what begins a prompt is added once
                 ids += self._backend.tokenizer.encode(part, add_special_tokens=False)
             else:

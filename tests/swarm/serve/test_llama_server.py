@@ -103,7 +103,7 @@ async def test_prompts_of_ids_texts_and_objects(served: Served) -> None:
     assert [one["index"] for one in told] == [0, 1, 2] and len({one["content"] for one in told}) == 1
     async with served.http.post("/completion", json={"prompt": [*ids, "cd"], "n_predict": 1}) as answer:
         assert (await answer.json())["prompt"] == "abcd"
-    for prompt in ([], [[]], {}, {"prompt_string": "a", "multimodal_data": "x"}):
+    for prompt in ([], [[]], {}, ["a", {"prompt_string": "b"}, 5], {"prompt_string": "a", "multimodal_data": "x"}):
         async with served.http.post("/completion", json={"prompt": prompt}) as answer:
             assert answer.status == 400 and (await answer.json())["error"]["code"] == 400
 
