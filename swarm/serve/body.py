@@ -38,7 +38,8 @@ Json = dict[str, Any]
 
 def describe(value: object) -> str:
     """The JSON name of a value's type."""
-    return "null" if value is None else _NAMES.get(type(value), type(value).__name__)
+    kind: type = dict if isinstance(value, msgspec.Struct) else type(value)
+    return "null" if value is None else _NAMES.get(kind, kind.__name__)
 
 
 def parse_json_untrusted(data: bytes) -> Any:
