@@ -76,13 +76,13 @@ async def ask(state: Path, invite: str, count: int) -> None:
             print(number, result.new_tokens, f"{result.tokens_per_pass:.2f}", repr(result.text[:70]), file=sys.stderr)
 
 
-async def compare(state: Path, invite: str, count: int) -> dict[str, object]:
+async def compare(state: Path, invite: str, count: int, old: Path | None, new: Path | None) -> dict[str, object]:
     known = set(questions(24, 1))
     fresh = [question for question in questions(24 + count + 20, 2) if question not in known][:count]
     member = MemberConfig(state / "requester", user_models(), invite, lan=False)
-    async with await Requester.connect(RequesterConfig(member)) as learned:
+    async with await Requester.connect(RequesterConfig(member, draft_model=new and str(new))) as learned:
         print(learned.drafts, file=sys.stderr)
-        shipped = default_drafter(learned.manifest)
+        shipped = old or default_drafter(learned.manifest)
         async with await Requester.connect(RequesterConfig(member, draft_model=str(shipped))) as before:
             sums = {"before": [0, 0], "after": [0, 0]}
             for number, question in enumerate(fresh):
@@ -102,13 +102,21 @@ async def main() -> None:
     parser.add_argument("what", choices=("ask", "compare"))
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--count", type=int)
+    parser.add_argument("--before", type=Path, help="a drafter (default: the one that ships)")
+    parser.add_argument("--after", type=Path, help="a drafter (default: the one that learned)")
     arguments = parser.parse_args()
     swarm = LocalSwarm(arguments.state / "nodes", rtt_ms=RTT_MS)
     async with local_ring(swarm, split_layers(30, 2)) as ring:
         if arguments.what == "ask":
             await ask(arguments.state, ring.invite, arguments.count or 24)
         else:
-            print(json.dumps(await compare(arguments.state, ring.invite, arguments.count or 10)))
+            print(
+                json.dumps(
+                    await compare(
+                        arguments.state, ring.invite, arguments.count or 10, arguments.before, arguments.after
+                    )
+                )
+            )
 
 
 if __name__ == "__main__":
