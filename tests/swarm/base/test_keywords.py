@@ -31,7 +31,6 @@ from swarm.node.embedded import NodeOptions
         (Report, [print, lambda event: None], [3, "print"]),
         (Any, [3, None, "x"], []),
     ],
-    ids=str,
 )
 def test_what_fits(wanted: Any, right: list[Any], wrong: list[Any]) -> None:
     assert [value for value in right if not fits(value, wanted)] == []
