@@ -32,6 +32,7 @@ def left_over(found: Counter[str]) -> Iterator[None]:
     """Objects by type that the collector alone would free of what was made within."""
     gc.collect()
     gc.disable()
+    gc.freeze()  # what other tests left behind may die meanwhile
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         yield
@@ -39,6 +40,7 @@ def left_over(found: Counter[str]) -> Iterator[None]:
         found.update(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.garbage)
     finally:
         gc.set_debug(0)
+        gc.unfreeze()
         gc.garbage.clear()
         gc.enable()
 
