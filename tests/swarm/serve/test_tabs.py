@@ -56,7 +56,7 @@ async def another_tab(page: Page, served: Served) -> Page:
 
 
 async def test_two_tabs_go_on_with_one_conversation(chromium: Browser, serve: Serve, backend: TinyBackend) -> None:
-    async with serve() as served, look(chromium, served, "chat") as page:
+    async with serve() as served, look(chromium, served, "chat", unknown=True) as page:
         await say(page, "The first")
         await page.locator(".answer.done").wait_for()
         other = await another_tab(page, served)
