@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from swarm.base.errors import UsageError
 from swarm.model.distinct_items import PLENTY, items_of
 from swarm.model.distinct_places import apart
 from swarm.model.grammars import from_schema
 from swarm.model.held import Allowed, Matcher, Vocabulary
-from tests.swarm.model.lettered import allows, lettered
+from tests.swarm.model.lettered import allows, lettered, merged
 
 WORDS = [
     '["',
@@ -42,19 +40,8 @@ WORDS = [
 @cache
 def vocabulary() -> Vocabulary:
     """Bytes, and words that end items and begin others."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab, merges = {letter: number for number, letter in enumerate(alphabet)}, []
-    for word in WORDS:
-        parts = list(word.replace(" ", "Ġ"))
-        while len(parts) > 1:
-            merges.append((parts[0], parts[1]))
-            parts[:2] = [parts[0] + parts[1]]
-            vocab.setdefault(parts[0], len(vocab))
-    core = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
-    return Vocabulary(made, len(vocab) + 1, [int(made.eos_token_id)])
+    made = merged(WORDS)
+    return Vocabulary(made, len(made), [int(made.eos_token_id)])
 
 
 def listing(items: Any, **more: Any) -> dict[str, Any]:

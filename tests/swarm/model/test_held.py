@@ -15,7 +15,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from draft.base import Child
@@ -27,7 +26,7 @@ from swarm.model.grammars import from_choices, from_grammar, from_schema, gramma
 from swarm.model.held import Allowed, Matcher, Vocabulary
 from swarm.model.sampler import LEAST_LOGPROB, MAX_MARGIN, Sampling, masked, pick
 from swarm.ring.guide import ConstraintGuide
-from tests.swarm.model.lettered import lettered
+from tests.swarm.model.lettered import lettered, merged
 
 WORDS = ['{"', '":', ' "', '", "', "name", "age", "city", "Paris", '"}', "tr", "ue"]
 
@@ -35,18 +34,7 @@ WORDS = ['{"', '":', ' "', '", "', "name", "age", "city", "Paris", '"}', "tr", "
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """Bytes, and a few words made of them by merges, so that text has more than one spelling."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab, merges = {letter: number for number, letter in enumerate(alphabet)}, []
-    for word in WORDS:
-        parts = list(word.replace(" ", "Ġ"))
-        while len(parts) > 1:
-            merges.append((parts[0], parts[1]))
-            parts[:2] = [parts[0] + parts[1]]
-            vocab.setdefault(parts[0], len(vocab))
-    core = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
+    return merged(WORDS)
 
 
 SIZE = 320
